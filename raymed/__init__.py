@@ -1,0 +1,1 @@
+"""raymed: train and tune medical imaging models on Ray, judged per patient."""

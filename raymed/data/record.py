@@ -1,0 +1,125 @@
+"""The one row schema. A record is what a model sees at once: images, turns of text, a label, and whose they are.
+
+Pixels are stored decoded (windowed, resized, 8 bit) and compressed by Parquet, so that an epoch costs a decompression and
+not a PNG decode; the index holds every column but the pixels, and says where they lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+IMAGE = pa.struct(
+    [
+        ("role", pa.string()),  # input | output | mask
+        ("place", pa.int32()),  # which <image> mark of the messages it fills, from 0
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("channels", pa.int32()),  # 1 grey, 3 RGB
+        ("pixels", pa.large_binary()),  # uint8, row-major, height x width x channels
+    ]
+)
+
+MESSAGE = pa.struct([("role", pa.string()), ("text", pa.string())])  # role: system | human | gpt
+
+RECORD = pa.schema(
+    [
+        ("id", pa.string()),  # unique in the prepared data
+        ("patient", pa.string()),
+        ("study", pa.string()),
+        ("position", pa.int32()),  # order within the study, from 0
+        ("label", pa.int32()),  # class index in the label table; null = no label
+        ("source", pa.string()),  # where the data came from, e.g. a hospital or a public set
+        ("images", pa.list_(IMAGE)),
+        ("messages", pa.list_(MESSAGE)),
+        ("cost", pa.int32()),  # bytes of pixels, or tokens: what a pack is filled by
+    ]
+)
+
+INDEX = pa.schema(
+    [field for field in RECORD if field.name not in ("images", "messages")]
+    + [
+        pa.field("digest", pa.binary(16)),  # BLAKE2b of the prepared pixels and their shape
+        pa.field("hash", pa.binary(32)),  # 256-bit perceptual hash; null for a picture without structure
+        pa.field("group", pa.string()),  # patients with near-duplicate pictures share one; else the patient itself
+        pa.field("split", pa.string()),  # train | val | test; null = not split (no label)
+        pa.field("fold", pa.int32()),  # cross-validation fold of a train or val patient, from 0
+        pa.field("shard", pa.string()),  # file name under shards/
+        pa.field("row_group", pa.int32()),
+        pa.field("row", pa.int32()),  # within the row group
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One picture of a record; `pixels` is uint8 [height, width, channels], often a read-only view of shared memory."""
+
+    role: str
+    place: int
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row, ready for a recipe to encode. `label` is the class index or None."""
+
+    id: str
+    patient: str
+    study: str
+    position: int
+    label: int | None
+    source: str
+    images: tuple[Image, ...]
+    messages: tuple[Message, ...]
+
+
+def records_from(table: pa.Table | pa.RecordBatch) -> list[Record]:
+    """Records of an Arrow table in `RECORD`'s schema; pixels are zero-copy views of its buffers."""
+    plain = {name: table.column(name).to_pylist() for name in ("id", "patient", "study", "position", "label", "source", "messages")}
+    pictures = _pictures(table)
+    return [
+        Record(
+            id=plain["id"][row],
+            patient=plain["patient"][row],
+            study=plain["study"][row],
+            position=plain["position"][row],
+            label=plain["label"][row],
+            source=plain["source"][row],
+            images=pictures[row],
+            messages=tuple(Message(turn["role"], turn["text"]) for turn in plain["messages"][row] or ()),
+        )
+        for row in range(table.num_rows)
+    ]
+
+
+def _pictures(table: pa.Table | pa.RecordBatch) -> list[tuple[Image, ...]]:
+    column = table.column("images")
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    rows: list[tuple[Image, ...]] = []
+    for chunk in chunks:
+        bounds = chunk.offsets.to_numpy()
+        struct = chunk.values
+        roles, places = struct.field("role").to_pylist(), struct.field("place").to_pylist()
+        heights, widths = struct.field("height").to_numpy(), struct.field("width").to_numpy()
+        channels, pixels = struct.field("channels").to_numpy(), struct.field("pixels")
+        _, offset_buffer, data = pixels.buffers()
+        offsets = np.frombuffer(offset_buffer, dtype=np.int64)[pixels.offset : pixels.offset + len(pixels) + 1]
+        flat = np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, np.uint8)
+
+        def picture(i: int) -> Image:
+            view = flat[offsets[i] : offsets[i + 1]].reshape(heights[i], widths[i], channels[i])  # noqa: B023
+            return Image(roles[i], places[i], view)  # noqa: B023
+
+        rows.extend(tuple(picture(i) for i in range(bounds[r], bounds[r + 1])) for r in range(len(chunk)))
+    return rows

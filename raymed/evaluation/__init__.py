@@ -1,0 +1,1 @@
+"""Slices to patients, metrics with intervals, calibration, figures and the report."""

@@ -1,0 +1,117 @@
+"""The seam between a system and the machine that trains it.
+
+A new system is one file beside this one, a model, and a job. Training, tuning, evaluation and tracking know a system only
+through `Recipe`; none of them asks which recipe it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from raymed.data.record import Record
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters trained alike: their learning rate is `lr_scale` times the run's; `weight_decay` off for norms and biases."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr_scale: float = 1.0
+    decay: bool = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one micro-batch needs, as tensors on the host.
+
+    Attributes:
+        tensors: inputs by name; moved to the device by the loop.
+        units: how many supervised units (slices, tokens) the loss sums over. The loop divides the summed loss by the units
+            of the whole global batch, over all workers and micro-batches.
+        ids: the record ids, in order.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    units: float
+    ids: list[str]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The summed loss of a micro-batch (a scalar, not divided by anything), and named sums to log.
+
+    `sums[name]` is (sum, count); the loop adds both over micro-batches and workers and logs sum / count.
+    """
+
+    total: torch.Tensor
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """Where in training a micro-batch is encoded. Augmentation draws from (seed, epoch, record id) and nothing else."""
+
+    seed: int
+    epoch: int
+
+
+class Recipe(Protocol):
+    """One system. Implementations are frozen dataclasses of settings, cheap to build and to send to a worker."""
+
+    @property
+    def name(self) -> str:
+        """Name of the system, e.g. ``lung``: the MLflow experiment and the registered model are named after it."""
+        ...
+
+    def build(self) -> nn.Module:
+        """The network with its starting weights, from a local folder or from a configuration; never from the network.
+
+        Raises:
+            UserError: the folder's keys, tokenizer or configuration do not fit.
+        """
+        ...
+
+    def groups(self, module: nn.Module) -> list[ParameterGroup]:
+        """All trainable parameters, each once; frozen ones are absent."""
+        ...
+
+    def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
+        """One micro-batch from records; `training` is None when evaluating (no augmentation)."""
+        ...
+
+    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+        """The training loss, summed over the batch's units. Calls `module(...)` once, so that ZeRO hooks see it."""
+        ...
+
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        """Outputs per row (first dimension = rows of the batch), e.g. ``logits`` [rows, classes], float32."""
+        ...
+
+    def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+        """Metrics over all validation rows, each present exactly once; contains ``val_loss``.
+
+        Args:
+            predictions: `predict`'s outputs, concatenated, [rows, ...].
+            records: the index columns ``id``, ``patient``, ``label`` ... of the same rows, in the same order.
+        """
+        ...
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write what a user can load without raymed's training code (safetensors, configuration, tokenizer)."""
+        ...
+
+    def load(self, folder: Path) -> nn.Module:
+        """The network that `export` wrote, ready to predict, on the CPU in float32 or its stored type."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting as plain values: logged to MLflow, stored beside the exported weights."""
+        ...

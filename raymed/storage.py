@@ -1,0 +1,108 @@
+"""A folder named by a URI: a local path, NFS, or an object store such as ``s3://``.
+
+Everything that raymed keeps (prepared data, checkpoints, reports) is reached through `Folder`, so that nothing assumes a
+shared working directory. Files are written whole: a reader sees the old bytes or the new ones, never a part.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raymed.errors import UserError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on some file system. Build one with `Folder.at`; children cannot leave it."""
+
+    filesystem: fs.FileSystem
+    path: str
+    uri: str
+
+    @classmethod
+    def at(cls, uri: str | Path) -> Folder:
+        """The folder at a local path or a URI. It need not exist yet.
+
+        Raises:
+            UserError: the URI's scheme is unknown.
+        """
+        text = str(uri)
+        if "://" not in text:
+            path = str(Path(text).expanduser().resolve())
+            return cls(fs.LocalFileSystem(), path, path)
+        try:
+            filesystem, path = fs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, ValueError) as error:
+            raise UserError(f"cannot open the storage {text!r}: {error}. Use a folder or a URI such as s3://...") from error
+        return cls(filesystem, path.rstrip("/"), text.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def child(self, name: str) -> Folder:
+        """The folder `name` inside this one."""
+        return Folder(self.filesystem, self._inside(name), f"{self.uri}/{name}")
+
+    def exists(self, name: str = "") -> bool:
+        path = self._inside(name) if name else self.path
+        return self.filesystem.get_file_info(path).type != fs.FileType.NotFound
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly inside, sorted; empty where the folder does not exist."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def read(self, name: str) -> bytes:
+        with self.filesystem.open_input_stream(self._inside(name)) as stream:
+            return stream.readall()
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A random-access reader of the file `name`."""
+        return self.filesystem.open_input_file(self._inside(name))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write the file `name` whole: under a temporary name first where the file system can rename.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        path = self._inside(name)
+        try:
+            self.filesystem.create_dir(str(PurePosixPath(path).parent), recursive=True)
+            if not self.is_local:  # object stores publish an object only when it is complete
+                with self.filesystem.open_output_stream(path) as stream:
+                    stream.write(content)
+                return
+            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+            try:
+                with open(temporary, "wb") as file:  # noqa: PTH123
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)  # noqa: PTH105
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.uri}/{name}: {error}. Free space or choose another --storage.") from error
+
+    def delete(self, name: str) -> None:
+        """Remove the file or folder `name` if it is there."""
+        path = self._inside(name)
+        kind = self.filesystem.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(path)
+
+    def _inside(self, name: str) -> str:
+        parts = PurePosixPath(name).parts
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+            raise UserError(f"{name!r} is not a path inside {self.uri}")
+        return f"{self.path}/{'/'.join(parts)}"

@@ -1,0 +1,1 @@
+"""The machine that all recipes share: DeepSpeed engine, loop, checkpoints, TorchTrainer."""
