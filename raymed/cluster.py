@@ -1,0 +1,23 @@
+"""Joining the Ray cluster that is there, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+
+def connect() -> None:
+    """Join the cluster of ``RAY_ADDRESS`` (set inside a submitted job), or start Ray on this machine.
+
+    A local start offers one logical CPU more than the machine has cores: trial drivers and data tasks mostly wait, and
+    would otherwise keep a training worker from being placed.
+    """
+    if ray.is_initialized():
+        return
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)
