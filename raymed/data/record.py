@@ -86,7 +86,10 @@ class Record:
 
 def records_from(table: pa.Table | pa.RecordBatch) -> list[Record]:
     """Records of an Arrow table in `RECORD`'s schema; pixels are zero-copy views of its buffers."""
-    plain = {name: table.column(name).to_pylist() for name in ("id", "patient", "study", "position", "label", "source", "messages")}
+    plain = {
+        name: table.column(name).to_pylist()
+        for name in ("id", "patient", "study", "position", "label", "source", "messages")
+    }
     pictures = _pictures(table)
     return [
         Record(

@@ -1,0 +1,203 @@
+"""What every job shares: options from types, ``--config`` files, exit codes, and the last line that says where the result is.
+
+A job file declares a frozen dataclass of options (a subclass of `JobOptions`) and a function from those options to an
+`Outcome`, and hands both to `run`. Its command line, help and configuration file come from the dataclass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from raymed.errors import RunError, UserError
+from raymed.storage import Folder
+
+log = logging.getLogger("raymed")
+
+
+def default_storage() -> str:
+    """``RAYMED_STORAGE``, else ``RAYMED_HOME``, else ``runs`` in the current folder."""
+    return os.environ.get("RAYMED_STORAGE") or os.environ.get("RAYMED_HOME") or "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Options that every job takes.
+
+    Attributes:
+        storage: Folder or URI under which everything is written (default: RAYMED_STORAGE, RAYMED_HOME, or runs).
+        tracking_uri: MLflow tracking address (default: MLFLOW_TRACKING_URI, or mlflow.db inside a local storage).
+        seed: Seed of splits, order, augmentation, starting weights and search.
+        dry_run: Check data, resources and memory, print the plan, and do nothing else.
+        json: Print the summary as one JSON object on standard output; logs go to standard error.
+    """
+
+    storage: str = field(default_factory=default_storage)
+    tracking_uri: str | None = None
+    seed: int = 0
+    dry_run: bool = False
+    json: bool = False
+
+    @property
+    def folder(self) -> Folder:
+        """The storage folder."""
+        return Folder.at(self.storage)
+
+    @property
+    def tracking(self) -> str:
+        """The MLflow tracking URI in force.
+
+        Raises:
+            UserError: the storage is remote and no tracking address was given.
+        """
+        given = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if given:
+            return given
+        folder = self.folder
+        if not folder.is_local:
+            raise UserError(
+                f"the storage {self.storage} is remote, so the tracking database cannot lie in it. "
+                "Give --tracking-uri http://SERVER:5000 or set MLFLOW_TRACKING_URI."
+            )
+        Path(folder.path).mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{folder.path}/mlflow.db"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job leaves: lines for a person (the last one says where the result is) and the same as data for ``--json``."""
+
+    text: str
+    data: dict[str, Any]
+
+
+Options = TypeVar("Options", bound=JobOptions)
+
+
+def run(
+    options_type: type[Options],
+    main: Callable[[Options], Outcome],
+    arguments: Sequence[str] | None = None,
+    positional: bool = False,
+) -> None:
+    """Parse the command line into `options_type`, call `main`, print its outcome, and exit.
+
+    Args:
+        positional: required options are given by place instead of by name.
+
+    Exit codes: 0 done; 2 something the user can mend; 1 a failed run; 130 stopped by Ctrl-C.
+    """
+    _quiet_libraries()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional)
+    try:
+        outcome = main(options)
+    except UserError as error:
+        _fail(options, 2, str(error))
+    except RunError as error:
+        _fail(options, 1, str(error))
+    except KeyboardInterrupt:
+        _fail(options, 130, "stopped. Run the same command again to go on from the last checkpoint.")
+    except Exception as error:
+        kept = _keep_traceback()
+        _fail(
+            options, 1, f"{type(error).__name__}: {error}\nThe traceback is in {kept}; please send it with the command."
+        )
+    else:
+        print(json.dumps(outcome.data, default=str) if options.json else outcome.text, flush=True)
+        sys.exit(0)
+
+
+def parse(options_type: type[Options], arguments: Sequence[str], positional: bool = False) -> Options:
+    """Options from command-line words; ``--max-epochs`` and ``--max_epochs`` are the same, a bare switch means true."""
+    module = sys.modules[options_type.__module__]
+    parser = _Parser(
+        prog=f"python jobs/{Path(module.__file__ or options_type.__name__).name}",
+        description=(module.__doc__ or options_type.__doc__ or "").strip(),
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
+    parser.add_class_arguments(options_type, None, as_positional=positional)
+    parsed = parser.parse_args(_words(arguments, switches(options_type)))
+    ready = parser.instantiate_classes(parsed)
+    return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})
+
+
+def switches(options_type: type, prefix: str = "") -> set[str]:
+    """Dotted names of all boolean options, nested dataclasses included."""
+    hints = typing.get_type_hints(options_type)
+    found: set[str] = set()
+    for each in dataclasses.fields(options_type):
+        kind = hints[each.name]
+        if kind is bool:
+            found.add(prefix + each.name)
+        elif dataclasses.is_dataclass(kind):
+            found |= switches(typing.cast(type, kind), f"{prefix}{each.name}.")
+    return found
+
+
+def _words(arguments: Sequence[str], boolean: set[str]) -> list[str]:
+    words: list[str] = []
+    for place, word in enumerate(arguments):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            following = arguments[place + 1].lower() if place + 1 < len(arguments) else ""
+            if name in boolean and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+            word = f"--{name}{equals}{value}"
+        words.append(word)
+    return words
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of a job's docstring, where the commands to run stand."""
+
+
+class _Parser(ArgumentParser):
+    """Shows top-level options with dashes, as people type them."""
+
+    def format_help(self) -> str:
+        return re.sub(
+            r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), super().format_help()
+        )
+
+
+def _fail(options: JobOptions, code: int, message: str) -> typing.NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if options.json:
+        print(json.dumps({"error": message, "exit_code": code}), flush=True)
+    sys.exit(code)
+
+
+def _keep_traceback() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="raymed-"))
+    path = folder / f"traceback-{datetime.now():%Y%m%d-%H%M%S}.txt"
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    return path
+
+
+def _quiet_libraries() -> None:
+    """Keep third parties' start-up chatter off the terminal; their warnings and errors still show."""
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name in ("ray", "mlflow", "alembic", "optuna", "deepspeed", "DeepSpeed", "matplotlib", "transformers", "peft"):
+        logging.getLogger(name).setLevel(logging.WARNING)
