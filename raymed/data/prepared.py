@@ -1,0 +1,195 @@
+"""Prepared data, opened again: the manifest, the index, and random access to the records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raymed.data.image import ImageSettings
+from raymed.data.labels import LabelTable
+from raymed.data.record import INDEX, Record, records_from
+from raymed.data.split import SPLITS, split_of_rows
+from raymed.errors import UserError
+from raymed.storage import Folder
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the prepared data are. `digest` names their content, whatever the machine and the layout of the shards.
+
+    Attributes:
+        format: version of this layout.
+        digest: of the index's content (pixel digests, labels, splits ...), the label table and the image settings.
+        index: file name of the index.
+        index_digest: BLAKE2b of the index file.
+        studies: file name of the list of studies that were read, with their fingerprints and refusals.
+        source: where the data came from.
+        labels: the label table, as `LabelTable.to_dict` gives it.
+        settings: what `prepare` was told.
+        patients: number of patients per class and split.
+        slices: number of records per class and split.
+        sources: number of records per source and split.
+        near_duplicates: groups of patients that share near-duplicate pictures.
+        same_pixels: records whose pixels another record of the same patient repeats.
+        quarantined: refused slices, listed in quarantine.jsonl.
+        ignored: slices left out because their label is on the ignore list, per label.
+        shards: records per shard file.
+        versions: of the packages that made the pixels.
+    """
+
+    digest: str
+    index: str
+    index_digest: str
+    studies: str
+    source: str
+    labels: dict[str, Any]
+    settings: dict[str, Any]
+    patients: dict[str, dict[str, int]]
+    slices: dict[str, dict[str, int]]
+    sources: dict[str, dict[str, int]]
+    near_duplicates: list[list[str]]
+    same_pixels: int
+    quarantined: int
+    ignored: dict[str, int]
+    shards: dict[str, int]
+    versions: dict[str, str]
+    format: int = FORMAT
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, where: str) -> Manifest:
+        """Raises: UserError: not a manifest, or one of another format version."""
+        try:
+            values = json.loads(content)
+            version = values["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{where} is not a manifest of prepared data. Prepare the data again") from error
+        if version != FORMAT:
+            raise UserError(f"{where} has format {version}, this raymed reads format {FORMAT}. Prepare the data again")
+        wrong = {field.name for field in fields(cls)} ^ values.keys()
+        if wrong:
+            raise UserError(f"{where}: keys that are missing or unknown: {', '.join(sorted(wrong))}. Prepare the data again")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder of prepared data. Rows are named by their number in `index`, which is sorted by (patient, study, position)."""
+
+    folder: Folder
+    manifest: Manifest
+    index: pa.Table
+
+    @classmethod
+    def open(cls, uri: str) -> Prepared:
+        """Open a folder that `prepare` wrote.
+
+        Raises:
+            UserError: the folder is not prepared data, is of another format, or its index is damaged.
+        """
+        folder = Folder.at(uri)
+        if not folder.exists(MANIFEST):
+            raise UserError(f"{folder.uri} is not prepared data: no {MANIFEST} in it. Run jobs/prepare_lung.py --out {uri}")
+        manifest = Manifest.from_json(folder.read(MANIFEST), f"{folder.uri}/{MANIFEST}")
+        where = f"{folder.uri}/{manifest.index}"
+        if not folder.exists(manifest.index):
+            raise UserError(f"{where} is missing. Prepare the data again")
+        content = folder.read(manifest.index)
+        if digest_of(content) != manifest.index_digest:
+            raise UserError(
+                f"{where} is not the index that {MANIFEST} describes: damaged or exchanged. Prepare the data again"
+            )
+        return cls(folder, manifest, pq.read_table(pa.BufferReader(content), schema=INDEX))
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @cached_property
+    def labels(self) -> LabelTable:
+        return LabelTable.from_dict(self.manifest.labels)
+
+    @cached_property
+    def image(self) -> ImageSettings:
+        """How pictures were windowed and resized; a picture to predict on must be treated alike."""
+        return ImageSettings(**self.manifest.settings["image"])
+
+    @property
+    def size(self) -> int:
+        """Height and width of every picture, in pixels."""
+        return self.image.size
+
+    def rows(self, split: str, fold: int | None = None) -> np.ndarray:
+        """Numbers of the rows in `split` (train, val, test or all), int64, ascending.
+
+        Args:
+            split: all names every row, also those without a label, which are in no split.
+            fold: None for the stored splits; k to take fold k as val and the other train and val rows as train.
+
+        Raises:
+            UserError: there is no such split or fold.
+        """
+        if split == "all":
+            return np.arange(self.index.num_rows)
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split!r}: choose train, val, test or all")
+        return np.flatnonzero(split_of_rows(self.index, fold) == SPLITS.index(split))
+
+    def columns(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Index columns of `rows`: numbers as int64 (-1 where there is none), everything else as objects."""
+        taken = self.index.select(list(names)).take(pa.array(rows))
+        return {name: _plain(taken[name]) for name in names}
+
+    def read(self, rows: np.ndarray | Sequence[int]) -> list[Record]:
+        """The records of `rows`, in that order. Each row group that holds one is read once.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+        """
+        return read_rows(self.folder, self.index, rows)
+
+
+def read_rows(folder: Folder, index: pa.Table, rows: np.ndarray | Sequence[int]) -> list[Record]:
+    """The records of index rows, in the order asked, from the shards under `folder`."""
+    wanted = np.asarray(rows, dtype=np.int64)
+    place = index.select(["shard", "row_group", "row"]).take(pa.array(wanted)).to_pydict()
+    groups: dict[str, dict[int, list[int]]] = {}
+    for asked, (shard, row_group) in enumerate(zip(place["shard"], place["row_group"], strict=True)):
+        groups.setdefault(shard, {}).setdefault(row_group, []).append(asked)
+    found: dict[int, Record] = {}
+    for shard, row_groups in groups.items():
+        try:
+            with folder.open(f"shards/{shard}") as stream, pq.ParquetFile(stream) as file:
+                for row_group, asked_rows in row_groups.items():
+                    records = records_from(file.read_row_group(row_group, use_threads=False))
+                    found.update((asked, records[place["row"][asked]]) for asked in asked_rows)
+        except (OSError, pa.ArrowInvalid, IndexError) as error:
+            raise UserError(f"cannot read the shard {folder.uri}/shards/{shard}: {error}. Prepare the data again") from error
+    return [found[asked] for asked in range(len(wanted))]
+
+
+def digest_of(content: bytes) -> str:
+    """BLAKE2b of bytes, 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _plain(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_integer(column.type):
+        return pc.fill_null(column.cast(pa.int64()), -1).to_numpy()
+    plain = np.empty(len(column), dtype=object)
+    plain[:] = column.to_pylist()
+    return plain
