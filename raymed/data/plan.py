@@ -1,0 +1,141 @@
+"""The epoch plan: which rows an epoch uses, in which global batches. A pure function of (index, settings, seed, epoch).
+
+Rows are named by their row number in the index. The plan knows nothing of workers, speed or restarts: a worker takes its
+share of each global batch, and a resumed run cuts the same plan at its global step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from raymed.errors import UserError
+
+Pack = tuple[int, ...]
+"""Row numbers that the model sees as one item: a single slice for the lung recipe."""
+
+GlobalBatch = tuple[Pack, ...]
+"""The packs of one optimizer step, over all workers and micro-batches."""
+
+
+@dataclass(frozen=True)
+class SliceSettings:
+    """Which slices of a patient are used.
+
+    Attributes:
+        per_patient: Slices per study (K).
+        choice: uniform (over the whole series), random (drawn anew each epoch, training only), middle, or all.
+        limit: Use only this many patients per split, for a first try (0 = all).
+    """
+
+    per_patient: int = 16
+    choice: Literal["uniform", "random", "middle", "all"] = "uniform"
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.per_patient < 1:
+            raise UserError(
+                f"slices.per_patient is {self.per_patient}; it must be at least 1 (or use slices.choice all)"
+            )
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The global batches of one epoch, in order.
+
+    Attributes:
+        batches: the epoch's global batches; the last one may be smaller.
+        left_out: rows that the plan does not use, counted by reason.
+    """
+
+    batches: tuple[GlobalBatch, ...]
+    left_out: dict[str, int]
+
+
+def uniform(count: int, wanted: int) -> np.ndarray:
+    """Indices of `wanted` items spread over `count`, both ends included: round(i (n - 1) / (K - 1)); all where n <= K."""
+    if count <= wanted:
+        return np.arange(count)
+    if wanted == 1:
+        return np.array([(count - 1) // 2])
+    places = np.arange(wanted) * (count - 1) / (wanted - 1)
+    return np.floor(places + 0.5).astype(np.int64)
+
+
+def choose(
+    rows: np.ndarray,
+    patients: np.ndarray,
+    studies: np.ndarray,
+    positions: np.ndarray,
+    settings: SliceSettings,
+    seed: int = 0,
+    epoch: int | None = None,
+) -> np.ndarray:
+    """The rows that are used, sorted: K slices of each study, of at most `limit` patients.
+
+    Args:
+        rows: row numbers of one split, [n]; `patients`, `studies`, `positions` describe them, [n].
+        epoch: the training epoch; None (evaluation) makes ``random`` choose as ``uniform``.
+    """
+    if settings.limit:
+        kept = sorted(set(patients), key=lambda patient: _hash(seed, str(patient)))[: settings.limit]
+        inside = np.isin(patients, np.array(kept, dtype=object))
+        rows, patients, studies, positions = rows[inside], patients[inside], studies[inside], positions[inside]
+    if settings.choice == "all":
+        return np.sort(rows)
+    order = np.lexsort((positions, studies.astype(str), patients.astype(str)))
+    names = np.char.add(np.char.add(patients.astype(str), "\0"), studies.astype(str))[order]
+    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.empty(0, np.int64)
+    chosen = []
+    for start, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
+        series = order[start:end]
+        chosen.append(rows[series[_pick(len(series), settings, seed, epoch, str(names[start]))]])
+    return np.sort(np.concatenate(chosen)) if chosen else rows[:0]
+
+
+def _pick(count: int, settings: SliceSettings, seed: int, epoch: int | None, name: str) -> np.ndarray:
+    wanted = settings.per_patient
+    if settings.choice == "middle" and count > wanted:
+        return np.arange(wanted) + (count - wanted) // 2
+    if settings.choice == "random" and epoch is not None and count > wanted:
+        generator = np.random.default_rng([seed, epoch, _hash(0, name)])
+        return np.sort(generator.choice(count, wanted, replace=False))
+    return uniform(count, wanted)
+
+
+def plan_epoch(packs: Sequence[Pack], global_batch: int, seed: int, epoch: int, left_out: dict[str, int]) -> EpochPlan:
+    """All packs once, in an order drawn from (seed, epoch), cut into global batches of `global_batch` packs."""
+    order = np.random.default_rng([seed, epoch, 1]).permutation(len(packs))
+    shuffled = [packs[place] for place in order]
+    batches = tuple(tuple(shuffled[start : start + global_batch]) for start in range(0, len(shuffled), global_batch))
+    return EpochPlan(batches, left_out)
+
+
+def in_order(packs: Sequence[Pack], batch: int) -> tuple[GlobalBatch, ...]:
+    """All packs once, in the given order: the plan of an evaluation."""
+    return tuple(tuple(packs[start : start + batch]) for start in range(0, len(packs), batch))
+
+
+def micro_batches(batch: GlobalBatch, size: int) -> list[GlobalBatch]:
+    """Cut a global batch into micro-batches of at most `size` packs; the cut does not depend on the number of workers."""
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+
+def share(micro: Sequence[GlobalBatch], worker: int, workers: int) -> list[tuple[GlobalBatch, bool]]:
+    """One worker's micro-batches of a global batch, as (packs, counts).
+
+    Every worker gets equally many, because ZeRO's collectives need all of them in each pass; where they do not divide, the
+    last ones are repeats that do not count.
+    """
+    slots = -(-len(micro) // workers)
+    places = [slot * workers + worker for slot in range(slots)]
+    return [(micro[place], True) if place < len(micro) else (micro[-1], False) for place in places]
+
+
+def _hash(seed: int, text: str) -> int:
+    """A number for a name that does not change between processes, unlike `hash`."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,201 @@
+"""The plan's rows, read and decoded by Ray Data, delivered to a worker in the plan's order.
+
+Two readers with one behaviour. `Staged`: Ray Data reads the shards once a night into the object store, and every trial's
+workers walk their plans over those blocks, zero-copy. `Streamed`, for sets that do not fit: Ray Data executes each
+worker's plan, micro-batch by micro-batch, reading from the shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from raymed.data.prepared import Places, Prepared
+from raymed.data.record import Record, records_from
+
+log = logging.getLogger("raymed")
+
+STORE_SHARE = 0.6  # of the smallest node's object store: the rest is for Ray Data's own blocks and for results
+
+
+class Reader(Protocol):
+    """Where a worker gets its records from."""
+
+    def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
+        """The records of each micro-batch (row numbers of the index), in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Decoded rows in Ray's object store, shared by all workers of a node.
+
+    Attributes:
+        blocks: references to Arrow tables in the schema `RECORD`.
+        rows: index row numbers held, ascending, [n].
+        block, place: for each of them its block and its row within, [n].
+    """
+
+    blocks: list[ray.ObjectRef]
+    rows: np.ndarray
+    block: np.ndarray
+    place: np.ndarray
+
+    def open(self) -> StagedReader:
+        return StagedReader(self)
+
+
+class StagedReader:
+    """Reads from staged blocks; a block is mapped once per worker and its pixels are never copied."""
+
+    def __init__(self, staged: Staged) -> None:
+        self._staged = staged
+        self._records: dict[int, list[Record]] = {}
+
+    def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
+        for rows in micro_batches:
+            found = np.searchsorted(self._staged.rows, rows)
+            blocks, places = self._staged.block[found].tolist(), self._staged.place[found].tolist()
+            yield [self._block(block)[place] for block, place in zip(blocks, places, strict=True)]
+
+    def _block(self, block: int) -> list[Record]:
+        if block not in self._records:
+            self._records[block] = records_from(ray.get(self._staged.blocks[block]))
+        return self._records[block]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Executes plans with Ray Data, straight from the shards."""
+
+    prepared: Prepared
+
+    def open(self) -> Streamed:
+        return self
+
+    def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
+        items = [{"slot": slot, "places": self.prepared.places(rows)} for slot, rows in enumerate(micro_batches)]
+        dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // 4))
+        tables = dataset.map_batches(_read_slot, batch_size=1, batch_format="numpy").iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=2
+        )
+        yield from _regroup(tables, len(micro_batches))
+
+
+def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
+    """Read `rows` (ascending) from the shards into the object store, with Ray Data."""
+    wanted = prepared.index["id"].take(pa.array(rows))
+    shards = sorted(set(prepared.index["shard"].take(pa.array(rows)).to_pylist()))
+    kept = pa.array(wanted.to_pylist())
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    dataset = (
+        ray.data.read_parquet(
+            [f"{prepared.folder.path}/shards/{shard}" for shard in shards], filesystem=prepared.folder.filesystem
+        )
+        .map_batches(lambda table: table.filter(pc.is_in(table["id"], kept)), batch_format="pyarrow", batch_size=None)
+        .materialize()
+    )
+    blocks = [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+    row_of = {name: row for name, row in zip(wanted.to_pylist(), rows.tolist(), strict=True)}
+    located = [
+        (row_of[name], block, place)
+        for block, names in enumerate(ray.get([_ids.remote(ref) for ref in blocks]))
+        for place, name in enumerate(names)
+    ]
+    table = np.array(sorted(located), dtype=np.int64).reshape(-1, 3)
+    if len(table) != len(rows):
+        raise RuntimeError(f"{len(rows)} rows were to be staged, {len(table)} were found in the shards")
+    return Staged(blocks, table[:, 0], table[:, 1], table[:, 2])
+
+
+def fits_in_memory(prepared: Prepared, rows: np.ndarray) -> bool:
+    """Whether the decoded rows fit into the object store of the smallest node."""
+    size = int(prepared.columns(rows, ["cost"])["cost"].sum())
+    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    return size <= STORE_SHARE * min(stores, default=0)
+
+
+def open_reader(prepared: Prepared, rows: np.ndarray) -> Staged | Streamed:
+    """Stage the rows where they fit, stream them otherwise; a line says which."""
+    size = int(prepared.columns(rows, ["cost"])["cost"].sum()) / 2**20
+    if fits_in_memory(prepared, rows):
+        log.info("data: %d slices (%.0f MiB) decoded once into the object store", len(rows), size)
+        return stage(prepared, rows)
+    log.info("data: %d slices (%.0f MiB) do not fit the object store: streamed from the shards each epoch", len(rows), size)
+    return Streamed(prepared)
+
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+    """The same items, made up to `depth` ahead in a thread; an error of the maker is raised here."""
+    waiting: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> None:
+        while not stopped.is_set():
+            try:
+                waiting.put((kind, value), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = waiting.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
+
+
+@ray.remote(num_cpus=0)
+def _ids(table: pa.Table) -> list[str]:
+    return table["id"].to_pylist()
+
+
+def _read_slot(batch: dict[str, np.ndarray]) -> pa.Table:
+    places: Places = batch["places"][0]
+    table = places.read()
+    return table.append_column("slot", pa.array(np.full(table.num_rows, batch["slot"][0], dtype=np.int64)))
+
+
+def _regroup(tables: Iterable[pa.Table], count: int) -> Iterator[list[Record]]:
+    """Blocks hold one or more micro-batches, or parts of them: give each micro-batch once it is whole."""
+    current, records = 0, []
+    for table in tables:
+        for slot, record in zip(table["slot"].to_pylist(), records_from(table), strict=True):
+            if slot != current:
+                yield records
+                current, records = slot, []
+            records.append(record)
+    if count:
+        yield records

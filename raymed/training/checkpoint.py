@@ -1,0 +1,119 @@
+"""Checkpoints that are whole or do not exist.
+
+Each worker writes its files into a folder of its own, and last a list of them with sizes and digests; Ray Train merges the
+folders in the storage. A checkpoint counts only when every worker's list is there and every file in it is as listed, so a
+run that was killed while writing, or a file cut short by a full disk, is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from raymed.errors import RunError
+from raymed.storage import Folder
+
+log = logging.getLogger("raymed")
+
+PREFIX = "step-"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a resumed run needs besides the engine's state.
+
+    Attributes:
+        epoch: epochs completed.
+        step: optimizer steps done of the epoch under way.
+        global_step: optimizer steps done in all.
+        best: lowest val_loss so far.
+        best_epoch: the epoch it was reached in.
+        workers: how many workers wrote the checkpoint.
+        sums: (sum, count) of what is logged of the epoch under way, over all workers.
+        history: the metrics of each completed epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    best: float = float("inf")
+    best_epoch: int = 0
+    workers: int = 1
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        (folder / "progress.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Progress:
+        values: dict[str, Any] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        values["sums"] = {name: (pair[0], pair[1]) for name, pair in values["sums"].items()}
+        return cls(**values)
+
+
+def new_name(global_step: int) -> str:
+    """A name that no earlier attempt has used, so that files of two attempts never mix."""
+    return f"{PREFIX}{global_step:08d}-{uuid.uuid4().hex[:8]}"
+
+
+def seal(folder: Path, worker: int, workers: int) -> None:
+    """List this worker's files with sizes and digests; written last, it makes the worker's part valid."""
+    files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    sealed = {"workers": workers, "files": files}
+    (folder / f"sealed-{worker:03d}.json").write_text(json.dumps(sealed), encoding="utf-8")
+
+
+def fetch_newest(run: Folder, into: Path) -> Path | None:
+    """Copy the newest whole checkpoint of a run to a local folder; None when the run has none.
+
+    Checkpoints that are not whole are passed over, each with a line that names it and what is wrong.
+    """
+    for name in sorted((name for name in run.names() if name.startswith(PREFIX)), reverse=True):
+        target = into / name
+        try:
+            copy_to_local(run.child(name), target)
+            verify(target)
+        except (RunError, OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is not whole (%s): trying the one before", name, error)
+            shutil.rmtree(target, ignore_errors=True)
+            continue
+        return target
+    return None
+
+
+def verify(folder: Path) -> None:
+    """Check a local copy of a checkpoint against its workers' lists.
+
+    Raises:
+        RunError: a list or a file is missing, or a file is not as listed.
+    """
+    first = folder / "sealed-000.json"
+    if not first.is_file():
+        raise RunError("sealed-000.json is missing")
+    for worker in range(json.loads(first.read_text(encoding="utf-8"))["workers"]):
+        path = folder / f"sealed-{worker:03d}.json"
+        if not path.is_file():
+            raise RunError(f"{path.name} is missing")
+        for name, digest in json.loads(path.read_text(encoding="utf-8"))["files"].items():
+            if not (folder / name).is_file() or _digest(folder / name) != digest:
+                raise RunError(f"{name} is missing or damaged")
+
+
+def copy_to_local(source: Folder, target: Path) -> None:
+    """Copy a folder from any storage to a local path."""
+    target.mkdir(parents=True, exist_ok=True)
+    fs.copy_files(source.path, str(target), source_filesystem=source.filesystem, destination_filesystem=fs.LocalFileSystem())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,275 @@
+"""DeepSpeed, set up the same way for every recipe: ZeRO, precision, schedule, clipping, averaged weights.
+
+The unit of work is a global batch. Its micro-batches' summed losses are divided by the units (slices, tokens) of the whole
+global batch, so that the gradient is that of the global mean whatever the accumulation and the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from raymed.errors import RunError, UserError
+from raymed.models.norm import settle_batch_norms
+from raymed.recipes.recipe import Batch, Recipe
+
+NOT_FINITE = "the loss is not finite"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a model is trained.
+
+    Attributes:
+        epochs: Most epochs.
+        global_batch: Packs (slices) per optimizer step, over all workers.
+        micro_batch: Packs per forward pass; the rest of the global batch is accumulated. Lower it when memory is short.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay; never on norms and biases.
+        warmup: Share of all steps over which the learning rate rises linearly.
+        final_lr: Learning rate at the end of the cosine, as a share of the peak.
+        clip: Largest gradient norm (0 = no clipping).
+        ema: Decay of the averaged weights that are evaluated and kept (0 = off; not with ZeRO 3).
+        zero_stage: DeepSpeed ZeRO stage, 1, 2 or 3.
+        precision: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them.
+        patience: Stop after this many epochs without a better val_loss (0 = never).
+        checkpoint_steps: Checkpoint within an epoch every so many steps (0 = only after each epoch).
+    """
+
+    epochs: int = 10
+    global_batch: int = 16
+    micro_batch: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    final_lr: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.0
+    zero_stage: Literal[1, 2, 3] = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    patience: int = 0
+    checkpoint_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.global_batch, self.micro_batch) < 1:
+            raise UserError("train.epochs, train.global_batch and train.micro_batch must be at least 1")
+        if self.ema and self.zero_stage == 3:
+            raise UserError("train.ema needs whole parameters on every worker: use train.zero_stage 1 or 2, or train.ema 0")
+
+
+def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+    """Share of the peak learning rate at `step` of `total`: linear warm-up, then cosine to `final_lr`."""
+    rising = max(1, round(settings.warmup * total))
+    if step < rising:
+        return (step + 1) / rising
+    progress = min(1.0, (step - rising) / max(1, total - rising))
+    return settings.final_lr + (1 - settings.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Engine:
+    """A recipe's network under DeepSpeed, in one worker. All workers call every method together."""
+
+    def __init__(self, recipe: Recipe, settings: TrainSettings, total_steps: int, seed: int, device: torch.device) -> None:
+        """Build the network and wrap it.
+
+        Args:
+            total_steps: optimizer steps of the whole run, for the schedule.
+        """
+        import deepspeed  # only training workers need it; predicting and preparing work without
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.recipe, self.settings, self.seed, self.device = recipe, settings, seed, device
+        self.workers, self.worker = dist.get_world_size(), dist.get_rank()
+        torch.manual_seed(seed)
+        module = recipe.build().to(device)
+        groups = [
+            {
+                "name": group.name,
+                "params": group.parameters,
+                "lr": settings.lr * group.lr_scale,
+                "weight_decay": settings.weight_decay if group.decay else 0.0,
+            }
+            for group in recipe.groups(module)
+        ]
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=module,
+            model_parameters=groups,
+            config=deepspeed_config(settings, device),
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: learning_rate(step, total_steps, settings)
+            ),
+        )
+        self._averaged = _start_average(self.module) if settings.ema else {}
+        self._last_norm = 0.0
+
+    @property
+    def module(self) -> nn.Module:
+        return self._engine.module
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+        return float(self._engine.get_lr()[0])
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global norm of the last step's gradient, before clipping."""
+        return self._last_norm
+
+    def step(self, shares: Sequence[tuple[Batch, bool]], global_step: int) -> dict[str, tuple[float, float]]:
+        """One optimizer step over this worker's micro-batches of a global batch.
+
+        Args:
+            shares: (micro-batch, whether it counts); see `raymed.data.plan.share`.
+
+        Returns:
+            This worker's (sum, count) per logged name, ``loss`` included.
+
+        Raises:
+            RunError: the loss is not a finite number.
+        """
+        self.module.train()
+        units = self._total(sum(batch.units for batch, counts in shares if counts))
+        sums: dict[str, tuple[float, float]] = {}
+        for slot, (batch, counts) in enumerate(shares):
+            # Dropout draws depend on the place in the global batch, not on the worker that computes it.
+            torch.manual_seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63)
+            loss = self.recipe.loss(self._engine, self._on_device(batch))
+            weight = self.workers / units if counts else 0.0
+            self._engine.backward(loss.total * weight, scale_wrt_gas=False)
+            if counts:
+                for name, (total, count) in {"loss": (float(loss.total.detach()), batch.units), **loss.sums}.items():
+                    before = sums.get(name, (0.0, 0.0))
+                    sums[name] = (before[0] + total, before[1] + count)
+        if not all(math.isfinite(total) for total, _ in sums.values()):
+            raise RunError(f"{NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        self._last_norm = float(norm) if norm is not None else 0.0
+        settle_batch_norms(self.module, self.reduce)
+        if self._averaged:
+            _update_average(self._averaged, self.module, min(self.settings.ema, (1 + global_step) / (10 + global_step)))
+        return sums
+
+    def predict(self, batch: Batch) -> dict[str, Any]:
+        """The recipe's outputs for a micro-batch; call inside `evaluating`."""
+        with torch.no_grad():
+            return self.recipe.predict(self.module, self._on_device(batch))
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The network in evaluation mode with the averaged weights, where there are any."""
+        self.module.eval()
+        with _swapped(self.module, self._averaged):
+            yield
+        self.module.train()
+
+    def export(self, folder: Path) -> None:
+        """Write the weights that `evaluating` uses, from worker 0; ZeRO 3 gathers them first."""
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=self.settings.zero_stage == 3)
+        with gathered, _swapped(self.module, self._averaged):
+            if self.worker == 0:
+                self.recipe.export(self.module, folder)
+        dist.barrier()
+
+    def save(self, folder: Path) -> None:
+        """Write this worker's part of the training state."""
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        if self._averaged and self.worker == 0:
+            save_file(self._averaged, folder / "ema.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Go on from a training state that `save` wrote with the same number of workers.
+
+        Raises:
+            RunError: DeepSpeed found nothing it can load.
+        """
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag="state")
+        if loaded is None:
+            raise RunError(f"DeepSpeed cannot load the checkpoint in {folder}")
+        if self._averaged:
+            self._averaged = load_file(folder / "ema.safetensors", device=str(self.device))
+
+    def reduce(self, tensor: torch.Tensor) -> None:
+        """Sum over workers, in place."""
+        if self.workers > 1:
+            dist.all_reduce(tensor)
+
+    def _total(self, value: float) -> float:
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device if self.device.type == "cuda" else "cpu")
+        self.reduce(tensor)
+        return float(tensor)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        return Batch(moved, batch.units, batch.ids)
+
+
+def deepspeed_config(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's configuration; accumulation is ours, because the last global batch of an epoch may be smaller."""
+    bf16 = settings.precision == "bf16" or (
+        settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": settings.clip,
+        "bf16": {"enabled": bf16},
+        "communication_data_type": "fp32",
+        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": device.type == "cuda"},
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW on a CPU needs no compiled op; on a GPU DeepSpeed's fused one is built once.
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": settings.lr, "weight_decay": settings.weight_decay, "torch_adam": device.type == "cpu"},
+        },
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def prepare_process(device: torch.device) -> None:
+    """Environment that DeepSpeed reads at import."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def _start_average(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().float().clone() for name, value in module.named_parameters() if value.requires_grad}
+
+
+@torch.no_grad()
+def _update_average(averaged: dict[str, torch.Tensor], module: nn.Module, decay: float) -> None:
+    for name, value in module.named_parameters():
+        if name in averaged:
+            averaged[name].lerp_(value.detach().float(), 1 - decay)
+
+
+@contextlib.contextmanager
+def _swapped(module: nn.Module, averaged: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The averaged weights in place of the module's own, for a while."""
+    own = {name: value for name, value in module.named_parameters() if name in averaged}
+    kept = {name: value.data for name, value in own.items()}
+    for name, value in own.items():
+        value.data = averaged[name].to(value.dtype)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            value.data = kept[name]
