@@ -1,0 +1,257 @@
+"""The lung classifier: one slice in, logits over the declared classes out; patients are judged by their mean probability.
+
+Two model families share it. `internvl` answers the prompt ``<cls>: 0|1|2|3.`` and is trained on the answer (language loss)
+and on the softmax restricted to the choices' tokens (choice loss). `vision` is an image backbone with a linear head, trained
+on the choice loss alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from raymed.data.record import Record
+from raymed.errors import UserError
+from raymed.models.settings import ModelSettings
+from raymed.recipes.augment import AugmentSettings, augment
+from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
+
+if TYPE_CHECKING:
+    from raymed.data.labels import LabelTable
+
+WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss of one slice: choice_weight * choice loss + lm_weight * language loss.
+
+    Attributes:
+        label_smoothing: share of the choice loss's target that is spread evenly over all classes.
+        choice_weight: weight of the cross-entropy over the declared choices.
+        lm_weight: weight of the cross-entropy over the whole vocabulary, for the answer and the end of the turn; read by
+            the internvl family only.
+    """
+
+    label_smoothing: float = 0.01
+    choice_weight: float = 1.0
+    lm_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+        if self.choice_weight <= 0 or self.lm_weight < 0:
+            raise UserError("loss.choice_weight must be above 0, and loss.lm_weight at least 0")
+
+
+@dataclass(frozen=True)
+class LungRecipe:
+    """The recipe `lung`. Build it with `for_data`, which checks that model and data fit.
+
+    Attributes:
+        codes: the classes' codes, which are the choices of the prompt, in the label table's order.
+        names: the classes' names, in the same order.
+        size: side of the square pictures, in pixels.
+        model: which network, and how it is adapted.
+        loss: weights of the loss.
+        augment: how training pictures are varied.
+    """
+
+    codes: tuple[str, ...]
+    names: tuple[str, ...]
+    size: int
+    model: ModelSettings = field(default_factory=ModelSettings)
+    loss_settings: LossSettings = field(default_factory=LossSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+
+    @classmethod
+    def for_data(
+        cls,
+        labels: LabelTable,
+        size: int,
+        model: ModelSettings | None = None,
+        loss: LossSettings | None = None,
+        augment: AugmentSettings | None = None,
+    ) -> LungRecipe:
+        """The recipe for data with these labels and picture size.
+
+        Raises:
+            UserError: fewer than two classes, or the model cannot take these classes, pictures or settings.
+        """
+        if len(labels.classes) < 2:
+            raise UserError(f"a classifier needs at least two classes; the label table has {len(labels.classes)}")
+        recipe = cls(
+            codes=tuple(labels.codes),
+            names=tuple(labels.names),
+            size=size,
+            model=model or ModelSettings(),
+            loss_settings=loss or LossSettings(),
+            augment=augment or AugmentSettings(),
+        )
+        from raymed.models import choice  # the driver that only holds a recipe does without transformers
+
+        choice.check(recipe.model, recipe.codes, recipe.size)
+        return recipe
+
+    @classmethod
+    def read(cls, folder: Path) -> LungRecipe:
+        """The recipe that `export` wrote into a folder.
+
+        Raises:
+            UserError: the folder holds no exported lung model.
+        """
+        try:
+            settings = json.loads((folder / RECIPE).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} holds no exported model: {RECIPE} cannot be read ({error})") from error
+        if settings.get("recipe") != "lung":
+            raise UserError(f"{folder / RECIPE} is of the recipe {settings.get('recipe')!r}, not 'lung'")
+        return cls(
+            codes=tuple(settings["codes"]),
+            names=tuple(settings["names"]),
+            size=settings["size"],
+            model=ModelSettings(**settings["model"]),
+            loss_settings=LossSettings(**settings["loss"]),
+            augment=AugmentSettings(**settings["augment"]),
+        )
+
+    @property
+    def name(self) -> str:
+        return "lung"
+
+    def build(self) -> nn.Module:
+        """The network with its starting weights, from `model.path` or drawn from torch's generator."""
+        from raymed.models import choice
+
+        return choice.build(self.model, self.codes, self.size)
+
+    def groups(self, module: nn.Module) -> list[ParameterGroup]:
+        """Image backbone and the rest, each with and without weight decay; empty groups are absent."""
+        backbone = {id(parameter) for parameter in module.image_backbone.parameters()}  # type: ignore[union-attr]
+        members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for owner in module.modules():
+            for name, parameter in owner.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    key = (id(parameter) in backbone, _decays(owner, name, parameter))
+                    members.setdefault(key, []).append(parameter)
+        groups = []
+        for (in_backbone, decay), parameters in sorted(members.items(), key=lambda item: item[0], reverse=True):
+            name = ("backbone" if in_backbone else "rest") + ("" if decay else ", no decay")
+            scale = self.model.backbone_lr_scale if in_backbone else 1.0
+            groups.append(ParameterGroup(name, parameters, lr_scale=scale, decay=decay))
+        return groups
+
+    def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
+        """Pictures uint8 [rows, 1 or 3, size, size] as `pixels`, and `labels` [rows] where every record has one.
+
+        Raises:
+            UserError: a record to train on has no label, or a record does not hold one picture of the recipe's size.
+        """
+        ids = [record.id for record in records]
+        unlabelled = [record.id for record in records if record.label is None]
+        if training is not None and unlabelled:
+            raise UserError(f"records without a label cannot be trained on: {', '.join(unlabelled[:10])}. Label them.")
+        pixels = self._pixels(records)
+        if training is not None:
+            pixels = augment(pixels, ids, self.augment, training.seed, training.epoch)
+        tensors = {"pixels": torch.from_numpy(pixels)}
+        if not unlabelled:
+            tensors["labels"] = torch.tensor([record.label for record in records])
+        return Batch(tensors, float(len(records)), ids)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+        """Summed over the batch's slices; logs `loss`'s parts and the slices' `accuracy`."""
+        weights, labels = self.loss_settings, batch.tensors["labels"]
+        output = module(**batch.tensors)
+        logits = output["logits"].float()
+        choice = F.cross_entropy(logits, labels, label_smoothing=weights.label_smoothing, reduction="sum")
+        total = weights.choice_weight * choice
+        logged = {"choice_loss": choice, "accuracy": (logits.argmax(1) == labels).sum()}
+        if "language_loss" in output:
+            language = output["language_loss"].sum()
+            total = total + weights.lm_weight * language
+            logged["language_loss"] = language
+        values = torch.stack([value.detach().float() for value in logged.values()]).tolist()  # one wait for the device
+        return Loss(total, {name: (value, len(labels)) for name, value in zip(logged, values, strict=True)})
+
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        """`logits` float32 [rows, classes]; their softmax is the class probability. `module` is in evaluation mode."""
+        with torch.no_grad():
+            output = module(pixels=batch.tensors["pixels"])
+        return {"logits": output["logits"].float().cpu().numpy()}
+
+    def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+        from raymed.evaluation.metrics import judge_patients
+
+        return judge_patients(predictions["logits"], records, self.names)
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write weights (LoRA merged), the networks' configuration, `recipe.json` and, for internvl, the tokenizer."""
+        from raymed.models import adapt
+
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().cpu().contiguous() for key, value in adapt.merged_state(module).items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        module.write_configuration(folder)  # type: ignore[operator]
+        (folder / RECIPE).write_text(json.dumps(self.settings(), ensure_ascii=False, indent=2), "utf-8")
+
+    def load(self, folder: Path) -> nn.Module:
+        """The network that `export` wrote, in evaluation mode on the CPU.
+
+        Raises:
+            UserError: the folder is not complete, or its weights do not fit.
+        """
+        from raymed.models import choice
+        from raymed.models.vision import refuse_keys
+
+        if not (folder / WEIGHTS).is_file():
+            raise UserError(f"{folder} holds no exported model: {WEIGHTS} is missing")
+        module = choice.open_exported(folder, self.codes, self.size)
+        report = module.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
+        refuse_keys(folder, {"missing": report.missing_keys, "unexpected": report.unexpected_keys})
+        return module.eval()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "recipe": self.name,
+            "codes": list(self.codes),
+            "names": list(self.names),
+            "size": self.size,
+            "model": asdict(self.model),
+            "loss": asdict(self.loss_settings),
+            "augment": asdict(self.augment),
+        }
+
+    def _pixels(self, records: Sequence[Record]) -> np.ndarray:
+        pictures = []
+        for record in records:
+            if len(record.images) != 1:
+                raise UserError(
+                    f"record {record.id} holds {len(record.images)} pictures; the lung recipe takes one per record"
+                )
+            picture = record.images[0].pixels
+            if picture.shape[:2] != (self.size, self.size):
+                raise UserError(
+                    f"record {record.id} is {picture.shape[1]}x{picture.shape[0]} pixels, but the model takes "
+                    f"{self.size}x{self.size}: prepare the data again with that size"
+                )
+            pictures.append(picture)
+        channels = max(picture.shape[2] for picture in pictures)
+        rows = np.empty((len(pictures), channels, self.size, self.size), np.uint8)
+        for row, picture in zip(rows, pictures, strict=True):
+            row[:] = picture.transpose(2, 0, 1)  # one channel fills three where grey and colour pictures meet
+        return rows
+
+
+def _decays(owner: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Weight decay is for matrices and kernels, not for norms, biases, scales, embeddings, positions and class tokens."""
+    return parameter.ndim > 1 and not isinstance(owner, nn.Embedding) and not name.endswith(("token", "position_embeddings"))
