@@ -1,0 +1,308 @@
+"""MLflow, written so that running the same command twice leaves what running it once leaves.
+
+A run is named by a key of ours (the tag ``raymed.key``) and looked up before it is created; parameters are written once;
+an epoch that is already there is not written again. Only the driver writes, through a client with an explicit address, so
+neither the current folder nor MLflow's process-wide settings matter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+from raymed.errors import UserError
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: nothing is sent anywhere
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEY, REASON, PARENT = "raymed.key", "raymed.reason", "mlflow.parentRunId"
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
+ANSWER_SECONDS = 5.0
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What MLflow knows of a run. `metrics` holds the last value of each."""
+
+    id: str
+    name: str
+    status: str
+    parent: str | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """One MLflow experiment at one tracking address. Build it with `Tracker.open`."""
+
+    uri: str
+    experiment: str
+    experiment_id: str
+    client: MlflowClient
+    _epochs: dict[str, set[int]] = field(default_factory=dict, repr=False)  # run -> epochs already written
+
+    @classmethod
+    def open(cls, tracking_uri: str, experiment: str) -> Tracker:
+        """The experiment, created where it is missing. Artefacts of a database file lie in ``artifacts/`` beside it.
+
+        Raises:
+            UserError: the server does not answer, the database cannot be written, or the experiment was deleted.
+        """
+        uri, artifacts = _reachable(tracking_uri)
+        try:
+            with _alone(uri):
+                client = MlflowClient(uri, registry_uri=uri)
+                found = client.get_experiment_by_name(experiment)
+                if found is None:
+                    client.create_experiment(experiment, artifact_location=artifacts)
+                    found = client.get_experiment_by_name(experiment)
+        except Exception as error:  # MLflow's stores let errors of SQLAlchemy, requests and the file system through
+            raise UserError(
+                f"the tracking address {tracking_uri} cannot be used: {error}. Give another --tracking-uri: "
+                "sqlite:////absolute/path/mlflow.db or http://SERVER:5000."
+            ) from error
+        if found is None or found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"the experiment {experiment!r} at {uri} was deleted. Restore it in the MLflow UI, or remove it for "
+                "good with `mlflow gc`, and run the command again."
+            )
+        return cls(uri, experiment, found.experiment_id, client)
+
+    def run(
+        self,
+        key: str,
+        name: str,
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The id of the run with this key: the one that is there, or a new one.
+
+        Args:
+            key: names the run for ever, e.g. ``lung-3fa9c1/trial-7``.
+            name: what the MLflow UI shows.
+            parent: the id of the parent run.
+            tags: set on every call.
+            params: nested settings, flattened to dotted names; written once.
+
+        Raises:
+            UserError: the run has a parameter with another value.
+        """
+        found = self.find(key)
+        if found is None:
+            first = {KEY: quote(key, safe=" /:._-")} | ({PARENT: parent} if parent else {})
+            found = self.client.create_run(self.experiment_id, tags=first, run_name=name).info.run_id
+        self.tags(found, tags or {})
+        self._params(found, dict(flatten(params or {})))
+        return found
+
+    def find(self, key: str) -> str | None:
+        """The id of the run with this key, or None."""
+        runs = self.client.search_runs(
+            [self.experiment_id],
+            f"tags.`{KEY}` = '{quote(key, safe=' /:._-')}'",
+            ViewType.ACTIVE_ONLY,
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
+        )
+        return runs[0].info.run_id if runs else None
+
+    def describe(self, run_id: str) -> RunRecord:
+        """Everything that is known of a run.
+
+        Raises:
+            UserError: there is no such run.
+        """
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            raise UserError(
+                f"there is no run {run_id!r} at {self.uri}. Copy the run id from the MLflow UI "
+                f"(`mlflow ui --backend-store-uri {self.uri}`)."
+            ) from error
+        tags = dict(run.data.tags)
+        return RunRecord(
+            id=run.info.run_id,
+            name=run.info.run_name,
+            status=run.info.status,
+            parent=tags.get(PARENT),
+            params=dict(run.data.params),
+            tags=tags,
+            metrics=dict(run.data.metrics),
+        )
+
+    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of an epoch in one step; an epoch that is already there is left as it is."""
+        done = self._epochs.get(run_id)
+        if done is None:
+            history = self.client.get_metric_history(run_id, "epoch")
+            done = self._epochs[run_id] = {metric.step for metric in history}
+        if epoch in done:
+            return
+        self._metrics(run_id, {**metrics, "epoch": epoch}, epoch)
+        done.add(epoch)
+
+    def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Write metrics that belong to the whole run, such as test figures; unchanged ones are not written again."""
+        there = self.describe(run_id).metrics
+        self._metrics(run_id, {name: value for name, value in metrics.items() if there.get(name) != value}, 0)
+
+    def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags. A value above MLflow's limit is cut, says so, and is kept whole as an artefact."""
+        self.client.log_batch(
+            run_id,
+            tags=[RunTag(name, self._short(run_id, "tags", name, text, TAG_LENGTH)) for name, text in tags.items()],
+        )
+
+    def input(self, run_id: str, name: str, digest: str, source: str, context: str) -> None:
+        """Record a data set as an input of the run.
+
+        Args:
+            digest: of the content, at most 36 characters (MLflow's limit).
+            source: the URI it lies at.
+            context: what for, e.g. ``training``.
+        """
+        kind = source.split("://", 1)[0] if "://" in source else "local"
+        dataset = Dataset(name=name, digest=digest[:36], source_type=kind, source=json.dumps({"uri": source}))
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def figure(self, run_id: str, figure: Figure, path: str) -> None:
+        """Keep a figure as an artefact, e.g. ``figures/confusion.png``."""
+        self.client.log_figure(run_id, figure, path)
+
+    def text(self, run_id: str, text: str, path: str) -> None:
+        """Keep a text as an artefact, e.g. ``report.html``."""
+        self.client.log_text(run_id, text, path)
+
+    def artifacts(self, run_id: str, folder: Path, path: str) -> None:
+        """Copy the files of a local folder to the artefact folder `path`."""
+        self.client.log_artifacts(run_id, str(folder), path)
+
+    def reopen(self, run_id: str) -> None:
+        """A run that failed or was stopped goes on: its status is RUNNING again."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    def finish(self, run_id: str, status: Status, reason: str = "") -> None:
+        """End a run, with the reason where it did not finish. A run that ended so already keeps its end time."""
+        if reason:
+            self.tags(run_id, {REASON: reason})
+        if self.describe(run_id).status != status:
+            self.client.set_terminated(run_id, status)
+
+    def _metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        self.client.log_batch(run_id, [Metric(name, float(value), now, step) for name, value in metrics.items()])
+
+    def _params(self, run_id: str, params: Mapping[str, str]) -> None:
+        if not params:
+            return
+        there = self.describe(run_id).params
+        short = {name: self._short(run_id, "params", name, text, PARAM_LENGTH) for name, text in params.items()}
+        changed = [name for name, text in short.items() if there.get(name, text) != text]
+        if changed:
+            lines = "\n".join(f"  {name}: was {there[name]}, now {short[name]}" for name in changed[:10])
+            raise UserError(
+                f"the run {run_id} at {self.uri} was started with other settings:\n{lines}\n"
+                "Use the same settings, or another --name for a new run."
+            )
+        new = [Param(name, text) for name, text in short.items() if name not in there]
+        for start in range(0, len(new), 100):  # MLflow's limit for one request
+            self.client.log_batch(run_id, params=new[start : start + 100])
+
+    def _short(self, run_id: str, kind: str, name: str, text: str, limit: int) -> str:
+        if len(text) <= limit:
+            return text
+        path = f"{kind}/{name}.txt"
+        self.text(run_id, text, path)
+        note = f" ... [cut; the whole value is the artefact {path}]"
+        return text[: limit - len(note)] + note
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and texts of nested settings; lists are JSON."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+            yield prefix + name, json.dumps(dict(value) if isinstance(value, Mapping) else list(value), default=str)
+        else:
+            yield prefix + name, str(value)
+
+
+def _reachable(tracking_uri: str) -> tuple[str, str | None]:
+    """The address made absolute, and where its artefacts go (None: the server decides).
+
+    Found out before MLflow's own client tries, which repeats for minutes.
+    """
+    scheme, separator, rest = tracking_uri.partition("://")
+    if scheme in ("http", "https"):
+        _answers(tracking_uri)
+        return tracking_uri.rstrip("/"), None
+    if scheme == "sqlite":
+        path = Path(rest.removeprefix("/")).expanduser().resolve()
+        _writable(path)
+        return f"sqlite:///{path}", (path.parent / "artifacts").as_uri()
+    if not separator or scheme == "file":
+        raise UserError(
+            f"the tracking address {tracking_uri!r} is a folder, which MLflow no longer writes to. "
+            f"Give --tracking-uri sqlite:///{Path(rest or tracking_uri).resolve()}/mlflow.db"
+        )
+    return tracking_uri, None
+
+
+def _answers(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+            pass
+    except urllib.error.HTTPError as error:
+        raise UserError(
+            f"the tracking server {uri} answers {error.code} ({error.reason}). Check the address, and "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the server asks for them."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the tracking server {uri} does not answer within {ANSWER_SECONDS:.0f} s ({error}). Start it with "
+            "`mlflow server --host 0.0.0.0 --port 5000`, correct --tracking-uri, or leave it out to use a local file."
+        ) from error
+
+
+def _alone(uri: str) -> AbstractContextManager[Any]:
+    """Two processes that open a new database file at once would both create its tables, and one would fail."""
+    return FileLock(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:") else nullcontext()
+
+
+def _writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=ANSWER_SECONDS)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+        finally:
+            connection.close()
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(
+            f"the tracking database {path} cannot be written: {error}. "
+            "Free space, mend the permissions, or choose another place with --storage or --tracking-uri."
+        ) from error

@@ -1,0 +1,212 @@
+"""Tracking must leave the same MLflow state however often a command is run again."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from raymed.errors import UserError
+from raymed.tracking import KEY, REASON, Tracker, flatten
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    folder = tmp_path_factory.mktemp("tracking")
+    return Tracker.open(f"sqlite:///{folder}/mlflow.db", "lung")
+
+
+def reopened(tracker: Tracker) -> Tracker:
+    """What a new process sees."""
+    return Tracker.open(tracker.uri, tracker.experiment)
+
+
+def test_a_rerun_finds_its_run_instead_of_making_a_second_one(tracker: Tracker) -> None:
+    parent = tracker.run("night", "night")
+    first = tracker.run("night/trial-1", "trial 1", parent, {"raymed.fold": "0"}, {"train": {"lr": 1e-3}})
+    again = reopened(tracker).run("night/trial-1", "trial 1", parent, {"raymed.fold": "0"}, {"train": {"lr": 1e-3}})
+    other = tracker.run("night/trial-10", "trial 10", parent)
+    assert first == again != other
+    record = tracker.describe(first)
+    assert record.parent == parent
+    assert record.params == {"train.lr": "0.001"}
+    assert record.tags["raymed.fold"] == "0"
+
+
+def test_names_with_quotes_and_chinese_are_found_again(tracker: Tracker) -> None:
+    key = 'O\'Brien "first" `night` 肺部%'
+    assert tracker.run(key, key) == tracker.run(key, key)
+    assert tracker.describe(tracker.run(key, key)).name == key
+    assert tracker.find("O'Brien") is None
+
+
+def test_an_epoch_reported_twice_has_one_step(tracker: Tracker) -> None:
+    run = tracker.run("epochs", "epochs")
+    for tracked in (tracker, reopened(tracker)):
+        for epoch in (1, 2):
+            tracked.log_epoch(run, epoch, {"val_loss": 1 / epoch, "train_loss": math.nan})
+            tracked.log_epoch(run, epoch, {"val_loss": 9.0})
+    reopened(tracker).log_epoch(run, 3, {"val_loss": 0.3})
+    history = tracker.client.get_metric_history(run, "val_loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 0.3)]
+    assert len(tracker.client.get_metric_history(run, "train_loss")) == 2
+
+
+def test_unchanged_run_metrics_are_not_repeated(tracker: Tracker) -> None:
+    run = tracker.run("test figures", "test figures")
+    for value in (0.9, 0.9, 0.8):
+        reopened(tracker).metrics(run, {"test_accuracy": value})
+    assert [metric.value for metric in tracker.client.get_metric_history(run, "test_accuracy")] == [0.9, 0.8]
+    assert tracker.describe(run).metrics["test_accuracy"] == 0.8
+
+
+def test_changed_settings_under_one_key_are_refused_by_name(tracker: Tracker) -> None:
+    tracker.run("changed", "changed", params={"train": {"lr": 0.1, "layers": [1, 2]}})
+    tracker.run("changed", "changed", params={"train": {"lr": 0.1, "layers": [1, 2], "new": True}})
+    with pytest.raises(UserError, match=r"train\.lr: was 0\.1, now 0\.2(?s:.*)--name"):
+        tracker.run("changed", "changed", params={"train": {"lr": 0.2}})
+
+
+def test_long_values_are_cut_visibly_and_kept_whole(tracker: Tracker, tmp_path: Path) -> None:
+    text = "x" * 10_000
+    many = {f"p{number}": number for number in range(250)}
+    run = tracker.run("long", "long", tags={"note": text}, params={"space": text, **many})
+    tracker.run("long", "long", tags={"note": text}, params={"space": text, **many})
+    record = tracker.describe(run)
+    assert "the whole value is the artefact params/space.txt" in record.params["space"]
+    assert "the whole value is the artefact tags/note.txt" in record.tags["note"]
+    assert len(record.params) == 251
+    whole = tracker.client.download_artifacts(run, "params/space.txt", str(tmp_path))
+    assert Path(whole).read_text() == text
+
+
+def test_a_failed_run_says_why_and_can_go_on(tracker: Tracker) -> None:
+    run = tracker.run("failed", "failed")
+    tracker.finish(run, "FAILED", "out of memory on worker 1")
+    ended = tracker.client.get_run(run).info.end_time
+    time.sleep(0.01)
+    tracker.finish(run, "FAILED", "out of memory on worker 1")
+    assert tracker.client.get_run(run).info.end_time == ended
+    assert tracker.describe(run).tags[REASON] == "out of memory on worker 1"
+    tracker.reopen(run)
+    assert tracker.describe(run).status == "RUNNING"
+    tracker.finish(run, "FINISHED")
+    assert tracker.describe(run).status == "FINISHED"
+
+
+def test_the_data_set_is_one_input_with_its_digest(tracker: Tracker) -> None:
+    run = tracker.run("data", "data")
+    for _ in range(2):
+        tracker.input(run, "lung_ct", "ab" * 16, "s3://bucket/prepared", "training")
+    (found,) = tracker.client.get_run(run).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest, found.dataset.source_type) == ("lung_ct", "ab" * 16, "s3")
+    assert [tag.value for tag in found.tags] == ["training"]
+
+
+def test_artefacts_lie_beside_the_database_wherever_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    tracker = Tracker.open("sqlite:///runs/mlflow.db", "lung")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = tracker.run("a", "a")
+    tracker.text(run, "card", "card.md")
+    assert (tmp_path / "work/runs/mlflow.db").exists()
+    assert list((tmp_path / "work/runs/artifacts").rglob("card.md"))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_unknown_run_is_a_clear_error(tracker: Tracker) -> None:
+    with pytest.raises(UserError, match="there is no run 'nonsense'"):
+        tracker.describe("nonsense")
+
+
+def test_a_deleted_experiment_is_a_clear_error(tracker: Tracker) -> None:
+    other = Tracker.open(tracker.uri, "deleted")
+    other.client.delete_experiment(other.experiment_id)
+    with pytest.raises(UserError, match=r"'deleted' at .* was deleted"):
+        Tracker.open(tracker.uri, "deleted")
+
+
+@pytest.mark.parametrize("uri", ["runs/mlruns", "file:///tmp/mlruns"])
+def test_a_folder_as_address_names_the_one_to_give(uri: str) -> None:
+    with pytest.raises(UserError, match=r"--tracking-uri sqlite:////.*mlflow\.db"):
+        Tracker.open(uri, "lung")
+
+
+def test_a_database_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "broken.db").write_bytes(b"this is no database" * 100)
+    started = time.monotonic()
+    for name in ("file/mlflow.db", "broken.db"):
+        with pytest.raises(UserError, match="cannot be written"):
+            Tracker.open(f"sqlite:///{tmp_path}/{name}", "lung")
+    assert time.monotonic() - started < 5
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that asks for a password."""
+
+    def do_GET(self) -> None:
+        self.send_error(401, "Unauthorized")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_server_that_does_not_answer_is_refused_within_seconds(refusing: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match="answers 401"):
+        Tracker.open(refusing, "lung")
+    with pytest.raises(UserError, match="does not answer within 5 s"):
+        Tracker.open("http://127.0.0.1:9", "lung")
+    with pytest.raises(UserError, match="cannot be used"):
+        Tracker.open("nonsense://host/db", "lung")
+    assert time.monotonic() - started < 8
+
+
+def write_many(uri: str, name: str) -> None:
+    tracker = Tracker.open(uri, "lung")
+    run = tracker.run(name, name)
+    for epoch in range(30):
+        tracker.log_epoch(run, epoch, {f"m{number}": float(epoch) for number in range(10)})
+
+
+@pytest.mark.slow
+def test_two_writers_of_a_new_database_do_not_lock_each_other_out(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_many, args=(uri, f"writer {number}")) for number in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(timeout=120)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        assert connection.execute("select count(*) from metrics").fetchone() == (2 * 30 * 11,)
+        assert connection.execute("select count(*) from tags where key = ?", (KEY,)).fetchone() == (2,)
+
+
+def test_settings_become_dotted_names() -> None:
+    nested = {"model": {"preset": "tiny", "freeze": {}}, "layers": (1, 2), "path": None}
+    assert dict(flatten(nested)) == {"model.preset": "tiny", "model.freeze": "{}", "layers": "[1, 2]", "path": "None"}
+
+
+def test_nothing_is_sent_to_mlflows_makers() -> None:
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
