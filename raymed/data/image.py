@@ -1,0 +1,188 @@
+"""Any picture file or CT slice -> uint8 [size, size, 1 or 3].
+
+Orientation and laterality are kept as stored: a file whose EXIF data ask for a rotation or mirroring is refused, because
+showing it as stored and showing it turned are both guesses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from raymed.errors import UserError
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+WINDOWS = {
+    "lung": (1500.0, -600.0),
+    "mediastinum": (400.0, 40.0),
+    "bone": (1800.0, 400.0),
+    "abdomen": (400.0, 50.0),
+    "brain": (80.0, 40.0),
+}
+
+EXIF_ORIENTATION = 0x0112
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library in the process may have switched it on
+
+
+class ImageError(Exception):
+    """A picture that cannot be used; the message is the reason, in words, for the quarantine list."""
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How pictures are brought to one size and eight bits.
+
+    Attributes:
+        size: side of the prepared square picture, in pixels.
+        resize: "squash" stretches to the square; "pad" keeps the shape and adds black borders.
+        window: for slices in Hounsfield units: lung, mediastinum, bone, abdomen, brain, or "WIDTH,LEVEL".
+        sixteen_bit: how a 16-bit picture (not in Hounsfield units) becomes 8 bit: "full" maps 0..65535 to 0..255 for all
+            pictures alike; "stretch" maps each picture's own minimum..maximum to 0..255.
+    """
+
+    size: int = 448
+    resize: Literal["squash", "pad"] = "squash"
+    window: str = "lung"
+    sixteen_bit: Literal["full", "stretch"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"image size {self.size}: must be at least 1")
+        _ = self.width_level
+
+    @property
+    def width_level(self) -> tuple[float, float]:
+        """Window width and level, in Hounsfield units."""
+        if self.window in WINDOWS:
+            return WINDOWS[self.window]
+        try:
+            width, level = (float(part) for part in self.window.split(","))
+        except ValueError:
+            width, level = math.nan, math.nan
+        if not (math.isfinite(width) and math.isfinite(level) and width > 0):
+            raise UserError(
+                f"window {self.window!r}: give one of {', '.join(WINDOWS)}, or WIDTH,LEVEL with a width above 0, "
+                "e.g. 1500,-600"
+            )
+        return width, level
+
+
+def apply_window(hu: np.ndarray, width: float, level: float) -> np.ndarray:
+    """Hounsfield units -> uint8 of the same shape: level - width / 2 becomes 0, level + width / 2 becomes 255.
+
+    y = floor(255 * ((x - level) / width + 0.5)), held within 0..255: DICOM PS3.3 C.11.2.1.3.2, LINEAR_EXACT, cut to
+    whole numbers as common converters do.
+
+    Raises:
+        ImageError: NaN pixels.
+    """
+    scaled = (hu.astype(np.float32) - np.float32(level - width / 2)) * np.float32(255 / width)
+    if np.isnan(scaled).any():
+        raise ImageError("NaN pixels")
+    return np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A PNG, JPEG, BMP, TIFF or WebP file as stored: uint8 or uint16 [height, width, 1 or 3].
+
+    Transparent pictures are laid on black; CMYK and palettes become RGB; RGB with three equal channels becomes grey.
+    16-bit colour is read as 8 bit (its high byte); 16-bit grey stays 16 bit.
+
+    Raises:
+        ImageError: missing, empty, truncated, not a picture, above 100 megapixels, several frames, 32-bit or floating
+            point pixels, or EXIF data that ask for a rotation.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError("the file is empty (0 bytes)")
+        with Image.open(path, formats=FORMATS) as picture:
+            _check_header(picture)
+            picture.load()
+            return _pixels(picture)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError("the file does not exist") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"not a readable picture ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels") from error
+    except Exception as error:  # decoders raise many kinds on damaged bytes; all mean the same here
+        raise ImageError(f"damaged or truncated: {error or type(error).__name__}") from error
+
+
+def fit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """uint8 or uint16 [h, w, 1 or 3] -> uint8 [size, size, 1 or 3], bicubic; a picture of the right size is not touched.
+
+    Raises:
+        ImageError: a 16-bit picture that uses only its lowest 12 bits, which "full" would turn almost black.
+    """
+    if picture.dtype == np.uint16:
+        picture = _eight_bit(picture, settings.sixteen_bit)
+    height, width, channels = picture.shape
+    size = settings.size
+    if (height, width) == (size, size):
+        return np.ascontiguousarray(picture)
+    image = Image.fromarray(picture[:, :, 0] if channels == 1 else picture)
+    if settings.resize == "squash":
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).reshape(size, size, channels)
+    scale = size / max(height, width)
+    inner_height, inner_width = (max(1, round(side * scale)) for side in (height, width))
+    inner = np.asarray(image.resize((inner_width, inner_height), Image.Resampling.BICUBIC))
+    top, left = (size - inner_height) // 2, (size - inner_width) // 2
+    padded = np.zeros((size, size, channels), np.uint8)
+    padded[top : top + inner_height, left : left + inner_width] = inner.reshape(inner_height, inner_width, channels)
+    return padded
+
+
+def _check_header(picture: Image.Image) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels ({width} x {height})")
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1:
+        raise ImageError(f"{frames} frames in one file; save one picture per file")
+    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    if orientation != 1:
+        raise ImageError(
+            f"EXIF orientation {orientation} asks for a rotation or mirroring; save the picture upright without it"
+        )
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture).astype(np.uint16)[:, :, None]
+    if picture.mode in ("I", "F"):
+        raise ImageError("32-bit or floating point pixels; save as 8- or 16-bit, or as NIfTI or DICOM if in HU")
+    if picture.mode in ("1", "L") and "transparency" not in picture.info:
+        return np.asarray(picture.convert("L"))[:, :, None]
+    if picture.has_transparency_data:
+        colour = picture.convert("RGBA")
+        laid = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour).convert("RGB")
+    else:
+        laid = picture.convert("RGB")
+    rgb = np.asarray(laid)
+    if np.array_equal(rgb[:, :, 0], rgb[:, :, 1]) and np.array_equal(rgb[:, :, 0], rgb[:, :, 2]):
+        return np.ascontiguousarray(rgb[:, :, :1])
+    return rgb
+
+
+def _eight_bit(picture: np.ndarray, how: str) -> np.ndarray:
+    low, high = int(picture.min()), int(picture.max())
+    if how == "stretch":
+        span = max(high - low, 1)
+        return np.rint((picture.astype(np.float32) - low) * (255 / span)).astype(np.uint8)
+    if 0 < high < 4096:
+        raise ImageError(
+            f"a 16-bit picture that uses only 0..{high}: at full scale it would be almost black; "
+            "choose sixteen_bit stretch, or save it windowed as 8 bit"
+        )
+    return np.rint(picture.astype(np.float32) / 257).astype(np.uint8)
