@@ -34,7 +34,7 @@ class StepBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         # With momentum 1 the kernel writes the micro-batch's own statistics: no second pass over x.
-        statistics = self.running_mean.new_empty(2, self.num_features)  # type: ignore[union-attr]
+        statistics = self.running_mean.new_zeros(2, self.num_features)  # type: ignore[union-attr]
         y = F.batch_norm(x, statistics[0], statistics[1], self.weight, self.bias, True, 1.0, self.eps)
         if self.counted:
             added = statistics.float()

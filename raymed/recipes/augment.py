@@ -73,7 +73,7 @@ def augment(pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, s
     ranges, strength = _PRESETS[settings.preset], settings.strength
     generators = [_generator(seed, epoch, record) for record in ids]
     draws = np.stack([generator.uniform(-1, 1, 12) for generator in generators])
-    rows, _, side, _ = pixels.shape
+    side = pixels.shape[-1]
 
     tables = _exposure(draws[:, :3] * strength, ranges)
     varied = np.stack([table[picture] for table, picture in zip(tables, pixels, strict=True)])
@@ -87,12 +87,12 @@ def augment(pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, s
     if ranges.erase:
         sides = (np.abs(draws[:, 8]) * ranges.erase * strength * side).astype(int)
         corners = ((draws[:, 9:11] + 1) / 2 * (side - sides)[:, None]).astype(int)
-        for row in np.flatnonzero(draws[:, 11] < 0):
+        for row in np.flatnonzero(draws[:, 11] < 0).tolist():
             top, left, length = int(corners[row, 0]), int(corners[row, 1]), int(sides[row])
             square = moved[row, :, top : top + length, left : left + length]
             square[:] = square.mean() if square.size else 0
     if ranges.noise:
-        for row in range(rows):  # grey noise: the same in all channels
+        for row in range(len(moved)):  # grey noise: the same in all channels
             noise = generators[row].standard_normal((side, side), dtype=np.float32)
             noise *= 255 * ranges.noise * strength * generators[row].uniform()
             moved[row] += noise
