@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
-from raymed.data.record import INDEX, Record, records_from
+from raymed.data.record import INDEX, RECORD, Record, records_from
 from raymed.data.split import SPLITS, split_of_rows
 from raymed.errors import UserError
 from raymed.storage import Folder
@@ -88,7 +88,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A folder of prepared data. Rows are named by their number in `index`, which is sorted by (patient, study, position)."""
+    """A folder of prepared data. A row is named by its number in `index`, sorted by (patient, study, position)."""
 
     folder: Folder
     manifest: Manifest
@@ -160,26 +160,44 @@ class Prepared:
         Raises:
             UserError: a shard is missing or damaged.
         """
-        return read_rows(self.folder, self.index, rows)
+        return records_from(self.places(rows).read())
+
+    def places(self, rows: np.ndarray | Sequence[int]) -> Places:
+        """Where the records of `rows` lie: small enough to send to the task that reads them."""
+        wanted = pa.array(np.asarray(rows, dtype=np.int64))
+        return Places(self.folder, self.index.select(["shard", "row_group", "row"]).take(wanted).to_pydict())
 
 
-def read_rows(folder: Folder, index: pa.Table, rows: np.ndarray | Sequence[int]) -> list[Record]:
-    """The records of index rows, in the order asked, from the shards under `folder`."""
-    wanted = np.asarray(rows, dtype=np.int64)
-    place = index.select(["shard", "row_group", "row"]).take(pa.array(wanted)).to_pydict()
-    groups: dict[str, dict[int, list[int]]] = {}
-    for asked, (shard, row_group) in enumerate(zip(place["shard"], place["row_group"], strict=True)):
-        groups.setdefault(shard, {}).setdefault(row_group, []).append(asked)
-    found: dict[int, Record] = {}
-    for shard, row_groups in groups.items():
-        try:
-            with folder.open(f"shards/{shard}") as stream, pq.ParquetFile(stream) as file:
-                for row_group, asked_rows in row_groups.items():
-                    records = records_from(file.read_row_group(row_group, use_threads=False))
-                    found.update((asked, records[place["row"][asked]]) for asked in asked_rows)
-        except (OSError, pa.ArrowInvalid, IndexError) as error:
-            raise UserError(f"cannot read the shard {folder.uri}/shards/{shard}: {error}. Prepare the data again") from error
-    return [found[asked] for asked in range(len(wanted))]
+@dataclass(frozen=True)
+class Places:
+    """The places of some records in the shards of a folder, in an order."""
+
+    folder: Folder
+    columns: dict[str, list[Any]]
+
+    def read(self) -> pa.Table:
+        """The records as a table in `RECORD`'s schema, in the given order. Each row group that holds one is read once.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+        """
+        groups: dict[str, dict[int, list[int]]] = {}
+        for asked, (shard, row_group) in enumerate(zip(self.columns["shard"], self.columns["row_group"], strict=True)):
+            groups.setdefault(shard, {}).setdefault(row_group, []).append(asked)
+        tables: list[pa.Table] = []
+        order: list[int] = []
+        for shard, row_groups in groups.items():
+            try:
+                with self.folder.open(f"shards/{shard}") as stream, pq.ParquetFile(stream) as file:
+                    for row_group, asked_rows in row_groups.items():
+                        table = file.read_row_group(row_group, use_threads=False)
+                        tables.append(table.take([self.columns["row"][asked] for asked in asked_rows]))
+                        order.extend(asked_rows)
+            except (OSError, pa.ArrowInvalid, IndexError) as error:
+                where = f"{self.folder.uri}/shards/{shard}"
+                raise UserError(f"cannot read the shard {where}: {error}. Prepare the data again") from error
+        found = pa.concat_tables(tables) if tables else RECORD.empty_table()
+        return found if order == sorted(order) else found.take(np.argsort(order))
 
 
 def digest_of(content: bytes) -> str:

@@ -33,7 +33,7 @@ class SplitSettings:
             0 leaves a split empty.
         folds: cross-validation folds over the train and val patients; 0 for none.
         seed: which of the possible divisions is taken.
-        file: a CSV with the columns patient_id and split (train, val or test) that settles the splits instead of the weights.
+        file: a CSV with the columns patient_id and split (train, val or test); it settles the splits instead of weights.
     """
 
     weights: str = "75/15/15"
@@ -68,7 +68,7 @@ def assign(
     """Give every patient a split and a fold.
 
     Each class is divided by the largest remainder, at least one patient per split; patients of one group stay together;
-    patients in `existing` stay where they are. The result is a function of the arguments as sets: their order does not matter.
+    patients in `existing` stay where they are. The order of the arguments does not matter.
 
     Args:
         patients: distinct patient ids.
@@ -184,7 +184,7 @@ def _divide(
         else:
             free.append(unit)
     for unit in free:
-        part = max(shares, key=lambda part: sum(missing[label_of[patient]][part] for patient in unit))  # noqa: B023
+        part = max(shares, key=lambda part: sum(missing[label_of[patient]][part] for patient in unit))
         _place(unit, part, placed, missing, label_of)
     return placed
 
@@ -236,8 +236,8 @@ def _require_present(split_of: Mapping[str, str], label_of: Mapping[str, Label],
     ]
     if lacking:
         raise UserError(
-            f"no patient is left for {', '.join(lacking)}: near-duplicate pictures, or assignments that already stand, keep "
-            "them in other splits. Look at the near-duplicates that were found, add patients, or start again in an empty folder"
+            f"no patient is left for {', '.join(lacking)}: near-duplicate pictures, or earlier assignments, keep them "
+            "in other splits. Look at the near-duplicates that were found, add patients, or start in an empty folder"
         )
 
 
