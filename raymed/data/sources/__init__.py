@@ -1,0 +1,125 @@
+"""Where images come from: one module per input format, found by content.
+
+`list_source` lists studies without decoding anything; `load_study` decodes one study and runs in Ray tasks.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from raymed.data.image import ImageError, ImageSettings, fit, read_picture
+from raymed.data.sources import conversations, dicom, folders, nifti, table
+from raymed.data.sources.listing import (
+    Columns,
+    Listing,
+    Refusal,
+    Slice,
+    SourceSettings,
+    Study,
+    some,
+    walk,
+)
+from raymed.errors import UserError
+
+__all__ = ["Columns", "Listing", "Refusal", "Slice", "SourceSettings", "Study", "list_source", "load_study"]
+
+_FORMATS = {
+    "folders": folders.list_studies,
+    "csv": table.list_studies,
+    "conversations": conversations.list_studies,
+    "dicom": dicom.list_studies,
+    "nifti": nifti.list_studies,
+}
+
+
+def list_source(path: Path, settings: SourceSettings) -> Listing:
+    """The studies of a folder or file, found by content unless `settings.format` says what it is. Decodes nothing.
+
+    Raises:
+        UserError: nothing there, nothing usable, several formats at once, or the format's own errors.
+    """
+    path = Path(path).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    kind = recognise(path) if settings.format == "auto" else settings.format
+    listing = _FORMATS[kind](path, settings)
+    if not listing.studies:
+        reasons = "".join(f"\n  {refusal.where}: {refusal.reason}" for refusal in listing.refusals[:10])
+        raise UserError(f"{path}: nothing usable as {kind}: {len(listing.refusals)} files refused{reasons}")
+    return listing
+
+
+def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[Slice, np.ndarray | Refusal]]:
+    """All slices of a study, decoded, windowed and fitted: uint8 [size, size, 1 or 3], or why that slice cannot be used.
+
+    Never raises for a bad file.
+    """
+    loaded: list[tuple[Slice, np.ndarray | Refusal]] = []
+    for path, group in groupby(study.slices, key=lambda piece: piece.path):
+        slices = list(group)
+        for piece, result in zip(slices, _load_file(root / path, slices, settings), strict=True):
+            if isinstance(result, str):
+                loaded.append((piece, Refusal(piece.id, piece.where, study.patient, result)))
+            else:
+                loaded.append((piece, result))
+    return loaded
+
+
+def recognise(path: Path) -> str:
+    """The format of a file or folder, by its content.
+
+    Raises:
+        UserError: no images, or more than one format.
+    """
+    if path.is_file():
+        found = {name for name, is_one in _FILE_KINDS.items() if is_one(path)}
+        if not found:
+            raise UserError(f"{path}: not a picture, CSV, JSON, JSONL, DICOM or NIfTI file")
+        return found.pop()
+    lists = [item for item in sorted(path.iterdir()) if item.is_file() and not item.name.startswith(".")]
+    tables = [item for item in lists if table.names_images(item)]
+    talks = [item for item in lists if conversations.names_images(item)]
+    if len(tables) + len(talks) > 1:
+        names = some([item.name for item in tables + talks])
+        raise UserError(f"{path} holds several lists of images ({names}): name the one to use")
+    if tables or talks:
+        return "csv" if tables else "conversations"
+    examples: dict[str, str] = {}
+    for name in walk(path).files:
+        for kind in ("folders", "dicom", "nifti"):
+            if kind not in examples and _FILE_KINDS[kind](path / name):
+                examples[kind] = name
+    if not examples:
+        raise UserError(f"{path}: no images found (looked for pictures, CSV, JSON, JSONL, DICOM and NIfTI files)")
+    if len(examples) > 1:
+        listed = ", ".join(f"{kind} (e.g. {name})" for kind, name in examples.items())
+        raise UserError(f"{path} holds several formats: {listed}. Choose one with --source.format")
+    return next(iter(examples))
+
+
+_FILE_KINDS = {
+    "folders": folders.is_picture,
+    "csv": table.is_table,
+    "conversations": conversations.is_conversations,
+    "dicom": dicom.is_dicom,
+    "nifti": nifti.is_nifti,
+}
+
+
+def _load_file(path: Path, slices: list[Slice], settings: ImageSettings) -> list[np.ndarray | str]:
+    """One fitted picture, or a reason in words, for each of the slices of one file."""
+    try:
+        if nifti.is_nifti(path):
+            frames = [piece.frame for piece in slices if piece.frame is not None]
+            if len(frames) < len(slices):
+                raise ImageError("a volume, not a picture: give the NIfTI files themselves as the source")
+            return nifti.read_slices(path, frames, settings)
+        picture = dicom.read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path)
+        return [fit(picture, settings)] * len(slices)
+    except ImageError as error:
+        return [str(error)] * len(slices)
+    except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable
+        return [f"cannot be decoded: {type(error).__name__}: {error}"] * len(slices)

@@ -1,0 +1,273 @@
+"""Conversations about pictures: JSONL lines, alone or named by a meta JSON ``{name: {root, annotation, ...}}``.
+
+A line has `image`, `conversations` (turns of `from` and `value`), and a patient: a field `patient_id` or `patient`, or
+found in the image's path by `patient_regex`. The label is the answer to a multiple-choice question ``<cls>: 0|1|2|3.``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from raymed.data.record import Message
+from raymed.data.sources.listing import (
+    Listing,
+    Refusal,
+    Slice,
+    SourceSettings,
+    file_stat,
+    inside,
+    make_study,
+    natural_key,
+    read_text,
+    sorted_studies,
+)
+from raymed.errors import UserError
+
+ROLES = ("system", "human", "gpt")
+META_KEYS = ("root", "annotation", "data_augment", "repeat_time", "max_dynamic_patch", "length")
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    path: str
+    patient: str
+    study: str
+    label: str | None
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One data set of a meta file: where its pictures and its lines are."""
+
+    name: str
+    folder: str
+    annotation: Path
+
+
+def is_conversations(path: Path) -> bool:
+    """A ``.jsonl`` file, or a ``.json`` file."""
+    return path.suffix.lower() in (".jsonl", ".json")
+
+
+def names_images(path: Path) -> bool:
+    """Whether a file beside others is a meta file or lines of conversations, by its first 64 KiB."""
+    if not is_conversations(path):
+        return False
+    with path.open("rb") as file:
+        start = file.read(65536)
+    return (b'"conversations"' if path.suffix.lower() == ".jsonl" else b'"annotation"') in start
+
+
+def parse_choices(text: str) -> list[str] | None:
+    """The choices of ``<cls>: a|b|c.`` in their order, without surrounding blanks; None if the text asks no such question.
+
+    The colon may be full-width. The choices end at a full stop (``.`` before a blank or the end, or ``。``), at a line
+    break, or at the end.
+
+    Raises:
+        ValueError: fewer than two choices, an empty one, or one that stands twice.
+    """
+    match = re.search(r"<cls>[ \t]*[:：](.*?)(?:[.](?=\s|$)|。|\n|$)", text)
+    if match is None:
+        return None
+    choices = [choice.strip() for choice in match.group(1).split("|")]
+    if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
+        raise ValueError(f"the choices {match.group(1).strip()!r} must be at least two different texts between '|'")
+    return choices
+
+
+def list_studies(path: Path, settings: SourceSettings) -> Listing:
+    """The studies of a meta JSON or a JSONL file. Pictures that are missing are refused; a wrong line is an error.
+
+    Raises:
+        UserError: broken lines (the first ten, with file and line), a wrong meta file, a path that leaves the folder.
+    """
+    if path.is_dir():
+        found = [item for item in sorted(path.iterdir()) if names_images(item)]
+        if len(found) != 1:
+            raise UserError(f"{path} holds {len(found)} JSON or JSONL files; name the one to use")
+        path = found[0]
+    root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
+    notes: list[str] = []
+    sets = _read_meta(path, root, notes) if path.suffix.lower() == ".json" else [_Set(root.name, ".", path)]
+    stats: dict[str, os.stat_result] = {}
+    refusals: list[Refusal] = []
+    studies = []
+    seen: set[str] = set()
+    for part in sets:
+        rows = _read_lines(part, root, settings)
+        lines_of: dict[str, int] = defaultdict(int)
+        for row in rows:
+            lines_of[row.path] += 1
+        groups: dict[tuple[str, str, str | None], list[Slice]] = defaultdict(list)
+        for row in sorted(rows, key=lambda row: natural_key(row.path)):
+            where = f"{part.annotation.name}:{row.line}"
+            name = row.path if lines_of[row.path] == 1 else f"{row.path}?{_digest(row.messages)}"
+            if name in seen:
+                raise UserError(f"{part.annotation}:{row.line}: {row.path} stands in the data twice with the same text")
+            seen.add(name)
+            stat = file_stat(root / row.path)
+            if stat is None:
+                refusals.append(Refusal(name, where, row.patient, "the file does not exist"))
+                continue
+            stats[row.path] = stat
+            group = groups[row.patient, row.study, row.label]
+            group.append(Slice(name, row.path, None, len(group), where, row.messages))
+        studies += [
+            make_study(patient, study, label, part.name, slices, stats) for (patient, study, label), slices in groups.items()
+        ]
+    return Listing(root, "conversations", sorted_studies(studies), tuple(refusals), tuple(notes))
+
+
+def _read_meta(path: Path, root: Path, notes: list[str]) -> list[_Set]:
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    if not isinstance(content, dict) or not content or not all(isinstance(entry, dict) for entry in content.values()):
+        raise UserError(f"{path}: a meta file maps each data set's name to its root and annotation")
+    sets = []
+    for name, entry in content.items():
+        where = f"{path}: {name}"
+        missing = [key for key in ("root", "annotation") if not isinstance(entry.get(key), str)]
+        if missing:
+            raise UserError(f"{where}: {' and '.join(missing)} missing")
+        annotation = root / inside(root, entry["annotation"], f"{where}: annotation")
+        if not annotation.is_file():
+            raise UserError(
+                f"{where}: no file {annotation}. Paths are relative to the meta file; if they are relative to another "
+                "folder, pass --source.root FOLDER"
+            )
+        unused = {key: value for key, value in entry.items() if key not in ("root", "annotation", "length")}
+        if unused:
+            shown = ", ".join(f"{key}={value}" for key, value in unused.items())
+            notes.append(f"{name}: these keys do not change how data are prepared: {shown}")
+        lines = sum(1 for line in read_text(annotation).splitlines() if line.strip())
+        if entry.get("length", lines) != lines:
+            notes.append(f"{name}: length says {entry['length']}, the annotation has {lines} lines")
+        sets.append(_Set(name, inside(root, entry["root"], f"{where}: root"), annotation))
+    return sets
+
+
+def _read_lines(part: _Set, root: Path, settings: SourceSettings) -> list[_Row]:
+    rows: list[_Row] = []
+    broken: list[str] = []
+    for number, line in _lines(part.annotation):
+        try:
+            rows.append(_row(number, line, part, root, settings))
+        except ValueError as error:
+            broken.append(f"{part.annotation}:{number}: {error}")
+    if broken:
+        more = f"\nand {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        raise UserError(f"{len(broken)} lines cannot be used; mend or remove them:\n" + "\n".join(broken[:SHOWN]) + more)
+    if not rows:
+        raise UserError(f"{part.annotation}: has no lines")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    # only \n ends a line: texts may hold other line separators unescaped
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _row(number: int, line: str, part: _Set, root: Path, settings: SourceSettings) -> _Row:
+    """One line.
+
+    Raises:
+        ValueError: what is wrong with it.
+        UserError: its path leaves the root.
+    """
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} (column {error.colno})") from error
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    image = _image(content)
+    where = f"{part.annotation}:{number}"
+    inside(root / part.folder, image, where)
+    path = inside(root, f"{part.folder}/{image}", where)
+    messages = _messages(content)
+    patient = _patient(content, path, settings)
+    study = _name(content, "study") or _name(content, "study_id") or patient
+    return _Row(number, path, patient, study, _label(messages) if settings.labelled else None, messages)
+
+
+def _image(content: dict[str, Any]) -> str:
+    image = content.get("image")
+    if isinstance(image, list):
+        if len(image) != 1:
+            raise ValueError(f"{len(image)} images in one line; this needs exactly one")
+        image = image[0]
+    if not isinstance(image, str) or not image.strip():
+        raise ValueError("no image")
+    return image
+
+
+def _messages(content: dict[str, Any]) -> tuple[Message, ...]:
+    turns = content.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise ValueError("no conversations")
+    messages = []
+    for index, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise ValueError(f"conversations[{index}] needs `from` and a text `value`")
+        role = turn.get("from")
+        if role not in ROLES or (role == "system" and index > 0):
+            raise ValueError(f"conversations[{index}]: from is {role!r}; known: human, gpt, and system as the first turn")
+        messages.append(Message(role, turn["value"]))
+    return tuple(messages)
+
+
+def _patient(content: dict[str, Any], path: str, settings: SourceSettings) -> str:
+    patient = _name(content, "patient_id") or _name(content, "patient")
+    if patient is None and settings.patient_regex:
+        patient = settings.patient_of(path)
+        if patient is None:
+            raise ValueError(f"patient_regex {settings.patient_regex!r} does not match {path}")
+    if patient is None:
+        raise ValueError("no patient: add a field `patient_id`, or pass --source.patient_regex to find it in the path")
+    return patient
+
+
+def _name(content: dict[str, Any], key: str) -> str | None:
+    value = content.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{key} must be a text or a whole number")
+    return str(value).strip() or None
+
+
+def _label(messages: tuple[Message, ...]) -> str | None:
+    """The answer to the line's `<cls>` question; None if it asks none."""
+    label = None
+    for index, message in enumerate(messages):
+        choices = parse_choices(message.text) if message.role == "human" else None
+        if choices is None:
+            continue
+        if label is not None:
+            raise ValueError("two <cls> questions in one line")
+        if index + 1 == len(messages) or messages[index + 1].role != "gpt":
+            raise ValueError("the <cls> question has no answer")
+        label = messages[index + 1].text.strip()
+        if label not in choices:
+            raise ValueError(f"the answer {label!r} is not among the choices {'|'.join(choices)}")
+    return label
+
+
+def _digest(messages: tuple[Message, ...]) -> str:
+    return blake2b(repr(messages).encode(), digest_size=4).hexdigest()

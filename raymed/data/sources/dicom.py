@@ -1,0 +1,223 @@
+"""CT series in DICOM files: ``<class>/<patient>/.../file``, or any folder of files where there are no labels.
+
+A series is one study; its slices run from the feet to the head, by their position along the slice normal (instance
+numbers may run either way). Only what the pixels need is read from the headers, and PatientID where no folder names the
+patient. Pixels are shown as stored, so only axial slices stored the usual way (rows to the patient's left, columns to the
+back, within 20 degrees) are taken; all others are refused rather than turned.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+
+from raymed.data.image import MAX_PIXELS, ImageError, ImageSettings, apply_window
+from raymed.data.sources.listing import (
+    Listing,
+    Refusal,
+    Slice,
+    SourceSettings,
+    make_study,
+    natural_key,
+    some,
+    sorted_studies,
+    walk,
+)
+from raymed.errors import UserError
+
+SUFFIXES = (".dcm", ".dicom", ".ima")
+AXIAL_WITHIN = 20.0  # degrees
+HEADER = (
+    "Modality",
+    "PatientID",
+    "SeriesInstanceUID",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+)
+
+
+@dataclass(frozen=True)
+class _Header:
+    path: str
+    series: str
+    patient_id: str
+    height: float  # along the slice normal, towards the head, in mm
+    instance: int
+
+
+def is_dicom(path: Path) -> bool:
+    """By the extension; files without one (or whose name is a UID) by the DICM mark at byte 128."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if suffix and not suffix[1:].isdigit():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def list_studies(path: Path, settings: SourceSettings) -> Listing:
+    """One study per series. Files that are no usable axial CT slice are refused.
+
+    Raises:
+        UserError: a patient cannot be named, or one series lies in the folders of two patients.
+    """
+    root = path.parent if path.is_file() else path
+    if path.is_file():
+        files, refusals, others = {path.name: path.stat()}, [], []
+    else:
+        tree = walk(root)
+        files = {name: stat for name, stat in tree.files.items() if is_dicom(root / name)}
+        others = [name for name in tree.files if name not in files]
+        refusals = list(tree.refusals)
+    headers: list[_Header] = []
+    for name in files:
+        try:
+            headers.append(_read_header(root / name, name))
+        except ImageError as error:
+            refusals.append(Refusal(name, name, None, str(error)))
+    patients, labels = _name_patients(root, headers, settings)
+    series: dict[str, list[_Header]] = defaultdict(list)
+    for header in headers:
+        series[header.series].append(header)
+    studies = []
+    for uid, members in series.items():
+        owners = sorted({patients[header.path] for header in members})
+        if len(owners) > 1:
+            raise UserError(f"{root}: one series lies in the folders of several patients: {some(owners)}")
+        members.sort(key=lambda header: (header.height, header.instance, natural_key(header.path)))
+        slices = [Slice(header.path, header.path, None, at, header.path) for at, header in enumerate(members)]
+        studies.append(make_study(owners[0], uid, labels[members[0].path], root.name, slices, files))
+    notes = (f"{len(others)} files that are not DICOM were left out: {some(others)}",) if others else ()
+    return Listing(root, "dicom", sorted_studies(studies), tuple(refusals), notes)
+
+
+def read_slice(path: Path, settings: ImageSettings) -> np.ndarray:
+    """One CT slice, windowed: uint8 [height, width, 1], as stored. MONOCHROME1 (low values bright) is inverted.
+
+    Raises:
+        ImageError: not in Hounsfield units, or the pixels cannot be decoded.
+    """
+    dataset = _read(path, pixels=True)
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise ImageError("a colour picture, not a CT slice")
+    if str(dataset.get("RescaleType") or "HU") != "HU":
+        raise ImageError(f"values are in {dataset.RescaleType}, not in Hounsfield units")
+    if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
+        raise ImageError("no rescale slope and intercept: Hounsfield units are unknown")
+    try:
+        stored = dataset.pixel_array
+    except Exception as error:  # every decoder plugin has its own kinds
+        raise ImageError(f"the pixels cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
+    hu = stored * np.float32(dataset.RescaleSlope) + np.float32(dataset.RescaleIntercept)
+    shown = apply_window(hu, *settings.width_level)[:, :, None]
+    return 255 - shown if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else shown
+
+
+def _read(path: Path, pixels: bool) -> pydicom.Dataset:
+    try:
+        if pixels:
+            return pydicom.dcmread(path)
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
+    except FileNotFoundError as error:
+        raise ImageError("the file does not exist") from error
+    except (InvalidDicomError, OSError, ValueError, EOFError) as error:
+        raise ImageError("not a readable DICOM file") from error
+
+
+def _read_header(path: Path, name: str) -> _Header:
+    """What grouping and ordering need.
+
+    Raises:
+        ImageError: not an axial CT slice.
+    """
+    if path.stat().st_size == 0:
+        raise ImageError("the file is empty (0 bytes)")
+    header = _read(path, pixels=False)
+    if header.get("Modality") != "CT":
+        raise ImageError(f"modality {header.get('Modality') or 'unknown'}, not CT: save it as PNG, windowed")
+    if not header.get("Rows") or not header.get("Columns"):
+        raise ImageError("no picture in the file")
+    if header.Rows * header.Columns > MAX_PIXELS:
+        raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels ({header.Columns} x {header.Rows})")
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        raise ImageError(f"{header.NumberOfFrames} frames in one file; convert to one file per slice or to NIfTI")
+    if not header.get("SeriesInstanceUID"):
+        raise ImageError("no SeriesInstanceUID: which series it belongs to is unknown")
+    place = _numbers(header.get("ImagePositionPatient"), 3)
+    axes = _numbers(header.get("ImageOrientationPatient"), 6)
+    if place is None or axes is None:
+        raise ImageError("no ImagePositionPatient or ImageOrientationPatient: order and orientation are unknown")
+    along_row, along_column = axes[:3], axes[3:]
+    # patient axes are left, back, head (DICOM PS3.3 C.7.6.2.1.1)
+    for direction, axis in ((along_row, 0), (along_column, 1)):
+        if direction[axis] < np.cos(np.radians(AXIAL_WITHIN)) * np.linalg.norm(direction) or not direction.any():
+            raise ImageError(
+                "not an axial slice stored the usual way (rows to the left, columns to the back): "
+                f"ImageOrientationPatient {axes.round(3).tolist()}"
+            )
+    normal = np.cross(along_row, along_column)
+    return _Header(
+        path=name,
+        series=str(header.SeriesInstanceUID),
+        patient_id=str(header.get("PatientID") or "").strip(),
+        height=float(np.dot(place, normal)),
+        instance=int(header.get("InstanceNumber") or 0),
+    )
+
+
+def _numbers(value: object, count: int) -> np.ndarray | None:
+    if not isinstance(value, MultiValue) or len(value) != count:
+        return None
+    numbers = np.array([float(item) for item in value])
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def _name_patients(
+    root: Path, headers: list[_Header], settings: SourceSettings
+) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Patient and label of every file.
+
+    With labels, a file at least two folders deep lies in ``<class>/<patient>/``. Otherwise, several folders below the root
+    are several patients; files in one folder belong to their PatientID.
+    """
+    patients: dict[str, str] = {}
+    labels: dict[str, str | None] = {}
+    tops = {Path(header.path).parts[0] for header in headers if "/" in header.path}
+    unnamed: list[str] = []
+    for header in headers:
+        folders = list(Path(header.path).parts[:-1])
+        labels[header.path] = folders.pop(0) if settings.labelled and len(folders) > 1 else None
+        if settings.patient_regex:
+            patient = settings.patient_of(header.path)
+        elif labels[header.path] is not None or (folders and len(tops) > 1):
+            patient = folders[0]
+        else:
+            patient = header.patient_id or None
+        if patient is None:
+            unnamed.append(header.path)
+        else:
+            patients[header.path] = patient
+    if unnamed:
+        raise UserError(
+            f"{root}: no patient for {some(unnamed)}: "
+            + (
+                f"patient_regex {settings.patient_regex!r} does not match"
+                if settings.patient_regex
+                else "PatientID is empty; put each patient into a folder or pass --source.patient_regex"
+            )
+        )
+    return patients, labels

@@ -1,0 +1,252 @@
+"""What a source yields: studies of slices that can be loaded later, and what was refused. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from raymed.data.record import Message
+from raymed.errors import UserError
+
+Format = Literal["auto", "folders", "csv", "conversations", "dicom", "nifti"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of a CSV's columns, where they are not the usual ones.
+
+    Attributes:
+        image: path of the picture, relative to the CSV's folder.
+        patient_id: whose picture it is.
+        label: the class, as the label table knows it.
+        study: which study or series of the patient; without it all pictures of a patient are one study.
+        position: a number that orders the slices of a study; without it, the natural order of the file names.
+        source: where the picture came from, e.g. the hospital.
+    """
+
+    image: str | None = None
+    patient_id: str | None = None
+    label: str | None = None
+    study: str | None = None
+    position: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """How the input is read.
+
+    Attributes:
+        format: how the input is laid out; auto looks at its content.
+        labelled: whether labels are read (class folders, label column, answers). False for prediction.
+        patient_regex: a regular expression searched in each picture's path; its first group is the patient.
+        root: the folder that paths in a CSV or a meta file are relative to, if not the file's own.
+        columns: names of a CSV's columns, where they are not the usual ones.
+    """
+
+    format: Format = "auto"
+    labelled: bool = True
+    patient_regex: str | None = None
+    root: str | None = None
+    columns: Columns = field(default_factory=Columns)
+
+    def patient_of(self, path: str) -> str | None:
+        """The patient that `patient_regex` finds in a path; None where it does not match."""
+        match = re.search(self.patient_regex or "", path)
+        return (match.group(1) or None) if match else None
+
+    def __post_init__(self) -> None:
+        if self.patient_regex is None:
+            return
+        try:
+            groups = re.compile(self.patient_regex).groups
+        except re.error as error:
+            raise UserError(f"patient_regex {self.patient_regex!r} is not a regular expression: {error}") from error
+        if groups < 1:
+            raise UserError(f"patient_regex {self.patient_regex!r} needs a group in parentheses around the patient")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One picture, or one slice of a volume.
+
+    Attributes:
+        id: unique and stable: the path relative to the root, plus ``#k`` for the stored slice k of a volume.
+        path: the file, relative to the root.
+        frame: the stored slice of a volume; None for a file with one picture.
+        position: order within the study, from 0.
+        where: place to name in messages, e.g. ``labels.csv:17`` or the path.
+        messages: the turns of text that come with the picture.
+    """
+
+    id: str
+    path: str
+    frame: int | None
+    position: int
+    where: str
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """Slices of one patient that belong together, in order.
+
+    Attributes:
+        patient: the patient's id.
+        study: the study's id; the patient's where the source knows no studies.
+        label: as written in the source; None without one.
+        source: where the data came from.
+        slices: in the order of their position.
+        fingerprint: changes when label, slices, messages or files (size, time of change) do.
+    """
+
+    patient: str
+    study: str
+    label: str | None
+    source: str
+    slices: tuple[Slice, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One slice or file that is not used, and why."""
+
+    id: str
+    where: str
+    patient: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A source, listed.
+
+    Attributes:
+        root: the folder that paths are relative to.
+        format: the format that was found or forced.
+        studies: sorted by patient and study.
+        refusals: what cannot be used.
+        notes: what a person should know, e.g. which files were left out because they are not images.
+    """
+
+    root: Path
+    format: str
+    studies: tuple[Study, ...]
+    refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files below a folder: path relative to it -> size and time, in natural order; and what was not followed."""
+
+    files: dict[str, os.stat_result]
+    refusals: tuple[Refusal, ...]
+
+
+def walk(root: Path) -> Tree:
+    """All files below `root` but hidden ones. Links to folders are not followed, nor links to files outside `root`.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    files: dict[str, os.stat_result] = {}
+    refusals: list[Refusal] = []
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        try:
+            entries = [entry for entry in os.scandir(root / folder) if not entry.name.startswith(".")]
+        except OSError as error:
+            raise UserError(f"cannot read the folder {root / folder}: {error.strerror}") from error
+        for entry in entries:
+            path = posixpath.join(folder, entry.name)
+            if entry.is_symlink() and not (entry.is_file() and _stays_inside(Path(entry.path), root)):
+                refusals.append(Refusal(path, path, None, "a link that is broken, or to a folder or outside the source"))
+            elif entry.is_dir():
+                pending.append(path)
+            elif entry.is_file():
+                files[path] = entry.stat()
+    return Tree({path: files[path] for path in sorted(files, key=natural_key)}, tuple(refusals))
+
+
+def inside(root: Path, path: str, where: str) -> str:
+    """A path written in a file, as a tidy path relative to `root`.
+
+    Raises:
+        UserError: absolute, or leaving `root`, be it through a link.
+    """
+    tidy = posixpath.normpath(path.strip().replace("\\", "/"))
+    if tidy.startswith("/") or re.match(r"[A-Za-z]:", tidy):
+        raise UserError(f"{where}: absolute path {path!r}; write paths relative to {root} (or set --source.root)")
+    if tidy == ".." or tidy.startswith("../") or not _stays_inside(root / tidy, root):
+        raise UserError(f"{where}: the path {path!r} leaves the folder {root}; move the files or set --source.root")
+    return tidy
+
+
+def read_text(path: Path) -> str:
+    """A whole text file.
+
+    Raises:
+        UserError: not UTF-8, with the line.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8 ('CSV UTF-8' in Excel)") from error
+
+
+def file_stat(path: Path) -> os.stat_result | None:
+    """Size and time of a regular file; None if there is none."""
+    try:
+        result = path.stat()
+    except OSError:
+        return None
+    return result if stat.S_ISREG(result.st_mode) else None
+
+
+def make_study(
+    patient: str, study: str, label: str | None, source: str, slices: Sequence[Slice], stats: Mapping[str, os.stat_result]
+) -> Study:
+    """A study with its fingerprint; `stats` has the size and time of each path."""
+    digest = blake2b(digest_size=16)
+    for item in (patient, study, label or "", source):
+        digest.update(item.encode() + b"\0")
+    for piece in slices:
+        file = stats[piece.path]
+        digest.update(f"{piece.id}\0{piece.position}\0{file.st_size}\0{file.st_mtime_ns}\0{piece.messages}\0".encode())
+    return Study(patient, study, label, source, tuple(slices), digest.hexdigest())
+
+
+def sorted_studies(studies: Iterable[Study]) -> tuple[Study, ...]:
+    """Studies by patient, then study, in natural order."""
+    return tuple(
+        sorted(studies, key=lambda study: (natural_key(study.patient), natural_key(study.study), study.label or ""))
+    )
+
+
+def natural_key(text: str) -> tuple[list[str | int], str]:
+    """Sorts ``slice_2`` before ``slice_10``; digits compare as numbers, letters without case."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text.casefold()))], text
+
+
+def some(items: Sequence[str], limit: int = 10) -> str:
+    """The first items of a list for a message, and how many more there are."""
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest
+
+
+def _stays_inside(path: Path, root: Path) -> bool:
+    # os.path.realpath: a CSV asks this for every line, and Path.resolve takes three times as long
+    real_root = os.path.realpath(root)
+    return os.path.commonpath((real_root, os.path.realpath(path))) == real_root

@@ -1,0 +1,181 @@
+"""A CSV with one picture a line: image, patient_id, label, and optionally study, slice order and source.
+
+UTF-8, with comma, semicolon or tab between the cells. Columns are found under their usual names or named in the
+settings. An empty label cell means that the picture has no label.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from raymed.data.sources.listing import (
+    Listing,
+    Refusal,
+    Slice,
+    SourceSettings,
+    file_stat,
+    inside,
+    make_study,
+    natural_key,
+    read_text,
+    some,
+    sorted_studies,
+)
+from raymed.errors import UserError
+
+# the first name that the header has is taken; letter case does not matter
+USUAL_NAMES = {
+    "image": ("image", "image_path", "path", "file", "filename", "file_name"),
+    "patient_id": ("patient_id", "patient", "patientid", "subject_id", "subject"),
+    "label": ("label", "class", "diagnosis"),
+    "study": ("study", "study_id", "series", "series_id"),
+    "position": ("position", "slice_index", "slice", "slice_location", "order"),
+    "source": ("source", "dataset", "hospital", "site"),
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    path: str
+    patient: str
+    label: str | None
+    study: str
+    position: float | None
+    source: str
+
+
+def is_table(path: Path) -> bool:
+    """A ``.csv`` or ``.tsv`` file."""
+    return path.suffix.lower() in (".csv", ".tsv")
+
+
+def names_images(path: Path) -> bool:
+    """Whether a file beside others is a CSV whose header speaks of images, patients or labels."""
+    if not is_table(path):
+        return False
+    with path.open("rb") as file:
+        header = file.readline().decode("utf-8", "replace").casefold()
+    cells = {cell.strip('\ufeff" \r\n') for cell in re.split("[,;\t]", header)}
+    return any(cells.intersection(USUAL_NAMES[key]) for key in ("image", "patient_id", "label"))
+
+
+def list_studies(path: Path, settings: SourceSettings) -> Listing:
+    """The studies that a CSV names. Pictures that are missing are refused; anything wrong in the CSV is an error.
+
+    Raises:
+        UserError: not UTF-8, no lines, a column that is missing, a cell that is empty or wrong, a path that leaves the
+            folder, or a picture that is named twice; with file and line.
+    """
+    if path.is_dir():
+        found = [item for item in sorted(path.iterdir()) if names_images(item)]
+        if len(found) != 1:
+            raise UserError(f"{path} holds {len(found)} CSV files; name the one to use")
+        path = found[0]
+    root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
+    stats: dict[str, os.stat_result] = {}
+    refusals: list[Refusal] = []
+    lines: dict[str, int] = {}
+    groups: dict[tuple[str, str], list[_Row]] = defaultdict(list)
+    for row in _rows(path, root, settings):
+        where = f"{path.name}:{row.line}"
+        if row.path in lines:
+            raise UserError(f"{path}:{row.line}: {row.path} stands on line {lines[row.path]} too; name each picture once")
+        lines[row.path] = row.line
+        stat = file_stat(root / row.path)
+        if stat is None:
+            refusals.append(Refusal(row.path, where, row.patient, "the file does not exist"))
+        else:
+            stats[row.path] = stat
+            groups[row.patient, row.study].append(row)
+    if not lines:
+        raise UserError(f"{path}: has no lines below its header")
+    studies = []
+    for (patient, study), rows in groups.items():
+        ordered = sorted(rows, key=lambda row: (row.position or 0.0, natural_key(row.path)))
+        sources = sorted({row.source for row in rows})
+        if len(sources) > 1:
+            raise UserError(f"{path}: study {study} of patient {patient} has several sources: {some(sources)}")
+        # one study with two labels becomes two, so that whoever checks labels sees both
+        for label in sorted({row.label for row in rows}, key=str):
+            slices = [
+                Slice(row.path, row.path, None, position, f"{path.name}:{row.line}")
+                for position, row in enumerate(ordered)
+                if row.label == label
+            ]
+            studies.append(make_study(patient, study, label, sources[0], slices, stats))
+    return Listing(root, "csv", sorted_studies(studies), tuple(refusals))
+
+
+def _rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[_Row]:
+    text = read_text(path)
+    header_line = text.lstrip("\n").split("\n", 1)[0]
+    delimiter = max(",;\t", key=header_line.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        if not any(header):
+            raise UserError(f"{path}: is empty; it needs a header with image, patient_id and label")
+        columns = _find_columns(path, header, settings)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise UserError(f"{path}:{reader.line_num}: {len(cells)} cells, but the header has {len(header)}")
+            yield _row(path, root, reader.line_num, {key: cells[at].strip() for key, at in columns.items()})
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not a valid CSV line: {error}") from error
+
+
+def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> _Row:
+    where = f"{path}:{line}"
+    for key in ("image", "patient_id"):
+        if not cells[key]:
+            raise UserError(f"{where}: {key} is empty")
+    position = None
+    if "position" in cells:
+        try:
+            position = float(cells["position"])
+        except ValueError:
+            position = math.nan
+        if not math.isfinite(position):
+            raise UserError(f"{where}: the slice order {cells['position']!r} is not a number")
+    return _Row(
+        line=line,
+        path=inside(root, cells["image"], where),
+        patient=cells["patient_id"],
+        label=cells.get("label") or None,
+        study=cells.get("study") or cells["patient_id"],
+        position=position,
+        source=cells.get("source") or root.name,
+    )
+
+
+def _find_columns(path: Path, header: list[str], settings: SourceSettings) -> dict[str, int]:
+    """Column index by what it holds."""
+    lower = [name.casefold() for name in header]
+    if len(set(lower)) < len(lower):
+        raise UserError(f"{path}:1: a column name stands twice in the header: {', '.join(header)}")
+    columns: dict[str, int] = {}
+    for key, usual in USUAL_NAMES.items():
+        if key == "label" and not settings.labelled:
+            continue
+        named = getattr(settings.columns, key)
+        candidates = (named.casefold(),) if named else usual
+        index = next((lower.index(name) for name in candidates if name in lower), None)
+        if index is not None:
+            columns[key] = index
+        elif named or key in ("image", "patient_id", "label"):
+            hint = ", or pass --source.labelled false if there are no labels" if key == "label" else ""
+            raise UserError(
+                f"{path}:1: no column {named or key!r}; the columns are {', '.join(header)}. "
+                f"Say which one it is with --source.columns.{key} NAME{hint}"
+            )
+    return columns
