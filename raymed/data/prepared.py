@@ -35,6 +35,7 @@ class Manifest:
         index: file name of the index.
         index_digest: BLAKE2b of the index file.
         studies: file name of the list of studies that were read, with their fingerprints and refusals.
+        quarantine_digest: BLAKE2b of quarantine.jsonl.
         source: where the data came from.
         labels: the label table, as `LabelTable.to_dict` gives it.
         settings: what `prepare` was told.
@@ -53,6 +54,7 @@ class Manifest:
     index: str
     index_digest: str
     studies: str
+    quarantine_digest: str
     source: str
     labels: dict[str, Any]
     settings: dict[str, Any]

@@ -1,0 +1,166 @@
+"""Studies -> Parquet shards, by Ray Data: each task decodes some studies, writes one shard, and hands index rows back."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from raymed.cluster import connect
+from raymed.data.image import ImageSettings
+from raymed.data.leak import perceptual_hash
+from raymed.data.record import INDEX, RECORD
+from raymed.data.sources import Refusal, Slice, Study, load_study
+from raymed.data.survey import Survey
+from raymed.errors import UserError
+from raymed.storage import Folder
+
+SHARDS = "shards"
+UNFINISHED = "unfinished"  # outcomes of shards that no manifest names yet: a killed run goes on from them
+SHARD_BYTES = 128 * 2**20  # of raw pixels
+ROW_GROUP_BYTES = 2**20  # of raw pixels: what reading one row at random costs
+SHARDS_PER_CPU = 4  # at least, so that a small set keeps every CPU busy to the end
+
+# One row per slice: an index row, or, with a reason, a refused slice.
+OUTCOME = pa.schema([*INDEX, pa.field("where", pa.string()), pa.field("reason", pa.string())])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The studies of one shard, and their class indices."""
+
+    root: Path
+    studies: tuple[Study, ...]
+    classes: tuple[int | None, ...]
+    image: ImageSettings
+
+    @property
+    def name(self) -> str:
+        """File name of the shard: the same content always has the same name."""
+        content = repr([(study.study, study.fingerprint) for study in self.studies]) + repr((self.classes, self.image))
+        return f"{hashlib.blake2b(content.encode(), digest_size=12).hexdigest()}.parquet"
+
+
+def write_shards(found: Survey, studies: Sequence[Study], image: ImageSettings, folder: Folder) -> Iterator[pa.Table]:
+    """Write the shards of `studies` under `folder`; yields one table in the schema `OUTCOME` per shard, in any order.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    if not studies:
+        return
+    connect()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    parts = _parts(found, studies, image, int(ray.cluster_resources().get("CPU", 1)))
+    rows = [{"part": pickle.dumps(part)} for part in parts]
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        partial(_write_part, folder=folder), batch_size=1, batch_format="numpy"
+    )
+    try:
+        yield from outcomes.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
+        raise
+
+
+def _parts(found: Survey, studies: Sequence[Study], image: ImageSettings, cpus: int) -> list[_Part]:
+    """Studies that stand together share a shard of about `SHARD_BYTES`, or less where that leaves CPUs idle."""
+    slices = sum(len(study.slices) for study in studies)
+    wanted = max(1, min(SHARD_BYTES // image.size**2, slices // (SHARDS_PER_CPU * cpus)))
+    groups: list[list[Study]] = [[]]
+    filled = 0
+    for study in studies:
+        if filled >= wanted:
+            groups.append([])
+            filled = 0
+        groups[-1].append(study)
+        filled += len(study.slices)
+    return [
+        _Part(found.listing.root, tuple(group), tuple(found.class_of(study) for study in group), image) for group in groups
+    ]
+
+
+def _write_part(batch: dict[str, np.ndarray], folder: Folder) -> pa.Table:
+    part: _Part = pickle.loads(batch["part"][0])  # made by the driver above
+    if folder.exists(f"{UNFINISHED}/{part.name}") and folder.exists(f"{SHARDS}/{part.name}"):
+        return pq.read_table(folder.open(f"{UNFINISHED}/{part.name}"), schema=OUTCOME)
+    shard = _Shard(part.name)
+    for study, label in zip(part.studies, part.classes, strict=True):
+        for piece, result in load_study(part.root, study, part.image):
+            shard.add(study, piece, label, result)
+    content, outcome = shard.close()
+    if content is not None:
+        folder.write(f"{SHARDS}/{part.name}", content)
+        folder.write(f"{UNFINISHED}/{part.name}", _parquet(outcome))
+    return outcome
+
+
+class _Shard:
+    """One Parquet file in the making: row groups of about `ROW_GROUP_BYTES` of pixels."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._sink = pa.BufferOutputStream()
+        # Pixels gain nothing from dictionaries and statistics; level 1 decompresses fastest.
+        self._writer = pq.ParquetWriter(
+            self._sink, RECORD, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+        )
+        self._pending: list[dict[str, Any]] = []
+        self._pending_bytes = 0
+        self._row_group = 0
+        self._outcome: list[dict[str, Any]] = []
+
+    def add(self, study: Study, piece: Slice, label: int | None, result: np.ndarray | Refusal) -> None:
+        row: dict[str, Any] = {
+            "id": piece.id,
+            "patient": study.patient,
+            "study": study.study,
+            "position": piece.position,
+            "label": label,
+            "source": study.source,
+        }
+        if isinstance(result, Refusal):
+            self._outcome.append(row | {"where": result.where, "reason": result.reason})
+            return
+        height, width, channels = result.shape
+        pixels = result.tobytes()
+        row["cost"] = len(pixels)
+        digest = hashlib.blake2b(f"{height}x{width}x{channels}\0".encode() + pixels, digest_size=16).digest()
+        place = {"shard": self.name, "row_group": self._row_group, "row": len(self._pending)}
+        self._outcome.append(row | place | {"digest": digest, "hash": perceptual_hash(result)})
+        image = {"role": "input", "place": 0, "height": height, "width": width, "channels": channels, "pixels": pixels}
+        messages = [{"role": turn.role, "text": turn.text} for turn in piece.messages]
+        self._pending.append(row | {"images": [image], "messages": messages})
+        self._pending_bytes += len(pixels)
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> tuple[pa.Buffer | None, pa.Table]:
+        """The file's bytes (None if it holds no row), and the outcome of every slice."""
+        self._flush()
+        self._writer.close()
+        content = self._sink.getvalue() if self._row_group else None
+        return content, pa.Table.from_pylist(self._outcome, schema=OUTCOME)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=RECORD))
+            self._pending, self._pending_bytes = [], 0
+            self._row_group += 1
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

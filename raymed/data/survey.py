@@ -1,0 +1,108 @@
+"""What a source holds, checked before any picture is opened: labels, patients, and ids."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raymed.data.labels import LabelTable
+from raymed.data.sources import Listing, SourceSettings, Study, list_source
+from raymed.errors import UserError
+
+UNLABELLED = "unlabelled"  # the class of pictures without a label, in counts
+NAMED = 10
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A source, listed and found consistent.
+
+    Attributes:
+        listing: everything the source listed.
+        labels: the label table.
+        studies: what is to be prepared: the listed studies whose label is not ignored.
+        ignored: slices whose label is on the ignore list, per label.
+    """
+
+    listing: Listing
+    labels: LabelTable
+    studies: tuple[Study, ...]
+    ignored: dict[str, int]
+
+    @property
+    def slices(self) -> int:
+        """Slices to be prepared."""
+        return sum(len(study.slices) for study in self.studies)
+
+    @property
+    def patients(self) -> dict[str, int]:
+        """Patients per class name."""
+        classes = {study.patient: class_name(self.labels, self.class_of(study)) for study in self.studies}
+        counts = Counter(classes.values())
+        return {name: counts[name] for name in (*self.labels.names, UNLABELLED) if counts[name]}
+
+    def class_of(self, study: Study) -> int | None:
+        """Class index of a study; None without a label."""
+        return None if study.label is None else self.labels.index_of(study.label)
+
+
+def survey(source: Path, settings: SourceSettings, labels: str) -> Survey:
+    """List a source and check it. Opens no picture and writes nothing.
+
+    Args:
+        labels: a label table's file or name.
+
+    Raises:
+        UserError: nothing there, unknown labels, a patient with two labels, or ids that are not unique.
+    """
+    listing = list_source(source, settings)
+    table = LabelTable.open(labels)
+    written: Counter[str] = Counter()
+    for study in listing.studies:
+        if study.label is not None:
+            written[study.label] += len(study.slices)
+    table.check(written)
+    ignored = {label: count for label, count in sorted(written.items()) if table.index_of(label) is None}
+    studies = tuple(study for study in listing.studies if study.label is None or study.label not in ignored)
+    if not studies:
+        raise UserError(f"{source}: every label is on the label table's ignore list: {', '.join(ignored)}")
+    found = Survey(listing, table, studies, ignored)
+    _require_one_label(found)
+    _require_unique_ids(studies)
+    return found
+
+
+def class_name(labels: LabelTable, index: int | None) -> str:
+    """Name of a class index; `UNLABELLED` for None."""
+    return UNLABELLED if index is None else labels.names[index]
+
+
+def _require_one_label(found: Survey) -> None:
+    classes: dict[str, dict[int, str]] = defaultdict(dict)
+    for study in found.studies:
+        if (index := found.class_of(study)) is not None:
+            classes[study.patient].setdefault(index, f"{study.label} ({study.slices[0].where})")
+    several = {patient: " and ".join(names.values()) for patient, names in classes.items() if len(names) > 1}
+    _refuse(several, "patients have two labels", "Correct the label, or give each person an id of their own")
+
+
+def _require_unique_ids(studies: Sequence[Study]) -> None:
+    owners: dict[str, list[str]] = defaultdict(list)
+    places: dict[str, list[str]] = defaultdict(list)
+    for study in studies:
+        owners[study.study].append(study.patient)
+        for piece in study.slices:
+            places[piece.id].append(piece.where)
+    repeated = {name: " and ".join(where) for name, where in places.items() if len(where) > 1}
+    _refuse(repeated, "pictures are listed more than once", "List each picture once")
+    shared = {study: "of " + " and of ".join(names) for study, names in owners.items() if len(names) > 1}
+    _refuse(shared, "study ids stand for several studies", "Make study ids unique, or correct patient ids and labels")
+
+
+def _refuse(wrong: Mapping[str, str], what: str, remedy: str) -> None:
+    if wrong:
+        named = "; ".join(f"{name}: {text}" for name, text in sorted(wrong.items())[:NAMED])
+        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        raise UserError(f"{len(wrong)} {what}: {named}{more}. {remedy}")
