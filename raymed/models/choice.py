@@ -1,7 +1,8 @@
 """Networks that choose one of the declared classes for a picture, of either family, behind one call.
 
 A network takes `pixels` uint8 [rows, 1 or 3, size, size] and optionally `labels` [rows], and returns `logits`
-[rows, classes] and, where it is a language model and has labels, `language_loss` [rows].
+[rows, classes] and, where it is a language model and has labels, `language_loss` [rows]. It has `image_backbone`,
+`description` (facts to tag a run with) and `export(folder)`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 from torch import nn
 
 from raymed.errors import UserError
-from raymed.models import adapt, vision
+from raymed.models import internvl, vision
 from raymed.models.settings import ModelSettings
 
 CONFIG = "config.json"
@@ -27,63 +28,54 @@ def family_of(settings: ModelSettings) -> Family:
     Raises:
         UserError: the preset is unknown, or the folder has no readable config.json.
     """
-    if settings.path is None:
-        if settings.preset in vision.PRESETS:
-            return "vision"
-        raise UserError(f"model.preset {settings.preset!r} is unknown; there are {', '.join(vision.PRESETS)}")
-    return family_of_folder(Path(settings.path))
-
-
-def family_of_folder(folder: Path) -> Family:
-    """The family of the model in a folder, by the model_type of its config.json."""
-    try:
-        kind = json.loads((folder / CONFIG).read_text("utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder} is not a model folder: its {CONFIG} cannot be read ({error})") from error
-    return "internvl" if kind in ("internvl", "internvl_chat") else "vision"
+    if settings.path is not None:
+        return _family_of_folder(Path(settings.path))
+    if settings.preset in vision.PRESETS:
+        return "vision"
+    if settings.preset in internvl.PRESETS:
+        return "internvl"
+    known = ", ".join([*vision.PRESETS, *internvl.PRESETS])
+    raise UserError(f"model.preset {settings.preset!r} is unknown; there are {known}")
 
 
 def check(settings: ModelSettings, codes: Sequence[str], size: int) -> None:
-    """Refuse settings, choices or picture sizes that the network cannot take, without building it.
+    """Refuse settings, choices or picture sizes that the network cannot take, without loading its weights.
 
     Raises:
         UserError: says which.
     """
     if family_of(settings) == "vision":
-        _refuse_internvl_settings(settings)
-        vision.check_size(_vision_config(settings, size), size)
+        vision.check(settings, size)
+    else:
+        internvl.check(settings, codes, size)
 
 
 def build(settings: ModelSettings, codes: Sequence[str], size: int) -> nn.Module:
-    """The network with its starting weights, adapted as the settings say."""
+    """The network with its starting weights, adapted as the settings say.
+
+    Raises:
+        UserError: as `check`, and where weights do not fit.
+    """
     check(settings, codes, size)
-    return _build_vision(settings, len(codes), size)
+    if family_of(settings) == "vision":
+        return vision.build(settings, len(codes), size)
+    return internvl.build(settings, codes, size)
 
 
-def open_exported(folder: Path, codes: Sequence[str], size: int) -> nn.Module:
-    """The network that an exported folder describes, with weights that are still to be loaded."""
-    return vision.ImageClassifier(vision.read_config(folder), len(codes), size)
+def load(folder: Path, codes: Sequence[str], size: int) -> nn.Module:
+    """The network that its own `export` wrote into a folder.
+
+    Raises:
+        UserError: the folder is not complete, or its weights do not fit.
+    """
+    if _family_of_folder(folder) == "vision":
+        return vision.load(folder, len(codes), size)
+    return internvl.load(folder, codes)
 
 
-def _vision_config(settings: ModelSettings, size: int) -> vision.PreTrainedConfig:
-    return vision.preset_config(settings.preset, size) if settings.path is None else vision.read_config(Path(settings.path))
-
-
-def _build_vision(settings: ModelSettings, classes: int, size: int) -> nn.Module:
-    config = _vision_config(settings, size)
-    module = vision.ImageClassifier(config, classes, size, settings.dropout)
-    if settings.path is not None:
-        vision.load_backbone(module, Path(settings.path))
-    if settings.drop_path:
-        adapt.add_drop_path(module.backbone, settings.drop_path)
-    if settings.freeze_vision:
-        adapt.freeze(module.backbone, settings.trainable_blocks)
-    if settings.gradient_checkpointing:
-        module.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    return module
-
-
-def _refuse_internvl_settings(settings: ModelSettings) -> None:
-    for name in ("freeze_projector", "freeze_language", "vision_lora", "language_lora"):
-        if getattr(settings, name):
-            raise UserError(f"model.{name} is for InternVL; {settings.origin} is an image backbone")
+def _family_of_folder(folder: Path) -> Family:
+    try:
+        kind = json.loads((folder / CONFIG).read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder} is not a model folder: its {CONFIG} cannot be read ({error})") from error
+    return "internvl" if kind in ("internvl", "internvl_chat") else "vision"

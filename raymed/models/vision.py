@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -24,8 +26,13 @@ from transformers import (
 )
 
 from raymed.errors import UserError
-from raymed.models.adapt import rest_frozen
+from raymed.models import adapt
 from raymed.models.norm import convert_batch_norms
+from raymed.models.settings import ModelSettings
+
+WEIGHTS = "model.safetensors"
+TOKEN_MODELS = ("vit", "internvl_vision")
+_DROP_PATH_OPTION = {"convnext": "drop_path_rate", "efficientnet": "drop_connect_rate"}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,11 +59,6 @@ PRESETS: dict[str, Callable[[int], PreTrainedConfig]] = {
     ),
     "internvit-300m": lambda size: InternVLVisionConfig(attention_bias=True, image_size=size),
 }
-
-
-def preset_config(name: str, size: int) -> PreTrainedConfig:
-    """The backbone configuration of a preset for pictures of size x size."""
-    return PRESETS[name](size)
 
 
 class InputNorm(nn.Module):
@@ -127,15 +129,68 @@ class ImageClassifier(nn.Module):
         """`logits` [rows, classes] of uint8 pictures [rows, 1 or 3, size, size]; `labels` are not looked at."""
         return {"logits": self.head(self.features(pixels))}
 
-    def write_configuration(self, folder: Path) -> None:
-        """Write config.json: what `read_config` needs to build the backbone again."""
+    def export(self, folder: Path) -> None:
+        """Write weights and the backbone's configuration."""
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in self.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         self.backbone.config.save_pretrained(folder)
 
     def train(self, mode: bool = True) -> ImageClassifier:
         super().train(mode)
         if mode:
-            rest_frozen(self)
+            adapt.rest_frozen(self)
         return self
+
+
+def check(settings: ModelSettings, size: int) -> None:
+    """Refuse settings and picture sizes that the backbone cannot take, without loading its weights.
+
+    Raises:
+        UserError: says which.
+    """
+    for name in ("freeze_projector", "freeze_language", "vision_lora", "language_lora"):
+        if getattr(settings, name):
+            raise UserError(f"model.{name} is for InternVL; {settings.origin} is an image backbone")
+    config = _config(settings, size)
+    if settings.attention != "auto" and config.model_type not in TOKEN_MODELS:
+        raise UserError(f"model.attention has no effect on {settings.origin}, which has no attention: set it to auto")
+    if settings.drop_path and config.model_type not in (*TOKEN_MODELS, *_DROP_PATH_OPTION):
+        raise UserError(f"model.drop_path has no effect on {settings.origin}: set it to 0")
+    check_size(config, size)
+
+
+def build(settings: ModelSettings, classes: int, size: int) -> ImageClassifier:
+    """The classifier with its starting weights, adapted as the settings say."""
+    config = _config(settings, size)
+    if config.model_type in _DROP_PATH_OPTION:
+        setattr(config, _DROP_PATH_OPTION[config.model_type], settings.drop_path)
+    if config.model_type in TOKEN_MODELS and settings.attention != "auto":
+        config._attn_implementation = settings.attention
+    module = ImageClassifier(config, classes, size, settings.dropout)
+    if settings.path is not None:
+        load_backbone(module, Path(settings.path))
+    if settings.drop_path and config.model_type in TOKEN_MODELS:
+        adapt.add_drop_path(module.backbone, settings.drop_path)
+    if settings.freeze_vision:
+        adapt.freeze(module.backbone, settings.trainable_blocks)
+    if settings.gradient_checkpointing:
+        module.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    return module
+
+
+def load(folder: Path, classes: int, size: int) -> ImageClassifier:
+    """The classifier that `ImageClassifier.export` wrote.
+
+    Raises:
+        UserError: the folder is not complete, or its weights do not fit.
+    """
+    module = ImageClassifier(read_config(folder), classes, size)
+    try:
+        report = module.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"cannot load the weights {folder / WEIGHTS}: {error}") from error
+    refuse_keys(folder, {"missing": report.missing_keys, "unexpected": report.unexpected_keys})
+    return module
 
 
 def check_size(config: PreTrainedConfig, size: int) -> None:
@@ -145,8 +200,8 @@ def check_size(config: PreTrainedConfig, size: int) -> None:
         UserError: names the two nearest sizes.
     """
     patch = _patch_size(config)
-    if size % patch:
-        lower = size // patch * patch
+    if size < patch or size % patch:
+        lower = max(patch, size // patch * patch)
         raise UserError(
             f"pictures of {size} pixels do not fit a {config.model_type} with patches of {patch} pixels: "
             f"prepare the data at {lower} or {lower + patch}"
@@ -200,8 +255,12 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise UserError(f"{folder} has no usable config.json: {error}") from error
 
 
+def _config(settings: ModelSettings, size: int) -> PreTrainedConfig:
+    return PRESETS[settings.preset](size) if settings.path is None else read_config(Path(settings.path))
+
+
 def _patch_size(config: PreTrainedConfig) -> int:
-    patch = getattr(config, "patch_size", 1) if config.model_type in ("vit", "internvl_vision") else 1
+    patch = getattr(config, "patch_size", 1) if config.model_type in TOKEN_MODELS else 1
     return patch if isinstance(patch, int) else patch[0]
 
 

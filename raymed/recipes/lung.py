@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raymed.data.record import Record
@@ -28,7 +27,7 @@ from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
 if TYPE_CHECKING:
     from raymed.data.labels import LabelTable
 
-WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
+RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ class LungRecipe:
     def loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's slices; logs `loss`'s parts and the slices' `accuracy`."""
         weights, labels = self.loss_settings, batch.tensors["labels"]
-        output = module(**batch.tensors)
+        output = module(**batch.tensors) if weights.lm_weight else module(pixels=batch.tensors["pixels"])
         logits = output["logits"].float()
         choice = F.cross_entropy(logits, labels, label_smoothing=weights.label_smoothing, reduction="sum")
         total = weights.choice_weight * choice
@@ -196,12 +195,8 @@ class LungRecipe:
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights (LoRA merged), the networks' configuration, `recipe.json` and, for internvl, the tokenizer."""
-        from raymed.models import adapt
-
         folder.mkdir(parents=True, exist_ok=True)
-        state = {key: value.detach().cpu().contiguous() for key, value in adapt.merged_state(module).items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        module.write_configuration(folder)  # type: ignore[operator]
+        module.export(folder)  # type: ignore[operator]
         (folder / RECIPE).write_text(json.dumps(self.settings(), ensure_ascii=False, indent=2), "utf-8")
 
     def load(self, folder: Path) -> nn.Module:
@@ -211,14 +206,8 @@ class LungRecipe:
             UserError: the folder is not complete, or its weights do not fit.
         """
         from raymed.models import choice
-        from raymed.models.vision import refuse_keys
 
-        if not (folder / WEIGHTS).is_file():
-            raise UserError(f"{folder} holds no exported model: {WEIGHTS} is missing")
-        module = choice.open_exported(folder, self.codes, self.size)
-        report = module.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
-        refuse_keys(folder, {"missing": report.missing_keys, "unexpected": report.unexpected_keys})
-        return module.eval()
+        return choice.load(folder, self.codes, self.size).eval()
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,250 @@
+"""InternVL as a classifier: it reads a picture and the question ``<cls>: 0|1|2|3.``, and its first answer token decides.
+
+The question is the same for every picture, so nothing is padded, and only the places where an answer is predicted go
+through the output layer: with 151,674 tokens in the vocabulary, logits at every place would cost more memory than the rest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
+
+from raymed.errors import UserError
+from raymed.models import adapt
+from raymed.models.internvl_text import CONTEXT, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
+from raymed.models.internvl_weights import WEIGHTS, load_internvl, read_config, side, untied
+from raymed.models.settings import ModelSettings
+from raymed.models.vision import InputNorm
+
+PRESETS = ("internvl-tiny", "internvl2_5-1b")
+VISION_TARGETS = ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2")
+LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def preset_config(name: str, size: int) -> InternVLConfig:
+    """The configuration of a preset for pictures of size x size."""
+    if name == "internvl2_5-1b":
+        return internvl_config(size=size)
+    return internvl_config(
+        size=size, vision_hidden=64, vision_layers=2, vision_heads=2, hidden=64, layers=2, heads=2, vocabulary=268
+    )
+
+
+def internvl_config(
+    size: int = 448,
+    vision_hidden: int = 1024,
+    vision_layers: int = 24,
+    vision_heads: int = 16,
+    hidden: int = 896,
+    layers: int = 24,
+    heads: int = 14,
+    key_value_heads: int = 2,
+    intermediate: int | None = None,
+    vocabulary: int = 151674,
+) -> InternVLConfig:
+    """An InternVL2.5 configuration; the defaults are the 1B model's (InternViT-300M and Qwen2.5-0.5B)."""
+    return untied(
+        InternVLConfig(
+            vision_config=InternVLVisionConfig(
+                hidden_size=vision_hidden,
+                num_hidden_layers=vision_layers,
+                num_attention_heads=vision_heads,
+                intermediate_size=4 * vision_hidden,
+                image_size=size,
+                attention_bias=True,
+            ),
+            text_config=Qwen2Config(
+                vocab_size=vocabulary,
+                hidden_size=hidden,
+                intermediate_size=intermediate or hidden * 4864 // 896,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=key_value_heads,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            ),
+            image_seq_length=(size // 28) ** 2,
+        )
+    )
+
+
+def check_size(config: InternVLConfig, size: int) -> None:
+    """Refuse a picture size whose patches do not divide into the pixel shuffle's groups.
+
+    Raises:
+        UserError: names the two nearest sizes.
+    """
+    vision: Any = config.vision_config
+    step = round(side(vision.patch_size) / config.downsample_ratio)
+    if size < step or size % step:
+        lower = max(step, size // step * step)
+        raise UserError(
+            f"InternVL takes pictures whose side is a multiple of {step}, not {size}: prepare the data at "
+            f"{lower} or {lower + step} pixels"
+        )
+
+
+def attention_kernel(wanted: str) -> str:
+    """transformers' name of the attention kernel that `wanted` stands for on this machine."""
+    if wanted != "auto":
+        return wanted
+    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash else "sdpa"
+
+
+class InternVLClassifier(nn.Module):
+    """InternVL asked for one of the declared choices.
+
+    Attributes:
+        network: transformers' InternVL.
+        tokenizer: the one it was trained with.
+        prompt: the question and its choices as token ids.
+    """
+
+    def __init__(
+        self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+        self.prompt = ChoicePrompt.of(tokenizer, codes)
+        self.normalise = InputNorm()
+        network.config.image_token_id = token_id(tokenizer, CONTEXT)
+        text: Any = network.config.text_config
+        text.eos_token_id = self.prompt.end
+
+    @property
+    def image_backbone(self) -> nn.Module:
+        return self.network.model.vision_tower
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Facts to tag a run with."""
+        return {"backbone": "internvl", "attention": self.network.config._attn_implementation}
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Projected image tokens [rows, (size / 28)^2, hidden] of uint8 pictures [rows, 1 or 3, size, size]."""
+        model = self.network.model
+        inputs = self.normalise(pixels, model.multi_modal_projector.linear_1.weight.dtype)
+        return model.get_image_features(inputs).pooler_output
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Ask for the class of each picture.
+
+        Args:
+            pixels: uint8 [rows, 1 or 3, size, size].
+            labels: class indices [rows]; with them the answer and the end of the turn are scored as well.
+
+        Returns:
+            `logits` [rows, classes] of the choices' tokens; with labels also `language_loss` [rows]: the mean
+            cross-entropy over the whole vocabulary of the answer and the end of the turn.
+        """
+        prompt, rows, device = self.prompt, len(pixels), pixels.device
+        features = self.image_features(pixels)
+        embed = self.network.get_input_embeddings()
+        choices = torch.tensor(prompt.choices, device=device)
+        text = embed(torch.tensor(prompt.before + prompt.after, device=device))
+        before, after = text.expand(rows, -1, -1).split([len(prompt.before), len(prompt.after)], dim=1)
+        sequence = [before, features, after]
+        if labels is not None:
+            sequence.append(embed(choices[labels])[:, None])
+        hidden = self.network.model.language_model(
+            inputs_embeds=torch.cat(sequence, dim=1), use_cache=False
+        ).last_hidden_state
+        if labels is None:
+            return {"logits": self.network.lm_head(hidden[:, -1])[:, choices]}
+        vocabulary = self.network.lm_head(hidden[:, -2:])  # the answer is predicted at the last place but one
+        targets = torch.stack([choices[labels], torch.full_like(labels, prompt.end)], dim=1)
+        language = F.cross_entropy(vocabulary.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return {"logits": vocabulary[:, 0, choices], "language_loss": language.view(rows, 2).mean(1)}
+
+    def export(self, folder: Path) -> None:
+        """Write a native checkpoint with merged LoRA and the tokenizer, which transformers loads as it is."""
+        state = adapt.merged_state(self.network)
+        save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()},
+            folder / WEIGHTS,
+            metadata={"format": "pt"},
+        )
+        self.network.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def train(self, mode: bool = True) -> InternVLClassifier:
+        super().train(mode)
+        if mode:
+            adapt.rest_frozen(self)
+        return self
+
+
+def check(settings: ModelSettings, codes: Sequence[str], size: int) -> None:
+    """Refuse choices, picture sizes and settings that the network cannot take, without loading its weights.
+
+    Raises:
+        UserError: says which.
+    """
+    if settings.dropout:
+        raise UserError("model.dropout is for image backbones; InternVL has none: set it to 0")
+    config, tokenizer = _parts(settings, size)
+    check_size(config, size)
+    ChoicePrompt.of(tokenizer, codes)
+
+
+def build(settings: ModelSettings, codes: Sequence[str], size: int) -> InternVLClassifier:
+    """InternVL with its starting weights, adapted as the settings say."""
+    config, tokenizer = _parts(settings, size)
+    attention = attention_kernel(settings.attention)
+    if settings.path is not None:
+        network = load_internvl(Path(settings.path), attention)
+    else:
+        network = InternVLForConditionalGeneration._from_config(config, attn_implementation=attention)
+    module = InternVLClassifier(network, tokenizer, codes)
+    _adapt(network, settings)
+    return module
+
+
+def load(folder: Path, codes: Sequence[str]) -> InternVLClassifier:
+    """The network that `InternVLClassifier.export` wrote."""
+    network = load_internvl(folder, attention_kernel("auto"))
+    return InternVLClassifier(network, read_tokenizer(folder, network.lm_head.out_features), codes)
+
+
+def _parts(settings: ModelSettings, size: int) -> tuple[InternVLConfig, PreTrainedTokenizerBase]:
+    if settings.path is None:
+        return preset_config(settings.preset, size), byte_tokenizer()
+    config = read_config(Path(settings.path))
+    text: Any = config.text_config
+    return config, read_tokenizer(Path(settings.path), text.vocab_size)
+
+
+def _adapt(network: InternVLForConditionalGeneration, settings: ModelSettings) -> None:
+    model = network.model
+    if settings.drop_path:
+        adapt.add_drop_path(model.vision_tower, settings.drop_path)
+    if settings.freeze_vision:
+        adapt.freeze(model.vision_tower, settings.trainable_blocks)
+    if settings.vision_lora:
+        adapt.add_lora(model.vision_tower, settings.vision_lora, VISION_TARGETS)
+    if settings.freeze_projector:
+        adapt.freeze(model.multi_modal_projector)
+    if settings.freeze_language or settings.language_lora:
+        adapt.freeze(model.language_model)
+        adapt.freeze(network.lm_head)
+    if settings.language_lora:
+        adapt.add_lora(model.language_model, settings.language_lora, LANGUAGE_TARGETS)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError("every part of the model is frozen: nothing is left to train")
+    if settings.gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,154 @@
+"""The conversation template `internvl2_5`: turns of text to token ids and labels, and the prompt with declared choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from raymed.data.record import Message
+from raymed.errors import UserError
+
+IMAGE = "<image>"  # where a turn of text has its picture
+CONTEXT = "<IMG_CONTEXT>"  # one per image token in the sequence
+IMAGE_START, IMAGE_END = "<img>", "</img>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+PADDING = "<|endoftext|>"
+REQUIRED = (TURN_START, TURN_END, IMAGE_START, IMAGE_END, CONTEXT)
+NO_LOSS = -100
+SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+
+_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+_OTHER_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer of single bytes with InternVL's special tokens (268 ids): for networks with random weights."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PADDING,
+        eos_token=TURN_END,
+        extra_special_tokens=[TURN_START, IMAGE_START, IMAGE_END, CONTEXT, *_OTHER_TOKENS],
+    )
+
+
+def read_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder, checked against the model's vocabulary size.
+
+    Raises:
+        UserError: there is none, a special token is missing, or ids lie beyond the vocabulary.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the loaders below it raise many kinds
+        raise UserError(
+            f"{folder} has no usable tokenizer: {error}. Copy the tokenizer files beside config.json."
+        ) from error
+    known = tokenizer.get_vocab()
+    missing = [token for token in REQUIRED if token not in known]
+    if missing:
+        raise UserError(f"the tokenizer in {folder} lacks the special tokens {', '.join(missing)}: it is not InternVL's")
+    if max(known.values()) >= vocabulary:
+        raise UserError(
+            f"the tokenizer in {folder} has ids up to {max(known.values())}, but the model's vocabulary ends at "
+            f"{vocabulary - 1}: they do not belong together"
+        )
+    return tokenizer
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one special token."""
+    return int(tokenizer.get_vocab()[token])
+
+
+def encode_turns(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], image_tokens: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a conversation; only answers and the end of their turn are learned.
+
+    Each piece is tokenised by itself, as in InternVL 2.5's training, so that no token spans two pieces.
+
+    Args:
+        turns: roles system (only first; InternVL's own system message otherwise), human and gpt.
+        image_tokens: how many tokens each picture takes, in the order of their ``<image>`` marks in human turns.
+
+    Raises:
+        UserError: marks and pictures differ in number.
+    """
+    if not turns or turns[0].role != "system":
+        turns = [Message("system", SYSTEM), *turns]
+    marks = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "human")
+    if marks != len(image_tokens):
+        raise UserError(f"the conversation has {marks} {IMAGE} marks for {len(image_tokens)} pictures")
+    pictures = iter(image_tokens)
+    ids: list[int] = []
+    labels: list[int] = []
+    for turn in turns:
+        text = turn.text
+        if turn.role == "human":
+            first, *others = text.split(IMAGE)
+            text = first + "".join(f"{IMAGE_START}{CONTEXT * next(pictures)}{IMAGE_END}{other}" for other in others)
+        opening = f"{TURN_START}{_ROLES[turn.role]}\n"
+        piece = _ids(tokenizer, f"{opening}{text}{TURN_END}\n")
+        ids += piece
+        if turn.role == "gpt":  # not learned: what opens the turn, and the line break after it
+            learned = slice(len(_ids(tokenizer, opening)), -1)
+            labels += [NO_LOSS] * learned.start + piece[learned] + [NO_LOSS]
+        else:
+            labels += [NO_LOSS] * len(piece)
+    return ids, labels
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class ChoicePrompt:
+    """The question with declared choices, which is the same for every picture.
+
+    Attributes:
+        before: ids up to the picture, ``<img>`` included.
+        after: ids from behind the picture to the place where the answer is predicted.
+        choices: the answers' ids, in the order of the classes.
+        end: id of the end of the turn, which is learned behind the answer.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    choices: tuple[int, ...]
+    end: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]) -> ChoicePrompt:
+        """The prompt ``<cls>: 0|1|2|3.`` for the classes' codes.
+
+        Raises:
+            UserError: a code takes more than one token, or two codes have the same first token.
+        """
+        question = f"{IMAGE}\n<cls>: {'|'.join(codes)}."
+        context = token_id(tokenizer, CONTEXT)
+        answers: dict[int, str] = {}
+        for code in codes:
+            ids, labels = encode_turns(tokenizer, [Message("human", question), Message("gpt", code)], [1])
+            learned = [label for label in labels if label != NO_LOSS]
+            if learned[0] in answers:
+                raise UserError(
+                    f"the choices {answers[learned[0]]!r} and {code!r} have the same first token: give the classes "
+                    "codes of one character, such as 0, 1, 2, 3, in the label table"
+                )
+            if len(learned) != 2:
+                raise UserError(
+                    f"the choice {code!r} takes {len(learned) - 1} tokens, but the answer is one token: give the class a "
+                    "code of one character, such as 0, in the label table"
+                )
+            answers[learned[0]] = code
+        picture, answer = ids.index(context), len(ids) - 3
+        return cls(tuple(ids[:picture]), tuple(ids[picture + 1 : answer]), tuple(answers), ids[-2])
