@@ -1,0 +1,268 @@
+"""Predictions outside training: plain torch, in order, each row or patient once.
+
+Two ways in, one network: rows of prepared data, to judge a model; and studies as people have them (folders, a CSV, DICOM,
+NIfTI), to use it. The second goes through the same windowing, resizing and choice of slices as training did, which is why
+these settings travel with a model (`Inference`). With several workers, Ray actors hold the network and the driver no pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from raymed.data.image import ImageSettings
+from raymed.data.labels import LabelTable
+from raymed.data.plan import SliceSettings, choose
+from raymed.data.prepared import Places, Prepared
+from raymed.data.record import Image, Record, records_from
+from raymed.data.sources import Listing, Refusal, Study, load_study
+from raymed.errors import RunError, UserError
+from raymed.evaluation.patients import softmax
+from raymed.recipes.recipe import Recipe
+
+CHUNK_BYTES = 64 << 20  # of pixels that one task holds at once
+COLUMNS = ("id", "patient", "study", "position", "label", "source")
+RETRIES = 2  # of a task whose worker died
+
+Model = tuple[Recipe, nn.Module]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What turns a patient's pictures into a decision, besides the network. Kept beside the weights as JSON.
+
+    Attributes:
+        name: what the column `model` of predictions says.
+        labels: the classes, in the order of the network's outputs.
+        image: windowing and resizing.
+        slices: which slices of a study are looked at.
+        temperature: the logits are divided by it, so that probabilities mean what they say.
+        data: digest of the prepared data that the model was trained on.
+    """
+
+    name: str
+    labels: LabelTable
+    image: ImageSettings
+    slices: SliceSettings
+    temperature: float
+    data: str
+
+    def to_json(self) -> str:
+        values = {
+            "name": self.name,
+            "labels": self.labels.to_dict(),
+            "image": asdict(self.image),
+            "slices": asdict(self.slices),
+            "temperature": self.temperature,
+            "data": self.data,
+        }
+        return json.dumps(values, ensure_ascii=False, indent=2)
+
+    @classmethod
+    def read(cls, path: Path) -> Inference:
+        """Raises: UserError: the file is not what `to_json` wrote."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                name=values["name"],
+                labels=LabelTable.from_dict(values["labels"]),
+                image=ImageSettings(**values["image"]),
+                slices=SliceSettings(**values["slices"]),
+                temperature=float(values["temperature"]),
+                data=values["data"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} does not describe a model of this raymed: {error!r}. Register the model again"
+            ) from error
+
+
+@dataclass(frozen=True)
+class PatientPrediction:
+    """What a model says about one patient.
+
+    Attributes:
+        patient: patient id.
+        probabilities: of the classes, in the label table's order; None where no slice could be used.
+        slices: how many slices the probabilities rest on.
+        notes: slices that could not be used, with the reason.
+    """
+
+    patient: str
+    probabilities: tuple[float, ...] | None
+    slices: int
+    notes: tuple[str, ...] = ()
+
+
+class Predictor:
+    """A network on this process's device."""
+
+    def __init__(self, model: Model, micro_batch: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.recipe, self.micro_batch = model[0], micro_batch
+        self.module = model[1].to(self.device).eval()
+
+    def logits(self, records: Sequence[Record]) -> np.ndarray:
+        """Logits float32 [records, classes]."""
+        parts = []
+        for start in range(0, len(records), self.micro_batch):
+            batch = self.recipe.encode(records[start : start + self.micro_batch], None)
+            tensors = {name: tensor.to(self.device) for name, tensor in batch.tensors.items()}
+            parts.append(self.recipe.predict(self.module, replace(batch, tensors=tensors))["logits"])
+        return np.concatenate(parts)
+
+    def rows(self, places: Places) -> np.ndarray:
+        """Logits of prepared records, float32 [records, classes]."""
+        return self.logits(records_from(places.read()))
+
+    def patient(
+        self, patient: str, records: Sequence[Record], inference: Inference, notes: Sequence[str] = ()
+    ) -> PatientPrediction:
+        """The mean class probabilities of the slices that training would have chosen from these."""
+        if not records:
+            return PatientPrediction(patient, None, 0, ("no usable slice", *notes))
+        chosen = choose(
+            np.arange(len(records)),
+            np.array([patient] * len(records), dtype=object),
+            np.array([record.study for record in records], dtype=object),
+            np.array([record.position for record in records], dtype=np.int64),
+            replace(inference.slices, limit=0),
+        )
+        logits = self.logits([records[row] for row in chosen])
+        if not np.isfinite(logits).all():
+            raise RunError(f"the model's output for patient {patient} is not a number: choose another model")
+        means = softmax(logits, inference.temperature).mean(axis=0)
+        return PatientPrediction(patient, tuple(means.tolist()), len(chosen), tuple(notes))
+
+
+def predict_rows(
+    model: Model, prepared: Prepared, rows: np.ndarray, micro_batch: int = 32, workers: int = 1
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits float32 [rows, classes] of prepared rows in their order, and the index columns `COLUMNS` of the same rows.
+
+    Args:
+        rows: row numbers of the index, int64 [rows].
+        workers: 1 predicts in this process; more start as many Ray actors.
+
+    Raises:
+        UserError: there are no rows, or the model was made for other pictures or classes.
+    """
+    if not len(rows):
+        raise UserError(f"there is nothing to predict: the chosen part of {prepared.folder.uri} holds no rows")
+    chunk = max(micro_batch, CHUNK_BYTES // (3 * prepared.size**2))
+    places = (prepared.places(rows[start : start + chunk]) for start in range(0, len(rows), chunk))
+    parts = list(_spread(model, micro_batch, workers, places, lambda predictor, part: predictor.rows(part)))
+    logits = np.concatenate(parts)
+    if len(logits) != len(rows):
+        raise RunError(f"{len(rows)} rows were asked for and {len(logits)} predicted")
+    return logits, prepared.columns(rows, COLUMNS)
+
+
+def predict_studies(
+    model: Model, listing: Listing, inference: Inference, micro_batch: int = 32, workers: int = 1
+) -> Iterator[PatientPrediction]:
+    """One prediction per patient of a listing, in the order of patient ids.
+
+    Slices that cannot be read are in the patient's notes, and a patient without a usable one gets no probabilities.
+    Refusals that name no patient are left to the caller (`listing.refusals`).
+    """
+    studies: dict[str, list[Study]] = {}
+    refused: dict[str, list[Refusal]] = {}
+    for study in listing.studies:
+        studies.setdefault(study.patient, []).append(study)
+    for refusal in listing.refusals:
+        if refusal.patient is not None:
+            refused.setdefault(refusal.patient, []).append(refusal)
+    root, patients = listing.root, sorted(studies.keys() | refused.keys())
+    items = ((patient, studies.get(patient, []), refused.get(patient, [])) for patient in patients)
+
+    def predict(predictor: Predictor, item: tuple[str, list[Study], list[Refusal]]) -> PatientPrediction:
+        patient, series, refusals = item
+        records, notes = [], [note(refusal) for refusal in refusals]
+        for study in series:
+            for slice_, loaded in load_study(root, study, inference.image):
+                if isinstance(loaded, Refusal):
+                    notes.append(note(loaded))
+                else:
+                    records.append(to_record(slice_.id, patient, study.study, slice_.position, loaded, study.source))
+        return predictor.patient(patient, records, inference, notes)
+
+    return _spread(model, micro_batch, workers, items, predict)
+
+
+def to_record(id: str, patient: str, study: str, position: int, pixels: np.ndarray, source: str = "") -> Record:
+    """A record without a label around one picture, uint8 [size, size, channels]."""
+    return Record(id, patient, study, position, None, source, (Image("input", 0, pixels),), ())
+
+
+def note(refusal: Refusal) -> str:
+    """A refusal in one line."""
+    return f"{refusal.where}: {refusal.reason}"
+
+
+def table(predictions: Iterable[PatientPrediction], inference: Inference) -> list[dict[str, Any]]:
+    """One line per patient: patient_id, decision, p_<class> ..., slices, model, note. No decision without a usable slice."""
+    names = inference.labels.names
+    lines = []
+    for each in predictions:
+        known = each.probabilities
+        lines.append(
+            {"patient_id": each.patient, "decision": names[int(np.argmax(known))] if known is not None else None}
+            | {f"p_{name}": known[place] if known is not None else None for place, name in enumerate(names)}
+            | {"slices": each.slices, "model": inference.name, "note": "; ".join(each.notes)}
+        )
+    return lines
+
+
+def _spread(
+    model: Model, micro_batch: int, workers: int, items: Iterable[Item], predict: Callable[[Predictor, Item], Any]
+) -> Iterator[Any]:
+    """`predict` of each item, in order: here, or by Ray actors.
+
+    Raises:
+        UserError: there are more workers than the cluster has CPUs or GPUs for.
+    """
+    if workers == 1:
+        predictor = Predictor(model, micro_batch)
+        yield from (predict(predictor, item) for item in items)
+        return
+    import ray  # here, so that a served model does without it
+    from ray.util import ActorPool
+
+    from raymed import cluster
+
+    cluster.connect()
+    have = ray.cluster_resources()
+    kind = "GPU" if have.get("GPU", 0) else "CPU"
+    if workers > have.get(kind, 0):
+        raise UserError(f"{workers} workers need a {kind} each and the cluster has {have.get(kind, 0):.0f}: lower --workers")
+    stored = ray.put(model)  # once; every actor takes its copy from there, on whatever node it is
+    limits = {"num_cpus": 1, "num_gpus": int(kind == "GPU"), "max_restarts": RETRIES, "max_task_retries": RETRIES}
+    actors: list[Any] = [ray.remote(_Worker).options(**limits).remote(stored, micro_batch) for _ in range(workers)]
+    pool: Any = ActorPool(actors)
+    try:
+        yield from pool.map(lambda actor, item: actor.run.remote(predict, item), items)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError | RunError):
+            raise error.cause from None  # as it would be raised here, without the actor's traceback in the message
+        raise
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+class _Worker:
+    def __init__(self, model: Model, micro_batch: int) -> None:
+        torch.set_num_threads(1)  # one CPU each, as asked of Ray
+        self.predictor = Predictor(model, micro_batch)
+
+    def run(self, predict: Callable[[Predictor, Any], Any], item: Any) -> Any:
+        return predict(self.predictor, item)

@@ -1,0 +1,127 @@
+"""The registered model: an MLflow pyfunc that needs nothing but its own folder.
+
+In: one row per picture file, patient folder, DICOM series, NIfTI volume or array, with the patient's id. Out: one row per
+patient. MLflow loads this file as code, so nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import AnyType
+
+from raymed.data.image import ImageError, ImageSettings, apply_window, fit
+from raymed.data.record import Record
+from raymed.data.sources import Refusal, SourceSettings, list_source, load_study
+from raymed.errors import UserError
+from raymed.evaluation.predict import Inference, Predictor, note, table, to_record
+from raymed.recipes import open_model
+
+NETWORK, INFERENCE = "network", "inference"  # names of the artefacts
+MICRO_BATCH = 32
+
+
+class PatientModel(PythonModel):
+    """Patients' pictures in, one decision per patient out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self.inference = Inference.read(Path(context.artifacts[INFERENCE]))
+        self.predictor = Predictor(open_model(Path(context.artifacts[NETWORK])), MICRO_BATCH)
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """One row per patient, in the order of first appearance.
+
+        Args:
+            model_input: columns `patient_id` and `image`. An image is a path (picture, folder of one patient, DICOM
+                series, NIfTI volume) or the patient's slices as an array [slices, h, w] or [slices, h, w, 3]: uint8 as
+                displayed, int16 in Hounsfield units. Rows that name single pictures form one series per patient.
+
+        Raises:
+            UserError: a column is missing, or a path does not exist or holds several patients.
+        """
+        missing = {"patient_id", "image"} - set(model_input.columns)
+        if missing:
+            raise UserError(f"the input has no column {', '.join(sorted(missing))}; give patient_id and image")
+        predictions = []
+        for patient, images in model_input.groupby("patient_id", sort=False)["image"]:
+            records: list[Record] = []
+            notes: list[str] = []
+            for number, image in enumerate(images):
+                found, refused = _records(str(patient), number, image, self.inference.image)
+                records.extend(found)
+                notes.extend(refused)
+            predictions.append(self.predictor.patient(str(patient), records, self.inference, notes))
+        return pd.DataFrame(table(predictions, self.inference))
+
+
+def signature(class_names: Sequence[str]) -> ModelSignature:
+    """What goes in and comes out, in MLflow's terms."""
+    text, number = DataType.string, DataType.double
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(text, "patient_id"),
+        ColSpec(text, "decision", required=False),
+        *(ColSpec(number, f"p_{name}", required=False) for name in class_names),
+        ColSpec(DataType.long, "slices"),
+        ColSpec(text, "model"),
+        ColSpec(text, "note"),
+    ]
+    return ModelSignature(Schema([ColSpec(text, "patient_id"), ColSpec(AnyType(), "image")]), Schema(outputs))
+
+
+def _records(patient: str, number: int, image: Any, settings: ImageSettings) -> tuple[list[Record], list[str]]:
+    """The usable slices of one input row, and notes on the others."""
+    if not isinstance(image, str | Path):
+        return _from_array(patient, number, image, settings)
+    listing = list_source(Path(image), SourceSettings(labelled=False))
+    if len({study.patient for study in listing.studies}) > 1:
+        raise UserError(f"{image} holds several patients: give one row per patient, or use jobs/predict_lung.py")
+    records, notes = [], [note(refusal) for refusal in listing.refusals]
+    for study in listing.studies:
+        single = len(study.slices) == 1
+        for piece, loaded in load_study(listing.root, study, settings):
+            if isinstance(loaded, Refusal):
+                notes.append(note(loaded))
+            else:
+                series, position = ("pictures", number) if single else (f"{number}/{study.study}", piece.position)
+                records.append(to_record(piece.id, patient, series, position, loaded))
+    return records, notes
+
+
+def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) -> tuple[list[Record], list[str]]:
+    try:
+        slices = np.asarray(image)
+    except ValueError:
+        return [], [f"array {number}: slices of different sizes"]
+    if slices.ndim == 3:
+        slices = slices[..., None]
+    if slices.ndim != 4 or slices.shape[-1] not in (1, 3) or not slices.size:
+        shape = " x ".join(map(str, slices.shape))
+        return [], [f"array {number}: {shape} is neither [slices, h, w] nor [slices, h, w, 3]"]
+    if slices.dtype == np.int64 and slices.min() >= 0 and slices.max() <= 255:  # from JSON, which knows no uint8
+        slices = slices.astype(np.uint8)
+    if slices.dtype == np.int16:
+        slices = apply_window(slices, *settings.width_level)
+    if slices.dtype != np.uint8:
+        return [], [f"array {number}: {slices.dtype}; give uint8 as displayed, or int16 in Hounsfield units"]
+    records, notes = [], []
+    for position, picture in enumerate(slices):
+        try:
+            fitted = fit(picture, settings)
+        except ImageError as error:
+            notes.append(f"array {number}, slice {position}: {error}")
+            continue
+        records.append(to_record(f"{number}#{position}", patient, str(number), position, fitted))
+    return records, notes
+
+
+mlflow.models.set_model(PatientModel())

@@ -1,0 +1,166 @@
+"""Predictions must be in order, complete, and the same whether a patient comes prepared or as files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raymed.data.image import ImageSettings
+from raymed.data.plan import SliceSettings, choose
+from raymed.data.prepared import Prepared
+from raymed.data.sources import SourceSettings, list_source
+from raymed.errors import RunError, UserError
+from raymed.evaluation.patients import softmax
+from raymed.evaluation.predict import Inference, Model, predict_rows, predict_studies, table
+from raymed.recipes import open_model
+from raymed.recipes.lung import LungRecipe
+
+REAL = os.environ.get("RAYMED_REAL_DATA")
+
+
+@pytest.fixture(scope="module")
+def exported(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    recipe.export(recipe.build(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(exported: Path) -> Model:
+    return open_model(exported)
+
+
+@pytest.fixture
+def inference(prepared: Prepared) -> Inference:
+    return Inference("test v1", prepared.labels, prepared.image, SliceSettings(per_patient=3), 1.7, prepared.digest)
+
+
+@pytest.fixture(scope="module")
+def folders(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared test patients as folders of PNG files."""
+    root = tmp_path_factory.mktemp("patients")
+    for record in prepared.read(prepared.rows("test")):
+        (root / record.patient).mkdir(exist_ok=True)
+        Image.fromarray(record.images[0].pixels[..., 0]).save(root / record.patient / f"{record.position}.png")
+    return root
+
+
+def test_each_row_gets_its_own_logits_whatever_the_order_and_batch(model: Model, prepared: Prepared) -> None:
+    rows = np.random.default_rng(0).permutation(prepared.rows("all"))
+    logits, columns = predict_rows(model, prepared, rows, micro_batch=7)
+    alone = np.concatenate([predict_rows(model, prepared, rows[place : place + 1])[0] for place in (0, 5, 50)])
+    np.testing.assert_allclose(logits[[0, 5, 50]], alone, atol=1e-6)
+    assert list(columns["id"]) == [record.id for record in prepared.read(rows)]
+    assert len(np.unique(logits, axis=0)) == len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_two_workers_predict_what_one_does(
+    model: Model, prepared: Prepared, folders: Path, inference: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymed.evaluation.predict.CHUNK_BYTES", 30_000)  # several tasks from a small set
+    rows = prepared.rows("train")
+    one, two = (predict_rows(model, prepared, rows, micro_batch=4, workers=workers)[0] for workers in (1, 2))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+    listing = list_source(folders, SourceSettings(labelled=False))
+    here, there = (list(predict_studies(model, listing, inference, workers=workers)) for workers in (1, 2))
+    assert [each.patient for each in here] == [each.patient for each in there]
+    np.testing.assert_allclose([each.probabilities for each in here], [each.probabilities for each in there], atol=1e-6)
+    with pytest.raises(UserError, match="1000 workers need"):
+        predict_rows(model, prepared, rows, workers=1000)
+
+
+def test_files_are_judged_as_prepared_rows_are(
+    model: Model, prepared: Prepared, folders: Path, inference: Inference
+) -> None:
+    rows = prepared.rows("test")
+    columns = prepared.columns(rows, ["patient", "study", "position"])
+    chosen = choose(rows, columns["patient"], columns["study"], columns["position"], inference.slices)
+    logits, found = predict_rows(model, prepared, chosen)
+    listing = list_source(folders, SourceSettings(labelled=False))
+    for each in predict_studies(model, listing, inference):
+        mine = softmax(logits[found["patient"] == each.patient], 1.7)
+        assert each.slices == len(mine) == 3
+        np.testing.assert_allclose(each.probabilities, mine.mean(axis=0), atol=1e-6)
+
+
+def test_a_bad_slice_is_named_and_a_patient_without_a_good_one_gets_no_decision(
+    model: Model, inference: Inference, folders: Path, tmp_path: Path
+) -> None:
+    for patient in ("good", "bad"):
+        (tmp_path / patient).mkdir()
+        (tmp_path / patient / "0.png").write_bytes(b"no picture")
+    source = next(folders.iterdir())
+    (tmp_path / "good" / "1.png").write_bytes((source / "1.png").read_bytes())
+    listing = list_source(tmp_path, SourceSettings(labelled=False))
+    bad, good = table(predict_studies(model, listing, inference), inference)
+    assert (bad["patient_id"], bad["decision"], bad["slices"], bad["p_viral"]) == ("bad", None, 0, None)
+    assert bad["note"].startswith("no usable slice; bad/0.png: not a readable picture")
+    assert good["slices"] == 1 and "good/0.png: not a readable picture" in good["note"]
+    assert good["decision"] == max(inference.labels.names, key=lambda name: good[f"p_{name}"])
+
+
+def test_the_limit_of_a_first_try_does_not_drop_patients_from_predictions(
+    model: Model, inference: Inference, folders: Path
+) -> None:
+    listing = list_source(folders, SourceSettings(labelled=False))
+    limited = Inference(**{**vars(inference), "slices": SliceSettings(per_patient=3, limit=1)})
+    assert all(each.slices == 3 for each in predict_studies(model, listing, limited))
+
+
+def test_pictures_of_another_size_are_refused(model: Model, tmp_path: Path, prepared: Prepared) -> None:
+    from conftest import write_prepared
+
+    other = write_prepared(tmp_path / "other", patients=8, size=56)
+    with pytest.raises(UserError, match="56x56 pixels, but the model takes 28x28"):
+        predict_rows(model, other, other.rows("val"))
+    with pytest.raises(UserError, match="nothing to predict"):
+        predict_rows(model, prepared, prepared.rows("val")[:0])
+
+
+def test_a_network_that_answers_nan_predicts_nothing(model: Model, inference: Inference, folders: Path) -> None:
+    recipe, broken = model[0], model[0].build()
+    with torch.no_grad():
+        for parameter in broken.parameters():
+            parameter.fill_(float("nan"))
+    listing = list_source(folders, SourceSettings(labelled=False))
+    with pytest.raises(RunError, match="not a number"):
+        list(predict_studies((recipe, broken), listing, inference))
+
+
+def test_inference_settings_survive_their_file(inference: Inference, tmp_path: Path) -> None:
+    path = tmp_path / "inference.json"
+    path.write_text(inference.to_json(), encoding="utf-8")
+    assert Inference.read(path) == inference
+    path.write_text('{"name": "x"}')
+    with pytest.raises(UserError, match=r"inference\.json does not describe a model"):
+        Inference.read(path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"recipe": "unknown"}', "[]"])
+def test_a_folder_without_a_known_model_is_a_clear_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(UserError, match=r"recipe"):
+        open_model(tmp_path)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL, reason="RAYMED_REAL_DATA is not set")
+def test_png_dicom_and_nifti_of_real_patients_are_predicted_alike(prepared: Prepared) -> None:
+    root = Path(REAL or "")
+    recipe = LungRecipe.for_data(prepared.labels, 56)
+    torch.manual_seed(0)
+    inference = Inference("x", prepared.labels, ImageSettings(size=56), SliceSettings(), 1.0, "")
+    found = {}
+    for path in ("volumes/dicom_ctmd_P001", "volumes/totalseg_example_ct.nii.gz"):
+        listing = list_source(root / path, SourceSettings(labelled=False))
+        (found[path],) = predict_studies((recipe, recipe.build().eval()), listing, inference)
+    assert all(each.probabilities and each.slices == 16 for each in found.values())
