@@ -36,7 +36,7 @@ class ClassFigures:
         name: class name.
         support: patients who have the class.
         decided: patients who were given the class.
-        rare: fewer than five patients have it, so that no figure of it means much.
+        rare: one to four patients have it, so that no figure of it means much.
     """
 
     name: str
@@ -160,7 +160,7 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
     confusion = _confusion(patients)
     rare = _rare(patients.labels, len(class_names))
     metrics, per_class = _estimates(patients.labels, patients.probabilities, rare, bootstrap, seed)
-    sources = sorted(set(patients.sources))
+    sources = sorted(set(map(str, patients.sources)))
     return Evaluation(
         patients=len(patients.labels),
         metrics=metrics,
@@ -184,8 +184,7 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
         reliability=_reliability(patients),
         roc=_roc(patients, class_names),
         sources=tuple(
-            _source(str(source), patients, len(class_names), bootstrap, seed)
-            for source in (sources if len(sources) > 1 else [])
+            _source(source, patients, len(class_names), bootstrap, seed) for source in (sources if len(sources) > 1 else ())
         ),
     )
 
@@ -220,7 +219,8 @@ def _require_labels(patients: Patients) -> None:
 
 
 def _rare(labels: np.ndarray, classes: int) -> np.ndarray:
-    return np.bincount(labels, minlength=classes) < RARE
+    counts = np.bincount(labels, minlength=classes)
+    return (counts > 0) & (counts < RARE)
 
 
 def _values(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

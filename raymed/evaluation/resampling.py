@@ -42,9 +42,8 @@ class WeightedFigures:
         """
         named = {"loss": self.loss, "accuracy": self.accuracy, "ece": self.ece}
         macro = {"balanced_accuracy": self.recall, "macro_f1": self.f1, "macro_auc": self.auc}
-        for ending, kept in (
-            [("", np.ones_like(without)), ("_without_rare", ~without)] if without.any() else [("", ~without)]
-        ):
+        kept_by_ending = {"": np.ones_like(without)} | ({"_without_rare": ~without} if without.any() else {})
+        for ending, kept in kept_by_ending.items():
             for name, per_class in macro.items():
                 formed = per_class[:, kept & np.isfinite(per_class).all(axis=0)]
                 if formed.shape[1]:
@@ -65,9 +64,9 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
 
 
 def resamples(labels: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Bootstrap weights [some, rows], `count` in all: each class is drawn from itself, with replacement, as often as it is large.
+    """Bootstrap weights [some, rows], `count` in all: each class is drawn from itself, with replacement, to its own size.
 
-    Source: stratified bootstrap, Efron & Tibshirani 1993.
+    Source: Efron & Tibshirani 1993, the bootstrap within strata.
     """
     generator = np.random.default_rng(seed)
     step = max(1, _CELLS // len(labels))
@@ -110,7 +109,7 @@ def weigh(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) ->
 
 
 def _auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted Mann-Whitney statistic, [weightings]: how often a positive row scores above a negative one; equals count half."""
+    """Mann-Whitney statistic, [weightings]: how often a positive row scores above a negative one; equals count half."""
     if positive.all() or not positive.any():
         return np.full(len(weights), np.nan)
     order = np.argsort(score, kind="stable")
