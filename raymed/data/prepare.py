@@ -13,27 +13,25 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from fractions import Fraction
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from raymed.data.duplicates import LAYOUT, grouped, require_distinct
 from raymed.data.image import ImageSettings
-from raymed.data.leak import GuardSummary, guard, near_duplicates, thumbnail
-from raymed.data.prepared import MANIFEST, Manifest, Places, Prepared, digest_of
-from raymed.data.record import INDEX, records_from
+from raymed.data.leak import GuardSummary, guard
+from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
+from raymed.data.quarantine import Line, Quarantine
+from raymed.data.record import INDEX
 from raymed.data.shards import SHARDS, UNFINISHED, write_shards
-from raymed.data.sources import Refusal, SourceSettings
+from raymed.data.sources import SourceSettings, load_study
 from raymed.data.split import Assignment, SplitSettings, assign, read_split_file
-from raymed.data.survey import NAMED, Survey, class_name, survey
+from raymed.data.survey import Survey, class_name, survey
 from raymed.errors import UserError
 from raymed.storage import Folder
 
@@ -41,19 +39,17 @@ log = logging.getLogger("raymed")
 
 UNSPLIT = "unsplit"  # the split of rows that are in none, in counts
 PROGRESS_SECONDS = 5.0
-LAYOUT = ["shard", "row_group", "row"]  # index columns that say where a row lies, not what it is
+SAMPLE = 4  # slices a study that an estimate opens
 STUDIES = pa.schema([("study", pa.string()), ("fingerprint", pa.string()), ("refused", pa.string())])
 ORDER = [(name, "ascending") for name in ("patient", "study", "position", "id")]
 
-Line = dict[str, Any]  # of quarantine.jsonl: id, where, patient, reason
-
 
 @dataclass(frozen=True)
-class PrepareSettings:
-    """How raw studies become prepared data.
+class PrepareSettings(SourceSettings):
+    """How raw studies become prepared data; the fields of `SourceSettings` say how the source is read.
 
     Attributes:
-        source: how the input is read.
+        seed: which of the possible divisions into splits is taken.
         image: size, windowing and resizing of the pictures.
         split: shares of train/val/test, and folds.
         labels: a label table: a YAML file, or the name of one that comes with raymed.
@@ -62,7 +58,7 @@ class PrepareSettings:
         max_quarantine: stop when more than this share of the slices cannot be used, e.g. 5%.
     """
 
-    source: SourceSettings = field(default_factory=SourceSettings)
+    seed: int = 0
     image: ImageSettings = field(default_factory=ImageSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     labels: str = "lung"
@@ -97,15 +93,14 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
         UserError: the input is inconsistent, too much of it is unusable, or two patients share identical pixels. What
             stood in `out` before is then untouched.
     """
-    limit = _share(settings.max_quarantine)
-    found = survey(source, settings.source, settings.labels)
+    found = survey(source, settings, settings.labels)
     folder = Folder.at(out)
     old = _open_earlier(folder)
     refused = _unchanged(old, found, settings) if old else {}
     kept = len(refused)
     todo = [study for study in found.studies if study.study not in refused]
 
-    quarantine = _Quarantine(found, refused, limit)
+    quarantine = Quarantine(found, refused, settings.max_quarantine)
     tables = [old.index.filter(pc.is_in(old.index["study"], pa.array(refused, pa.string())))] if old else []
     clock = _Clock(sum(len(study.slices) for study in todo))
     for outcome in write_shards(found, todo, settings.image, folder):
@@ -117,11 +112,10 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
         return PrepareResult(old, 0, kept, guard(old.index))
     index = pa.concat_tables(tables)
     if not index.num_rows:
-        raise UserError(f"{source}: no slice can be used. {quarantine.reasons()}")
-    _require_distinct(index)
-    index, groups = _grouped(index, folder, settings.near_duplicates)
-    earlier = old.index if old and old.manifest.settings["split"] == asdict(settings.split) else INDEX.empty_table()
-    index = _split(index, found, settings.split, earlier).sort_by(ORDER).combine_chunks()
+        raise UserError(f"{source}: no slice can be used: {quarantine.reasons()}")
+    require_distinct(index)
+    index, groups = grouped(index, folder, settings.near_duplicates)
+    index = _split(index, found, settings, old).sort_by(ORDER).combine_chunks()
     proof = guard(index)
     for fold in range(pc.max(pc.add(index["fold"], 1)).as_py() or 0):
         guard(index, fold)
@@ -129,42 +123,15 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
     return PrepareResult(Prepared(folder, manifest, index), len(todo), kept, proof)
 
 
-class _Quarantine:
-    """Refused slices: those that the source refused at once, and per study those that could not be decoded."""
-
-    def __init__(self, found: Survey, kept: dict[str, list[Line]], limit: Fraction) -> None:
-        self.listed = [_line(refusal) for refusal in found.listing.refusals]
-        self.studies: dict[str, list[Line]] = {study.study: kept.get(study.study, []) for study in found.studies}
-        self._total = found.slices + len(self.listed)
-        self._limit = limit
-        self._count = len(self.listed) + sum(map(len, kept.values()))
-        self._require_few()
-
-    @property
-    def lines(self) -> list[Line]:
-        lines = [*self.listed, *(line for lines in self.studies.values() for line in lines)]
-        return sorted(lines, key=lambda line: (line["id"], line["where"]))
-
-    def add(self, refused: pa.Table) -> None:
-        for row in refused.to_pylist():
-            self.studies[row["study"]].append({name: row[name] for name in ("id", "where", "patient", "reason")})
-        self._count += refused.num_rows
-        self._require_few()
-
-    def reasons(self) -> str:
-        """The commonest reasons and an example of each."""
-        by_reason: dict[str, list[Line]] = defaultdict(list)
-        for line in self.lines:
-            by_reason[line["reason"]].append(line)
-        common = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:NAMED]
-        return "Reasons: " + "; ".join(f"{reason} ({len(lines)}, e.g. {lines[0]['where']})" for reason, lines in common)
-
-    def _require_few(self) -> None:
-        if self._count > self._limit * self._total:
-            raise UserError(
-                f"{self._count} of {self._total} slices cannot be used, more than max_quarantine {float(self._limit):.1%}. "
-                f"{self.reasons()}. Mend the source, or raise --max-quarantine"
-            )
+def seconds_per_slice(found: Survey, image: ImageSettings) -> float:
+    """How long one CPU takes to decode and resize a slice, measured on a few slices of the first, middle and last study."""
+    studies = [found.studies[place] for place in (0, len(found.studies) // 2, -1)]
+    few = [replace(study, slices=study.slices[:SAMPLE]) for study in studies]
+    load_study(found.listing.root, few[0], image)  # the first picture pays for loading the decoder
+    start = time.perf_counter()
+    for study in few:
+        load_study(found.listing.root, study, image)
+    return (time.perf_counter() - start) / sum(len(study.slices) for study in few)
 
 
 class _Clock:
@@ -183,15 +150,10 @@ class _Clock:
             log.info("read %d of %d slices (%.0f/s)", self._done, self._total, rate)
 
 
-def _share(text: str) -> Fraction:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
-    if not match or (share := Fraction(match[1]) / 100) > 1:
-        raise UserError(f"max_quarantine is {text!r}: give a share such as 5%")
-    return share
-
-
-def _line(refusal: Refusal) -> Line:
-    return {"id": refusal.id, "where": refusal.where, "patient": refusal.patient, "reason": refusal.reason}
+def _described(settings: PrepareSettings) -> dict[str, Any]:
+    """The settings as plain values; a subclass's further fields are no part of them."""
+    known = {each.name for each in fields(PrepareSettings)}
+    return {name: value for name, value in asdict(settings).items() if name in known}
 
 
 def _open_earlier(folder: Folder) -> Prepared | None:
@@ -219,82 +181,39 @@ def _unchanged(old: Prepared, found: Survey, settings: PrepareSettings) -> dict[
     }
 
 
-def _same(old: Prepared, found: Survey, settings: PrepareSettings, quarantine: _Quarantine) -> bool:
+def _same(old: Prepared, found: Survey, settings: PrepareSettings, quarantine: Quarantine) -> bool:
     """Whether nothing but the list of studies could have changed, and it has not."""
     known = pq.read_table(pa.BufferReader(old.folder.read(old.manifest.studies)), schema=STUDIES)
     return (
         settings.split.file is None
         and known.num_rows == len(found.studies)
-        and old.manifest.settings == asdict(settings)
+        and old.manifest.settings == _described(settings)
         and old.manifest.ignored == found.ignored
-        and old.manifest.quarantine_digest == digest_of(_jsonl(quarantine.lines))
+        and old.manifest.quarantine_digest == digest_of(quarantine.to_jsonl())
     )
 
 
-def _require_distinct(index: pa.Table) -> None:
-    structured = index.filter(pc.is_valid(index["hash"])).select(["digest", "patient", "id"])
-    owners: dict[bytes, dict[str, str]] = defaultdict(dict)
-    for digest, patient, name in zip(*(column.to_pylist() for column in structured.columns), strict=True):
-        owners[digest].setdefault(patient, name)
-    shared = [patients for patients in owners.values() if len(patients) > 1]
-    if shared:
-        named = "; ".join(
-            " = ".join(f"{patient} ({name})" for patient, name in sorted(patients.items()))
-            for patients in sorted(shared, key=lambda patients: min(patients.items()))[:NAMED]
-        )
-        raise UserError(
-            f"{len(shared)} pictures with identical pixels belong to two patients: {named}. "
-            "Remove the copy, or give both pictures the same patient id"
-        )
-
-
-def _grouped(index: pa.Table, folder: Folder, mode: str) -> tuple[pa.Table, list[list[str]]]:
-    """The index with its `group` column, and the groups of more than one patient."""
-
-    def thumbnails(rows: np.ndarray) -> np.ndarray:
-        places = Places(folder, index.select(LAYOUT).take(pa.array(rows)).to_pydict())
-        return np.stack([thumbnail(record.images[0].pixels) for record in records_from(places.read())])
-
-    patients, owners = np.unique(np.array(index["patient"].to_pylist()), return_inverse=True)
-    ids = index["id"]
-    pairs = near_duplicates(index["hash"].to_pylist(), index["patient"].to_pylist(), thumbnails)
-    if pairs and mode == "error":
-        named = "; ".join(f"{ids[a]} and {ids[b]}" for a, b in pairs[:NAMED])
-        raise UserError(
-            f"{len(pairs)} near-duplicate pictures of different patients: {named}. "
-            "Remove the copies, or use near_duplicates=group to keep those patients in one split"
-        )
-    links = owners[np.array(pairs, dtype=np.int64).reshape(-1, 2)]
-    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(patients), len(patients)))
-    component = connected_components(graph, directed=False)[1]
-    first = np.unique(component, return_index=True)[1]  # patients are sorted: the first names the group
-    members = [patients[component == number].tolist() for number in np.flatnonzero(np.bincount(component) > 1)]
-    if members:
-        log.warning(
-            "%d near-duplicate pictures link patients: %s%s", len(pairs), "; ".join(map(", ".join, members[:NAMED])),
-            "" if mode == "group" else " (they may stand in different splits)",
-        )  # fmt: skip
-    group = patients[first[component]] if mode == "group" else patients
-    return _with(index, group=group[owners].tolist()), sorted(members)
-
-
-def _split(index: pa.Table, found: Survey, settings: SplitSettings, earlier: pa.Table) -> pa.Table:
+def _split(index: pa.Table, found: Survey, settings: PrepareSettings, old: Prepared | None) -> pa.Table:
     """The index with its `split` and `fold` columns; rows without a label are in no split."""
     columns = index.select(["patient", "label", "group"]).to_pydict()
     rows = list(zip(columns["patient"], columns["label"], columns["group"], strict=True))
     labelled = {patient: (class_name(found.labels, label), group) for patient, label, group in rows if label is not None}
-    known = _assignments(earlier)
-    if settings.file is not None:
-        given = read_split_file(settings.file, labelled)
+    known = _assignments(old, settings)
+    if settings.split.file is not None:
+        given = read_split_file(settings.split.file, labelled)
         known = {patient: (split, known.get(patient, (None, None))[1]) for patient, (split, _) in given.items()}
     names = [name for name, _ in labelled.values()]
-    placed = assign(list(labelled), names, [group for _, group in labelled.values()], settings, known)
+    placed = assign(list(labelled), names, [group for _, group in labelled.values()], settings.split, settings.seed, known)
     places = [placed[patient] if label is not None else (None, None) for patient, label, _ in rows]
     return _with(index, split=[split for split, _ in places], fold=[fold for _, fold in places])
 
 
-def _assignments(index: pa.Table) -> dict[str, Assignment]:
-    rows = index.filter(pc.is_valid(index["split"])).select(["patient", "split", "fold"]).to_pydict()
+def _assignments(old: Prepared | None, settings: PrepareSettings) -> dict[str, Assignment]:
+    """Where patients stand already; nowhere once the split settings have changed."""
+    described = _described(settings)
+    if old is None or any(old.manifest.settings[name] != described[name] for name in ("split", "seed")):
+        return {}
+    rows = old.index.filter(pc.is_valid(old.index["split"])).select(["patient", "split", "fold"]).to_pydict()
     return {p: (split, fold) for p, split, fold in zip(rows["patient"], rows["split"], rows["fold"], strict=True)}
 
 
@@ -310,20 +229,19 @@ def _publish(
     index: pa.Table,
     found: Survey,
     settings: PrepareSettings,
-    quarantine: _Quarantine,
+    quarantine: Quarantine,
     groups: list[list[str]],
 ) -> Manifest:
     """Write index, studies and quarantine beside the old ones, then the manifest, then remove what it does not name."""
-    refused = quarantine.studies
     studies = pa.table(
         {
             "study": [study.study for study in found.studies],
             "fingerprint": [study.fingerprint for study in found.studies],
-            "refused": [json.dumps(refused[study.study]) for study in found.studies],
+            "refused": [json.dumps(quarantine.of_study(study.study)) for study in found.studies],
         },
         schema=STUDIES,
     )
-    index_bytes, studies_bytes, lines = _parquet(index), _parquet(studies), _jsonl(quarantine.lines)
+    index_bytes, studies_bytes, lines = _parquet(index), _parquet(studies), quarantine.to_jsonl()
     splits = [split or UNSPLIT for split in index["split"].to_pylist()]
     classes = [class_name(found.labels, label) for label in index["label"].to_pylist()]
     patients = set(zip(index["patient"].to_pylist(), classes, splits, strict=True))
@@ -336,7 +254,7 @@ def _publish(
         quarantine_digest=digest_of(lines),
         source=str(found.listing.root),
         labels=found.labels.to_dict(),
-        settings=asdict(settings),
+        settings=_described(settings),
         patients=_counts((name, split) for _, name, split in patients),
         slices=_counts(zip(classes, splits, strict=True)),
         sources=_counts(zip(index["source"].to_pylist(), splits, strict=True)),
@@ -376,10 +294,6 @@ def _counts(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
     for (name, split), count in sorted(Counter(pairs).items()):
         counts[name][split] = count
     return dict(counts)
-
-
-def _jsonl(lines: Sequence[Line]) -> bytes:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import pyarrow.parquet as pq
 import ray
 
 from raymed.cluster import connect
+from raymed.data.duplicates import perceptual_hash
 from raymed.data.image import ImageSettings
-from raymed.data.leak import perceptual_hash
 from raymed.data.record import INDEX, RECORD
 from raymed.data.sources import Refusal, Slice, Study, load_study
 from raymed.data.survey import Survey
@@ -59,8 +60,8 @@ def write_shards(found: Survey, studies: Sequence[Study], image: ImageSettings, 
     if not studies:
         return
     connect()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     parts = _parts(found, studies, image, int(ray.cluster_resources().get("CPU", 1)))
     rows = [{"part": pickle.dumps(part)} for part in parts]
     outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

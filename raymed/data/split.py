@@ -32,13 +32,11 @@ class SplitSettings:
         weights: shares of train/val/test; they are normalised, so 75/15/15 gives 71.4 %, 14.3 % and 14.3 % of each class.
             0 leaves a split empty.
         folds: cross-validation folds over the train and val patients; 0 for none.
-        seed: which of the possible divisions is taken.
         file: a CSV with the columns patient_id and split (train, val or test); it settles the splits instead of weights.
     """
 
     weights: str = "75/15/15"
     folds: int = 5
-    seed: int = 0
     file: str | None = None
 
     def shares(self) -> dict[str, Fraction]:
@@ -63,6 +61,7 @@ def assign(
     labels: Sequence[Label],
     groups: Sequence[str],
     settings: SplitSettings,
+    seed: int = 0,
     existing: Mapping[str, Assignment] | None = None,
 ) -> dict[str, Assignment]:
     """Give every patient a split and a fold.
@@ -74,7 +73,8 @@ def assign(
         patients: distinct patient ids.
         labels: class of each patient, as an index or a name (errors say it as it is given).
         groups: near-duplicate group of each patient (its own id where it stands alone).
-        settings: weights, folds and seed.
+        settings: weights and folds.
+        seed: which of the possible divisions is taken.
         existing: earlier assignments; patients that are not in `patients` are ignored. A fold of None is filled in.
 
     Raises:
@@ -84,7 +84,7 @@ def assign(
     known = existing or {}
     label_of = dict(zip(patients, labels, strict=True))
     _require_enough(label_of, shares)
-    units = _units(patients, groups, settings.seed)
+    units = _units(patients, groups, seed)
     fixed = {patient: known[patient][0] for patient in patients if patient in known}
     split_of = _divide(units, label_of, shares, fixed)
     _require_present(split_of, label_of, shares)

@@ -1,0 +1,82 @@
+"""Slices that cannot be used: each with its reason, and a limit to how many there may be."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import pyarrow as pa
+
+from raymed.data.survey import NAMED, Survey
+from raymed.errors import UserError
+
+Line = dict[str, Any]  # of quarantine.jsonl: id, where, patient, reason
+KEYS = ("id", "where", "patient", "reason")
+
+
+class Quarantine:
+    """The slices that a source refused at once, and per study those that could not be decoded.
+
+    Args:
+        kept: the refused slices of studies that were read in an earlier run.
+        limit: the share of all slices that may be refused, e.g. ``5%``.
+
+    Raises:
+        UserError: more than the limit are refused, here or when `add` brings them.
+    """
+
+    def __init__(self, found: Survey, kept: Mapping[str, list[Line]], limit: str) -> None:
+        self._listed = [{key: getattr(refusal, key) for key in KEYS} for refusal in found.listing.refusals]
+        self._studies: dict[str, list[Line]] = {study.study: list(kept.get(study.study, [])) for study in found.studies}
+        self._total = found.slices + len(self._listed)
+        self._limit = _share(limit)
+        self._count = len(self._listed) + sum(map(len, kept.values()))
+        self._require_few()
+
+    def add(self, refused: pa.Table) -> None:
+        """Take in refused slices: a table with the columns study, id, where, patient and reason."""
+        for row in refused.to_pylist():
+            self._studies[row["study"]].append({key: row[key] for key in KEYS})
+        self._count += refused.num_rows
+        self._require_few()
+
+    def of_study(self, study: str) -> list[Line]:
+        return sorted(self._studies[study], key=_order)
+
+    @property
+    def lines(self) -> list[Line]:
+        """Every refused slice, sorted by id."""
+        return sorted([*self._listed, *(line for lines in self._studies.values() for line in lines)], key=_order)
+
+    def to_jsonl(self) -> bytes:
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines).encode()
+
+    def reasons(self) -> str:
+        """The commonest reasons, how often, and an example of each."""
+        by_reason: dict[str, list[Line]] = defaultdict(list)
+        for line in self.lines:
+            by_reason[line["reason"]].append(line)
+        common = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:NAMED]
+        return "; ".join(f"{reason} ({len(lines)}, e.g. {lines[0]['where']})" for reason, lines in common)
+
+    def _require_few(self) -> None:
+        if self._count > self._limit * self._total:
+            raise UserError(
+                f"{self._count} of {self._total} slices cannot be used, more than max_quarantine "
+                f"{float(self._limit):.1%}: {self.reasons()}. Mend the source, or raise --max-quarantine"
+            )
+
+
+def _order(line: Line) -> tuple[str, str]:
+    return line["id"], line["where"]
+
+
+def _share(text: str) -> Fraction:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if not match or (share := Fraction(match[1]) / 100) > 1:
+        raise UserError(f"max_quarantine is {text!r}: give a share such as 5%")
+    return share
