@@ -1,4 +1,4 @@
-"""What every job shares: options from types, ``--config`` files, exit codes, and the last line that says where the result is.
+"""What every job shares: options from types, ``--config`` files, exit codes, and the last line.
 
 A job file declares a frozen dataclass of options (a subclass of `JobOptions`) and a function from those options to an
 `Outcome`, and hands both to `run`. Its command line, help and configuration file come from the dataclass.
@@ -80,7 +80,7 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job leaves: lines for a person (the last one says where the result is) and the same as data for ``--json``."""
+    """What a job leaves: lines for a person, the last of which says where the result is, and the same for ``--json``."""
 
     text: str
     data: dict[str, Any]
@@ -94,44 +94,54 @@ def run(
     main: Callable[[Options], Outcome],
     arguments: Sequence[str] | None = None,
     positional: bool = False,
+    defaults: Path | None = None,
 ) -> None:
     """Parse the command line into `options_type`, call `main`, print its outcome, and exit.
 
     Args:
         positional: required options are given by place instead of by name.
+        defaults: YAML file whose values hold where neither ``--config`` nor the command line says otherwise.
 
     Exit codes: 0 done; 2 something the user can mend; 1 a failed run; 130 stopped by Ctrl-C.
     """
     _quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional)
+    options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional, defaults)
     try:
         outcome = main(options)
+        code, text, data = 0, outcome.text, outcome.data
     except UserError as error:
-        _fail(options, 2, str(error))
+        code, text, data = _failure(2, str(error))
     except RunError as error:
-        _fail(options, 1, str(error))
+        code, text, data = _failure(1, str(error))
     except KeyboardInterrupt:
-        _fail(options, 130, "stopped. Run the same command again to go on from the last checkpoint.")
+        code, text, data = _failure(130, "stopped. Run the same command again to go on from the last checkpoint.")
     except Exception as error:
         kept = _keep_traceback()
-        _fail(
-            options, 1, f"{type(error).__name__}: {error}\nThe traceback is in {kept}; please send it with the command."
+        code, text, data = _failure(
+            1, f"{type(error).__name__}: {error}\nThe traceback is in {kept}; send it with the command."
         )
-    else:
-        print(json.dumps(outcome.data, default=str) if options.json else outcome.text, flush=True)
-        sys.exit(0)
+    if code:
+        print(text, file=sys.stderr)
+    if options.json or not code:
+        print(json.dumps(data, default=str) if options.json else text)
+    _leave(code)
 
 
-def parse(options_type: type[Options], arguments: Sequence[str], positional: bool = False) -> Options:
+def parse(
+    options_type: type[Options], arguments: Sequence[str], positional: bool = False, defaults: Path | None = None
+) -> Options:
     """Options from command-line words; ``--max-epochs`` and ``--max_epochs`` are the same, a bare switch means true."""
     module = sys.modules[options_type.__module__]
     parser = _Parser(
         prog=f"python jobs/{Path(module.__file__ or options_type.__name__).name}",
         description=(module.__doc__ or options_type.__doc__ or "").strip(),
         formatter_class=_HelpFormatter,
+        default_config_files=[str(defaults)] if defaults else [],
     )
     parser.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
+    # Options inherited from another module's dataclass are written in that module's names: resolve them here.
+    options_type.__init__.__annotations__ = {**typing.get_type_hints(options_type), "return": type(None)}
     parser.add_class_arguments(options_type, None, as_positional=positional)
     parsed = parser.parse_args(_words(arguments, switches(options_type)))
     ready = parser.instantiate_classes(parsed)
@@ -173,16 +183,20 @@ class _Parser(ArgumentParser):
     """Shows top-level options with dashes, as people type them."""
 
     def format_help(self) -> str:
-        return re.sub(
-            r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), super().format_help()
-        )
+        return re.sub(r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), super().format_help())
 
 
-def _fail(options: JobOptions, code: int, message: str) -> typing.NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    if options.json:
-        print(json.dumps({"error": message, "exit_code": code}), flush=True)
-    sys.exit(code)
+def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:
+    return code, f"error: {message}", {"error": message, "exit_code": code}
+
+
+def _leave(code: int) -> typing.NoReturn:
+    """Exit with `code` whatever the libraries' threads do: in a normal exit, Arrow's and DeepSpeed's now and then abort."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _keep_traceback() -> Path:

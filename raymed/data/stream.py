@@ -98,7 +98,6 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     wanted = prepared.index["id"].take(pa.array(rows))
     shards = sorted(set(prepared.index["shard"].take(pa.array(rows)).to_pylist()))
     kept = pa.array(wanted.to_pylist())
-    ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = (
         ray.data.read_parquet(
             [f"{prepared.folder.path}/shards/{shard}" for shard in shards], filesystem=prepared.folder.filesystem
@@ -107,7 +106,7 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
         .materialize()
     )
     blocks = [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
-    row_of = {name: row for name, row in zip(wanted.to_pylist(), rows.tolist(), strict=True)}
+    row_of = dict(zip(wanted.to_pylist(), rows.tolist(), strict=True))
     located = [
         (row_of[name], block, place)
         for block, names in enumerate(ray.get([_ids.remote(ref) for ref in blocks]))

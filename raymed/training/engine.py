@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raymed.errors import RunError, UserError
-from raymed.models.norm import settle_batch_norms
+from raymed.models.norm import settle_batch_norms, uncounted
 from raymed.recipes.recipe import Batch, Recipe
 
 NOT_FINITE = "the loss is not finite"
@@ -134,24 +134,25 @@ class Engine:
             shares: (micro-batch, whether it counts); see `raymed.data.plan.share`.
 
         Returns:
-            This worker's (sum, count) per logged name, ``loss`` included.
+            (sum, count) per logged name over all workers, ``loss`` included.
 
         Raises:
             RunError: the loss is not a finite number.
         """
         self.module.train()
-        units = self._total(sum(batch.units for batch, counts in shares if counts))
+        units = self._totals({"": (sum(batch.units for batch, counts in shares if counts), 0.0)})[""][0]
         sums: dict[str, tuple[float, float]] = {}
         for slot, (batch, counts) in enumerate(shares):
             # Dropout draws depend on the place in the global batch, not on the worker that computes it.
             torch.manual_seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63)
-            loss = self.recipe.loss(self._engine, self._on_device(batch))
-            weight = self.workers / units if counts else 0.0
-            self._engine.backward(loss.total * weight, scale_wrt_gas=False)
-            if counts:
-                for name, (total, count) in {"loss": (float(loss.total.detach()), batch.units), **loss.sums}.items():
-                    before = sums.get(name, (0.0, 0.0))
-                    sums[name] = (before[0] + total, before[1] + count)
+            with contextlib.nullcontext() if counts else uncounted(self.module):
+                loss = self.recipe.loss(self._engine, self._on_device(batch))
+            # DeepSpeed averages gradients over workers; times their number this is the sum.
+            self._engine.backward(loss.total * (self.workers / units if counts else 0.0), scale_wrt_gas=False)
+            for name, (total, count) in {"loss": (float(loss.total.detach()), batch.units), **loss.sums}.items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + total, before[1] + count) if counts else before
+        sums = self._totals(sums)
         if not all(math.isfinite(total) for total, _ in sums.values()):
             raise RunError(f"{NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
         self._engine.step()
@@ -208,10 +209,12 @@ class Engine:
         if self.workers > 1:
             dist.all_reduce(tensor)
 
-    def _total(self, value: float) -> float:
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device if self.device.type == "cuda" else "cpu")
+    def _totals(self, sums: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        if self.workers == 1:
+            return sums
+        tensor = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
         self.reduce(tensor)
-        return float(tensor)
+        return {name: (total, count) for name, (total, count) in zip(sums, tensor.tolist(), strict=True)}
 
     def _on_device(self, batch: Batch) -> Batch:
         if self.device.type == "cpu":

@@ -1,0 +1,29 @@
+# The commands a person needs. Everything runs in .venv, from the versions in requirements.lock.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: setup tune test check ui clean-runs
+
+setup: $(VENV)/.ready  ## create the environment
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.lock
+	$(RUN) -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+tune: setup  ## the main job on embedded phantom patients, from data to report
+	$(RUN) jobs/tune_lung.py
+
+test: setup  ## the whole test suite
+	$(RUN) -m pytest
+
+check: setup  ## lint, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+ui: setup  ## look at the runs in MLflow, on this machine only
+	$(VENV)/bin/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///runs/mlflow.db

@@ -1,0 +1,29 @@
+"""Train one lung model and record it in MLflow.
+
+    python jobs/train_lung.py                                          # phantom patients, a small model, a CPU will do
+    python jobs/train_lung.py --data PREPARED --model.preset resnet18
+    python jobs/train_lung.py --data PREPARED --model.path InternVL2_5-1B --train.zero_stage 2 --workers 2
+
+The same command goes on with an interrupted run. Judge and register the result with jobs/promote.py RUN_ID.
+"""
+
+from __future__ import annotations
+
+from raymed.cluster import connect
+from raymed.job import Outcome, run
+from raymed.lung import LungOptions
+from raymed.tuning.estimate import describe
+from raymed.tuning.study import Budget
+
+
+def main(options: LungOptions) -> Outcome:
+    connect()
+    prepared = options.prepared()
+    night = options.night(prepared, Budget(trials=1))
+    if options.dry_run:
+        return describe(night)
+    return night.outcome(night.run())
+
+
+if __name__ == "__main__":
+    run(LungOptions, main)

@@ -1,0 +1,242 @@
+"""What one worker does: walk the plan, step, judge, checkpoint, report.
+
+The same for every recipe. A run's losses are a function of its `FitSpec` alone: the order comes from the plan, the draws
+from (seed, epoch, record) and (seed, step, place), and a resumed run goes on at the step its checkpoint names.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from raymed.data.leak import guard
+from raymed.data.plan import EpochPlan, SliceSettings, choose, in_order, micro_batches, plan_epoch, share
+from raymed.data.prepared import Prepared
+from raymed.data.stream import Reader, Staged, Streamed, ahead
+from raymed.errors import RunError
+from raymed.recipes.recipe import Batch, Recipe, TrainingPass
+from raymed.storage import Folder
+from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal
+from raymed.training.engine import Engine, TrainSettings, prepare_process
+
+JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """Everything a training run is determined by.
+
+    Attributes:
+        name: name of the run, and of its folder in `storage`; the same name goes on with the same run.
+        storage: URI of the folder that holds the run's folder.
+        data: URI of the prepared data.
+        recipe: the system to train.
+        train: how.
+        slices: which slices of a patient.
+        fold: cross-validation fold to validate on; None for the stored split.
+        train_on: splits whose rows are trained on; a refit takes val and test too, so its val_loss says nothing and its last
+            weights are kept.
+        last_epoch: stop after this epoch, on the schedule of all `train.epochs` (0 = train them all).
+        seed: of weights, order, draws.
+        workers: number of Ray Train workers.
+    """
+
+    name: str
+    storage: str
+    data: str
+    recipe: Recipe
+    train: TrainSettings
+    slices: SliceSettings = field(default_factory=SliceSettings)
+    fold: int | None = None
+    train_on: tuple[str, ...] = ("train",)
+    last_epoch: int = 0
+    seed: int = 0
+    workers: int = 1
+
+    @property
+    def folder(self) -> Folder:
+        return Folder.at(self.storage).child(self.name)
+
+    @property
+    def is_refit(self) -> bool:
+        return self.train_on != ("train",)
+
+    def rows(self, prepared: Prepared, split: str, epoch: int | None = None) -> np.ndarray:
+        """The chosen rows of a split, ascending; `epoch` matters for ``slices.choice random`` only."""
+        rows = prepared.rows(split, self.fold)
+        columns = prepared.columns(rows, ["patient", "study", "position"])
+        return choose(rows, columns["patient"], columns["study"], columns["position"], self.slices, self.seed, epoch)
+
+    def training_rows(self, prepared: Prepared, epoch: int) -> np.ndarray:
+        return np.sort(np.concatenate([self.rows(prepared, split, epoch) for split in self.train_on]))
+
+    def all_rows(self, prepared: Prepared) -> np.ndarray:
+        """Every row that any epoch of the run may read, ascending."""
+        splits = sorted({*self.train_on, "val"})
+        if self.slices.choice == "random":
+            return np.sort(np.concatenate([prepared.rows(split, self.fold) for split in splits]))
+        return np.sort(np.concatenate([self.rows(prepared, split) for split in splits]))
+
+    def plan(self, prepared: Prepared, epoch: int) -> EpochPlan:
+        rows = self.training_rows(prepared, epoch)
+        available = sum(len(prepared.rows(split, self.fold)) for split in self.train_on)
+        left_out = {f"not among the {self.slices.choice} slices chosen": available - len(rows)}
+        return plan_epoch([(row,) for row in rows.tolist()], self.train.global_batch, self.seed, epoch, left_out)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry into a worker; ``config`` holds the ``spec`` and the ``source`` of its rows."""
+    device = ray.train.torch.get_device()
+    prepare_process(device)
+    try:
+        Run(config["spec"], config["source"], device).train()
+    except RunError as error:  # all workers meet it at the same place, and trying again would only repeat it
+        ray.train.report({"failed": str(error)})
+    finally:
+        dist.destroy_process_group()  # leaving without it aborts now and then at exit
+
+
+class Run:
+    """One worker's side of a training run."""
+
+    def __init__(self, spec: FitSpec, source: Staged | Streamed, device: torch.device) -> None:
+        context = ray.train.get_context()
+        self.spec, self.worker, self.workers = spec, context.get_world_rank(), context.get_world_size()
+        self.prepared = Prepared.open(spec.data)
+        if not spec.is_refit:
+            guard(self.prepared.index, spec.fold)
+        self.reader: Reader = source.open()
+        self.steps_per_epoch = len(spec.plan(self.prepared, 0).batches)
+        total = self.steps_per_epoch * spec.train.epochs
+        self.engine = Engine(spec.recipe, spec.train, total, spec.seed, device)
+        self.progress = self._resume()
+
+    def train(self) -> None:
+        progress = self.progress
+        if progress.epoch and not progress.step and self._finished():
+            ray.train.report(progress.history[-1])  # a restarted run that had already ended: say so again
+            return
+        while not self._finished():
+            trained = self._train_epoch()
+            metrics, predictions = self._validate()
+            progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+            if not math.isfinite(metrics["val_loss"]):
+                raise RunError(f"the val_loss of epoch {progress.epoch} is not finite: lower train.lr")
+            better = metrics["val_loss"] < progress.best or self.spec.is_refit
+            if better:
+                progress.best, progress.best_epoch = metrics["val_loss"], progress.epoch
+            metrics |= trained | {
+                "epoch": progress.epoch,
+                "best_val_loss": progress.best,
+                "best_epoch": progress.best_epoch,
+                "global_step": progress.global_step,
+            }
+            metrics["finished"] = float(self._finished())
+            progress.history.append(metrics)
+            self._checkpoint(metrics, predictions, better)
+
+    def _finished(self) -> bool:
+        progress, settings = self.progress, self.spec.train
+        patience_over = 0 < settings.patience <= progress.epoch - progress.best_epoch
+        return progress.epoch >= (self.spec.last_epoch or settings.epochs) or patience_over
+
+    def _train_epoch(self) -> dict[str, float]:
+        """The rest of the epoch under way; metrics of all of it but the times, which are of this part."""
+        progress, settings = self.progress, self.spec.train
+        started, waited, slices = time.perf_counter(), 0.0, 0
+        batches = ahead(self._training_batches(progress.epoch, progress.step))
+        while True:
+            asked = time.perf_counter()
+            shares = next(batches, None)
+            waited += time.perf_counter() - asked
+            if shares is None:
+                break
+            for name, (total, count) in self.engine.step(shares, progress.global_step).items():
+                before = progress.sums.get(name, (0.0, 0.0))
+                progress.sums[name] = (before[0] + total, before[1] + count)
+            slices += sum(len(batch.ids) for batch, counts in shares if counts)
+            progress.step += 1
+            progress.global_step += 1
+            due = settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
+            if due and progress.step < self.steps_per_epoch:
+                self._checkpoint({"epoch": progress.epoch, "global_step": progress.global_step}, None, False)
+        seconds = time.perf_counter() - started
+        return {f"train_{name}": total / count for name, (total, count) in progress.sums.items() if count} | {
+            "lr": self.engine.lr,
+            "gradient_norm": self.engine.gradient_norm,
+            "seconds": seconds,
+            "slices_per_second": slices * self.workers / seconds,
+            "data_wait": waited / seconds,
+        }
+
+    def _training_batches(self, epoch: int, first_step: int) -> Iterator[list[tuple[Batch, bool]]]:
+        """This worker's encoded micro-batches of each global batch from `first_step` on."""
+        plan = self.spec.plan(self.prepared, epoch)
+        shares = [
+            share(micro_batches(batch, self.spec.train.micro_batch), self.worker, self.workers)
+            for batch in plan.batches[first_step:]
+        ]
+        rows = [[row for pack in micro for row in pack] for step in shares for micro, _ in step]
+        records = self.reader.read(rows)
+        where = TrainingPass(self.spec.seed, epoch)
+        for step in shares:
+            yield [(self.spec.recipe.encode(next(records), where), counts) for _, counts in step]
+
+    def _validate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Metrics over every validation row exactly once, and the predictions in row order; the same on all workers."""
+        rows = self.spec.rows(self.prepared, "val")
+        plan = in_order([(row,) for row in rows.tolist()], self.spec.train.micro_batch)
+        shares = share(plan, self.worker, self.workers)
+        mine = [[row for pack in micro for row in pack] for micro, _ in shares]
+        outputs: list[tuple[list[int], dict[str, np.ndarray]]] = []
+        with self.engine.evaluating():
+            encoded = (self.spec.recipe.encode(records, None) for records in self.reader.read(mine))
+            for batch, taken, (_, counts) in zip(ahead(encoded), mine, shares, strict=True):
+                predicted = self.engine.predict(batch)
+                if counts:
+                    outputs.append((taken, predicted))
+        gathered: list[Any] = [None] * self.workers
+        dist.all_gather_object(gathered, outputs)
+        parts = [part for worker in gathered for part in worker]
+        order = np.argsort(np.concatenate([taken for taken, _ in parts]))
+        predictions = {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}
+        metrics = self.spec.recipe.judge(predictions, self.prepared.columns(rows, JUDGED_BY))
+        return metrics, predictions | {"row": rows}
+
+    def _checkpoint(self, metrics: dict[str, float], predictions: dict[str, np.ndarray] | None, better: bool) -> None:
+        """Write this worker's part and report; a better model also leaves its weights, loadable without DeepSpeed."""
+        name: list[Any] = [new_name(self.progress.global_step)]
+        dist.broadcast_object_list(name)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.engine.save(folder)
+            if better:
+                self.engine.export(folder / "model")
+            if self.worker == 0:
+                self.progress.workers = self.workers
+                self.progress.write(folder)
+                if predictions is not None:
+                    np.savez(folder / "predictions.npz", **predictions)  # type: ignore[arg-type]
+            seal(folder, self.worker, self.workers)
+            checkpoint = ray.train.Checkpoint.from_directory(temporary)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name[0])
+
+    def _resume(self) -> Progress:
+        with tempfile.TemporaryDirectory() as temporary:
+            newest = fetch_newest(self.spec.folder, Path(temporary))
+            if newest is None:
+                return Progress()
+            progress = Progress.read(newest)
+            self.engine.load(newest)
+        return progress

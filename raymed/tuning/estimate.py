@@ -1,0 +1,95 @@
+"""What a run or search would take, before it is started: the answer to ``--dry-run``."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from raymed.data.plan import micro_batches
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.job import Outcome
+from raymed.recipes.recipe import TrainingPass
+from raymed.training.loop import FitSpec
+from raymed.tuning.night import Night
+
+MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on the machine that only submits the job
+
+
+def describe(night: Night) -> Outcome:
+    """Check data, model, tracking address and resources, and say what the search would do and take.
+
+    Raises:
+        UserError: something of that does not fit.
+    """
+    spec, prepared = night.template, Prepared.open(night.template.data)
+    night.open_tracker()
+    spec.folder.write(".writable", b"")
+    spec.folder.delete(".writable")
+    each, concurrent = night.resources()
+    plan = spec.plan(prepared, 0)
+    slices = sum(len(batch) for batch in plan.batches)
+    module = spec.recipe.build()
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)
+    validation = len(spec.rows(prepared, "val"))
+    lines = [
+        f"data       {slices} train slices of {_patients(prepared, spec, 'train')} patients an epoch, "
+        f"{validation} val slices of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
+        *(f"           left out: {count} {reason}" for reason, count in plan.left_out.items() if count),
+        f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most {spec.train.epochs} epochs",
+        f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
+        f"{state / 2**30:.2f} GiB a worker under ZeRO {spec.train.zero_stage}",
+        f"resources  {concurrent} at once, each {each.workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
+        f"search     {night.budget.trials} trials over {', '.join(night.search.space) or 'no settings'}",
+    ]
+    seconds = _seconds_per_slice(spec, prepared, module) if parameters <= MEASURED_PARAMETERS and not each.gpu else None
+    if seconds is None:
+        lines.append("time       not estimated here: the first epoch of the first trial will tell")
+    else:
+        epoch = (slices + validation / 3) * seconds / each.workers
+        whole = epoch * spec.train.epochs
+        lines.append(
+            f"time       about {seconds * 1000:.1f} ms a slice, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial that is "
+            f"not stopped early, at most {whole * night.budget.trials / concurrent / 60:.0f} min for all"
+        )
+    lines.append(f"nothing was started; it would be recorded at {night.tracking_uri} and lie in {spec.folder.uri}")
+    data = {"steps_per_epoch": len(plan.batches), "slices": slices, "parameters": parameters, "concurrent": concurrent}
+    return Outcome("\n".join(lines), data | {"seconds_per_slice": seconds, "state_bytes": state, "name": night.name})
+
+
+def state_bytes(parameters: int, trained: int, stage: int, workers: int) -> float:
+    """Bytes of weights, gradients and AdamW's state on each worker, in fp32: 4 each, and 8 for the two moments.
+
+    ZeRO 1 shares out the optimizer's state, 2 the gradients too, 3 the weights too (Rajbhandari et al. 2020, section 5).
+    """
+    weights, gradients, moments = 4.0 * parameters, 4.0 * trained, 8.0 * trained
+    return weights / (workers if stage == 3 else 1) + gradients / (workers if stage >= 2 else 1) + moments / workers
+
+
+def _patients(prepared: Prepared, spec: FitSpec, split: str) -> int:
+    return len(set(prepared.columns(spec.rows(prepared, split), ["patient"])["patient"]))
+
+
+def _seconds_per_slice(spec: FitSpec, prepared: Prepared, module: torch.nn.Module) -> float:
+    """Forward and backward of a few real micro-batches in this process, on as many threads as a worker has."""
+    micro = micro_batches(spec.plan(prepared, 0).batches[0], spec.train.micro_batch)[0]
+    records = prepared.read(np.array([row for pack in micro for row in pack]))
+    batch = spec.recipe.encode(records, TrainingPass(spec.seed, 0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            loss = spec.recipe.loss(module.train(), batch).total
+            loss.backward()
+            times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    if not torch.isfinite(loss):
+        raise UserError("the loss of the first micro-batch is not finite: check the model folder and the settings")
+    return min(times) / len(records)

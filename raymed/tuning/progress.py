@@ -1,0 +1,94 @@
+"""What a person sees while a search runs: bars on a terminal, one plain line per event otherwise."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from raymed.tuning.study import Budget, Study
+
+log = logging.getLogger("raymed")
+
+
+class Progress:
+    """Shows trials under way, the best so far and the time left, on standard error."""
+
+    def __init__(self, study: Study, budget: Budget, epochs: int) -> None:
+        self._study, self._budget, self._epochs = study, budget, epochs
+        self._started, self._epochs_before = time.time(), study.epochs
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[says]}"),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[int, TaskID] = {}
+        self._live = sys.stderr.isatty()
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._total = self._bars.add_task("search", total=self._budget.trials, says="")
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def show(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
+        """An epoch or the end of a trial."""
+        if happened == "epoch":
+            epoch = int(result["epoch"])
+            says = f"val_loss {result['val_loss']:.4f}"
+            if self._live:
+                task = self._tasks.get(number)
+                if task is None:
+                    task = self._tasks[number] = self._bars.add_task(f"trial {number}", total=self._epochs, says="")
+                self._bars.update(task, completed=epoch, says=says)
+                self._bars.update(self._total, completed=self._finished(), says=self._summary())
+            else:
+                log.info("trial %d  epoch %d/%d  %s  |  %s", number, epoch, self._epochs, says, self._summary())
+        else:
+            words = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[happened]
+            reason = str(result.get("reason", ""))
+            if self._live:
+                if number in self._tasks:
+                    self._bars.remove_task(self._tasks.pop(number))
+                self._bars.update(self._total, completed=self._finished(), says=self._summary())
+            if happened == "FAIL" or not self._live:
+                log.info("trial %d  %s%s", number, words, f": {reason}" if reason else "")
+
+    def _finished(self) -> int:
+        return sum(trial.state.is_finished() for trial in self._study.trials)
+
+    def _summary(self) -> str:
+        best = self._study.best
+        left = self._time_left()
+        found = f"best {min(best.intermediate_values.values()):.4f} (trial {best.number})" if best else "no result yet"
+        return f"{found}, {left}" if left else found
+
+    def _time_left(self) -> str:
+        """Until the deadline, or by the epochs that a finished trial took on average."""
+        if self._budget.deadline:
+            seconds = max(0.0, self._budget.deadline - time.time())
+        else:
+            finished = [trial for trial in self._study.trials if trial.state.is_finished()]
+            trained = self._study.epochs - self._epochs_before
+            if not finished or not trained:
+                return ""
+            per_trial = sum(trial.last_step or 0 for trial in finished) / len(finished)
+            missing = (self._budget.trials - len(finished)) * per_trial
+            seconds = missing * (time.time() - self._started) / trained
+        return (
+            f"about {int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h left"
+            if seconds >= 60
+            else "under a minute left"
+        )

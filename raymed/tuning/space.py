@@ -1,0 +1,78 @@
+"""The search space: dotted setting names and what they may be, as written in a config file.
+
+space:
+  train.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
+  model.dropout: {low: 0.0, high: 0.5}
+  augment.preset: {choices: [none, light, ct]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import optuna
+
+from raymed.errors import UserError
+
+Value = float | int | str | bool | None
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """What one setting may be: a range or a list.
+
+    Attributes:
+        low: Smallest value of a range.
+        high: Largest value of a range.
+        log: Draw the range on a logarithmic scale.
+        choices: The values of a list; given instead of a range.
+    """
+
+    low: float | int | None = None
+    high: float | int | None = None
+    log: bool = False
+    choices: tuple[Value, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.choices) == (self.low is not None or self.high is not None):
+            raise UserError(f"a dimension of the search space is either low and high, or choices: {self}")
+        if not self.choices and (self.low is None or self.high is None or not self.low < self.high):
+            raise UserError(f"a range of the search space needs low < high: {self}")
+        if self.log and (self.low is None or self.low <= 0):
+            raise UserError(f"a logarithmic range of the search space needs low > 0: {self}")
+
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        if self.choices:
+            return optuna.distributions.CategoricalDistribution(list(self.choices))
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return optuna.distributions.IntDistribution(self.low, self.high, log=self.log)
+        return optuna.distributions.FloatDistribution(float(self.low or 0), float(self.high or 0), log=self.log)
+
+
+Space = Mapping[str, Dimension]
+
+
+def get_setting(settings: Any, path: str) -> Any:
+    """The value at a dotted path in nested dataclasses.
+
+    Raises:
+        UserError: there is no such setting; the message lists what there is.
+    """
+    for name in path.split("."):
+        known = [each.name for each in dataclasses.fields(settings)] if dataclasses.is_dataclass(settings) else []
+        if name not in known:
+            raise UserError(f"the search space names {path!r}, and there is no {name!r}: choose among {', '.join(known)}")
+        settings = getattr(settings, name)
+    return settings
+
+
+def with_setting(settings: Settings, path: str, value: Any) -> Settings:
+    """A copy of nested frozen dataclasses with the value at a dotted path replaced."""
+    name, _, rest = path.partition(".")
+    get_setting(settings, name)
+    inner = with_setting(getattr(settings, name), rest, value) if rest else value
+    return dataclasses.replace(settings, **{name: inner})  # type: ignore[type-var]

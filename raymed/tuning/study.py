@@ -1,0 +1,241 @@
+"""The study: one durable record of a search, and the two faces that Ray Tune sees of it.
+
+The truth about a search is an Optuna study on disk: what was suggested, every val_loss by epoch, the rungs of successive
+halving, how each trial ended and why. Suggestions come from Optuna's TPE (seeded anew for each trial, so they do not depend
+on what a lost process had drawn), and early stopping is Optuna's asynchronous successive halving (ASHA, Li et al. 2020),
+which keeps its rungs in the study. Ray Tune runs the trials; its own state files decide nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raymed.errors import UserError
+from raymed.tuning.space import Space, Value
+
+log = logging.getLogger("raymed")
+
+REASON, CHECKPOINT, BEST_EPOCH, SECONDS = "reason", "checkpoint", "best_epoch", "seconds"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends: at whichever limit comes first.
+
+    Attributes:
+        trials: most trials.
+        epochs: most epochs over all trials (0 = no limit).
+        deadline: Unix time after which no trial starts and running ones stop at their next epoch (0 = none).
+    """
+
+    trials: int
+    epochs: int = 0
+    deadline: float = 0.0
+
+    @property
+    def time_is_over(self) -> bool:
+        return bool(self.deadline) and time.time() >= self.deadline
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving on epochs.
+
+    Attributes:
+        first_rung: Epochs before the first decision (0 = never stop a trial early).
+        reduction: At each rung one in so many goes on; the next rung is this many times later.
+    """
+
+    first_rung: int = 1
+    reduction: int = 3
+
+
+class Study:
+    """A durable Optuna study of val_loss (lower is better)."""
+
+    def __init__(
+        self, path: Path, name: str, space: Space, defaults: Mapping[str, Value], halving: Halving, seed: int
+    ) -> None:
+        """Open or create the study in a journal file.
+
+        Args:
+            defaults: the recipe's own settings for the space's names: the first trial.
+
+        Raises:
+            UserError: the file cannot be read, or holds a search with another space.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        backend = optuna.storages.journal.JournalFileBackend(str(path))
+        self.seed, self.space = seed, {name: dimension.distribution() for name, dimension in space.items()}
+        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        if halving.first_rung:
+            pruner = optuna.pruners.SuccessiveHalvingPruner(halving.first_rung, halving.reduction)
+        try:
+            storage = optuna.storages.JournalStorage(backend)
+            self.study = optuna.create_study(study_name=name, storage=storage, pruner=pruner, load_if_exists=True)
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"the search's record {path} cannot be read ({error}). Move it away, or use another --name"
+            ) from error
+        described = {name: repr(each) for name, each in self.space.items()}
+        if self.study.user_attrs.setdefault("space", described) != described:
+            raise UserError(f"the search {name!r} was started with another space. Use another --name, or --fresh")
+        self.study.set_user_attr("space", described)
+        if not self.study.trials and defaults:
+            self.study.enqueue_trial(dict(defaults))
+        self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
+        self._asked: dict[int, optuna.Trial] = {}
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained so far, over all trials."""
+        return sum(trial.last_step or 0 for trial in self.trials)
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The trial with the lowest val_loss that left a checkpoint, however it ended."""
+        able = [trial for trial in self.trials if trial.intermediate_values and CHECKPOINT in trial.user_attrs]
+        return min(able, key=best_value, default=None)
+
+    def ask(self, budget: Budget) -> tuple[int, dict[str, Value]] | None:
+        """Number and settings of the next trial: one a lost process left unfinished, else a new one; None at the end."""
+        if budget.time_is_over:
+            return None
+        if self._in_flight:
+            number = self._in_flight.pop(0)
+            return number, dict(self._trial(number).params)
+        if len(self.trials) >= budget.trials or (budget.epochs and self.epochs >= budget.epochs):
+            return None
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=self.seed * 100_003 + len(self.trials), multivariate=True, constant_liar=True, n_startup_trials=8
+        )
+        trial = self.study.ask(self.space)
+        self._asked[trial.number] = trial
+        return trial.number, dict(trial.params)
+
+    def report(self, number: int, epoch: int, result: Mapping[str, Any], checkpoint: str | None) -> bool:
+        """Record an epoch's best val_loss so far; True when successive halving says to stop the trial."""
+        trial = self._trial(number)
+        trial.report(float(result["best_val_loss"]), epoch)
+        trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + float(result.get("seconds", 0.0)))
+        if checkpoint and result["best_epoch"] == epoch:
+            trial.set_user_attr(CHECKPOINT, checkpoint)
+            trial.set_user_attr(BEST_EPOCH, epoch)
+        return trial.should_prune()
+
+    def tell(self, number: int, state: TrialState, reason: str = "") -> None:
+        """End a trial, once. Its value is its lowest val_loss."""
+        trial = self.study.get_trials(deepcopy=False)[number]
+        if trial.state.is_finished():
+            return
+        if reason:
+            self._trial(number).set_user_attr(REASON, reason)
+        value = best_value(trial)
+        if state == TrialState.COMPLETE and not math.isfinite(value):
+            state = TrialState.FAIL
+        self.study.tell(number, value if state == TrialState.COMPLETE else None, state)
+
+    def _trial(self, number: int) -> optuna.Trial:
+        if number not in self._asked:
+            self._asked[number] = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        return self._asked[number]
+
+
+def best_value(trial: FrozenTrial) -> float:
+    """A trial's lowest val_loss; infinity when it reported none."""
+    return min((value for value in trial.intermediate_values.values() if math.isfinite(value)), default=math.inf)
+
+
+class StudySearcher(Searcher):
+    """Gives Ray Tune the study's next trial. Unlike Ray's own OptunaSearch it leaves ending a trial to `StudyScheduler`,
+    which knows whether it was stopped, failed or finished."""
+
+    def __init__(self, study: Study, budget: Budget) -> None:
+        super().__init__(metric="val_loss", mode="min")
+        self._study, self._budget = study, budget
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        asked = self._study.ask(self._budget)
+        return {"number": asked[0], "params": asked[1]} if asked else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: see the class."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on disk already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing either: Ray Tune pickles its parts into its own state file, which we never read."""
+        return {}
+
+
+class StudyScheduler(FIFOScheduler):
+    """Writes what trials report into the study, and stops those that successive halving or the budget ends.
+
+    `observe(trial number, what happened, result)` is told of every epoch and every end.
+    """
+
+    def __init__(self, study: Study, budget: Budget, observe: Callable[[int, str, Mapping[str, Any]], None]) -> None:
+        super().__init__()
+        self._study, self._budget, self._observe = study, budget, observe
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for `StudySearcher`."""
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        if "failed" in result:
+            self._end(trial, TrialState.FAIL, str(result["failed"]))
+            return TrialScheduler.STOP
+        if "val_loss" not in result:  # a checkpoint within an epoch
+            return TrialScheduler.CONTINUE
+        number, epoch = trial.config["number"], int(result["epoch"])
+        stop = self._study.report(number, epoch, result, result.get("checkpoint_path"))
+        self._observe(number, "epoch", result)
+        if result["finished"]:
+            self._end(trial, TrialState.COMPLETE)
+        elif stop:
+            self._end(trial, TrialState.PRUNED, f"stopped by successive halving after epoch {epoch}")
+        elif self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs):
+            self._end(trial, TrialState.PRUNED, f"the budget was used up after epoch {epoch}")
+        else:
+            return TrialScheduler.CONTINUE
+        return TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        error = trial.get_error()
+        self._end(trial, TrialState.FAIL, _last_line(str(error)) if error else "the worker was lost")
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
+        self._end(trial, TrialState.FAIL, "ended without a result")  # only where nothing ended it before
+
+    def _end(self, trial: TuneTrial, state: TrialState, reason: str = "") -> None:
+        number = trial.config["number"]
+        if self._study.trials and not self._study.study.get_trials(deepcopy=False)[number].state.is_finished():
+            self._study.tell(number, state, reason)
+            self._observe(number, state.name, {"reason": reason})
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(" ")]
+    return lines[-1][:500] if lines else text[:500]

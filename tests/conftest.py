@@ -1,0 +1,117 @@
+"""Small prepared data written directly, and one Ray for all tests that need it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raymed.data.image import ImageSettings
+from raymed.data.labels import LabelTable
+from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
+from raymed.data.record import INDEX, RECORD
+
+
+def write_prepared(folder: Path, patients: int = 24, slices: int = 4, size: int = 28, seed: int = 0) -> Prepared:
+    """Prepared data of four classes that a small model can learn: a bright square whose corner is the class.
+
+    Of every 8 patients 6 are train, 1 val, 1 test, the classes taking turns within each split.
+    """
+    draw = np.random.default_rng(seed)
+    rows = []
+    for patient in range(patients):
+        label = (patient // 8 + patient) % 4
+        split = {6: "val", 7: "test"}.get(patient % 8, "train")
+        for position in range(slices):
+            pixels = draw.integers(0, 90, (size, size, 1), dtype=np.uint8)
+            half = size // 2
+            top, left = (label // 2) * half, (label % 2) * half
+            pixels[top : top + half, left : left + half] += 60
+            rows.append(
+                {
+                    "id": f"p{patient:03d}/{position}",
+                    "patient": f"p{patient:03d}",
+                    "study": f"p{patient:03d}",
+                    "position": position,
+                    "label": label,
+                    "source": "made",
+                    "images": [_image(pixels)],
+                    "messages": [],
+                    "cost": pixels.size,
+                    "digest": digest_of(pixels.tobytes())[:16].encode(),
+                    "hash": None,
+                    "group": f"p{patient:03d}",
+                    "split": split,
+                    "fold": None if split == "test" else patient % 3,
+                }
+            )
+    (folder / "shards").mkdir(parents=True)
+    shard_rows, group_rows = 40, 10
+    for start in range(0, len(rows), shard_rows):
+        name = f"part-{start // shard_rows}.parquet"
+        part = rows[start : start + shard_rows]
+        for place, row in enumerate(part):
+            row |= {"shard": name, "row_group": place // group_rows, "row": place % group_rows}
+        table = pa.Table.from_pylist([{key: row[key] for key in RECORD.names} for row in part], schema=RECORD)
+        pq.write_table(table, folder / "shards" / name, row_group_size=group_rows)
+    index = pa.Table.from_pylist([{key: row[key] for key in INDEX.names} for row in rows], schema=INDEX)
+    pq.write_table(index, folder / "index.parquet")
+    content = (folder / "index.parquet").read_bytes()
+    manifest = Manifest(
+        digest=digest_of(content),
+        index="index.parquet",
+        index_digest=digest_of(content),
+        studies="",
+        quarantine_digest="",
+        source="made",
+        labels=LabelTable.open("lung").to_dict(),
+        settings={"image": asdict(ImageSettings(size=size))},
+        patients={},
+        slices={},
+        sources={},
+        near_duplicates=[],
+        same_pixels=0,
+        quarantined=0,
+        ignored={},
+        shards={},
+        versions={},
+    )
+    (folder / MANIFEST).write_bytes(manifest.to_json())
+    return Prepared.open(str(folder))
+
+
+def _image(pixels: np.ndarray) -> dict[str, object]:
+    height, width, channels = pixels.shape
+    return {
+        "role": "input",
+        "place": 0,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "pixels": pixels.tobytes(),
+    }
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return write_prepared(tmp_path_factory.mktemp("prepared") / "data")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Ray on this machine, for the whole test session."""
+    import ray
+
+    from raymed.cluster import connect
+
+    connect()
+    yield
+    ray.shutdown()

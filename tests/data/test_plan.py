@@ -1,0 +1,71 @@
+"""Promises 2 and 3: each planned row once, in an order that workers, speed and restarts cannot change."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymed.data.plan import SliceSettings, choose, micro_batches, plan_epoch, share, uniform
+from raymed.errors import UserError
+
+
+def test_uniform_choice_is_the_published_index_vector():
+    assert uniform(33, 16).tolist() == [0, 2, 4, 6, 9, 11, 13, 15, 17, 19, 21, 23, 26, 28, 30, 32]
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_uniform_choice_never_repeats_a_slice_and_takes_all_when_few(count, wanted):
+    chosen = uniform(count, wanted)
+    assert len(set(chosen.tolist())) == min(count, wanted)
+    assert chosen.min() >= 0
+    assert chosen.max() < count
+
+
+def series(patients: int, slices: int):
+    rows = np.arange(patients * slices)
+    names = np.array([f"p{row // slices}" for row in rows], dtype=object)
+    return rows, names, names, rows % slices
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("middle", [2, 3, 4]), ("uniform", [0, 3, 6]), ("all", list(range(7)))])
+def test_choice_takes_the_named_part_of_the_series(choice, expected):
+    assert choose(*series(1, 7), SliceSettings(3, choice)).tolist() == expected
+
+
+def test_random_choice_changes_with_the_epoch_only_and_is_uniform_in_evaluation():
+    settings = SliceSettings(4, "random")
+    first, again, second = (choose(*series(5, 30), settings, seed=1, epoch=epoch).tolist() for epoch in (0, 0, 1))
+    assert first == again != second
+    assert choose(*series(5, 30), settings, seed=1).tolist() == choose(*series(5, 30), SliceSettings(4)).tolist()
+
+
+def test_choice_does_not_depend_on_the_order_in_which_rows_come():
+    rows, patients, studies, positions = series(6, 20)
+    shuffled = np.random.default_rng(0).permutation(len(rows))
+    settings = SliceSettings(5, "random", limit=4)
+    straight = choose(rows, patients, studies, positions, settings, 3, 2)
+    mixed = choose(rows[shuffled], patients[shuffled], studies[shuffled], positions[shuffled], settings, 3, 2)
+    assert straight.tolist() == mixed.tolist()
+    assert len({patients[row] for row in straight}) == 4
+
+
+def test_choosing_no_slices_is_refused():
+    with pytest.raises(UserError, match="at least 1"):
+        SliceSettings(0)
+
+
+@given(st.integers(1, 120), st.integers(1, 17), st.integers(0, 5), st.integers(0, 5))
+def test_an_epoch_uses_every_row_exactly_once(count, global_batch, seed, epoch):
+    plan = plan_epoch([(row,) for row in range(count)], global_batch, seed, epoch, {})
+    assert sorted(row for batch in plan.batches for (row,) in batch) == list(range(count))
+    assert plan == plan_epoch([(row,) for row in range(count)], global_batch, seed, epoch, {})
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 6))
+def test_workers_divide_a_global_batch_without_changing_it(packs, size, workers):
+    batch = tuple((row,) for row in range(packs))
+    micro = micro_batches(batch, size)
+    shares = [share(micro, worker, workers) for worker in range(workers)]
+    assert len({len(mine) for mine in shares}) == 1, "a worker would wait for ever in a collective"
+    counted = sorted(row for mine in shares for packs_of, counts in mine if counts for (row,) in packs_of)
+    assert counted == list(range(packs))
