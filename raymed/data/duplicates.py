@@ -135,10 +135,9 @@ def grouped(index: pa.Table, folder: Folder, mode: str) -> tuple[pa.Table, list[
     first = np.unique(component, return_index=True)[1]  # patients are sorted: the first names the group
     members = [patients[component == number].tolist() for number in np.flatnonzero(np.bincount(component) > 1)]
     if members:
-        log.warning(
-            "%d pairs of near-duplicate pictures; patients that share some: %s%s", len(pairs), "; ".join(map(", ".join, members[:NAMED])),
-            "" if mode == "group" else " (they may stand in different splits)",
-        )  # fmt: skip
+        fate = "kept in one split" if mode == "group" else "they may stand in different splits"
+        named = "; ".join(" = ".join(names) for names in members[:NAMED])
+        log.warning("%d near-duplicate pictures; patients that share some (%s): %s", len(pairs), fate, named)
     group = patients[first[component]] if mode == "group" else patients
     place = INDEX.get_field_index("group")
     return index.set_column(place, INDEX.field(place), pa.array(group[owners].tolist(), pa.string())), sorted(members)

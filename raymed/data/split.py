@@ -83,11 +83,13 @@ def assign(
     shares = settings.shares()
     known = existing or {}
     label_of = dict(zip(patients, labels, strict=True))
-    _require_enough(label_of, shares)
+    if settings.file is None:
+        _require_enough(label_of, shares)
     units = _units(patients, groups, seed)
     fixed = {patient: known[patient][0] for patient in patients if patient in known}
     split_of = _divide(units, label_of, shares, fixed)
-    _require_present(split_of, label_of, shares)
+    if settings.file is None:
+        _require_present(split_of, label_of, shares)
 
     folds: dict[str, int] = {}
     if settings.folds:

@@ -1,0 +1,88 @@
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raymed.data.leak import guard
+from raymed.data.record import INDEX
+from raymed.errors import UserError
+
+HASH = bytes(32)
+
+
+def rows(count: int = 6) -> list[dict[str, object]]:
+    """Patients p0.. in train, val, test, train ...; fold 0, 1, -, 0 ...; one picture each."""
+    made = []
+    for number in range(count):
+        split = ("train", "val", "test")[number % 3]
+        named = {"id": f"r{number}", "patient": f"p{number}", "study": f"s{number}", "group": f"p{number}"}
+        pixels = {"digest": number.to_bytes(16, "big"), "hash": HASH}
+        made.append(named | pixels | {"label": 0, "split": split, "fold": None if split == "test" else number % 3 % 2})
+    return made
+
+
+def index(made: list[dict[str, object]]) -> pa.Table:
+    return pa.Table.from_pylist([dict.fromkeys(INDEX.names) | row for row in made], schema=INDEX)
+
+
+def test_clean_splits_pass_and_are_counted():
+    summary = guard(index([*rows(), {**rows()[0], "id": "r6"}]))
+    assert summary.patients == {"train": 2, "val": 2, "test": 2}
+    assert summary.slices == {"train": 3, "val": 2, "test": 2}
+    assert "train 2 patients / 3 slices" in str(summary)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("patient", "the patient"), ("study", "the study"), ("group", "near-duplicate group"), ("digest", "identical pixels")],
+)
+def test_each_kind_of_leak_is_an_error_that_names_both_patients(key: str, words: str):
+    made = rows()
+    made[5][key] = made[3][key]
+    with pytest.raises(UserError, match=words) as error:
+        guard(index(made))
+    assert f"{made[3]['patient']} (train)" in str(error.value)
+    assert f"{made[5]['patient']} (test)" in str(error.value)
+
+
+def test_a_leak_between_the_train_and_val_of_a_fold_is_found():
+    made = rows()
+    made[4] |= {"patient": "p3"}  # p3 is in fold 0, row 4 in fold 1
+    for row in made:
+        row["split"] = "train" if row["split"] != "test" else "test"
+    assert guard(index(made)).patients["train"] == 3
+    with pytest.raises(UserError, match="p3"):
+        guard(index(made), fold=0)
+
+
+def test_flat_pictures_and_rows_in_no_split_are_not_leaks():
+    made = rows()
+    made[3]["digest"] = made[5]["digest"]
+    made[3]["hash"] = None
+    made[5]["hash"] = None
+    made[1] |= {"patient": "p0", "split": None}
+    guard(index(made))
+
+
+def test_a_long_list_of_leaks_names_ten_and_counts_the_rest():
+    made = rows(60)
+    for row in made:
+        row["group"] = "same"
+    with pytest.raises(UserError, match="and 50 more"):
+        guard(index(made))
+
+
+def test_a_hundred_thousand_rows_are_proved_within_a_second():
+    count = 100_000
+    numbers = np.arange(count)
+    names = np.char.add("p", (numbers // 30).astype(str))
+    columns = {name: pa.array(names) for name in ("patient", "study", "group")} | {
+        "digest": pa.array([int(n).to_bytes(16, "big") for n in numbers], pa.binary(16)),
+        "hash": pa.array([HASH] * count, pa.binary(32)),
+        "split": pa.array(np.array(["train", "val", "test"])[numbers // 30 % 3]),
+    }
+    table = pa.table({field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in INDEX}, schema=INDEX)
+    start = time.perf_counter()
+    assert guard(table).slices["train"] > 30_000
+    assert time.perf_counter() - start < 1

@@ -1,0 +1,92 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raymed.data.prepared import Manifest, Prepared
+from raymed.errors import UserError
+
+
+@pytest.fixture
+def copy(prepared: Prepared, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared.folder.path, tmp_path / "copy"))
+
+
+def test_a_folder_that_is_not_prepared_data_is_an_error_that_says_what_to_run(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no manifest\.json.*prepare_lung"):
+        Prepared.open(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"format": 0}, "format 0"), ({"shards": None, "extra": 1}, "extra"), (None, "not a manifest")],
+)
+def test_a_manifest_of_another_kind_is_an_error(copy: Path, change: dict[str, object] | None, message: str):
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    (copy / "manifest.json").write_text("[]" if change is None else json.dumps(manifest | change), "utf-8")
+    with pytest.raises(UserError, match=message):
+        Prepared.open(str(copy))
+
+
+def test_an_index_that_was_exchanged_is_an_error(copy: Path):
+    index = pq.read_table(copy / "index.parquet")
+    pq.write_table(index.slice(1), copy / "index.parquet")
+    with pytest.raises(UserError, match="not the index"):
+        Prepared.open(str(copy))
+
+
+def test_a_missing_index_is_an_error_that_names_it(copy: Path):
+    (copy / "index.parquet").unlink()
+    with pytest.raises(UserError, match=r"index\.parquet is missing"):
+        Prepared.open(str(copy))
+
+
+def test_the_manifest_survives_json(prepared: Prepared):
+    assert Manifest.from_json(prepared.manifest.to_json(), "here") == prepared.manifest
+
+
+def test_the_three_splits_are_all_rows_once(prepared: Prepared):
+    for fold in (None, 0, 1, 2):
+        parts = [prepared.rows(split, fold) for split in ("train", "val", "test")]
+        assert sorted(np.concatenate(parts)) == prepared.rows("all").tolist()
+        assert all((np.diff(part) > 0).all() for part in parts)
+
+
+def test_a_fold_moves_val_and_never_test(prepared: Prepared):
+    folds = prepared.columns(prepared.rows("val", 1), ["fold", "split"])
+    assert set(folds["fold"]) == {1}
+    assert set(folds["split"]) == {"train", "val"}
+    assert prepared.rows("test", 1).tolist() == prepared.rows("test").tolist()
+
+
+def test_an_unknown_split_is_an_error(prepared: Prepared):
+    with pytest.raises(UserError, match="exam"):
+        prepared.rows("exam")
+
+
+def test_columns_are_numbers_or_objects_with_minus_one_for_no_number(prepared: Prepared):
+    columns = prepared.columns(np.array([5, 2]), ["patient", "label", "fold"])
+    assert columns["label"].dtype == columns["fold"].dtype == np.int64
+    assert columns["patient"].tolist() == [prepared.index["patient"][row].as_py() for row in (5, 2)]
+    test = prepared.rows("test")[:1]
+    assert prepared.columns(test, ["fold"])["fold"].tolist() == [-1]
+
+
+def test_records_come_back_in_the_order_asked_also_when_asked_twice(prepared: Prepared):
+    rows = np.array([95, 0, 41, 41, 12, 40])
+    records = prepared.read(rows)
+    assert [record.id for record in records] == [prepared.index["id"][int(row)].as_py() for row in rows]
+    assert all(record.images[0].pixels.shape == (28, 28, 1) for record in records)
+    assert np.array_equal(records[2].images[0].pixels, records[3].images[0].pixels)
+    assert prepared.read([]) == []
+
+
+def test_a_missing_shard_is_an_error_that_names_it(copy: Path):
+    prepared = Prepared.open(str(copy))
+    (copy / "shards" / "part-1.parquet").unlink()
+    prepared.read(np.arange(3))
+    with pytest.raises(UserError, match=r"part-1\.parquet"):
+        prepared.read(np.array([50]))
