@@ -1,0 +1,116 @@
+"""Figures of a model and its data, for MLflow and for the report.
+
+Class names are drawn in the reader's language where the fonts of this machine have its characters, else in English.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from raymed.evaluation.metrics import Evaluation
+from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, SERIES, WARNING, drawable, styled
+
+
+@styled
+def confusion(evaluation: Evaluation, names: Sequence[str]) -> Figure:
+    """Patients by class and decision: counts, and the share of the row."""
+    shown = _shown(evaluation, names)
+    counts = np.array(evaluation.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(1.8 + 1.05 * len(shown), 1.2 + 0.95 * len(shown)))
+    axes = figure.subplots()
+    axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", [PAPER, ACCENT]), vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        colour = PAPER if shares[row, column] > 0.5 else INK
+        text = f"{counts[row, column]}\n{shares[row, column]:.0%}"
+        axes.text(column, row, text, ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(shown)), shown)
+    axes.set_yticks(range(len(shown)), shown)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.grid(visible=False)
+    axes.set(xlabel="decision", ylabel="diagnosis")
+    return figure
+
+
+@styled
+def reliability(evaluation: Evaluation) -> Figure:
+    """Share of right decisions against confidence; a calibrated model lies on the diagonal. Bars below: patients per bin."""
+    figure = Figure(figsize=(5.2, 4.6))
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--")
+    bins = evaluation.reliability
+    sizes = [20 + 160 * found.patients / evaluation.patients for found in bins]
+    confidences = [found.confidence for found in bins]
+    for found in bins:
+        axes.plot([found.confidence] * 2, [found.confidence, found.accuracy], color=WARNING, linewidth=1.5, zorder=1)
+    axes.scatter(confidences, [found.accuracy for found in bins], s=sizes, color=ACCENT, zorder=2)
+    counts.bar([(found.low + found.high) / 2 for found in bins], [found.patients for found in bins], 0.055, color=MUTED)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.04), ylabel="share of decisions that are right")
+    counts.set(xlabel="confidence of the decision", ylabel="patients")
+    return figure
+
+
+@styled
+def roc(evaluation: Evaluation, names: Sequence[str]) -> Figure:
+    """One curve per class against all others."""
+    shown = dict(zip((figures.name for figures in evaluation.classes), _shown(evaluation, names), strict=True))
+    areas = {figures.name: figures.auc for figures in evaluation.classes}
+    figure = Figure(figsize=(5.2, 4.6))
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--")
+    for number, curve in enumerate(evaluation.roc):
+        area = areas[curve.name]
+        axes.plot(
+            curve.false_positive,
+            curve.true_positive,
+            color=SERIES[number % len(SERIES)],
+            linestyle=("-", "--", ":")[number // len(SERIES) % 3],
+            linewidth=2,
+            label=f"{shown[curve.name]}  {area.value:.3f}" if area else shown[curve.name],
+        )
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel="1 - specificity", ylabel="sensitivity")
+    axes.legend(loc="lower right", title="area under the curve", alignment="left")
+    return figure
+
+
+def _shown(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
+    return drawable(names, [figures.name for figures in evaluation.classes])
+
+
+@styled
+def class_counts(patients: Mapping[str, Mapping[str, int]], names: Mapping[str, str]) -> Figure:
+    """Patients per class and split, as the manifest counts them; `names` maps a class to the name shown."""
+    shown = drawable([names.get(name, name) for name in patients], list(patients))
+    splits = [split for split in ("train", "val", "test") if any(split in counts for counts in patients.values())]
+    figure = Figure(figsize=(6.4, 0.9 + 0.42 * len(patients)))
+    axes = figure.subplots()
+    start = np.zeros(len(patients))
+    for number, split in enumerate(splits):
+        counts = np.array([row.get(split, 0) for row in patients.values()])
+        bars = axes.barh(shown, counts, left=start, color=SERIES[number], height=0.62, label=split)
+        axes.bar_label(bars, [str(count) if count else "" for count in counts], label_type="center", color=PAPER)
+        start += counts
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.set(xlabel="patients")
+    figure.legend(loc="outside upper left", ncols=3, handlelength=1)
+    return figure
+
+
+@styled
+def contact_sheet(slices: Sequence[np.ndarray], title: str, columns: int = 8) -> Figure:
+    """A patient's slices side by side, each uint8 [height, width] or [height, width, 1 or 3]."""
+    rows = -(-len(slices) // columns)
+    figure = Figure(figsize=(1.25 * columns, 1.25 * rows + 0.4))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if place < len(slices):
+            axes.imshow(slices[place].squeeze(), cmap="gray", vmin=0, vmax=255)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure

@@ -1,0 +1,270 @@
+"""The page to look at in the morning: one self-contained HTML file per search.
+
+Nothing is fetched when it is opened: figures are inline SVG, slices are embedded PNG, and there is no script. Everything
+that comes from data is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from raymed.evaluation import figures, search_figures
+from raymed.evaluation.metrics import Estimate, Evaluation
+from raymed.evaluation.style import as_svg
+
+THUMBNAIL = 160  # pixels: enough to see what kind of slice it is, without a page of tens of megabytes
+
+State = Literal["COMPLETE", "PRUNED", "FAILED", "RUNNING"]
+
+
+@dataclass(frozen=True)
+class TrialSummary:
+    """One trial of a search.
+
+    Attributes:
+        number: in the order of the search, from 0.
+        state: COMPLETE, PRUNED (stopped early), FAILED, or RUNNING when the search ended.
+        reason: why it failed, or what stopped it; empty otherwise.
+        params: the parameters that the search chose.
+        curve: one entry per epoch, with ``epoch`` and ``val_loss``; other metrics are not shown.
+        best_epoch: epoch of the lowest validation loss.
+        val_loss: that loss; None if there is none.
+        tie: the interval of its difference to the best holds zero.
+        run_id: the MLflow run.
+    """
+
+    number: int
+    state: State
+    params: Mapping[str, Any]
+    curve: Sequence[Mapping[str, float]] = ()
+    best_epoch: int | None = None
+    val_loss: float | None = None
+    tie: bool = False
+    run_id: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class HardPatient:
+    """A patient that the model got most wrong.
+
+    Attributes:
+        id: patient id.
+        label: class index.
+        probabilities: what the model gave each class.
+        slices: what the model saw, uint8 [height, width] or [height, width, 1 or 3].
+    """
+
+    id: str
+    label: int
+    probabilities: Sequence[float]
+    slices: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What was trained and judged on.
+
+    Attributes:
+        source: where the data came from.
+        digest: of the prepared data.
+        patients: by class and split, as the manifest counts them.
+        slices: likewise.
+        quarantined: slices refused when the data were prepared.
+        near_duplicates: groups of patients kept in one split because pictures of theirs are near-duplicates.
+        guard: what the leak guard proved, in words.
+    """
+
+    source: str
+    digest: str
+    patients: Mapping[str, Mapping[str, int]]
+    slices: Mapping[str, Mapping[str, int]]
+    quarantined: int
+    near_duplicates: int
+    guard: str
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """Everything the page shows.
+
+    Attributes:
+        name: of the search.
+        system: e.g. ``lung``.
+        model: how to ask for the registered model, e.g. ``models:/raymed-lung@champion``.
+        started: when the search began.
+        seconds: how long it took.
+        trials: in any order.
+        champion: number of the trial that won.
+        names: class names as readers see them, in the order of the label table.
+        validation: judgement of the champion, before the temperature is applied or after, as `notes` say.
+        test: judgement on test patients, seen once; None if there are none.
+        temperature: what the champion's logits are divided by.
+        hardest: patients that the champion got most wrong, the worst first.
+        hardest_split: which split they are from.
+        data: what was trained and judged on.
+        cost: what it took, as words by name, e.g. ``{"CPU hours": "3.1"}``.
+        command: what to type to get this search again.
+        importance: share of the differences between trials by parameter; empty when there are too few trials.
+        versions: of packages.
+        notes: sentences that a reader must not miss.
+    """
+
+    name: str
+    system: str
+    model: str
+    started: datetime
+    seconds: float
+    trials: Sequence[TrialSummary]
+    champion: int
+    names: Sequence[str]
+    validation: Evaluation
+    test: Evaluation | None
+    temperature: float
+    data: DataSummary
+    command: str
+    hardest: Sequence[HardPatient] = ()
+    hardest_split: str = "validation"
+    cost: Mapping[str, str] = field(default_factory=dict)
+    importance: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+METRICS = {
+    "accuracy": ("Accuracy", "share of patients whose decision is right"),
+    "balanced_accuracy": ("Balanced accuracy", "mean sensitivity of the classes"),
+    "macro_auc": ("Macro AUC", "area under the ROC curve, one class against the rest, mean over classes"),
+    "macro_f1": ("Macro F1", "mean F1 of the classes"),
+    "loss": ("Loss", "negative log likelihood of the patient's averaged probability; lower is better"),
+    "ece": ("Calibration error", "how far confidence and correctness lie apart (ECE, 15 bins); lower is better"),
+}
+SHARES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision")  # shown as percentages
+
+
+def render(report: SearchReport) -> str:
+    """The page as one HTML document."""
+    trials = sorted(report.trials, key=lambda trial: (math.inf if trial.val_loss is None else trial.val_loss, trial.number))
+    champion = next(trial for trial in trials if trial.number == report.champion)
+    varied, same = _columns(trials)
+    judged = report.test or report.validation
+    environment = Environment(
+        loader=PackageLoader("raymed.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"estimate": _estimate, "duration": _duration, "value": _value, "picture": _picture}
+    return environment.get_template("report.html").render(
+        report=report,
+        trials=trials,
+        champion=champion,
+        default=next((trial for trial in trials if trial.number == 0 and trial.number != champion.number), None),
+        states={
+            state: sum(trial.state == state for trial in trials) for state in ("COMPLETE", "PRUNED", "FAILED", "RUNNING")
+        },
+        ties=[trial.number for trial in trials if trial.tie and trial.number != champion.number],
+        varied=varied,
+        same=same,
+        judged=judged,
+        judged_on="test" if report.test else "validation",
+        metrics=METRICS,
+        shown=dict(zip((one.name for one in judged.classes), report.names, strict=True)),
+        pictures={name: Markup(svg) for name, svg in _figures(report, trials, varied, judged).items()},
+    )
+
+
+def _columns(trials: Sequence[TrialSummary]) -> tuple[list[str], dict[str, Any]]:
+    """Names of the parameters that differ between trials, and the others with their one value."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    values = {name: [trial.params.get(name) for trial in trials] for name in names}
+    same = {name: column[0] for name, column in values.items() if all(value == column[0] for value in column)}
+    return [name for name in names if name not in same], same
+
+
+def _figures(
+    report: SearchReport, trials: Sequence[TrialSummary], varied: Sequence[str], judged: Evaluation
+) -> dict[str, str]:
+    curves = {
+        trial.number: [
+            (entry["epoch"], entry["val_loss"]) for entry in trial.curve if math.isfinite(entry.get("val_loss", math.nan))
+        ]
+        for trial in trials
+    }
+    with_loss = [trial for trial in trials if trial.val_loss is not None]
+    drawn = {
+        "curves": as_svg(
+            search_figures.learning_curves(curves, report.champion),
+            f"Validation loss by epoch of {len(with_loss)} trials; trial {report.champion} is the best.",
+        ),
+        "history": as_svg(
+            search_figures.history(
+                {trial.number: trial.val_loss for trial in with_loss if trial.val_loss is not None},
+                {trial.number: trial.state == "COMPLETE" for trial in with_loss},
+                [trial.number for trial in trials if trial.state == "FAILED"],
+            ),
+            "Best validation loss of each trial in the order of the search.",
+        ),
+        "reliability": as_svg(
+            figures.reliability(judged), "Share of right decisions against confidence; the table of bins follows."
+        ),
+        "roc": as_svg(figures.roc(judged, report.names), "ROC curve of each class against the rest."),
+    }
+    if report.importance:
+        largest = max(report.importance, key=lambda name: report.importance[name])
+        drawn["importance"] = as_svg(
+            search_figures.importance(report.importance), f"Importance of the parameters; the most important is {largest}."
+        )
+    if varied and len(with_loss) > 1:
+        drawn["parallel"] = as_svg(
+            search_figures.parallel_coordinates(
+                {name: [trial.params.get(name) for trial in with_loss] for name in varied},
+                [trial.val_loss for trial in with_loss if trial.val_loss is not None],
+                [trial.state == "COMPLETE" for trial in with_loss],
+                [trial.tie for trial in with_loss],
+                [trial.number for trial in with_loss].index(report.champion),
+            ),
+            "One line per trial through its parameters to its validation loss; the trial table has the values.",
+        )
+    return drawn
+
+
+def _estimate(estimate: Estimate, name: str) -> dict[str, str]:
+    """An estimate in words: ``value`` and ``interval``; shares as percentages."""
+    if name in SHARES:
+        return {
+            "value": f"{100 * estimate.value:.1f} %",
+            "interval": f"{100 * estimate.low:.1f} – {100 * estimate.high:.1f}",
+        }
+    return {"value": f"{estimate.value:.3f}", "interval": f"{estimate.low:.3f} – {estimate.high:.3f}"}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _value(value: Any) -> str:
+    """A parameter as a person would write it."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """A slice as a data URI of a small PNG."""
+    image = Image.fromarray(pixels.squeeze())
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

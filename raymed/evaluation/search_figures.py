@@ -1,0 +1,152 @@
+"""Figures of a search: its trials, their curves and their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, WARNING, styled
+
+
+@styled
+def learning_curves(curves: Mapping[int, Sequence[tuple[float, float]]], best: int) -> Figure:
+    """Validation loss by epoch of every trial, [(epoch, val_loss)] by trial number; the best trial stands out.
+
+    The loss axis ends above the 95th percentile, so that a trial that diverged does not flatten the others.
+    """
+    figure = Figure(figsize=(6.4, 3.8))
+    axes = figure.subplots()
+    for number, curve in curves.items():
+        if number != best and curve:
+            axes.plot(*zip(*curve, strict=True), color=FAINT, linewidth=1, marker="." if len(curve) == 1 else "")
+    values = np.array([loss for curve in curves.values() for _, loss in curve])
+    if curves.get(best):
+        epochs, losses = zip(*curves[best], strict=True)
+        axes.plot(epochs, losses, color=ACCENT, linewidth=2.4, label=f"trial {best}")
+        lowest = int(np.argmin(losses))
+        axes.plot(epochs[lowest], losses[lowest], "o", color=ACCENT, markersize=7)
+        axes.annotate(
+            f"{losses[lowest]:.3f}", (epochs[lowest], losses[lowest]), (0, -15), textcoords="offset points",
+            ha="center", color=ACCENT, weight="bold",
+        )  # fmt: skip
+        axes.legend(loc="upper right")
+    if len(values):
+        low, high = float(values.min()), float(np.quantile(values, 0.95))
+        room = max(high - low, 0.01 * abs(high), 1e-6)
+        axes.set_ylim(low - 0.18 * room, high + 0.08 * room)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="validation loss per patient")
+    return figure
+
+
+@styled
+def history(losses: Mapping[int, float], finished: Mapping[int, bool], failed: Sequence[int]) -> Figure:
+    """Each trial's best validation loss in the order of the search, and the best so far.
+
+    Args:
+        losses: by trial number.
+        finished: by trial number, whether it ran to its end; the others were stopped early.
+        failed: trials without a loss.
+    """
+    figure = Figure(figsize=(6.4, 3.4))
+    axes = figure.subplots()
+    numbers = sorted(losses)
+    values = np.array([losses[number] for number in numbers])
+    done = np.array([finished[number] for number in numbers], dtype=bool)
+    order = np.array(numbers)
+    if len(values):
+        axes.step(order, np.minimum.accumulate(values), where="post", color=ACCENT, linewidth=2, label="best so far")
+    axes.plot(order[done], values[done], "o", color=INK, markersize=5, label="finished")
+    axes.plot(order[~done], values[~done], "o", color=MUTED, markersize=5, markerfacecolor="none", label="stopped early")
+    if len(values):
+        low, high = float(values.min()), float(np.quantile(values, 0.95))
+        room = max(high - low, 0.01 * abs(high), 1e-6)
+        axes.set_ylim(low - 0.1 * room, high + 0.15 * room)
+    if failed:
+        top = axes.get_ylim()[1]
+        axes.plot(failed, [top] * len(failed), "x", color=WARNING, markersize=7, clip_on=False, label="failed")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="trial", ylabel="validation loss per patient")
+    figure.legend(loc="outside upper left", ncols=4, handletextpad=0.4, columnspacing=1.2)
+    return figure
+
+
+@styled
+def importance(shares: Mapping[str, float]) -> Figure:
+    """How much of the differences between trials each parameter explains, largest first."""
+    names = sorted(shares, key=lambda name: shares[name])
+    figure = Figure(figsize=(6.4, 0.7 + 0.34 * len(names)))
+    axes = figure.subplots()
+    axes.barh(names, [shares[name] for name in names], color=ACCENT, height=0.6)
+    for row, name in enumerate(names):
+        axes.text(shares[name], row, f" {shares[name]:.0%}", va="center", color=MUTED)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set(xlabel="share of the differences explained", xlim=(0, max([*shares.values(), 0.01]) * 1.12))
+    return figure
+
+
+@styled
+def parallel_coordinates(
+    columns: Mapping[str, Sequence[Any]], losses: Sequence[float], finished: Sequence[bool], near: Sequence[bool], best: int
+) -> Figure:
+    """One line per trial through its parameters to its loss.
+
+    Args:
+        columns: parameter values by name, one per trial; None where a trial does not have it.
+        losses: best validation loss of each trial.
+        finished: whether the trial ran to its end; the others are drawn faint.
+        near: whether the trial is a tie with the best.
+        best: row of the best trial.
+    """
+    scales = {name: _scale(values) for name, values in columns.items()}
+    scales["val_loss"] = _scale(losses)
+    heights = np.array([positions for positions, _ in scales.values()], dtype=float)
+    figure = Figure(figsize=(max(6.4, 1.15 * len(scales)), 4.0))
+    axes = figure.subplots()
+    for row in sorted(range(len(losses)), key=lambda row: (row == best, near[row], finished[row])):
+        if row == best:
+            look: dict[str, Any] = {"color": ACCENT, "linewidth": 2.6}
+        elif near[row]:
+            look = {"color": ACCENT, "linewidth": 1.0}
+        else:
+            look = {"color": MUTED if finished[row] else FAINT, "linewidth": 0.8}
+        axes.plot(range(len(scales)), heights[:, row], **look)
+    for place, (_, ticks) in enumerate(scales.values()):
+        axes.axvline(place, color=FAINT, linewidth=1, zorder=0)
+        for height, text in ticks:
+            axes.annotate(
+                text, (place, height), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK,
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8},
+            )  # fmt: skip
+    axes.set_xticks(range(len(scales)), [name.replace(".", ".\n") for name in scales], color=INK, fontsize=9)
+    axes.set(yticks=[], ylim=(-0.05, 1.05), xlim=(-0.1, len(scales) - 0.55))
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    return figure
+
+
+def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Heights 0..1 of the values (NaN for None), and labelled ticks; numbers over a wide range on a logarithmic scale."""
+    given = [value for value in values if value is not None]
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in given):
+        kinds = sorted({str(value) for value in given})
+        at = {kind: (place + 0.5) / len(kinds) for place, kind in enumerate(kinds)}
+        return [np.nan if value is None else at[str(value)] for value in values], [(at[kind], kind) for kind in kinds]
+    low, high = min(given), max(given)
+    logarithmic = low > 0 and high / low > 20
+    marks = np.geomspace(low, high, 4) if logarithmic else np.linspace(low, high, 4 if high > low else 1)
+
+    def height(value: float) -> float:
+        if high == low:
+            return 0.5
+        return float(np.log(value / low) / np.log(high / low)) if logarithmic else (value - low) / (high - low)
+
+    ticks = [(height(mark), f"{mark:.2g}" if mark < 100 else f"{mark:.0f}") for mark in marks]
+    return [np.nan if value is None else height(value) for value in values], ticks
