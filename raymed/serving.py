@@ -27,6 +27,7 @@ from raymed.recipes import open_model
 
 NETWORK, INFERENCE = "network", "inference"  # names of the artefacts
 MICRO_BATCH = 32
+EXAMPLE = pd.DataFrame({"patient_id": ["patient-1"], "image": ["/data/patient-1"]})
 
 
 class PatientModel(PythonModel):

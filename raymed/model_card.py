@@ -1,0 +1,128 @@
+"""The model card: what a registered model is, how good it is per patient, and what it must not be used for.
+
+After Mitchell et al. 2019, "Model Cards for Model Reporting". No patient is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymed.data.prepared import Prepared
+from raymed.data.split import SPLITS
+from raymed.evaluation.metrics import Estimate, Evaluation
+from raymed.evaluation.predict import Inference
+
+if TYPE_CHECKING:
+    from raymed.registry import Judgement, Refit
+
+CAUTION = """Research use. It supports the reading of images by a physician and does not replace it; it has no clearance as
+a medical device. It knows only the classes below: a patient with anything else is given one of them all the same. Figures
+hold for patients like those it was tested on; another scanner, hospital, population or preparation of the pictures can
+change them, so test it on your own patients first."""
+
+
+def write(
+    inference: Inference,
+    judgement: Judgement,
+    prepared: Prepared,
+    settings: Mapping[str, Any],
+    refit: Refit | None = None,
+    licence: str = "",
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        settings: the recipe's, as `Recipe.settings` gives them.
+        licence: what the user states; without it the card says what it follows from.
+    """
+    manifest, slices = prepared.manifest, inference.slices
+    classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
+    window = f"window {inference.image.window}, {inference.image.resize} to {inference.image.size} px"
+    temperature = f"temperature {judgement.temperature:.3f}"
+    parts = [
+        f"# {inference.name}",
+        f"Decides per patient between: {classes}. The patient's probabilities are the mean over "
+        f"{'all slices' if slices.choice == 'all' else f'{slices.per_patient} slices (choice: {slices.choice})'} of each "
+        f"study ({window}), "
+        f"calibrated with {temperature}.",
+        "## Use",
+        CAUTION.replace("\n", " "),
+        "## Patient-level figures",
+        *_figures(judgement, refit),
+        "## Calibration",
+        f"Temperature scaling (Guo et al. 2017), fitted on {judgement.validation.patients} validation patients: "
+        f"{temperature}.",
+        "## Data",
+        f"Prepared data with digest `{prepared.digest}`; {manifest.quarantined} slices in quarantine, "
+        f"{len(manifest.near_duplicates)} groups of near-duplicates kept together.",
+        _counts(manifest.patients),
+        "No patient, study, picture or near-duplicate group is in two splits (checked again before judging).",
+        "## Network",
+        f"Recipe {settings.get('recipe', '')}, {_origin(settings)}; run `{judgement.candidate.run_id}`.",
+        "## Licence",
+        licence or _licence(settings),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(judgement: Judgement, refit: Refit | None) -> list[str]:
+    parts = []
+    if refit is not None:
+        parts.append(
+            f"**The figures belong to the model before refitting.** The registered weights come from the same "
+            f"configuration, trained again on {' + '.join(refit.splits)}; no held-out patients are left to judge them on."
+        )
+    if judgement.test is None:
+        parts.append(
+            "**There is no test split.** The figures are those of the validation patients, which also chose the model: they "
+            "flatter it."
+        )
+        return [*parts, *_tables(judgement.validation, "validation")]
+    return [*parts, *_tables(judgement.test, "test")]
+
+
+def _tables(evaluation: Evaluation, split: str) -> list[str]:
+    figures = [f"| {name} | {_show(estimate)} |" for name, estimate in evaluation.metrics.items()]
+    rows = [
+        f"| {each.name}{' *' if each.rare else ''} | {each.support} | {_show(each.sensitivity)} | "
+        f"{_show(each.specificity)} | {_show(each.precision)} | {_show(each.auc)} |"
+        for each in evaluation.classes
+    ]
+    head = ["| class | patients | sensitivity | specificity | precision | AUC |", "|---|---|---|---|---|---|"]
+    parts = [
+        f"{evaluation.patients} {split} patients; 95 % intervals in brackets. `loss` is the negative log likelihood of the "
+        "patient's probability, `ece` the expected calibration error.",
+        "\n".join(["| figure | value |", "|---|---|", *figures]),
+        "\n".join([*head, *rows]),
+    ]
+    if any(each.rare for each in evaluation.classes):
+        parts.append("\\* fewer than five patients: the figures of this class mean little.")
+    return parts
+
+
+def _show(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _counts(patients: Mapping[str, Mapping[str, int]]) -> str:
+    there = {split for counts in patients.values() for split in counts}
+    splits = [split for split in SPLITS if split in there] + sorted(there - set(SPLITS))
+    lines = [f"| patients | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
+    for name, counts in patients.items():
+        lines.append(f"| {name} | {' | '.join(str(counts.get(split, 0)) for split in splits)} |")
+    return "\n".join(lines)
+
+
+def _origin(settings: Mapping[str, Any]) -> str:
+    model = settings.get("model", {})
+    path = model.get("path")
+    return f"weights from {Path(path).name}" if path else f"preset {model.get('preset')} from random weights"
+
+
+def _licence(settings: Mapping[str, Any]) -> str:
+    path = settings.get("model", {}).get("path")
+    if path:
+        return f"Not stated. The weights started from {Path(path).name}, whose licence applies; so do the terms of the data."
+    return "Not stated. The weights started from random numbers; the terms of the data apply."

@@ -1,0 +1,385 @@
+"""From a trial to a model that others can use: judged, calibrated, registered under an alias, with its card.
+
+Whoever picks the trial, the search or a person in the MLflow UI, it goes through the same steps. The test split is looked
+at here and nowhere before. Doing it again for the same trial finds the version that is there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+
+import raymed
+from raymed import model_card, serving
+from raymed.data.leak import guard
+from raymed.data.plan import SliceSettings, choose
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.evaluation import figures
+from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.metrics import Evaluation, evaluate
+from raymed.evaluation.patients import Patients, softmax, to_patients
+from raymed.evaluation.predict import Inference, Model, predict_rows
+from raymed.recipes import RECIPE_FILE, open_model
+from raymed.storage import Folder
+from raymed.tracking import Tracker
+from raymed.training.checkpoint import copy_to_local
+
+log = logging.getLogger("raymed")
+
+CHAMPION = "champion"
+KEY = "raymed.key"
+NEEDS = [  # what the served model imports
+    *("torch", "transformers", "safetensors", "peft", "mlflow", "numpy", "pandas", "scipy", "pyarrow", "PyYAML"),
+    *("pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "nibabel"),
+]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model and what it takes to judge it.
+
+    Attributes:
+        run_id: its MLflow run.
+        checkpoint: URI of its best checkpoint, which holds the exported network in `model/`.
+        data: URI of the prepared data it was trained on.
+        fold: the cross-validation fold it was validated on; None for the stored split.
+        slices: which slices of a patient are judged.
+        seed: of the run.
+    """
+
+    run_id: str
+    checkpoint: str
+    data: str
+    fold: int | None
+    slices: SliceSettings
+    seed: int
+
+    def tags(self) -> dict[str, str]:
+        """The run's tags from which `of_run` reads it again."""
+        return {
+            "raymed.checkpoint": self.checkpoint,
+            "raymed.data": self.data,
+            "raymed.fold": "" if self.fold is None else str(self.fold),
+            "raymed.slices": json.dumps(asdict(self.slices)),
+            "raymed.seed": str(self.seed),
+        }
+
+    @classmethod
+    def of_run(cls, tracker: Tracker, run_id: str) -> Candidate:
+        """The candidate that a run left.
+
+        Raises:
+            UserError: there is no such run, or it left no checkpoint.
+        """
+        run = tracker.describe(run_id)
+        missing = [name for name in cls("", "", "", None, SliceSettings(), 0).tags() if name not in run.tags]
+        if missing:
+            raise UserError(
+                f"the run {run_id} ({run.name}, {run.status}) has no tag {', '.join(missing)}, so there is nothing to "
+                "promote: it is a whole search, or ended before its first checkpoint. Choose one of the search's trials."
+            )
+        return cls(
+            run_id=run.id,
+            checkpoint=run.tags["raymed.checkpoint"],
+            data=run.tags["raymed.data"],
+            fold=int(run.tags["raymed.fold"]) if run.tags["raymed.fold"] else None,
+            slices=SliceSettings(**json.loads(run.tags["raymed.slices"])),
+            seed=int(run.tags["raymed.seed"]),
+        )
+
+    def fetch(self, checkpoint: str, into: Path) -> Path:
+        """A local copy of a checkpoint's exported network."""
+        folder = Folder.at(checkpoint)
+        if not folder.exists(f"model/{RECIPE_FILE}"):
+            raise UserError(
+                f"the checkpoint {checkpoint} of run {self.run_id} is not there any more, or holds no exported model. "
+                "Choose another trial, or keep more with --keep-checkpoints all."
+            )
+        copy_to_local(folder.child("model"), into)
+        return into
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The same configuration, trained again on more rows after it was judged.
+
+    Attributes:
+        checkpoint: URI of its last checkpoint.
+        splits: what it was trained on, e.g. ("train", "val").
+    """
+
+    checkpoint: str
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """How good a candidate is, per patient, with calibrated probabilities.
+
+    Attributes:
+        candidate: who was judged.
+        temperature: fitted on the validation patients.
+        class_names: in the order of the probabilities.
+        validation: figures of the validation split, which also chose the model: they flatter it.
+        validation_patients: each validation patient's probabilities.
+        test: figures of the test split, looked at once; None where there is none.
+        test_patients: each test patient's probabilities.
+    """
+
+    candidate: Candidate
+    temperature: float
+    class_names: tuple[str, ...]
+    validation: Evaluation
+    validation_patients: Patients
+    test: Evaluation | None
+    test_patients: Patients | None
+
+    def predictions(self) -> bytes:
+        """A CSV of every judged patient. It names patients: keep it in the storage, never in MLflow."""
+        names = self.class_names
+        tables = []
+        for split, patients in (("val", self.validation_patients), ("test", self.test_patients)):
+            if patients is not None:
+                table = pd.DataFrame(patients.probabilities, columns=[f"p_{name}" for name in names])
+                table.insert(0, "decision", [names[decision] for decision in patients.decisions])
+                table.insert(0, "label", [names[label] for label in patients.labels])
+                table.insert(0, "patient_id", patients.ids)
+                table.insert(0, "split", split)
+                tables.append(table.assign(slices=patients.slices, source=patients.sources))
+        return pd.concat(tables).to_csv(index=False).encode()
+
+
+@dataclass(frozen=True, eq=False)
+class Registered:
+    """A model version.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        uri: what to give to --model.
+        judgement: how good it is.
+    """
+
+    name: str
+    version: str
+    uri: str
+    judgement: Judgement
+
+
+def judge(
+    candidate: Candidate, model: Model, prepared: Prepared, micro_batch: int = 32, workers: int = 1, bootstrap: int = 1000
+) -> Judgement:
+    """Fit the temperature on the validation patients, then judge validation and test patients with it.
+
+    Raises:
+        UserError: a leak between the splits, or no validation patients.
+    """
+    guard(prepared.index, candidate.fold)
+    names = tuple(prepared.labels.names)
+
+    def predict(split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rows = prepared.rows(split, candidate.fold)
+        columns = prepared.columns(rows, ["patient", "study", "position"])
+        chosen = choose(rows, columns["patient"], columns["study"], columns["position"], candidate.slices, candidate.seed)
+        return predict_rows(model, prepared, chosen, micro_batch, workers)
+
+    def judged(logits: np.ndarray, columns: dict[str, np.ndarray]) -> tuple[Evaluation, Patients]:
+        probabilities = softmax(logits, temperature)
+        patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"])
+        return evaluate(patients, names, bootstrap, candidate.seed), patients
+
+    logits, columns = predict("val")
+    temperature = fit_temperature(logits, columns["patient"], columns["label"])
+    validation, validation_patients = judged(logits, columns)
+    test, test_patients = judged(*predict("test")) if len(prepared.rows("test")) else (None, None)
+    return Judgement(candidate, temperature, names, validation, validation_patients, test, test_patients)
+
+
+def judge_and_register(
+    tracker: Tracker,
+    candidate: Candidate,
+    alias: str = CHAMPION,
+    refit: Refit | None = None,
+    licence: str = "",
+    micro_batch: int = 32,
+    workers: int = 1,
+    bootstrap: int = 1000,
+) -> Registered:
+    """Judge a candidate, log its figures, register its network (or its refit's) and give it the alias.
+
+    Raises:
+        UserError: the checkpoint or the data are not there any more, or leak.
+    """
+    prepared = Prepared.open(candidate.data)
+    with tempfile.TemporaryDirectory() as temporary:
+        network = candidate.fetch(candidate.checkpoint, Path(temporary) / "judged" / "model")
+        model = open_model(network)
+        judgement = judge(candidate, model, prepared, micro_batch, workers, bootstrap)
+        name = f"raymed-{model[0].name}"
+        key = _key(candidate, refit, prepared)
+        found = _version(tracker, name, key)
+        if found is None:
+            if refit is not None:
+                network = candidate.fetch(refit.checkpoint, Path(temporary) / "refitted" / "model")
+            inference = Inference(
+                name=f"{name}-{key}",
+                labels=prepared.labels,
+                image=prepared.image,
+                slices=candidate.slices,
+                temperature=judgement.temperature,
+                data=prepared.digest,
+            )
+            text = model_card.write(inference, judgement, prepared, model[0].settings(), refit, licence)
+            _log(tracker, judgement, text)
+            save(network, inference, Path(temporary) / "pyfunc")
+            tracker.artifacts(candidate.run_id, Path(temporary) / "pyfunc", f"models/{key}")
+            found = _create_version(tracker, name, key, judgement, text)
+    tracker.client.set_registered_model_alias(name, alias, found)
+    log.info("registered %s version %s as %s", name, found, alias)
+    return Registered(name, found, f"models:/{name}@{alias}", judgement)
+
+
+def save(network: Path, inference: Inference, folder: Path) -> None:
+    """Write a self-contained pyfunc model: code, weights and inference settings."""
+    with tempfile.TemporaryDirectory() as temporary:
+        settings = Path(temporary) / "inference.json"
+        settings.write_text(inference.to_json(), encoding="utf-8")
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=serving.__file__,
+            artifacts={serving.NETWORK: str(network), serving.INFERENCE: str(settings)},
+            code_paths=[str(Path(raymed.__file__).parent)],
+            signature=serving.signature(inference.labels.names),
+            input_example=serving.EXAMPLE,
+            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in NEEDS],
+        )
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model on the local disk.
+
+    Attributes:
+        name: what to call it.
+        network: folder of the exported network.
+        inference: temperature and picture settings; None for a bare checkpoint, which has neither.
+    """
+
+    name: str
+    network: Path
+    inference: Inference | None
+
+
+def resolve_model(uri: str, tracker: Tracker) -> Resolved:
+    """The model that a URI or a folder names: ``models:/raymed-lung@champion``, ``models:/raymed-lung/3``, ``runs:/RUN_ID``,
+    a folder with a registered model, a checkpoint, or an exported network.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if uri.startswith("models:/"):
+        return _opened(uri, _download(uri, tracker))
+    if uri.startswith("runs:/"):
+        run_id = uri.removeprefix("runs:/").split("/")[0]
+        versions = tracker.client.search_model_versions(f"run_id = '{tracker.describe(run_id).id}'")
+        if versions:
+            newest = max(versions, key=lambda each: int(each.version))
+            return resolve_model(f"models:/{newest.name}/{newest.version}", tracker)
+        candidate = Candidate.of_run(tracker, run_id)
+        return _opened(uri, candidate.fetch(candidate.checkpoint, _scratch()))
+    return _opened(uri, Path(uri).expanduser())
+
+
+def _opened(uri: str, folder: Path) -> Resolved:
+    if (folder / "MLmodel").is_file():
+        artifacts = mlflow.models.Model.load(str(folder)).flavors["python_function"]["artifacts"]
+        inference = Inference.read(folder / artifacts[serving.INFERENCE]["path"])
+        return Resolved(inference.name, folder / artifacts[serving.NETWORK]["path"], inference)
+    for network in (folder / "model", folder):
+        if (network / RECIPE_FILE).is_file():
+            return Resolved(uri, network, None)
+    raise UserError(
+        f"{uri} is not a model: there is neither MLmodel nor {RECIPE_FILE} in {folder}. Give "
+        "models:/raymed-lung@champion, runs:/RUN_ID, or the folder of a checkpoint."
+    )
+
+
+def _download(uri: str, tracker: Tracker) -> Path:
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if not match:
+        raise UserError(f"{uri!r} names no model version: give models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = match.groups()
+    client = tracker.client
+    try:
+        number = number or client.get_model_version_by_alias(name, alias).version
+        return _local(client.get_model_version_download_uri(name, number), tracker)
+    except (MlflowException, OSError) as error:
+        known = ", ".join(each.name for each in client.search_registered_models()) or "none"
+        raise UserError(f"there is no {uri} at {tracker.uri} ({error}). Registered models: {known}.") from error
+
+
+def _local(artifact_uri: str, tracker: Tracker) -> Path:
+    """Where an artefact lies: in place on this machine's disk, else a copy."""
+    if artifact_uri.startswith("file:"):
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri, tracking_uri=tracker.uri))
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri, dst_path=str(_scratch()), tracking_uri=tracker.uri))
+
+
+def _scratch() -> Path:
+    """A folder that lives as long as this process."""
+    folder = tempfile.mkdtemp(prefix="raymed-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _key(candidate: Candidate, refit: Refit | None, prepared: Prepared) -> str:
+    described = json.dumps([asdict(candidate), refit and asdict(refit), prepared.digest])
+    return hashlib.blake2b(described.encode(), digest_size=4).hexdigest()
+
+
+def _version(tracker: Tracker, name: str, key: str) -> str | None:
+    versions = tracker.client.search_model_versions(f"name = '{name}'")
+    return next((str(each.version) for each in versions if each.tags.get(KEY) == key), None)
+
+
+def _create_version(tracker: Tracker, name: str, key: str, judgement: Judgement, text: str) -> str:
+    client, run = tracker.client, tracker.describe(judgement.candidate.run_id)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {KEY: key, "raymed.run": run.id, "raymed.run_name": run.name}
+    tags |= {f"val_{metric}": f"{each.value:.4f}" for metric, each in judgement.validation.metrics.items()}
+    if judgement.test is not None:
+        tags |= {f"test_{metric}": f"{each.value:.4f}" for metric, each in judgement.test.metrics.items()}
+    source = f"{client.get_run(run.id).info.artifact_uri}/models/{key}"
+    created = client.create_model_version(name, source, run.id, tags=tags, description=text)
+    return str(created.version)
+
+
+def _log(tracker: Tracker, judgement: Judgement, text: str) -> None:
+    run_id = judgement.candidate.run_id
+    tracker.text(run_id, text, "card.md")
+    tracker.metrics(run_id, {"temperature": judgement.temperature})
+    for split, evaluation in (("calibrated_val", judgement.validation), ("test", judgement.test)):
+        if evaluation is not None:
+            tracker.metrics(run_id, {f"{split}_{name}": value for name, value in evaluation.flat().items()})
+            names = judgement.class_names
+            tracker.figure(run_id, figures.confusion(evaluation, names), f"figures/{split}_confusion.png")
+            tracker.figure(run_id, figures.reliability(evaluation), f"figures/{split}_reliability.png")
+            tracker.figure(run_id, figures.roc(evaluation, names), f"figures/{split}_roc.png")

@@ -1,0 +1,206 @@
+"""What is registered must be judged on held-out patients, self-contained, and registered once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_prepared
+
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.patients import softmax
+from raymed.evaluation.predict import predict_rows
+from raymed.recipes import open_model
+from raymed.recipes.lung import LungRecipe
+from raymed.registry import Candidate, Refit, Registered, judge_and_register, resolve_model
+from raymed.tracking import Tracker
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Enough validation patients to fit a temperature on."""
+    return write_prepared(tmp_path_factory.mktemp("data") / "prepared", patients=176, slices=3)
+
+
+def checkpoint(data: Prepared, folder: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    recipe = LungRecipe.for_data(data.labels, data.size)
+    recipe.export(recipe.build(), folder / "model")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker.open(f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db", "raymed-lung")
+
+
+@pytest.fixture(scope="module")
+def candidate(tracker: Tracker, data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
+    folder = tmp_path_factory.mktemp("trial")
+    run = tracker.run("night/trial-1", "trial-1")
+    made = Candidate(run, checkpoint(data, folder / "step-1", 0), data.folder.uri, None, SliceSettings(2), 0)
+    tracker.tags(run, made.tags())
+    return made
+
+
+@pytest.fixture(scope="module")
+def registered(tracker: Tracker, candidate: Candidate) -> Registered:
+    return judge_and_register(tracker, candidate, bootstrap=50)
+
+
+def test_a_candidate_is_read_back_from_its_run(tracker: Tracker, candidate: Candidate) -> None:
+    assert Candidate.of_run(tracker, candidate.run_id) == candidate
+    folded = replace(candidate, fold=2)
+    tracker.tags(tracker.run("folded", "folded"), folded.tags())
+    assert Candidate.of_run(tracker, tracker.run("folded", "folded")).fold == 2
+
+
+def test_a_run_without_a_checkpoint_is_refused_by_name(tracker: Tracker) -> None:
+    parent = tracker.run("night", "night")
+    with pytest.raises(UserError, match=r"night, RUNNING\) has no tag raymed.checkpoint(?s:.*)one of the search's trials"):
+        Candidate.of_run(tracker, parent)
+
+
+def test_the_test_split_is_judged_with_the_temperature_of_validation(
+    registered: Registered, candidate: Candidate, data: Prepared
+) -> None:
+    judgement = registered.judgement
+    model = open_model(Path(candidate.checkpoint) / "model")
+    two_of_three = {split: data.rows(split).reshape(-1, 3)[:, [0, 2]].ravel() for split in ("val", "test")}
+    logits, columns = predict_rows(model, data, two_of_three["val"])
+    assert judgement.temperature == fit_temperature(logits, columns["patient"], columns["label"]) != 1
+    logits, columns = predict_rows(model, data, two_of_three["test"])
+    means = softmax(logits, judgement.temperature).reshape(-1, 2, 4).mean(axis=1)
+    loss = -np.log(means[np.arange(len(means)), columns["label"][::2]]).mean()
+    assert judgement.test is not None and judgement.test.patients == 22
+    assert judgement.test.metrics["loss"].value == pytest.approx(loss, abs=1e-6)
+
+
+def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared, tmp_path: Path
+) -> None:
+    assert registered.uri == "models:/raymed-lung@champion"
+    assert judge_and_register(tracker, candidate, bootstrap=50).version == registered.version
+    refit = Refit(checkpoint(data, tmp_path / "refit", 1), ("train", "val"))
+    again = judge_and_register(tracker, candidate, alias="refitted", refit=refit, bootstrap=50)
+    assert again.version != registered.version
+    weights = [resolve_model(each.uri, tracker).network / "model.safetensors" for each in (registered, again)]
+    assert weights[0].read_bytes() == (Path(candidate.checkpoint) / "model/model.safetensors").read_bytes()
+    assert weights[1].read_bytes() == (Path(refit.checkpoint) / "model/model.safetensors").read_bytes()
+    card = tracker.client.get_model_version(again.name, again.version).description
+    assert "belong to the model before refitting" in card and "train + val" in card
+    assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
+
+
+def test_mlflow_learns_figures_but_no_patient(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared
+) -> None:
+    record, version = tracker.describe(candidate.run_id), tracker.client.get_model_version("raymed-lung", registered.version)
+    test = registered.judgement.test
+    assert test is not None
+    assert record.metrics["test_accuracy"] == test.metrics["accuracy"].value
+    assert {"test_macro_auc_low", "test_sensitivity_viral", "calibrated_val_loss", "temperature"} <= record.metrics.keys()
+    files = {each.path for each in tracker.client.list_artifacts(candidate.run_id, "figures")}
+    assert {"figures/test_confusion.png", "figures/test_reliability.png", "figures/test_roc.png"} <= files
+    assert version.tags["test_accuracy"] == f"{test.metrics['accuracy'].value:.4f}"
+    assert version.run_id == candidate.run_id
+    root = Path(tracker.uri.removeprefix("sqlite:///")).parent
+    patients = [str(patient).encode() for patient in data.columns(data.rows("test"), ["patient"])["patient"]]
+    texts = [path for path in root.rglob("*") if path.suffix in (".md", ".json", ".db", ".yaml") or path.name == "MLmodel"]
+    assert len(texts) > 5
+    assert [path for path in texts for patient in patients if patient in path.read_bytes()] == []
+
+
+def test_the_local_predictions_name_every_judged_patient(registered: Registered) -> None:
+    lines = list(csv.DictReader(io.StringIO(registered.judgement.predictions().decode())))
+    assert {line["split"] for line in lines} == {"val", "test"} and len(lines) == 44
+    for line in lines:
+        shares = {name: float(line[f"p_{name}"]) for name in ("normal", "bacterial", "viral", "pneumocystis")}
+        assert line["decision"] == max(shares, key=lambda name: shares[name])
+        assert sum(shares.values()) == pytest.approx(1)
+        assert line["slices"] == "2"
+
+
+def test_every_way_to_name_the_model_opens_the_same_weights(
+    tracker: Tracker, registered: Registered, candidate: Candidate
+) -> None:
+    served = resolve_model("models:/raymed-lung@champion", tracker)
+    assert served.inference is not None and served.inference.slices == candidate.slices
+    folder = str(served.network.parents[1])
+    uris = [f"models:/raymed-lung/{registered.version}", folder, candidate.checkpoint]
+    weights = {(resolve_model(uri, tracker).network / "model.safetensors").read_bytes() for uri in uris}
+    assert weights == {(served.network / "model.safetensors").read_bytes()}
+    assert resolve_model(candidate.checkpoint, tracker).inference is None
+    bare = resolve_model(f"runs:/{tracker.run('not promoted', 'not promoted', tags=candidate.tags())}", tracker)
+    assert {(bare.network / "model.safetensors").read_bytes()} == weights and bare.inference is None
+    assert resolve_model(f"runs:/{candidate.run_id}", tracker).inference is not None
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/raymed-lung@nobody", "there is no models:/raymed-lung@nobody"),
+        ("models:/other/1", "Registered models: raymed-lung"),
+        ("models:/raymed-lung", "names no model version"),
+        ("runs:/nonsense", "there is no run 'nonsense'"),
+        ("no/such/folder", "is not a model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_a_clear_error(
+    uri: str, message: str, tracker: Tracker, registered: Registered
+) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve_model(uri, tracker)
+
+
+def test_a_lost_checkpoint_is_a_clear_error(tracker: Tracker, candidate: Candidate, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not there any more"):
+        judge_and_register(tracker, replace(candidate, checkpoint=str(tmp_path / "gone")))
+
+
+ALONE = """
+import sys
+sys.path = [path for path in sys.path if path not in ("", {repo!r})]
+sys.meta_path = [each for each in sys.meta_path if "editable" not in repr(each)]
+try:
+    import raymed
+    sys.exit("raymed is importable without the model")
+except ModuleNotFoundError:
+    pass
+import mlflow, numpy, pandas
+model = mlflow.pyfunc.load_model({folder!r})
+slices = numpy.zeros((4, 28, 28), numpy.uint8)
+print(model.predict(pandas.DataFrame({{"patient_id": ["a"], "image": [slices]}})).to_json(orient="records"))
+import raymed
+assert raymed.__file__.startswith({folder!r}), raymed.__file__
+assert "ray" not in sys.modules and "deepspeed" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_the_registered_model_needs_neither_raymed_nor_ray_nor_deepspeed(
+    tracker: Tracker, registered: Registered, tmp_path: Path
+) -> None:
+    folder = str(resolve_model(registered.uri, tracker).network.parents[1])
+    repo = str(Path(__file__).parents[1])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE.format(repo=repo, folder=folder)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"patient_id":"a"' in done.stdout and '"slices":2' in done.stdout
