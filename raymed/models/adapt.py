@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from raymed.errors import UserError
@@ -54,7 +53,8 @@ def add_drop_path(backbone: nn.Module, rate: float) -> None:
         UserError: the backbone's blocks have no residual branches that can be dropped.
     """
     blocks = blocks_of(backbone)
-    for block, block_rate in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
+    for index, block in enumerate(blocks):
+        block_rate = rate * index / max(1, len(blocks) - 1)
         if isinstance(getattr(block, "dropout", None), nn.Dropout) and hasattr(block, "attention"):
             if hasattr(block.attention, "projection_dropout"):
                 block.attention.projection_dropout = DropPath(block_rate)  # InternViT

@@ -39,9 +39,15 @@ def preset_config(name: str, size: int) -> InternVLConfig:
     """The configuration of a preset for pictures of size x size."""
     if name == "internvl2_5-1b":
         return internvl_config(size=size)
-    return internvl_config(
+    config = internvl_config(
         size=size, vision_hidden=64, vision_layers=2, vision_heads=2, hidden=64, layers=2, heads=2, vocabulary=268
     )
+    parts: list[Any] = [config, config.vision_config, config.text_config]
+    for part in parts:
+        part.initializer_range = 0.1  # about 1 / sqrt(width); with 0.02 so narrow a network hardly starts to learn
+    vision: Any = config.vision_config
+    vision.layer_scale_init_value = 1.0
+    return config
 
 
 def internvl_config(

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+from transformers.utils import logging
 
 from raymed.errors import UserError
 from raymed.models.vision import refuse_keys
@@ -158,8 +159,8 @@ def _native_config(content: dict[str, Any], where: Path) -> InternVLConfig:
     options = {native: vision.get(key, default) for key, (native, default) in _VISION_OPTIONS.items()}
     image_size = content.get("force_image_size") or vision["image_size"]
     ratio = content.get("downsample_ratio", 0.5)
-    for key in ("architectures", "auto_map", "_name_or_path", "torch_dtype", "attn_implementation", "model_type"):
-        language.pop(key, None)
+    ours = ("architectures", "auto_map", "torch_dtype", "dtype", "attn_implementation", "model_type")
+    language = {key: value for key, value in language.items() if key not in ours and not key.startswith("_")}
     return InternVLConfig(
         vision_config=InternVLVisionConfig(**{new: vision[old] for old, new in _VISION_KEYS.items()}, **options),
         text_config=Qwen2Config(**language),
@@ -219,6 +220,7 @@ def load_internvl(folder: Path, attention: str) -> InternVLForConditionalGenerat
     state = read_state(folder)
     if any(key.startswith(("vision_model.", "mlp1.")) for key in state):
         state = native_state(state)
+    logging.disable_progress_bar()
     loaded: Any = InternVLForConditionalGeneration.from_pretrained(
         None,
         config=config,
@@ -259,7 +261,12 @@ def write_remote_code(network_state: Mapping[str, Tensor], config: InternVLConfi
             **{old: side(getattr(vision, new)) for old, new in _VISION_KEYS.items()},
             **{old: getattr(vision, new) for old, (new, _) in _VISION_OPTIONS.items()},
         },
-        "llm_config": {**text.to_dict(), "architectures": ["Qwen2ForCausalLM"]},
+        "llm_config": {
+            **text.to_diff_dict(),
+            "architectures": ["Qwen2ForCausalLM"],
+            "rope_theta": text.rope_parameters["rope_theta"],  # where older versions look for it
+            "tie_word_embeddings": False,
+        },
         "downsample_ratio": config.downsample_ratio,
         "force_image_size": side(vision.image_size),
         "ps_version": "v2",

@@ -24,6 +24,7 @@ from transformers import (
     ResNetConfig,
     ViTConfig,
 )
+from transformers.utils import logging
 
 from raymed.errors import UserError
 from raymed.models import adapt
@@ -31,8 +32,9 @@ from raymed.models.norm import convert_batch_norms
 from raymed.models.settings import ModelSettings
 
 WEIGHTS = "model.safetensors"
+BACKBONES = ("resnet", "convnext", "convnextv2", "efficientnet", "vit", "internvl_vision")
 TOKEN_MODELS = ("vit", "internvl_vision")
-_DROP_PATH_OPTION = {"convnext": "drop_path_rate", "efficientnet": "drop_connect_rate"}
+_DROP_PATH_OPTION = {"convnext": "drop_path_rate", "convnextv2": "drop_path_rate", "efficientnet": "drop_connect_rate"}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -216,9 +218,15 @@ def load_backbone(module: ImageClassifier, folder: Path) -> None:
     Raises:
         UserError: a key of the backbone is missing, unknown or of another shape.
     """
+    logging.disable_progress_bar()
     try:
         loaded, report = AutoModel.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, all at once
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot load the image backbone in {folder}: {error}") from error
@@ -250,9 +258,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
         UserError: the folder has no configuration of a known model type.
     """
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} has no usable config.json: {error}") from error
+    if config.model_type not in BACKBONES:
+        raise UserError(
+            f"{folder}: a model of type {config.model_type!r} is not a known image backbone; "
+            f"there are {', '.join(BACKBONES)}"
+        )
+    return config
 
 
 def _config(settings: ModelSettings, size: int) -> PreTrainedConfig:

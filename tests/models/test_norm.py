@@ -1,0 +1,85 @@
+"""Batch norm statistics must not depend on how a global batch is divided over workers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from raymed.models.norm import StepBatchNorm, batch_norms, convert_batch_norms, settle_batch_norms, uncounted
+
+
+def _alone(_: torch.Tensor) -> None:
+    pass
+
+
+def _network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return convert_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4))))
+
+
+def test_one_micro_batch_leaves_the_same_state_as_ordinary_batch_norm() -> None:
+    ordinary, ours = nn.BatchNorm2d(3), StepBatchNorm(3)
+    for seed in range(3):
+        x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 3 + 1
+        torch.testing.assert_close(ours(x), ordinary(x))
+        settle_batch_norms(ours, _alone)
+    for (name, expected), (_, value) in zip(ordinary.state_dict().items(), ours.state_dict().items(), strict=True):
+        torch.testing.assert_close(value, expected, msg=name)
+
+
+def test_forward_alone_does_not_touch_the_running_statistics() -> None:
+    norm = StepBatchNorm(3)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    norm(torch.randn(4, 3, 5, 5))
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+def test_two_workers_leave_the_same_state_as_one_that_accumulates() -> None:
+    halves = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    alone = _network()
+    for half in halves:
+        alone(half)
+    settle_batch_norms(alone, _alone)
+
+    workers = [_network(), _network()]
+    flats: list[torch.Tensor] = []
+    for worker, half in zip(workers, halves, strict=True):
+        worker(half)
+        settle_batch_norms(worker, lambda flat: flats.append(flat.clone()))
+
+    torch.manual_seed(0)
+    workers = [_network(), _network()]
+    for worker, half in zip(workers, halves, strict=True):
+        worker(half)
+        settle_batch_norms(worker, lambda flat: flat.copy_(flats[0] + flats[1]))
+    for worker in workers:
+        for name, expected in alone.state_dict().items():
+            torch.testing.assert_close(worker.state_dict()[name], expected, msg=name)
+
+
+def test_a_filler_micro_batch_changes_nothing_even_on_a_worker_with_nothing_else() -> None:
+    network = _network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with uncounted(network):
+        network(torch.randn(2, 3, 8, 8))
+    settle_batch_norms(network, _alone)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    network(torch.randn(2, 3, 8, 8))
+    settle_batch_norms(network, _alone)
+    assert not torch.equal(network.state_dict()["1.running_mean"], before["1.running_mean"])
+
+
+def test_conversion_keeps_weights_state_and_names() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3, momentum=0.01))
+    plain(torch.randn(2, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    expected, names = plain.eval()(x), list(plain.state_dict())
+    converted = convert_batch_norms(plain)
+    assert len(batch_norms(converted)) == 1 and batch_norms(converted)[0].momentum == 0.01
+    assert list(converted.state_dict()) == names
+    torch.testing.assert_close(converted(x), expected)
+
+
+def test_a_network_without_batch_norm_does_not_communicate() -> None:
+    settle_batch_norms(nn.Linear(2, 2), lambda _: pytest.fail("nothing to reduce"))

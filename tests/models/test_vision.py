@@ -1,0 +1,122 @@
+"""Image backbones: presets, input, local folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import ResNetForImageClassification, ViTForImageClassification
+
+from raymed.errors import UserError
+from raymed.models import choice, vision
+from raymed.models.settings import ModelSettings
+
+CODES = list("0123")
+EXPECTED_MILLIONS = {  # backbones alone, as published for 3 channels, without the 1000-class layer
+    "resnet18": 11.177,
+    "resnet34": 21.285,
+    "resnet50": 23.508,
+    "convnext-tiny": 27.820,
+    "efficientnet-b0": 4.008,
+    "internvit-300m": 304.012 - 1.025 * 1.024 + 0.005 * 1.024,  # positions for 28 px, not 448
+}
+
+
+def _pixels(rows: int = 2, channels: int = 1, size: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (rows, channels, size, size), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("name", "millions"), EXPECTED_MILLIONS.items())
+def test_presets_have_the_published_number_of_parameters(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        module = choice.build(ModelSettings(preset=name), CODES, 28 if name.startswith("intern") else 32)
+    assert sum(p.numel() for p in module.backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.002)
+
+
+def test_tiny_stays_tiny() -> None:
+    assert sum(p.numel() for p in choice.build(ModelSettings(), CODES, 32).parameters()) < 100_000
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "small-cnn", "resnet18", "resnet50", "convnext-tiny", "efficientnet-b0", "vit-small"]
+)
+def test_every_parameter_of_a_preset_is_used(name: str) -> None:
+    module = choice.build(ModelSettings(preset=name), CODES, 64).train()
+    logits = module(_pixels(size=64))["logits"]
+    assert logits.shape == (2, 4)
+    logits.square().sum().backward()
+    assert [name for name, p in module.named_parameters() if p.grad is None] == []
+
+
+def test_grey_and_rgb_of_the_same_picture_give_the_same_logits() -> None:
+    module = choice.build(ModelSettings(), CODES, 32).eval()
+    grey = _pixels()
+    torch.testing.assert_close(module(grey)["logits"], module(grey.expand(-1, 3, -1, -1))["logits"])
+
+
+def test_input_is_normalised_by_imagenet_mean_and_deviation() -> None:
+    pixels = _pixels(channels=3)
+    mean, std = torch.tensor(vision.IMAGENET_MEAN).view(3, 1, 1), torch.tensor(vision.IMAGENET_STD).view(3, 1, 1)
+    torch.testing.assert_close(vision.InputNorm()(pixels, torch.float32), (pixels / 255 - mean) / std)
+
+
+def test_input_constants_survive_a_cast_to_bf16() -> None:
+    pixels = _pixels(channels=3)
+    exact = vision.InputNorm()(pixels, torch.float32)
+    torch.testing.assert_close(vision.InputNorm().bfloat16()(pixels, torch.bfloat16), exact.bfloat16())
+
+
+def test_patches_must_divide_the_picture() -> None:
+    with pytest.raises(UserError, match="96 or 112"):
+        choice.check(ModelSettings(preset="vit-small"), CODES, 100)
+
+
+def test_a_classification_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
+    config = vision.PRESETS["tiny"](32)
+    config.num_labels = 1000
+    saved = ResNetForImageClassification(config)
+    saved.save_pretrained(tmp_path)
+    module = choice.build(ModelSettings(path=str(tmp_path)), CODES, 32)
+    for name, value in saved.resnet.state_dict().items():
+        assert torch.equal(module.backbone.state_dict()[name], value), name
+
+
+def test_a_vit_checkpoint_works_at_another_size(tmp_path: Path) -> None:
+    config = vision.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=16
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    module = choice.build(ModelSettings(path=str(tmp_path)), CODES, 96)
+    assert module(_pixels(size=96))["logits"].shape == (2, 4)
+
+
+def test_wrong_keys_of_each_kind_are_named(tmp_path: Path) -> None:
+    ResNetForImageClassification(vision.PRESETS["tiny"](32)).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    state["resnet.surplus.weight"] = torch.zeros(1)
+    del state["resnet.embedder.embedder.normalization.bias"]
+    kernel = "resnet.encoder.stages.1.layers.0.shortcut.convolution.weight"
+    state[kernel] = state[kernel][:3]
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(UserError) as error:
+        choice.build(ModelSettings(path=str(tmp_path)), CODES, 32)
+    message = str(error.value)
+    assert "1 missing: embedder.embedder.normalization.bias" in message
+    assert "surplus.weight" in message and "1 of another shape: encoder.stages.1" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"preset": "resnet19"}, "'resnet19' is unknown; there are tiny"),
+        ({"preset": "tiny", "language_lora": 4}, "model.language_lora is for InternVL"),
+        ({"preset": "tiny", "attention": "eager"}, "no attention"),
+        ({"path": "nowhere"}, "nowhere is not a model folder"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        choice.check(ModelSettings(**settings), CODES, 32)  # type: ignore[arg-type]
