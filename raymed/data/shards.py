@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
@@ -31,8 +32,9 @@ SHARD_BYTES = 128 * 2**20  # of raw pixels
 ROW_GROUP_BYTES = 2**20  # of raw pixels: what reading one row at random costs
 SHARDS_PER_CPU = 4  # at least, so that a small set keeps every CPU busy to the end
 
-# One row per slice: an index row, or, with a reason, a refused slice.
-OUTCOME = pa.schema([*INDEX, pa.field("where", pa.string()), pa.field("reason", pa.string())])
+# One row per slice: an index row, or, with a reason, a refused slice. Or one row with a failure: Ray Data keeps of a task's
+# exception nothing but a long text.
+OUTCOME = pa.schema([*INDEX, *(pa.field(name, pa.string()) for name in ("where", "reason", "failure"))])
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,11 @@ def write_shards(found: Survey, studies: Sequence[Study], image: ImageSettings, 
     outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         partial(_write_part, folder=folder), batch_size=1, batch_format="numpy"
     )
-    try:
-        yield from outcomes.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from error
-        raise
+    for outcome in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
+        failures = pc.drop_null(outcome["failure"])
+        if len(failures):
+            raise UserError(failures[0].as_py())
+        yield outcome
 
 
 def _parts(found: Survey, studies: Sequence[Study], image: ImageSettings, cpus: int) -> list[_Part]:
@@ -94,6 +95,13 @@ def _parts(found: Survey, studies: Sequence[Study], image: ImageSettings, cpus: 
 
 def _write_part(batch: dict[str, np.ndarray], folder: Folder) -> pa.Table:
     part: _Part = pickle.loads(batch["part"][0])  # made by the driver above
+    try:
+        return _written(part, folder)
+    except UserError as error:
+        return pa.Table.from_pylist([{"failure": str(error)}], schema=OUTCOME)
+
+
+def _written(part: _Part, folder: Folder) -> pa.Table:
     if folder.exists(f"{UNFINISHED}/{part.name}") and folder.exists(f"{SHARDS}/{part.name}"):
         return pq.read_table(folder.open(f"{UNFINISHED}/{part.name}"), schema=OUTCOME)
     shard = _Shard(part.name)

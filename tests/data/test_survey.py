@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raymed.data.sources import SourceSettings
+from raymed.data.survey import survey
+from raymed.errors import UserError
+
+
+def source(folder: Path, lines: list[str], header: str = "image,patient_id,label") -> Path:
+    """A CSV and the pictures it names; two labels for a patient, or a picture listed twice, are easy to write here."""
+    for number, line in enumerate(lines):
+        pixels = np.full((8, 8), number, np.uint8)
+        Image.fromarray(pixels).save(folder / line.split(",")[0])
+    path = folder / "labels.csv"
+    path.write_text("\n".join([header, *lines]) + "\n", "utf-8")
+    return path
+
+
+def test_counts_are_of_patients_and_of_slices(tmp_path: Path):
+    path = source(tmp_path, ["a.png,p1,normal", "b.png,p1,normal", "c.png,p2,viral"])
+    found = survey(path, SourceSettings(), "lung")
+    assert found.patients == {"normal": 1, "viral": 1}
+    assert found.slices == 3
+
+
+def test_every_unknown_label_is_named_at_once_with_its_count(tmp_path: Path):
+    path = source(tmp_path, ["a.png,p1,cap", "b.png,p1,cap", "c.png,p2,flu", "d.png,p3,normal"])
+    with pytest.raises(UserError, match=r"'cap' \(2\), 'flu' \(1\)"):
+        survey(path, SourceSettings(), "lung")
+
+
+def test_ignored_labels_are_left_out_and_counted(tmp_path: Path):
+    table = tmp_path / "table.yaml"
+    table.write_text("classes: [{code: '0', name: normal}, {code: '1', name: viral}]\nignore: [cap]\n", "utf-8")
+    path = source(tmp_path, ["a.png,p1,cap", "b.png,p1,cap", "d.png,p3,normal"])
+    found = survey(path, SourceSettings(), str(table))
+    assert [study.patient for study in found.studies] == ["p3"]
+    assert found.ignored == {"cap": 2}
+
+
+def test_a_source_of_ignored_labels_only_is_an_error(tmp_path: Path):
+    table = tmp_path / "table.yaml"
+    table.write_text("classes: [{code: '0', name: normal}, {code: '1', name: viral}]\nignore: [cap]\n", "utf-8")
+    with pytest.raises(UserError, match="ignore list: cap"):
+        survey(source(tmp_path, ["a.png,p1,cap"]), SourceSettings(), str(table))
+
+
+def test_a_patient_with_two_labels_is_an_error_that_names_patient_and_lines(tmp_path: Path):
+    path = source(tmp_path, ["a.png,p1,normal", "b.png,p1,viral", "c.png,p2,viral"])
+    with pytest.raises(
+        UserError, match=r"1 patients have two labels: p1: normal \(labels.csv:2\) and viral \(labels.csv:3\)"
+    ):
+        survey(path, SourceSettings(), "lung")
+
+
+def test_two_spellings_of_one_class_are_one_label(tmp_path: Path):
+    path = source(tmp_path, ["a.png,p1,normal", "b.png,p2,0", "c.png,p3, Normal"])
+    assert survey(path, SourceSettings(), "lung").patients == {"normal": 3}
+
+
+def test_a_study_id_of_two_patients_is_an_error_that_names_both(tmp_path: Path):
+    path = source(tmp_path, ["a.png,p1,normal,ct7", "b.png,p2,normal,ct7"], "image,patient_id,label,study")
+    with pytest.raises(UserError, match=r"ct7.*p1.*p2"):
+        survey(path, SourceSettings(), "lung")
+
+
+def test_a_picture_listed_twice_is_an_error(tmp_path: Path):
+    path = source(tmp_path, ["a.png,p1,normal", "a.png,p2,normal"])
+    with pytest.raises(UserError, match=r"a\.png"):
+        survey(path, SourceSettings(), "lung")
