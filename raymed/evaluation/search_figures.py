@@ -18,7 +18,7 @@ def learning_curves(curves: Mapping[int, Sequence[tuple[float, float]]], best: i
 
     The loss axis ends above the 95th percentile, so that a trial that diverged does not flatten the others.
     """
-    figure = Figure(figsize=(6.4, 3.8))
+    figure = Figure(figsize=(5.4, 3.6))
     axes = figure.subplots()
     for number, curve in curves.items():
         if number != best and curve:
@@ -52,7 +52,7 @@ def history(losses: Mapping[int, float], finished: Mapping[int, bool], failed: S
         finished: by trial number, whether it ran to its end; the others were stopped early.
         failed: trials without a loss.
     """
-    figure = Figure(figsize=(6.4, 3.4))
+    figure = Figure(figsize=(5.4, 3.6))
     axes = figure.subplots()
     numbers = sorted(losses)
     values = np.array([losses[number] for number in numbers])
@@ -71,7 +71,7 @@ def history(losses: Mapping[int, float], finished: Mapping[int, bool], failed: S
         axes.plot(failed, [top] * len(failed), "x", color=WARNING, markersize=7, clip_on=False, label="failed")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel="validation loss per patient")
-    figure.legend(loc="outside upper left", ncols=4, handletextpad=0.4, columnspacing=1.2)
+    figure.legend(loc="outside upper left", ncols=4, handletextpad=0.4, columnspacing=1.0, handlelength=1.4)
     return figure
 
 
@@ -83,7 +83,9 @@ def importance(shares: Mapping[str, float]) -> Figure:
     axes = figure.subplots()
     axes.barh(names, [shares[name] for name in names], color=ACCENT, height=0.6)
     for row, name in enumerate(names):
-        axes.text(shares[name], row, f" {shares[name]:.0%}", va="center", color=MUTED)
+        axes.annotate(
+            f"{shares[name]:.0%}", (shares[name], row), (5, 0), textcoords="offset points", va="center", color=MUTED
+        )
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -133,15 +135,20 @@ def parallel_coordinates(
 
 
 def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Heights 0..1 of the values (NaN for None), and labelled ticks; numbers over a wide range on a logarithmic scale."""
+    """Heights 0..1 of the values (NaN for None), and labelled ticks.
+
+    Numbers lie on the scale, linear or logarithmic, that brings their median nearer to the middle.
+    """
     given = [value for value in values if value is not None]
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in given):
         kinds = sorted({str(value) for value in given})
         at = {kind: (place + 0.5) / len(kinds) for place, kind in enumerate(kinds)}
         return [np.nan if value is None else at[str(value)] for value in values], [(at[kind], kind) for kind in kinds]
     low, high = min(given), max(given)
-    logarithmic = low > 0 and high / low > 20
-    marks = np.geomspace(low, high, 4) if logarithmic else np.linspace(low, high, 4 if high > low else 1)
+    logarithmic = low > 0 and high / low > 10 and _off_middle(np.log(given)) < _off_middle(np.array(given))
+    marks = sorted(set(given))
+    if len(marks) > 4:
+        marks = (np.geomspace if logarithmic else np.linspace)(low, high, 4).tolist()
 
     def height(value: float) -> float:
         if high == low:
@@ -150,3 +157,9 @@ def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]
 
     ticks = [(height(mark), f"{mark:.2g}" if mark < 100 else f"{mark:.0f}") for mark in marks]
     return [np.nan if value is None else height(value) for value in values], ticks
+
+
+def _off_middle(values: np.ndarray) -> float:
+    """How far the median lies from the middle of the range, as a share of it."""
+    low, high = values.min(), values.max()
+    return float(abs(np.median(values) - (low + high) / 2) / (high - low))
