@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from raymed.data.prepared import Prepared
 from raymed.data.split import SPLITS
-from raymed.evaluation.metrics import Estimate, Evaluation
+from raymed.evaluation.metrics import Evaluation
 from raymed.evaluation.predict import Inference
+from raymed.evaluation.summary import show
 
 if TYPE_CHECKING:
-    from raymed.registry import Judgement, Refit
+    from raymed.judgement import Judgement, Refit
 
 CAUTION = """Research use. It supports the reading of images by a physician and does not replace it; it has no clearance as
 a medical device. It knows only the classes below: a patient with anything else is given one of them all the same. Figures
@@ -84,10 +85,10 @@ def _figures(judgement: Judgement, refit: Refit | None) -> list[str]:
 
 
 def _tables(evaluation: Evaluation, split: str) -> list[str]:
-    figures = [f"| {name} | {_show(estimate)} |" for name, estimate in evaluation.metrics.items()]
+    figures = [f"| {name} | {show(estimate)} |" for name, estimate in evaluation.metrics.items()]
     rows = [
-        f"| {each.name}{' *' if each.rare else ''} | {each.support} | {_show(each.sensitivity)} | "
-        f"{_show(each.specificity)} | {_show(each.precision)} | {_show(each.auc)} |"
+        f"| {each.name}{' *' if each.rare else ''} | {each.support} | {show(each.sensitivity)} | "
+        f"{show(each.specificity)} | {show(each.precision)} | {show(each.auc)} |"
         for each in evaluation.classes
     ]
     head = ["| class | patients | sensitivity | specificity | precision | AUC |", "|---|---|---|---|---|---|"]
@@ -100,10 +101,6 @@ def _tables(evaluation: Evaluation, split: str) -> list[str]:
     if any(each.rare for each in evaluation.classes):
         parts.append("\\* fewer than five patients: the figures of this class mean little.")
     return parts
-
-
-def _show(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def _counts(patients: Mapping[str, Mapping[str, int]]) -> str:

@@ -1,7 +1,7 @@
 """From a trial to a model that others can use: judged, calibrated, registered under an alias, with its card.
 
-Whoever picks the trial, the search or a person in the MLflow UI, it goes through the same steps. The test split is looked
-at here and nowhere before. Doing it again for the same trial finds the version that is there.
+Whoever picks the trial, the search or a person in the MLflow UI, it goes through the same steps. Doing it again for the
+same trial finds the version that is there.
 """
 
 from __future__ import annotations
@@ -18,25 +18,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
-import numpy as np
-import pandas as pd
 from mlflow.exceptions import MlflowException
 
 import raymed
 from raymed import model_card, serving
-from raymed.data.leak import guard
-from raymed.data.plan import SliceSettings, choose
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation import figures
-from raymed.evaluation.calibration import fit_temperature
-from raymed.evaluation.metrics import Evaluation, evaluate
-from raymed.evaluation.patients import Patients, softmax, to_patients
-from raymed.evaluation.predict import Inference, Model, predict_rows
+from raymed.evaluation.predict import Inference
+from raymed.judgement import Candidate, Judgement, Refit, judge
 from raymed.recipes import RECIPE_FILE, open_model
-from raymed.storage import Folder
 from raymed.tracking import Tracker
-from raymed.training.checkpoint import copy_to_local
 
 log = logging.getLogger("raymed")
 
@@ -46,121 +38,6 @@ NEEDS = [  # what the served model imports
     *("torch", "transformers", "safetensors", "peft", "mlflow", "numpy", "pandas", "scipy", "pyarrow", "PyYAML"),
     *("pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "nibabel"),
 ]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A trained model and what it takes to judge it.
-
-    Attributes:
-        run_id: its MLflow run.
-        checkpoint: URI of its best checkpoint, which holds the exported network in `model/`.
-        data: URI of the prepared data it was trained on.
-        fold: the cross-validation fold it was validated on; None for the stored split.
-        slices: which slices of a patient are judged.
-        seed: of the run.
-    """
-
-    run_id: str
-    checkpoint: str
-    data: str
-    fold: int | None
-    slices: SliceSettings
-    seed: int
-
-    def tags(self) -> dict[str, str]:
-        """The run's tags from which `of_run` reads it again."""
-        return {
-            "raymed.checkpoint": self.checkpoint,
-            "raymed.data": self.data,
-            "raymed.fold": "" if self.fold is None else str(self.fold),
-            "raymed.slices": json.dumps(asdict(self.slices)),
-            "raymed.seed": str(self.seed),
-        }
-
-    @classmethod
-    def of_run(cls, tracker: Tracker, run_id: str) -> Candidate:
-        """The candidate that a run left.
-
-        Raises:
-            UserError: there is no such run, or it left no checkpoint.
-        """
-        run = tracker.describe(run_id)
-        missing = [name for name in cls("", "", "", None, SliceSettings(), 0).tags() if name not in run.tags]
-        if missing:
-            raise UserError(
-                f"the run {run_id} ({run.name}, {run.status}) has no tag {', '.join(missing)}, so there is nothing to "
-                "promote: it is a whole search, or ended before its first checkpoint. Choose one of the search's trials."
-            )
-        return cls(
-            run_id=run.id,
-            checkpoint=run.tags["raymed.checkpoint"],
-            data=run.tags["raymed.data"],
-            fold=int(run.tags["raymed.fold"]) if run.tags["raymed.fold"] else None,
-            slices=SliceSettings(**json.loads(run.tags["raymed.slices"])),
-            seed=int(run.tags["raymed.seed"]),
-        )
-
-    def fetch(self, checkpoint: str, into: Path) -> Path:
-        """A local copy of a checkpoint's exported network."""
-        folder = Folder.at(checkpoint)
-        if not folder.exists(f"model/{RECIPE_FILE}"):
-            raise UserError(
-                f"the checkpoint {checkpoint} of run {self.run_id} is not there any more, or holds no exported model. "
-                "Choose another trial, or keep more with --keep-checkpoints all."
-            )
-        copy_to_local(folder.child("model"), into)
-        return into
-
-
-@dataclass(frozen=True)
-class Refit:
-    """The same configuration, trained again on more rows after it was judged.
-
-    Attributes:
-        checkpoint: URI of its last checkpoint.
-        splits: what it was trained on, e.g. ("train", "val").
-    """
-
-    checkpoint: str
-    splits: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Judgement:
-    """How good a candidate is, per patient, with calibrated probabilities.
-
-    Attributes:
-        candidate: who was judged.
-        temperature: fitted on the validation patients.
-        class_names: in the order of the probabilities.
-        validation: figures of the validation split, which also chose the model: they flatter it.
-        validation_patients: each validation patient's probabilities.
-        test: figures of the test split, looked at once; None where there is none.
-        test_patients: each test patient's probabilities.
-    """
-
-    candidate: Candidate
-    temperature: float
-    class_names: tuple[str, ...]
-    validation: Evaluation
-    validation_patients: Patients
-    test: Evaluation | None
-    test_patients: Patients | None
-
-    def predictions(self) -> bytes:
-        """A CSV of every judged patient. It names patients: keep it in the storage, never in MLflow."""
-        names = self.class_names
-        tables = []
-        for split, patients in (("val", self.validation_patients), ("test", self.test_patients)):
-            if patients is not None:
-                table = pd.DataFrame(patients.probabilities, columns=[f"p_{name}" for name in names])
-                table.insert(0, "decision", [names[decision] for decision in patients.decisions])
-                table.insert(0, "label", [names[label] for label in patients.labels])
-                table.insert(0, "patient_id", patients.ids)
-                table.insert(0, "split", split)
-                tables.append(table.assign(slices=patients.slices, source=patients.sources))
-        return pd.concat(tables).to_csv(index=False).encode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,35 +55,6 @@ class Registered:
     version: str
     uri: str
     judgement: Judgement
-
-
-def judge(
-    candidate: Candidate, model: Model, prepared: Prepared, micro_batch: int = 32, workers: int = 1, bootstrap: int = 1000
-) -> Judgement:
-    """Fit the temperature on the validation patients, then judge validation and test patients with it.
-
-    Raises:
-        UserError: a leak between the splits, or no validation patients.
-    """
-    guard(prepared.index, candidate.fold)
-    names = tuple(prepared.labels.names)
-
-    def predict(split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        rows = prepared.rows(split, candidate.fold)
-        columns = prepared.columns(rows, ["patient", "study", "position"])
-        chosen = choose(rows, columns["patient"], columns["study"], columns["position"], candidate.slices, candidate.seed)
-        return predict_rows(model, prepared, chosen, micro_batch, workers)
-
-    def judged(logits: np.ndarray, columns: dict[str, np.ndarray]) -> tuple[Evaluation, Patients]:
-        probabilities = softmax(logits, temperature)
-        patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"])
-        return evaluate(patients, names, bootstrap, candidate.seed), patients
-
-    logits, columns = predict("val")
-    temperature = fit_temperature(logits, columns["patient"], columns["label"])
-    validation, validation_patients = judged(logits, columns)
-    test, test_patients = judged(*predict("test")) if len(prepared.rows("test")) else (None, None)
-    return Judgement(candidate, temperature, names, validation, validation_patients, test, test_patients)
 
 
 def judge_and_register(
@@ -282,6 +130,28 @@ class Resolved:
     name: str
     network: Path
     inference: Inference | None
+
+    def notes(self, prepared: Prepared, split: str) -> list[str]:
+        """What a person should know before judging this model on a split of these data.
+
+        Raises:
+            UserError: the pictures or the classes are not those that the model was made for.
+        """
+        if self.inference is None:
+            return ["a bare checkpoint: temperature 1, 16 slices of each study"]
+        if self.inference.image != prepared.image:
+            raise UserError(
+                f"{self.name} looks at pictures with {self.inference.image}, but {prepared.folder.uri} was prepared with "
+                f"{prepared.image}: prepare the data again with the model's settings"
+            )
+        if self.inference.labels.codes != prepared.labels.codes:
+            raise UserError(
+                f"{self.name} decides between {', '.join(self.inference.labels.names)}, but {prepared.folder.uri} has "
+                f"{', '.join(prepared.labels.names)}: prepare the data again with the model's label table"
+            )
+        if self.inference.data != prepared.digest:
+            return ["other data than the model was trained on: make sure that no patient is in both"]
+        return [] if split == "test" else [f"the model was trained or chosen on {split} patients: the figures flatter it"]
 
 
 def resolve_model(uri: str, tracker: Tracker) -> Resolved:

@@ -21,9 +21,10 @@ from raymed.errors import UserError
 from raymed.evaluation.calibration import fit_temperature
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import predict_rows
+from raymed.judgement import Candidate, Refit
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
-from raymed.registry import Candidate, Refit, Registered, judge_and_register, resolve_model
+from raymed.registry import Registered, judge_and_register, resolve_model
 from raymed.tracking import Tracker
 
 
@@ -99,7 +100,7 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     assert weights[0].read_bytes() == (Path(candidate.checkpoint) / "model/model.safetensors").read_bytes()
     assert weights[1].read_bytes() == (Path(refit.checkpoint) / "model/model.safetensors").read_bytes()
     card = tracker.client.get_model_version(again.name, again.version).description
-    assert "belong to the model before refitting" in card and "train + val" in card
+    assert card and "belong to the model before refitting" in card and "train + val" in card
     assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
 
 
@@ -130,6 +131,17 @@ def test_the_local_predictions_name_every_judged_patient(registered: Registered)
         assert line["decision"] == max(shares, key=lambda name: shares[name])
         assert sum(shares.values()) == pytest.approx(1)
         assert line["slices"] == "2"
+
+
+def test_the_hardest_patients_come_with_the_slices_that_were_judged(registered: Registered, data: Prepared) -> None:
+    hardest = registered.judgement.hardest(data, count=3)
+    patients = registered.judgement.test_patients
+    assert patients is not None
+    own = patients.probabilities[np.arange(len(patients.ids)), patients.labels]
+    assert [each.probabilities[each.label] for each in hardest] == sorted(own)[:3]
+    for each in hardest:
+        records = [record for record in data.read(data.rows("test")) if record.patient == each.id]
+        np.testing.assert_array_equal(each.slices, [records[place].images[0].pixels for place in (0, 2)])
 
 
 def test_every_way_to_name_the_model_opens_the_same_weights(

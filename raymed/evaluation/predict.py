@@ -143,6 +143,13 @@ class Predictor:
         return PatientPrediction(patient, tuple(means.tolist()), len(chosen), tuple(notes))
 
 
+def chosen_rows(prepared: Prepared, split: str, fold: int | None, slices: SliceSettings, seed: int = 0) -> np.ndarray:
+    """Row numbers of the slices of a split that a model looks at, ascending."""
+    rows = prepared.rows(split, fold)
+    columns = prepared.columns(rows, ["patient", "study", "position"])
+    return choose(rows, columns["patient"], columns["study"], columns["position"], slices, seed)
+
+
 def predict_rows(
     model: Model, prepared: Prepared, rows: np.ndarray, micro_batch: int = 32, workers: int = 1
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:

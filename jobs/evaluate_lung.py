@@ -1,0 +1,68 @@
+"""Judge a model on prepared patients, with 95 % intervals.
+
+python jobs/evaluate_lung.py --model models:/raymed-lung@champion --data PREPARED --split test
+python jobs/evaluate_lung.py --model models:/raymed-lung@champion --data OTHER_HOSPITAL --split all
+python jobs/evaluate_lung.py --model runs/night/trials/trial-0003/step-00000120-ab12cd34 --data PREPARED --split val
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.evaluation.metrics import evaluate
+from raymed.evaluation.patients import softmax, to_patients
+from raymed.evaluation.predict import chosen_rows, predict_rows
+from raymed.evaluation.summary import lines
+from raymed.job import JobOptions, Outcome, run
+from raymed.recipes import open_model
+from raymed.registry import resolve_model
+from raymed.tracking import Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(JobOptions):
+    """Options of judging a model.
+
+    Attributes:
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a folder with a model or checkpoint.
+        data: Folder or URI of prepared data (jobs/prepare_lung.py).
+        split: Which patients: train, val, test or all.
+        fold: Cross-validation fold that is val (default: the stored split).
+        method: How slices decide: mean of their probabilities, or majority vote.
+        micro_batch: Slices that are predicted at once.
+        workers: Ray actors that predict; 1 works in this process.
+        bootstrap: Resamples of patients behind each interval.
+    """
+
+    model: str
+    data: str
+    split: Literal["train", "val", "test", "all"] = "test"
+    fold: int | None = None
+    method: Literal["mean", "vote"] = "mean"
+    micro_batch: int = 32
+    workers: int = 1
+    bootstrap: int = 1000
+
+
+def main(options: Evaluate) -> Outcome:
+    resolved = resolve_model(options.model, Tracker.open(options.tracking, "raymed-lung"))
+    prepared = Prepared.open(options.data)
+    notes = resolved.notes(prepared, options.split)
+    slices = resolved.inference.slices if resolved.inference else SliceSettings()
+    rows = chosen_rows(prepared, options.split, options.fold, slices, options.seed)
+    if options.dry_run:
+        return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
+    logits, columns = predict_rows(open_model(resolved.network), prepared, rows, options.micro_batch, options.workers)
+    probabilities = softmax(logits, resolved.inference.temperature if resolved.inference else 1.0)
+    patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"], options.method)
+    evaluation = evaluate(patients, prepared.labels.names, options.bootstrap, options.seed)
+    title = f"{resolved.name} on {evaluation.patients} patients ({options.split}) of {prepared.folder.uri}"
+    data = {"model": resolved.name, "data": prepared.digest, "split": options.split, "notes": notes}
+    return Outcome("\n".join([*lines(evaluation), "", *notes, title]), data | {"evaluation": asdict(evaluation)})
+
+
+if __name__ == "__main__":
+    run(Evaluate, main)

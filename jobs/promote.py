@@ -1,0 +1,70 @@
+"""Judge, calibrate and register a trial that a person picked in the MLflow UI.
+
+    python jobs/promote.py RUN_ID                          # becomes models:/raymed-lung@champion
+    python jobs/promote.py RUN_ID --alias candidate        # under another alias; the champion stays
+    python jobs/promote.py RUN_ID --dry-run                # say what would be judged
+
+The trial's checkpoint and its prepared data must still be there. Figures of every judged patient go to the storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from raymed.evaluation.summary import lines
+from raymed.job import JobOptions, Outcome, run
+from raymed.judgement import Candidate
+from raymed.registry import CHAMPION, judge_and_register
+from raymed.tracking import Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promote(JobOptions):
+    """Options of promoting a trial.
+
+    Attributes:
+        run_id: The trial's MLflow run id.
+        alias: Name that the model version gets; it moves from the version that has it.
+        licence: What the model card says about the terms of use.
+        micro_batch: Slices that are predicted at once.
+        workers: Ray actors that predict; 1 works in this process.
+        bootstrap: Resamples of patients behind each interval.
+    """
+
+    run_id: str
+    alias: str = CHAMPION
+    licence: str = ""
+    micro_batch: int = 32
+    workers: int = 1
+    bootstrap: int = 1000
+
+
+def main(options: Promote) -> Outcome:
+    tracker = Tracker.open(options.tracking, "raymed-lung")
+    candidate = Candidate.of_run(tracker, options.run_id)
+    if options.dry_run:
+        return Outcome(f"would judge {candidate}\ndry run: nothing was registered", asdict(candidate))
+    registered = judge_and_register(
+        tracker,
+        candidate,
+        alias=options.alias,
+        licence=options.licence,
+        micro_batch=options.micro_batch,
+        workers=options.workers,
+        bootstrap=options.bootstrap,
+    )
+    judgement = registered.judgement
+    options.folder.write(f"promoted/{options.run_id}/patients.csv", judgement.predictions())
+    judged, split = (judgement.test, "test") if judgement.test else (judgement.validation, "validation")
+    text = [
+        f"{judged.patients} {split} patients, temperature {judgement.temperature:.3f}",
+        *lines(judged),
+        f"every judged patient: {options.folder.uri}/promoted/{options.run_id}/patients.csv",
+        f"registered: {registered.uri} (version {registered.version})",
+    ]
+    data = {"model": registered.uri, "version": registered.version, "temperature": judgement.temperature}
+    return Outcome("\n".join(text), data | {"split": split, "figures": judged.flat()})
+
+
+if __name__ == "__main__":
+    run(Promote, main, positional=True)

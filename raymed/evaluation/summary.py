@@ -1,0 +1,32 @@
+"""An evaluation as lines for a terminal."""
+
+from __future__ import annotations
+
+from raymed.evaluation.metrics import Estimate, Evaluation
+
+COLUMNS = ("sensitivity", "specificity", "precision", "auc")
+
+
+def lines(evaluation: Evaluation) -> list[str]:
+    """Figures with 95 % intervals, per class, per source, and who was taken for whom."""
+    text = [f"{name:<28}{show(estimate)}" for name, estimate in evaluation.metrics.items()]
+    text += ["", f"{'class (patients)':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
+    for each in evaluation.classes:
+        title = f"{each.name}{'*' if each.rare else ''} ({each.support})"
+        text.append(f"{title:<24}" + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
+    if any(each.rare for each in evaluation.classes):
+        text.append("* fewer than five patients: the figures of this class mean little")
+    text += ["", "patients by class (row) and decision (column)"]
+    names = [each.name for each in evaluation.classes]
+    text.append(" " * 16 + "".join(f"{name:>14}" for name in names))
+    for name, row in zip(names, evaluation.confusion, strict=True):
+        text.append(f"{name:<16}" + "".join(f"{count:>14}" for count in row))
+    for source in evaluation.sources:
+        text += ["", f"{source.name}: {source.patients} patients"]
+        text += [f"  {name:<26}{show(estimate)}" for name, estimate in source.metrics.items()]
+    return text
+
+
+def show(estimate: Estimate | None) -> str:
+    """A figure and its interval; a dash where it cannot be formed."""
+    return "–" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
