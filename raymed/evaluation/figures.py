@@ -26,7 +26,8 @@ def confusion(evaluation: Evaluation, names: Sequence[str]) -> Figure:
     axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", [PAPER, ACCENT]), vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
         colour = PAPER if shares[row, column] > 0.5 else INK
-        text = f"{counts[row, column]}\n{shares[row, column]:.0%}"
+        share = f"{shares[row, column]:.0%}" if counts[row].any() else "–"
+        text = f"{counts[row, column]}\n{share}"
         axes.text(column, row, text, ha="center", va="center", color=colour)
     axes.set_xticks(range(len(shown)), shown)
     axes.set_yticks(range(len(shown)), shown)
