@@ -102,11 +102,11 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
 
     quarantine = Quarantine(found, refused, settings.max_quarantine)
     tables = [old.index.filter(pc.is_in(old.index["study"], pa.array(refused, pa.string())))] if old else []
-    clock = _Clock(sum(len(study.slices) for study in todo))
+    progress = _Progress(sum(len(study.slices) for study in todo))
     for outcome in write_shards(found, todo, settings.image, folder):
         tables.append(outcome.filter(pc.is_null(outcome["reason"])).select(INDEX.names).cast(INDEX))
         quarantine.add(outcome.filter(pc.is_valid(outcome["reason"])))
-        clock.tick(outcome.num_rows)
+        progress.add(outcome.num_rows)
 
     if old and not todo and _same(old, found, settings, quarantine):
         return PrepareResult(old, 0, kept, guard(old.index))
@@ -134,20 +134,24 @@ def seconds_per_slice(found: Survey, image: ImageSettings) -> float:
     return (time.perf_counter() - start) / sum(len(study.slices) for study in few)
 
 
-class _Clock:
-    """Says how far the reading of slices has come."""
+class _Progress:
+    """Says how far the reading of slices has come, and, from the second shard on, how long it will take."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
-        self._start = self._said = time.monotonic()
+        self._first: tuple[int, float] | None = None
+        self._said = time.monotonic()
 
-    def tick(self, slices: int) -> None:
+    def add(self, slices: int) -> None:
         self._done += slices
         now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS or self._done == self._total:
+        if self._first is None:
+            self._first = self._done, now
+        elif now - self._said >= PROGRESS_SECONDS:
             self._said = now
-            rate = self._done / (now - self._start)
-            log.info("read %d of %d slices (%.0f/s)", self._done, self._total, rate)
+            rate = (self._done - self._first[0]) / (now - self._first[1])
+            left = (self._total - self._done) / rate
+            log.info("read %d of %d slices, about %.0f s left", self._done, self._total, left)
 
 
 def _described(settings: PrepareSettings) -> dict[str, Any]:
