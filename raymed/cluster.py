@@ -24,4 +24,5 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process a run less: this machine is ours
         ray.init(num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)

@@ -7,6 +7,7 @@ A job file declares a frozen dataclass of options (a subclass of `JobOptions`) a
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
 import json
 import logging
@@ -182,8 +183,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter)
 class _Parser(ArgumentParser):
     """Shows top-level options with dashes, as people type them."""
 
-    def format_help(self) -> str:
-        return re.sub(r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), super().format_help())
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        return re.sub(
+            r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), super().format_help(formatter)
+        )
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:
@@ -192,8 +195,7 @@ def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:
 
 def _leave(code: int) -> typing.NoReturn:
     """Exit with `code` whatever the libraries' threads do: in a normal exit, Arrow's and DeepSpeed's now and then abort."""
-    if ray := sys.modules.get("ray"):
-        ray.shutdown()
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

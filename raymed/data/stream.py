@@ -181,7 +181,7 @@ def _ids(table: pa.Table) -> list[str]:
     return table["id"].to_pylist()
 
 
-def _read_slot(batch: dict[str, np.ndarray]) -> pa.Table:
+def _read_slot(batch: Any) -> Any:
     places: Places = batch["places"][0]
     table = places.read()
     return table.append_column("slot", pa.array(np.full(table.num_rows, batch["slot"][0], dtype=np.int64)))
@@ -189,7 +189,7 @@ def _read_slot(batch: dict[str, np.ndarray]) -> pa.Table:
 
 def _regroup(tables: Iterable[pa.Table], count: int) -> Iterator[list[Record]]:
     """Blocks hold one or more micro-batches, or parts of them: give each micro-batch once it is whole."""
-    current, records = 0, []
+    current, records = 0, list[Record]()
     for table in tables:
         for slot, record in zip(table["slot"].to_pylist(), records_from(table), strict=True):
             if slot != current:

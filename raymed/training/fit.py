@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
 
 from raymed.data.stream import Staged, Streamed
 from raymed.errors import UserError
@@ -54,7 +56,7 @@ def resources(workers: int, cpus_per_worker: int) -> Resources:
 
 
 def fit(
-    spec: FitSpec, source: Staged | Streamed, resources: Resources, callbacks: list[UserCallback] | None = None
+    spec: FitSpec, source: Staged | Streamed, resources: Resources, callbacks: Sequence[UserCallback] = ()
 ) -> dict[str, Any]:
     """Train, or go on with the run of that name, to its end.
 
@@ -76,7 +78,7 @@ def fit(
         run_config=RunConfig(
             name=spec.name,
             storage_path=Folder.at(spec.storage).uri,
-            callbacks=callbacks,
+            callbacks=list(callbacks),  # type: ignore[arg-type]
             failure_config=FailureConfig(max_failures=RESTARTS),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
@@ -84,3 +86,8 @@ def fit(
         ),
     )
     return trainer.fit().metrics or {}
+
+
+def fit_trial(config: dict[str, Any], source: Staged | Streamed, each: Resources) -> None:
+    """A trial of Ray Tune: `fit`, with every report passed on. It lives here because its process imports this module."""
+    fit(config["spec"], source, each, [TuneReportCallback()])

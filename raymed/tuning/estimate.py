@@ -53,8 +53,8 @@ def describe(night: Night) -> Outcome:
         epoch = (slices + validation / 3) * seconds / each.workers
         whole = epoch * spec.train.epochs
         lines.append(
-            f"time       about {seconds * 1000:.1f} ms a slice, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial that is "
-            f"not stopped early, at most {whole * night.budget.trials / concurrent / 60:.0f} min for all"
+            f"time       about {seconds * 1000:.1f} ms a slice, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial that "
+            f"is not stopped early, at most {whole * night.budget.trials / concurrent / 60:.0f} min for all"
         )
     lines.append(f"nothing was started; it would be recorded at {night.tracking_uri} and lie in {spec.folder.uri}")
     data = {"steps_per_epoch": len(plan.batches), "slices": slices, "parameters": parameters, "concurrent": concurrent}

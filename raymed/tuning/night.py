@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from raymed.data.plan import EpochPlan
 from raymed.data.prepared import Prepared
-from raymed.data.stream import Staged, Streamed, open_reader
+from raymed.data.stream import open_reader
 from raymed.errors import RunError, UserError
 from raymed.job import Outcome
+from raymed.registry import Candidate
 from raymed.tracking import Status, Tracker
-from raymed.training.fit import Resources, fit, resources
+from raymed.training.fit import Resources, fit_trial, resources
 from raymed.training.loop import FitSpec
 from raymed.tuning.progress import Progress
 from raymed.tuning.space import Space, Value, get_setting, with_setting
@@ -139,11 +139,9 @@ class Night:
         with Progress(study, self.budget, self.template.train.epochs) as progress:
             recorder = _Recorder(self, tracker, parent, study, progress)
             tuner = tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(_run_trial, night=self, source=source, each=each), {"CPU": DRIVER_CPUS}
-                ),
+                tune.with_resources(tune.with_parameters(fit_trial, source=source, each=each), {"CPU": DRIVER_CPUS}),
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(study, self.budget),
+                    search_alg=StudySearcher(study, self.budget, self.trial),
                     scheduler=StudyScheduler(study, self.budget, recorder.observe),
                     num_samples=-1,
                     max_concurrent_trials=concurrent,
@@ -176,6 +174,11 @@ class Night:
         ]
         data = {"run_id": run, "name": self.name, "val_loss": val_loss, "best_epoch": epoch, "checkpoint": checkpoint}
         return Outcome("\n".join(lines), data | {"epochs": trial.last_step, "tracking_uri": self.tracking_uri})
+
+    def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
+        """What a trial left to be judged: its best checkpoint so far."""
+        spec = self.template
+        return Candidate(run_id, trial.user_attrs[CHECKPOINT], spec.data, spec.fold, spec.slices, spec.seed)
 
     def trial_key(self, number: int) -> str:
         """The key under which MLflow knows a trial."""
@@ -211,10 +214,6 @@ class Night:
                 recorder.observe(trial.number, "FAIL", {"reason": "Ray Tune ended without it"})
 
 
-def _run_trial(config: dict[str, Any], night: Night, source: Staged | Streamed, each: Resources) -> None:
-    fit(night.trial(config["number"], config["params"]), source, each, [TuneReportCallback()])
-
-
 class _Recorder:
     """Writes what happens to trials into MLflow and onto the progress display."""
 
@@ -230,7 +229,7 @@ class _Recorder:
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
             self._tracker.log_epoch(run, int(result["epoch"]), metrics)
             if CHECKPOINT in trial.user_attrs:
-                self._tracker.tags(run, {"raymed.checkpoint": trial.user_attrs[CHECKPOINT]})
+                self._tracker.tags(run, self._night.candidate(run, trial).tags())
         else:
             self._tracker.tags(run, {"raymed.state": happened})
             self._tracker.finish(run, STATUS[happened], str(result.get("reason", "")))
@@ -244,12 +243,7 @@ class _Recorder:
                 self._night.trial_key(number),
                 spec.name,
                 parent=self._parent,
-                tags={
-                    "raymed.system": spec.recipe.name,
-                    "raymed.data": spec.data,
-                    "raymed.trial": str(number),
-                    "raymed.fold": "" if spec.fold is None else str(spec.fold),
-                },
+                tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number)},
                 params={**spec.recipe.settings(), "train": dataclasses.asdict(spec.train), "seed": spec.seed},
             )
         return self._runs[number]

@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raymed.errors import UserError
+from raymed.training.loop import FitSpec
 from raymed.tuning.space import Space, Value
 
 log = logging.getLogger("raymed")
 
-REASON, CHECKPOINT, BEST_EPOCH, SECONDS = "reason", "checkpoint", "best_epoch", "seconds"
+REASON, CHECKPOINT, BEST_EPOCH, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Study:
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(path))
+        backend = JournalFileBackend(str(path))
         self.seed, self.space = seed, {name: dimension.distribution() for name, dimension in space.items()}
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if halving.first_rung:
@@ -134,6 +136,7 @@ class Study:
         """Record an epoch's best val_loss so far; True when successive halving says to stop the trial."""
         trial = self._trial(number)
         trial.report(float(result["best_val_loss"]), epoch)
+        trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), epoch: float(result["val_loss"])})
         trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + float(result.get("seconds", 0.0)))
         if checkpoint and result["best_epoch"] == epoch:
             trial.set_user_attr(CHECKPOINT, checkpoint)
@@ -167,13 +170,13 @@ class StudySearcher(Searcher):
     """Gives Ray Tune the study's next trial. Unlike Ray's own OptunaSearch it leaves ending a trial to `StudyScheduler`,
     which knows whether it was stopped, failed or finished."""
 
-    def __init__(self, study: Study, budget: Budget) -> None:
+    def __init__(self, study: Study, budget: Budget, spec: Callable[[int, Mapping[str, Value]], FitSpec]) -> None:
         super().__init__(metric="val_loss", mode="min")
-        self._study, self._budget = study, budget
+        self._study, self._budget, self._spec = study, budget, spec
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         asked = self._study.ask(self._budget)
-        return {"number": asked[0], "params": asked[1]} if asked else Searcher.FINISHED
+        return {"number": asked[0], "spec": self._spec(*asked)} if asked else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: see the class."""

@@ -1,0 +1,235 @@
+"""The morning after a night: who won, what ties with it, the winner judged and registered, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from datetime import datetime
+from importlib.metadata import version
+
+import numpy as np
+from optuna.importance import get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from raymed.data.leak import guard
+from raymed.data.plan import uniform
+from raymed.data.prepared import Prepared
+from raymed.data.stream import open_reader
+from raymed.errors import RunError
+from raymed.evaluation import summary
+from raymed.evaluation.metrics import difference_interval
+from raymed.evaluation.patients import Patients, softmax, to_patients
+from raymed.evaluation.report import DataSummary, HardPatient, SearchReport, State, TrialSummary, render
+from raymed.job import Outcome
+from raymed.registry import Refit, Registered, judge_and_register
+from raymed.storage import Folder
+from raymed.training.fit import fit
+from raymed.training.loop import FitSpec
+from raymed.tuning.night import Night
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, REASON, SECONDS, Study, best_value
+
+log = logging.getLogger("raymed")
+
+PACKAGES = ("raymed", "torch", "transformers", "deepspeed", "ray", "optuna", "mlflow")
+HARDEST, HARDEST_SLICES = 6, 8  # patients in the report, and slices of each
+STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "COMPLETE",
+    TrialState.PRUNED: "PRUNED",
+    TrialState.FAIL: "FAILED",
+    TrialState.RUNNING: "RUNNING",
+}
+REFIT_SPLITS = {"trainval": ("train", "val"), "all": ("train", "val", "test")}
+
+
+def judge_night(night: Night, study: Study, refit: str = "none") -> Outcome:
+    """Judge and register the best trial, mark what ties with it, and write the report.
+
+    Args:
+        refit: train the winner again on train and val (``trainval``) or on every split (``all``) before it is registered.
+
+    Raises:
+        RunError: no trial completed an epoch.
+    """
+    best = study.best
+    if best is None:
+        reasons = {trial.user_attrs.get(REASON, "stopped before its first epoch") for trial in study.trials}
+        raise RunError(f"no trial of {night.name} completed an epoch: {'; '.join(sorted(reasons)) or 'none was started'}")
+    tracker = night.open_tracker()
+    runs = {trial.number: tracker.find(night.trial_key(trial.number)) or "" for trial in study.trials}
+    again = Refit(_refit(night, best, REFIT_SPLITS[refit]), REFIT_SPLITS[refit]) if refit != "none" else None
+    registered = judge_and_register(tracker, night.candidate(runs[best.number], best), refit=again)
+    ties = find_ties(night, study, best)
+    for number in ties:
+        tracker.tags(runs[number], {"raymed.tie": f"not surely worse than trial {best.number}"})
+    folder = night.template.folder
+    folder.write("patients.csv", registered.judgement.predictions())
+    page = render(_report(night, study, best, registered, ties, runs, again))
+    folder.write("report.html", page.encode())
+    parent = str(tracker.find(night.name))
+    tracker.text(parent, page, "report.html")
+    tracker.metrics(parent, {"val_loss": best_value(best)})
+    tracker.finish(parent, "FINISHED")
+    return _outcome(night, study, best, registered, ties)
+
+
+def find_ties(night: Night, study: Study, best: FrozenTrial) -> list[int]:
+    """Trials whose patients' loss is not surely worse: the 95 % interval of the difference to the best contains zero."""
+    prepared = Prepared.open(night.template.data)
+    winner = _validation_patients(prepared, best)
+    ties = []
+    for trial in study.trials:
+        if trial.number != best.number and CHECKPOINT in trial.user_attrs:
+            difference = difference_interval(_validation_patients(prepared, trial), winner, seed=night.template.seed)
+            if difference.low <= 0:
+                ties.append(trial.number)
+    return ties
+
+
+def importance(study: Study) -> dict[str, float]:
+    """How much of the variation of val_loss each setting explains (fANOVA); empty with too few finished trials."""
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    if len(complete) < 4 or len(study.space) < 2:
+        return {}
+    return dict(get_param_importances(study.study))
+
+
+def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
+    with Folder.at(trial.user_attrs[CHECKPOINT]).open("predictions.npz") as file, np.load(file) as stored:
+        rows, logits = stored["row"], stored["logits"]
+    columns = prepared.columns(rows, ["patient", "label", "source"])
+    return to_patients(softmax(logits), columns["patient"], columns["label"], columns["source"])
+
+
+def _refit(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
+    """Train the winner's configuration on more rows, for as many epochs as the winner's best; the last checkpoint's URI."""
+    spec: FitSpec = dataclasses.replace(
+        night.trial(best.number, best.params),
+        name=f"refit-{best.number:04d}-{'-'.join(splits)}",
+        train_on=splits,
+        last_epoch=best.user_attrs[BEST_EPOCH],
+    )
+    prepared = Prepared.open(spec.data)
+    each, concurrent = night.resources()
+    log.info("refit: trial %d on %s for %d epochs", best.number, " + ".join(splits), spec.last_epoch)
+    # Nothing else runs now, so the refit takes what the search's trials had between them.
+    each = dataclasses.replace(each, workers=each.workers * concurrent)
+    fit(spec, open_reader(prepared, spec.all_rows(prepared)), each)
+    newest = max(name for name in spec.folder.names() if name.startswith("step-"))
+    return spec.folder.child(newest).uri
+
+
+def _report(
+    night: Night,
+    study: Study,
+    best: FrozenTrial,
+    registered: Registered,
+    ties: list[int],
+    runs: dict[int, str],
+    refit: Refit | None,
+) -> SearchReport:
+    prepared, judgement = Prepared.open(night.template.data), registered.judgement
+    manifest = prepared.manifest
+    started = min(trial.datetime_start or datetime.now() for trial in study.trials)
+    ended = max(trial.datetime_complete or datetime.now() for trial in study.trials)
+    each, _ = night.resources()
+    hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) * each.workers / 3600
+    notes = ["Probabilities are calibrated: figures are those after the temperature was applied."]
+    if refit is not None:
+        notes.append(
+            f"The registered model was trained again on {' + '.join(refit.splits)}; "
+            "the figures belong to the model before that."
+        )
+    return SearchReport(
+        name=night.name,
+        system=night.template.recipe.name,
+        model=registered.uri,
+        started=started,
+        seconds=(ended - started).total_seconds(),
+        trials=[_summary(trial, trial.number in ties, runs[trial.number]) for trial in study.trials],
+        champion=best.number,
+        names=prepared.labels.names,
+        validation=judgement.validation,
+        test=judgement.test,
+        temperature=judgement.temperature,
+        data=DataSummary(
+            source=manifest.source,
+            digest=prepared.digest,
+            patients=manifest.patients,
+            slices=manifest.slices,
+            quarantined=manifest.quarantined,
+            near_duplicates=len(manifest.near_duplicates),
+            guard=str(guard(prepared.index, night.template.fold)),
+        ),
+        command=night.command,
+        hardest=_hardest(prepared, night, judgement.validation_patients),
+        cost={"epochs": str(study.epochs), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
+        importance=importance(study),
+        versions={
+            name: version(name) for name in ("raymed", "torch", "transformers", "deepspeed", "ray", "optuna", "mlflow")
+        },
+        notes=notes,
+    )
+
+
+def _summary(trial: FrozenTrial, tie: bool, run_id: str) -> TrialSummary:
+    value = best_value(trial)
+    return TrialSummary(
+        number=trial.number,
+        state=STATES[trial.state],
+        params=trial.params,
+        curve=[{"epoch": int(epoch), "val_loss": loss} for epoch, loss in trial.user_attrs.get(CURVE, {}).items()],
+        best_epoch=trial.user_attrs.get(BEST_EPOCH),
+        val_loss=value if math.isfinite(value) else None,
+        tie=tie,
+        run_id=run_id,
+        reason=trial.user_attrs.get(REASON, ""),
+    )
+
+
+def _hardest(prepared: Prepared, night: Night, patients: Patients) -> list[HardPatient]:
+    """The validation patients whose true class got the least probability, with the slices the model saw."""
+    spec = night.template
+    rows = spec.rows(prepared, "val")
+    owners = prepared.columns(rows, ["patient"])["patient"]
+    given = patients.probabilities[np.arange(len(patients.ids)), patients.labels]
+    hardest = []
+    for place in np.argsort(given, kind="stable")[:HARDEST]:
+        seen = rows[owners == patients.ids[place]]
+        shown = seen[uniform(len(seen), HARDEST_SLICES)]
+        pictures = [record.images[0].pixels for record in prepared.read(shown)]
+        label, probabilities = int(patients.labels[place]), patients.probabilities[place].tolist()
+        hardest.append(HardPatient(str(patients.ids[place]), label, probabilities, pictures))
+    return hardest
+
+
+def _outcome(night: Night, study: Study, best: FrozenTrial, registered: Registered, ties: list[int]) -> Outcome:
+    judgement = registered.judgement
+    states = {state: sum(trial.state.name == state for trial in study.trials) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) / 3600
+    lines = [
+        f"{len(study.trials)} trials: {states['COMPLETE']} finished, {states['PRUNED']} stopped early, "
+        f"{states['FAIL']} failed; {study.epochs} epochs, {hours:.2f} worker hours",
+        f"best: trial {best.number}, val_loss {best_value(best):.4f} in epoch {best.user_attrs[BEST_EPOCH]}"
+        + (f"; not surely worse: trials {', '.join(map(str, ties))}" if ties else ""),
+    ]
+    if judgement.test is not None:
+        lines += ["test patients:", *(f"  {line}" for line in summary.lines(judgement.test))]
+    lines += [
+        f"registered: {registered.uri} (version {registered.version})",
+        f"look at it: mlflow ui --backend-store-uri {night.tracking_uri}",
+        f"report: {night.template.folder.uri}/report.html",
+    ]
+    data = {
+        "name": night.name,
+        "best_trial": best.number,
+        "val_loss": best_value(best),
+        "ties": ties,
+        "model": registered.uri,
+        "version": registered.version,
+        "tracking_uri": night.tracking_uri,
+        "test": judgement.test.flat() if judgement.test else None,
+        "states": states,
+        "report": f"{night.template.folder.uri}/report.html",
+    }
+    return Outcome("\n".join(lines), data)

@@ -1,0 +1,76 @@
+"""Promise 4: a checkpoint is whole or it does not exist."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from raymed.errors import RunError
+from raymed.storage import Folder
+from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal, verify
+
+
+def write_checkpoint(run: Path, step: int, workers: int = 2) -> Path:
+    folder = run / new_name(step)
+    folder.mkdir(parents=True)
+    for worker in range(workers):
+        part = run / f"part-{worker}"
+        (part / "state").mkdir(parents=True)
+        (part / "state" / f"rank-{worker}.pt").write_bytes(bytes([step, worker]) * 500)
+        if worker == 0:
+            Progress(epoch=1, step=step, global_step=step, sums={"loss": (1.5, 3.0)}).write(part)
+        seal(part, worker, workers)
+        shutil.copytree(part, folder, dirs_exist_ok=True)
+        shutil.rmtree(part)
+    return folder
+
+
+def test_the_newest_whole_checkpoint_is_found_and_its_progress_survives(tmp_path):
+    for step in (3, 12, 7):
+        write_checkpoint(tmp_path / "run", step)
+    newest = fetch_newest(Folder.at(tmp_path / "run"), tmp_path / "local")
+    assert newest is not None
+    progress = Progress.read(newest)
+    assert (progress.global_step, progress.sums) == (12, {"loss": (1.5, 3.0)})
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("harm", ["remove", "empty", "cut", "flip"])
+def test_a_torn_checkpoint_is_never_loaded_and_the_one_before_is(tmp_path, caplog, number, harm):
+    write_checkpoint(tmp_path / "run", 3)
+    torn = write_checkpoint(tmp_path / "run", 7)
+    file = _files(torn)[number]
+    content = file.read_bytes()
+    if harm == "remove":
+        file.unlink()
+    else:
+        harmed = {"empty": b"", "cut": content[: len(content) // 2], "flip": bytes([content[0] ^ 1]) + content[1:]}[harm]
+        file.write_bytes(harmed)
+    newest = fetch_newest(Folder.at(tmp_path / "run"), tmp_path / "local")
+    assert newest is not None
+    assert Progress.read(newest).global_step == 3
+    assert torn.name in caplog.text, "the line must name the checkpoint that was passed over"
+
+
+def test_a_kill_at_any_offset_of_the_write_leaves_nothing_that_loads(tmp_path):
+    whole = write_checkpoint(tmp_path / "run", 5)
+    contents = [(file.relative_to(whole), file.read_bytes()) for file in _files(whole)]
+    contents.sort(key=lambda item: item[0].name.startswith("sealed"))  # the lists are written last
+    total = sum(len(content) for _, content in contents)
+    for offset in range(0, total, max(1, total // 25)):
+        torn, left = tmp_path / f"torn-{offset}", offset
+        for name, content in contents:
+            (torn / name).parent.mkdir(parents=True, exist_ok=True)
+            if left > 0:
+                (torn / name).write_bytes(content[:left])
+            left -= len(content)
+        with pytest.raises((RunError, ValueError, KeyError)):
+            verify(torn)
+
+
+def test_a_run_without_checkpoints_starts_anew(tmp_path):
+    assert fetch_newest(Folder.at(tmp_path / "nothing"), tmp_path / "local") is None

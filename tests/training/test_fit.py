@@ -1,0 +1,71 @@
+"""Promises 3 and 4 on real Ray Train workers with DeepSpeed: losses do not depend on workers, ZeRO, reader or kills."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from raymed.data.stream import Streamed, stage
+from raymed.recipes.lung import LungRecipe
+from raymed.training.engine import TrainSettings
+from raymed.training.fit import fit, resources
+from raymed.training.loop import FitSpec
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+
+# 72 slices in global batches of 16 and micro-batches of 5: the last ones are smaller, and do not divide among workers.
+SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, lr=3e-3, checkpoint_steps=2)
+
+
+def spec_of(prepared, storage: Path, name: str, **changes) -> FitSpec:
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    spec = FitSpec(name, str(storage), prepared.folder.uri, recipe, SETTINGS)
+    train = {key: changes.pop(key) for key in list(changes) if key in TrainSettings.__dataclass_fields__}
+    return dataclasses.replace(spec, train=dataclasses.replace(SETTINGS, **train), **changes)
+
+
+def run(prepared, spec: FitSpec, streamed: bool = False) -> dict[str, float]:
+    source = Streamed(prepared) if streamed else stage(prepared, spec.all_rows(prepared))
+    return fit(spec, source, resources(spec.workers, 1))
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def alone(prepared, storage):
+    """The run that the others must equal: one worker, ZeRO 1, staged data, never interrupted."""
+    return run(prepared, spec_of(prepared, storage, "alone"))
+
+
+def losses(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: metrics[name] for name in ("val_loss", "train_loss", "train_accuracy")}
+
+
+@pytest.mark.parametrize(("stage_of_zero", "streamed"), [(1, True), (2, False), (3, False)])
+def test_two_workers_compute_the_losses_of_one(prepared, storage, alone, stage_of_zero, streamed):
+    spec = spec_of(prepared, storage, f"two-{stage_of_zero}", workers=2, zero_stage=stage_of_zero)
+    assert losses(run(prepared, spec, streamed)) == pytest.approx(losses(alone), rel=2e-5)
+
+
+def test_a_run_resumed_in_mid_epoch_computes_the_losses_of_an_uninterrupted_one(prepared, storage, alone):
+    """The run is cut back to a checkpoint within its second epoch, as a kill right after it would leave it."""
+    spec = spec_of(prepared, storage, "cut")
+    run(prepared, spec)
+    folder = Path(spec.folder.path)
+    steps = {path: json.loads((path / "progress.json").read_text()) for path in folder.glob("step-*")}
+    kept = [path for path, progress in steps.items() if progress["epoch"] == 1 and progress["step"] > 0]
+    assert kept, "no checkpoint within an epoch was written"
+    for path in steps:
+        if path not in kept:
+            (path / "sealed-000.json").unlink()
+    assert losses(run(prepared, spec)) == losses(alone), "bit-equal on a CPU in fp32"
+
+
+def test_running_a_finished_run_again_trains_nothing_and_tells_its_result(prepared, storage, alone):
+    before = set(Path(storage, "alone").glob("step-*"))
+    assert losses(run(prepared, spec_of(prepared, storage, "alone"))) == losses(alone)
+    assert set(Path(storage, "alone").glob("step-*")) == before

@@ -1,0 +1,107 @@
+"""The study is the one truth about a search: what it records must survive its process."""
+
+import time
+from datetime import datetime
+
+import pytest
+from optuna.trial import TrialState
+
+from raymed.errors import UserError
+from raymed.tuning.night import deadline
+from raymed.tuning.space import Dimension
+from raymed.tuning.study import CHECKPOINT, REASON, Budget, Halving, Study, best_value
+
+SPACE = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
+DEFAULTS = {"x": 0.25, "y": "b"}
+
+
+def open_study(folder, space=SPACE):
+    return Study(folder / "study.journal", "night", space, DEFAULTS, Halving(1, 3), seed=7)
+
+
+def result(loss: float, epoch: int) -> dict[str, float]:
+    return {"val_loss": loss, "best_val_loss": loss, "best_epoch": epoch, "seconds": 1.0}
+
+
+def test_the_default_settings_are_the_first_trial(tmp_path):
+    assert open_study(tmp_path).ask(Budget(5)) == (0, DEFAULTS)
+
+
+def test_suggestions_do_not_depend_on_the_process_that_asks(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    study = open_study(tmp_path / "one")
+    together = [study.ask(Budget(6)) for _ in range(6)]
+    apart = [open_study(tmp_path / "two").ask(Budget(6)) for _ in range(1)]
+    for _ in range(5):
+        opened = open_study(tmp_path / "two")
+        opened._in_flight.clear()  # they are still running elsewhere
+        apart.append(opened.ask(Budget(6)))
+    assert together == apart
+
+
+def test_a_search_goes_on_with_the_trial_that_was_under_way(tmp_path):
+    study = open_study(tmp_path)
+    number, params = study.ask(Budget(3))
+    study.report(number, 1, result(0.9, 1), "there")
+    again = open_study(tmp_path)
+    assert again.ask(Budget(3)) == (number, params)
+    assert again.ask(Budget(3))[0] == number + 1
+    assert again.best.user_attrs[CHECKPOINT] == "there"
+
+
+def test_halving_stops_the_worse_two_of_three_and_remembers_its_rungs(tmp_path):
+    study, stopped = open_study(tmp_path), []
+    for loss in (0.5, 0.6, 0.7):
+        number, _ = study.ask(Budget(10))
+        stopped.append(study.report(number, 1, result(loss, 1), None))
+        study.tell(number, TrialState.PRUNED if stopped[-1] else TrialState.COMPLETE)
+    reopened = open_study(tmp_path)
+    number, _ = reopened.ask(Budget(10))
+    assert stopped == [False, True, True]
+    assert reopened.report(number, 1, result(0.55, 1), None), "the rungs of the lost process must count"
+
+
+def test_each_way_of_ending_is_recorded_with_its_reason(tmp_path):
+    study = open_study(tmp_path)
+    for state, reason in ((TrialState.FAIL, "the loss is not finite"), (TrialState.PRUNED, "stopped")):
+        number, _ = study.ask(Budget(10))
+        study.tell(number, state, reason)
+        study.tell(number, TrialState.COMPLETE)  # a second end changes nothing
+    trials = open_study(tmp_path).trials
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.PRUNED]
+    assert [trial.user_attrs[REASON] for trial in trials] == ["the loss is not finite", "stopped"]
+
+
+def test_a_trial_without_a_finite_loss_fails_and_is_never_best(tmp_path):
+    study = open_study(tmp_path)
+    number, _ = study.ask(Budget(10))
+    study.report(number, 1, result(float("nan"), 1), "there")
+    study.tell(number, TrialState.COMPLETE)
+    assert study.trials[0].state == TrialState.FAIL
+    assert best_value(study.trials[0]) == float("inf")
+
+
+@pytest.mark.parametrize("budget", [Budget(0), Budget(9, deadline=1.0), Budget(9, epochs=1)])
+def test_no_trial_starts_beyond_the_budget(tmp_path, budget):
+    study = open_study(tmp_path)
+    number, _ = study.ask(Budget(9))
+    study.report(number, 2, result(0.5, 2), None)
+    study.tell(number, TrialState.COMPLETE)
+    assert study.ask(budget) is None
+
+
+def test_another_space_under_the_same_name_is_refused(tmp_path):
+    open_study(tmp_path)
+    with pytest.raises(UserError, match="another --name"):
+        open_study(tmp_path, space={"x": Dimension(0.0, 2.0)})
+
+
+def test_until_is_the_next_time_the_clock_shows_it_and_a_typo_is_an_error():
+    end = deadline(0, "07:00")
+    assert 0 < end - time.time() <= 24 * 3600
+    assert datetime.fromtimestamp(end).strftime("%H:%M") == "07:00"
+    assert deadline(1, "") == pytest.approx(time.time() + 3600, abs=5)
+    assert deadline(0, "") == 0
+    with pytest.raises(UserError, match="time of day"):
+        deadline(0, "7 o'clock")
