@@ -31,14 +31,16 @@ class StepBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [batch, features, height, width] by its own statistics in training, by the running ones otherwise."""
+        # Statistics and affine parameters in float32 whatever x is: kernels take no other mixture with bf16 inputs.
+        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
         if not self.training:
-            return super().forward(x)
+            mean, variance = (s.float() for s in (self.running_mean, self.running_var) if s is not None)
+            return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
         # With momentum 1 the kernel writes the micro-batch's own statistics: no second pass over x.
-        statistics = self.running_mean.new_zeros(2, self.num_features)  # type: ignore[union-attr]
-        y = F.batch_norm(x, statistics[0], statistics[1], self.weight, self.bias, True, 1.0, self.eps)
+        statistics = torch.zeros(2, self.num_features, device=x.device)
+        y = F.batch_norm(x, statistics[0], statistics[1], weight, bias, True, 1.0, self.eps)
         if self.counted:
-            added = statistics.float()
-            self.sums = added if self.sums is None else self.sums + added
+            self.sums = statistics if self.sums is None else self.sums + statistics
             self.micro_batches += 1
         return y
 

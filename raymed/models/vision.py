@@ -171,6 +171,8 @@ def build(settings: ModelSettings, classes: int, size: int) -> ImageClassifier:
     module = ImageClassifier(config, classes, size, settings.dropout)
     if settings.path is not None:
         load_backbone(module, Path(settings.path))
+    elif config.model_type == "efficientnet":
+        _draw_weights(module.backbone)
     if settings.drop_path and config.model_type in TOKEN_MODELS:
         adapt.add_drop_path(module.backbone, settings.drop_path)
     if settings.freeze_vision:
@@ -271,6 +273,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 def _config(settings: ModelSettings, size: int) -> PreTrainedConfig:
     return PRESETS[settings.preset](size) if settings.path is None else read_config(Path(settings.path))
+
+
+def _draw_weights(backbone: nn.Module) -> None:
+    """He initialisation. transformers draws EfficientNet's norm weights around 0, which leaves no signal to learn from."""
+    for layer in backbone.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
 
 
 def _patch_size(config: PreTrainedConfig) -> int:

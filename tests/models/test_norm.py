@@ -83,3 +83,13 @@ def test_conversion_keeps_weights_state_and_names() -> None:
 
 def test_a_network_without_batch_norm_does_not_communicate() -> None:
     settle_batch_norms(nn.Linear(2, 2), lambda _: pytest.fail("nothing to reduce"))
+
+
+def test_bf16_weights_with_float32_statistics_compute_in_training_and_evaluation() -> None:
+    norm = StepBatchNorm(3)
+    norm.weight.data, norm.bias.data = norm.weight.data.bfloat16(), norm.bias.data.bfloat16()  # as DeepSpeed leaves it
+    x = torch.randn(4, 3, 5, 5)
+    for mode in (True, False):
+        y = norm.train(mode)(x.bfloat16())
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), StepBatchNorm(3).train(mode)(x), atol=0.05, rtol=0.05)

@@ -42,9 +42,11 @@ def test_tiny_stays_tiny() -> None:
 @pytest.mark.parametrize(
     "name", ["tiny", "small-cnn", "resnet18", "resnet50", "convnext-tiny", "efficientnet-b0", "vit-small"]
 )
-def test_every_parameter_of_a_preset_is_used(name: str) -> None:
+def test_every_parameter_of_a_preset_is_used_and_pictures_make_a_difference(name: str) -> None:
     module = choice.build(ModelSettings(preset=name), CODES, 64).train()
-    logits = module(_pixels(size=64))["logits"]
+    pixels = _pixels(size=64)
+    assert float(module.features(pixels).std(0).mean()) > 0.01, "pictures look the same to random weights"
+    logits = module(pixels)["logits"]
     assert logits.shape == (2, 4)
     logits.square().sum().backward()
     assert [name for name, p in module.named_parameters() if p.grad is None] == []
