@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from raymed.data.leak import guard
-from raymed.data.plan import SliceSettings
+from raymed.data.plan import SliceSettings, uniform
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.calibration import fit_temperature
@@ -153,15 +153,14 @@ class Judgement:
         split = "test" if self.test_patients else "val"
         rows = chosen_rows(prepared, split, self.candidate.fold, self.candidate.slices, self.candidate.seed)
         owner = prepared.columns(rows, ["patient"])["patient"]
-        return [
-            HardPatient(
-                id=patients.ids[place],
-                label=int(patients.labels[place]),
-                probabilities=patients.probabilities[place].tolist(),
-                slices=[record.images[0].pixels for record in prepared.read(rows[owner == patients.ids[place]][:slices])],
-            )
-            for place in np.argsort(own, kind="stable")[:count]
-        ]
+        hardest = []
+        for place in np.argsort(own, kind="stable")[:count]:
+            seen = rows[owner == patients.ids[place]]
+            shown = prepared.read(seen[uniform(len(seen), slices)])
+            label, probabilities = int(patients.labels[place]), patients.probabilities[place].tolist()
+            pictures = [record.images[0].pixels for record in shown]
+            hardest.append(HardPatient(patients.ids[place], label, probabilities, pictures))
+        return hardest
 
 
 def judge(

@@ -13,16 +13,16 @@ from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.leak import guard
-from raymed.data.plan import uniform
 from raymed.data.prepared import Prepared
 from raymed.data.stream import open_reader
 from raymed.errors import RunError
 from raymed.evaluation import summary
 from raymed.evaluation.metrics import difference_interval
 from raymed.evaluation.patients import Patients, softmax, to_patients
-from raymed.evaluation.report import DataSummary, HardPatient, SearchReport, State, TrialSummary, render
+from raymed.evaluation.report import DataSummary, SearchReport, State, TrialSummary, render
 from raymed.job import Outcome
-from raymed.registry import Refit, Registered, judge_and_register
+from raymed.judgement import Refit
+from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
 from raymed.training.fit import fit
 from raymed.training.loop import FitSpec
@@ -32,7 +32,6 @@ from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, REASON, SECONDS, 
 log = logging.getLogger("raymed")
 
 PACKAGES = ("raymed", "torch", "transformers", "deepspeed", "ray", "optuna", "mlflow")
-HARDEST, HARDEST_SLICES = 6, 8  # patients in the report, and slices of each
 STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "COMPLETE",
     TrialState.PRUNED: "PRUNED",
@@ -162,7 +161,8 @@ def _report(
             guard=str(guard(prepared.index, night.template.fold)),
         ),
         command=night.command,
-        hardest=_hardest(prepared, night, judgement.validation_patients),
+        hardest=judgement.hardest(prepared),
+        hardest_split="test" if judgement.test_patients else "validation",
         cost={"epochs": str(study.epochs), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
         importance=importance(study),
         versions={
@@ -185,22 +185,6 @@ def _summary(trial: FrozenTrial, tie: bool, run_id: str) -> TrialSummary:
         run_id=run_id,
         reason=trial.user_attrs.get(REASON, ""),
     )
-
-
-def _hardest(prepared: Prepared, night: Night, patients: Patients) -> list[HardPatient]:
-    """The validation patients whose true class got the least probability, with the slices the model saw."""
-    spec = night.template
-    rows = spec.rows(prepared, "val")
-    owners = prepared.columns(rows, ["patient"])["patient"]
-    given = patients.probabilities[np.arange(len(patients.ids)), patients.labels]
-    hardest = []
-    for place in np.argsort(given, kind="stable")[:HARDEST]:
-        seen = rows[owners == patients.ids[place]]
-        shown = seen[uniform(len(seen), HARDEST_SLICES)]
-        pictures = [record.images[0].pixels for record in prepared.read(shown)]
-        label, probabilities = int(patients.labels[place]), patients.probabilities[place].tolist()
-        hardest.append(HardPatient(str(patients.ids[place]), label, probabilities, pictures))
-    return hardest
 
 
 def _outcome(night: Night, study: Study, best: FrozenTrial, registered: Registered, ties: list[int]) -> Outcome:

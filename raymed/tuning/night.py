@@ -24,7 +24,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.stream import open_reader
 from raymed.errors import RunError, UserError
 from raymed.job import Outcome
-from raymed.registry import Candidate
+from raymed.judgement import Candidate
 from raymed.tracking import Status, Tracker
 from raymed.training.fit import Resources, fit_trial, resources
 from raymed.training.loop import FitSpec
