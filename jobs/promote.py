@@ -18,7 +18,7 @@ from raymed.registry import CHAMPION, judge_and_register
 from raymed.tracking import Tracker
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Promote(JobOptions):
     """Options of promoting a trial.
 

@@ -27,7 +27,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Tracker:
         Raises:
             UserError: the server does not answer, the database cannot be written, or the experiment was deleted.
         """
-        uri, artifacts = _reachable(tracking_uri)
+        uri, artifacts = reachable(tracking_uri)
         try:
             with _alone(uri):
                 client = MlflowClient(uri, registry_uri=uri)
@@ -136,22 +136,12 @@ class Tracker:
             UserError: there is no such run.
         """
         try:
-            run = self.client.get_run(run_id)
+            return _record(self.client.get_run(run_id))
         except MlflowException as error:
             raise UserError(
                 f"there is no run {run_id!r} at {self.uri}. Copy the run id from the MLflow UI "
                 f"(`mlflow ui --backend-store-uri {self.uri}`)."
             ) from error
-        tags = dict(run.data.tags)
-        return RunRecord(
-            id=run.info.run_id,
-            name=run.info.run_name,
-            status=run.info.status,
-            parent=tags.get(PARENT),
-            params=dict(run.data.params),
-            tags=tags,
-            metrics=dict(run.data.metrics),
-        )
 
     def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of an epoch in one step; an epoch that is already there is left as it is."""
@@ -240,6 +230,17 @@ class Tracker:
         return text[: limit - len(note)] + note
 
 
+def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:
+    """The newest runs of all experiments; creates none.
+
+    Raises:
+        UserError: the address cannot be reached.
+    """
+    client = MlflowClient(reachable(tracking_uri)[0])
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    return [_record(run) for run in client.search_runs(experiments, max_results=count)]
+
+
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names and texts of nested settings; lists are JSON."""
     for name, value in settings.items():
@@ -251,7 +252,20 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, str(value)
 
 
-def _reachable(tracking_uri: str) -> tuple[str, str | None]:
+def _record(run: Run) -> RunRecord:
+    tags = dict(run.data.tags)
+    return RunRecord(
+        id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        parent=tags.get(PARENT),
+        params=dict(run.data.params),
+        tags=tags,
+        metrics=dict(run.data.metrics),
+    )
+
+
+def reachable(tracking_uri: str) -> tuple[str, str | None]:
     """The address made absolute, and where its artefacts go (None: the server decides).
 
     Found out before MLflow's own client tries, which repeats for minutes.

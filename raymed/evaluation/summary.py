@@ -24,7 +24,7 @@ def lines(evaluation: Evaluation) -> list[str]:
     for source in evaluation.sources:
         text += ["", f"{source.name}: {source.patients} patients"]
         text += [f"  {name:<26}{show(estimate)}" for name, estimate in source.metrics.items()]
-    return text
+    return [line.rstrip() for line in text]
 
 
 def show(estimate: Estimate | None) -> str:

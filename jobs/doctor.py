@@ -1,0 +1,64 @@
+"""What is here, what is missing, what that means, and what to do.
+
+python jobs/doctor.py
+python jobs/doctor.py --model.path InternVL2_5-1B --data PREPARED
+python jobs/doctor.py --data PREPARED --bundle support.zip      # to send when asking for help; holds no patient data
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from raymed import doctor
+from raymed.data.labels import LabelTable
+from raymed.job import JobOptions, Outcome, run
+from raymed.models.settings import ModelSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(JobOptions):
+    """Options of the doctor.
+
+    Attributes:
+        model: A network to build, with all its weights, when its path is given.
+        size: Side of the pictures that the network is to take, in pixels.
+        labels: Label table: a YAML file, or the name of a packaged one.
+        data: Folder or URI of prepared data to check.
+        bundle: Zip file to write for support; without patient ids, pictures or messages that could hold them.
+        command: The command that went wrong, for the bundle.
+    """
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    size: int = 448
+    labels: str = "lung"
+    data: str | None = None
+    bundle: str | None = None
+    command: str = ""
+
+
+def main(options: Doctor) -> Outcome:
+    findings = [
+        *doctor.machine(),
+        *doctor.ray_cluster(),
+        *doctor.storage(options.folder),
+        doctor.tracking(options.tracking),
+    ]
+    if options.model.path:
+        findings.append(doctor.model(options.model, LabelTable.open(options.labels), options.size))
+    if options.data:
+        findings += doctor.data(options.data)
+    wrong = [each.subject for each in findings if each.state == "wrong"]
+    lines = [str(each) for each in findings]
+    if options.bundle and not options.dry_run:
+        command = options.command or shlex.join(sys.argv)
+        doctor.write_bundle(Path(options.bundle), findings, command, options.data, options.tracking)
+        lines.append(f"support bundle: {Path(options.bundle).resolve()} (look into it before you send it)")
+    lines.append(f"to mend: {', '.join(wrong)}" if wrong else "ready")
+    return Outcome("\n".join(lines), {"ready": not wrong, "findings": [asdict(each) for each in findings]})
+
+
+if __name__ == "__main__":
+    run(Doctor, main)

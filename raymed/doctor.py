@@ -1,0 +1,276 @@
+"""What is here, what is missing, what that means, and what to do; and a bundle to send when asking for help."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from raymed.data.labels import LabelTable
+from raymed.data.leak import guard
+from raymed.data.prepared import MANIFEST, Manifest, Prepared
+from raymed.errors import UserError
+from raymed.models.settings import ModelSettings
+from raymed.storage import Folder
+
+GIB = 1 << 30
+LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a night's checkpoints; Ray's object store before it falls back to slow disk
+TRACEBACKS = 3
+EXTRAS = {
+    "faiss": "image retrieval is not available: pip install 'raymed[cpu]' (or [gpu])",
+    "flash_attn": "attention runs on PyTorch's SDPA, slower on long sequences: on a GPU machine pip install 'raymed[gpu]'",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's list.
+
+    Attributes:
+        subject: what was looked at.
+        state: ok; missing (something optional is not there); wrong (must be mended).
+        text: what was found, and where it is not ok what that means and what to do.
+    """
+
+    subject: str
+    state: Literal["ok", "missing", "wrong"]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.state:<8}{self.subject:<16}{self.text}"
+
+
+def machine() -> Iterator[Finding]:
+    """Python, packages, accelerators and compilers."""
+    fits = (3, 11) <= sys.version_info[:2] < (3, 13)
+    yield Finding("Python", "ok" if fits else "wrong", platform.python_version() + ("" if fits else ": use 3.11 or 3.12"))
+    yield from packages()
+    yield from accelerators()
+    yield from toolchain()
+
+
+def packages() -> Iterator[Finding]:
+    """raymed's own requirements and the optional packages."""
+    wrong: list[str] = []
+    there: list[str] = []
+    for requirement in map(Requirement, requires("raymed") or []):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement.name} is not installed")
+            continue
+        (there if requirement.specifier.contains(found, prereleases=True) else wrong).append(f"{requirement.name} {found}")
+    if wrong:
+        yield Finding("packages", "wrong", f"{', '.join(wrong)}: run `make setup`, or pip install -e '.[cpu]' again")
+    yield Finding("packages", "ok", ", ".join(there))
+    for module, meaning in EXTRAS.items():
+        found = _module_version(module)
+        yield Finding(module, "ok" if found else "missing", found or meaning)
+
+
+def accelerators() -> Iterator[Finding]:
+    """GPUs as PyTorch sees them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    cpus = f"{os.cpu_count()} CPUs"
+    if not count:
+        yield Finding("GPU", "missing", f"none: training and prediction run on {cpus}; small presets are meant for that")
+    for place in range(count):
+        each = torch.cuda.get_device_properties(place)
+        yield Finding("GPU", "ok", f"{each.name}, {each.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}, {cpus}")
+
+
+def toolchain() -> Iterator[Finding]:
+    """What DeepSpeed needs to compile its communication op on first use."""
+    for tool in ("g++", "ninja"):
+        place = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
+        meaning = (
+            f"DeepSpeed cannot compile its op, so training fails: install {tool} (Debian: apt-get install g++ ninja-build)"
+        )
+        yield Finding(tool, "ok" if place else "wrong", place or meaning)
+
+
+def ray_cluster() -> Iterator[Finding]:
+    """A running cluster, its token, and the shared memory that Ray's object store lives in."""
+    address = os.environ.get("RAY_ADDRESS", "auto").replace("auto", "") or _read(Path("/tmp/ray/ray_current_cluster"))
+    if not address:
+        yield Finding("Ray", "ok", "no cluster is running; jobs start Ray on this machine by themselves")
+    elif _answers(address):
+        yield Finding("Ray", "ok", f"a cluster answers at {address}")
+    else:
+        yield Finding(
+            "Ray", "missing", f"{address} does not answer: `ray start --head`, or unset RAY_ADDRESS to work locally"
+        )
+    if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").is_file():
+        yield Finding("Ray token", "ok", "there; every node needs the same one")
+    else:
+        meaning = "`ray job submit` will say 'Authentication required': run `ray get-auth-token --generate`"
+        yield Finding("Ray token", "missing", meaning)
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        text = f"{free / GIB:.1f} GiB free"
+        if free < LOW_SHARED:
+            text += (
+                ": Ray keeps decoded slices on disk instead, which is slow; start the container with --shm-size=8g or more"
+            )
+        yield Finding("shared memory", "ok" if free >= LOW_SHARED else "missing", text)
+
+
+def storage(folder: Folder) -> Iterator[Finding]:
+    """Whether the storage can be written, and how much fits."""
+    name = f".doctor-{uuid.uuid4().hex}"
+    try:
+        folder.write(name, b"")
+        folder.delete(name)
+    except (UserError, OSError) as error:
+        yield Finding("storage", "wrong", str(error))
+        return
+    yield Finding("storage", "ok", f"{folder.uri} can be written")
+    if folder.is_local:
+        free = shutil.disk_usage(folder.path).free
+        enough = free >= LOW_DISK
+        text = f"{free / GIB:.0f} GiB free" + (
+            "" if enough else ": a night's checkpoints may fill it; free space or move --storage"
+        )
+        yield Finding("disk", "ok" if enough else "missing", text)
+
+
+def tracking(uri: str) -> Finding:
+    """Whether MLflow's server or database can be reached."""
+    from raymed.tracking import reachable
+
+    try:
+        return Finding("MLflow", "ok", reachable(uri)[0])
+    except UserError as error:
+        return Finding("MLflow", "wrong", str(error))
+
+
+def model(settings: ModelSettings, labels: LabelTable, size: int) -> Finding:
+    """Whether the network can be built from its folder; loads all weights."""
+    from raymed.recipes.lung import LungRecipe
+
+    try:
+        module = LungRecipe.for_data(labels, size, settings).build()
+    except UserError as error:
+        return Finding("model", "wrong", str(error))
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return Finding("model", "ok", f"{settings.origin}: every weight fits, {count / 1e6:.1f} million parameters")
+
+
+def data(uri: str) -> Iterator[Finding]:
+    """Whether prepared data are whole and free of leaks."""
+    try:
+        prepared = Prepared.open(uri)
+        proof = guard(prepared.index)
+    except UserError as error:
+        yield Finding("data", "wrong", str(error))
+        return
+    there = set(prepared.folder.child("shards").names())
+    lost = sorted(set(prepared.index["shard"].unique().to_pylist()) - there)
+    if lost:
+        yield Finding("data", "wrong", f"{len(lost)} shards are missing, e.g. {lost[0]}: prepare the data again")
+    else:
+        yield Finding("data", "ok", f"{uri}: {prepared.index.num_rows} slices, digest {prepared.digest}")
+    yield Finding("leak guard", "ok", str(proof))
+
+
+def write_bundle(path: Path, findings: list[Finding], command: str, data_uri: str | None, tracking_uri: str) -> None:
+    """A zip to send when asking for help. It holds no picture, no patient id, and no message that could name one:
+    of tracebacks only the places in the code, of data only counts and settings, of runs only settings and status.
+    """
+    files = {
+        "findings.json": json.dumps([_without_patients(each) for each in findings], indent=1),
+        "command.txt": command,
+        "packages.txt": "\n".join(sorted(f"{each.name}=={each.version}" for each in distributions())),
+        "platform.txt": f"{platform.platform()}\nPython {sys.version}\n{os.cpu_count()} CPUs",
+        "tracebacks.txt": "\n\n".join(_tracebacks()),
+        "runs.json": json.dumps(_runs(tracking_uri), indent=1),
+    }
+    if data_uri and Folder.at(data_uri).exists(MANIFEST):
+        files["manifest.json"] = json.dumps(_manifest(Folder.at(data_uri)), ensure_ascii=False, indent=1)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, text in files.items():
+            bundle.writestr(name, text)
+
+
+def frames_only(traceback: str) -> str:
+    """A traceback without messages and source lines: files, lines, functions, and the names of the errors."""
+    kept = []
+    for line in traceback.splitlines():
+        place = re.match(r'\s*File "[^"]*", line \d+, in \S+', line)
+        error = re.match(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b(?=:|$)", line)
+        if place or error or line.startswith("Traceback "):
+            kept.append((place or error)[0] if place or error else line)  # type: ignore[index]
+    return "\n".join(kept)
+
+
+def _without_patients(finding: Finding) -> dict[str, str]:
+    private = finding.subject == "data" and finding.state == "wrong"
+    return asdict(replace(finding, text="left out, because it may name patients") if private else finding)
+
+
+def _tracebacks() -> Iterator[str]:
+    kept = sorted(Path(tempfile.gettempdir()).glob("raymed-*/traceback-*.txt"), key=lambda path: path.stat().st_mtime)
+    for path in kept[-TRACEBACKS:]:
+        yield f"{path.name}\n{frames_only(_read(path))}"
+
+
+def _runs(tracking_uri: str) -> list[dict[str, object]]:
+    from raymed.tracking import recent_runs
+
+    try:
+        return [
+            {"status": run.status, "params": run.params, "metrics": run.metrics, "command": run.tags.get("raymed.command")}
+            for run in recent_runs(tracking_uri, 5)
+        ]
+    except UserError:
+        return []  # the findings say why
+
+
+def _manifest(folder: Folder) -> dict[str, object]:
+    manifest = Manifest.from_json(folder.read(MANIFEST), folder.uri)
+    known = ("format", "digest", "settings", "patients", "slices", "same_pixels", "quarantined", "ignored", "versions")
+    return {name: getattr(manifest, name) for name in known}
+
+
+def _module_version(module: str) -> str:
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        return ""
+    names = {"faiss": ("faiss-cpu", "faiss-gpu"), "flash_attn": ("flash-attn",)}[module]
+    return ", ".join(f"{each.name} {each.version}" for each in distributions() if each.name in names) or "installed"
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

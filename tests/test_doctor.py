@@ -1,0 +1,135 @@
+"""The doctor must name what is wrong and what to do, and its bundle must not carry patients away."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_prepared
+
+from raymed import doctor
+from raymed.data.labels import LabelTable
+from raymed.data.prepared import Prepared
+from raymed.doctor import Finding, frames_only
+from raymed.models.settings import ModelSettings
+from raymed.storage import Folder
+from raymed.tracking import Tracker
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def states(findings: list[Finding]) -> dict[str, str]:
+    return {each.subject: each.state for each in findings}
+
+
+def test_this_machine_can_train() -> None:
+    found = states(list(doctor.machine()))
+    assert {name: found[name] for name in ("Python", "packages", "g++", "ninja")} == {
+        "Python": "ok",
+        "packages": "ok",
+        "g++": "ok",
+        "ninja": "ok",
+    }
+
+
+def test_a_missing_compiler_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (compiler,) = (each for each in doctor.toolchain() if each.subject == "g++")
+    assert compiler.state == "wrong" and "apt-get install g++" in compiler.text
+
+
+def test_a_cluster_that_does_not_answer_is_told_from_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        assert states(list(doctor.ray_cluster()))["Ray"] == "ok"
+    (finding,) = (each for each in doctor.ray_cluster() if each.subject == "Ray")
+    assert finding.state == "missing" and "ray start --head" in finding.text
+
+
+def test_a_storage_that_cannot_be_written_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert states(list(doctor.storage(Folder.at(tmp_path / "file" / "runs")))) == {"storage": "wrong"}
+    assert states(list(doctor.storage(Folder.at(tmp_path / "runs"))))["storage"] == "ok"
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_model_folder_without_configuration_is_wrong_and_a_preset_builds(tmp_path: Path) -> None:
+    labels = LabelTable.open("lung")
+    assert doctor.model(ModelSettings(path=str(tmp_path)), labels, 56).state == "wrong"
+    assert doctor.model(ModelSettings(preset="tiny"), labels, 56).state == "ok"
+
+
+def test_lost_shards_and_leaks_are_found(tmp_path: Path) -> None:
+    prepared = write_prepared(tmp_path / "data", patients=8)
+    assert states(list(doctor.data(str(tmp_path / "data")))) == {"data": "ok", "leak guard": "ok"}
+    (tmp_path / "data" / "shards" / "part-0.parquet").unlink()
+    (finding, _) = doctor.data(str(tmp_path / "data"))
+    assert finding.state == "wrong" and "part-0.parquet" in finding.text
+    assert pq.read_table(tmp_path / "data" / "index.parquet").num_rows == prepared.index.num_rows
+    assert states(list(doctor.data(str(tmp_path)))) == {"data": "wrong"}
+
+
+def test_a_tracking_server_that_is_down_is_wrong(tmp_path: Path) -> None:
+    assert doctor.tracking("http://127.0.0.1:9").state == "wrong"
+    assert doctor.tracking(f"sqlite:///{tmp_path}/mlflow.db").state == "ok"
+
+
+def test_a_traceback_keeps_places_and_loses_every_message() -> None:
+    text = """Traceback (most recent call last):
+  File "/x/raymed/data/leak.py", line 40, in guard
+    raise UserError(f"patient {name}")
+raymed.errors.UserError: patient Zhang San is in train and test
+  Zhang San: slices 1 to 3
+Zhang San
+
+During handling of the above exception, another exception occurred:
+
+KeyError: 'Zhang San'
+"""
+    kept = frames_only(text)
+    assert "Zhang" not in kept
+    assert kept.splitlines()[1:] == [
+        '  File "/x/raymed/data/leak.py", line 40, in guard',
+        "raymed.errors.UserError",
+        "KeyError",
+    ]
+
+
+def test_the_bundle_names_no_patient(tmp_path: Path, prepared: Prepared) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker.open(uri, "raymed-lung")
+    tracker.run("a", "a", tags={"raymed.command": "python jobs/tune_lung.py"}, params={"train": {"lr": 0.1}})
+    findings = [*doctor.data(prepared.folder.uri), Finding("data", "wrong", "p003 is in train and test")]
+    doctor.write_bundle(tmp_path / "b.zip", findings, "python jobs/tune_lung.py", prepared.folder.uri, uri)
+    with zipfile.ZipFile(tmp_path / "b.zip") as bundle:
+        texts = {name: bundle.read(name).decode() for name in bundle.namelist()}
+    assert json.loads(texts["manifest.json"])["digest"] == prepared.digest
+    assert json.loads(texts["runs.json"])[0]["params"] == {"train.lr": "0.1"}
+    assert "torch==" in texts["packages.txt"]
+    patients = {str(patient) for patient in prepared.columns(prepared.rows("all"), ["patient"])["patient"]}
+    assert [name for name, text in texts.items() for patient in patients if patient in text] == []
+
+
+@pytest.mark.slow
+def test_the_job_says_what_to_mend_and_speaks_json(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(JOBS / "doctor.py"),
+        "--storage",
+        str(tmp_path / "runs"),
+        "--data",
+        str(tmp_path),
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["ready"] is False
+    assert [each["subject"] for each in answer["findings"] if each["state"] == "wrong"] == ["data"]
