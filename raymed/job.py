@@ -69,14 +69,12 @@ class JobOptions:
         given = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if given:
             return given
-        folder = self.folder
-        if not folder.is_local:
+        if "://" in self.storage:
             raise UserError(
                 f"the storage {self.storage} is remote, so the tracking database cannot lie in it. "
                 "Give --tracking-uri http://SERVER:5000 or set MLFLOW_TRACKING_URI."
             )
-        Path(folder.path).mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{folder.path}/mlflow.db"
+        return f"sqlite:///{self.folder.path}/mlflow.db"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""What every job promises at the command line: options from types, helpful errors, exit codes, one JSON object."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from raymed.errors import UserError
+from raymed.job import JobOptions, parse, switches
+
+JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.py"))
+
+SCRIPT = '''
+"""Divide.
+
+    python jobs/divide.py --by 2
+"""
+from dataclasses import dataclass
+from raymed.errors import RunError, UserError
+from raymed.job import JobOptions, Outcome, run
+
+@dataclass(frozen=True, kw_only=True)
+class Divide(JobOptions):
+    """Options.
+
+    Attributes:
+        by: What to divide by.
+    """
+    by: int
+
+def main(options: Divide) -> Outcome:
+    if options.by < 0:
+        raise UserError("--by is negative: give a number from 0 up")
+    if options.by > 100:
+        raise RunError("too much")
+    return Outcome(f"result: {10 / options.by}", {"result": 10 / options.by})
+
+run(Divide, main)
+'''
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner.
+
+    Attributes:
+        deep_value: A number.
+        on: A switch.
+    """
+
+    deep_value: int = 1
+    on: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(JobOptions):
+    """Options.
+
+    Attributes:
+        data: Where the data are.
+        max_epochs: Most epochs.
+        inner: Nested settings.
+    """
+
+    data: str
+    max_epochs: int = 3
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_dashes_and_underscores_are_the_same_and_a_bare_switch_means_true():
+    options = parse(Options, ["--data", "X", "--max-epochs", "4", "--inner.deep-value=7", "--inner.on", "--dry-run"])
+    assert (options.max_epochs, options.inner, options.dry_run, options.json) == (4, Inner(7, True), True, False)
+    assert parse(Options, ["--data", "X", "--max_epochs", "4", "--inner.on", "false"]).inner.on is False
+    assert switches(Options) == {"dry_run", "json", "inner.on"}
+
+
+def test_the_command_line_wins_over_config_and_config_over_the_job_s_defaults(tmp_path):
+    (tmp_path / "job.yaml").write_text("max_epochs: 5\ninner: {deep_value: 5}\ndata: job\n")
+    (tmp_path / "mine.yaml").write_text("max_epochs: 6\ndata: mine\n")
+    words = ["--config", str(tmp_path / "mine.yaml"), "--data", "typed"]
+    options = parse(Options, words, defaults=tmp_path / "job.yaml")
+    assert (options.data, options.max_epochs, options.inner.deep_value) == ("typed", 6, 5)
+
+
+@pytest.mark.parametrize("words", [["--data", "X", "--epoch", "3"], [], ["--data", "X", "--max-epochs", "many"]])
+def test_a_typo_ends_with_code_2_and_names_it(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Options, words)
+    assert stopped.value.code == 2
+    assert "Traceback" not in (shown := capsys.readouterr().err)
+    assert "epoch" in shown or "data" in shown
+
+
+def test_tracking_beside_a_remote_storage_must_be_named(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="--tracking-uri"):
+        parse(Options, ["--data", "X", "--storage", "s3://bucket/runs"]).tracking  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def divide(tmp_path_factory):
+    script = tmp_path_factory.mktemp("job") / "divide.py"
+    script.write_text(SCRIPT)
+    return lambda *words: subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("by", "code", "says"),
+    [("2", 0, "5.0"), ("-1", 2, "give a number from 0 up"), ("101", 1, "too much"), ("0", 1, "ZeroDivisionError")],
+)
+def test_exit_codes_tell_apart_what_the_user_can_mend_and_what_failed(divide, by, code, says):
+    done = divide("--by", by, "--json")
+    assert done.returncode == code
+    assert says in done.stdout
+    assert len(json.loads(done.stdout)) >= 1, "standard output must be one JSON object"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_every_job_explains_all_its_options_and_shows_how_to_run_it(job):
+    done = subprocess.run([sys.executable, str(job), "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"python jobs/{job.name}" in done.stdout
+    for option in ("--config", "--storage", "--tracking-uri", "--seed", "--dry-run", "--json"):
+        assert option in done.stdout
