@@ -62,7 +62,8 @@ class PatientModel(PythonModel):
                 records.extend(found)
                 notes.extend(refused)
             predictions.append(self.predictor.patient(str(patient), records, self.inference, notes))
-        return pd.DataFrame(table(predictions, self.inference))
+        shares = {f"p_{name}": float for name in self.inference.labels.names}  # also where no patient has any
+        return pd.DataFrame(table(predictions, self.inference)).astype(shares)
 
 
 def signature(class_names: Sequence[str]) -> ModelSignature:

@@ -1,0 +1,127 @@
+"""A served model must decide on files, volumes and arrays as the evaluation does, and never on what it cannot read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import write_prepared
+from PIL import Image
+
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.evaluation.patients import softmax
+from raymed.evaluation.predict import Inference, chosen_rows, predict_rows
+from raymed.recipes import open_model
+from raymed.recipes.lung import LungRecipe
+from raymed.registry import save
+
+CLASSES = ("normal", "bacterial", "viral", "pneumocystis")
+SHARES = [f"p_{name}" for name in CLASSES]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return write_prepared(tmp_path_factory.mktemp("data") / "prepared", patients=8, slices=5)
+
+
+@pytest.fixture(scope="module")
+def network(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    recipe = LungRecipe.for_data(data.labels, data.size)
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    recipe.export(recipe.build(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(data: Prepared, network: Path, tmp_path_factory: pytest.TempPathFactory) -> mlflow.pyfunc.PyFuncModel:
+    folder = tmp_path_factory.mktemp("served") / "model"
+    save(network, Inference("lung v1", data.labels, data.image, SliceSettings(3), 1.5, data.digest), folder)
+    return mlflow.pyfunc.load_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def pictures(data: Prepared) -> np.ndarray:
+    """The test patient's slices, uint8 [5, h, w]."""
+    return np.stack([record.images[0].pixels[..., 0] for record in data.read(data.rows("test"))])
+
+
+@pytest.fixture(scope="module")
+def expected(data: Prepared, network: Path) -> np.ndarray:
+    logits, _ = predict_rows(open_model(network), data, chosen_rows(data, "test", None, SliceSettings(3)))
+    return softmax(logits, 1.5).mean(axis=0)
+
+
+@pytest.fixture
+def folder(pictures: np.ndarray, tmp_path: Path) -> Path:
+    (tmp_path / "patient").mkdir()
+    for place, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "patient" / f"{place}.png")
+    return tmp_path / "patient"
+
+
+def ask(model: mlflow.pyfunc.PyFuncModel, *rows: tuple[str, object]) -> pd.DataFrame:
+    patients, images = zip(*rows, strict=True)
+    return model.predict(pd.DataFrame({"patient_id": list(patients), "image": list(images)}))
+
+
+def test_a_folder_its_files_and_its_array_get_the_evaluations_decision(
+    served: mlflow.pyfunc.PyFuncModel, pictures: np.ndarray, expected: np.ndarray, folder: Path
+) -> None:
+    files = [("files", str(folder / f"{place}.png")) for place in range(5)]
+    answer = ask(served, ("folder", str(folder)), *files, ("array", pictures), ("json", pictures.tolist()))
+    assert list(answer.columns) == ["patient_id", "decision", *SHARES, "slices", "model", "note"]
+    assert list(answer["patient_id"]) == ["folder", "files", "array", "json"]
+    np.testing.assert_allclose(answer[SHARES], np.tile(expected, (4, 1)), atol=1e-6)
+    assert set(answer["slices"]) == {3} and set(answer["model"]) == {"lung v1"}
+    assert set(answer["decision"]) == {CLASSES[expected.argmax()]}
+
+
+def test_hounsfield_units_are_windowed_as_the_training_data_were(
+    served: mlflow.pyfunc.PyFuncModel, pictures: np.ndarray
+) -> None:
+    units = np.ceil(pictures / 255 * 1500 - 1350).astype(np.int16)
+    shown = np.clip(np.floor((units + 1350) / 1500 * 255), 0, 255).astype(np.uint8)
+    assert np.abs(shown.astype(int) - pictures).max() <= 1
+    answer = ask(served, ("units", units), ("shown", shown))
+    np.testing.assert_allclose(answer[SHARES].iloc[0], answer[SHARES].iloc[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (np.zeros((2, 28, 28), np.float32), "float32; give uint8"),
+        (np.zeros((28, 28), np.uint8), "28 x 28 is neither"),
+        (np.zeros((0, 28, 28), np.uint8), "0 x 28 x 28 x 1 is neither"),
+        ([[[300, 0], [0, 0]]], "int64; give uint8"),
+        ([[[1, 2]], [[1]]], "slices of different sizes"),
+    ],
+)
+def test_an_array_that_would_be_a_guess_gets_no_decision(
+    image: object, reason: str, served: mlflow.pyfunc.PyFuncModel
+) -> None:
+    (line,) = ask(served, ("a", image)).to_dict("records")
+    assert pd.isna(line["decision"])
+    assert line["slices"] == 0 and np.isnan(line["p_viral"])
+    assert line["note"].startswith("no usable slice") and reason in line["note"]
+
+
+def test_a_broken_file_is_noted_and_the_rest_decides(served: mlflow.pyfunc.PyFuncModel, folder: Path) -> None:
+    (folder / "9.png").write_bytes(b"")
+    (line,) = ask(served, ("a", str(folder))).to_dict("records")
+    assert line["slices"] == 3 and "9.png: the file is empty" in line["note"]
+
+
+def test_several_patients_under_one_id_and_lost_paths_are_refused(served: mlflow.pyfunc.PyFuncModel, folder: Path) -> None:
+    (folder.parent / "other").mkdir()
+    (folder.parent / "other" / "1.png").write_bytes((folder / "1.png").read_bytes())
+    with pytest.raises(UserError, match="holds several patients"):
+        ask(served, ("a", str(folder.parent)))
+    with pytest.raises(UserError, match="no such file or folder"):
+        ask(served, ("a", str(folder / "nowhere")))
