@@ -13,7 +13,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.data.prepare import PrepareResult, PrepareSettings, prepare, seconds_per_slice
+from raymed.data.prepare import UNSPLIT, PrepareResult, PrepareSettings, expected_split, prepare, seconds_per_slice
+from raymed.data.split import SPLITS
 from raymed.data.survey import survey
 from raymed.job import JobOptions, Outcome, run
 
@@ -36,54 +37,48 @@ def main(options: PrepareOptions) -> Outcome:
 
 
 def plan(options: PrepareOptions) -> Outcome:
+    """What would be done."""
     found = survey(Path(options.source), options, options.labels)
+    patients = expected_split(found, options)
     cpus = os.cpu_count() or 1
     seconds = seconds_per_slice(found, options.image) * found.slices / cpus
-    data = {
-        "format": found.listing.format,
-        "patients": found.patients,
-        "slices": found.slices,
-        "ignored": found.ignored,
-        "refused": len(found.listing.refusals),
-        "seconds": round(seconds),
-        "megabytes": round(found.slices * options.image.size**2 / 1e6),
-    }
+    megabytes = found.slices * options.image.size**2 / 1e6
     lines = [
         *found.listing.notes,
-        f"{found.listing.format}: {found.slices} slices of {sum(found.patients.values())} patients: {found.patients}",
-        f"left out by label: {found.ignored or 'none'}; refused already: {len(found.listing.refusals)} files",
-        f"about {seconds:.0f} s on {cpus} CPUs and at most {data['megabytes']} MB (grey) in {options.out}",
-        "dry run: nothing was written",
+        *table(patients),
+        f"{found.listing.format}: {found.slices} slices; left out by label: {found.ignored or 'none'}; "
+        f"refused already: {len(found.listing.refusals)}",
+        f"about {seconds:.0f} s on {cpus} CPUs, {megabytes:.0f} MB of grey pixels before compression",
+        f"dry run: nothing was written to {options.out}",
     ]
-    return Outcome("\n".join(lines), data)
+    data = {"format": found.listing.format, "patients": patients, "slices": found.slices, "ignored": found.ignored}
+    return Outcome("\n".join(lines), data | {"refused": len(found.listing.refusals), "seconds": round(seconds)})
 
 
 def summary(result: PrepareResult) -> Outcome:
+    """What was done."""
     manifest = result.prepared.manifest
-    splits = sorted({split for counts in manifest.patients.values() for split in counts}, key=str)
-    lines = [f"{'patients (slices)':<18}" + "".join(f"{split:>16}" for split in splits)]
-    for name, patients in manifest.patients.items():
-        cells = [f"{patients.get(split, 0)} ({manifest.slices[name].get(split, 0)})" for split in splits]
-        lines.append(f"{name:<18}" + "".join(f"{cell:>16}" for cell in cells))
-    lines += [
+    lines = [
+        *table(manifest.patients, manifest.slices),
         f"studies: {result.new} read, {result.kept} unchanged; slices left out by label: {manifest.ignored or 'none'}",
         f"quarantined: {manifest.quarantined} slices (quarantine.jsonl)",
-        f"near-duplicates: {len(manifest.near_duplicates)} groups of patients {manifest.near_duplicates[:10] or ''}",
+        f"patients that share near-duplicate pictures: {manifest.near_duplicates or 'none'}",
         str(result.guard),
         f"prepared data: {result.prepared.folder.uri} (digest {manifest.digest})",
     ]
-    data = {
-        "out": result.prepared.folder.uri,
-        "digest": manifest.digest,
-        "patients": manifest.patients,
-        "slices": manifest.slices,
-        "new": result.new,
-        "kept": result.kept,
-        "quarantined": manifest.quarantined,
-        "ignored": manifest.ignored,
-        "near_duplicates": manifest.near_duplicates,
-    }
-    return Outcome("\n".join(lines), data)
+    data = {"out": result.prepared.folder.uri, "new": result.new, "kept": result.kept}
+    known = ("digest", "patients", "slices", "quarantined", "ignored", "near_duplicates")
+    return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
+
+
+def table(patients: dict[str, dict[str, int]], slices: dict[str, dict[str, int]] | None = None) -> list[str]:
+    """Patients, and in brackets slices, per class and split."""
+    order = [split for split in (*SPLITS, UNSPLIT) if any(split in counts for counts in patients.values())]
+    lines = [f"{'patients (slices)' if slices else 'patients':<20}" + "".join(f"{split:>16}" for split in order)]
+    for name, counts in patients.items():
+        cells = [f"{counts.get(split, 0)}" + (f" ({slices[name].get(split, 0)})" if slices else "") for split in order]
+        lines.append(f"{name:<20}" + "".join(f"{cell:>16}" for cell in cells))
+    return lines
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from raymed.data.record import INDEX
 from raymed.data.shards import SHARDS, UNFINISHED, write_shards
 from raymed.data.sources import SourceSettings, load_study
 from raymed.data.split import Assignment, SplitSettings, assign, read_split_file
-from raymed.data.survey import Survey, class_name, survey
+from raymed.data.survey import UNLABELLED, Survey, class_name, survey
 from raymed.errors import UserError
 from raymed.storage import Folder
 
@@ -94,6 +94,7 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
             stood in `out` before is then untouched.
     """
     found = survey(source, settings, settings.labels)
+    expected_split(found, settings)
     folder = Folder.at(out)
     old = _open_earlier(folder)
     refused = _unchanged(old, found, settings) if old else {}
@@ -121,6 +122,20 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
         guard(index, fold)
     manifest = _publish(folder, index, found, settings, quarantine, groups)
     return PrepareResult(Prepared(folder, manifest, index), len(todo), kept, proof)
+
+
+def expected_split(found: Survey, settings: PrepareSettings) -> dict[str, dict[str, int]]:
+    """Patients per class and split, as far as they can be known before near-duplicates are looked for.
+
+    Raises:
+        UserError: a class has too few patients, or the split file does not fit.
+    """
+    labels = {study.patient: class_name(found.labels, found.class_of(study)) for study in found.studies}
+    labelled = {patient: name for patient, name in labels.items() if name != UNLABELLED}
+    given = read_split_file(settings.split.file, labelled) if settings.split.file else None
+    patients = list(labelled)
+    placed = assign(patients, list(labelled.values()), patients, settings.split, settings.seed, given)
+    return _counts((name, placed[patient][0] if patient in placed else UNSPLIT) for patient, name in labels.items())
 
 
 def seconds_per_slice(found: Survey, image: ImageSettings) -> float:

@@ -291,6 +291,14 @@ def test_an_output_that_cannot_be_written_is_an_error_and_no_traceback(source: P
         prepare(source, str(tmp_path / "file" / "out"), SETTINGS)
 
 
+def test_a_class_with_too_few_patients_is_an_error_before_anything_is_read(source: Path, out: str):
+    for patient in ("p01", "p05"):
+        shutil.rmtree(source / "bacterial" / patient)
+    with pytest.raises(UserError, match="class bacterial: 2"):
+        prepare(source, out, SETTINGS)
+    assert not Path(out).exists()
+
+
 @pytest.mark.real
 @pytest.mark.skipif(not REAL, reason="RAYMED_REAL_DATA is not set")
 def test_real_ct_is_refused_for_its_unknown_label_and_prepared_once_that_is_ignored(tmp_path: Path):
