@@ -150,8 +150,12 @@ class Night:
                     name=f"tune-{datetime.now():%Y%m%d-%H%M%S}", storage_path=self.template.folder.uri, verbose=0
                 ),
             )
-            os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-            tuner.fit()
+            os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+            try:
+                tuner.fit()
+            except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
+                recorder.interrupt()
+                raise
         self._settle(study, recorder)
         return study
 
@@ -235,6 +239,14 @@ class _Recorder:
             self._tracker.finish(run, STATUS[happened], str(result.get("reason", "")))
         self._progress.show(number, happened, result)
 
+    def interrupt(self) -> None:
+        """A person stopped the search: MLflow shows nothing as running."""
+        reason = "interrupted; the same command goes on"
+        for trial in self._study.trials:
+            if trial.state == TrialState.RUNNING and trial.intermediate_values:
+                self._tracker.finish(self._run(trial.number), "KILLED", reason)
+        self._tracker.finish(self._parent, "KILLED", reason)
+
     def _run(self, number: int) -> str:
         if number not in self._runs:
             params = self._study.study.get_trials(deepcopy=False)[number].params
@@ -246,6 +258,7 @@ class _Recorder:
                 tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number)},
                 params={**spec.recipe.settings(), "train": dataclasses.asdict(spec.train), "seed": spec.seed},
             )
+            self._tracker.reopen(self._runs[number])
         return self._runs[number]
 
 
