@@ -294,7 +294,7 @@ def test_real_volume_is_upright_with_the_spine_at_the_back_and_the_head_last() -
     assert rows[64:].sum() > rows[:64].sum()
     lung = (slices > 40) & (slices < 110)
     inside = lung[:, 40:90, 30:98].sum(axis=(1, 2))
-    assert inside[56:].sum() > inside[:56].sum()  # chest above abdomen
+    assert inside[56:].sum() > inside[:56].sum()  # bowel and lung bases lie above the pelvis
 
 
 def test_header_fields_other_than_the_patient_do_not_leave_the_reader(tmp_path: Path) -> None:
