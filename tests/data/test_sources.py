@@ -66,7 +66,7 @@ def test_files_that_are_no_pictures_are_stated(tmp_path: Path) -> None:
 def test_pictures_directly_in_a_class_need_to_be_told_whose_they_are(tmp_path: Path) -> None:
     for name in ("P1_01", "P1_02", "P2_01"):
         picture(tmp_path / "viral" / f"{name}.png")
-    with pytest.raises(UserError, match="patient_regex"):
+    with pytest.raises(UserError, match="patient.regex"):
         list_source(tmp_path, SourceSettings())
     listing = list_source(tmp_path, SourceSettings(patient_regex=r"([^/_]+)_\d+[.]"))
     assert keys(listing) == [("P1", "P1", "viral"), ("P2", "P2", "viral")]
@@ -78,7 +78,7 @@ def test_pictures_directly_in_a_class_need_to_be_told_whose_they_are(tmp_path: P
 
 @pytest.mark.parametrize("regex", ["(", "P1"])
 def test_a_regex_that_cannot_name_a_patient_is_an_error(regex: str) -> None:
-    with pytest.raises(UserError, match="patient_regex"):
+    with pytest.raises(UserError, match="patient.regex"):
         SourceSettings(patient_regex=regex)
 
 
@@ -350,7 +350,7 @@ def test_meta_file_names_its_sets_and_paths_stay_in_their_root(tmp_path: Path) -
     assert any("repeat_time=2" in note for note in listing.notes) and any("length" in note for note in listing.notes)
     (tmp_path / "configs").mkdir()
     moved = (tmp_path / "meta.json").rename(tmp_path / "configs" / "meta.json")
-    with pytest.raises(UserError, match=r"source.root"):
+    with pytest.raises(UserError, match=r"--root"):
         list_source(moved, regex)
     at_root = SourceSettings(patient_regex=r"([^/_]+)_\d", root=str(tmp_path))
     assert paths(list_source(moved, at_root)) == paths(listing)
@@ -376,7 +376,7 @@ def test_one_picture_with_two_questions_has_two_stable_ids(tmp_path: Path) -> No
         (line(["a.png", "b.png"], patient_id="P1"), "2 images"),
         (line(answer="4", patient_id="P1"), "'4' is not among the choices 0|1"),
         (line(question="<cls>: 0|0.", patient_id="P1"), "choices"),
-        (line(), "patient_regex"),
+        (line(), "patient-regex"),
         (line(patient_id=[1]), "patient_id must be"),
         (json.dumps({"image": "a", "conversations": [{"from": "user", "value": "x"}]}), "from is 'user'"),
         (

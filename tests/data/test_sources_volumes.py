@@ -262,7 +262,7 @@ def test_values_that_are_not_hounsfield_units_and_cut_files_are_refused_when_loa
 def test_a_folder_with_two_formats_is_not_guessed_about(tmp_path: Path) -> None:
     write_nifti(tmp_path / "viral" / "P1.nii")
     write_dicom(tmp_path / "viral" / "P2" / "a.dcm", CHEST[0], 0)
-    with pytest.raises(UserError, match=r"source.format"):
+    with pytest.raises(UserError, match=r"--format"):
         list_source(tmp_path, SourceSettings())
     assert list_source(tmp_path, SourceSettings(format="dicom")).studies[0].patient == "P2"
 

@@ -147,7 +147,7 @@ def _read_meta(path: Path, root: Path, notes: list[str]) -> list[_Set]:
         if not annotation.is_file():
             raise UserError(
                 f"{where}: no file {annotation}. Paths are relative to the meta file; if they are relative to another "
-                "folder, pass --source.root FOLDER"
+                "folder, pass --root FOLDER"
             )
         unused = {key: value for key, value in entry.items() if key not in ("root", "annotation", "length")}
         if unused:
@@ -239,7 +239,7 @@ def _patient(content: dict[str, Any], path: str, settings: SourceSettings) -> st
         if patient is None:
             raise ValueError(f"patient_regex {settings.patient_regex!r} does not match {path}")
     if patient is None:
-        raise ValueError("no patient: add a field `patient_id`, or pass --source.patient_regex to find it in the path")
+        raise ValueError("no patient: add a field `patient_id`, or pass --patient-regex to find it in the path")
     return patient
 
 

@@ -217,7 +217,7 @@ def _name_patients(
             + (
                 f"patient_regex {settings.patient_regex!r} does not match"
                 if settings.patient_regex
-                else "PatientID is empty; put each patient into a folder or pass --source.patient_regex"
+                else "PatientID is empty; put each patient into a folder or pass --patient-regex"
             )
         )
     return patients, labels

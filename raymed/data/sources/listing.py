@@ -186,9 +186,9 @@ def inside(root: Path, path: str, where: str) -> str:
     """
     tidy = posixpath.normpath(path.strip().replace("\\", "/"))
     if tidy.startswith("/") or re.match(r"[A-Za-z]:", tidy):
-        raise UserError(f"{where}: absolute path {path!r}; write paths relative to {root} (or set --source.root)")
+        raise UserError(f"{where}: absolute path {path!r}; write paths relative to {root} (or set --root)")
     if tidy == ".." or tidy.startswith("../") or not _stays_inside(root / tidy, root):
-        raise UserError(f"{where}: the path {path!r} leaves the folder {root}; move the files or set --source.root")
+        raise UserError(f"{where}: the path {path!r} leaves the folder {root}; move the files or set --root")
     return tidy
 
 

@@ -173,9 +173,9 @@ def _find_columns(path: Path, header: list[str], settings: SourceSettings) -> di
         if index is not None:
             columns[key] = index
         elif named or key in ("image", "patient_id", "label"):
-            hint = ", or pass --source.labelled false if there are no labels" if key == "label" else ""
+            hint = ", or pass --labelled false if there are no labels" if key == "label" else ""
             raise UserError(
                 f"{path}:1: no column {named or key!r}; the columns are {', '.join(header)}. "
-                f"Say which one it is with --source.columns.{key} NAME{hint}"
+                f"Say which one it is with --columns.{key} NAME{hint}"
             )
     return columns
