@@ -7,11 +7,11 @@ import hashlib
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from raymed.data.phantom import PhantomSettings, write_phantoms
+from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
 from raymed.data.plan import SliceSettings
 from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
@@ -32,7 +32,7 @@ class LungOptions(JobOptions):
     """Options of a lung training run or search.
 
     Attributes:
-        data: Folder or URI of prepared data (jobs/prepare_lung.py); without it, synthetic phantom patients are made and used.
+        data: Folder or URI of prepared data (jobs/prepare_lung.py); without it, phantom patients are made and used.
         phantom: The phantom patients used without --data.
         phantom_size: Height and width of the prepared phantom slices, in pixels.
         name: Name of the run or search; the same name goes on with it (default: system and a digest of settings and data).
@@ -49,18 +49,18 @@ class LungOptions(JobOptions):
     """
 
     data: str | None = None
-    phantom: PhantomSettings = PhantomSettings()
+    phantom: PhantomSettings = field(default_factory=PhantomSettings)
     phantom_size: int = 112
     name: str = ""
     fresh: bool = False
     fold: int | None = None
     workers: int = 1
-    slices: SliceSettings = SliceSettings()
-    model: ModelSettings = ModelSettings()
-    loss: LossSettings = LossSettings()
-    augment: AugmentSettings = AugmentSettings()
-    train: TrainSettings = TrainSettings()
-    search: SearchSettings = SearchSettings()
+    slices: SliceSettings = field(default_factory=SliceSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
     refit: Literal["none", "trainval", "all"] = "none"
 
     def prepared(self) -> Prepared:
@@ -100,7 +100,7 @@ class LungOptions(JobOptions):
 
 def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int) -> Prepared:
     """Make and prepare the embedded patients under the storage; what is there already is kept."""
-    described = hashlib.blake2b(repr((phantom, size)).encode(), digest_size=3).hexdigest()
+    described = hashlib.blake2b(repr((VERSION, phantom, size)).encode(), digest_size=3).hexdigest()
     scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
     source = Path(scratch.path) / f"phantom-{described}" / "patients"
     write_phantoms(source, phantom)

@@ -20,7 +20,7 @@ from raymed.data.record import Record
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters trained alike: their learning rate is `lr_scale` times the run's; `weight_decay` off for norms and biases."""
+    """Parameters trained alike: at `lr_scale` times the run's learning rate, with its weight decay or none."""
 
     name: str
     parameters: list[nn.Parameter]

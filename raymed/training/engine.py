@@ -248,26 +248,35 @@ def deepspeed_config(settings: TrainSettings, device: torch.device) -> dict[str,
 
 
 def prepare_process(device: torch.device) -> None:
-    """Environment that DeepSpeed reads at import."""
+    """Set DeepSpeed up for this process, before an `Engine` is built."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed.ops
+
+        # Gloo reduces well enough; DeepSpeed's own shared-memory op would be compiled for a minute on every new machine.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _averageable(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What is averaged: trained parameters, and running statistics, which belong to them."""
+    yield from ((name, value) for name, value in module.named_parameters() if value.requires_grad)
+    yield from ((name, value) for name, value in module.named_buffers() if value.is_floating_point())
 
 
 def _start_average(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().float().clone() for name, value in module.named_parameters() if value.requires_grad}
+    return {name: value.detach().float().clone() for name, value in _averageable(module)}
 
 
 @torch.no_grad()
 def _update_average(averaged: dict[str, torch.Tensor], module: nn.Module, decay: float) -> None:
-    for name, value in module.named_parameters():
-        if name in averaged:
-            averaged[name].lerp_(value.detach().float(), 1 - decay)
+    for name, value in _averageable(module):
+        averaged[name].lerp_(value.detach().float(), 1 - decay)
 
 
 @contextlib.contextmanager
 def _swapped(module: nn.Module, averaged: dict[str, torch.Tensor]) -> Iterator[None]:
-    """The averaged weights in place of the module's own, for a while."""
-    own = {name: value for name, value in module.named_parameters() if name in averaged}
+    """The averaged weights, where there are any, in place of the module's own, for a while."""
+    own = dict(_averageable(module)) if averaged else {}
     kept = {name: value.data for name, value in own.items()}
     for name, value in own.items():
         value.data = averaged[name].to(value.dtype)

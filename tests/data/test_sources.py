@@ -66,7 +66,7 @@ def test_files_that_are_no_pictures_are_stated(tmp_path: Path) -> None:
 def test_pictures_directly_in_a_class_need_to_be_told_whose_they_are(tmp_path: Path) -> None:
     for name in ("P1_01", "P1_02", "P2_01"):
         picture(tmp_path / "viral" / f"{name}.png")
-    with pytest.raises(UserError, match="patient.regex"):
+    with pytest.raises(UserError, match=r"patient.regex"):
         list_source(tmp_path, SourceSettings())
     listing = list_source(tmp_path, SourceSettings(patient_regex=r"([^/_]+)_\d+[.]"))
     assert keys(listing) == [("P1", "P1", "viral"), ("P2", "P2", "viral")]
@@ -78,7 +78,7 @@ def test_pictures_directly_in_a_class_need_to_be_told_whose_they_are(tmp_path: P
 
 @pytest.mark.parametrize("regex", ["(", "P1"])
 def test_a_regex_that_cannot_name_a_patient_is_an_error(regex: str) -> None:
-    with pytest.raises(UserError, match="patient.regex"):
+    with pytest.raises(UserError, match=r"patient.regex"):
         SourceSettings(patient_regex=regex)
 
 
