@@ -158,9 +158,13 @@ def test_png_dicom_and_nifti_of_real_patients_are_predicted_alike(prepared: Prep
     root = Path(REAL or "")
     recipe = LungRecipe.for_data(prepared.labels, 56)
     torch.manual_seed(0)
+    network = recipe.build().eval()
     inference = Inference("x", prepared.labels, ImageSettings(size=56), SliceSettings(), 1.0, "")
     found = {}
-    for path in ("volumes/dicom_ctmd_P001", "volumes/totalseg_example_ct.nii.gz"):
+    for path in ("lung_ct/labels.csv", "volumes/dicom_ctmd_P001", "volumes/totalseg_example_ct.nii.gz"):
         listing = list_source(root / path, SourceSettings(labelled=False))
-        (found[path],) = predict_studies((recipe, recipe.build().eval()), listing, inference)
+        for each in predict_studies((recipe, network), listing, inference):
+            found[path, each.patient] = each
     assert all(each.probabilities and each.slices == 16 for each in found.values())
+    png, dicom = found["lung_ct/labels.csv", "ctmd-P001"], found["volumes/dicom_ctmd_P001", "ctmd-P001"]
+    np.testing.assert_allclose(png.probabilities, dicom.probabilities, atol=1e-3)
