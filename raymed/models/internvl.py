@@ -162,11 +162,12 @@ class InternVLClassifier(nn.Module):
         features = self.image_features(pixels)
         embed = self.network.get_input_embeddings()
         choices = torch.tensor(prompt.choices, device=device)
-        text = embed(torch.tensor(prompt.before + prompt.after, device=device))
-        before, after = text.expand(rows, -1, -1).split([len(prompt.before), len(prompt.after)], dim=1)
-        sequence = [before, features, after]
+        # one look-up for question and answers: the gradient of each is a table as large as the vocabulary
+        text = embed(torch.tensor(prompt.before + prompt.after + prompt.choices, device=device))
+        before, after, answers = text.split([len(prompt.before), len(prompt.after), len(prompt.choices)])
+        sequence = [before.expand(rows, -1, -1), features, after.expand(rows, -1, -1)]
         if labels is not None:
-            sequence.append(embed(choices[labels])[:, None])
+            sequence.append(answers[labels][:, None])
         hidden = self.network.model.language_model(
             inputs_embeds=torch.cat(sequence, dim=1), use_cache=False
         ).last_hidden_state
