@@ -39,9 +39,7 @@ class Folder:
         try:
             filesystem, path = fs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, ValueError) as error:
-            raise UserError(
-                f"cannot open the storage {text!r}: {error}. Use a folder or a URI such as s3://..."
-            ) from error
+            raise UserError(f"cannot open the storage {text!r}: {error}. Use a folder or a URI such as s3://...") from error
         return cls(filesystem, path.rstrip("/"), text.rstrip("/"))
 
     @property
@@ -92,9 +90,7 @@ class Folder:
             finally:
                 Path(temporary).unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.uri}/{name}: {error}. Free space or choose another --storage."
-            ) from error
+            raise UserError(f"cannot write {self.uri}/{name}: {error}. Free space or choose another --storage.") from error
 
     def delete(self, name: str) -> None:
         """Remove the file or folder `name` if it is there."""

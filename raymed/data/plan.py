@@ -38,9 +38,7 @@ class SliceSettings:
 
     def __post_init__(self) -> None:
         if self.per_patient < 1:
-            raise UserError(
-                f"slices.per_patient is {self.per_patient}; it must be at least 1 (or use slices.choice all)"
-            )
+            raise UserError(f"slices.per_patient is {self.per_patient}; it must be at least 1 (or use slices.choice all)")
 
 
 @dataclass(frozen=True)
@@ -87,14 +85,14 @@ def choose(
         rows, patients, studies, positions = rows[inside], patients[inside], studies[inside], positions[inside]
     if settings.choice == "all":
         return np.sort(rows)
-    order = np.lexsort((positions, studies.astype(str), patients.astype(str)))
-    names = np.char.add(np.char.add(patients.astype(str), "\0"), studies.astype(str))[order]
-    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.empty(0, np.int64)
-    chosen = []
-    for start, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
-        series = order[start:end]
-        chosen.append(rows[series[_pick(len(series), settings, seed, epoch, str(names[start]))]])
-    return np.sort(np.concatenate(chosen)) if chosen else rows[:0]
+    owners = np.array([f"{len(str(patient))}:{patient}{study}" for patient, study in zip(patients, studies, strict=True)])
+    order = np.lexsort((positions, owners))
+    ends = np.flatnonzero(owners[order][1:] != owners[order][:-1]) + 1
+    chosen = [rows[:0]]
+    for series in np.split(order, ends):
+        if len(series):
+            chosen.append(rows[series[_pick(len(series), settings, seed, epoch, str(owners[series[0]]))]])
+    return np.sort(np.concatenate(chosen))
 
 
 def _pick(count: int, settings: SliceSettings, seed: int, epoch: int | None, name: str) -> np.ndarray:

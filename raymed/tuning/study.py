@@ -215,9 +215,10 @@ class StudyScheduler(FIFOScheduler):
         number, epoch = trial.config["number"], int(result["epoch"])
         stop = self._study.report(number, epoch, result, result.get("checkpoint_path"))
         self._observe(number, "epoch", result)
-        if result["finished"]:
+        if result["finished"]:  # the run is about to return by itself, which cleans up better than a kill
             self._end(trial, TrialState.COMPLETE)
-        elif stop:
+            return TrialScheduler.CONTINUE
+        if stop:
             self._end(trial, TrialState.PRUNED, f"stopped by successive halving after epoch {epoch}")
         elif self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs):
             self._end(trial, TrialState.PRUNED, f"the budget was used up after epoch {epoch}")

@@ -49,6 +49,16 @@ def test_choice_does_not_depend_on_the_order_in_which_rows_come():
     assert len({patients[row] for row in straight}) == 4
 
 
+def test_a_series_belongs_to_one_patient_whatever_the_names_are():
+    patients, studies = np.array(["p1", "p1", "p11", "p11"], dtype=object), np.array(["1x", "1x", "x", "x"], dtype=object)
+    assert choose(np.arange(4), patients, studies, np.array([0, 1, 0, 1]), SliceSettings(2)).tolist() == [0, 1, 2, 3]
+
+
+def test_an_empty_split_chooses_nothing():
+    empty = np.array([], dtype=object)
+    assert choose(np.arange(0), empty, empty, np.arange(0), SliceSettings(2)).tolist() == []
+
+
 def test_choosing_no_slices_is_refused():
     with pytest.raises(UserError, match="at least 1"):
         SliceSettings(0)
