@@ -87,15 +87,11 @@ class LungOptions(JobOptions):
         )
         described = json.dumps([dataclasses.asdict(template), dataclasses.asdict(self.search), prepared.digest], default=str)
         name = self.name or f"{recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
-        if self.fresh:
-            self.folder.delete(name)
-        return Night(
-            template=dataclasses.replace(template, name=name),
-            search=self.search,
-            budget=budget,
-            tracking_uri=self.tracking,
-            command=shlex.join(["python", *sys.argv]),
-        )
+        command = shlex.join(["python", *sys.argv])
+        night = Night(dataclasses.replace(template, name=name), self.search, budget, self.tracking, command)
+        if self.fresh and not self.dry_run:
+            night.forget()
+        return night
 
 
 def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int) -> Prepared:

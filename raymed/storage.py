@@ -92,9 +92,9 @@ class Folder:
         except OSError as error:
             raise UserError(f"cannot write {self.uri}/{name}: {error}. Free space or choose another --storage.") from error
 
-    def delete(self, name: str) -> None:
-        """Remove the file or folder `name` if it is there."""
-        path = self._inside(name)
+    def delete(self, name: str = "") -> None:
+        """Remove the file or folder `name`, or this folder, if it is there."""
+        path = self._inside(name) if name else self.path
         kind = self.filesystem.get_file_info(path).type
         if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(path)

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from raymed.errors import UserError
 
@@ -128,6 +128,13 @@ class Tracker:
             order_by=["attributes.start_time ASC"],
         )
         return runs[0].info.run_id if runs else None
+
+    def forget(self, name: str) -> None:
+        """Delete the run with this key and those under it (``name/...``); MLflow keeps them restorable."""
+        for run in self.client.search_runs([self.experiment_id], max_results=50_000):
+            key = unquote(run.data.tags.get(KEY, ""))
+            if key == name or key.startswith(f"{name}/"):
+                self.client.delete_run(run.info.run_id)
 
     def describe(self, run_id: str) -> RunRecord:
         """Everything that is known of a run.

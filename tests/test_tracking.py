@@ -210,3 +210,13 @@ def test_settings_become_dotted_names() -> None:
 
 def test_nothing_is_sent_to_mlflows_makers() -> None:
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_forgetting_a_search_takes_its_trials_and_leaves_its_neighbours(tracker: Tracker) -> None:
+    kept = [tracker.run(key, key) for key in ("night-2", "night-2/trial-0000")]
+    for key in ("night", "night/trial-0000", "night/trial-0001"):
+        tracker.run(key, key)
+    tracker.forget("night")
+    assert tracker.find("night") is None
+    assert tracker.find("night/trial-0001") is None
+    assert [tracker.find("night-2"), tracker.find("night-2/trial-0000")] == kept

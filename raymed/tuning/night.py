@@ -88,16 +88,24 @@ class Night:
         return self.template.name
 
     def open_study(self) -> Study:
-        """The search's record, on a local disk beside its runs (or under the home folder where the storage is remote)."""
-        folder = self.template.folder
-        place = Path(folder.path) if folder.is_local else Path.home() / ".raymed" / self.name
+        """The search's record."""
         defaults = {name: self._get(name) for name in self.search.space}
-        return Study(
-            place / "study.journal", self.name, self.search.space, defaults, self.search.halving, self.template.seed
-        )
+        space, halving = self.search.space, self.search.halving
+        return Study(self._study_path(), self.name, space, defaults, halving, self.template.seed)
+
+    def _study_path(self) -> Path:
+        """On a local disk beside the search's runs, or under the home folder where the storage is remote."""
+        folder = self.template.folder
+        return (Path(folder.path) if folder.is_local else Path.home() / ".raymed" / self.name) / "study.journal"
 
     def open_tracker(self) -> Tracker:
         return Tracker.open(self.tracking_uri, f"raymed-{self.template.recipe.name}")
+
+    def forget(self) -> None:
+        """Remove what an earlier search of this name left: its folder, its study and its runs in MLflow."""
+        self.template.folder.delete()
+        self._study_path().unlink(missing_ok=True)
+        self.open_tracker().forget(self.name)
 
     def trial(self, number: int, params: Mapping[str, Value]) -> FitSpec:
         """The run of a trial: the template with the searched settings put in."""

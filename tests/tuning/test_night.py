@@ -1,0 +1,123 @@
+"""A whole search on real Ray Tune, Ray Train, DeepSpeed, Optuna and MLflow, small enough for CI."""
+
+import dataclasses
+import time
+
+import mlflow
+import pandas as pd
+import pytest
+import ray
+from optuna.trial import TrialState
+
+from raymed.recipes.lung import LungRecipe
+from raymed.registry import judge_and_register
+from raymed.storage import Folder
+from raymed.training.engine import TrainSettings
+from raymed.training.loop import FitSpec
+from raymed.tuning.morning import judge_night
+from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.space import Dimension
+from raymed.tuning.study import REASON, Budget, Halving
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+
+DIVERGES = 1e30
+
+
+@pytest.fixture(scope="module")
+def night(prepared, tmp_path_factory) -> Night:
+    folder = tmp_path_factory.mktemp("night")
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    train = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=3e-3)
+    template = FitSpec("night", str(folder), prepared.folder.uri, recipe, train, seed=1)
+    space = {"train.lr": Dimension(choices=(3e-3, 3e-9, DIVERGES))}
+    search = SearchSettings(space=space, halving=Halving(1, 3))
+    return Night(template, search, Budget(trials=5), f"sqlite:///{folder}/mlflow.db", "python jobs/tune_lung.py")
+
+
+@pytest.fixture(scope="module")
+def searched(night):
+    return night.run()
+
+
+@pytest.fixture(scope="module")
+def morning(night, searched):
+    return judge_night(night, searched)
+
+
+def test_a_diverging_trial_fails_with_its_reason_and_hurts_no_other(searched):
+    assert len(searched.trials) == 5
+    diverged = [trial for trial in searched.trials if trial.params["train.lr"] == DIVERGES]
+    assert diverged, "the seed no longer draws a diverging trial: choose another"
+    for trial in diverged:
+        assert trial.state == TrialState.FAIL
+        assert "not finite" in trial.user_attrs[REASON] or "diverged" in trial.user_attrs[REASON]
+    assert searched.trials[0].state == TrialState.COMPLETE
+    assert searched.best.params["train.lr"] == 3e-3
+
+
+def test_stopped_trials_give_their_resources_back(searched):
+    deadline = time.time() + 5
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"] and time.time() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+
+
+def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(night, searched):
+    tracker = night.open_tracker()
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    parent = tracker.find(night.name)
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
+    assert len(children) == 5
+    for trial in searched.trials:
+        run = str(tracker.find(night.trial_key(trial.number)))
+        epochs = [metric.step for metric in tracker.client.get_metric_history(run, "val_loss")]
+        assert epochs == sorted(trial.intermediate_values)
+        assert tracker.describe(run).status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
+
+
+def test_the_morning_leaves_a_report_and_a_champion_that_predicts(night, morning, prepared):
+    page = Folder.at(night.template.storage).child("night").read("report.html").decode()
+    assert "champion" in page
+    assert night.command in page
+    mlflow.set_tracking_uri(night.tracking_uri)
+    model = mlflow.pyfunc.load_model("models:/raymed-lung@champion")
+    slices = [record.images[0].pixels[..., 0] for record in prepared.read(prepared.rows("test")[:4])]
+    said = model.predict(pd.DataFrame({"patient_id": ["new"], "image": [slices]}))
+    probabilities = said.filter(like="p_").iloc[0]
+    assert said["patient_id"].tolist() == ["new"]
+    assert probabilities.sum() == pytest.approx(1)
+    assert said["decision"].iloc[0] == probabilities.idxmax().removeprefix("p_")
+
+
+def test_running_a_finished_search_again_changes_nothing(night, searched, morning):
+    before = {trial.number: (trial.state, trial.params) for trial in searched.trials}
+    again = night.run()
+    assert {trial.number: (trial.state, trial.params) for trial in again.trials} == before
+    assert judge_night(night, again).data["version"] == morning.data["version"]
+    tracker = night.open_tracker()
+    assert len(tracker.client.search_runs([tracker.experiment_id])) == 6
+
+
+def test_a_larger_budget_goes_on_with_the_search(night, searched, morning):
+    more = dataclasses.replace(night, budget=Budget(trials=6)).run()
+    assert len(more.trials) == 6
+    assert [trial.params for trial in more.trials[:5]] == [trial.params for trial in searched.trials[:5]]
+
+
+def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it(night, searched, morning):
+    refitted = judge_night(night, night.open_study(), refit="trainval")
+    assert refitted.data["version"] != morning.data["version"]
+    assert refitted.data["test"] == morning.data["test"], "the figures belong to the model before refitting"
+
+
+def test_a_person_can_promote_another_trial(night, searched, morning):
+    tracker = night.open_tracker()
+    other = next(
+        trial for trial in searched.trials if trial.state == TrialState.COMPLETE or trial.state == TrialState.PRUNED
+        if trial.number != searched.best.number
+    )  # fmt: skip
+    run = str(tracker.find(night.trial_key(other.number)))
+    registered = judge_and_register(tracker, night.candidate(run, other), alias="candidate")
+    assert tracker.client.get_model_version_by_alias(registered.name, "candidate").version == registered.version
+    assert tracker.client.get_model_version_by_alias(registered.name, "champion").version != registered.version
