@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import dataclasses
 import json
 import logging
@@ -107,7 +108,8 @@ def run(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional, defaults)
     try:
-        outcome = main(options)
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the outcome: libraries print to it too
+            outcome = main(options)
         code, text, data = 0, outcome.text, outcome.data
     except UserError as error:
         code, text, data = _failure(2, str(error))

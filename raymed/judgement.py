@@ -89,7 +89,7 @@ class Candidate:
         if not folder.exists(f"model/{RECIPE_FILE}"):
             raise UserError(
                 f"the checkpoint {checkpoint} of run {self.run_id} is not there any more, or holds no exported model. "
-                "Choose another trial, or keep more with --keep-checkpoints all."
+                "Choose another trial."
             )
         copy_to_local(folder.child("model"), into)
         return into

@@ -38,6 +38,7 @@ def main(options: Divide) -> Outcome:
         raise UserError("--by is negative: give a number from 0 up")
     if options.by > 100:
         raise RunError("too much")
+    print("a library's chatter")
     return Outcome(f"result: {10 / options.by}", {"result": 10 / options.by})
 
 run(Divide, main)
