@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raymed.data.stream import Staged, Streamed
@@ -90,4 +92,8 @@ def fit(
 
 def fit_trial(config: dict[str, Any], source: Staged | Streamed, each: Resources) -> None:
     """A trial of Ray Tune: `fit`, with every report passed on. It lives here because its process imports this module."""
+    # When a trial is stopped, Ray Train frees its resources only after it has asked the cluster whether the run's
+    # controller is dead, and where two clusters share a machine it cannot tell which one to ask.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     fit(config["spec"], source, each, [TuneReportCallback()])
