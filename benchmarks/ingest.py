@@ -1,0 +1,213 @@
+"""Slices per second from the stream to what the model takes, against a torch DataLoader on the same two cores.
+
+    python benchmarks/ingest.py          # the figures of docs/log.md: 10 minutes and 4 GB of disk on two CPU cores
+    python benchmarks/ingest.py --patients 8 --source-size 64 --size 56 --folder /tmp/ingest    # seconds, to try it
+
+- loader: a DataLoader with 2 workers that opens, resizes and normalises the patients' PNGs, as training scripts do.
+- staged: Ray Data decodes the prepared slices once a night into the object store; every epoch of every trial reads there.
+- streamed: Ray Data reads the prepared shards anew each epoch, for sets that do not fit; its start is counted.
+
+The loader hands out normalised float32. The recipe hands out uint8, which its network normalises where it computes; both
+rates are given, with that step (`normalised`) and without. `in memory` is the rate of that step on arrays that are already
+there: no stream can be faster.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import ray
+import torch
+from jsonargparse import auto_cli
+from machine import show
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from raymed.cluster import connect
+from raymed.data.image import ImageSettings
+from raymed.data.phantom import PhantomSettings, write_phantoms
+from raymed.data.plan import plan_epoch
+from raymed.data.prepare import PrepareSettings, prepare
+from raymed.data.stream import Staged, Streamed, ahead, stage
+from raymed.models.vision import IMAGENET_MEAN, IMAGENET_STD, InputNorm
+from raymed.recipes.augment import AugmentSettings
+from raymed.recipes.lung import LungRecipe
+from raymed.recipes.recipe import Batch, TrainingPass
+
+MICRO_BATCH = 16
+CORES = 2
+Plan = Sequence[Sequence[int]]
+
+
+def main(
+    folder: str = "runs/benchmark-ingest", patients: int = 100, source_size: int = 512, size: int = 448, epochs: int = 3
+) -> None:
+    """Make and prepare phantom patients, unless they are there, and read them in each way.
+
+    Args:
+        folder: Where the patients are made and kept.
+        patients: How many, of 30 to 35 slices.
+        source_size: Side of the PNGs, in pixels.
+        size: Side of what the model takes.
+        epochs: Epochs of each way.
+    """
+    pictures = Path(folder).resolve() / "patients"
+    write_phantoms(pictures, PhantomSettings(patients=patients, size=source_size))
+    connect()
+    settings = PrepareSettings(image=ImageSettings(size=size))
+    prepared = prepare(pictures, f"{pictures.parent}/prepared", settings).prepared
+    rows = prepared.rows("all")
+    recipe = LungRecipe.for_data(prepared.labels, size, augment=AugmentSettings(preset="none"))
+    plans = [plan_of(rows, epoch) for epoch in range(epochs)]
+
+    loader = [load_pngs(sorted(pictures.glob("*/*/*.png")), size) for _ in range(epochs)]
+    started = time.perf_counter()
+    staged = stage(prepared, rows)
+    staging = time.perf_counter() - started
+    first, second = (Trial.remote(staged, recipe) for _ in range(2))
+    encoded = ray.get([first.epoch.remote(plan, False) for plan in plans])
+    again = ray.get(second.epoch.remote(plans[0], False))
+    normalised = ray.get([first.epoch.remote(plan, True) for plan in plans])
+    in_memory = ray.get([first.in_memory.remote(plan) for plan in plans])
+    for trial in (first, second):
+        ray.kill(trial)
+    streaming = Trial.remote(Streamed(prepared), recipe)
+    streamed = ray.get([streaming.epoch.remote(plan, False) for plan in plans])
+    ray.kill(streaming)
+
+    few = rows[: max(MICRO_BATCH, len(rows) // 10)]
+    memory = {
+        way: [ray.get(Trial.remote(source, recipe).peak_memory.remote(plan_of(part, 0))) for part in (few, rows)]
+        for way, source in (("staged", staged), ("streamed", Streamed(prepared)))
+    }
+
+    figures = {
+        "slices": len(rows),
+        "loader": len(rows) / statistics.median(loader),
+        "staged_epoch_1": len(rows) / (staging + encoded[0]),
+        "staged": len(rows) / statistics.median(encoded[1:]),
+        "staged_second_trial": len(rows) / again,
+        "staged_normalised": len(rows) / statistics.median(normalised),
+        "in_memory": len(rows) / statistics.median(in_memory),
+        "streamed_epoch_1": len(rows) / streamed[0],
+        "streamed": len(rows) / statistics.median(streamed[1:]),
+        "memory": memory,
+    }
+    reached = figures["staged_normalised"] / figures["in_memory"]
+    lines = [
+        f"{name.replace('_', ' '):20} {figures[name]:8.0f} slices/s  {figures[name] / figures['loader']:6.1f}x the loader"
+        for name in figures
+        if name not in ("slices", "memory")
+    ]
+    lines += [f"staged and normalised at {reached:.0%} of the rate at which arrays in memory are normalised"]
+    lines += [
+        f"{way}: peak memory of any worker {small / 2**20:.0f} MiB for {len(few)} slices, {large / 2**20:.0f} MiB for "
+        f"{len(rows)}: {large / small:.2f}x"
+        for way, (small, large) in memory.items()
+    ]
+    show(f"reading {len(rows)} slices of {size} pixels", lines, figures | {"share_of_in_memory": reached})
+
+
+def plan_of(rows: np.ndarray, epoch: int) -> Plan:
+    """The rows of each micro-batch of an epoch."""
+    return [
+        [row for pack in batch for row in pack]
+        for batch in plan_epoch([(row,) for row in rows.tolist()], MICRO_BATCH, 0, epoch, {}).batches
+    ]
+
+
+class Pictures(Dataset[torch.Tensor]):
+    """PNG files as normalised float32 [3, size, size]."""
+
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self.paths, self.size = paths, size
+        self.mean, self.std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        with Image.open(self.paths[place]) as file:
+            picture = file.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def load_pngs(paths: Sequence[Path], size: int) -> float:
+    """Seconds of an epoch."""
+    started = time.perf_counter()
+    for batch in DataLoader(Pictures(paths, size), MICRO_BATCH, shuffle=True, num_workers=CORES):
+        assert batch.dtype == torch.float32
+    return time.perf_counter() - started
+
+
+@ray.remote(num_cpus=1)
+class Trial:
+    """A trial's worker, as far as reading goes."""
+
+    def __init__(self, source: Staged | Streamed, recipe: LungRecipe) -> None:
+        torch.set_num_threads(CORES)
+        self.source, self.recipe, self.normalise = source, recipe, InputNorm()
+        self.reader = source.open()
+
+    def epoch(self, plan: Plan, normalise: bool) -> float:
+        """Seconds of an epoch, the start of the reading included."""
+        started = time.perf_counter()
+        seen = 0
+        for batch in self._batches(plan):
+            if normalise:
+                self.normalise(batch.tensors["pixels"], torch.float32)
+            seen += len(batch.ids)
+        if seen != sum(map(len, plan)):
+            raise RuntimeError(f"{seen} rows of {sum(map(len, plan))} were read")
+        return time.perf_counter() - started
+
+    def in_memory(self, plan: Plan) -> float:
+        """Seconds in which plain torch normalises the same pixels."""
+        batches = [batch.tensors["pixels"] for batch in self._batches(plan)]
+        started = time.perf_counter()
+        for pixels in batches:
+            self.normalise(pixels, torch.float32)
+        return time.perf_counter() - started
+
+    def peak_memory(self, plan: Plan) -> int:
+        """Most private bytes that this or any other process of Ray's workers held during two epochs.
+
+        Blocks in the object store are not counted: they lie there once, however many trials read them.
+        """
+        ended, peak = threading.Event(), [0]
+
+        def watch() -> None:
+            while not ended.wait(0.05):
+                peak[0] = max(peak[0], *private_bytes())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for _ in range(2):
+            self.epoch(plan, True)
+        ended.set()
+        watcher.join()
+        return peak[0]
+
+    def _batches(self, plan: Plan) -> Iterator[Batch]:
+        where = TrainingPass(0, 0)
+        return ahead(self.recipe.encode(records, where) for records in self.reader.read(plan))
+
+
+def private_bytes() -> Iterator[int]:
+    """Of every worker process of this machine's Ray."""
+    for process in psutil.Process().parent().children():
+        try:
+            yield process.memory_full_info().uss
+        except psutil.Error:
+            yield 0  # ended meanwhile
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
