@@ -25,6 +25,4 @@ def connect() -> None:
         ray.init(**quiet)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process a run less: this machine is ours
-        # The dashboard (on this machine's loopback) stays on: Ray Train asks it whether a stopped run's controller is dead,
-        # and would never give back the resources of the run otherwise.
-        ray.init(num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
+        ray.init(num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)

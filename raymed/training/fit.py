@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raymed.data.stream import Staged, Streamed
@@ -58,9 +57,16 @@ def resources(workers: int, cpus_per_worker: int) -> Resources:
 
 
 def fit(
-    spec: FitSpec, source: Staged | Streamed, resources: Resources, callbacks: Sequence[UserCallback] = ()
+    spec: FitSpec,
+    source: Staged | Streamed,
+    resources: Resources,
+    verdicts: ActorHandle | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> dict[str, Any]:
     """Train, or go on with the run of that name, to its end.
+
+    Args:
+        verdicts: asked after each epoch whether to stop.
 
     Returns:
         The last epoch's metrics.
@@ -71,7 +77,7 @@ def fit(
     """
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"spec": spec, "source": source},
+        train_loop_config={"spec": spec, "source": source, "verdicts": verdicts},
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpu,
@@ -90,10 +96,6 @@ def fit(
     return trainer.fit().metrics or {}
 
 
-def fit_trial(config: dict[str, Any], source: Staged | Streamed, each: Resources) -> None:
+def fit_trial(config: dict[str, Any], source: Staged | Streamed, each: Resources, verdicts: ActorHandle) -> None:
     """A trial of Ray Tune: `fit`, with every report passed on. It lives here because its process imports this module."""
-    # When a trial is stopped, Ray Train frees its resources only after it has asked the cluster whether the run's
-    # controller is dead, and where two clusters share a machine it cannot tell which one to ask.
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    fit(config["spec"], source, each, [TuneReportCallback()])
+    fit(config["spec"], source, each, verdicts, [TuneReportCallback()])

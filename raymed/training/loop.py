@@ -19,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.actor import ActorHandle
 
 from raymed.data.leak import guard
 from raymed.data.plan import EpochPlan, SliceSettings, choose, in_order, micro_batches, plan_epoch, share
@@ -29,6 +30,7 @@ from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.storage import Folder
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.verdict import wait_for_verdict
 
 JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
@@ -96,11 +98,11 @@ class FitSpec:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry into a worker; ``config`` holds the ``spec`` and the ``source`` of its rows."""
+    """Ray Train's entry into a worker; ``config`` holds the ``spec``, the ``source`` of its rows and the ``verdicts``."""
     device = ray.train.torch.get_device()
     prepare_process(device)
     try:
-        Run(config["spec"], config["source"], device).train()
+        Run(config["spec"], config["source"], config["verdicts"], device).train()
     except RunError as error:  # all workers meet it at the same place, and trying again would only repeat it
         ray.train.report({"failed": str(error)})
     finally:
@@ -110,8 +112,9 @@ def train_worker(config: dict[str, Any]) -> None:
 class Run:
     """One worker's side of a training run."""
 
-    def __init__(self, spec: FitSpec, source: Staged | Streamed, device: torch.device) -> None:
+    def __init__(self, spec: FitSpec, source: Staged | Streamed, verdicts: ActorHandle | None, device: torch.device) -> None:
         context = ray.train.get_context()
+        self.verdicts = verdicts
         self.spec, self.worker, self.workers = spec, context.get_world_rank(), context.get_world_size()
         self.prepared = Prepared.open(spec.data)
         if not spec.is_refit:
@@ -145,6 +148,15 @@ class Run:
             metrics["finished"] = float(self._finished())
             progress.history.append(metrics)
             self._checkpoint(metrics, predictions, better)
+            if not metrics["finished"] and self._told_to_stop():
+                return
+
+    def _told_to_stop(self) -> bool:
+        if self.verdicts is None:
+            return False
+        told = [self.worker == 0 and wait_for_verdict(self.verdicts, self.spec.name, self.progress.epoch)]
+        dist.broadcast_object_list(told)
+        return told[0]
 
     def _finished(self) -> bool:
         progress, settings = self.progress, self.spec.train

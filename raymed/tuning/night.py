@@ -28,6 +28,7 @@ from raymed.judgement import Candidate
 from raymed.tracking import Status, Tracker
 from raymed.training.fit import Resources, fit_trial, resources
 from raymed.training.loop import FitSpec
+from raymed.training.verdict import Verdicts
 from raymed.tuning.progress import Progress
 from raymed.tuning.space import Space, Value, get_setting, with_setting
 from raymed.tuning.study import (
@@ -144,13 +145,16 @@ class Night:
         each, concurrent = self.resources()
         parent = self._start_parent(tracker, prepared)
         source = open_reader(prepared, self.template.all_rows(prepared))
+        verdicts = Verdicts.remote()  # type: ignore[attr-defined]
         with Progress(study, self.budget, self.template.train.epochs) as progress:
             recorder = _Recorder(self, tracker, parent, study, progress)
             tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(fit_trial, source=source, each=each), {"CPU": DRIVER_CPUS}),
+                tune.with_resources(
+                    tune.with_parameters(fit_trial, source=source, each=each, verdicts=verdicts), {"CPU": DRIVER_CPUS}
+                ),
                 tune_config=tune.TuneConfig(
                     search_alg=StudySearcher(study, self.budget, self.trial),
-                    scheduler=StudyScheduler(study, self.budget, recorder.observe),
+                    scheduler=StudyScheduler(study, self.budget, verdicts, recorder.observe),
                     num_samples=-1,
                     max_concurrent_trials=concurrent,
                 ),

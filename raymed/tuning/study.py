@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -193,38 +194,45 @@ class StudySearcher(Searcher):
 
 
 class StudyScheduler(FIFOScheduler):
-    """Writes what trials report into the study, and stops those that successive halving or the budget ends.
+    """Writes what trials report into the study, and tells those to stop that successive halving or the budget ends.
 
     `observe(trial number, what happened, result)` is told of every epoch and every end.
     """
 
-    def __init__(self, study: Study, budget: Budget, observe: Callable[[int, str, Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        budget: Budget,
+        verdicts: ActorHandle,
+        observe: Callable[[int, str, Mapping[str, Any]], None],
+    ) -> None:
         super().__init__()
-        self._study, self._budget, self._observe = study, budget, observe
+        self._study, self._budget, self._verdicts, self._observe = study, budget, verdicts, observe
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for `StudySearcher`."""
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """Always to go on, as far as Ray Tune is concerned: a trial that is told to stop ends by itself."""
         if "failed" in result:
             self._end(trial, TrialState.FAIL, str(result["failed"]))
-            return TrialScheduler.STOP
-        if "val_loss" not in result:  # a checkpoint within an epoch
-            return TrialScheduler.CONTINUE
-        number, epoch = trial.config["number"], int(result["epoch"])
-        stop = self._study.report(number, epoch, result, result.get("checkpoint_path"))
+        elif "val_loss" in result:  # and not a checkpoint within an epoch
+            self._judge(trial, int(result["epoch"]), result)
+        return TrialScheduler.CONTINUE
+
+    def _judge(self, trial: TuneTrial, epoch: int, result: dict[str, Any]) -> None:
+        number = trial.config["number"]
+        halted = self._study.report(number, epoch, result, result.get("checkpoint_path"))
+        used_up = self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs)
         self._observe(number, "epoch", result)
-        if result["finished"]:  # the run is about to return by itself, which cleans up better than a kill
+        if result["finished"]:
             self._end(trial, TrialState.COMPLETE)
-            return TrialScheduler.CONTINUE
-        if stop:
+        elif halted:
             self._end(trial, TrialState.PRUNED, f"stopped by successive halving after epoch {epoch}")
-        elif self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs):
+        elif used_up:
             self._end(trial, TrialState.PRUNED, f"the budget was used up after epoch {epoch}")
-        else:
-            return TrialScheduler.CONTINUE
-        return TrialScheduler.STOP
+        self._verdicts.give.remote(trial.config["spec"].name, epoch, bool(halted or used_up))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         error = trial.get_error()
