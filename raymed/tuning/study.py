@@ -172,7 +172,7 @@ class StudySearcher(Searcher):
     which knows whether it was stopped, failed or finished."""
 
     def __init__(self, study: Study, budget: Budget, spec: Callable[[int, Mapping[str, Value]], FitSpec]) -> None:
-        super().__init__(metric="val_loss", mode="min")
+        super().__init__()  # without a metric: not every report has one (a checkpoint within an epoch, a failure)
         self._study, self._budget, self._spec = study, budget, spec
 
     def suggest(self, trial_id: str) -> Any:
