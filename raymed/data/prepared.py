@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from raymed.storage import Folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+OPEN_SHARDS = 16  # kept by a process: opening one costs as much as reading a row, and holds about a MiB
 
 
 @dataclass(frozen=True)
@@ -190,16 +191,21 @@ class Places:
         order: list[int] = []
         for shard, row_groups in groups.items():
             try:
-                with self.folder.open(f"shards/{shard}") as stream, pq.ParquetFile(stream) as file:
-                    for row_group, asked_rows in row_groups.items():
-                        table = file.read_row_group(row_group, use_threads=False)
-                        tables.append(table.take([self.columns["row"][asked] for asked in asked_rows]))
-                        order.extend(asked_rows)
+                file = _open_shard(self.folder.uri, shard)
+                for row_group, asked_rows in row_groups.items():
+                    table = file.read_row_group(row_group, use_threads=False)
+                    tables.append(table.take([self.columns["row"][asked] for asked in asked_rows]))
+                    order.extend(asked_rows)
             except (OSError, pa.ArrowInvalid, IndexError) as error:
                 where = f"{self.folder.uri}/shards/{shard}"
                 raise UserError(f"cannot read the shard {where}: {error}. Prepare the data again") from error
         found = pa.concat_tables(tables) if tables else RECORD.empty_table()
         return found if order == sorted(order) else found.take(np.argsort(order))
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open_shard(folder: str, shard: str) -> pq.ParquetFile:
+    return pq.ParquetFile(Folder.at(folder).open(f"shards/{shard}"))
 
 
 def digest_of(content: bytes) -> str:

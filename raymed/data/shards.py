@@ -28,8 +28,10 @@ from raymed.storage import Folder
 
 SHARDS = "shards"
 UNFINISHED = "unfinished"  # outcomes of shards that no manifest names yet: a killed run goes on from them
-SHARD_BYTES = 128 * 2**20  # of raw pixels
-ROW_GROUP_BYTES = 2**20  # of raw pixels: what reading one row at random costs
+# Both of raw pixels. Reading one row at random costs the decompression of its row group, and the parsing of a footer that
+# lists all row groups of its shard: small groups in small shards keep both near a millisecond.
+SHARD_BYTES = 32 * 2**20
+ROW_GROUP_BYTES = 2**18
 SHARDS_PER_CPU = 4  # at least, so that a small set keeps every CPU busy to the end
 
 # One row per slice: an index row, or, with a reason, a refused slice. Or one row with a failure: Ray Data keeps of a task's

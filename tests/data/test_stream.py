@@ -1,0 +1,154 @@
+"""The stream hands a worker exactly the rows of its plan, in the plan's order, whichever reader it has."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_prepared
+
+from raymed.data import stream
+from raymed.data.plan import micro_batches, plan_epoch, share
+from raymed.data.prepared import Prepared
+from raymed.data.stream import Staged, Streamed, ahead, open_reader, stage
+
+Source = Callable[[Prepared, np.ndarray], Staged | Streamed]
+SOURCES = {"staged": stage, "streamed": lambda prepared, rows: Streamed(prepared)}
+ray_is_slow = pytest.mark.slow
+
+
+def plan_of(rows: np.ndarray, epoch: int, worker: int = 0, workers: int = 1) -> list[list[int]]:
+    """The rows of a worker's micro-batches of an epoch; batches of 10 leave a smaller one at the end."""
+    batches = plan_epoch([(row,) for row in rows.tolist()], 10, seed=3, epoch=epoch, left_out={}).batches
+    micro = [part for batch in batches for part in micro_batches(batch, 4)]
+    return [[row for pack in packs for row in pack] for packs, counts in share(micro, worker, workers) if counts]
+
+
+@ray_is_slow
+@pytest.mark.parametrize("source", SOURCES)
+def test_records_come_in_the_plans_order_each_row_once(source: str, prepared: Prepared, cluster: None) -> None:
+    rows = prepared.rows("train")
+    reader = SOURCES[source](prepared, rows).open()
+    for epoch in (0, 1):
+        plan = plan_of(rows, epoch)
+        read = list(reader.read(plan))
+        for micro, records in zip(plan, read, strict=True):
+            wanted = prepared.read(micro)
+            assert [record.id for record in records] == [record.id for record in wanted]
+            assert [record.label for record in records] == [record.label for record in wanted]
+            for record, same in zip(records, wanted, strict=True):
+                assert np.array_equal(record.images[0].pixels, same.images[0].pixels)
+        ids = [record.id for records in read for record in records]
+        assert sorted(ids) == sorted(prepared.columns(rows, ["id"])["id"])
+
+
+@ray_is_slow
+@pytest.mark.parametrize("source", SOURCES)
+def test_workers_read_the_epoch_between_them(source: str, prepared: Prepared, cluster: None) -> None:
+    rows = prepared.rows("train")
+    opened = SOURCES[source](prepared, rows)
+    ids = [
+        record.id for worker in range(3) for records in opened.open().read(plan_of(rows, 0, worker, 3)) for record in records
+    ]
+    assert sorted(ids) == sorted(prepared.columns(rows, ["id"])["id"])
+
+
+@ray_is_slow
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_resumed_epoch_reads_the_rest_of_its_plan(source: str, prepared: Prepared, cluster: None) -> None:
+    rows = prepared.rows("train")
+    opened, plan = SOURCES[source](prepared, rows), plan_of(rows, 0)
+    whole = [[record.id for record in records] for records in opened.open().read(plan)]
+    rest = [[record.id for record in records] for records in opened.open().read(plan[7:])]
+    assert rest == whole[7:]
+    assert list(opened.open().read([])) == []
+
+
+@ray_is_slow
+def test_staged_pixels_are_views_of_the_store_and_not_copies(prepared: Prepared, cluster: None) -> None:
+    reader = stage(prepared, prepared.rows("train")).open()
+    (records,) = reader.read([prepared.rows("train")[:4].tolist()])
+    for record in records:
+        pixels = record.images[0].pixels
+        assert not pixels.flags.owndata and not pixels.flags.writeable
+
+
+@ray_is_slow
+def test_a_missing_shard_reaches_the_reader_as_an_error_that_names_it(tmp_path: Path, cluster: None) -> None:
+    prepared = write_prepared(tmp_path / "data", patients=8)
+    rows = prepared.rows("train")
+    shard = prepared.columns(rows[:1], ["shard"])["shard"][0]
+    (tmp_path / "data" / "shards" / shard).unlink()
+    with pytest.raises(Exception, match=shard):
+        list(Streamed(prepared).read([rows.tolist()]))
+    with pytest.raises(Exception, match=shard):
+        stage(prepared, rows)
+
+
+@ray_is_slow
+def test_a_row_that_its_shard_has_lost_is_an_error(tmp_path: Path, cluster: None) -> None:
+    prepared = write_prepared(tmp_path / "data", patients=8)
+    other = write_prepared(tmp_path / "other", patients=4)
+    shard = prepared.columns(prepared.rows("all")[:1], ["shard"])["shard"][0]
+    (tmp_path / "data" / "shards" / shard).write_bytes((tmp_path / "other" / "shards" / shard).read_bytes())
+    assert len(other.rows("all")) < len(prepared.rows("all"))
+    with pytest.raises(RuntimeError, match="were found in the shards"):
+        stage(prepared, prepared.rows("all"))
+
+
+@ray_is_slow
+def test_rows_that_do_not_fit_the_store_are_streamed(
+    prepared: Prepared, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = prepared.rows("train")
+    assert isinstance(open_reader(prepared, rows), Staged)
+    monkeypatch.setattr(stream, "STORE_SHARE", 1e-9)
+    assert isinstance(open_reader(prepared, rows), Streamed)
+
+
+def test_ahead_gives_the_same_items_in_order() -> None:
+    assert list(ahead(range(100))) == list(range(100))
+    assert list(ahead([])) == []
+
+
+def test_ahead_hands_on_the_makers_error_behind_the_items_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("the third is broken")
+
+    taken = []
+    with pytest.raises(ValueError, match="third is broken"):
+        for item in ahead(items()):
+            taken.append(item)
+    assert taken == [1, 2]
+
+
+def test_ahead_makes_no_more_than_its_depth_ahead() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for item in range(50):
+            made.append(item)
+            yield item
+
+    waiting = ahead(items(), depth=3)
+    next(waiting)
+    threading.Event().wait(0.5)
+    assert len(made) <= 1 + 3 + 1  # taken, waiting, and the one in the maker's hand
+    waiting.close()  # type: ignore[attr-defined]
+
+
+def test_ahead_stops_its_thread_when_the_reader_leaves() -> None:
+    before = set(threading.enumerate())
+
+    def endless() -> Iterator[int]:
+        while True:
+            yield 0
+
+    for _ in ahead(endless()):
+        break
+    assert set(threading.enumerate()) <= before, "an abandoned maker must not go on reading"
