@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.data.record import INDEX, RECORD
+
+_STATUS = pytest.StashKey[int]()
 
 
 def write_prepared(folder: Path, patients: int = 24, slices: int = 4, size: int = 28, seed: int = 0) -> Prepared:
@@ -98,6 +101,19 @@ def _image(pixels: np.ndarray) -> dict[str, object]:
         "channels": channels,
         "pixels": pixels.tobytes(),
     }
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave as jobs do: in a normal exit, threads of Arrow now and then abort a run whose tests all passed."""
+    if _STATUS in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_STATUS])
 
 
 @pytest.fixture(scope="session")
