@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
+
+from raymed.training.engine import prepare_process
 
 
 def describe() -> str:
@@ -27,6 +33,19 @@ def matrix_rate(side: int = 2048, seconds: float = 2.0) -> float:
         a @ b
         times.append(time.perf_counter() - started)
     return 2 * side**3 / sorted(times)[len(times) // 2]
+
+
+@contextmanager
+def process_group_of_one() -> Iterator[None]:
+    """What DeepSpeed wants to find, in a process that trains by itself on the CPU."""
+    prepare_process(torch.device("cpu"))
+    os.environ["LOCAL_RANK"] = "0"
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def show(title: str, lines: list[str], figures: dict[str, Any]) -> None:

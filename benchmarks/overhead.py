@@ -1,7 +1,7 @@
 """Time per step inside raymed's loop, against a bare DeepSpeed loop on tensors that lie ready.
 
     python benchmarks/overhead.py                                             # the figures of docs/log.md: 10 minutes
-    python benchmarks/overhead.py --preset tiny --patients 12 --size 28 --source-size 64 --rounds 1 --epochs 2   # to try it
+    python benchmarks/overhead.py --preset tiny --patients 12 --size 28 --source_size 64 --rounds 1 --epochs 2   # to try it
 
 Ours is a whole run under Ray Train on one worker: slices staged in the object store, encoded and augmented while the step
 before is computed. The bare loop is one process with every batch already in memory as the network takes it. Both have one
@@ -12,8 +12,6 @@ comes from neighbours. The first epoch of a run warms up and is left out.
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -22,10 +20,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jsonargparse import auto_cli
-from machine import show
+from machine import process_group_of_one, show
 
 from raymed.cluster import connect
 from raymed.data.phantom import PhantomSettings
@@ -38,7 +35,7 @@ from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import TrainingPass
 from raymed.storage import Folder
 from raymed.training.checkpoint import Progress, fetch_newest
-from raymed.training.engine import TrainSettings, deepspeed_config, prepare_process
+from raymed.training.engine import TrainSettings, deepspeed_config
 from raymed.training.fit import fit, resources
 from raymed.training.loop import FitSpec
 
@@ -110,20 +107,23 @@ def history_of(spec: FitSpec) -> list[dict[str, float]]:
 
 def bare_epochs(spec: FitSpec) -> list[float]:
     """Seconds of each epoch of a loop with nothing around it, in a process of its own."""
-    device = torch.device("cpu")
-    prepare_process(device)
+    torch.set_num_threads(1)
+    with process_group_of_one():
+        return time_bare_loop(spec)
+
+
+def time_bare_loop(spec: FitSpec) -> list[float]:
     import deepspeed
 
-    torch.set_num_threads(1)
-    store = tempfile.mkdtemp()
-    dist.init_process_group("gloo", init_method=f"file://{store}/store", rank=0, world_size=1)
     torch.manual_seed(spec.seed)
     module = spec.recipe.build()
     groups = [
         {"params": group.parameters, "lr": spec.train.lr, "weight_decay": spec.train.weight_decay if group.decay else 0.0}
         for group in spec.recipe.groups(module)
     ]
-    engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=deepspeed_config(spec.train, device))
+    engine, *_ = deepspeed.initialize(
+        model=module, model_parameters=groups, config=deepspeed_config(spec.train, torch.device("cpu"))
+    )
     prepared, where, seconds = Prepared.open(spec.data), TrainingPass(spec.seed, 0), []
     batches = [
         spec.recipe.encode(prepared.read([row for pack in each for row in pack]), where).tensors
@@ -137,11 +137,8 @@ def bare_epochs(spec: FitSpec) -> list[float]:
             engine.backward(F.cross_entropy(logits, batch["labels"], label_smoothing=0.01))
             engine.step()
         seconds.append(time.perf_counter() - started)
-    dist.destroy_process_group()
-    shutil.rmtree(store)
     return seconds
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray gives a worker of one CPU
     auto_cli(main, as_positional=False)

@@ -1,7 +1,7 @@
 """Epochs and time until our search reaches the best val_loss of a random search of the same budget.
 
     OMP_NUM_THREADS=1 python benchmarks/search.py            # the figures of docs/log.md: half an hour on one CPU core
-    python benchmarks/search.py --seeds 1 --trials 3 --epochs 3 --patients 24 --size 28 --source-size 32     # to try it
+    python benchmarks/search.py --seeds 1 --trials 3 --epochs 3 --patients 24 --size 28 --source_size 32     # to try it
 
 Random draws from the same space, trains every trial to its last epoch, and its best is the mark. Ours is the real study
 (the default settings first, TPE, successive halving) and stops when it reaches the mark or has used as many epochs. Both
@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-import torch.distributed as dist
 import yaml
 from jsonargparse import auto_cli
-from machine import show
+from machine import process_group_of_one, show
 from optuna.trial import TrialState
 
 from raymed.data.phantom import PhantomSettings
@@ -41,7 +40,7 @@ from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import TrainingPass
 from raymed.storage import Folder
-from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import JUDGED_BY, FitSpec
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.space import Dimension
@@ -84,16 +83,13 @@ def main(
     space = {name: Dimension(**each) for name, each in config["search"]["space"].items()}
     search = SearchSettings(space, Halving(**config["search"]["halving"]))
 
-    prepare_process(CPU)
-    with tempfile.TemporaryDirectory() as temporary:
-        dist.init_process_group("gloo", init_method=f"file://{temporary}/store", rank=0, world_size=1)
+    with process_group_of_one(), tempfile.TemporaryDirectory() as temporary:
         records = Records(prepared, template)
         pairs = []
         for seed in range(seeds):
             at = dataclasses.replace(template, seed=seed, storage=f"{temporary}/{seed}")
             pairs.append(compare(Night(at, search, Budget(10**6, trials * epochs), ""), trials, records))
             print(f"seed {seed}: {pairs[-1]}", file=sys.stderr)
-        dist.destroy_process_group()
     budget = trials * epochs
     shares = [pair.epochs / budget for pair in pairs]
     times = [pair.seconds / pair.random_seconds for pair in pairs]

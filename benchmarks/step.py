@@ -162,13 +162,7 @@ def measure(way: str, folder: str, size: int, samples: int, padded: int, steps: 
 
     found: dict[str, float] = {}
     if way == "recipe":
-        # torch 2.13 has no formulas for the attention kernels of CPUs
-        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        formulas = {
-            attention: attention_flops,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-        }
-        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             micro_step(batches[0])[0].backward()
         found["flops"] = counter.get_total_flops() / len(batches[0].ids)
         found["matrix_rate"] = matrix_rate()
@@ -269,6 +263,13 @@ def attention_backward_flops(
 ) -> int:
     """Twice the forward pass: what the kernel computes again to save memory is not work that must be done."""
     return 2 * attention_flops(query, key, value, dropout, causal)
+
+
+# torch 2.13 counts nothing for the attention kernels of CPUs
+FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
 
 
 if __name__ == "__main__":

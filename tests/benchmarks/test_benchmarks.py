@@ -1,0 +1,91 @@
+"""Each benchmark runs to its end on tiny sizes and measures what it says; its figures mean nothing here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a benchmark by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        from ray import cloudpickle
+
+        module = importlib.import_module(name)
+        cloudpickle.register_pickle_by_value(module)  # Ray's workers started without this folder on their path
+        return module
+
+    yield load
+    for name in ("machine", "step", "ingest", "overhead", "search"):
+        sys.modules.pop(name, None)
+
+
+def figures_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_step_computes_the_same_loss_in_all_three_ways(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    step = benchmark("step")
+    step.main(step.Shape(vocabulary=2000, hidden=64, layers=1, size=56), samples=3, padded=128, steps=1)
+    figures = figures_of(capsys)
+    losses = [way["loss"] for way in figures["ways"].values()]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4), "the ways do not do the same work"
+    assert figures["ways"]["recipe"]["flops"] > 1e6
+    assert all(way["seconds"] > 0 for way in figures["ways"].values())
+
+
+def test_step_counts_the_flops_of_attention(benchmark: Any) -> None:
+    """Four products of 8 x 8 x 16 multiply-adds forward for two heads; twice that backward; half where it is causal."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    step = benchmark("step")
+    for causal, share in ((False, 1), (True, 2)):
+        query, key, value = (torch.randn(1, 2, 8, 16, requires_grad=True) for _ in range(3))
+        with FlopCounterMode(display=False, custom_mapping=step.FORMULAS) as counter:
+            torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal).sum().backward()
+        assert counter.get_total_flops() == 3 * (2 * 2 * (2 * 8 * 8 * 16)) // share
+
+
+@pytest.mark.slow
+def test_ingest_measures_every_way_of_reading(
+    benchmark: Any, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("ingest").main(str(tmp_path), patients=12, source_size=32, size=28, epochs=2)
+    figures = figures_of(capsys)
+    ways = ("loader", "staged_epoch_1", "staged", "staged_second_trial", "staged_normalised", "in_memory", "streamed")
+    assert all(figures[way] > 0 for way in ways)
+    assert all(small > 0 and large > 0 for small, large in figures["memory"].values())
+
+
+@pytest.mark.slow
+def test_overhead_times_both_loops(
+    benchmark: Any, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("overhead").main(
+        str(tmp_path), preset="tiny", patients=12, source_size=32, size=28, batch=64, epochs=2, rounds=1
+    )
+    figures = figures_of(capsys)
+    assert figures["ratio"] > 0 and 0 <= figures["data_wait"] < 1
+
+
+@pytest.mark.slow
+def test_search_compares_two_searches_from_one_seed(
+    benchmark: Any, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("search").main(str(tmp_path), seeds=1, trials=2, epochs=2, patients=12, source_size=32, size=28)
+    (pair,) = figures_of(capsys)["pairs"]
+    assert 1 <= pair["epochs"] <= 4
+    assert pair["reached"] == (pair["best"] <= pair["mark"])
