@@ -33,8 +33,14 @@ log = logging.getLogger("raymed")
 
 
 def default_storage() -> str:
-    """``RAYMED_STORAGE``, else ``RAYMED_HOME``, else ``runs`` in the current folder."""
-    return os.environ.get("RAYMED_STORAGE") or os.environ.get("RAYMED_HOME") or "runs"
+    """``RAYMED_STORAGE``, else ``RAYMED_HOME``, else ``runs`` in the current folder.
+
+    A submitted job works in a copy of the folder that Ray deletes some day: there it is ``raymed/runs`` at home.
+    """
+    given = os.environ.get("RAYMED_STORAGE") or os.environ.get("RAYMED_HOME")
+    if given:
+        return given
+    return str(Path.home() / "raymed" / "runs") if "working_dir_files" in Path.cwd().parts else "runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ class JobOptions:
     """Options that every job takes.
 
     Attributes:
-        storage: Folder or URI under which everything is written (default: RAYMED_STORAGE, RAYMED_HOME, or runs).
+        storage: Folder or URI under which everything is written (else RAYMED_STORAGE, RAYMED_HOME, or runs).
         tracking_uri: MLflow tracking address (default: MLFLOW_TRACKING_URI, or mlflow.db inside a local storage).
         seed: Seed of splits, order, augmentation, starting weights and search.
         dry_run: Check data, resources and memory, print the plan, and do nothing else.

@@ -1,0 +1,60 @@
+"""`ray start --head`, then `ray job submit`: the same script on a running cluster, with Ray's token authentication on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raymed.data.prepared import Prepared
+
+REPOSITORY = Path(__file__).parent.parent
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_submitted_job_trains_on_the_cluster_and_prints_where_the_result_is(prepared: Prepared, tmp_path: Path) -> None:
+    port = free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "a-token-for-this-test-only-0123456789abcdef",
+        "RAY_raylet_start_wait_time_s": "120",
+    }
+    start = [RAY, "start", "--head", "--port=0", "--num-cpus=3", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    start += [
+        f"--dashboard-agent-listen-port={free_port()}",
+        "--ray-client-server-port=0",
+        "--disable-usage-stats",
+        "--block",
+    ]
+    log = (tmp_path / "head.log").open("w")
+    head = subprocess.Popen(start, env=environment, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        submit = [RAY, "job", "submit", f"--address=http://127.0.0.1:{port}", "--working-dir", str(REPOSITORY), "--"]
+        job = ["python", "jobs/train_lung.py", "--data", prepared.folder.uri, "--train.epochs", "1"]
+        job += ["--storage", str(tmp_path / "runs"), "--name", "submitted"]
+        deadline = time.time() + 120
+        while True:
+            done = subprocess.run([*submit, *job], env=environment, capture_output=True, text=True, timeout=400)
+            if done.returncode == 0 or time.time() > deadline or head.poll() is not None:
+                break
+            time.sleep(3)  # the head is still starting
+    finally:
+        head.terminate()
+        head.wait(60)
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "head.log").read_text()
+    assert "promote.py" in done.stdout
+    assert list((tmp_path / "runs" / "submitted" / "trials" / "trial-0000").glob("step-*"))
