@@ -27,4 +27,4 @@ def connect() -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process a run less: this machine is ours
         # A run has some ten small processes beside its workers; Ray warns of that many as if they were a mistake.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-        ray.init(num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)
+        ray.init("local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)  # also beside a running head

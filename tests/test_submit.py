@@ -36,7 +36,7 @@ def test_a_submitted_job_trains_on_the_cluster_and_prints_where_the_result_is(pr
     start = [RAY, "start", "--head", "--port=0", "--num-cpus=3", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     start += [
         f"--dashboard-agent-listen-port={free_port()}",
-        "--ray-client-server-port=0",
+        f"--ray-client-server-port={free_port()}",
         "--disable-usage-stats",
         "--block",
     ]

@@ -157,6 +157,7 @@ class Night:
                     scheduler=StudyScheduler(study, self.budget, verdicts, recorder.observe),
                     num_samples=-1,
                     max_concurrent_trials=concurrent,
+                    trial_dirname_creator=lambda trial: trial.config["spec"].name,
                 ),
                 run_config=tune.RunConfig(
                     name=f"tune-{datetime.now():%Y%m%d-%H%M%S}", storage_path=self.template.folder.uri, verbose=0
