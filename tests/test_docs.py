@@ -1,0 +1,180 @@
+"""The documents: commands that parse, options and tests that exist, links that lead somewhere, no machine's paths."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import re
+import shlex
+import sys
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from raymed.data.labels import LabelTable
+from raymed.job import parse
+
+ROOT = Path(__file__).parent.parent
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+NAMES = [str(path.relative_to(ROOT)) for path in DOCS]
+PROGRAMS = {"apt-get", "export", "make", "mlflow", "python", "ray", "source", ".venv/bin/pre-commit", ".venv/bin/pip"}
+# options of the programs above, where the text speaks of them
+FOREIGN = {"--address"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A job file: its options, and how its last line runs it."""
+
+    options: type
+    positional: bool
+    defaults: Path | None
+
+    def names(self, kind: type | None = None, prefix: str = "") -> set[str]:
+        """Dotted names of all options."""
+        kind = kind or self.options
+        found: set[str] = {"config", "help", "print_config"} if not prefix else set()
+        hints = typing.get_type_hints(kind)
+        for each in dataclasses.fields(kind):
+            found.add(prefix + each.name)
+            if dataclasses.is_dataclass(hints[each.name]):
+                found |= self.names(typing.cast(type, hints[each.name]), f"{prefix}{each.name}.")
+        return found
+
+
+@cache
+def open_job(name: str) -> Job:
+    path = ROOT / "jobs" / name
+    calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    call = next(call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "run")
+    keywords = {word.arg: word.value for word in call.keywords}
+    module = _load(path)
+    options = getattr(module, typing.cast(ast.Name, call.args[0]).id)
+    defaults = ROOT / "configs" / f"{path.stem}.yaml"
+    return Job(options, "positional" in keywords, defaults if "defaults" in keywords else None)
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"documented_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def fenced(text: str, language: str) -> Iterator[str]:
+    """Contents of the code blocks of a language."""
+    return (match[1] for match in re.finditer(rf"^ *```{language}\n(.*?)^ *```$", text, re.M | re.S))
+
+
+def commands(path: Path) -> list[str]:
+    """The command lines of a document, without comments; those continued with a backslash are one."""
+    lines = "\n".join(fenced(path.read_text("utf-8"), "sh")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [shlex.join(each) for each in words if each]
+
+
+ALL = [pytest.param(command, id=f"{path.name}: {command[:60]}") for path in DOCS for command in commands(path)]
+
+
+def test_there_is_something_to_check() -> None:
+    assert {"README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/lung.md", "docs/scaling.md"} <= set(NAMES)
+    assert len(ALL) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ALL)
+def test_a_documented_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    assert words[0] in PROGRAMS
+    if words[0] == "make":
+        assert re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text(), re.M)
+    for place, word in enumerate(words):
+        if word.startswith("jobs/"):
+            job = open_job(word.removeprefix("jobs/"))
+            arguments = words[place + 1 :]
+            if arguments != ["--help"]:
+                parse(job.options, arguments, job.positional, job.defaults)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_options_in_the_text_exist(name: str) -> None:
+    known = {option for path in (ROOT / "jobs").glob("*.py") for option in open_job(path.name).names()}
+    text = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text("utf-8"), flags=re.M | re.S)
+    if name == "docs/lung.md":
+        text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)  # the first column names the guide's flags
+    spoken = {span.split()[0] for span in re.findall(r"`(--[^`]+)`", text)} - FOREIGN
+    assert {option for option in spoken if option[2:].replace("-", "_") not in known} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["docs/training.md", "docs/tuning.md"])
+def test_documented_settings_files_are_read(name: str, tmp_path: Path) -> None:
+    job = open_job("tune_lung.py")
+    for number, content in enumerate(fenced((ROOT / name).read_text("utf-8"), "yaml")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(content, "utf-8")
+        assert parse(job.options, ["--config", str(path)], job.positional, job.defaults)
+
+
+def test_the_documented_label_table_is_read() -> None:
+    tables = list(fenced((ROOT / "docs/data.md").read_text("utf-8"), "yaml"))
+    assert tables
+    for table in tables:
+        assert LabelTable.from_dict(yaml.safe_load(table)).classes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documented_python_compiles(name: str) -> None:
+    for code in fenced((ROOT / name).read_text("utf-8"), "python"):
+        ast.parse(code)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        file, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+            lost.append(link)
+    assert lost == []
+
+
+def anchors(text: str) -> set[str]:
+    """What headings are called in links."""
+    headings = re.findall(r"^#+ +(.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_files_and_tests_exist(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    files = set(re.findall(r"`((?:raymed|tests|jobs|configs|benchmarks|docs)/[\w./-]+\.\w+)(?:::\w+)?`", text))
+    assert {file for file in files if not (ROOT / file).exists()} == set()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert [test for file, test in named if f"def {test}(" not in (ROOT / file).read_text("utf-8")] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_document_names_a_path_of_a_machine(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    assert re.findall(r"(?<![\w/.:)~*}>|…-])/(?!dev/shm|usr/bin)[A-Za-z][\w.-]*/[\w./-]+", text) == []
+
+
+def test_both_readmes_give_the_same_commands() -> None:
+    assert commands(ROOT / "README.md") == commands(ROOT / "README.zh-CN.md")
