@@ -98,13 +98,11 @@ def accelerators() -> Iterator[Finding]:
 
 
 def toolchain() -> Iterator[Finding]:
-    """What DeepSpeed needs to compile its communication op on first use."""
+    """What DeepSpeed compiles its fused optimizer with, on first use on a GPU; a CPU needs nothing compiled."""
     for tool in ("g++", "ninja"):
         place = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
-        meaning = (
-            f"DeepSpeed cannot compile its op, so training fails: install {tool} (Debian: apt-get install g++ ninja-build)"
-        )
-        yield Finding(tool, "ok" if place else "wrong", place or meaning)
+        meaning = "training on a GPU needs it (DeepSpeed compiles its optimizer there): apt-get install g++ ninja-build"
+        yield Finding(tool, "ok" if place else "missing", place or meaning)
 
 
 def ray_cluster() -> Iterator[Finding]:
@@ -189,7 +187,7 @@ def data(uri: str) -> Iterator[Finding]:
         yield Finding("data", "wrong", f"{len(lost)} shards are missing, e.g. {lost[0]}: prepare the data again")
     else:
         yield Finding("data", "ok", f"{uri}: {prepared.index.num_rows} slices, digest {prepared.digest}")
-    yield Finding("leak guard", "ok", str(proof))
+    yield Finding("splits", "ok", str(proof))
 
 
 def write_bundle(path: Path, findings: list[Finding], command: str, data_uri: str | None, tracking_uri: str) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -112,7 +113,8 @@ def run(
     """
     _quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional, defaults)
+    script = sys.modules[main.__module__]
+    options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional, defaults, script)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the outcome: libraries print to it too
             outcome = main(options)
@@ -136,13 +138,21 @@ def run(
 
 
 def parse(
-    options_type: type[Options], arguments: Sequence[str], positional: bool = False, defaults: Path | None = None
+    options_type: type[Options],
+    arguments: Sequence[str],
+    positional: bool = False,
+    defaults: Path | None = None,
+    script: ModuleType | None = None,
 ) -> Options:
-    """Options from command-line words; ``--max-epochs`` and ``--max_epochs`` are the same, a bare switch means true."""
-    module = sys.modules[options_type.__module__]
+    """Options from command-line words; ``--max-epochs`` and ``--max_epochs`` are the same, a bare switch means true.
+
+    Args:
+        script: the job's module, whose docstring heads the help text.
+    """
+    script = script or sys.modules[options_type.__module__]
     parser = _Parser(
-        prog=f"python jobs/{Path(module.__file__ or options_type.__name__).name}",
-        description=(module.__doc__ or options_type.__doc__ or "").strip(),
+        prog=f"python jobs/{Path(script.__file__ or options_type.__name__).name}",
+        description=(script.__doc__ or "").strip(),
         formatter_class=_HelpFormatter,
         default_config_files=[str(defaults)] if defaults else [],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from raymed.training.loop import FitSpec
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.study import Budget
 
+log = logging.getLogger("raymed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LungOptions(JobOptions):
@@ -41,7 +44,7 @@ class LungOptions(JobOptions):
         workers: Training workers of one run, each with a GPU where there are GPUs.
         slices: Which slices of a patient are used.
         model: The network.
-        loss: The loss.
+        loss_settings: The loss.
         augment: How training pictures are varied.
         train: How it is trained.
         search: Search space, early stopping and resources of trials.
@@ -57,7 +60,7 @@ class LungOptions(JobOptions):
     workers: int = 1
     slices: SliceSettings = field(default_factory=SliceSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
+    loss_settings: LossSettings = field(default_factory=LossSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
@@ -71,7 +74,7 @@ class LungOptions(JobOptions):
 
     def night(self, prepared: Prepared, budget: Budget) -> Night:
         """The run or search that the options describe; a single run is a search of one trial in an empty space."""
-        recipe = LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss, self.augment)
+        recipe = LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss_settings, self.augment)
         if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
             raise UserError(f"{prepared.folder.uri} has no train or no val patients: it can be predicted, not trained on")
         template = FitSpec(
@@ -99,6 +102,7 @@ def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int) -> Pr
     described = hashlib.blake2b(repr((VERSION, phantom, size)).encode(), digest_size=3).hexdigest()
     scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
     source = Path(scratch.path) / f"phantom-{described}" / "patients"
+    log.info("phantom patients: %d of them in %s", phantom.patients, source)
     write_phantoms(source, phantom)
     settings = PrepareSettings()
     settings = dataclasses.replace(settings, image=dataclasses.replace(settings.image, size=size))

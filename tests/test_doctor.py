@@ -41,7 +41,7 @@ def test_this_machine_can_train() -> None:
 def test_a_missing_compiler_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (compiler,) = (each for each in doctor.toolchain() if each.subject == "g++")
-    assert compiler.state == "wrong" and "apt-get install g++" in compiler.text
+    assert compiler.state == "missing" and "apt-get install g++" in compiler.text
 
 
 def test_a_cluster_that_does_not_answer_is_told_from_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_a_model_folder_without_configuration_is_wrong_and_a_preset_builds(tmp_p
 
 def test_lost_shards_and_leaks_are_found(tmp_path: Path) -> None:
     prepared = write_prepared(tmp_path / "data", patients=8)
-    assert states(list(doctor.data(str(tmp_path / "data")))) == {"data": "ok", "leak guard": "ok"}
+    assert states(list(doctor.data(str(tmp_path / "data")))) == {"data": "ok", "splits": "ok"}
     (tmp_path / "data" / "shards" / "part-0.parquet").unlink()
     (finding, _) = doctor.data(str(tmp_path / "data"))
     assert finding.state == "wrong" and "part-0.parquet" in finding.text

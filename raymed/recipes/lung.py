@@ -47,9 +47,9 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+            raise UserError(f"loss_settings.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if self.choice_weight <= 0 or self.lm_weight < 0:
-            raise UserError("loss.choice_weight must be above 0, and loss.lm_weight at least 0")
+            raise UserError("loss_settings.choice_weight must be above 0, and loss_settings.lm_weight at least 0")
 
 
 @dataclass(frozen=True)
