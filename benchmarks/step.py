@@ -74,16 +74,20 @@ def main(shape: Shape = Shape(), samples: int = 8, padded: int = 4096, steps: in
 
     Args:
         shape: The network.
-        samples: Samples of a global batch.
+        samples: Samples of a global batch; upstream, at many seconds each, gets two.
         padded: Tokens that upstream pads to.
         steps: Timed global batches of the ordinary way and the recipe; upstream gets one.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), shape)
         found = {}
-        for way, timed in (("upstream", 1), ("ordinary", steps), ("recipe", steps)):
+        for way, batch, timed in (
+            ("upstream", min(2, samples), 1),
+            ("ordinary", samples, steps),
+            ("recipe", samples, steps),
+        ):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                found[way] = process.submit(measure, way, folder, shape.size, samples, padded, timed).result()
+                found[way] = process.submit(measure, way, folder, shape.size, batch, padded, timed).result()
             print(f"{way}: {found[way]['seconds']:.3f} s a sample", file=sys.stderr)
     recipe = found["recipe"]
     share = recipe["flops"] / recipe["seconds"] / recipe["matrix_rate"]
