@@ -15,6 +15,7 @@ there: no stream can be faster.
 from __future__ import annotations
 
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,7 @@ def main(
     plans = [plan_of(rows, epoch) for epoch in range(epochs)]
 
     loader = [load_pngs(sorted(pictures.glob("*/*/*.png")), size) for _ in range(epochs)]
+    said("loader", loader)
     started = time.perf_counter()
     staged = stage(prepared, rows)
     staging = time.perf_counter() - started
@@ -77,9 +79,12 @@ def main(
     in_memory = ray.get([first.in_memory.remote(plan) for plan in plans])
     for trial in (first, second):
         ray.kill(trial)
+    for name, seconds in (("staged", [staging, *encoded, again]), ("normalised", normalised), ("in memory", in_memory)):
+        said(name, seconds)
     streaming = Trial.remote(Streamed(prepared), recipe)
     streamed = ray.get([streaming.epoch.remote(plan, False) for plan in plans])
     ray.kill(streaming)
+    said("streamed", streamed)
 
     few = rows[: max(MICRO_BATCH, len(rows) // 10)]
     memory = {
@@ -112,6 +117,11 @@ def main(
         for way, (small, large) in memory.items()
     ]
     show(f"reading {len(rows)} slices of {size} pixels", lines, figures | {"share_of_in_memory": reached})
+
+
+def said(name: str, seconds: Sequence[float]) -> None:
+    """Progress, for the minutes until the end."""
+    print(f"{name}: {', '.join(f'{each:.2f}' for each in seconds)} s", file=sys.stderr, flush=True)
 
 
 def plan_of(rows: np.ndarray, epoch: int) -> Plan:
