@@ -241,6 +241,8 @@ class _Recorder:
 
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
         run = self._run(number)
+        if happened == "start":
+            return
         trial = self._study.study.get_trials(deepcopy=False)[number]
         if happened == "epoch":
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
@@ -256,7 +258,7 @@ class _Recorder:
         """A person stopped the search: MLflow shows nothing as running."""
         reason = "interrupted; the same command goes on"
         for trial in self._study.trials:
-            if trial.state == TrialState.RUNNING and trial.intermediate_values:
+            if trial.state == TrialState.RUNNING:
                 self._tracker.finish(self._run(trial.number), "KILLED", reason)
         self._tracker.finish(self._parent, "KILLED", reason)
 

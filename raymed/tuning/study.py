@@ -196,7 +196,7 @@ class StudySearcher(Searcher):
 class StudyScheduler(FIFOScheduler):
     """Writes what trials report into the study, and tells those to stop that successive halving or the budget ends.
 
-    `observe(trial number, what happened, result)` is told of every epoch and every end.
+    `observe(trial number, what happened, result)` is told of every start, epoch and end.
     """
 
     def __init__(
@@ -212,6 +212,9 @@ class StudyScheduler(FIFOScheduler):
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for `StudySearcher`."""
         return {}
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        self._observe(trial.config["number"], "start", {})
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Always to go on, as far as Ray Tune is concerned: a trial that is told to stop ends by itself."""
