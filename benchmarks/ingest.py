@@ -214,7 +214,8 @@ def private_bytes() -> Iterator[int]:
     """Of every worker process of this machine's Ray."""
     for process in psutil.Process().parent().children():
         try:
-            yield process.memory_full_info().uss
+            memory = process.memory_info()
+            yield memory.rss - memory.shared  # blocks count as shared here; as "unique" they would count for who reads alone
         except psutil.Error:
             yield 0  # ended meanwhile
 
