@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from raymed.data.stream import Streamed, stage
 from raymed.recipes.lung import LungRecipe
@@ -49,6 +51,15 @@ def losses(metrics: dict[str, float]) -> dict[str, float]:
 def test_two_workers_compute_the_losses_of_one(prepared, storage, alone, stage_of_zero, streamed):
     spec = spec_of(prepared, storage, f"two-{stage_of_zero}", workers=2, zero_stage=stage_of_zero)
     assert losses(run(prepared, spec, streamed)) == pytest.approx(losses(alone), rel=2e-5)
+
+
+def test_bf16_autocast_changes_the_arithmetic_but_neither_the_course_nor_the_type_of_weights(prepared, storage, alone):
+    spec = spec_of(prepared, storage, "amp", precision="amp")
+    metrics = run(prepared, spec)
+    assert metrics["train_loss"] != alone["train_loss"], "nothing was computed in bf16"
+    assert losses(metrics) == pytest.approx(losses(alone), rel=0.1)
+    (weights,) = Path(spec.folder.path).glob(f"step-{int(metrics['best_epoch']) * 5:08d}*/model/model.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values() if tensor.is_floating_point()} == {torch.float32}
 
 
 def test_a_run_resumed_in_mid_epoch_computes_the_losses_of_an_uninterrupted_one(prepared, storage, alone):
