@@ -44,8 +44,8 @@ class TrainSettings:
         clip: Largest gradient norm (0 = no clipping).
         ema: Decay of the averaged weights that are evaluated and kept (0 = off; not with ZeRO 3).
         zero_stage: DeepSpeed ZeRO stage, 1, 2 or 3.
-        precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them; `amp`
-            keeps fp32 weights and trains under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
+        precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them;
+            `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
         monitor: What the best epoch is chosen by: the lowest val_loss, or the highest val_acc where the system gives it.
         patience: Stop after this many epochs without an improvement of it (0 = never).
         min_delta: A smaller change of it is no improvement; in percentage points for val_acc.
