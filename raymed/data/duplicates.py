@@ -83,22 +83,30 @@ def near_duplicates(
     return [(int(a), int(b)) for pairs in confirmed for a, b in rows[pairs]]
 
 
-def require_distinct(index: pa.Table) -> None:
+def require_distinct(index: pa.Table, patients_known: bool = True) -> None:
     """Make sure that no two patients share identical pixels; flat pictures (an all-black slice) are not compared.
+
+    Where patients are not known, copies within a class may be of one patient, and only copies in two classes are wrong.
 
     Raises:
         UserError: names the patients and their pictures.
     """
-    structured = index.filter(pc.is_valid(index["hash"])).select(["digest", "patient", "id"])
+    structured = index.filter(pc.is_valid(index["hash"])).select(["digest", "patient", "id", "label"])
     owners: dict[bytes, dict[str, str]] = defaultdict(dict)
-    for digest, patient, name in zip(*(column.to_pylist() for column in structured.columns), strict=True):
+    labels: dict[bytes, set[int | None]] = defaultdict(set)
+    for digest, patient, name, label in zip(*(column.to_pylist() for column in structured.columns), strict=True):
         owners[digest].setdefault(patient, name)
-    shared = [patients for patients in owners.values() if len(patients) > 1]
+        labels[digest].add(label)
+    shared = [
+        patients for digest, patients in owners.items() if len(patients) > 1 and (patients_known or len(labels[digest]) > 1)
+    ]
     if shared:
         named = "; ".join(
             " = ".join(f"{patient} ({name})" for patient, name in sorted(patients.items()))
             for patients in sorted(shared, key=lambda patients: min(patients.items()))[:NAMED]
         )
+        if not patients_known:
+            raise UserError(f"{len(shared)} pictures stand in two classes: {named}. Remove the wrong copy")
         raise UserError(
             f"{len(shared)} pictures with identical pixels belong to two patients: {named}. "
             "Remove the copy, or give both pictures the same patient id"

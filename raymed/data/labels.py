@@ -6,7 +6,7 @@ surrounding blanks do not matter. Any other label is an error before work starts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -61,6 +61,16 @@ class LabelTable:
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error.reason}); save the label table as UTF-8") from error
         return cls._parse(text, str(path))
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> LabelTable:
+        """Classes that are called, and coded, as data write them; sorted.
+
+        Raises:
+            UserError: fewer than two, or two that differ only by case.
+        """
+        found = sorted(set(names))
+        return cls.from_dict({"classes": [{"code": name, "name": name} for name in found]}, "the labels of the source")
 
     @classmethod
     def _parse(cls, text: str, where: str) -> LabelTable:

@@ -52,7 +52,8 @@ class PrepareSettings(SourceSettings):
         seed: which of the possible divisions into splits is taken.
         image: size, windowing and resizing of the pictures.
         split: shares of train/val/test, and folds.
-        labels: a label table: a YAML file, or the name of one that comes with raymed.
+        labels: a label table: a YAML file, the name of one that comes with raymed, or source, which takes the labels as they
+            are written, sorted.
         near_duplicates: pictures that two patients share, re-encoded or resized: group keeps those patients in one split,
             warn only lists them, error stops.
         max_quarantine: stop when more than this share of the slices cannot be used, e.g. 5%.
@@ -114,7 +115,7 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
     index = pa.concat_tables(tables)
     if not index.num_rows:
         raise UserError(f"{source}: no slice can be used: {quarantine.reasons()}")
-    require_distinct(index)
+    require_distinct(index, found.listing.patients_known)
     index, groups = grouped(index, folder, settings.near_duplicates)
     index = _split(index, found, settings, old).sort_by(ORDER).combine_chunks()
     proof = guard(index)

@@ -12,6 +12,7 @@ from raymed.data.sources import Listing, SourceSettings, Study, list_source
 from raymed.errors import UserError
 
 UNLABELLED = "unlabelled"  # the class of pictures without a label, in counts
+OWN_LABELS = "source"
 NAMED = 10
 
 
@@ -52,17 +53,17 @@ def survey(source: Path, settings: SourceSettings, labels: str) -> Survey:
     """List a source and check it. Opens no picture and writes nothing.
 
     Args:
-        labels: a label table's file or name.
+        labels: a label table's file or name, or ``source``: the classes are the labels that the source writes.
 
     Raises:
         UserError: nothing there, unknown labels, a patient with two labels, or ids that are not unique.
     """
     listing = list_source(source, settings)
-    table = LabelTable.open(labels)
     written: Counter[str] = Counter()
     for study in listing.studies:
         if study.label is not None:
             written[study.label] += len(study.slices)
+    table = LabelTable.of(written) if labels == OWN_LABELS else LabelTable.open(labels)
     table.check(written)
     ignored = {label: count for label, count in sorted(written.items()) if table.index_of(label) is None}
     studies = tuple(study for study in listing.studies if study.label is None or study.label not in ignored)

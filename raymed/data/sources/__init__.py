@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from raymed.data.image import ImageError, ImageSettings, fit, read_picture
-from raymed.data.sources import conversations, dicom, folders, nifti, table
+from raymed.data.sources import class_folders, conversations, dicom, folders, nifti, table
 from raymed.data.sources.listing import (
     Columns,
     Listing,
@@ -28,6 +28,7 @@ __all__ = ["Columns", "Listing", "Refusal", "Slice", "SourceSettings", "Study", 
 
 _FORMATS = {
     "folders": folders.list_studies,
+    "classes": class_folders.list_studies,
     "csv": table.list_studies,
     "conversations": conversations.list_studies,
     "dicom": dicom.list_studies,
@@ -45,6 +46,10 @@ def list_source(path: Path, settings: SourceSettings) -> Listing:
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     kind = recognise(path) if settings.format == "auto" else settings.format
+    if settings.patients:
+        if kind not in ("folders", "classes"):
+            raise UserError(f"--patients says whose the images of class folders are, and {path} is read as {kind}")
+        kind = "classes"
     listing = _FORMATS[kind](path, settings)
     if not listing.studies:
         reasons = "".join(f"\n  {refusal.where}: {refusal.reason}" for refusal in listing.refusals[:10])

@@ -15,7 +15,7 @@ from typing import Literal
 from raymed.data.record import Message
 from raymed.errors import UserError
 
-Format = Literal["auto", "folders", "csv", "conversations", "dicom", "nifti"]
+Format = Literal["auto", "folders", "classes", "csv", "conversations", "dicom", "nifti"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class SourceSettings:
         format: how the input is laid out; auto looks at its content.
         labelled: whether labels are read (class folders, label column, answers). False for prediction.
         patient_regex: a regular expression searched in each picture's path; its first group is the patient.
+        patients: a CSV with the columns image and patient_id, which says whose the images of class folders are.
         root: the folder that paths in a CSV or a meta file are relative to, if not the file's own.
         columns: names of a CSV's columns, where they are not the usual ones.
     """
@@ -54,6 +55,7 @@ class SourceSettings:
     format: Format = "auto"
     labelled: bool = True
     patient_regex: str | None = None
+    patients: str | None = None
     root: str | None = None
     columns: Columns = field(default_factory=Columns)
 
@@ -135,6 +137,7 @@ class Listing:
         studies: sorted by patient and study.
         refusals: what cannot be used.
         notes: what a person should know, e.g. which files were left out because they are not images.
+        patients_known: False where every image counts as a patient of its own for want of something better.
     """
 
     root: Path
@@ -142,6 +145,7 @@ class Listing:
     studies: tuple[Study, ...]
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...] = ()
+    patients_known: bool = True
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ USUAL_NAMES = {
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """One line: a picture and what is said of it. `path` is relative to the root."""
+
     line: int
     path: str
     patient: str
@@ -83,8 +85,8 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     stats: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
     lines: dict[str, int] = {}
-    groups: dict[tuple[str, str], list[_Row]] = defaultdict(list)
-    for row in _rows(path, root, settings):
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in read_rows(path, root, settings):
         where = f"{path.name}:{row.line}"
         if row.path in lines:
             raise UserError(f"{path}:{row.line}: {row.path} stands on line {lines[row.path]} too; name each picture once")
@@ -114,7 +116,12 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     return Listing(root, "csv", sorted_studies(studies), tuple(refusals))
 
 
-def _rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[_Row]:
+def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]:
+    """The lines of a CSV whose paths are relative to `root`.
+
+    Raises:
+        UserError: not UTF-8, a column that is missing, a cell that is empty or wrong, or a path that leaves the root.
+    """
     text = read_text(path)
     header_line = text.lstrip("\n").split("\n", 1)[0]
     delimiter = max(",;\t", key=header_line.count)
@@ -134,7 +141,7 @@ def _rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[_Row]:
         raise UserError(f"{path}:{reader.line_num}: not a valid CSV line: {error}") from error
 
 
-def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> _Row:
+def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> Row:
     where = f"{path}:{line}"
     for key in ("image", "patient_id"):
         if not cells[key]:
@@ -147,7 +154,7 @@ def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> _Row:
             position = math.nan
         if not math.isfinite(position):
             raise UserError(f"{where}: the slice order {cells['position']!r} is not a number")
-    return _Row(
+    return Row(
         line=line,
         path=inside(root, cells["image"], where),
         patient=cells["patient_id"],
