@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from raymed.errors import RunError
 from raymed.storage import Folder
+from raymed.training.best import Best
 
 log = logging.getLogger("raymed")
 
@@ -34,8 +35,7 @@ class Progress:
         epoch: epochs completed.
         step: optimizer steps done of the epoch under way.
         global_step: optimizer steps done in all.
-        best: lowest val_loss so far.
-        best_epoch: the epoch it was reached in.
+        best: the best epoch so far, and how long a better one has been waited for.
         workers: how many workers wrote the checkpoint.
         sums: (sum, count) of what is logged of the epoch under way, over all workers.
         history: the metrics of each completed epoch.
@@ -44,8 +44,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     global_step: int = 0
-    best: float = float("inf")
-    best_epoch: int = 0
+    best: Best = field(default_factory=Best)
     workers: int = 1
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -56,6 +55,7 @@ class Progress:
     @classmethod
     def read(cls, folder: Path) -> Progress:
         values: dict[str, Any] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        values["best"] = Best(**values["best"])
         values["sums"] = {name: (pair[0], pair[1]) for name, pair in values["sums"].items()}
         return cls(**values)
 

@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from raymed.data.stream import Staged, Streamed
 from raymed.errors import UserError
 from raymed.storage import Folder
-from raymed.training.loop import FitSpec, train_worker
+from raymed.training.loop import RANK, FitSpec, train_worker
 
 log = logging.getLogger("raymed")
 
@@ -88,9 +88,7 @@ def fit(
             storage_path=Folder.at(spec.storage).uri,
             callbacks=list(callbacks),  # type: ignore[arg-type]
             failure_config=FailureConfig(max_failures=RESTARTS),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
-            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=RANK, checkpoint_score_order="max"),
         ),
     )
     return trainer.fit().metrics or {}

@@ -28,10 +28,12 @@ from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import RunError
 from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.storage import Folder
+from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, TrainSettings, prepare_process
 from raymed.training.verdict import wait_for_verdict
 
+RANK = "checkpoint_rank"  # by which Ray Train keeps checkpoints: the epoch if it is the best so far, else 0
 JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
 
@@ -126,7 +128,7 @@ class Run:
         self.progress = self._resume()
 
     def train(self) -> None:
-        progress = self.progress
+        progress, settings = self.progress, self.spec.train
         if progress.epoch and not progress.step and self._finished():
             ray.train.report(progress.history[-1])  # a restarted run that had already ended: say so again
             return
@@ -136,13 +138,13 @@ class Run:
             progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
             if not math.isfinite(metrics["val_loss"]):
                 raise RunError(f"the val_loss of epoch {progress.epoch} is not finite: lower train.lr")
-            better = metrics["val_loss"] < progress.best or self.spec.is_refit
-            if better:
-                progress.best, progress.best_epoch = metrics["val_loss"], progress.epoch
+            if self.spec.is_refit:
+                progress.best = Best()
+            better = progress.best.update(progress.epoch, metrics, settings.monitor, settings.min_delta)
             metrics |= trained | {
                 "epoch": progress.epoch,
-                "best_val_loss": progress.best,
-                "best_epoch": progress.best_epoch,
+                "best_val_loss": min(epoch["val_loss"] for epoch in [*progress.history, metrics]),
+                "best_epoch": progress.best.epoch,
                 "global_step": progress.global_step,
             }
             metrics["finished"] = float(self._finished())
@@ -160,7 +162,7 @@ class Run:
 
     def _finished(self) -> bool:
         progress, settings = self.progress, self.spec.train
-        patience_over = 0 < settings.patience <= progress.epoch - progress.best_epoch
+        patience_over = 0 < settings.patience <= progress.best.waited
         return progress.epoch >= (self.spec.last_epoch or settings.epochs) or patience_over
 
     def _train_epoch(self) -> dict[str, float]:
@@ -242,7 +244,8 @@ class Run:
                     np.savez(folder / "predictions.npz", **predictions)  # type: ignore[arg-type]
             seal(folder, self.worker, self.workers)
             checkpoint = ray.train.Checkpoint.from_directory(temporary)
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name[0])
+            rank = {RANK: self.progress.epoch if better else 0}
+            ray.train.report(metrics | rank, checkpoint=checkpoint, checkpoint_dir_name=name[0])
 
     def _resume(self) -> Progress:
         with tempfile.TemporaryDirectory() as temporary:

@@ -27,7 +27,7 @@ from raymed.job import Outcome
 from raymed.judgement import Candidate
 from raymed.tracking import Status, Tracker
 from raymed.training.fit import Resources, fit_trial, resources
-from raymed.training.loop import FitSpec
+from raymed.training.loop import RANK, FitSpec
 from raymed.training.verdict import Verdicts
 from raymed.tuning.progress import Progress
 from raymed.tuning.space import Space, Value, get_setting, with_setting
@@ -278,9 +278,10 @@ class _Recorder:
 
 
 def _is_metric(name: str, value: Any) -> bool:
-    """Ours, not what Ray Tune adds to a result."""
-    tunes = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp", "pid", "iterations_since_restore"}
-    return isinstance(value, int | float) and not isinstance(value, bool) and name not in tunes | {"training_iteration"}
+    """Ours, not what keeps checkpoints, nor what Ray Tune adds to a result."""
+    others = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp", "pid", "iterations_since_restore"}
+    others |= {"training_iteration", RANK}
+    return isinstance(value, int | float) and not isinstance(value, bool) and name not in others
 
 
 def deadline(hours: float, until: str) -> float:
