@@ -1,4 +1,4 @@
-"""Which network a classifier uses and how it is adapted."""
+"""Which networks a classifier uses and how they are adapted."""
 
 from __future__ import annotations
 
@@ -64,3 +64,40 @@ class ModelSettings:
     def origin(self) -> str:
         """Where the weights come from, in words."""
         return self.path if self.path is not None else f"preset {self.preset}"
+
+
+@dataclass(frozen=True)
+class ClipModelSettings:
+    """The two towers of the CLIP classifier.
+
+    Attributes:
+        image_encoder: `starnet_dual_pyramid_rcf`, `starnet_s1` to `starnet_s4`, `resnet18`, `resnet34`, `resnet50`,
+            `resnet101`, `resnet152`, `vit`, `efficientnet-b0` to `efficientnet-b7`, `convnext-tiny`, `convnext-small`,
+            `convnext-base`, `convnext-large`, `internvit` (which needs `image_weights`), or `tiny` for tests.
+        image_weights: local weights of the image encoder in place of random ones: a folder as transformers saves it, or a
+            file of timm's (.safetensors, .pth); EfficientNet's must be those that timm calls `tf_efficientnet_...`.
+        text_encoder: folder of a BERT-like or CLIP text model, by its path or by its name under RAYMED_MODELS; or
+            `characters`, a small network with random weights over the class texts' own characters.
+        embed_dim: width of the space in which pictures and texts are compared.
+        temperature: starting value of the learned temperature; it never falls below 0.01.
+        freeze_image: keep the image encoder as it is, and train its projection only.
+        freeze_text: keep the text encoder as it is, and train its projection only; class texts are then encoded once.
+        text_lr_scale: learning rate of the text encoder, relative to the rest's.
+    """
+
+    image_encoder: str = "starnet_dual_pyramid_rcf"
+    image_weights: str | None = None
+    text_encoder: str = "bert-base-chinese"
+    embed_dim: int = 512
+    temperature: float = 0.07
+    freeze_image: bool = False
+    freeze_text: bool = False
+    text_lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 1:
+            raise UserError(f"model.embed_dim is {self.embed_dim}: it must be at least 1")
+        if not 0.01 <= self.temperature <= 10:
+            raise UserError(f"model.temperature is {self.temperature}: it must be between 0.01 and 10")
+        if self.text_lr_scale <= 0:
+            raise UserError(f"model.text_lr_scale is {self.text_lr_scale}: it must be above 0 (model.freeze_text freezes)")

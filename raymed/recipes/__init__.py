@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymed.errors import UserError
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from raymed.recipes.recipe import Recipe
 
 RECIPE_FILE = "recipe.json"
+RECIPES = {  # name -> module and class, imported when used
+    "lung": ("raymed.recipes.lung", "LungRecipe"),
+    "clip": ("raymed.recipes.clip", "ClipRecipe"),
+}
 
 
 def open_model(folder: Path) -> tuple[Recipe, nn.Module]:
@@ -22,14 +28,39 @@ def open_model(folder: Path) -> tuple[Recipe, nn.Module]:
     Raises:
         UserError: the folder holds no exported model, one of an unknown recipe, or one that is not complete.
     """
-    path = folder / RECIPE_FILE
-    try:
-        name = json.loads(path.read_text(encoding="utf-8")).get("recipe")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder} holds no exported model: {RECIPE_FILE} cannot be read ({error})") from error
-    if name == "lung":
-        from raymed.recipes.lung import LungRecipe
+    name = _read(folder).get("recipe")
+    if name not in RECIPES:
+        raise UserError(
+            f"{folder / RECIPE_FILE} is of the recipe {name!r}, which this raymed does not know (it knows: "
+            f"{', '.join(RECIPES)}). Update raymed"
+        )
+    module, recipe_type = RECIPES[name]
+    recipe = getattr(importlib.import_module(module), recipe_type).read(folder)
+    return recipe, recipe.load(folder)
 
-        recipe = LungRecipe.read(folder)
-        return recipe, recipe.load(folder)
-    raise UserError(f"{path} is of the recipe {name!r}, which this raymed does not know (it knows: lung). Update raymed")
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write a recipe's settings beside its exported weights."""
+    (folder / RECIPE_FILE).write_text(json.dumps(settings, ensure_ascii=False, indent=2), "utf-8")
+
+
+def read_settings(folder: Path, recipe: str) -> dict[str, Any]:
+    """The settings that `write_settings` wrote for a model of this recipe.
+
+    Raises:
+        UserError: the folder holds no exported model, or one of another recipe.
+    """
+    settings = _read(folder)
+    if settings.get("recipe") != recipe:
+        raise UserError(f"{folder / RECIPE_FILE} is of the recipe {settings.get('recipe')!r}, not {recipe!r}")
+    return settings
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / RECIPE_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no exported model: {RECIPE_FILE} cannot be read ({error})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder} holds no exported model: {RECIPE_FILE} is not an object")
+    return settings

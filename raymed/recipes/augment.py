@@ -71,8 +71,8 @@ def augment(pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, s
     if settings.off:
         return pixels
     ranges, strength = _PRESETS[settings.preset], settings.strength
-    generators = [_generator(seed, epoch, record) for record in ids]
-    draws = np.stack([generator.uniform(-1, 1, 12) for generator in generators])
+    generators = [generator(seed, epoch, record) for record in ids]
+    draws = np.stack([each.uniform(-1, 1, 12) for each in generators])
     side = pixels.shape[-1]
 
     tables = _exposure(draws[:, :3] * strength, ranges)
@@ -99,7 +99,8 @@ def augment(pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, s
     return np.rint(moved).clip(0, 255).astype(np.uint8)
 
 
-def _generator(seed: int, epoch: int, record: str) -> np.random.Generator:
+def generator(seed: int, epoch: int, record: str) -> np.random.Generator:
+    """The draws of one record in one epoch."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{record}".encode(), digest_size=8).digest()
     return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "big")))
 

@@ -7,7 +7,6 @@ on the choice loss alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +20,14 @@ from torch import nn
 from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
+from raymed.recipes import read_settings, write_settings
 from raymed.recipes.augment import AugmentSettings, augment
+from raymed.recipes.groups import parameter_groups
+from raymed.recipes.pictures import class_labels, stack_pictures
 from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
 
 if TYPE_CHECKING:
     from raymed.data.labels import LabelTable
-
-RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,7 @@ class LungRecipe:
         Raises:
             UserError: the folder holds no exported lung model.
         """
-        try:
-            settings = json.loads((folder / RECIPE).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no exported model: {RECIPE} cannot be read ({error})") from error
-        if settings.get("recipe") != "lung":
-            raise UserError(f"{folder / RECIPE} is of the recipe {settings.get('recipe')!r}, not 'lung'")
+        settings = read_settings(folder, "lung")
         return cls(
             codes=tuple(settings["codes"]),
             names=tuple(settings["names"]),
@@ -134,20 +129,8 @@ class LungRecipe:
         return choice.build(self.model, self.codes, self.size)
 
     def groups(self, module: nn.Module) -> list[ParameterGroup]:
-        """Image backbone and the rest, each with and without weight decay; empty groups are absent."""
-        backbone = {id(parameter) for parameter in module.image_backbone.parameters()}  # type: ignore[union-attr]
-        members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for owner in module.modules():
-            for name, parameter in owner.named_parameters(recurse=False):
-                if parameter.requires_grad:
-                    key = (id(parameter) in backbone, _decays(owner, name, parameter))
-                    members.setdefault(key, []).append(parameter)
-        groups = []
-        for (in_backbone, decay), parameters in sorted(members.items(), key=lambda item: item[0], reverse=True):
-            name = ("backbone" if in_backbone else "rest") + ("" if decay else ", no decay")
-            scale = self.model.backbone_lr_scale if in_backbone else 1.0
-            groups.append(ParameterGroup(name, parameters, lr_scale=scale, decay=decay))
-        return groups
+        """Image backbone and the rest, each with and without weight decay."""
+        return parameter_groups(module, module.image_backbone, "backbone", self.model.backbone_lr_scale)  # type: ignore[arg-type]
 
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
         """Pictures uint8 [rows, 1 or 3, size, size] as `pixels`, and `labels` [rows] where every record has one.
@@ -156,15 +139,13 @@ class LungRecipe:
             UserError: a record to train on has no label, or a record does not hold one picture of the recipe's size.
         """
         ids = [record.id for record in records]
-        unlabelled = [record.id for record in records if record.label is None]
-        if training is not None and unlabelled:
-            raise UserError(f"records without a label cannot be trained on: {', '.join(unlabelled[:10])}. Label them.")
-        pixels = self._pixels(records)
+        labels = class_labels(records, required=training is not None)
+        pixels = stack_pictures(records, self.size)
         if training is not None:
             pixels = augment(pixels, ids, self.augment, training.seed, training.epoch)
         tensors = {"pixels": torch.from_numpy(pixels)}
-        if not unlabelled:
-            tensors["labels"] = torch.tensor([record.label for record in records])
+        if labels is not None:
+            tensors["labels"] = labels
         return Batch(tensors, float(len(records)), ids)
 
     def loss(self, module: nn.Module, batch: Batch) -> Loss:
@@ -197,7 +178,7 @@ class LungRecipe:
         """Write weights (LoRA merged), the networks' configuration, `recipe.json` and, for internvl, the tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         module.export(folder)  # type: ignore[operator]
-        (folder / RECIPE).write_text(json.dumps(self.settings(), ensure_ascii=False, indent=2), "utf-8")
+        write_settings(folder, self.settings())
 
     def load(self, folder: Path) -> nn.Module:
         """The network that `export` wrote, in evaluation mode on the CPU.
@@ -219,28 +200,3 @@ class LungRecipe:
             "loss": asdict(self.loss_settings),
             "augment": asdict(self.augment),
         }
-
-    def _pixels(self, records: Sequence[Record]) -> np.ndarray:
-        pictures = []
-        for record in records:
-            if len(record.images) != 1:
-                raise UserError(
-                    f"record {record.id} holds {len(record.images)} pictures; the lung recipe takes one per record"
-                )
-            picture = record.images[0].pixels
-            if picture.shape[:2] != (self.size, self.size):
-                raise UserError(
-                    f"record {record.id} is {picture.shape[1]}x{picture.shape[0]} pixels, but the model takes "
-                    f"{self.size}x{self.size}: prepare the data again with that size"
-                )
-            pictures.append(picture)
-        channels = max(picture.shape[2] for picture in pictures)
-        rows = np.empty((len(pictures), channels, self.size, self.size), np.uint8)
-        for row, picture in zip(rows, pictures, strict=True):
-            row[:] = picture.transpose(2, 0, 1)  # one channel fills three where grey and colour pictures meet
-        return rows
-
-
-def _decays(owner: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices and kernels, not for norms, biases, scales, embeddings, positions and class tokens."""
-    return parameter.ndim > 1 and not isinstance(owner, nn.Embedding) and not name.endswith(("token", "position_embeddings"))
