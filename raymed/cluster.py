@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 import ray.data
+
+from raymed.errors import UserError
+
+# Asks for a place on the head, which every cluster has: what must outlive a lost worker machine stays there.
+HEAD = {"node:__internal_head__": 0.001}
 
 
 def connect() -> None:
@@ -31,3 +38,18 @@ def connect() -> None:
         # A run has some ten small processes beside its workers; Ray warns of that many as if they were a mistake.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
         ray.init("local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)  # also beside a running head
+
+
+def capacity(have: Mapping[str, float]) -> dict[str, float]:
+    """CPUs and GPUs of a cluster: what it has, or what ``RAYMED_CAPACITY`` (``CPU=64,GPU=8``) says that it can grow to.
+
+    Raises:
+        UserError: the variable is not of that form.
+    """
+    found = {name: have.get(name, 0.0) for name in ("CPU", "GPU")}
+    text = os.environ.get("RAYMED_CAPACITY", "")
+    if text and not re.fullmatch(r"(CPU|GPU)=\d+(,(CPU|GPU)=\d+)*", text):
+        raise UserError(f"RAYMED_CAPACITY is {text!r}: write it as CPU=64,GPU=8, what the cluster can grow to")
+    for name, value in (part.split("=") for part in text.split(",") if part):
+        found[name] = max(found[name], float(value))
+    return found

@@ -1,0 +1,128 @@
+"""The cluster files, as far as they can be tried without machines: Ray's own checks, and AWS played by moto."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from moto import mock_aws
+from ray.autoscaler._private.commands import _bootstrap_config
+from ray.autoscaler._private.providers import _get_node_provider
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+from raymed.cluster import capacity
+
+REPOSITORY = Path(__file__).parent.parent.parent
+FILES = ("cluster.yaml", "cluster.local.yaml")
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.safe_load((REPOSITORY / name).read_text())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_accepts_the_file(name: str) -> None:
+    validate_config(prepare_config(load(name)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_node_gets_the_token_and_asks_for_it(name: str) -> None:
+    config = load(name)
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
+    assert any("export RAY_AUTH_MODE=token" in line for line in config["setup_commands"])
+    starts = [line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "ray start" in line]
+    assert len(starts) == 2 and all(line.startswith("source ~/raymed.env && ") for line in starts)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_listens_beyond_loopback_but_ray_itself(name: str) -> None:
+    lines = load(name)["head_start_ray_commands"]
+    assert sum("--dashboard-host=127.0.0.1" in line for line in lines) == 1
+    assert not any("0.0.0.0" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shell_commands_parse(name: str) -> None:
+    config = load(name)
+    for line in [line for key, lines in config.items() if key.endswith("_commands") for line in lines]:
+        done = subprocess.run(["bash", "-n", "-c", f"( {line} )"], capture_output=True, text=True)
+        assert done.returncode == 0, line + done.stderr
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_jobs_know_storage_and_tracking_address(name: str) -> None:
+    environment = "\n".join(load(name)["setup_commands"])
+    assert "RAYMED_STORAGE=" in environment and "MLFLOW_TRACKING_URI=http://127.0.0.1:5000" in environment
+
+
+def test_the_stated_capacity_is_what_the_cluster_can_grow_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load("cluster.yaml")
+    stated = re.search(r"export .*RAYMED_CAPACITY=(\S+)", "\n".join(config["setup_commands"]))
+    assert stated is not None
+    monkeypatch.setenv("RAYMED_CAPACITY", stated[1])
+    workers = [each for name, each in config["available_node_types"].items() if name != config["head_node_type"]]
+    assert len(workers) > 1
+    for worker in workers:
+        assert {name: worker["resources"][name] * config["max_workers"] for name in ("CPU", "GPU")} == capacity({})
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An account in which cluster.account.yaml was deployed, and its outputs; moto answers in this process."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "made-up")
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the new key pair to ~/.ssh
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with mock_aws():
+        stacks = boto3.client("cloudformation", region_name=load("cluster.yaml")["provider"]["region"])
+        stacks.create_stack(
+            StackName="raymed",
+            TemplateBody=(REPOSITORY / "cluster.account.yaml").read_text(),
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+            Parameters=[{"ParameterKey": "SshFrom", "ParameterValue": "192.0.2.0/24"}],
+        )
+        outputs = stacks.describe_stacks(StackName="raymed")["Stacks"][0]["Outputs"]
+        yield {each["OutputKey"]: each["OutputValue"] for each in outputs}
+
+
+def test_aws_launches_an_on_demand_head_and_spot_workers_that_only_ssh_can_enter(
+    account: dict[str, str], tmp_path: Path
+) -> None:
+    config = load("cluster.yaml")
+    region = config["provider"]["region"]
+    ec2 = boto3.client("ec2", region_name=region)
+    image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    for node_type in config["available_node_types"].values():  # what a person fills in
+        node_type["node_config"] |= {"ImageId": image, "SecurityGroupIds": [account["SecurityGroup"]]}
+    ready = _bootstrap_config(config, no_config_cache=True)
+    assert (tmp_path / ".ssh" / f"ray-autoscaler_{region}.pem").stat().st_mode & 0o077 == 0
+    provider = _get_node_provider(ready["provider"], ready["cluster_name"])
+    for name, node_type in ready["available_node_types"].items():
+        kind = NODE_KIND_HEAD if name == ready["head_node_type"] else NODE_KIND_WORKER
+        provider.create_node(node_type["node_config"], {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: name}, 1)
+    found = [each for reservation in ec2.describe_instances()["Reservations"] for each in reservation["Instances"]]
+    profiles = {each["InstanceType"]: each["IamInstanceProfile"]["Arn"].rsplit("/", 1)[1] for each in found}
+    assert profiles == {"m7i.2xlarge": "raymed-head", "g6.2xlarge": "raymed-worker", "g5.2xlarge": "raymed-worker"}
+    spot = {each["InstanceType"]: each.get("InstanceLifecycle") == "spot" for each in found}
+    assert spot == {"m7i.2xlarge": False, "g6.2xlarge": True, "g5.2xlarge": True}
+    groups = {group["GroupId"] for each in found for group in each["SecurityGroups"]}
+    rules = [
+        (rule["IpProtocol"], rule.get("FromPort"), [cidr["CidrIp"] for cidr in rule["IpRanges"]], inner["GroupId"])
+        for group in ec2.describe_security_groups(GroupIds=list(groups))["SecurityGroups"]
+        for rule in group["IpPermissions"]
+        for inner in rule["UserIdGroupPairs"] or [{"GroupId": ""}]
+    ]
+    assert rules == [("tcp", 22, ["192.0.2.0/24"], ""), ("-1", None, [], account["SecurityGroup"])]
+
+
+def test_the_account_template_uses_nothing_that_cloudformation_refuses() -> None:
+    text = (REPOSITORY / "cluster.account.yaml").read_text()
+    assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]

@@ -1,0 +1,57 @@
+"""A real MLflow server: it listens on loopback only, and its database comes back on another machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from raymed.storage import Folder
+from raymed.tracking_server import COPY, answers, restore
+
+JOB = str(Path(__file__).parent.parent / "jobs" / "serve_tracking.py")
+
+
+def start(port: int, home: Path, storage: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, JOB, "--port", str(port), "--storage", str(storage), "--copy-seconds", "0.5"]
+    server = subprocess.Popen(command, env={**os.environ, "HOME": str(home)}, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not answers(port):
+        assert time.monotonic() < deadline and server.poll() is None
+        time.sleep(0.2)
+    return server
+
+
+def listening(port: int) -> set[str]:
+    """Local addresses that a port listens on, as /proc writes them."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {words[1].split(":")[0] for words in lines if words[3] == "0A" and int(words[1].split(":")[1], 16) == port}
+
+
+@pytest.mark.slow
+def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    storage = tmp_path / "storage"
+    server = start(port, tmp_path / "lost-machine", storage)
+    assert listening(port) == {"0100007F"}  # 127.0.0.1 in the byte order of /proc
+    client = MlflowClient(f"http://127.0.0.1:{port}")
+    run = client.create_run(client.create_experiment("kept"))
+    client.log_text(run.info.run_id, "a page", "report.html")
+    server.send_signal(signal.SIGTERM)
+    said, _ = server.communicate(timeout=60)
+    assert server.returncode == 0 and "copied" in said
+    assert (storage / COPY).exists()
+    database = tmp_path / "fresh-machine" / "mlflow.db"
+    restore(database, Folder.at(storage))
+    fresh = MlflowClient(f"sqlite:///{database}")
+    assert fresh.get_run(run.info.run_id).info.experiment_id == run.info.experiment_id
+    assert next((storage / "artifacts").rglob("report.html")).read_text() == "a page"
