@@ -29,11 +29,11 @@ from raymed.data.phantom import PhantomSettings
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.stream import stage
-from raymed.lung import prepare_phantoms
 from raymed.models.settings import ModelSettings
 from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import TrainingPass
 from raymed.storage import Folder
+from raymed.system import prepare_phantoms
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.engine import TrainSettings, deepspeed_config
 from raymed.training.fit import fit, resources

@@ -34,12 +34,12 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
 from raymed.errors import RunError
-from raymed.lung import prepare_phantoms
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import TrainingPass
 from raymed.storage import Folder
+from raymed.system import prepare_phantoms
 from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import JUDGED_BY, FitSpec
 from raymed.tuning.night import Night, SearchSettings

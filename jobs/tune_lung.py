@@ -17,41 +17,23 @@ from pathlib import Path
 from raymed.cluster import connect
 from raymed.job import Outcome, run
 from raymed.lung import LungOptions
+from raymed.system import SearchOptions
 from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night
-from raymed.tuning.night import deadline
-from raymed.tuning.study import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneLung(LungOptions):
-    """Options of a lung search.
-
-    Attributes:
-        trials: Most trials.
-        max_epochs: Most epochs of a trial.
-        epochs: Most epochs over all trials (0 = no limit).
-        hours: Most hours; trials under way then stop at their next epoch (0 = no limit).
-        until: End at this time of day instead, such as 07:00.
-    """
-
-    trials: int = 20
-    max_epochs: int = 10
-    epochs: int = 0
-    hours: float = 0.0
-    until: str = ""
+class TuneLung(LungOptions, SearchOptions):
+    """Options of a lung search."""
 
 
 def main(options: TuneLung) -> Outcome:
     connect()
-    prepared = options.prepared()
     options = dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=options.max_epochs))
-    budget = Budget(options.trials, options.epochs, deadline(options.hours, options.until))
-    night = options.night(prepared, budget)
+    night = options.night(options.prepared(), options.budget)
     if options.dry_run:
         return describe(night)
-    study = night.run()
-    return judge_night(night, study, options.refit)
+    return judge_night(night, night.run(), options.refit)
 
 
 if __name__ == "__main__":

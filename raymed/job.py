@@ -18,7 +18,7 @@ import sys
 import tempfile
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -93,6 +93,27 @@ class Outcome:
     data: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Alias:
+    """Another name of an option, as a guide or an earlier program writes it.
+
+    Attributes:
+        option: dotted name of the option; empty for one that means nothing here.
+        values: what its values are called there, as JSON, and here; a name with a value for true is a switch.
+        says: what whoever uses it is told.
+    """
+
+    option: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+    says: str = ""
+
+    def here(self, value: str) -> str:
+        """A value of theirs, as it is called here."""
+        return self.values.get(value, value)
+
+
+Aliases = Mapping[str, Alias]
+
 Options = TypeVar("Options", bound=JobOptions)
 
 
@@ -102,19 +123,21 @@ def run(
     arguments: Sequence[str] | None = None,
     positional: bool = False,
     defaults: Path | None = None,
+    aliases: Aliases | None = None,
 ) -> None:
     """Parse the command line into `options_type`, call `main`, print its outcome, and exit.
 
     Args:
         positional: required options are given by place instead of by name.
         defaults: YAML file whose values hold where neither ``--config`` nor the command line says otherwise.
+        aliases: other names of options, with dashes.
 
     Exit codes: 0 done; 2 something the user can mend; 1 a failed run; 130 stopped by Ctrl-C.
     """
     _quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     script = sys.modules[main.__module__]
-    options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional, defaults, script)
+    options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional, defaults, aliases, script)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the outcome: libraries print to it too
             outcome = main(options)
@@ -142,6 +165,7 @@ def parse(
     arguments: Sequence[str],
     positional: bool = False,
     defaults: Path | None = None,
+    aliases: Aliases | None = None,
     script: ModuleType | None = None,
 ) -> Options:
     """Options from command-line words; ``--max-epochs`` and ``--max_epochs`` are the same, a bare switch means true.
@@ -155,12 +179,13 @@ def parse(
         description=(script.__doc__ or "").strip(),
         formatter_class=_HelpFormatter,
         default_config_files=[str(defaults)] if defaults else [],
+        epilog=_explain(aliases or {}),
     )
     parser.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
     # Options inherited from another module's dataclass are written in that module's names: resolve them here.
     options_type.__init__.__annotations__ = {**typing.get_type_hints(options_type), "return": type(None)}
     parser.add_class_arguments(options_type, None, as_positional=positional)
-    parsed = parser.parse_args(_words(arguments, switches(options_type)))
+    parsed = parser.parse_args(_words(_translated(arguments, aliases or {}), switches(options_type)))
     ready = parser.instantiate_classes(parsed)
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})
 
@@ -176,6 +201,32 @@ def switches(options_type: type, prefix: str = "") -> set[str]:
         elif dataclasses.is_dataclass(kind):
             found |= switches(typing.cast(type, kind), f"{prefix}{each.name}.")
     return found
+
+
+def _explain(aliases: Aliases) -> str:
+    lines = [f"  --{name:<26} {f'--{each.option}' if each.option else each.says}" for name, each in aliases.items()]
+    return "\n".join(["also understood:", *lines]) if lines else ""
+
+
+def _translated(arguments: Sequence[str], aliases: Aliases) -> list[str]:
+    """The words with options under our names."""
+    words, waiting = [], list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word[2:].partition("=")
+        alias = aliases.get(name.replace("_", "-")) if word.startswith("--") else None
+        if alias is None:
+            words.append(word)
+            continue
+        if not equals:
+            switch = "true" in alias.values
+            takes = waiting and (waiting[0].lower() in ("true", "false") if switch else not waiting[0].startswith("--"))
+            value = waiting.pop(0) if takes else "true" if switch else ""
+        if alias.says:
+            log.info("--%s: %s", name, alias.says)
+        if alias.option:
+            words += [f"--{alias.option}", alias.here(value)] if value else [f"--{alias.option}"]
+    return words
 
 
 def _words(arguments: Sequence[str], boolean: set[str]) -> list[str]:

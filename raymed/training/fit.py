@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from raymed.cluster import capacity
 from raymed.data.stream import Staged, Streamed
 from raymed.errors import UserError
 from raymed.storage import Folder
@@ -44,11 +45,11 @@ def resources(workers: int, cpus_per_worker: int) -> Resources:
     Raises:
         UserError: there are fewer CPUs or GPUs than the workers need.
     """
-    have = ray.cluster_resources()
-    gpu = have.get("GPU", 0) > 0
-    if workers * cpus_per_worker > have.get("CPU", 0):
+    have = capacity(ray.cluster_resources())
+    gpu = have["GPU"] > 0
+    if workers * cpus_per_worker > have["CPU"]:
         raise UserError(
-            f"{workers} workers of {cpus_per_worker} CPUs do not fit into this cluster's {have.get('CPU', 0):.0f} CPUs: "
+            f"{workers} workers of {cpus_per_worker} CPUs do not fit into this cluster's {have['CPU']:.0f} CPUs: "
             "lower --workers or --cpus-per-worker, or add nodes"
         )
     if gpu and workers > have["GPU"]:
@@ -94,6 +95,13 @@ def fit(
     return trainer.fit().metrics or {}
 
 
-def fit_trial(config: dict[str, Any], source: Staged | Streamed, each: Resources, verdicts: ActorHandle) -> None:
-    """A trial of Ray Tune: `fit`, with every report passed on. It lives here because its process imports this module."""
-    fit(config["spec"], source, each, verdicts, [TuneReportCallback()])
+def fit_trial(
+    config: dict[str, Any], sources: Mapping[str, Staged | Streamed], each: Resources, verdicts: ActorHandle
+) -> None:
+    """A trial of Ray Tune: `fit`, with every report passed on. It lives here because its process imports this module.
+
+    Args:
+        sources: where the rows of each prepared data set come from, by its URI.
+    """
+    spec: FitSpec = config["spec"]
+    fit(spec, sources[spec.data], each, verdicts, [TuneReportCallback()])

@@ -55,7 +55,7 @@ def judge_night(night: Night, study: Study, refit: str = "none") -> Outcome:
         reasons = {trial.user_attrs.get(REASON, "stopped before its first epoch") for trial in study.trials}
         raise RunError(f"no trial of {night.name} completed an epoch: {'; '.join(sorted(reasons)) or 'none was started'}")
     tracker = night.open_tracker()
-    runs = {trial.number: tracker.find(night.trial_key(trial.number)) or "" for trial in study.trials}
+    runs = {trial.number: tracker.find(night.trial_key(trial)) or "" for trial in study.trials}
     again = Refit(_refit(night, best, REFIT_SPLITS[refit]), REFIT_SPLITS[refit]) if refit != "none" else None
     registered = judge_and_register(tracker, night.candidate(runs[best.number], best), refit=again)
     ties = find_ties(night, study, best)

@@ -13,24 +13,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import ray
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 
+from raymed.cluster import HEAD, capacity
 from raymed.data.plan import EpochPlan
 from raymed.data.prepared import Prepared
-from raymed.data.stream import open_reader
+from raymed.data.stream import Staged, Streamed, open_reader
 from raymed.errors import RunError, UserError
 from raymed.job import Outcome
 from raymed.judgement import Candidate
-from raymed.tracking import Status, Tracker
+from raymed.tracking import Tracker
 from raymed.training.fit import Resources, fit_trial, resources
-from raymed.training.loop import RANK, FitSpec
+from raymed.training.loop import FitSpec
 from raymed.training.verdict import Verdicts
 from raymed.tuning.progress import Progress
-from raymed.tuning.space import Space, Value, get_setting, with_setting
+from raymed.tuning.recorder import Recorder, Watch
+from raymed.tuning.space import Dimension, Space, Value, get_setting, with_setting
 from raymed.tuning.study import (
     BEST_EPOCH,
     CHECKPOINT,
@@ -46,7 +48,7 @@ from raymed.tuning.study import (
 log = logging.getLogger("raymed")
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
-STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
+VARIANT = "run"  # the name of a listed run, among a trial's settings
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Night:
-    """A search: the run that every trial is a variation of, what varies, and until when.
+    """A search: the run that every trial is a variation of, what varies, and until when. Or a list of runs, such as folds.
 
     Attributes:
         template: name (the search's own), storage, data, recipe and settings that trials start from.
         search: what varies and how trials are stopped.
-        budget: when it ends.
+        budget: when a search ends; listed runs are all trained to their end.
         tracking_uri: MLflow's address.
         command: what was typed, for the report.
+        variants: listed runs by name, in place of a space to search.
     """
 
     template: FitSpec
@@ -83,6 +86,13 @@ class Night:
     budget: Budget
     tracking_uri: str
     command: str = ""
+    variants: Mapping[str, FitSpec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.search.space and self.variants:
+            raise UserError(f"{', '.join(self.variants)} are fixed runs: leave search.space empty, or search without them")
+        if self.search.space and self.template.train.monitor != "val_loss":
+            raise UserError("a search compares trials by val_loss: leave train.monitor as it is")
 
     @property
     def name(self) -> str:
@@ -90,9 +100,12 @@ class Night:
 
     def open_study(self) -> Study:
         """The search's record."""
-        defaults = {name: self._get(name) for name in self.search.space}
         space, halving = self.search.space, self.search.halving
-        return Study(self._study_path(), self.name, space, defaults, halving, self.template.seed)
+        first: list[Mapping[str, Value]] = [{name: self._get(name) for name in space}] if space else []
+        if self.variants:
+            space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
+            first = [{VARIANT: name} for name in self.variants]
+        return Study(self._study_path(), self.name, space, first, halving, self.template.seed)
 
     def _study_path(self) -> Path:
         """On a local disk beside the search's runs, or under the home folder where the storage is remote."""
@@ -109,14 +122,26 @@ class Night:
         self.open_tracker().forget(self.name)
 
     def trial(self, number: int, params: Mapping[str, Value]) -> FitSpec:
-        """The run of a trial: the template with the searched settings put in."""
-        spec = dataclasses.replace(self.template, name=f"trial-{number:04d}", storage=f"{self.template.folder.uri}/trials")
+        """The run of a trial: the template with the searched settings put in, or a listed run."""
+        storage = f"{self.template.folder.uri}/trials"
+        if self.variants:
+            listed = str(params[VARIANT])
+            return dataclasses.replace(self.variants[listed], name=listed, storage=storage)
+        spec = dataclasses.replace(self.template, name=f"trial-{number:04d}", storage=storage)
         for name, value in params.items():
             if name.startswith("train."):
                 spec = with_setting(spec, name, value)
             else:
                 spec = dataclasses.replace(spec, recipe=with_setting(spec.recipe, name, value))
         return spec
+
+    def spec(self, trial: FrozenTrial) -> FitSpec:
+        """The run of a trial."""
+        return self.trial(trial.number, trial.params)
+
+    def label(self, trial: FrozenTrial) -> str:
+        """What a person calls a trial."""
+        return self.spec(trial).name if self.variants else f"trial {trial.number}"
 
     def _get(self, name: str) -> Value:
         return get_setting(self.template if name.startswith("train.") else self.template.recipe, name)
@@ -128,7 +153,7 @@ class Night:
             UserError: not even one trial fits into the cluster.
         """
         each = resources(self.template.workers, self.search.cpus_per_worker)
-        have = ray.cluster_resources()
+        have = capacity(ray.cluster_resources())
         fitting = int(have["CPU"] / (each.workers * each.cpus + DRIVER_CPUS))
         if each.gpu:
             fitting = min(fitting, int(have["GPU"] / each.workers))
@@ -138,23 +163,28 @@ class Night:
             )
         return each, min(self.search.concurrent or fitting, fitting)
 
-    def run(self) -> Study:
-        """Search until the budget is used up; the study tells how every trial ended."""
-        prepared = Prepared.open(self.template.data)
+    def run(self, watch: Watch | None = None) -> Study:
+        """Search until the budget is used up; the study tells how every trial ended.
+
+        Args:
+            watch: told of every run's start, epochs and end, with what it reported.
+        """
         study, tracker = self.open_study(), self.open_tracker()
+        budget = self._line_up(study)
         each, concurrent = self.resources()
-        parent = self._start_parent(tracker, prepared)
-        source = open_reader(prepared, self.template.all_rows(prepared))
-        verdicts = Verdicts.remote()  # type: ignore[attr-defined]
-        with Progress(study, self.budget, self.template.train.epochs) as progress:
-            recorder = _Recorder(self, tracker, parent, study, progress)
+        parent = self._start_parent(tracker)
+        sources = self._sources()
+        verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
+        with Progress(study, budget, self.label, lambda trial: self.spec(trial).train.epochs) as progress:
+            recorder = Recorder(self, tracker, parent, study, progress, watch)
             tuner = tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(fit_trial, source=source, each=each, verdicts=verdicts), {"CPU": DRIVER_CPUS}
+                    tune.with_parameters(fit_trial, sources=sources, each=each, verdicts=verdicts),
+                    {"CPU": DRIVER_CPUS} | HEAD,  # a driver that is lost with its machine fails its trial
                 ),
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(study, self.budget, self.trial),
-                    scheduler=StudyScheduler(study, self.budget, verdicts, recorder.observe),
+                    search_alg=StudySearcher(study, budget, self.trial),
+                    scheduler=StudyScheduler(study, budget, verdicts, recorder.observe),
                     num_samples=-1,
                     max_concurrent_trials=concurrent,
                     trial_dirname_creator=lambda trial: trial.config["spec"].name,
@@ -169,7 +199,7 @@ class Night:
             except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
                 recorder.interrupt()
                 raise
-        self._settle(study, recorder)
+        recorder.settle()
         return study
 
     def outcome(self, study: Study) -> Outcome:
@@ -179,7 +209,7 @@ class Night:
             RunError: the run failed.
         """
         trial = study.trials[0]
-        run = self.open_tracker().find(self.trial_key(0))
+        run = self.open_tracker().find(self.trial_key(trial))
         if CHECKPOINT not in trial.user_attrs:
             raise RunError(f"the run failed: {trial.user_attrs.get(REASON, 'no epoch was completed')}")
         val_loss, epoch = best_value(trial), trial.user_attrs[BEST_EPOCH]
@@ -194,14 +224,36 @@ class Night:
 
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
         """What a trial left to be judged: its best checkpoint so far."""
-        spec = self.template
+        spec = self.spec(trial)
         return Candidate(run_id, trial.user_attrs[CHECKPOINT], spec.data, spec.fold, spec.slices, spec.seed)
 
-    def trial_key(self, number: int) -> str:
+    def trial_key(self, trial: FrozenTrial) -> str:
         """The key under which MLflow knows a trial."""
-        return f"{self.name}/trial-{number:04d}"
+        return f"{self.name}/{self.spec(trial).name}"
 
-    def _start_parent(self, tracker: Tracker, prepared: Prepared) -> str:
+    def _line_up(self, study: Study) -> Budget:
+        """Listed runs that failed are tried again, from their last checkpoint; the budget holds every listed run."""
+        if not self.variants:
+            return self.budget
+        last = {str(trial.params[VARIANT]): trial.state for trial in study.trials}
+        for name in last.keys() - {str(params[VARIANT]) for params in study.waiting}:
+            if last[name] == TrialState.FAIL:
+                study.enqueue({VARIANT: name})
+        return Budget(trials=len(study.trials) + len(study.waiting))
+
+    def _sources(self) -> dict[str, Staged | Streamed]:
+        """The rows of all runs, each prepared data set decoded once, by its URI."""
+        specs: dict[str, list[FitSpec]] = {}
+        for spec in self.variants.values() or [self.template]:
+            specs.setdefault(spec.data, []).append(spec)
+        sources = {}
+        for data, same in specs.items():
+            prepared = Prepared.open(data)
+            sources[data] = open_reader(prepared, np.unique(np.concatenate([spec.all_rows(prepared) for spec in same])))
+        return sources
+
+    def _start_parent(self, tracker: Tracker) -> str:
+        prepared = Prepared.open(self.template.data)
         plan: EpochPlan = self.template.plan(prepared, 0)
         parent = tracker.run(
             self.name,
@@ -222,66 +274,6 @@ class Night:
             ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()),
         )
         return parent
-
-    def _settle(self, study: Study, recorder: _Recorder) -> None:
-        """Trials that Tune lost sight of must not stay RUNNING in the study or in MLflow."""
-        for trial in study.trials:
-            if trial.state == TrialState.RUNNING:
-                study.tell(trial.number, TrialState.FAIL, "Ray Tune ended without it")
-                recorder.observe(trial.number, "FAIL", {"reason": "Ray Tune ended without it"})
-
-
-class _Recorder:
-    """Writes what happens to trials into MLflow and onto the progress display."""
-
-    def __init__(self, night: Night, tracker: Tracker, parent: str, study: Study, progress: Progress) -> None:
-        self._night, self._tracker, self._parent = night, tracker, parent
-        self._study, self._progress = study, progress
-        self._runs: dict[int, str] = {}
-
-    def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
-        run = self._run(number)
-        if happened == "start":
-            return
-        trial = self._study.study.get_trials(deepcopy=False)[number]
-        if happened == "epoch":
-            metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
-            self._tracker.log_epoch(run, int(result["epoch"]), metrics)
-            if CHECKPOINT in trial.user_attrs:
-                self._tracker.tags(run, self._night.candidate(run, trial).tags())
-        else:
-            self._tracker.tags(run, {"raymed.state": happened})
-            self._tracker.finish(run, STATUS[happened], str(result.get("reason", "")))
-        self._progress.show(number, happened, result)
-
-    def interrupt(self) -> None:
-        """A person stopped the search: MLflow shows nothing as running."""
-        reason = "interrupted; the same command goes on"
-        for trial in self._study.trials:
-            if trial.state == TrialState.RUNNING:
-                self._tracker.finish(self._run(trial.number), "KILLED", reason)
-        self._tracker.finish(self._parent, "KILLED", reason)
-
-    def _run(self, number: int) -> str:
-        if number not in self._runs:
-            params = self._study.study.get_trials(deepcopy=False)[number].params
-            spec = self._night.trial(number, params)
-            self._runs[number] = self._tracker.run(
-                self._night.trial_key(number),
-                spec.name,
-                parent=self._parent,
-                tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number)},
-                params={**spec.recipe.settings(), "train": dataclasses.asdict(spec.train), "seed": spec.seed},
-            )
-            self._tracker.reopen(self._runs[number])
-        return self._runs[number]
-
-
-def _is_metric(name: str, value: Any) -> bool:
-    """Ours, not what keeps checkpoints, nor what Ray Tune adds to a result."""
-    others = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp", "pid", "iterations_since_restore"}
-    others |= {"training_iteration", RANK}
-    return isinstance(value, int | float) and not isinstance(value, bool) and name not in others
 
 
 def deadline(hours: float, until: str) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
@@ -21,8 +22,11 @@ log = logging.getLogger("raymed")
 class Progress:
     """Shows trials under way, the best so far and the time left, on standard error."""
 
-    def __init__(self, study: Study, budget: Budget, epochs: int) -> None:
-        self._study, self._budget, self._epochs = study, budget, epochs
+    def __init__(
+        self, study: Study, budget: Budget, label: Callable[[FrozenTrial], str], epochs: Callable[[FrozenTrial], int]
+    ) -> None:
+        """`label` and `epochs` tell what a trial is called and its most epochs."""
+        self._study, self._budget, self._label, self._epochs = study, budget, label, epochs
         self._started, self._epochs_before = time.time(), study.epochs
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -45,17 +49,20 @@ class Progress:
 
     def show(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
         """An epoch or the end of a trial."""
+        trial = self._study.trial(number)
         if happened == "epoch":
-            epoch = int(result["epoch"])
-            says = f"val_loss {result['val_loss']:.4f}"
+            epoch, epochs = int(result["epoch"]), self._epochs(trial)
+            says = f"val_loss {result['val_loss']:.4f}" + (
+                f"  val_acc {result['val_acc']:.1f} %" if "val_acc" in result else ""
+            )
             if self._live:
                 task = self._tasks.get(number)
                 if task is None:
-                    task = self._tasks[number] = self._bars.add_task(f"trial {number}", total=self._epochs, says="")
+                    task = self._tasks[number] = self._bars.add_task(self._label(trial), total=epochs, says="")
                 self._bars.update(task, completed=epoch, says=says)
                 self._bars.update(self._total, completed=self._finished(), says=self._summary())
             else:
-                log.info("trial %d  epoch %d/%d  %s  |  %s", number, epoch, self._epochs, says, self._summary())
+                log.info("%s  epoch %d/%d  %s  |  %s", self._label(trial), epoch, epochs, says, self._summary())
         else:
             words = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[happened]
             reason = str(result.get("reason", ""))
@@ -64,7 +71,7 @@ class Progress:
                     self._bars.remove_task(self._tasks.pop(number))
                 self._bars.update(self._total, completed=self._finished(), says=self._summary())
             if happened == "FAIL" or not self._live:
-                log.info("trial %d  %s%s", number, words, f": {reason}" if reason else "")
+                log.info("%s  %s%s", self._label(trial), words, f": {reason}" if reason else "")
 
     def _finished(self) -> int:
         return sum(trial.state.is_finished() for trial in self._study.trials)
@@ -72,7 +79,7 @@ class Progress:
     def _summary(self) -> str:
         best = self._study.best
         left = self._time_left()
-        found = f"best {min(best.intermediate_values.values()):.4f} (trial {best.number})" if best else "no result yet"
+        found = f"best {min(best.intermediate_values.values()):.4f} ({self._label(best)})" if best else "no result yet"
         return f"{found}, {left}" if left else found
 
     def _time_left(self) -> str:

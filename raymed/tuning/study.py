@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,12 @@ class Study:
     """A durable Optuna study of val_loss (lower is better)."""
 
     def __init__(
-        self, path: Path, name: str, space: Space, defaults: Mapping[str, Value], halving: Halving, seed: int
+        self, path: Path, name: str, space: Space, first: Sequence[Mapping[str, Value]], halving: Halving, seed: int
     ) -> None:
         """Open or create the study in a journal file.
 
         Args:
-            defaults: the recipe's own settings for the space's names: the first trial.
+            first: settings of the first trials, before anything is drawn.
 
         Raises:
             UserError: the file cannot be read, or holds a search with another space.
@@ -97,14 +97,28 @@ class Study:
         if self.study.user_attrs.setdefault("space", described) != described:
             raise UserError(f"the search {name!r} was started with another space. Use another --name, or --fresh")
         self.study.set_user_attr("space", described)
-        if not self.study.trials and defaults:
-            self.study.enqueue_trial(dict(defaults))
+        if not self.study.trials:
+            for params in first:
+                self.enqueue(params)
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}
 
     @property
     def trials(self) -> list[FrozenTrial]:
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+    def trial(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    @property
+    def waiting(self) -> list[Mapping[str, Value]]:
+        """Settings of the trials that were put in line and have not begun."""
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return [trial.system_attrs["fixed_params"] for trial in trials]
+
+    def enqueue(self, params: Mapping[str, Value]) -> None:
+        """Put a trial with these settings in line, before anything is drawn."""
+        self.study.enqueue_trial(dict(params))
 
     @property
     def epochs(self) -> int:
@@ -146,7 +160,7 @@ class Study:
 
     def tell(self, number: int, state: TrialState, reason: str = "") -> None:
         """End a trial, once. Its value is its lowest val_loss."""
-        trial = self.study.get_trials(deepcopy=False)[number]
+        trial = self.trial(number)
         if trial.state.is_finished():
             return
         if reason:
@@ -158,7 +172,7 @@ class Study:
 
     def _trial(self, number: int) -> optuna.Trial:
         if number not in self._asked:
-            self._asked[number] = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+            self._asked[number] = optuna.Trial(self.study, self.trial(number)._trial_id)
         return self._asked[number]
 
 
@@ -246,7 +260,7 @@ class StudyScheduler(FIFOScheduler):
 
     def _end(self, trial: TuneTrial, state: TrialState, reason: str = "") -> None:
         number = trial.config["number"]
-        if self._study.trials and not self._study.study.get_trials(deepcopy=False)[number].state.is_finished():
+        if self._study.trials and not self._study.trial(number).state.is_finished():
             self._study.tell(number, state, reason)
             self._observe(number, state.name, {"reason": reason})
 

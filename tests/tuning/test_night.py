@@ -70,7 +70,7 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(ni
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
     assert len(children) == 5
     for trial in searched.trials:
-        run = str(tracker.find(night.trial_key(trial.number)))
+        run = str(tracker.find(night.trial_key(trial)))
         epochs = [metric.step for metric in tracker.client.get_metric_history(run, "val_loss")]
         assert epochs == sorted(trial.intermediate_values)
         assert tracker.describe(run).status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
@@ -114,7 +114,7 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it(night, 
 def test_a_person_can_promote_another_trial(night, searched, morning):
     tracker = night.open_tracker()
     other = next(each for each in searched.trials if each.state != TrialState.FAIL and each.number != searched.best.number)
-    run = str(tracker.find(night.trial_key(other.number)))
+    run = str(tracker.find(night.trial_key(other)))
     registered = judge_and_register(tracker, night.candidate(run, other), alias="candidate")
 
     def version(alias: str) -> str:

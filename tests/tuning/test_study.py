@@ -16,7 +16,7 @@ DEFAULTS = {"x": 0.25, "y": "b"}
 
 
 def open_study(folder, space=SPACE):
-    return Study(folder / "study.journal", "night", space, DEFAULTS, Halving(1, 3), seed=7)
+    return Study(folder / "study.journal", "night", space, [DEFAULTS], Halving(1, 3), seed=7)
 
 
 def result(loss: float, epoch: int) -> dict[str, float]:

@@ -1,0 +1,141 @@
+"""What the jobs of every system share: options of a training run or search, and the run or search those describe."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
+from raymed.data.plan import SliceSettings
+from raymed.data.prepare import PrepareSettings, prepare
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.job import JobOptions
+from raymed.recipes.recipe import Recipe
+from raymed.storage import Folder
+from raymed.training.engine import TrainSettings
+from raymed.training.loop import FitSpec
+from raymed.tuning.night import Night, SearchSettings, deadline
+from raymed.tuning.study import Budget
+
+log = logging.getLogger("raymed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemOptions(JobOptions):
+    """Options of a training run or search.
+
+    Attributes:
+        phantom: The phantom patients used without --data.
+        name: Name of the run or search; the same name goes on with it (default: system and a digest of settings and data).
+        fresh: Start again: forget an earlier run of that name.
+        fold: Cross-validation fold to validate on (default: the stored split).
+        workers: Training workers of one run, each with a GPU where there are GPUs.
+        slices: Which slices of a patient are used.
+        train: How it is trained.
+        search: Search space, early stopping and resources of trials.
+        refit: Train the winner again on more rows: train and val (trainval) or every split (all).
+    """
+
+    phantom: PhantomSettings = field(default_factory=PhantomSettings)
+    name: str = ""
+    fresh: bool = False
+    fold: int | None = None
+    workers: int = 1
+    slices: SliceSettings = field(default_factory=SliceSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    refit: Literal["none", "trainval", "all"] = "none"
+
+    def prepared(self) -> Prepared:
+        """The prepared data: those named, or the embedded phantom patients, made on first use."""
+        raise NotImplementedError
+
+    def recipe(self, prepared: Prepared) -> Recipe:
+        """The system that the options describe, for these data."""
+        raise NotImplementedError
+
+    def spec(self, prepared: Prepared) -> FitSpec:
+        """The run that the options describe, without its name.
+
+        Raises:
+            UserError: there is nothing to train or to validate on.
+        """
+        if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
+            raise UserError(f"{prepared.folder.uri} has no train or no val patients: it can be predicted, not trained on")
+        return FitSpec(
+            name="",
+            storage=self.folder.uri,
+            data=prepared.folder.uri,
+            recipe=self.recipe(prepared),
+            train=self.train,
+            slices=self.slices,
+            fold=self.fold,
+            seed=self.seed,
+            workers=self.workers,
+        )
+
+    def night(self, prepared: Prepared, budget: Budget) -> Night:
+        """The run or search that the options describe; a single run is a search of one trial in an empty space."""
+        return self.named(self.spec(prepared), budget)
+
+    def named(self, template: FitSpec, budget: Budget, variants: Mapping[str, FitSpec] | None = None) -> Night:
+        """A search from `template`, or the listed runs, under the name that settings and data give it."""
+        listed = dict(variants or {})
+        described = json.dumps(
+            [
+                [dataclasses.asdict(spec) for spec in (template, *listed.values())],
+                dataclasses.asdict(self.search),
+                sorted({Prepared.open(spec.data).digest for spec in (template, *listed.values())}),
+            ],
+            default=str,
+        )
+        name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
+        command = shlex.join(["python", *sys.argv])
+        night = Night(dataclasses.replace(template, name=name), self.search, budget, self.tracking, command, listed)
+        if self.fresh and not self.dry_run:
+            night.forget()
+        return night
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options that say how long a search may take.
+
+    Attributes:
+        trials: Most trials.
+        max_epochs: Most epochs of a trial.
+        epochs: Most epochs over all trials (0 = no limit).
+        hours: Most hours; trials under way then stop at their next epoch (0 = no limit).
+        until: End at this time of day instead, such as 07:00.
+    """
+
+    trials: int = 20
+    max_epochs: int = 10
+    epochs: int = 0
+    hours: float = 0.0
+    until: str = ""
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.trials, self.epochs, deadline(self.hours, self.until))
+
+
+def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int) -> Prepared:
+    """Make and prepare the embedded patients under the storage; what is there already is kept."""
+    described = hashlib.blake2b(repr((VERSION, phantom, size)).encode(), digest_size=3).hexdigest()
+    scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
+    source = Path(scratch.path) / f"phantom-{described}" / "patients"
+    log.info("phantom patients: %d of them in %s", phantom.patients, source)
+    write_phantoms(source, phantom)
+    settings = PrepareSettings()
+    settings = dataclasses.replace(settings, image=dataclasses.replace(settings.image, size=size))
+    return prepare(source, f"{storage.uri}/phantom-{described}/prepared", settings).prepared

@@ -1,0 +1,94 @@
+"""What happens to a search's trials, written into MLflow, shown on the terminal, and told to whoever watches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
+
+from raymed.data.prepared import Prepared
+from raymed.tracking import Status, Tracker
+from raymed.training.loop import RANK, FitSpec
+from raymed.tuning.progress import Progress
+from raymed.tuning.study import CHECKPOINT, Study
+
+if TYPE_CHECKING:
+    from raymed.tuning.night import Night
+
+STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
+
+Watch = Callable[[FitSpec, str, Mapping[str, Any]], None]
+"""Told of a run, what happened to it (start, epoch, COMPLETE, PRUNED or FAIL), and what it reported."""
+
+
+class Recorder:
+    """One parent run in MLflow, with a child for each trial."""
+
+    def __init__(
+        self, night: Night, tracker: Tracker, parent: str, study: Study, progress: Progress, watch: Watch | None
+    ) -> None:
+        self._night, self._tracker, self._parent = night, tracker, parent
+        self._study, self._progress, self._watch = study, progress, watch
+        self._runs: dict[int, str] = {}
+        self._digests: dict[str, str] = {}
+
+    def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
+        run, trial = self._run(number), self._study.trial(number)
+        if self._watch is not None:
+            self._watch(self._night.spec(trial), happened, result)
+        if happened == "start":
+            return
+        if happened == "epoch":
+            metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
+            self._tracker.log_epoch(run, int(result["epoch"]), metrics)
+            if CHECKPOINT in trial.user_attrs:
+                self._tracker.tags(run, self._night.candidate(run, trial).tags())
+        else:
+            self._tracker.tags(run, {"raymed.state": happened})
+            self._tracker.finish(run, STATUS[happened], str(result.get("reason", "")))
+        self._progress.show(number, happened, result)
+
+    def interrupt(self) -> None:
+        """A person stopped the search: MLflow shows nothing as running."""
+        reason = "interrupted; the same command goes on"
+        for trial in self._study.trials:
+            if trial.state == TrialState.RUNNING:
+                self._tracker.finish(self._run(trial.number), "KILLED", reason)
+        self._tracker.finish(self._parent, "KILLED", reason)
+
+    def settle(self) -> None:
+        """Trials that Ray Tune lost sight of must not stay RUNNING in the study or in MLflow."""
+        reason = "Ray Tune ended without it"
+        for trial in self._study.trials:
+            if trial.state == TrialState.RUNNING:
+                self._study.tell(trial.number, TrialState.FAIL, reason)
+                self.observe(trial.number, "FAIL", {"reason": reason})
+
+    def _run(self, number: int) -> str:
+        if number not in self._runs:
+            trial = self._study.trial(number)
+            spec = self._night.spec(trial)
+            fold = "" if spec.fold is None else str(spec.fold)
+            run = self._tracker.run(
+                self._night.trial_key(trial),
+                spec.name,
+                parent=self._parent,
+                tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold},
+                params={**spec.recipe.settings(), "train": dataclasses.asdict(spec.train), "seed": spec.seed},
+            )
+            self._tracker.reopen(run)
+            if spec.data not in self._digests:
+                self._digests[spec.data] = Prepared.open(spec.data).digest
+            context = f"training without fold {fold}" if fold else "training"
+            self._tracker.input(run, self._night.name, self._digests[spec.data], spec.data, context)
+            self._runs[number] = run
+        return self._runs[number]
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    """Ours, not what keeps checkpoints, nor what Ray Tune adds to a result."""
+    others = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp", "pid", "iterations_since_restore"}
+    others |= {"training_iteration", RANK}
+    return isinstance(value, int | float) and not isinstance(value, bool) and name not in others
