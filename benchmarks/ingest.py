@@ -36,7 +36,7 @@ from raymed.data.phantom import PhantomSettings, write_phantoms
 from raymed.data.plan import plan_epoch
 from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.stream import Staged, Streamed, ahead, stage
-from raymed.models.vision import IMAGENET_MEAN, IMAGENET_STD, InputNorm
+from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD, InputNorm
 from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass

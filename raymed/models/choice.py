@@ -15,7 +15,7 @@ from typing import Literal
 from torch import nn
 
 from raymed.errors import UserError
-from raymed.models import internvl, vision
+from raymed.models import backbones, internvl, vision
 from raymed.models.settings import ModelSettings
 
 CONFIG = "config.json"
@@ -30,11 +30,11 @@ def family_of(settings: ModelSettings) -> Family:
     """
     if settings.path is not None:
         return _family_of_folder(Path(settings.path))
-    if settings.preset in vision.PRESETS:
+    if settings.preset in backbones.PRESETS:
         return "vision"
     if settings.preset in internvl.PRESETS:
         return "internvl"
-    known = ", ".join([*vision.PRESETS, *internvl.PRESETS])
+    known = ", ".join([*backbones.PRESETS, *internvl.PRESETS])
     raise UserError(f"model.preset {settings.preset!r} is unknown; there are {known}")
 
 

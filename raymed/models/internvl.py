@@ -25,10 +25,10 @@ from transformers import (
 
 from raymed.errors import UserError
 from raymed.models import adapt
+from raymed.models.backbones import InputNorm
 from raymed.models.internvl_text import CONTEXT, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
 from raymed.models.internvl_weights import WEIGHTS, load_internvl, read_config, side, untied
 from raymed.models.settings import ModelSettings
-from raymed.models.vision import InputNorm
 
 PRESETS = ("internvl-tiny", "internvl2_5-1b")
 VISION_TARGETS = ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2")

@@ -13,8 +13,9 @@ class ModelSettings:
     """The network. The family follows from the preset's name or the folder's config.json.
 
     Attributes:
-        preset: random weights: `tiny`, `small-cnn`, `resnet18`, `resnet34`, `resnet50`, `convnext-tiny`, `efficientnet-b0`,
-            `vit-small`, `internvit-300m` (image backbones), `internvl-tiny`, `internvl2_5-1b` (InternVL).
+        preset: random weights: `tiny`, `small-cnn`, `resnet18` to `resnet152`, `convnext-tiny` to `convnext-large`,
+            `efficientnet-b0` to `efficientnet-b7`, `starnet_s1` to `starnet_s4`, `starnet_dual_pyramid_rcf`, `vit-small`,
+            `vit`, `internvit-300m` (image backbones), `internvl-tiny`, `internvl2_5-1b` (InternVL).
         path: local folder with weights, in place of the preset: InternVL (native or original layout) or an image backbone.
         dropout: rate on the pooled features; image backbones only.
         drop_path: stochastic depth, rising linearly to this rate in the last block of the image backbone.

@@ -1,4 +1,4 @@
-"""The CLIP classifier: a picture is given the class whose text it resembles most; patients are judged by their mean probability.
+"""The CLIP classifier: a picture is given the class whose text it resembles most, a patient the mean of its pictures.
 
 An image tower and a text tower map pictures and class texts into one space, where their cosine over a learned temperature is
 the logit. A model can therefore be asked about other classes than it was trained on: give their texts to `with_texts`.
@@ -153,8 +153,8 @@ class ClipRecipe:
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
         """Pictures uint8 [rows, 1 or 3, size, size] as `pixels`, and `labels` [rows] where every record has one.
 
-        For the clip loss also `prompts` [rows]: the number of one of the class's prompts, counted over all classes, drawn from
-        (seed, epoch, record id).
+        For the clip loss also `prompts` [rows]: the number of one of the class's prompts, counted over all classes, drawn
+        from (seed, epoch, record id).
 
         Raises:
             UserError: a record to train on has no label, or a record does not hold one picture of `prepared_size`.
@@ -197,7 +197,7 @@ class ClipRecipe:
             return {"logits": module(batch.tensors["pixels"])["logits"].float().cpu().numpy()}
 
     def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
-        """Metrics per patient as for every classifier, and `val_acc`: the share of pictures given their class, in percent."""
+        """Metrics per patient as for every classifier, and `val_acc`: percentage of pictures that are given their class."""
         from raymed.evaluation.metrics import judge_patients
 
         judged = judge_patients(predictions["logits"], records, self.names)

@@ -1,6 +1,6 @@
 """Augmentation by random crops: pictures are prepared a tenth larger than the network sees them, and cut to its size.
 
-As a function of (seed, epoch, record id) alone, like `raymed.recipes.augment`. Without augmentation, and when evaluating, the
+A function of (seed, epoch, record id) alone, like `raymed.recipes.augment`. Without augmentation, and when evaluating, the
 whole picture is scaled down instead.
 """
 
@@ -34,7 +34,7 @@ class ClipAugmentSettings:
 
     Attributes:
         preset: `none`; `minimal`: random crop, mirroring; `standard`: also turned upside down, rotation, colours, an erased
-            rectangle; `radiograph`: random crop, exposure (contrast, gamma) and slight geometry, never mirrored: for X-rays and
+            rectangle; `radiograph`: random crop, exposure (contrast, gamma), slight geometry, never mirrored: for X-rays and
             whatever else has a left and a right.
     """
 
@@ -104,9 +104,12 @@ def _turned(pixels: np.ndarray, draws: np.ndarray, size: int) -> np.ndarray:
 
 
 def _recolour(pictures: np.ndarray, draws: np.ndarray) -> None:
-    """Brightness, contrast, saturation and hue of float32 pictures [rows, channels, side, side] in -1..1 draws [rows, 4], in place.
+    """Vary brightness, contrast, saturation and hue of float32 pictures [rows, channels, side, side], in place.
 
     Saturation and hue scale and turn the colour plane of constant luma; grey pictures have none.
+
+    Args:
+        draws: [rows, 4] in -1..1, in that order.
     """
     brightness, contrast, saturation = (1 + JITTER * draws[:, :3]).T[:, :, None, None, None]
     pictures *= brightness.astype(np.float32)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ResNetForImageClassification, ViTForImageClassification
+from transformers import ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from raymed.errors import UserError
-from raymed.models import choice, vision
+from raymed.models import backbones, choice
 from raymed.models.settings import ModelSettings
 
 CODES = list("0123")
@@ -60,14 +60,14 @@ def test_grey_and_rgb_of_the_same_picture_give_the_same_logits() -> None:
 
 def test_input_is_normalised_by_imagenet_mean_and_deviation() -> None:
     pixels = _pixels(channels=3)
-    mean, std = torch.tensor(vision.IMAGENET_MEAN).view(3, 1, 1), torch.tensor(vision.IMAGENET_STD).view(3, 1, 1)
-    torch.testing.assert_close(vision.InputNorm()(pixels, torch.float32), (pixels / 255 - mean) / std)
+    mean, std = torch.tensor(backbones.IMAGENET_MEAN).view(3, 1, 1), torch.tensor(backbones.IMAGENET_STD).view(3, 1, 1)
+    torch.testing.assert_close(backbones.InputNorm()(pixels, torch.float32), (pixels / 255 - mean) / std)
 
 
 def test_input_constants_survive_a_cast_to_bf16() -> None:
     pixels = _pixels(channels=3)
-    exact = vision.InputNorm()(pixels, torch.float32)
-    torch.testing.assert_close(vision.InputNorm().bfloat16()(pixels, torch.bfloat16), exact.bfloat16())
+    exact = backbones.InputNorm()(pixels, torch.float32)
+    torch.testing.assert_close(backbones.InputNorm().bfloat16()(pixels, torch.bfloat16), exact.bfloat16())
 
 
 def test_patches_must_divide_the_picture() -> None:
@@ -76,7 +76,7 @@ def test_patches_must_divide_the_picture() -> None:
 
 
 def test_a_classification_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
-    config = vision.PRESETS["tiny"](32)
+    config = backbones.PRESETS["tiny"](32)
     config.num_labels = 1000
     saved = ResNetForImageClassification(config)
     saved.save_pretrained(tmp_path)
@@ -86,7 +86,7 @@ def test_a_classification_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
 
 
 def test_a_vit_checkpoint_works_at_another_size(tmp_path: Path) -> None:
-    config = vision.ViTConfig(
+    config = ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=16
     )
     ViTForImageClassification(config).save_pretrained(tmp_path)
@@ -95,7 +95,7 @@ def test_a_vit_checkpoint_works_at_another_size(tmp_path: Path) -> None:
 
 
 def test_wrong_keys_of_each_kind_are_named(tmp_path: Path) -> None:
-    ResNetForImageClassification(vision.PRESETS["tiny"](32)).save_pretrained(tmp_path)
+    ResNetForImageClassification(backbones.PRESETS["tiny"](32)).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     state = load_file(file)
     state["resnet.surplus.weight"] = torch.zeros(1)
