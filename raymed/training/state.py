@@ -1,0 +1,176 @@
+"""The whole state of a training run in one piece, by parameter name: whatever ZeRO stage and number of workers wrote it.
+
+DeepSpeed's checkpoints are shards of flat buffers that fit only the stage and the number of workers that wrote them. Here
+they are put together again, and cut for the engine at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from raymed.errors import UserError
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+SHARDS = "state"  # folder of DeepSpeed's shards within a checkpoint
+AVERAGED = "ema.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that training goes on from, on the CPU, in tensors and plain values only.
+
+    ``torch.save(vars(state), file)`` writes a file that ``TrainingState(**torch.load(file, weights_only=True))`` reads.
+
+    Attributes:
+        module: the network's state dict; trained parameters in float32, frozen ones and buffers in their own types.
+        exp_avg: AdamW's first moment of every trained parameter, float32, in the parameter's shape.
+        exp_avg_sq: its second moment.
+        averaged: the averaged weights (`train.ema`) in float32; empty without.
+        step: optimizer steps done.
+        schedule: state dict of the learning rate's schedule.
+    """
+
+    module: Tensors
+    exp_avg: Tensors
+    exp_avg_sq: Tensors
+    averaged: Tensors
+    step: int
+    schedule: dict[str, Any]
+
+
+def layout(folder: Path) -> tuple[int, int]:
+    """(ZeRO stage, number of workers) that wrote the checkpoint in `folder`."""
+    shards = _optimizer_shards(folder)
+    return int(shards[0]["zero_stage"].value), len(shards)
+
+
+def read_state(folder: Path) -> TrainingState:
+    """Put the shards of a checkpoint (a folder that `Engine.save` wrote on every worker) together."""
+    networks = [_load(path) for path in _paths(folder, "model_states")]
+    shards = _optimizer_shards(folder)
+    first = networks[0]
+    sharded = "fp32_flat_groups" in shards[0]
+    weights, exp_avg, exp_avg_sq = (_gather_rows if sharded else _gather_slices)(shards, first["param_shapes"])
+    module: Tensors = dict(first["module"])
+    if sharded:  # the frozen parameters too
+        for name, shape in first["frozen_param_shapes"].items():
+            module[name] = _joined([network["frozen_param_fragments"][name] for network in networks], shape)
+    module |= weights
+    module |= {name: module[owner] for name, owner in first["shared_params"].items()}
+    averaged = load_file(folder / AVERAGED) if (folder / AVERAGED).is_file() else {}
+    return TrainingState(module, exp_avg, exp_avg_sq, averaged, first["global_steps"], first["lr_scheduler"])
+
+
+@torch.no_grad()
+def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
+    """Put `state` into a DeepSpeed engine that has not stepped yet. All workers call it together with the same state.
+
+    Raises:
+        UserError: the state is of another network, or of one with other parameters frozen.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    module, zero, sharded = engine.module, engine.optimizer, engine.zero_optimization_stage() == 3
+    parameters = dict(module.named_parameters())
+    _check(state, parameters, {name for name, _ in module.named_buffers()} & module.state_dict().keys())
+    # AdamW makes its state in its first step; here it must be there to be filled.
+    for flat in zero.fp32_partitioned_groups_flat if sharded else zero.single_partition_of_fp32_groups:
+        step = torch.tensor(float(state.step)) if isinstance(zero.optimizer, torch.optim.AdamW) else state.step
+        zero.optimizer.state[flat] = {"step": step} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
+    if not sharded:
+        zero._lazy_init_hp_params_optimizer_state()
+    for name, parameter in parameters.items():
+        value = state.module[name].to(engine.device)
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=sharded):
+            if not sharded or engine.global_rank == 0:
+                parameter.copy_(value)
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, value)
+            for moment in MOMENTS:
+                safe_set_full_optimizer_state(parameter, getattr(state, moment)[name].to(engine.device), moment)
+    for name, buffer in module.named_buffers():
+        if name in state.module:  # the others are not part of the network's state
+            buffer.copy_(state.module[name])
+    engine.lr_scheduler.load_state_dict(state.schedule)
+    for group, lr in zip(zero.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = lr
+    engine.global_steps = state.step
+
+
+def _check(state: TrainingState, parameters: dict[str, Any], buffers: set[str]) -> None:
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    missing = sorted((parameters.keys() | buffers) - state.module.keys())
+    frozen = sorted(trained ^ state.exp_avg.keys())
+    # ZeRO 3 leaves empty parameters behind and keeps their shapes.
+    shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in parameters.items()}
+    other = [name for name, shape in shapes.items() if name in state.module and tuple(state.module[name].shape) != shape]
+    for names, wrong in ((missing, "it has no"), (other, "of another shape are"), (frozen, "trained in one only are")):
+        if names:
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise UserError(f"the checkpoint does not fit this network: {wrong} {shown}. Use the settings it was made with.")
+
+
+def _gather_slices(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> tuple[Tensors, Tensors, Tensors]:
+    """ZeRO 1 and 2: a group's parameters stand one after the other in a buffer of which every worker holds one piece."""
+    gathered: tuple[Tensors, Tensors, Tensors] = ({}, {}, {})
+    for group, named in enumerate(shapes):
+        pieces = [_flat(shard["single_partition_of_fp32_groups"], shard["base_optimizer_state"], group) for shard in shards]
+        places = [shard["param_slice_mappings"][group] for shard in shards]
+        for name, shape in named.items():
+            held = [(flat, place[name]) for flat, place in zip(pieces, places, strict=True) if name in place]
+            for kind, tensors in enumerate(gathered):
+                tensors[name] = _joined([flat[kind].narrow(0, at.start, at.numel) for flat, at in held], shape)
+    return gathered
+
+
+def _gather_rows(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> tuple[Tensors, Tensors, Tensors]:
+    """ZeRO 3: every parameter is cut into equal pieces, one a worker, the last ones padded."""
+    gathered: tuple[Tensors, Tensors, Tensors] = ({}, {}, {})
+    for group, named in enumerate(shapes):
+        pieces = [_flat(shard["fp32_flat_groups"], shard["optimizer_state_dict"], group) for shard in shards]
+        start = 0
+        for name, shape in named.items():
+            length = -(-shape.numel() // len(shards))
+            for kind, tensors in enumerate(gathered):
+                tensors[name] = _joined([flat[kind].narrow(0, start, length) for flat in pieces], shape)
+            start += length
+    return gathered
+
+
+def _flat(weights: list[torch.Tensor], optimizer: dict[str, Any], group: int) -> tuple[torch.Tensor, ...]:
+    return (weights[group], *(optimizer["state"][group][moment] for moment in MOMENTS))
+
+
+def _joined(pieces: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:
+    return torch.cat([piece.flatten() for piece in pieces])[: shape.numel()].view(shape)
+
+
+def _optimizer_shards(folder: Path) -> list[dict[str, Any]]:
+    return [_load(path)["optimizer_state_dict"] for path in _paths(folder, "optim_states")]
+
+
+def _paths(folder: Path, kind: str) -> list[Path]:
+    """A checkpoint's files of a kind, in the order of the workers that wrote them."""
+    paths = (folder / SHARDS).glob(f"*_{kind}.pt")
+    return sorted(paths, key=lambda path: [int(part) for part in path.name.split("_") if part.isdigit()])
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A shard's tensors and plain values, read from the disk only as they are used; no code from it is run."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]

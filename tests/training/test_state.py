@@ -1,0 +1,118 @@
+"""A training state goes on under another number of workers and another ZeRO stage: no Ray, but real processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+import torch.nn.functional as F
+from torch import nn
+
+from raymed.errors import UserError
+from raymed.recipes.recipe import Batch, Loss, ParameterGroup
+from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.state import TrainingState, read_state
+
+SETTINGS = TrainSettings(lr=1e-2, ema=0.9, warmup=0.2)
+
+
+class Network(nn.Module):
+    """Odd sizes, so that every partition is padded; a frozen layer, a tied weight and a buffer that counts steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 7)
+        self.norm = nn.LayerNorm(7)
+        self.tied = nn.Linear(5, 7, bias=False)
+        self.tied.weight = self.first.weight
+        self.frozen = nn.Linear(7, 3)
+        self.last = nn.Linear(3, 3)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.norm(self.first(x) + self.tied(x)))
+        return self.last(self.frozen(hidden))
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A recipe of which an `Engine` needs four methods."""
+
+    width: int = 7
+
+    def build(self) -> nn.Module:
+        network = Network()
+        network.frozen.requires_grad_(False)
+        return network
+
+    def groups(self, module: nn.Module) -> list[ParameterGroup]:
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]
+        return [ParameterGroup("matrices", matrices), ParameterGroup("vectors", vectors, lr_scale=0.5, decay=False)]
+
+    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+        return Loss(F.mse_loss(module(batch.tensors["x"]), batch.tensors["y"], reduction="sum"))
+
+
+def batch(step: int, slot: int) -> Batch:
+    draw = torch.Generator().manual_seed(100 * step + slot)
+    return Batch({"x": torch.randn(4, 5, generator=draw), "y": torch.randn(4, 3, generator=draw)}, 4, [])
+
+
+def work(worker: int, workers: int, settings: TrainSettings, start: Path | None, ends: dict[int, Path], first: int) -> None:
+    """One worker: go on at step `first` from the checkpoint `start`, to the last of `ends`: a checkpoint after each step named."""
+    os.environ |= {"RANK": str(worker), "LOCAL_RANK": str(worker), "WORLD_SIZE": str(workers)}
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    prepare_process(device)
+    last = max(ends)
+    dist.init_process_group("gloo", rank=worker, world_size=workers, init_method=f"file://{ends[last]}.rendezvous")
+    engine = Engine(Regression(), settings, 10, 0, device)  # type: ignore[arg-type]
+    if start is not None:
+        engine.load(start)
+    losses = []
+    for step in range(first, last):
+        mine = [(batch(step, slot), True) for slot in range(worker, 2, workers)]
+        losses.append(engine.step(mine, step)["loss"][0] / 8)
+        engine.module.seen += 1
+        if step + 1 in ends:
+            engine.save(ends[step + 1])
+    if worker == 0:
+        torch.save(losses, ends[last] / "losses.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train(workers: int, settings: TrainSettings, start: Path | None, ends: dict[int, Path], first: int = 0) -> list[float]:
+    """The losses of steps `first` to the last of `ends`, computed by that many processes."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
+    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed"])  # imported once for all processes
+    arguments = (workers, settings, start, ends, first)
+    torch.multiprocessing.start_processes(work, arguments, workers, start_method="forkserver")
+    return torch.load(ends[max(ends)] / "losses.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_two_workers_then_one_then_two_compute_the_losses_of_an_uninterrupted_run(tmp_path, zero_stage):
+    settings = replace(SETTINGS, zero_stage=zero_stage, ema=0.0 if zero_stage == 3 else SETTINGS.ema)
+    start, end = tmp_path / "start", tmp_path / "end"
+    whole = train(2, settings, None, {3: start, 9: end})
+    one = train(1, settings, start, {6: tmp_path / "one"}, 3)
+    two = train(2, settings, tmp_path / "one", {9: tmp_path / "two"}, 6)
+    assert one + two == pytest.approx(whole[3:], abs=1e-6)
+    here, there = read_state(end), read_state(tmp_path / "two")
+    assert here.step == there.step == 9
+    assert here.schedule["_last_lr"] == there.schedule["_last_lr"]
+    assert bool(here.averaged) == (zero_stage < 3)
+    for part in ("module", "exp_avg", "exp_avg_sq", "averaged"):
+        ours, theirs = getattr(here, part), getattr(there, part)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], atol=2e-6, rtol=0, msg=f"{part} of {name}")
