@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from raymed.errors import UserError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+WHOLE = "training_state.pt"  # in place of shards: a state that was put together before
 SHARDS = "state"  # folder of DeepSpeed's shards within a checkpoint
 AVERAGED = "ema.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -47,15 +49,42 @@ class TrainingState:
     step: int
     schedule: dict[str, Any]
 
+    def check(self, network: nn.Module) -> None:
+        """Make sure that the state is of this network.
+
+        Raises:
+            UserError: parameters or buffers are missing or of another shape, or others are trained.
+        """
+        parameters = dict(network.named_parameters())
+        # ZeRO 3 leaves empty parameters behind and keeps their shapes.
+        shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in parameters.items()}
+        shapes |= {name: tuple(value.shape) for name, value in network.named_buffers() if name in network.state_dict()}
+        missing = shapes.keys() - self.module.keys()
+        other = {name for name in shapes.keys() - missing if tuple(self.module[name].shape) != shapes[name]}
+        frozen = {name for name, value in parameters.items() if value.requires_grad} ^ self.exp_avg.keys()
+        for wrong, names in (("it lacks", missing), ("of another shape", other), ("trained in one only", frozen)):
+            if names:
+                shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                raise UserError(f"the checkpoint is of another network: {wrong}: {shown}. Use the settings it was made with")
+
 
 def layout(folder: Path) -> tuple[int, int]:
-    """(ZeRO stage, number of workers) that wrote the checkpoint in `folder`."""
+    """(ZeRO stage, number of workers) that wrote the checkpoint in `folder`; zeros for a state in one piece."""
+    if (folder / WHOLE).is_file():
+        return 0, 0
     shards = _optimizer_shards(folder)
     return int(shards[0]["zero_stage"].value), len(shards)
 
 
+def write_state(folder: Path, state: TrainingState) -> None:
+    """Write a state in one piece; `read_state` and `Engine.load` take it as they take shards."""
+    torch.save(vars(state), folder / WHOLE)
+
+
 def read_state(folder: Path) -> TrainingState:
-    """Put the shards of a checkpoint (a folder that `Engine.save` wrote on every worker) together."""
+    """The state in a checkpoint; shards (what `Engine.save` wrote on every worker) are put together."""
+    if (folder / WHOLE).is_file():
+        return TrainingState(**torch.load(folder / WHOLE, map_location="cpu", weights_only=True))
     networks = [_load(path) for path in _paths(folder, "model_states")]
     shards = _optimizer_shards(folder)
     first = networks[0]
@@ -79,26 +108,24 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
         UserError: the state is of another network, or of one with other parameters frozen.
     """
     import deepspeed
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     module, zero, sharded = engine.module, engine.optimizer, engine.zero_optimization_stage() == 3
-    parameters = dict(module.named_parameters())
-    _check(state, parameters, {name for name, _ in module.named_buffers()} & module.state_dict().keys())
+    state.check(module)
     # AdamW makes its state in its first step; here it must be there to be filled.
     for flat in zero.fp32_partitioned_groups_flat if sharded else zero.single_partition_of_fp32_groups:
         step = torch.tensor(float(state.step)) if isinstance(zero.optimizer, torch.optim.AdamW) else state.step
         zero.optimizer.state[flat] = {"step": step} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
     if not sharded:
         zero._lazy_init_hp_params_optimizer_state()
-    for name, parameter in parameters.items():
+    for name, parameter in module.named_parameters():
         value = state.module[name].to(engine.device)
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=sharded):
             if not sharded or engine.global_rank == 0:
                 parameter.copy_(value)
         if parameter.requires_grad:
-            safe_set_full_fp32_param(parameter, value)
+            _set(parameter, value, None, engine)
             for moment in MOMENTS:
-                safe_set_full_optimizer_state(parameter, getattr(state, moment)[name].to(engine.device), moment)
+                _set(parameter, getattr(state, moment)[name].to(engine.device), moment, engine)
     for name, buffer in module.named_buffers():
         if name in state.module:  # the others are not part of the network's state
             buffer.copy_(state.module[name])
@@ -108,17 +135,15 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
     engine.global_steps = state.step
 
 
-def _check(state: TrainingState, parameters: dict[str, Any], buffers: set[str]) -> None:
-    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    missing = sorted((parameters.keys() | buffers) - state.module.keys())
-    frozen = sorted(trained ^ state.exp_avg.keys())
-    # ZeRO 3 leaves empty parameters behind and keeps their shapes.
-    shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in parameters.items()}
-    other = [name for name, shape in shapes.items() if name in state.module and tuple(state.module[name].shape) != shape]
-    for names, wrong in ((missing, "it has no"), (other, "of another shape are"), (frozen, "trained in one only are")):
-        if names:
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            raise UserError(f"the checkpoint does not fit this network: {wrong} {shown}. Use the settings it was made with.")
+def _set(parameter: Any, value: torch.Tensor, moment: str | None, engine: DeepSpeedEngine) -> None:
+    """Put this worker's part of a parameter's float32 copy, or of one of its moments, into the optimizer."""
+    if engine.zero_optimization_stage() < 3:
+        parameter.set_full_hp_param(value, moment)
+        return
+    # DeepSpeed's own way to set a whole parameter forgets that the last workers' parts are padded.
+    length = parameter.ds_tensor.numel()
+    padded = torch.nn.functional.pad(value.flatten(), (0, length * engine.dp_world_size - value.numel()))
+    engine.optimizer.set_local_hp_param(padded.narrow(0, engine.global_rank * length, length), parameter, moment)
 
 
 def _gather_slices(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> tuple[Tensors, Tensors, Tensors]:
@@ -173,4 +198,4 @@ def _load(path: Path) -> dict[str, Any]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -36,8 +36,9 @@ class Network(nn.Module):
         self.register_buffer("seen", torch.zeros(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.norm.weight.dtype)
         hidden = torch.tanh(self.norm(self.first(x) + self.tied(x)))
-        return self.last(self.frozen(hidden))
+        return self.last(self.frozen(hidden)).float()
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def batch(step: int, slot: int) -> Batch:
 
 
 def work(worker: int, workers: int, settings: TrainSettings, start: Path | None, ends: dict[int, Path], first: int) -> None:
-    """One worker: go on at step `first` from the checkpoint `start`, to the last of `ends`: a checkpoint after each step named."""
+    """One worker: go on at step `first` from the checkpoint `start`, leave one at each of `ends`, and stop at the last."""
     os.environ |= {"RANK": str(worker), "LOCAL_RANK": str(worker), "WORLD_SIZE": str(workers)}
     torch.set_num_threads(1)
     device = torch.device("cpu")
@@ -107,7 +108,8 @@ def test_two_workers_then_one_then_two_compute_the_losses_of_an_uninterrupted_ru
     one = train(1, settings, start, {6: tmp_path / "one"}, 3)
     two = train(2, settings, tmp_path / "one", {9: tmp_path / "two"}, 6)
     assert one + two == pytest.approx(whole[3:], abs=1e-6)
-    here, there = read_state(end), read_state(tmp_path / "two")
+    torch.save(vars(read_state(end)), tmp_path / "state.pth")
+    here, there = TrainingState(**torch.load(tmp_path / "state.pth", weights_only=True)), read_state(tmp_path / "two")
     assert here.step == there.step == 9
     assert here.schedule["_last_lr"] == there.schedule["_last_lr"]
     assert bool(here.averaged) == (zero_stage < 3)
@@ -116,3 +118,44 @@ def test_two_workers_then_one_then_two_compute_the_losses_of_an_uninterrupted_ru
         assert ours.keys() == theirs.keys()
         for name in ours:
             torch.testing.assert_close(ours[name], theirs[name], atol=2e-6, rtol=0, msg=f"{part} of {name}")
+
+
+@pytest.mark.slow
+def test_a_state_goes_on_under_another_zero_stage_and_in_bf16(tmp_path):
+    settings = replace(SETTINGS, ema=0.0, precision="bf16")
+    whole = train(1, replace(settings, zero_stage=2), None, {2: tmp_path / "start", 4: tmp_path / "end"})
+    other = train(2, replace(settings, zero_stage=3), tmp_path / "start", {4: tmp_path / "other"}, 2)
+    assert other == pytest.approx(whole[2:], rel=2e-2), "bf16 has three digits"
+
+
+def state_of(network: nn.Module) -> TrainingState:
+    trained = {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
+    return TrainingState(dict(network.state_dict()), trained, trained, {}, 1, {})
+
+
+def harm_missing(network: Network) -> None:
+    del network.last
+
+
+def harm_shape(network: Network) -> None:
+    network.last = nn.Linear(3, 4)
+
+
+def harm_frozen(network: Network) -> None:
+    network.last.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (harm_missing, "it lacks: last.bias, last.weight"),
+        (harm_shape, "of another shape: last.bias, last.weight"),
+        (harm_frozen, "trained in one only: last.bias, last.weight"),
+    ],
+)
+def test_a_state_of_another_network_is_refused_by_the_names_that_do_not_fit(harm, told):
+    other = Network()
+    harm(other)
+    state_of(Network()).check(Network())
+    with pytest.raises(UserError, match=told):
+        state_of(other).check(Network())
