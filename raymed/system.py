@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from raymed.data.image import ImageSettings
 from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
 from raymed.data.plan import SliceSettings
 from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
+from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.job import JobOptions
 from raymed.recipes.recipe import Recipe
@@ -129,13 +131,12 @@ class SearchOptions:
         return Budget(self.trials, self.epochs, deadline(self.hours, self.until))
 
 
-def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int) -> Prepared:
+def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int, folds: int = 5) -> Prepared:
     """Make and prepare the embedded patients under the storage; what is there already is kept."""
-    described = hashlib.blake2b(repr((VERSION, phantom, size)).encode(), digest_size=3).hexdigest()
+    described = hashlib.blake2b(repr((VERSION, phantom, size, folds)).encode(), digest_size=3).hexdigest()
     scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
     source = Path(scratch.path) / f"phantom-{described}" / "patients"
     log.info("phantom patients: %d of them in %s", phantom.patients, source)
     write_phantoms(source, phantom)
-    settings = PrepareSettings()
-    settings = dataclasses.replace(settings, image=dataclasses.replace(settings.image, size=size))
+    settings = PrepareSettings(image=ImageSettings(size=size), split=SplitSettings(folds=folds))
     return prepare(source, f"{storage.uri}/phantom-{described}/prepared", settings).prepared

@@ -64,13 +64,12 @@ class LabelTable:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> LabelTable:
-        """Classes that are called, and coded, as data write them; sorted.
+        """Classes that are called, and coded, as data write them, in this order.
 
         Raises:
             UserError: fewer than two, or two that differ only by case.
         """
-        found = sorted(set(names))
-        return cls.from_dict({"classes": [{"code": name, "name": name} for name in found]}, "the labels of the source")
+        return cls.from_dict({"classes": [{"code": name, "name": name} for name in names]}, "the labels of the source")
 
     @classmethod
     def _parse(cls, text: str, where: str) -> LabelTable:

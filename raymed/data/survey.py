@@ -63,7 +63,7 @@ def survey(source: Path, settings: SourceSettings, labels: str) -> Survey:
     for study in listing.studies:
         if study.label is not None:
             written[study.label] += len(study.slices)
-    table = LabelTable.of(written) if labels == OWN_LABELS else LabelTable.open(labels)
+    table = LabelTable.of(sorted(written)) if labels == OWN_LABELS else LabelTable.open(labels)
     table.check(written)
     ignored = {label: count for label, count in sorted(written.items()) if table.index_of(label) is None}
     studies = tuple(study for study in listing.studies if study.label is None or study.label not in ignored)

@@ -104,6 +104,20 @@ def class_counts(patients: Mapping[str, Mapping[str, int]], names: Mapping[str, 
 
 
 @styled
+def training_history(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Loss and accuracy by epoch, in training and in validation; accuracies in percent."""
+    figure = Figure(figsize=(9.2, 3.8))
+    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("Loss", "Accuracy (%)"), strict=True):
+        for number, (part, words) in enumerate({"train": "training", "val": "validation"}.items()):
+            values = history[f"{part}_{name}"]
+            axes.plot(range(1, len(values) + 1), values, color=SERIES[number], linewidth=2, label=words)
+        axes.set(xlabel="Epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    return figure
+
+
+@styled
 def contact_sheet(slices: Sequence[np.ndarray], title: str, columns: int = 8) -> Figure:
     """A patient's slices side by side, each uint8 [height, width] or [height, width, 1 or 3]."""
     rows = -(-len(slices) // columns)

@@ -6,7 +6,7 @@ the logit. A model can therefore be asked about other classes than it was traine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -113,7 +113,11 @@ class ClipRecipe:
         Raises:
             UserError: the folder holds no exported CLIP classifier.
         """
-        settings = read_settings(folder, "clip")
+        return cls.from_settings(read_settings(folder, "clip"))
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> ClipRecipe:
+        """The recipe whose `settings` these are."""
         return cls(
             names=tuple(settings["names"]),
             texts=tuple(tuple(prompts) for prompts in settings["texts"]),

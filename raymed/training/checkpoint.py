@@ -72,6 +72,20 @@ def seal(folder: Path, worker: int, workers: int) -> None:
     (folder / f"sealed-{worker:03d}.json").write_text(json.dumps(sealed), encoding="utf-8")
 
 
+def publish(folder: Path, run: Folder, global_step: int) -> None:
+    """Seal a local folder and make it a checkpoint of a run, as if one worker had written it there."""
+    seal(folder, 0, 1)
+    target = run.child(new_name(global_step))
+    for path in sorted(folder.rglob("*"), key=lambda path: path.name.startswith("sealed-")):  # the list last
+        if path.is_file():
+            target.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def newest_step(run: Folder) -> int:
+    """The optimizer step of a run's newest checkpoint, whole or not; 0 when it has none."""
+    return max((int(name.split("-")[1]) for name in run.names() if name.startswith(PREFIX)), default=0)
+
+
 def fetch_newest(run: Folder, into: Path) -> Path | None:
     """Copy the newest whole checkpoint of a run to a local folder; None when the run has none.
 

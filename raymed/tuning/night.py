@@ -231,13 +231,17 @@ class Night:
         """The key under which MLflow knows a trial."""
         return f"{self.name}/{self.spec(trial).name}"
 
+    def last_trials(self, study: Study) -> dict[str, FrozenTrial]:
+        """Listed runs by name, as they ended last."""
+        return {str(trial.params[VARIANT]): trial for trial in study.trials}
+
     def _line_up(self, study: Study) -> Budget:
         """Listed runs that failed are tried again, from their last checkpoint; the budget holds every listed run."""
         if not self.variants:
             return self.budget
-        last = {str(trial.params[VARIANT]): trial.state for trial in study.trials}
-        for name in last.keys() - {str(params[VARIANT]) for params in study.waiting}:
-            if last[name] == TrialState.FAIL:
+        waiting = {str(params[VARIANT]) for params in study.waiting}
+        for name, trial in self.last_trials(study).items():
+            if trial.state == TrialState.FAIL and name not in waiting:
                 study.enqueue({VARIANT: name})
         return Budget(trials=len(study.trials) + len(study.waiting))
 

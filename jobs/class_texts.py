@@ -1,0 +1,61 @@
+"""Write the texts of the classes of a folder into a JSON file, to be edited and passed to jobs/train_clip.py.
+
+    python jobs/class_texts.py --data-dir IMAGES --output class_texts.json --template "这是一张{class_name}的医学图像"
+    python jobs/class_texts.py --data-dir IMAGES --output class_texts.json --interactive     # type a text for each class
+
+IMAGES holds one folder of images for each class. Without a template, a class's text is its name.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from raymed.data.class_texts import fill, write_class_texts
+from raymed.data.sources import SourceSettings, list_source
+from raymed.data.sources.class_folders import class_names
+from raymed.job import Alias, JobOptions, Outcome, run
+
+GUIDE = {"data-dir": Alias("data")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteClassTexts(JobOptions):
+    """Options of writing class texts.
+
+    Attributes:
+        data: Folder with one folder of images for each class.
+        output: The JSON file to write.
+        template: Text with {class_name} in it.
+        interactive: Ask for each class's text; Enter takes the template's.
+    """
+
+    data: str
+    output: str = "class_texts.json"
+    template: str | None = None
+    interactive: bool = False
+
+
+def main(options: WriteClassTexts) -> Outcome:
+    listing = list_source(Path(options.data), SourceSettings(format="classes"))
+    names = class_names(listing.root, [piece.path for study in listing.studies for piece in study.slices])
+    texts = {name: fill(options.template, name) for name in names}
+    if options.interactive:
+        texts = {name: ask(name, text) for name, text in texts.items()}
+    out = Path(options.output).expanduser().resolve()
+    if not options.dry_run:
+        write_class_texts(out, texts)
+    lines = [f"{name}: {text}" for name, text in texts.items()]
+    last = f"dry run: nothing was written to {out}" if options.dry_run else f"class texts: {out}"
+    return Outcome("\n".join([*lines, last]), {"output": str(out), "texts": texts})
+
+
+def ask(name: str, text: str) -> str:
+    """What the user types; the text as it is for Enter or at the end of the input."""
+    print(f"{name} [{text}]: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip() or text
+
+
+if __name__ == "__main__":
+    run(WriteClassTexts, main, aliases=GUIDE)

@@ -1,0 +1,48 @@
+"""Train a CLIP classifier: once, in folds, or in many configurations; files go to --output-dir, records to MLflow.
+
+    python jobs/train_clip.py                                            # phantom patients, small towers, a CPU will do
+    python jobs/train_clip.py --data-dir IMAGES --output-dir OUT --image-encoder resnet18 --text-encoder BERT
+    python jobs/train_clip.py --data-dir IMAGES --output-dir OUT --use-cv --n-splits 5 --early-stopping-patience 30
+    python jobs/train_clip.py --data-dir IMAGES --output-dir OUT --multi-config --config-file configs/train_clip_config.json
+    python jobs/train_clip.py --data-dir IMAGES --output-dir OUT --resume-from OUT/checkpoint_latest.pth
+
+IMAGES holds one folder of images for each class. The same command goes on with an interrupted run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raymed.clip.checkpoint import start_from
+from raymed.clip.options import GUIDE
+from raymed.clip.output import OutputWriter
+from raymed.clip.runs import RUN, TrainClip, default_output, list_configurations
+from raymed.clip.summary import summarise
+from raymed.cluster import connect
+from raymed.job import Outcome, run
+from raymed.tuning.estimate import describe
+from raymed.tuning.study import CHECKPOINT, Budget
+
+
+def main(options: TrainClip) -> Outcome:
+    connect()
+    options = options.small()
+    configurations, wrong = list_configurations(options, GUIDE)
+    runs = {name: spec for each in configurations for name, spec in each.specs.items()}
+    night = options.named(next(iter(runs.values())), Budget(len(runs)), runs)
+    if options.dry_run:
+        return describe(night)
+    output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(night)
+    outputs = {name: each for found in configurations for name, each in found.outputs(output, night).items()}
+    if options.resume_from:
+        start_from(Path(options.resume_from).expanduser(), outputs[RUN].spec)
+    for each in outputs.values():
+        each.start()
+    writer = OutputWriter(outputs)
+    trials = night.last_trials(night.run(writer.watch))
+    writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})
+    return summarise(configurations, outputs, trials, night, output, wrong)
+
+
+if __name__ == "__main__":
+    run(TrainClip, main, aliases=GUIDE)

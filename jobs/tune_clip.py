@@ -1,0 +1,49 @@
+"""Search for the best CLIP classifier overnight; judge, register and report the winner.
+
+    python jobs/tune_clip.py                                           # phantom patients, small towers, two CPU cores
+    python jobs/tune_clip.py --data-dir IMAGES --image-encoder resnet18 --text-encoder BERT --hours 8 --trials 50
+    python jobs/tune_clip.py --data-dir IMAGES --patients patients.csv --config my_search.yaml --refit all
+
+IMAGES holds one folder of images for each class. Defaults come from configs/tune_clip.yaml. The same command goes on with an
+interrupted search.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from raymed.clip.options import GUIDE, ClipOptions
+from raymed.cluster import connect
+from raymed.job import Outcome, run
+from raymed.system import SearchOptions
+from raymed.tuning.estimate import describe
+from raymed.tuning.morning import judge_night
+
+SEARCH_GUIDE = {name: alias for name, alias in GUIDE.items() if name != "epochs"}  # here --epochs are those of all trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneClip(ClipOptions, SearchOptions):
+    """Options of a CLIP search.
+
+    Attributes:
+        split: Shares of train/val/test patients: the winner is judged once on test.
+    """
+
+    split: str = "75/15/15"
+
+
+def main(options: TuneClip) -> Outcome:
+    connect()
+    options = options.small()
+    options = dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=options.max_epochs))
+    night = options.night(options.prepared(), options.budget)
+    if options.dry_run:
+        return describe(night)
+    return judge_night(night, night.run(), options.refit)
+
+
+if __name__ == "__main__":
+    run(TuneClip, main, defaults=Path(__file__).parent.parent / "configs" / "tune_clip.yaml", aliases=SEARCH_GUIDE)

@@ -1,0 +1,1 @@
+"""The CLIP jobs: what they are told, the runs they stand for, and the files they leave."""

@@ -1,0 +1,89 @@
+"""A trained CLIP classifier, from wherever it is kept, asked about its own classes or others."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raymed.clip import checkpoint
+from raymed.data.image import ImageSettings
+from raymed.data.labels import LabelTable
+from raymed.data.plan import SliceSettings
+from raymed.errors import UserError
+from raymed.evaluation.predict import Inference, Model
+from raymed.recipes.clip import ClipRecipe
+from raymed.registry import resolve_model
+from raymed.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier to be opened.
+
+    Attributes:
+        path: an exported network, or a ``.pth`` file.
+        recipe: as it was trained.
+        asked: with the texts that it is asked about.
+        inference: how pictures are treated, and what comes out.
+    """
+
+    path: Path
+    recipe: ClipRecipe
+    asked: ClipRecipe
+    inference: Inference
+
+    def open(self) -> Model:
+        """The network, ready to predict.
+
+        Raises:
+            UserError: its files are not complete, or it cannot take the texts.
+        """
+        if self.path.is_dir():
+            return self.asked, self.asked.load(self.path)
+        content = checkpoint.read(self.path)
+        module = replace(self.recipe, model=replace(self.recipe.model, image_weights=None)).build()
+        weights = content["model_state_dict"] | content["averaged_state_dict"]
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{self.path} does not fit the network that it describes: {error}") from error
+        with tempfile.TemporaryDirectory() as temporary:  # exported and loaded again, for the texts that are asked about
+            self.recipe.export(module, Path(temporary))
+            return self.asked, self.asked.load(Path(temporary))
+
+
+def open_classifier(uri: str, tracker: Tracker, texts: Mapping[str, str | Sequence[str]] | None = None) -> Classifier:
+    """The classifier at a ``.pth`` file, an exported folder, or an address that `resolve_model` knows.
+
+    Args:
+        texts: other classes, by name, than it was trained on. Its temperature was fitted on its own, and is not used then.
+
+    Raises:
+        UserError: there is no such model, it is of another system, or the texts cannot be used.
+    """
+    inference = None
+    if uri.endswith(".pth"):
+        path = Path(uri).expanduser()
+        recipe = ClipRecipe.from_settings(checkpoint.read(path)["recipe"])
+    else:
+        resolved = resolve_model(uri, tracker)
+        path, inference = resolved.network, resolved.inference
+        recipe = ClipRecipe.read(path)
+    if inference is None:
+        inference = Inference(
+            name=uri,
+            labels=LabelTable.of(recipe.names),
+            image=ImageSettings(size=recipe.prepared_size),
+            slices=SliceSettings(choice="all"),
+            temperature=1.0,
+            data="",
+        )
+    asked = recipe
+    if texts is not None:
+        names = sorted(texts)
+        prompts = [[text] if isinstance(text, str) else list(text) for text in (texts[name] for name in names)]
+        asked = recipe.with_texts(names, prompts)
+        inference = replace(inference, labels=LabelTable.of(names), temperature=1.0)
+    return Classifier(path, recipe, asked, inference)

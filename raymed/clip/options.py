@@ -1,0 +1,201 @@
+"""What the CLIP jobs share: their options, and the data, classes and texts those describe."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from raymed.data.class_texts import ClassTexts, class_texts, read_class_texts
+from raymed.data.image import ImageSettings
+from raymed.data.phantom import PhantomSettings
+from raymed.data.plan import SliceSettings
+from raymed.data.prepare import PrepareSettings, prepare
+from raymed.data.prepared import MANIFEST, Prepared
+from raymed.data.sources import SourceSettings
+from raymed.data.split import SplitSettings
+from raymed.errors import UserError
+from raymed.job import Alias
+from raymed.models.settings import ClipModelSettings
+from raymed.recipes.clip import ClipLossSettings, ClipRecipe
+from raymed.recipes.crops import ClipAugmentSettings, prepared_size
+from raymed.storage import Folder
+from raymed.system import SystemOptions, prepare_phantoms
+from raymed.training.engine import TrainSettings
+from raymed.tuning.space import get_setting, with_setting
+
+log = logging.getLogger("raymed")
+
+PHANTOMS = PhantomSettings(patients=48, size=128, slices=(8, 8))
+SMALL: dict[str, Any] = {
+    "size": 64,
+    "model.image_encoder": "tiny",
+    "model.text_encoder": "characters",
+    "model.embed_dim": 64,
+    "train.epochs": 12,
+    "train.lr": 2e-3,
+    "train.precision": "fp32",
+}
+
+# What the guide's flags, and the keys of its configuration files, are called here.
+GUIDE = {
+    "data-dir": Alias("data"),
+    "image-encoder": Alias("model.image_encoder"),
+    "image-encoder-name": Alias("model.image_encoder"),
+    "text-encoder": Alias("model.text_encoder"),
+    "text-encoder-name": Alias("model.text_encoder"),
+    "embed-dim": Alias("model.embed_dim"),
+    "temperature": Alias("model.temperature"),
+    "batch-size": Alias("train.global_batch"),
+    "epochs": Alias("train.epochs"),
+    "learning-rate": Alias("train.lr"),
+    "weight-decay": Alias("train.weight_decay"),
+    "img-size": Alias("size"),
+    "augmentation": Alias("augment.preset"),
+    "loss": Alias("loss_settings.kind"),
+    "class-texts-dict": Alias("class_texts"),
+    "no-amp": Alias("train.precision", {"true": "fp32", "false": "amp"}),
+    "use-amp": Alias("train.precision", {"true": "amp", "false": "fp32"}),
+    "no-save-best": Alias("save_best", {"true": "false", "false": "true"}),
+    "random-state": Alias("seed"),
+    "early-stopping-patience": Alias("train.patience", {"null": "0"}),
+    "early-stopping-min-delta": Alias("train.min_delta"),
+    "early-stopping-monitor": Alias("train.monitor"),
+    "patients": Alias("source.patients"),
+    "patient-regex": Alias("source.patient_regex"),
+    "num-workers": Alias(says="ignored: pictures are decoded once, by Ray Data on every CPU, and not by workers of a run"),
+    "gpu-id": Alias(says="ignored: Ray gives every run a free GPU; --workers says how many one run takes"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions(SystemOptions):
+    """Options of a CLIP training run or search.
+
+    Attributes:
+        data: Folder with one folder of images for each class, or prepared data; without it, phantom patients are made and
+            used, and what is left at its default is made small.
+        seed: Seed of splits, order, augmentation, starting weights and search.
+        phantom: The phantom patients used without --data.
+        source: How the images are read.
+        folds: Who may not be in two folds: a patient, or, as plain stratified folds have it, only an image.
+        split: Shares of train/val/test patients; patients in test are in no fold.
+        n_splits: Cross-validation folds.
+        size: Height and width of the pictures that the network sees, in pixels.
+        text_template: Text of a class, with {class_name} in it (default: the class name).
+        class_texts_file: JSON file from class to text, or to a list of texts; it goes before the template.
+        class_texts: The same, in a settings file.
+        model: The two towers.
+        loss_settings: The loss.
+        augment: How training pictures are varied.
+        slices: Which pictures of a patient are used.
+        train: How it is trained: the learning rate falls along a cosine from the first step on.
+    """
+
+    data: str | None = None
+    seed: int = 42
+    phantom: PhantomSettings = PHANTOMS
+    source: SourceSettings = field(default_factory=lambda: SourceSettings(format="classes"))
+    folds: Literal["patient", "stratified"] = "patient"
+    split: str = "80/20/0"
+    n_splits: int = 5
+    size: int = 224
+    text_template: str | None = None
+    class_texts_file: str | None = None
+    class_texts: ClassTexts = field(default_factory=dict)
+    model: ClipModelSettings = field(default_factory=ClipModelSettings)
+    loss_settings: ClipLossSettings = field(default_factory=ClipLossSettings)
+    augment: ClipAugmentSettings = field(default_factory=ClipAugmentSettings)
+    slices: SliceSettings = field(default_factory=lambda: SliceSettings(choice="all"))
+    train: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            epochs=100,
+            global_batch=32,
+            micro_batch=32,
+            lr=1e-4,
+            weight_decay=0.01,
+            warmup=0.0,
+            final_lr=0.0,
+            precision="amp",
+        )
+    )
+
+    def prepared(self) -> Prepared:
+        """The prepared data: those named, or made on first use from class folders or phantom patients.
+
+        Raises:
+            UserError: the data cannot be prepared, or were prepared at another size.
+        """
+        size = prepared_size(self.size)
+        folds = self.n_splits if self.n_splits > 1 else 0
+        if self.data is None:
+            return prepare_phantoms(self.folder, self.phantom, size, folds)
+        if Folder.at(self.data).exists(MANIFEST):
+            prepared = Prepared.open(self.data)
+            if prepared.size != size:
+                raise UserError(
+                    f"{self.data} was prepared at {prepared.size} pixels, and --size {self.size} needs {size} (a tenth more "
+                    "to crop from): prepare it at that size, or name the folder of images"
+                )
+            return prepared
+        source = self.source
+        if self.folds == "stratified":
+            source = dataclasses.replace(source, patients=None, patient_regex=None)
+        settings = PrepareSettings(
+            **{each.name: getattr(source, each.name) for each in dataclasses.fields(source)},
+            seed=self.seed,
+            image=ImageSettings(size=size),
+            split=SplitSettings(self.split, folds),
+            labels="source",
+        )
+        path = Path(self.data).expanduser().resolve()
+        described = hashlib.blake2b(repr((path, settings)).encode(), digest_size=3).hexdigest()
+        return prepare(path, f"{self.folder.uri}/images-{described}", settings).prepared
+
+    def recipe(self, prepared: Prepared) -> ClipRecipe:
+        texts = class_texts(prepared.labels.names, self.text_template, self._given_texts())
+        return ClipRecipe.for_data(prepared.labels, self.size, texts, self.model, self.loss_settings, self.augment)
+
+    def check_folds(self, prepared: Prepared) -> None:
+        """Make sure that every class has a patient in each fold.
+
+        Raises:
+            UserError: it has not, or the data were prepared for another number of folds.
+        """
+        columns = prepared.index.select(["patient", "label", "fold"]).to_pydict()
+        rows = [row for row in zip(*columns.values(), strict=True) if row[2] is not None]
+        names, sizes = prepared.labels.names, Counter({patient: label for patient, label, _ in rows}.values())
+        smallest = min(range(len(names)), key=lambda label: sizes[label])
+        if self.n_splits < 2 or sizes[smallest] < self.n_splits:
+            raise UserError(
+                f"{self.n_splits} folds: there must be at least 2, with a patient of each class in every one, and the class "
+                f"{names[smallest]!r} has {sizes[smallest]} patients. Change --n-splits, or add images"
+            )
+        count = max(fold for *_, fold in rows) + 1
+        if count != self.n_splits:
+            raise UserError(
+                f"{prepared.folder.uri} was prepared with {count} folds, not {self.n_splits}: give --n-splits {count}, "
+                "or prepare it again with --split.folds"
+            )
+
+    def small(self) -> Self:
+        """Without data of one's own: what is left at its default, made small enough for phantoms and a CPU."""
+        if self.data is not None:
+            return self
+        defaults, found = type(self)(), self
+        changed = [name for name in SMALL if get_setting(self, name) == get_setting(defaults, name)]
+        for name in changed:
+            found = with_setting(found, name, SMALL[name])
+        if changed:
+            log.info("no --data: phantom patients, and small settings: %s", ", ".join(f"{n} {SMALL[n]}" for n in changed))
+        return found
+
+    def _given_texts(self) -> Mapping[str, str | list[str]]:
+        if self.class_texts_file is None:
+            return self.class_texts
+        return read_class_texts(Path(self.class_texts_file).expanduser()) | self.class_texts

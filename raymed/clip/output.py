@@ -1,0 +1,157 @@
+"""The files that CLIP runs leave in their output folders: configuration, checkpoints, history.
+
+Everything in them is taken from the runs' checkpoints in the storage, so a folder can always be made again by the command
+that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymed.clip import checkpoint as clip_checkpoint
+from raymed.errors import UserError
+from raymed.recipes.clip import ClipRecipe
+from raymed.storage import Folder
+from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
+from raymed.training.loop import FitSpec
+from raymed.training.state import read_state
+
+log = logging.getLogger("raymed")
+
+CONFIG, HISTORY, FIGURE = "config.json", "history.json", "training_history.png"
+LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
+
+
+@dataclass(frozen=True)
+class RunOutput:
+    """The output folder of one run.
+
+    Attributes:
+        folder: where its files go.
+        spec: the run.
+        config: what its files say of its settings.
+        save_best: whether the best epoch's checkpoint is written too.
+    """
+
+    folder: Path
+    spec: FitSpec
+    config: dict[str, Any]
+    save_best: bool
+
+    def start(self) -> None:
+        """Write the configuration."""
+        write_json(self.folder / CONFIG, self.config)
+
+    def update(self, checkpoint: str) -> None:
+        """Bring the files up to date with a checkpoint's epoch; nothing where they are, or where it is gone already."""
+        with tempfile.TemporaryDirectory() as temporary:
+            local = Path(temporary)
+            try:
+                copy_to_local(Folder.at(checkpoint), local)
+                self._write(local)
+            except FileNotFoundError:  # Ray Train keeps the best and the last; a later update is under way
+                log.info("%s: the files of this checkpoint come with a later one", checkpoint)
+
+    def finish(self, best: str | None) -> None:
+        """Bring the files up to date with the run's end, and draw its history."""
+        if best is not None and self.save_best:
+            self.update(best)
+        with tempfile.TemporaryDirectory() as temporary:
+            newest = fetch_newest(self.spec.folder, Path(temporary))
+            if newest is not None:
+                self._write(newest)
+        if (self.folder / HISTORY).is_file():
+            from raymed.evaluation.figures import training_history  # matplotlib is for the end
+
+            training_history(self.history()).savefig(self.folder / FIGURE)
+
+    def history(self) -> dict[str, list[float]]:
+        content: dict[str, list[float]] = json.loads((self.folder / HISTORY).read_text("utf-8"))
+        return content
+
+    def _write(self, checkpoint: Path) -> None:
+        progress = Progress.read(checkpoint)
+        if not progress.history or progress.step:
+            return
+        late = progress.epoch > self._epoch(LATEST)
+        best = self.save_best and progress.best.epoch == progress.epoch != self._epoch(BEST)
+        if not (late or best):
+            return
+        recipe = self.spec.recipe
+        assert isinstance(recipe, ClipRecipe)
+        content = clip_checkpoint.pack(progress, read_state(checkpoint), recipe, self.config)
+        if best:
+            clip_checkpoint.write(self.folder / BEST, content)
+        if late:
+            write_json(self.folder / HISTORY, clip_checkpoint.history(progress))
+            clip_checkpoint.write(self.folder / LATEST, content)
+
+    def _epoch(self, name: str) -> int:
+        """The epoch of a checkpoint file of this run; 0 where there is none, or only one of other settings."""
+        path = self.folder / name
+        if not path.is_file():
+            return 0
+        try:
+            content = clip_checkpoint.read(path)
+        except UserError:  # some other program's, which is about to be replaced
+            return 0
+        return int(content["epoch"]) if content["config"] == self.config else 0
+
+
+class OutputWriter:
+    """Keeps output folders up to date while a night runs, in a process of its own on this machine."""
+
+    def __init__(self, outputs: Mapping[str, RunOutput]) -> None:
+        """Args: outputs: of each run, by the run's name."""
+        self._outputs = outputs
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._process: Any = ray.remote(_Writer).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._waiting: list[ray.ObjectRef] = []
+
+    def watch(self, spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
+        """For `Night.run`."""
+        if happened == "epoch" and result.get("checkpoint_path"):
+            self._waiting.append(self._process.update.remote(self._outputs[spec.name], result["checkpoint_path"]))
+
+    def finish(self, best: Mapping[str, str | None]) -> None:
+        """Write what is still to be written.
+
+        Args:
+            best: address of the best checkpoint of each run that has ended well.
+
+        Raises:
+            UserError: an output folder cannot be written to.
+        """
+        self._waiting += [self._process.finish.remote(self._outputs[name], each) for name, each in best.items()]
+        try:
+            ray.get(self._waiting)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        finally:
+            ray.kill(self._process)
+
+
+class _Writer:
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+
+    def update(self, output: RunOutput, checkpoint: str) -> None:
+        output.update(checkpoint)
+
+    def finish(self, output: RunOutput, best: str | None) -> None:
+        output.finish(best)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole, UTF-8."""
+    Folder.at(path.parent).write(path.name, json.dumps(content, ensure_ascii=False, indent=2, default=str).encode())

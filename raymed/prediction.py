@@ -1,0 +1,60 @@
+"""From people's own pictures to a CSV with one line per patient: what the prediction jobs of all systems share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from raymed.data.sources import SourceSettings, list_source
+from raymed.evaluation.predict import Inference, Model, note, predict_studies, table
+from raymed.job import JobOptions, Outcome
+from raymed.storage import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(JobOptions):
+    """Options of predicting.
+
+    Attributes:
+        input: A folder, picture, CSV, DICOM series or NIfTI volume.
+        out: The CSV to write; columns patient_id, decision, p_<class>, slices, model, note.
+        source: How the input is read; labels in it are not looked at.
+        micro_batch: Slices that are predicted at once.
+        workers: Ray actors that predict; 1 works in this process.
+    """
+
+    input: str
+    out: str
+    source: SourceSettings = field(default_factory=SourceSettings)
+    micro_batch: int = 32
+    workers: int = 1
+
+
+def predict(options: PredictOptions, inference: Inference, open_network: Callable[[], Model]) -> Outcome:
+    """Predict every patient of the input and write the CSV.
+
+    Args:
+        open_network: called once it is known that there is something to predict.
+
+    Raises:
+        UserError: the input cannot be read, or the CSV cannot be written.
+    """
+    listing = list_source(Path(options.input), replace(options.source, labelled=False))
+    lost = [note(refusal) for refusal in listing.refusals if refusal.patient is None]
+    slices = sum(len(study.slices) for study in listing.studies)
+    found = f"{listing.format}: {slices} slices in {len(listing.studies)} studies"
+    warnings = [*listing.notes, *(f"not used: {line}" for line in lost)]
+    if options.dry_run:
+        return Outcome("\n".join([*warnings, found, "dry run: nothing was written"]), {"found": found, "warnings": warnings})
+    predictions = predict_studies(open_network(), listing, inference, options.micro_batch, options.workers)
+    lines = pd.DataFrame(table(predictions, inference))
+    out = Path(options.out).expanduser().resolve()
+    Folder.at(out.parent).write(out.name, lines.to_csv(index=False).encode())
+    undecided = int(lines["decision"].isna().sum())
+    decided = lines["decision"].value_counts().to_dict()
+    text = [*warnings, found, f"decided: {decided}; without a usable slice: {undecided} patients", f"predictions: {out}"]
+    data = {"out": str(out), "patients": len(lines), "decided": decided, "undecided": undecided, "warnings": warnings}
+    return Outcome("\n".join(text), data)
