@@ -174,7 +174,7 @@ def check_size(config: PreTrainedConfig, size: int) -> None:
         lower = max(patch, size // patch * patch)
         raise UserError(
             f"pictures of {size} pixels do not fit a {config.model_type} with patches of {patch} pixels: "
-            f"prepare the data at {lower} or {lower + patch}"
+            f"take {lower} or {lower + patch} pixels"
         )
 
 
