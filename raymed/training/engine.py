@@ -24,7 +24,7 @@ from raymed.errors import RunError, UserError
 from raymed.models.norm import settle_batch_norms, uncounted
 from raymed.recipes.recipe import Batch, Recipe
 from raymed.training.best import Monitor
-from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, read_state, restore
+from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore
 
 NOT_FINITE = "the loss is not finite"
 
@@ -119,6 +119,7 @@ class Engine:
                 optimizer, lambda step: learning_rate(step, total_steps, settings)
             ),
         )
+        self._engine.checkpoint_engine.load = load_shard  # DeepSpeed's own would run code that a file brings along
         self._averaged = _start_average(self.module) if settings.ema else {}
         self._last_norm = 0.0
 

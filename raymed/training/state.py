@@ -85,7 +85,7 @@ def read_state(folder: Path) -> TrainingState:
     """The state in a checkpoint; shards (what `Engine.save` wrote on every worker) are put together."""
     if (folder / WHOLE).is_file():
         return TrainingState(**torch.load(folder / WHOLE, map_location="cpu", weights_only=True))
-    networks = [_load(path) for path in _paths(folder, "model_states")]
+    networks = [load_shard(path) for path in _paths(folder, "model_states")]
     shards = _optimizer_shards(folder)
     first = networks[0]
     sharded = "fp32_flat_groups" in shards[0]
@@ -182,7 +182,7 @@ def _joined(pieces: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:
 
 
 def _optimizer_shards(folder: Path) -> list[dict[str, Any]]:
-    return [_load(path)["optimizer_state_dict"] for path in _paths(folder, "optim_states")]
+    return [load_shard(path)["optimizer_state_dict"] for path in _paths(folder, "optim_states")]
 
 
 def _paths(folder: Path, kind: str) -> list[Path]:
@@ -191,11 +191,15 @@ def _paths(folder: Path, kind: str) -> list[Path]:
     return sorted(paths, key=lambda path: [int(part) for part in path.name.split("_") if part.isdigit()])
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """A shard's tensors and plain values, read from the disk only as they are used; no code from it is run."""
+def load_shard(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A shard's tensors and plain values, read from the disk only as they are used; no code from it is run.
+
+    Raises:
+        pickle.UnpicklingError: it holds anything else.
+    """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)

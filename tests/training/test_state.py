@@ -159,3 +159,23 @@ def test_a_state_of_another_network_is_refused_by_the_names_that_do_not_fit(harm
     state_of(Network()).check(Network())
     with pytest.raises(UserError, match=told):
         state_of(other).check(Network())
+
+
+class Planted:
+    """What a pickle can do to whoever opens it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.slow
+def test_a_pickle_among_the_shards_of_a_checkpoint_is_not_executed(tmp_path):
+    train(1, SETTINGS, None, {1: tmp_path / "start"})
+    (shard,) = (tmp_path / "start" / "state").glob("*_model_states.pt")
+    torch.save(torch.load(shard, weights_only=False) | {"more": Planted(tmp_path / "executed")}, shard)
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="Weights only load failed"):
+        train(1, SETTINGS, tmp_path / "start", {2: tmp_path / "end"}, 1)
+    assert not (tmp_path / "executed").exists()
