@@ -26,6 +26,7 @@ from raymed.data.duplicates import LAYOUT, grouped, require_distinct
 from raymed.data.image import ImageSettings
 from raymed.data.leak import GuardSummary, guard
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
+from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.quarantine import Line, Quarantine
 from raymed.data.record import INDEX
 from raymed.data.shards import SHARDS, UNFINISHED, write_shards
@@ -57,6 +58,8 @@ class PrepareSettings(SourceSettings):
         near_duplicates: pictures that two patients share, re-encoded or resized: group keeps those patients in one split,
             warn only lists them, error stops.
         max_quarantine: stop when more than this share of the slices cannot be used, e.g. 5%.
+        pseudonymise: replace the names of patients, studies and slices by keyed hashes. The value is the file of the key,
+            made where there is none; keep it, and the table that is written beside it, where the originals are.
     """
 
     seed: int = 0
@@ -65,6 +68,7 @@ class PrepareSettings(SourceSettings):
     labels: str = "lung"
     near_duplicates: Literal["group", "warn", "error"] = "group"
     max_quarantine: str = "5%"
+    pseudonymise: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
     found = survey(source, settings, settings.labels)
     expected_split(found, settings)
     folder = Folder.at(out)
+    if settings.pseudonymise:
+        pseudonyms = Pseudonyms.open(settings.pseudonymise, folder)
+        found, settings = pseudonyms.rename(found), replace(settings, pseudonymise=pseudonyms.key_name, root=None)
     old = _open_earlier(folder)
     refused = _unchanged(old, found, settings) if old else {}
     kept = len(refused)
@@ -220,7 +227,7 @@ def _split(index: pa.Table, found: Survey, settings: PrepareSettings, old: Prepa
     labelled = {patient: (class_name(found.labels, label), group) for patient, label, group in rows if label is not None}
     known = _assignments(old, settings)
     if settings.split.file is not None:
-        given = read_split_file(settings.split.file, labelled)
+        given = read_split_file(settings.split.file, labelled, found.known_as)
         known = {patient: (split, known.get(patient, (None, None))[1]) for patient, (split, _) in given.items()}
     names = [name for name, _ in labelled.values()]
     placed = assign(list(labelled), names, [group for _, group in labelled.values()], settings.split, settings.seed, known)
@@ -272,7 +279,7 @@ def _publish(
         index_digest=digest_of(index_bytes),
         studies=f"studies-{digest_of(studies_bytes)[:12]}.parquet",
         quarantine_digest=digest_of(lines),
-        source=str(found.listing.root),
+        source=settings.pseudonymise or str(found.listing.root),
         labels=found.labels.to_dict(),
         settings=_described(settings),
         patients=_counts((name, split) for _, name, split in patients),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -122,8 +122,13 @@ def split_of_rows(index: pa.Table, fold: int | None = None) -> np.ndarray:
     return np.where(inside, moved, split)
 
 
-def read_split_file(path: str | Path, patients: Iterable[str]) -> dict[str, Assignment]:
+def read_split_file(
+    path: str | Path, patients: Iterable[str], known_as: Callable[[str], str] = str
+) -> dict[str, Assignment]:
     """The splits that a CSV gives to `patients`; lines about other patients are not used.
+
+    Args:
+        known_as: from a patient id in the file to the one in `patients`.
 
     Raises:
         UserError: the file cannot be read, lacks a column, names an unknown split, contradicts itself, or misses a patient.
@@ -149,6 +154,7 @@ def read_split_file(path: str | Path, patients: Iterable[str]) -> dict[str, Assi
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the split file {path}: {error}. It must be a CSV in UTF-8") from error
+    given = {known_as(patient): assignment for patient, assignment in given.items()}
     wanted = set(patients)
     lost = sorted(wanted - given.keys())
     if lost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,14 @@ class Survey:
         labels: the label table.
         studies: what is to be prepared: the listed studies whose label is not ignored.
         ignored: slices whose label is on the ignore list, per label.
+        known_as: from a patient's id in the source to the one in `studies`, which may be a pseudonym.
     """
 
     listing: Listing
     labels: LabelTable
     studies: tuple[Study, ...]
     ignored: dict[str, int]
+    known_as: Callable[[str], str] = str
 
     @property
     def slices(self) -> int:

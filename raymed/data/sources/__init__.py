@@ -67,7 +67,7 @@ def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[
         slices = list(group)
         for piece, result in zip(slices, _load_file(root / path, slices, settings), strict=True):
             if isinstance(result, str):
-                loaded.append((piece, Refusal(piece.id, piece.where, study.patient, result)))
+                loaded.append((piece, Refusal(piece.id, piece.where, study.patient, _unnamed(result, root, path))))
             else:
                 loaded.append((piece, result))
     return loaded
@@ -112,6 +112,13 @@ _FILE_KINDS = {
     "dicom": dicom.is_dicom,
     "nifti": nifti.is_nifti,
 }
+
+
+def _unnamed(reason: str, root: Path, path: str) -> str:
+    """The reason without the file's name, which decoders like to repeat: `Refusal.where` has it, or its pseudonym."""
+    for name in (str(root / path), path, Path(path).name):
+        reason = reason.replace(name, "the file")
+    return reason
 
 
 def _load_file(path: Path, slices: list[Slice], settings: ImageSettings) -> list[np.ndarray | str]:

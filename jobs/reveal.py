@@ -1,0 +1,46 @@
+"""Put the original names back into a file that speaks of pseudonyms. For the owner of the data, who has the key.
+
+    python jobs/reveal.py runs/night/patients.csv secret/key          # writes secret/patients.csv, beside the key
+
+The key is the file that jobs/prepare_lung.py --pseudonymise was given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raymed.data.pseudonyms import Pseudonyms
+from raymed.errors import UserError
+from raymed.job import JobOptions, Outcome, run
+
+
+@dataclass(frozen=True)
+class Reveal(JobOptions):
+    """Options of revealing names.
+
+    Attributes:
+        file: A text file with pseudonyms, such as a CSV of predictions or a report.
+        key: The file of the key; the result is written beside it.
+    """
+
+    file: str
+    key: str
+
+
+def main(options: Reveal) -> Outcome:
+    source, key = Path(options.file).expanduser(), Path(options.key).expanduser()
+    if not source.is_file() or not key.is_file():
+        raise UserError(f"there is no file {source if not source.is_file() else key}")
+    target = key.parent / source.name
+    if target.exists():
+        raise UserError(f"{target} is there already: move it away first")
+    named = Pseudonyms.open(key).reveal(source.read_text(encoding="utf-8"))
+    if not options.dry_run:
+        target.touch(mode=0o600)
+        target.write_text(named, encoding="utf-8")
+    return Outcome(f"names of patients, for their owner only: {target}", {"file": str(target)})
+
+
+if __name__ == "__main__":
+    run(Reveal, main, positional=True)
