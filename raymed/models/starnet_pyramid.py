@@ -101,7 +101,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.inner = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.GroupNorm(1, channels))
         self.outer = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.GroupNorm(1, channels))
-        self.scale = nn.Parameter(torch.tensor(0.01))
+        self.scale = nn.Parameter(torch.full((1,), 0.01))  # DeepSpeed takes no parameter without a dimension
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [rows, channels, height, width]."""
@@ -119,8 +119,8 @@ class PyramidStage(nn.Module):
         self.surround = GlobalStage(inputs, channels, config.global_depths[index], config.ratio)
         self.adapter = Adapter(channels)
         start = 0.3 if channels <= 2 * config.width else 0.4 if channels <= 4 * config.width else 0.45
-        self.balance = nn.Parameter(torch.tensor(start))
-        self.cascade = None if last else nn.Parameter(torch.tensor(0.0))
+        self.balance = nn.Parameter(torch.full((1,), start))
+        self.cascade = None if last else nn.Parameter(torch.zeros(1))
 
     def forward(self, local: Tensor, surround: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both pyramids' maps [rows, inputs, height, width] to what the next stage sees, and the fused map.
