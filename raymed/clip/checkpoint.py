@@ -67,6 +67,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     """
     draft = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(dict(content), draft)
         os.replace(draft, path)  # noqa: PTH105
     except (OSError, RuntimeError) as error:

@@ -1,0 +1,231 @@
+"""A run's state as one ``.pth`` file: it holds what the guide says, nothing executable, and training goes on from it."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import write_prepared
+
+from raymed.clip import checkpoint
+from raymed.clip.model import open_classifier
+from raymed.clip.output import BEST, HISTORY, LATEST, RunOutput
+from raymed.data.class_texts import class_texts
+from raymed.data.plan import SliceSettings, micro_batches
+from raymed.errors import UserError
+from raymed.evaluation.predict import predict_rows
+from raymed.models.settings import ClipModelSettings
+from raymed.recipes.clip import ClipRecipe
+from raymed.recipes.recipe import TrainingPass
+from raymed.tracking import Tracker
+from raymed.training.best import Best
+from raymed.training.checkpoint import Progress, fetch_newest, seal
+from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.loop import FitSpec
+
+TRAIN = TrainSettings(epochs=3, global_batch=16, micro_batch=16, lr=3e-3, warmup=0.0, final_lr=0.0, monitor="val_acc")
+CPU = torch.device("cpu")
+GUIDE_KEYS = {
+    *("epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "train_loss", "train_acc", "val_loss"),
+    *("val_acc", "best_val_acc", "best_val_loss", "config", "class_to_idx", "class_texts", "history"),
+}
+CONFIG = {"image_encoder": "tiny", "text_encoder": "characters", "embed_dim": 16, "learning_rate": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("clip") / "data", size=35)
+
+
+@pytest.fixture(scope="module")
+def spec(prepared, tmp_path_factory):
+    texts = class_texts(prepared.labels.names, "a picture of {class_name}")
+    model = ClipModelSettings("tiny", None, "characters", 16)
+    recipe = ClipRecipe.for_data(prepared.labels, 32, texts, model)
+    storage = str(tmp_path_factory.mktemp("runs"))
+    return FitSpec("run", storage, prepared.folder.uri, recipe, TRAIN, SliceSettings(choice="all"), seed=42)
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    prepare_process(CPU)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group')}/store", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def new_engine(spec, prepared) -> Engine:
+    return Engine(spec.recipe, spec.train, len(spec.plan(prepared, 0).batches) * spec.train.epochs, spec.seed, CPU)
+
+
+def train_epoch(engine: Engine, spec, prepared, epoch: int) -> list[float]:
+    losses = []
+    batches = spec.plan(prepared, epoch).batches
+    for place, batch in enumerate(batches):
+        shares = [
+            (
+                spec.recipe.encode(prepared.read([row for pack in micro for row in pack]), TrainingPass(spec.seed, epoch)),
+                True,
+            )
+            for micro in micro_batches(batch, spec.train.micro_batch)
+        ]
+        losses.append(engine.step(shares, epoch * len(batches) + place)["loss"][0])
+    return losses
+
+
+@pytest.fixture(scope="module")
+def trained(group, spec, prepared, tmp_path_factory):
+    """An engine after two of three epochs, its checkpoint, and the losses of the third."""
+    engine = new_engine(spec, prepared)
+    for epoch in range(2):
+        train_epoch(engine, spec, prepared, epoch)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    engine.save(folder)
+    epochs = [
+        {"epoch": 1, "train_loss": 1.4, "train_accuracy": 0.25, "val_loss": 1.3, "val_acc": 50.0},
+        {"epoch": 2, "train_loss": 1.2, "train_accuracy": 0.5, "val_loss": 1.35, "val_acc": 75.0},
+    ]
+    steps = 2 * len(spec.plan(prepared, 0).batches)
+    Progress(epoch=2, global_step=steps, best=Best(2, 75.0, 75.0, 0), history=epochs).write(folder)
+    seal(folder, 0, 1)
+    with engine.evaluating():
+        rows = prepared.rows("val")
+        logits = engine.predict(spec.recipe.encode(prepared.read(rows), None))["logits"]
+    return folder, logits, train_epoch(engine, spec, prepared, 2)
+
+
+@pytest.fixture(scope="module")
+def output(trained, spec, tmp_path_factory):
+    output = RunOutput(tmp_path_factory.mktemp("output"), spec, CONFIG, True)
+    output.update(str(trained[0]))
+    return output
+
+
+@pytest.mark.slow
+def test_the_files_hold_what_the_guide_says(output, spec):
+    for name in (LATEST, BEST):
+        content = torch.load(output.folder / name, weights_only=True)
+        assert content.keys() >= GUIDE_KEYS
+        assert (content["epoch"], content["best_val_acc"], content["best_val_loss"]) == (2, 75.0, 1.3)
+        assert content["class_to_idx"] == {name: place for place, name in enumerate(spec.recipe.names)}
+        assert content["class_texts"]["viral"] == ["a picture of viral"]
+        assert content["history"] == output.history()
+    assert output.history() == {
+        "train_loss": [1.4, 1.2],
+        "train_acc": [25.0, 50.0],
+        "val_loss": [1.3, 1.35],
+        "val_acc": [50.0, 75.0],
+    }
+
+
+@pytest.mark.slow
+def test_an_epoch_that_is_not_the_best_leaves_the_best_file_alone(output, trained, spec, tmp_path):
+    later = Progress.read(trained[0])
+    later.epoch, later.history = 3, [*later.history, later.history[0]]
+    for path in trained[0].rglob("*"):
+        if path.is_file() and path.name != "progress.json":
+            target = tmp_path / "later" / path.relative_to(trained[0])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    later.write(tmp_path / "later")
+    other = dataclasses.replace(output, folder=tmp_path / "output")
+    for checkpoint_ in (trained[0], tmp_path / "later", trained[0]):  # the last one is out of date and must change nothing
+        other.update(str(checkpoint_))
+    assert torch.load(other.folder / BEST, weights_only=True)["epoch"] == 2
+    assert torch.load(other.folder / LATEST, weights_only=True)["epoch"] == 3
+    assert len(other.history()["val_acc"]) == 3
+    assert not [path for path in other.folder.iterdir() if path.name not in (BEST, LATEST, HISTORY)], "a draft was left"
+
+
+@pytest.mark.slow
+def test_files_of_an_earlier_run_with_other_settings_are_replaced(output, trained):
+    other = dataclasses.replace(output, config=CONFIG | {"learning_rate": 1.0})
+    other.update(str(trained[0]))
+    assert torch.load(other.folder / LATEST, weights_only=True)["config"]["learning_rate"] == 1.0
+    output.update(str(trained[0]))
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_the_file_as_if_it_had_not_stopped(output, trained, spec, prepared, tmp_path):
+    again = dataclasses.replace(spec, storage=str(tmp_path))
+    checkpoint.start_from(output.folder / LATEST, again)
+    newest = fetch_newest(again.folder, tmp_path / "local")
+    progress = Progress.read(newest)
+    assert (progress.epoch, progress.best, len(progress.history)) == (2, Best(2, 75.0, 75.0, 0), 2)
+    engine = new_engine(again, prepared)
+    engine.load(newest)
+    assert train_epoch(engine, again, prepared, 2) == pytest.approx(trained[2], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_more_epochs_and_another_rate_follow_the_new_run_s_schedule(output, spec, prepared, tmp_path):
+    longer = dataclasses.replace(spec, storage=str(tmp_path), train=dataclasses.replace(TRAIN, epochs=4, lr=1e-3))
+    checkpoint.start_from(output.folder / LATEST, longer)
+    engine = new_engine(longer, prepared)
+    engine.load(fetch_newest(longer.folder, tmp_path / "local"))
+    assert engine.lr == pytest.approx(1e-3 / 2), "half of a cosine over four epochs"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_further_than_the_file_keeps_its_own_checkpoint(output, spec, tmp_path):
+    again = dataclasses.replace(spec, storage=str(tmp_path))
+    checkpoint.start_from(output.folder / LATEST, again)
+    before = again.folder.names()
+    checkpoint.start_from(output.folder / LATEST, again)
+    assert again.folder.names() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"names": ("a", "b", "c", "d")}, r"normal, bacterial, viral, pneumocystis.*a, b, c, d"),
+        ({"model": ClipModelSettings("tiny", None, "characters", 32)}, "embed_dim 16"),
+        ({"model": ClipModelSettings("resnet18", None, "characters", 16)}, "image_encoder 'tiny'"),
+    ],
+)
+def test_a_file_of_other_classes_or_towers_is_refused_with_both_named(output, spec, changes, named):
+    other = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, **changes))
+    with pytest.raises(UserError, match=named):
+        checkpoint.start_from(output.folder / LATEST, other)
+
+
+@pytest.mark.slow
+def test_a_run_that_has_all_its_epochs_is_told_so(output, spec):
+    with pytest.raises(UserError, match="2 epochs already"):
+        done = dataclasses.replace(spec, train=dataclasses.replace(TRAIN, epochs=2))
+        checkpoint.start_from(output.folder / LATEST, done)
+
+
+class Attack:
+    def __reduce__(self):
+        return (Path.touch, (Path("attacked"),))
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"epoch": Attack()}, tmp_path / "attack.pth")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Attack()))
+    torch.save({"epoch": 1}, tmp_path / "other.pth")
+    for name, says in {"attack.pth": "nothing but tensors", "pickle.pth": "nothing but", "other.pth": "it lacks"}.items():
+        with pytest.raises(UserError, match=says):
+            checkpoint.read(tmp_path / name)
+    assert not (tmp_path / "attacked").exists()
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.read(tmp_path / "none.pth")
+
+
+@pytest.mark.slow
+def test_the_file_predicts_what_the_run_did_and_answers_to_other_texts(output, trained, prepared, tmp_path):
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db", "raymed-clip")
+    classifier = open_classifier(str(output.folder / BEST), tracker)
+    logits, _ = predict_rows(classifier.open(), prepared, prepared.rows("val"))
+    assert logits == pytest.approx(trained[1], abs=1e-4)
+    asked = open_classifier(str(output.folder / BEST), tracker, {"viral": "a picture of viral", "else": ["a", "b"]})
+    assert asked.inference.labels.names == ["else", "viral"]
+    other, _ = predict_rows(asked.open(), prepared, prepared.rows("val"))
+    assert other[:, 1] == pytest.approx(logits[:, 2], abs=1e-4), "the same text gives the same logit beside other classes"
