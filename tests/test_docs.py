@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from raymed.data.labels import LabelTable
-from raymed.job import parse
+from raymed.job import Aliases, parse
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -35,11 +35,15 @@ class Job:
     options: type
     positional: bool
     defaults: Path | None
+    aliases: Aliases
+
+    def parse(self, words: list[str]) -> object:
+        return parse(self.options, words, self.positional, self.defaults, self.aliases)
 
     def names(self, kind: type | None = None, prefix: str = "") -> set[str]:
         """Dotted names of all options."""
         kind = kind or self.options
-        found: set[str] = {"config", "help", "print_config"} if not prefix else set()
+        found: set[str] = {"config", "help", "print_config", *(name.replace("-", "_") for name in self.aliases)}
         hints = typing.get_type_hints(kind)
         for each in dataclasses.fields(kind):
             found.add(prefix + each.name)
@@ -57,7 +61,8 @@ def open_job(name: str) -> Job:
     module = _load(path)
     options = getattr(module, typing.cast(ast.Name, call.args[0]).id)
     defaults = ROOT / "configs" / f"{path.stem}.yaml"
-    return Job(options, "positional" in keywords, defaults if "defaults" in keywords else None)
+    aliases = getattr(module, typing.cast(ast.Name, keywords["aliases"]).id) if "aliases" in keywords else {}
+    return Job(options, "positional" in keywords, defaults if "defaults" in keywords else None, aliases)
 
 
 def _load(path: Path) -> ModuleType:
@@ -104,7 +109,7 @@ def test_a_documented_command_is_understood(command: str, monkeypatch: pytest.Mo
             job = open_job(word.removeprefix("jobs/"))
             arguments = words[place + 1 :]
             if arguments != ["--help"]:
-                parse(job.options, arguments, job.positional, job.defaults)
+                job.parse(arguments)
 
 
 @pytest.mark.slow
@@ -125,7 +130,7 @@ def test_documented_settings_files_are_read(name: str, tmp_path: Path) -> None:
     for number, content in enumerate(fenced((ROOT / name).read_text("utf-8"), "yaml")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(content, "utf-8")
-        assert parse(job.options, ["--config", str(path)], job.positional, job.defaults)
+        assert job.parse(["--config", str(path)])
 
 
 def test_the_documented_label_table_is_read() -> None:

@@ -44,7 +44,9 @@ def describe(night: Night) -> Outcome:
         f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
         f"{state / 2**30:.2f} GiB a worker under ZeRO {spec.train.zero_stage}",
         f"resources  {concurrent} at once, each {each.workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
-        f"search     {night.budget.trials} trials over {', '.join(night.search.space) or 'no settings'}",
+        f"runs       {', '.join(night.variants)}"
+        if night.variants
+        else f"search     {night.budget.trials} trials over {', '.join(night.search.space) or 'no settings'}",
     ]
     seconds = _seconds_per_slice(spec, prepared, module) if parameters <= MEASURED_PARAMETERS and not each.gpu else None
     if seconds is None:

@@ -1,0 +1,120 @@
+"""CLIP training from class folders to the guide's files: configurations, folds, a wrong entry, prediction."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from raymed.clip.options import GUIDE
+from raymed.clip.runs import TrainClip
+from raymed.errors import UserError
+from raymed.job import parse
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+import predict_clip
+import train_clip
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+
+CLASSES = ["正常", "肺炎"]
+SMALL = {"image_encoder_name": "tiny", "text_encoder_name": "characters", "embed_dim": 16, "img_size": 32, "epochs": 2}
+CONFIGS = [
+    SMALL | {"augmentation": "none", "learning_rate": 3e-3, "batch_size": 8, "use_amp": False, "n_splits": 2},
+    SMALL | {"learning_rat": 1.0},
+    SMALL | {"use_cv": True, "n_splits": 2, "augmentation": "minimal", "early_stopping_patience": 1},
+]
+FILES = {"config.json", "history.json", "training_history.png", "checkpoint_latest.pth", "checkpoint_best.pth"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Two classes of twelve pictures, told apart by their brightness."""
+    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir()
+        for number in range(12):
+            pixels = draw.integers(0, 90, (40, 40), dtype=np.uint8) + np.uint8(140 * label)
+            Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(images, tmp_path_factory) -> list[str]:
+    home = tmp_path_factory.mktemp("clip")
+    (home / "configs.json").write_text(json.dumps(CONFIGS, ensure_ascii=False), "utf-8")
+    words = ["--data-dir", images, "--storage", home, "--output-dir", home / "out", "--multi-config"]
+    return [str(word) for word in [*words, "--config-file", home / "configs.json"]]
+
+
+@pytest.fixture(scope="module")
+def done(words) -> tuple[Path, str]:
+    """The output folder, and what the job said in the end."""
+    with pytest.raises(UserError) as said:
+        train_clip.main(parse(TrainClip, words, aliases=GUIDE))
+    return Path(words[words.index("--output-dir") + 1]), str(said.value)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_a_wrong_entry_is_named_and_the_others_are_trained(done):
+    output, said = done
+    assert "configs.json, entry 2: unknown key 'learning_rat'" in said
+    assert {path.name for path in output.iterdir()} == {"tiny_characters", "tiny_characters-2"}, "runs share a folder"
+
+
+def test_a_single_run_leaves_the_guide_s_files(done):
+    folder = done[0] / "tiny_characters"
+    assert {path.name for path in folder.iterdir()} == FILES, "n_splits alone must not make folds"
+    config, history = read(folder / "config.json"), read(folder / "history.json")
+    assert (config["learning_rate"], config["use_amp"], config["epochs"]) == (3e-3, False, 2)
+    assert set(history) == {"train_loss", "train_acc", "val_loss", "val_acc"}
+    assert {len(values) for values in history.values()} == {2}
+    latest, best = (torch.load(folder / f"checkpoint_{name}.pth", weights_only=True) for name in ("latest", "best"))
+    assert latest["epoch"] == 2
+    assert best["epoch"] == history["val_acc"].index(max(history["val_acc"])) + 1
+    assert latest["class_to_idx"] == {"正常": 0, "肺炎": 1}
+    assert latest["class_texts"] == {"正常": ["正常"], "肺炎": ["肺炎"]}
+
+
+def test_folds_leave_a_folder_each_and_a_summary(done):
+    folder = done[0] / "tiny_characters-2"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "cv_summary.json", "fold_1", "fold_2"}
+    histories = []
+    for fold in (1, 2):
+        assert {path.name for path in (folder / f"fold_{fold}").iterdir()} == FILES
+        histories.append(read(folder / f"fold_{fold}" / "history.json"))
+    summary = read(folder / "cv_summary.json")
+    assert {"config", "fold_results", "average_results"} <= set(summary)
+    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
+        last = [history[name][-1] for history in histories]
+        assert summary["fold_results"][f"fold_{name}"] == last
+        assert summary["average_results"][f"avg_{name}"] == pytest.approx(np.mean(last))
+        assert summary["average_results"][f"std_{name}"] == pytest.approx(abs(last[0] - last[1]) / 2), "of the population"
+    assert summary["fold_results"]["fold_best_val_acc"] == [max(history["val_acc"]) for history in histories]
+    accuracy = summary["patients"]["accuracy"]
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+
+
+def test_the_same_command_trains_nothing_again(words, done):
+    before = {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")}
+    assert len(before) == 6
+    with pytest.raises(UserError, match="entry 2"):
+        train_clip.main(parse(TrainClip, words, aliases=GUIDE))
+    assert {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")} == before
+
+
+def test_images_are_predicted_from_a_file_with_a_line_each(images, words, done, tmp_path):
+    model = done[0] / "tiny_characters" / "checkpoint_best.pth"
+    arguments = ["--model", model, "--input", images, "--out", tmp_path / "out.csv", "--storage", tmp_path]
+    options = parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE)
+    predict_clip.main(options)
+    lines = pd.read_csv(tmp_path / "out.csv")
+    assert lines["patient_id"].tolist() == sorted(f"{name}/{number:02d}.png" for name in CLASSES for number in range(12))
+    assert lines[["p_正常", "p_肺炎"]].sum(axis=1).to_numpy() == pytest.approx(1)
