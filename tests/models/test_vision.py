@@ -14,13 +14,31 @@ from raymed.models import backbones, choice
 from raymed.models.settings import ModelSettings
 
 CODES = list("0123")
-EXPECTED_MILLIONS = {  # backbones alone, as published for 3 channels, without the 1000-class layer
-    "resnet18": 11.177,
-    "resnet34": 21.285,
-    "resnet50": 23.508,
-    "convnext-tiny": 27.820,
-    "efficientnet-b0": 4.008,
-    "internvit-300m": 304.012 - 1.025 * 1.024 + 0.005 * 1.024,  # positions for 28 px, not 448
+EXPECTED = {  # feature width and millions of parameters, as published for 3 channels, without the 1000-class layer
+    "resnet18": (512, 11.177),
+    "resnet34": (512, 21.285),
+    "resnet50": (2048, 23.508),
+    "resnet101": (2048, 42.500),
+    "resnet152": (2048, 58.144),
+    "convnext-tiny": (768, 27.820),
+    "convnext-small": (768, 49.455),
+    "convnext-base": (1024, 87.566),
+    "convnext-large": (1536, 196.230),
+    "efficientnet-b0": (1280, 4.008),
+    "efficientnet-b1": (1280, 6.513),
+    "efficientnet-b2": (1408, 7.701),
+    "efficientnet-b3": (1536, 10.696),
+    "efficientnet-b4": (1792, 17.549),
+    "efficientnet-b5": (2048, 28.341),
+    "efficientnet-b6": (2304, 40.736),
+    "efficientnet-b7": (2560, 63.787),
+    "vit": (768, 85.799 - 0.197 * 0.768 + 0.005 * 0.768),  # positions for 32 px, not 224
+    "starnet_s1": (192, 2.869 - 0.193),
+    "starnet_s2": (256, 3.682 - 0.257),
+    "starnet_s3": (256, 5.751 - 0.257),
+    "starnet_s4": (256, 7.483 - 0.257),
+    "starnet_dual_pyramid_rcf": (192, 3.644),  # not published: as counted, so that a change is seen
+    "internvit-300m": (1024, 304.012 - 1.025 * 1.024 + 0.005 * 1.024),  # positions for 28 px, not 448
 }
 
 
@@ -28,11 +46,12 @@ def _pixels(rows: int = 2, channels: int = 1, size: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (rows, channels, size, size), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize(("name", "millions"), EXPECTED_MILLIONS.items())
-def test_presets_have_the_published_number_of_parameters(name: str, millions: float) -> None:
+@pytest.mark.parametrize(("name", "width", "millions"), [(name, *expected) for name, expected in EXPECTED.items()])
+def test_presets_have_the_published_width_and_number_of_parameters(name: str, width: int, millions: float) -> None:
     with torch.device("meta"):
         module = choice.build(ModelSettings(preset=name), CODES, 28 if name.startswith("intern") else 32)
     assert sum(p.numel() for p in module.backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.002)
+    assert module.head[2].in_features == width
 
 
 def test_tiny_stays_tiny() -> None:
@@ -40,7 +59,11 @@ def test_tiny_stays_tiny() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny", "small-cnn", "resnet18", "resnet50", "convnext-tiny", "efficientnet-b0", "vit-small"]
+    "name",
+    [
+        *("tiny", "small-cnn", "resnet18", "resnet50", "convnext-tiny", "efficientnet-b0", "vit-small", "starnet_s1"),
+        "starnet_dual_pyramid_rcf",
+    ],
 )
 def test_every_parameter_of_a_preset_is_used_and_pictures_make_a_difference(name: str) -> None:
     module = choice.build(ModelSettings(preset=name), CODES, 64).train()
