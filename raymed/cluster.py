@@ -6,12 +6,15 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 
 from raymed.errors import UserError
+
+log = logging.getLogger("raymed")
 
 # Asks for a place on the head, which every cluster has: what must outlive a lost worker machine stays there.
 HEAD = {"node:__internal_head__": 0.001}
@@ -27,6 +30,7 @@ def connect() -> None:
         return
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
@@ -38,6 +42,16 @@ def connect() -> None:
         # A run has some ten small processes beside its workers; Ray warns of that many as if they were a mistake.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
         ray.init("local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)  # also beside a running head
+    _require_token()
+
+
+def _require_token() -> None:
+    """Ray asks everybody for its token unless a person has switched that off; then a line says so."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)  # Ray writes it so that everybody on the machine can read it
+    if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray sets it where it finds or makes a token
+        log.warning("Ray works without a token: whoever reaches this machine can run code on it. Unset RAY_AUTH_MODE")
 
 
 def capacity(have: Mapping[str, float]) -> dict[str, float]:

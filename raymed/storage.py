@@ -30,9 +30,10 @@ class Folder:
         """The folder at a local path or a URI. It need not exist yet.
 
         Raises:
-            UserError: the URI's scheme is unknown.
+            UserError: the URI's scheme is unknown, or it holds a password.
         """
         text = str(uri)
+        refuse_password(text)
         if "://" not in text:
             path = str(Path(text).expanduser().resolve())
             return cls(fs.LocalFileSystem(), path, path)
@@ -106,3 +107,17 @@ class Folder:
         if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
             raise UserError(f"{name!r} is not a path inside {self.uri}")
         return f"{self.path}/{'/'.join(parts)}"
+
+
+def refuse_password(uri: str) -> None:
+    """Addresses are printed, and recorded in MLflow and reports: no secret may stand in one.
+
+    Raises:
+        UserError: the address has the form ``scheme://USER:PASSWORD@...``; the message does not repeat it.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if separator and "@" in rest.split("/", 1)[0]:
+        raise UserError(
+            f"the {scheme}:// address holds a name or password, and addresses are recorded. Leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or AWS_PROFILE, in the environment"
+        )

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote
 
 from raymed.errors import UserError
+from raymed.storage import refuse_password
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: nothing is sent anywhere
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -277,6 +279,7 @@ def reachable(tracking_uri: str) -> tuple[str, str | None]:
 
     Found out before MLflow's own client tries, which repeats for minutes.
     """
+    refuse_password(tracking_uri)
     scheme, separator, rest = tracking_uri.partition("://")
     if scheme in ("http", "https"):
         _answers(tracking_uri)
@@ -305,7 +308,7 @@ def _answers(uri: str) -> None:
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tracking server {uri} does not answer within {ANSWER_SECONDS:.0f} s ({error}). Start it with "
-            "`mlflow server --host 0.0.0.0 --port 5000`, correct --tracking-uri, or leave it out to use a local file."
+            "`python jobs/serve_tracking.py`, correct --tracking-uri, or leave it out to use a local file."
         ) from error
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,10 @@ class Prepared:
             raise UserError(
                 f"{where} is not the index that {MANIFEST} describes: damaged or exchanged. Prepare the data again"
             )
-        return cls(folder, manifest, pq.read_table(pa.BufferReader(content), schema=INDEX))
+        index = pq.read_table(pa.BufferReader(content), schema=INDEX)
+        if strange := [name for name in index["shard"].unique().to_pylist() if PurePosixPath(name).name != name]:
+            raise UserError(f"{where} names shards outside of the folder, e.g. {strange[0]!r}: prepare the data again")
+        return cls(folder, manifest, index)
 
     @property
     def digest(self) -> str:

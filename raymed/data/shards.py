@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +66,7 @@ def write_shards(found: Survey, studies: Sequence[Study], image: ImageSettings, 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     parts = _parts(found, studies, image, int(ray.cluster_resources().get("CPU", 1)))
-    rows = [{"part": pickle.dumps(part)} for part in parts]
+    rows = [{"part": part} for part in parts]
     outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         partial(_write_part, folder=folder), batch_size=1, batch_format="numpy"
     )
@@ -96,7 +95,7 @@ def _parts(found: Survey, studies: Sequence[Study], image: ImageSettings, cpus: 
 
 
 def _write_part(batch: dict[str, np.ndarray], folder: Folder) -> pa.Table:
-    part: _Part = pickle.loads(batch["part"][0])  # made by the driver above
+    part: _Part = batch["part"][0]
     try:
         return _written(part, folder)
     except UserError as error:

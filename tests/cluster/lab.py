@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ class Lab:
             _ip("link", "add", BRIDGE, "type", "bridge")
             _ip("link", "set", BRIDGE, "up")
             for number in range(self._count):
-                self.hosts.append(self._start(number))
+                self._plug_in(number)
+                self.hosts.append(self._switch_on(number))
             for host in self.hosts:
                 self._await_ssh(host)
         except BaseException:
@@ -103,41 +105,48 @@ class Lab:
                 host.cut_power()
         self._remove()
 
-    def _start(self, number: int) -> Host:
-        name, address = f"h{number}", f"{NETWORK}.{number + 1}"
+    def replace(self, number: int) -> None:
+        """Put a fresh machine in the place of one: the same address, and nothing on its disk."""
+        self.hosts[number] = self._switch_on(number)
+        _ip("link", "set", f"h{number}-cable", "up")
+        self._await_ssh(self.hosts[number])
+
+    def _plug_in(self, number: int) -> None:
+        name = f"h{number}"
         _ip("netns", "add", name)
         _ip("link", "add", f"{name}-cable", "type", "veth", "peer", "name", "eth0", "netns", name)
         _ip("link", "set", f"{name}-cable", "master", BRIDGE, "up")
-        _ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+        _ip("-n", name, "address", "add", f"{NETWORK}.{number + 1}/24", "dev", "eth0")
         _ip("-n", name, "link", "set", "eth0", "up")
         _ip("-n", name, "link", "set", "lo", "up")
         # Ray finds its own address by the route to elsewhere; on the bridge nobody answers for that.
         _ip("-n", name, "route", "add", "default", "dev", "eth0")
-        home = self.folder / name
+
+    def _switch_on(self, number: int) -> Host:
+        name, address = f"h{number}", f"{NETWORK}.{number + 1}"
+        disk = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+        home = disk / "home"
         (home / ".ssh").mkdir(parents=True)
-        (home / ".ssh").chmod(0o700)
         for file in ("key", "key.pub"):
             shutil.copy(self.folder / file, home / ".ssh" / file.replace("key", "id_ed25519"))
         shutil.copy(self.folder / "key.pub", home / ".ssh" / "authorized_keys")
         power = subprocess.Popen(
             [
                 *("ip", "netns", "exec", name, "unshare", "--pid", "--mount", "--uts", "--fork", "--mount-proc"),
-                *("--kill-child", "bash", "-ec", self._boot(name, address, home)),
+                *("--kill-child", "bash", "-ec", self._boot(name, address, disk)),
             ],
-            stdout=(self.folder / f"{name}.log").open("wb"),
+            stdout=(disk / "log").open("wb"),
             stderr=subprocess.STDOUT,
         )
         return Host(name, address, home, power)
 
-    def _boot(self, name: str, address: str, home: Path) -> str:
+    def _boot(self, name: str, address: str, disk: Path) -> str:
         """What a host does when it is switched on."""
         others = [line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("root:")]
-        passwd = [f"root:*:0:0:root:{home}:/bin/bash", *others]
         names = [f"{NETWORK}.{number + 1} h{number}" for number in range(self._count)]
-        files = {"passwd": passwd, "hosts": ["127.0.0.1 localhost", *names]}
-        for file, lines in files.items():
-            (self.folder / f"{name}.{file}").write_text("\n".join(lines) + "\n")
-        (self.folder / f"{name}.tmp").mkdir()
+        (disk / "passwd").write_text("\n".join([f"root:*:0:0:root:{disk}/home:/bin/bash", *others]) + "\n")
+        (disk / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names]) + "\n")
+        (disk / "ray").mkdir()
         options = {
             "ListenAddress": address,
             "HostKey": self.folder / "key",
@@ -149,16 +158,16 @@ class Lab:
             "PrintMotd": "no",
         }
         settings = " ".join(f"-o {shlex.quote(f'{option}={value}')}" for option, value in options.items())
-        quoted = shlex.quote(str(self.folder))
         return f"""
             mount --make-rprivate /
             mount -t tmpfs -o size=8g tmpfs /dev/shm
             mkdir -p /tmp/ray /run/sshd
-            mount --bind {quoted}/{name}.tmp /tmp/ray
-            mount --bind {quoted}/{name}.passwd /etc/passwd
-            mount --bind {quoted}/{name}.hosts /etc/hosts
+            cd {shlex.quote(str(disk))}
+            mount --bind ray /tmp/ray
+            mount --bind passwd /etc/passwd
+            mount --bind hosts /etc/hosts
             hostname {name}
-            export HOME={shlex.quote(str(home))}
+            export HOME="$PWD/home"
             exec /usr/sbin/sshd -D -e -f /dev/null {settings}
         """
 
@@ -166,7 +175,7 @@ class Lab:
         deadline = time.monotonic() + 30
         while not (_booted(host) and host.running("sshd: /usr/sbin/sshd")):
             if host.power.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{host.name} does not start: {(self.folder / f'{host.name}.log').read_text()}")
+                raise RuntimeError(f"{host.name} does not start: {(host.home.parent / 'log').read_text()}")
             time.sleep(0.1)
 
     def _remove(self) -> None:

@@ -1,4 +1,4 @@
-"""`ray up` over real hosts, a search submitted from another one, and a host that loses its power in the middle."""
+"""`ray up` over real hosts, a search submitted from another one, and machines that lose their power in the middle."""
 
 from __future__ import annotations
 
@@ -9,105 +9,182 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import yaml
 from conftest import write_prepared
 from lab import Host, Lab, missing
+from optuna.storages.journal._storage import JournalOperation
 
 REPOSITORY = Path(__file__).parent.parent.parent
 WHY_NOT = missing() or ("" if os.environ.get("RAYMED_LAB") else "takes minutes and needs root: `make cluster-test` runs it")
-TRIALS, EPOCHS = 3, 6
+TRIALS, EPOCHS = 3, 12
+HEAD, WORKERS = 1, (2, 3)  # numbers of the lab's hosts; 0 is a person's machine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+Found = TypeVar("Found")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+
+
+@dataclass
+class Cluster:
+    """cluster.local.yaml over the lab's hosts, with its FILL INs filled in."""
+
+    lab: Lab
+    file: Path
+    tunnel: subprocess.Popen[bytes] | None = None
+
+    @property
+    def storage(self) -> Path:
+        return self.lab.folder / "storage"
+
+    def up(self) -> None:
+        self.typed(f"ray up --yes {self.file}")
+        self.tunnel = subprocess.Popen(self.lab.hosts[0].words(f"cd {REPOSITORY} && exec ray dashboard {self.file}"))
+        wait_for(lambda: self.typed("curl -s http://127.0.0.1:8265/api/version || true") != "", 60, "the tunnel")
+        wait_for(lambda: all(self.lab.hosts[number].running("raylet/raylet") for number in WORKERS), 180, "the workers")
+
+    def down(self) -> None:
+        if self.tunnel:
+            self.tunnel.terminate()
+            self.tunnel.wait(30)
+        self.typed(f"ray down --yes {self.file}")
+
+    @contextmanager
+    def submit(self, job: str) -> Iterator[subprocess.Popen[str]]:
+        command = f"ray job submit --address http://127.0.0.1:8265 --working-dir . -- {job}"
+        words = self.lab.hosts[0].words(f"cd {REPOSITORY} && {command}")
+        submitted = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            yield submitted
+        except BaseException:
+            submitted.kill()
+            print(submitted.communicate()[0])
+            raise
+
+    def typed(self, command: str) -> str:
+        done = self.lab.hosts[0].run(f"cd {REPOSITORY} && {command}", timeout=600)
+        assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """A person's machine, a head and two workers; what `make setup` would install is there already."""
+def cluster() -> Iterator[Cluster]:
+    """A person's machine, a head and two workers, up; what `make setup` would install is there already."""
     folder = Path(tempfile.mkdtemp(prefix="raymed-lab-", dir="/var/tmp"))
     with Lab(folder, 4) as lab:
-        for host in lab.hosts[1:]:
-            installed = host.home / "raymed" / ".venv"
-            installed.mkdir(parents=True)
-            for name in ("bin", "lib", "pyvenv.cfg"):
-                (installed / name).symlink_to(REPOSITORY / ".venv" / name)
-            (installed / ".ready").touch()
-        yield lab
+        for number in (HEAD, *WORKERS):
+            install(lab.hosts[number])
+        config = yaml.safe_load((REPOSITORY / "cluster.local.yaml").read_text())
+        addresses = [lab.hosts[number].address for number in WORKERS]
+        config["provider"] |= {"head_ip": lab.hosts[HEAD].address, "worker_ips": addresses}
+        config["auth"]["ssh_user"] = "root"
+        config["setup_commands"] = [line.replace("/mnt/raymed", f"{folder}/storage") for line in config["setup_commands"]]
+        cluster = Cluster(lab, folder / "cluster.yaml")
+        cluster.file.write_text(yaml.safe_dump(config))
+        cluster.typed("ray get-auth-token --generate")
+        cluster.up()
+        yield cluster
+        cluster.down()
+        assert not lab.hosts[HEAD].running("raylet/raylet")
     shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
-def cluster(lab: Lab) -> Iterator[Path]:
-    """cluster.local.yaml with its FILL INs filled in; the cluster is up."""
-    config = yaml.safe_load((REPOSITORY / "cluster.local.yaml").read_text())
-    laptop, head, *workers = lab.hosts
-    config["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
-    config["auth"]["ssh_user"] = "root"
-    config["setup_commands"] = [line.replace("/mnt/raymed", f"{lab.folder}/storage") for line in config["setup_commands"]]
-    file = lab.folder / "cluster.yaml"
-    file.write_text(yaml.safe_dump(config))
-    typed(laptop, "ray get-auth-token --generate")
-    print(typed(laptop, f"cd {REPOSITORY} && ray up --yes {file}"))
-    yield file
-    print(typed(laptop, f"cd {REPOSITORY} && ray down --yes {file}"))
-    assert not any(host.running("raylet/raylet") for host in lab.hosts if host.power.poll() is None)
+def job(cluster: Cluster) -> str:
+    data = write_prepared(cluster.lab.folder / "data", patients=64, slices=16)
+    words = f"python jobs/tune_lung.py --data {data.folder.uri} --trials {TRIALS} --max-epochs {EPOCHS} --json"
+    return f"{words} --search.halving.first_rung 0"
 
 
-def test_a_search_finishes_and_loses_nothing_when_a_host_loses_its_power(lab: Lab, cluster: Path) -> None:
-    laptop, _, *workers = lab.hosts
-    data = write_prepared(lab.folder / "data", patients=64, slices=8)
-    tunnel = subprocess.Popen(laptop.words(f"cd {REPOSITORY} && exec ray dashboard {cluster}"))
-    wait_for(lambda: laptop.run("curl -s http://127.0.0.1:8265/api/version").returncode == 0, 60, "the tunnel")
-    job = f"python jobs/tune_lung.py --data {data.folder.uri} --name night --trials {TRIALS} --max-epochs {EPOCHS} --json "
-    job += "--search.halving.first_rung 0 --train.patience 0"
-    submitted = subprocess.Popen(
-        laptop.words(f"cd {REPOSITORY} && ray job submit --address http://127.0.0.1:8265 --working-dir . -- {job}"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    runs = lab.folder / "storage" / "night" / "trials"
-    wait_for(lambda: victim(workers) is not None and any(runs.glob("*/step-*/sealed-000.json")), 300, "a checkpoint")
-    host = victim(workers)
-    assert host is not None
-    host.cut_power()
-    print(f"cut the power of {host.name}")
-    said, _ = submitted.communicate(timeout=900)
-    tunnel.terminate()
-    print(said)
-    assert submitted.returncode == 0
-    summary = json.loads(next(line for line in said.splitlines() if line.startswith('{"')))
-    assert summary["states"] == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}
-    # MLflow's database, as the copy in the storage has it: one run a trial, every epoch once
-    path = lab.folder / "storage" / "tracking" / "mlflow.db"
+def test_nobody_gets_in_without_the_token(cluster: Cluster) -> None:
+    asked = "env -u RAY_AUTH_MODE HOME=/nowhere ray job list --address http://127.0.0.1:8265"
+    refused = cluster.lab.hosts[0].run(asked)
+    assert refused.returncode != 0 and "uthenticat" in refused.stdout + refused.stderr
+    other = cluster.lab.hosts[WORKERS[0]].run(f"curl -s -m 5 http://{cluster.lab.hosts[HEAD].address}:8265/api/version")
+    assert other.returncode == 7, "the dashboard listens on loopback: from another machine the connection is refused"
+
+
+def test_a_search_finishes_and_loses_nothing_when_a_host_loses_its_power(cluster: Cluster, job: str) -> None:
+    with cluster.submit(f"{job} --name cut") as submitted:
+        lost = wait_for(
+            lambda: all_have_a_checkpoint(cluster, "cut") and victim(cluster), 600, "a checkpoint of every trial"
+        )
+        lost.cut_power()
+        said, _ = submitted.communicate(timeout=900)
+    assert submitted.returncode == 0, said
+    assert summary(said)["states"] == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}, said
+    assert set(reports(cluster, "cut").values()) == {1}, "an epoch was lost and trained again"
+    assert len(reports(cluster, "cut")) == TRIALS * EPOCHS
+    # in MLflow, as the copy in the storage has it: one run a trial, every epoch once
+    path = cluster.storage / "tracking" / "mlflow.db"
     wait_for(lambda: path.exists() and finished(path) == TRIALS + 1, 90, "the copy of MLflow's database")
-    counts = sqlite3.connect(path).execute(
-        "SELECT COUNT(*), COUNT(DISTINCT step) FROM metrics WHERE key = 'epoch' GROUP BY run_uuid"
-    )
-    assert counts.fetchall() == [(EPOCHS, EPOCHS)] * TRIALS
+    query = "SELECT COUNT(*), COUNT(DISTINCT step) FROM metrics WHERE key = 'epoch' GROUP BY run_uuid"
+    assert sqlite3.connect(path).execute(query).fetchall() == [(EPOCHS, EPOCHS)] * TRIALS
 
 
-def typed(host: Host, command: str) -> str:
-    done = host.run(command, timeout=600)
-    assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
+def test_a_search_goes_on_under_a_fresh_head_when_the_head_loses_its_power(cluster: Cluster, job: str) -> None:
+    with cluster.submit(f"{job} --name head") as submitted:
+        wait_for(lambda: all_have_a_checkpoint(cluster, "head"), 600, "a checkpoint of every trial")
+        cluster.lab.hosts[HEAD].cut_power()
+        submitted.kill()
+    before = reports(cluster, "head")
+    for number in (HEAD, *WORKERS):
+        if cluster.lab.hosts[number].power.poll() is not None:
+            cluster.lab.replace(number)
+            install(cluster.lab.hosts[number])
+    cluster.down()
+    cluster.up()
+    with cluster.submit(f"{job} --name head") as submitted:
+        said, _ = submitted.communicate(timeout=900)
+    assert summary(said)["states"] == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}, said
+    again = reports(cluster, "head") - before
+    assert len(reports(cluster, "head")) == TRIALS * EPOCHS
+    assert max(Counter(trial for trial, epoch in again if (trial, epoch) in before).values(), default=0) <= 1
 
 
-def victim(workers: list[Host]) -> Host | None:
+def install(host: Host) -> None:
+    installed = host.home / "raymed" / ".venv"
+    installed.mkdir(parents=True)
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (installed / name).symlink_to(REPOSITORY / ".venv" / name)
+    (installed / ".ready").touch()
+
+
+def all_have_a_checkpoint(cluster: Cluster, name: str) -> bool:
+    sealed = (cluster.storage / name / "trials").glob("trial-*/step-*/sealed-000.json")
+    return len({path.parent.parent for path in sealed}) == TRIALS
+
+
+def victim(cluster: Cluster) -> Host | None:
     """A worker host on which a trial trains."""
-    return next((host for host in workers if host.running("ray::RayTrainWorker")), None)
+    return next((host for number in WORKERS if (host := cluster.lab.hosts[number]).running("ray::RayTrainWorker")), None)
+
+
+def reports(cluster: Cluster, name: str) -> Counter[tuple[int, int]]:
+    """How often each epoch of each trial was reported to the study."""
+    lines = map(json.loads, (cluster.storage / name / "study.journal").read_text().splitlines())
+    reported = [line for line in lines if line["op_code"] == JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE]
+    return Counter((line["trial_id"], line["step"]) for line in reported)
+
+
+def summary(said: str) -> dict[str, dict[str, int]]:
+    return json.loads(next(line for line in said.splitlines() if line.startswith('{"')))
 
 
 def finished(database: Path) -> int:
     return int(sqlite3.connect(database).execute("SELECT COUNT(*) FROM runs WHERE status = 'FINISHED'").fetchone()[0])
 
 
-def wait_for(happened: object, seconds: float, what: str) -> None:
-    assert callable(happened)
+def wait_for(happened: Callable[[], Found], seconds: float, what: str) -> Found:
     deadline = time.monotonic() + seconds
-    while not happened():
+    while not (found := happened()):
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
         time.sleep(0.5)
+    return found
