@@ -20,17 +20,16 @@ from transformers import PreTrainedConfig
 
 from raymed.errors import UserError
 from raymed.models import adapt
+from raymed.models.backbone_weights import load_weights, refuse_keys
 from raymed.models.backbones import (
     PRESETS,
     InputNorm,
     check_size,
     feature_norm,
     feature_width,
-    load_weights,
     make_backbone,
     pooled_features,
     read_config,
-    refuse_keys,
 )
 from raymed.models.model_folders import find_model
 from raymed.models.settings import ClipModelSettings
@@ -92,7 +91,7 @@ class ClipClassifier(nn.Module):
         self.tokenizer = text.tokenizer
         self.text_encoder = text.build()
         self.text_projection = nn.Linear(self.text_encoder.width, embed_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.logit_scale = nn.Parameter(torch.full((1,), -math.log(temperature)))  # DeepSpeed wants a dimension
         tokens, mask = text.tokenize(names, texts)
         owner = torch.tensor([number for number, prompts in enumerate(texts) for _ in prompts])
         for name, value in (("tokens", tokens), ("mask", mask), ("owner", owner)):
@@ -123,7 +122,7 @@ class ClipClassifier(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):  # 8 bits are too few for a cosine that is scaled up
             classes = torch.zeros(self.classes, prompts.shape[1], device=prompts.device)
             classes = F.normalize(classes.index_add(0, self.owner, prompts), dim=1)
-            scale = _Bounded.apply(self.logit_scale.float()).exp()
+            scale = _Bounded.apply(self.logit_scale.float()).exp()[0]
             return {
                 "logits": scale * pictures @ classes.T,
                 "prompt_logits": scale * pictures @ prompts.T,

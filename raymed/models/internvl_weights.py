@@ -18,7 +18,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, Inter
 from transformers.utils import logging
 
 from raymed.errors import UserError
-from raymed.models.backbones import refuse_keys
+from raymed.models.backbone_weights import refuse_keys
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from raymed.errors import UserError
-from raymed.models.backbones import refuse_keys
+from raymed.models.backbone_weights import refuse_keys
 from raymed.models.model_folders import find_model
 
 log = logging.getLogger("raymed")

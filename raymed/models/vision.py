@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from raymed.errors import UserError
 from raymed.models import adapt
+from raymed.models.backbone_weights import load_weights, refuse_keys
 from raymed.models.backbones import (
     PRESETS,
     TOKEN_MODELS,
@@ -18,11 +19,9 @@ from raymed.models.backbones import (
     check_size,
     feature_norm,
     feature_width,
-    load_weights,
     make_backbone,
     pooled_features,
     read_config,
-    refuse_keys,
 )
 from raymed.models.settings import ModelSettings
 

@@ -1,4 +1,4 @@
-"""The CLIP classifier: the guide's smoke test, texts encoded no more often than needed, bounded temperature, local weights."""
+"""The CLIP classifier: the guide's smoke test, texts encoded as seldom as possible, bounded temperature, local weights."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import ConvNextConfig, EfficientNetConfig, PreTrainedConfig, ResNetConfig, ViTConfig
 
 from raymed.errors import UserError
-from raymed.models.backbones import load_weights, make_backbone, pooled_features
+from raymed.models.backbone_weights import load_weights
+from raymed.models.backbones import make_backbone, pooled_features
 from raymed.models.starnet import StarNetConfig
 
 SIZE = 64
