@@ -27,7 +27,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         return module
 
     yield load
-    for name in ("machine", "step", "ingest", "overhead", "search"):
+    for name in ("machine", "step", "ingest", "overhead", "search", "text_tower"):
         sys.modules.pop(name, None)
 
 
@@ -90,3 +90,10 @@ def test_search_compares_two_searches_from_one_seed(
     (pair,) = figures_of(capsys)["pairs"]
     assert 1 <= pair["epochs"] <= 4
     assert pair["reached"] == (pair["best"] <= pair["mark"])
+
+
+def test_text_tower_times_three_ways_to_the_same_features(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("text_tower").main(batch=8, width=64, layers=1, vocabulary=500, steps=1)
+    figures = figures_of(capsys)
+    assert figures["difference"] < 1e-5
+    assert figures["seconds"].keys() == {"captions", "classes", "frozen"} and min(figures["seconds"].values()) > 0
