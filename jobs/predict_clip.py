@@ -4,8 +4,8 @@
     python jobs/predict_clip.py --model OUT/checkpoint_best.pth --input image.png --out predictions.csv
     python jobs/predict_clip.py --model OUT/checkpoint_best.pth --input IMAGES --out zero_shot.csv --texts other_texts.json
 
-IMAGES is a folder (all images below it), one image, or a CSV with image and patient_id. With --texts the model is asked about
-other classes than it was trained on: a JSON object from class name to text.
+IMAGES is a folder (all images below it), one image, or a CSV with image and patient_id. With --texts the model is asked
+about other classes than it was trained on: a JSON object from class name to text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PredictClip(PredictOptions):
     """Options of predicting with a CLIP classifier.
 
     Attributes:
-        model: A .pth file of an output folder, models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or an exported folder.
+        model: A .pth file of an output folder, models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a folder.
         texts: JSON file of other classes and their texts.
         source: How the input is read; labels in it are not looked at.
     """

@@ -33,11 +33,11 @@ def main(options: TrainClip) -> Outcome:
     if options.dry_run:
         return describe(night)
     output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(night)
-    outputs = {name: each for found in configurations for name, each in found.outputs(output, night).items()}
+    outputs = {name: each for listed in configurations for name, each in listed.outputs(output, night).items()}
     if options.resume_from:
         start_from(Path(options.resume_from).expanduser(), outputs[RUN].spec)
-    for each in outputs.values():
-        each.start()
+    for each in configurations:
+        each.start(output)
     writer = OutputWriter(outputs)
     trials = night.last_trials(night.run(writer.watch))
     writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})

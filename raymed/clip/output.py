@@ -48,16 +48,14 @@ class RunOutput:
     config: dict[str, Any]
     save_best: bool
 
-    def start(self) -> None:
-        """Write the configuration."""
-        write_json(self.folder / CONFIG, self.config)
-
     def update(self, checkpoint: str) -> None:
         """Bring the files up to date with a checkpoint's epoch; nothing where they are, or where it is gone already."""
+        source = Folder.at(checkpoint)
         with tempfile.TemporaryDirectory() as temporary:
-            local = Path(temporary)
+            local = Path(source.path if source.is_local else temporary)
             try:
-                copy_to_local(Folder.at(checkpoint), local)
+                if not source.is_local:
+                    copy_to_local(source, local)
                 self._write(local)
             except FileNotFoundError:  # Ray Train keeps the best and the last; a later update is under way
                 log.info("%s: the files of this checkpoint come with a later one", checkpoint)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from raymed.clip.options import ClipOptions
-from raymed.clip.output import RunOutput
+from raymed.clip.output import CONFIG, RunOutput, write_json
 from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
@@ -100,6 +100,10 @@ class Configuration:
         specs = {f"{before}fold_{fold + 1}": dataclasses.replace(spec, fold=fold) for fold in folds}
         return cls(name, options, prepared, specs)
 
+    def start(self, output: Path) -> None:
+        """Write the configuration into its folder."""
+        write_json(output / self.name / CONFIG, self.describe())
+
     def outputs(self, output: Path, night: Night) -> dict[str, RunOutput]:
         """The output folder of each run of the night."""
         folder = output / self.name
@@ -164,8 +168,9 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
             if isinstance(each, UserError):
                 raise each
             name = f"{each.model.image_encoder}_{Path(each.model.text_encoder).name}"
-            same = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other.name) is not None for other in found)
-            found.append(Configuration.of(each, f"{name}-{same + 1}" if same else name))
+            taken = {other.name for other in found}
+            names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+            found.append(Configuration.of(each, next(name for name in names if name not in taken)))
         except UserError as error:
             wrong.append(f"{path}, entry {number}: {error}")
             log.warning("not trained: %s", wrong[-1])

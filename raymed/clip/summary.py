@@ -11,10 +11,11 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.clip.checkpoint import LISTS
-from raymed.clip.output import RunOutput, write_json
+from raymed.clip.output import FIGURE, RunOutput, write_json
 from raymed.clip.runs import Configuration
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
+from raymed.evaluation.figures import training_history
 from raymed.evaluation.metrics import evaluate
 from raymed.evaluation.patients import softmax, to_patients
 from raymed.job import Outcome
@@ -53,6 +54,12 @@ def summarise(
         lines += told
         averages = figures[each.name].get("average_results", {})
         tracker.metrics(parent, {f"{each.name}/{name}".lstrip("/"): value for name, value in averages.items()})
+        if averages:
+            tracker.text(parent, (output / each.name / SUMMARY).read_text("utf-8"), f"{each.name}/{SUMMARY}".lstrip("/"))
+        for name in each.specs:
+            if trials[name].state == TrialState.COMPLETE:
+                run = str(tracker.find(night.trial_key(trials[name])))
+                tracker.figure(run, training_history(outputs[name].history()), FIGURE)
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
     tracker.finish(parent, "FAILED" if failed else "FINISHED")
     lines += [f"not trained: {each}" for each in wrong]
