@@ -1,6 +1,6 @@
 """Epochs and time until our search reaches the best val_loss of a random search of the same budget.
 
-    python benchmarks/search.py                 # the figures of docs/log.md: a quarter of an hour on one CPU core
+    python benchmarks/search.py                 # the figures of docs/log.md: half an hour on one CPU core
     python benchmarks/search.py --seeds 1 --trials 3 --epochs 3 --patients 24 --size 28 --source_size 32     # to try it
 
 Random draws from the same space, trains every trial to its last epoch, and its best is the mark. Ours is the real study
@@ -55,10 +55,10 @@ def main(
     seeds: int = 5,
     trials: int = 16,
     epochs: int = 9,
-    patients: int = 96,
+    patients: int = 192,
     source_size: int = 128,
     size: int = 56,
-    slices: int = 4,
+    slices: int = 6,
     preset: str = "tiny",
 ) -> None:
     """Search in both ways, once per seed.
