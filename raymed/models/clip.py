@@ -101,12 +101,6 @@ class ClipClassifier(nn.Module):
         self._features: Tensor | None = None  # while evaluating
         self.register_load_state_dict_post_hook(_forget)
 
-    @property
-    def description(self) -> dict[str, str]:
-        """Facts to tag a run with."""
-        kinds = (self.image_encoder.config.model_type, self.text_encoder.network.config.model_type)
-        return dict(zip(("image_encoder", "text_encoder"), kinds, strict=True))
-
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Compare pictures with the class texts.
 
@@ -263,11 +257,17 @@ def _image_config(settings: ClipModelSettings, size: int) -> PreTrainedConfig:
     if path is None or not path.is_dir():
         return preset
     found = _checked_kind(read_config(path), preset.model_type, path)
-    other = [key for key in _SHAPE if getattr(found, key, None) != getattr(preset, key, None)]
+    pairs = {key: (_plain(getattr(found, key, None)), _plain(getattr(preset, key, None))) for key in _SHAPE}
+    other = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     if other:
-        differences = ", ".join(f"{key} {getattr(found, key)} in place of {getattr(preset, key)}" for key in other)
+        differences = ", ".join(f"{key} {has} in place of {wants}" for key, (has, wants) in other.items())
         raise UserError(f"{path} is not a {name}: it has {differences}. Give model.image_encoder and its own weights")
     return found
+
+
+def _plain(value: Any) -> Any:
+    """As it would come back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _checked_kind(config: PreTrainedConfig, kind: str, path: Path) -> PreTrainedConfig:
