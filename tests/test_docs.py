@@ -23,7 +23,7 @@ from raymed.job import Aliases, parse
 ROOT = Path(__file__).parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCS]
-PROGRAMS = {"apt-get", "export", "make", "mlflow", "python", "ray", "source", ".venv/bin/pre-commit", ".venv/bin/pip"}
+PROGRAMS = {"apt-get", "aws", "export", "make", "mlflow", "python", "ray", "source", ".venv/bin/pre-commit", ".venv/bin/pip"}
 # options of the programs above, where the text speaks of them
 FOREIGN = {"--address"}
 
@@ -178,7 +178,7 @@ def test_named_files_and_tests_exist(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_document_names_a_path_of_a_machine(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
-    assert re.findall(r"(?<![\w/.:)~*}>|…-])/(?!dev/shm|usr/bin)[A-Za-z][\w.-]*/[\w./-]+", text) == []
+    assert re.findall(r"(?<![\w/.:)~*}>|…-])/(?!dev/shm|usr/bin|aws/service)[A-Za-z][\w.-]*/[\w./-]+", text) == []
 
 
 def test_both_readmes_give_the_same_commands() -> None:

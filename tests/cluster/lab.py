@@ -21,7 +21,7 @@ from types import TracebackType
 
 BRIDGE = "raymed-lab"
 NETWORK = "10.77.0"
-TOOLS = ("ip", "unshare", "nsenter", "ssh-keygen", "rsync", "/usr/sbin/sshd")
+TOOLS = ("ip", "unshare", "nsenter", "setpriv", "ssh-keygen", "rsync", "/usr/sbin/sshd")
 
 
 def missing() -> str:
@@ -132,8 +132,9 @@ class Lab:
         shutil.copy(self.folder / "key.pub", home / ".ssh" / "authorized_keys")
         power = subprocess.Popen(
             [
-                *("ip", "netns", "exec", name, "unshare", "--pid", "--mount", "--uts", "--fork", "--mount-proc"),
-                *("--kill-child", "bash", "-ec", self._boot(name, address, disk)),
+                *("setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", name),  # no host outlives its lab
+                *("unshare", "--pid", "--mount", "--uts", "--fork", "--mount-proc", "--kill-child"),
+                *("bash", "-ec", self._boot(name, address, disk)),
             ],
             stdout=(disk / "log").open("wb"),
             stderr=subprocess.STDOUT,
