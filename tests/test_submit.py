@@ -52,9 +52,15 @@ def test_a_submitted_job_trains_on_the_cluster_and_prints_where_the_result_is(pr
             if done.returncode == 0 or time.time() > deadline or head.poll() is not None:
                 break
             time.sleep(3)  # the head is still starting
+        stranger = {name: value for name, value in environment.items() if not name.startswith("RAY_")} | {
+            "HOME": str(tmp_path)
+        }
+        ask = [RAY, "job", "list", f"--address=http://127.0.0.1:{port}"]
+        refused = subprocess.run(ask, env=stranger, capture_output=True, text=True, timeout=100)
     finally:
         head.terminate()
         head.wait(60)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "head.log").read_text()
     assert "promote.py" in done.stdout
+    assert refused.returncode != 0 and "uthenticat" in refused.stdout + refused.stderr, "a stranger could ask for jobs"
     assert list((tmp_path / "runs" / "submitted" / "trials" / "trial-0000").glob("step-*"))

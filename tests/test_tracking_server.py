@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,14 +21,20 @@ from raymed.tracking_server import COPY, answers, restore
 JOB = str(Path(__file__).parent.parent / "jobs" / "serve_tracking.py")
 
 
-def start(port: int, home: Path, storage: Path) -> subprocess.Popen[str]:
+@contextmanager
+def served(port: int, home: Path, storage: Path) -> Iterator[subprocess.Popen[str]]:
+    """The job, from when its server answers; stopped at the end, if the test has not stopped it."""
     command = [sys.executable, JOB, "--port", str(port), "--storage", str(storage), "--copy-seconds", "0.5"]
     server = subprocess.Popen(command, env={**os.environ, "HOME": str(home)}, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not answers(port):
-        assert time.monotonic() < deadline and server.poll() is None
-        time.sleep(0.2)
-    return server
+    try:
+        deadline = time.monotonic() + 400
+        while not answers(port):
+            assert time.monotonic() < deadline and server.poll() is None
+            time.sleep(0.2)
+        yield server
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(100)
 
 
 def listening(port: int) -> set[str]:
@@ -41,13 +49,13 @@ def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     storage = tmp_path / "storage"
-    server = start(port, tmp_path / "lost-machine", storage)
-    assert listening(port) == {"0100007F"}  # 127.0.0.1 in the byte order of /proc
-    client = MlflowClient(f"http://127.0.0.1:{port}")
-    run = client.create_run(client.create_experiment("kept"))
-    client.log_text(run.info.run_id, "a page", "report.html")
-    server.send_signal(signal.SIGTERM)
-    said, _ = server.communicate(timeout=60)
+    with served(port, tmp_path / "lost-machine", storage) as server:
+        assert listening(port) == {"0100007F"}  # 127.0.0.1 in the byte order of /proc
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        run = client.create_run(client.create_experiment("kept"))
+        client.log_text(run.info.run_id, "a page", "report.html")
+        server.send_signal(signal.SIGTERM)
+        said, _ = server.communicate(timeout=100)
     assert server.returncode == 0 and "copied" in said
     assert (storage / COPY).exists()
     database = tmp_path / "fresh-machine" / "mlflow.db"
