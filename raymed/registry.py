@@ -27,6 +27,8 @@ from raymed.errors import UserError
 from raymed.evaluation import figures
 from raymed.evaluation.predict import Inference
 from raymed.judgement import Candidate, Judgement, Refit, judge
+from raymed.models.model_folders import find_model
+from raymed.models.vision_tower import VisionTower
 from raymed.recipes import RECIPE_FILE, open_model
 from raymed.tracking import Tracker
 
@@ -172,6 +174,20 @@ def resolve_model(uri: str, tracker: Tracker) -> Resolved:
         candidate = Candidate.of_run(tracker, run_id)
         return _opened(uri, candidate.fetch(candidate.checkpoint, _scratch()))
     return _opened(uri, Path(uri).expanduser())
+
+
+def open_tower(uri: str, tracking: str) -> VisionTower:
+    """The ViT of the model that a URI or a folder names as for `resolve_model`; or of any model folder or file of weights,
+    by its path or by its name under RAYMED_MODELS.
+
+    Raises:
+        UserError: there is none.
+    """
+    if uri.startswith(("models:/", "runs:/")):
+        return VisionTower.read(resolve_model(uri, Tracker.open(tracking, "raymed-retrieval")).network, uri)
+    path = find_model(uri, "config.json and the weights")
+    known = [path / "MLmodel", path / RECIPE_FILE, path / "model" / RECIPE_FILE]
+    return VisionTower.read(_opened(uri, path).network if any(file.is_file() for file in known) else path)
 
 
 def _opened(uri: str, folder: Path) -> Resolved:

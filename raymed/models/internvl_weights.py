@@ -22,6 +22,7 @@ from raymed.models.backbone_weights import refuse_keys
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+REMOTE_VISION = "intern_vit_6b"  # model_type of every ViT in the original layout, also of the 300M one
 
 # remote-code name -> native name; the fused qkv has a rule of its own
 _NAMES = (
@@ -71,7 +72,7 @@ def native_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in state.items():
         name = _renamed(key, _NAMES)
         if name.startswith(_BLOCK):
-            if _FUSED in name:
+            if name.endswith((_FUSED + "weight", _FUSED + "bias")) and len(tensor) % 3 == 0:
                 native |= {name.replace(_FUSED, part): third for part, third in zip(_SPLIT, tensor.chunk(3), strict=True)}
                 continue
             name = _renamed_inside(name, _BLOCK_NAMES)
@@ -153,20 +154,40 @@ def _native_config(content: dict[str, Any], where: Path) -> InternVLConfig:
     for key, value in expected.items():
         if content.get(key, value) != value:
             raise UserError(f"{where}: {key} {content[key]!r} is not supported, only {value!r}")
-    absent = [key for key in _VISION_KEYS if key not in vision]
-    if absent:
-        raise UserError(f"{where}: vision_config lacks {', '.join(absent)}")
-    options = {native: vision.get(key, default) for key, (native, default) in _VISION_OPTIONS.items()}
+    vision_config = native_vision_config(vision, where)
     image_size = content.get("force_image_size") or vision["image_size"]
     ratio = content.get("downsample_ratio", 0.5)
     ours = ("architectures", "auto_map", "torch_dtype", "dtype", "attn_implementation", "model_type")
     language = {key: value for key, value in language.items() if key not in ours and not key.startswith("_")}
     return InternVLConfig(
-        vision_config=InternVLVisionConfig(**{new: vision[old] for old, new in _VISION_KEYS.items()}, **options),
+        vision_config=vision_config,
         text_config=Qwen2Config(**language),
         downsample_ratio=ratio,
         image_seq_length=int((image_size // vision["patch_size"] * ratio) ** 2),
     )
+
+
+def native_vision_config(content: Mapping[str, Any], where: Path) -> InternVLVisionConfig:
+    """The native configuration of a ViT from the original one.
+
+    Raises:
+        UserError: a setting is missing.
+    """
+    absent = [key for key in _VISION_KEYS if key not in content]
+    if absent:
+        raise UserError(f"{where}: the configuration of the ViT lacks {', '.join(absent)}")
+    options = {native: content.get(key, default) for key, (native, default) in _VISION_OPTIONS.items()}
+    return InternVLVisionConfig(**{new: content[old] for old, new in _VISION_KEYS.items()}, **options)
+
+
+def remote_vision_config(config: InternVLVisionConfig) -> dict[str, Any]:
+    """The original configuration of a ViT: the reverse of `native_vision_config`."""
+    return {
+        "model_type": REMOTE_VISION,
+        "architectures": ["InternVisionModel"],
+        **{old: side(getattr(config, new)) for old, new in _VISION_KEYS.items()},
+        **{old: getattr(config, new) for old, (new, _) in _VISION_OPTIONS.items()},
+    }
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -255,12 +276,7 @@ def write_remote_code(network_state: Mapping[str, Tensor], config: InternVLConfi
     content = {
         "model_type": "internvl_chat",
         "architectures": ["InternVLChatModel"],
-        "vision_config": {
-            "model_type": "intern_vit_6b",
-            "architectures": ["InternVisionModel"],
-            **{old: side(getattr(vision, new)) for old, new in _VISION_KEYS.items()},
-            **{old: getattr(vision, new) for old, (new, _) in _VISION_OPTIONS.items()},
-        },
+        "vision_config": remote_vision_config(vision),
         "llm_config": {
             **text.to_diff_dict(),
             "architectures": ["Qwen2ForCausalLM"],
