@@ -32,6 +32,8 @@ from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
 
+_CHATTY = ("ray", "mlflow", "alembic", "optuna", "deepspeed", "DeepSpeed", "faiss", "matplotlib", "transformers", "peft")
+
 
 def default_storage() -> str:
     """``RAYMED_STORAGE``, else ``RAYMED_HOME``, else ``runs`` in the current folder.
@@ -185,7 +187,8 @@ def parse(
     # Options inherited from another module's dataclass are written in that module's names: resolve them here.
     options_type.__init__.__annotations__ = {**typing.get_type_hints(options_type), "return": type(None)}
     parser.add_class_arguments(options_type, None, as_positional=positional)
-    parsed = parser.parse_args(_words(_translated(arguments, aliases or {}), switches(options_type)))
+    words = _words(_translated(arguments, aliases or {}), switches(options_type))
+    parsed = parser.parse_args(_gathered(words, options_type))
     ready = parser.instantiate_classes(parsed)
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})
 
@@ -243,6 +246,21 @@ def _words(arguments: Sequence[str], boolean: set[str]) -> list[str]:
     return words
 
 
+def _gathered(words: Sequence[str], options_type: type) -> list[str]:
+    """``--top_k 1 3 5`` written as ``--top_k=[1,3,5]``, for options that are lists."""
+    lists = {name for name, kind in typing.get_type_hints(options_type).items() if typing.get_origin(kind) is list}
+    gathered, waiting = [], list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if word[:2] == "--" and word[2:] in lists:
+            values = []
+            while waiting and not waiting[0].startswith("--"):
+                values.append(waiting.pop(0))
+            word += f"={values[0]}" if values and values[0].startswith("[") else f"=[{','.join(values)}]"
+        gathered.append(word)
+    return gathered
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the line breaks of a job's docstring, where the commands to run stand."""
 
@@ -282,5 +300,5 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    for name in ("ray", "mlflow", "alembic", "optuna", "deepspeed", "DeepSpeed", "matplotlib", "transformers", "peft"):
+    for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
