@@ -163,7 +163,7 @@ def render(report: SearchReport) -> str:
         loader=PackageLoader("raymed.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"estimate": _estimate, "duration": _duration, "value": _value, "picture": _picture}
+    environment.filters |= {"estimate": _estimate, "duration": _duration, "value": _value, "picture": picture_uri}
     return environment.get_template("report.html").render(
         report=report,
         trials=trials,
@@ -261,7 +261,7 @@ def _value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _picture(pixels: np.ndarray) -> str:
+def picture_uri(pixels: np.ndarray) -> str:
     """A slice as a data URI of a small PNG."""
     image = Image.fromarray(pixels.squeeze())
     image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -1,0 +1,73 @@
+"""Find the cases most like a picture: nearest pictures of a gallery, with patient, label and distance.
+
+    python jobs/retrieve.py --gallery runs/gallery --input picture.png
+    python jobs/retrieve.py --gallery runs/gallery --input picture.png --patient P001 --k 10    # without P001's own
+
+The picture goes through the model, layer and treatment that the gallery's manifest names. A folder, CSV, DICOM or NIfTI asks
+about each of its pictures. A CPU will do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raymed.data.sources import SourceSettings
+from raymed.errors import UserError
+from raymed.evaluation.retrieval_summary import neighbour_table
+from raymed.job import JobOptions, Outcome, run
+from raymed.registry import open_tower
+from raymed.retrieval.features import Features
+from raymed.retrieval.gallery import Gallery, RetrievalSettings
+from raymed.retrieval.query import query
+
+SHOWN = ["rank", "distance", "label", "patient", "picture"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieve(JobOptions):
+    """Options of finding similar cases.
+
+    Attributes:
+        gallery: Features of jobs/extract_features.py.
+        input: A picture; or a folder, CSV, DICOM series or NIfTI volume.
+        k: How many cases.
+        patient: Whose the picture is, so that this patient's own pictures are left out (default: as the input says).
+        model: Where the ViT lies now (default: where the gallery's manifest says).
+        layer: Which of the gallery's layers (default: the last).
+        source: How the input is read; labels in it are not looked at.
+        retrieval: How the gallery is searched.
+    """
+
+    gallery: str
+    input: str
+    k: int = 5
+    patient: str | None = None
+    model: str | None = None
+    layer: int | None = None
+    source: SourceSettings = field(default_factory=SourceSettings)
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+
+
+def main(options: Retrieve) -> Outcome:
+    features = Features.open(options.gallery)
+    manifest = features.manifest
+    if manifest is None:
+        raise UserError(f"{options.gallery} does not say which model it is of: take features of jobs/extract_features.py")
+    layer = features.layers[-1] if options.layer is None else options.layer
+    if layer not in features.layers:
+        raise UserError(f"{options.gallery} has features of the layers {features.layers}, not of {layer}")
+    gallery = Gallery(features, layer, options.retrieval)
+    tower = open_tower(options.model or manifest.model, options.tracking)
+    queries, lines = query(Path(options.input).expanduser(), options.source, manifest, tower, options.patient)
+    table = neighbour_table(queries, features, gallery.search(queries, options.k))
+    for name, cases in table.groupby("query", sort=False):
+        lines.append(f"{name}: the nearest of {len(features)} pictures ({gallery.index.path})")
+        for rank, distance, label, patient, picture in cases[SHOWN].itertuples(index=False):
+            lines.append(f"  {rank}  {distance:<8.4f} {label or 'no label'}, patient {patient or 'not known'}, {picture}")
+    lines.append(f"gallery: {features.name}")
+    return Outcome("\n".join(lines), {"cases": table[["query", *SHOWN]].to_dict("records"), "gallery": features.name})
+
+
+if __name__ == "__main__":
+    run(Retrieve, main)

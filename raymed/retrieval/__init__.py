@@ -1,0 +1,1 @@
+"""Finding cases that look alike: features of pictures, kept and searched."""

@@ -1,0 +1,149 @@
+"""Pictures to be looked at, in parts: each part becomes one shard of features, and is decoded where it is computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raymed.data.image import ImageSettings
+from raymed.data.labels import LabelTable
+from raymed.data.prepared import Places, Prepared
+from raymed.data.record import records_from
+from raymed.data.sources import Listing, Refusal, SourceSettings, Study, list_source, load_study
+from raymed.data.sources.listing import walk
+from raymed.data.sources.table import is_table
+from raymed.data.survey import OWN_LABELS
+
+PICTURES = 128  # of a part: 77 MB of colour pictures at 448 pixels
+Decoded = list[np.ndarray | Refusal]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some pictures.
+
+    Attributes:
+        digest: names their content.
+        rows: what is known of each, in the schema PICTURE.
+        load: decodes them in this order: uint8 [size, size, 1 or 3], or why a picture cannot be used.
+    """
+
+    digest: str
+    rows: list[dict[str, Any]]
+    load: Callable[[], Decoded]
+
+
+def prepared_parts(prepared: Prepared, split: str) -> list[Part]:
+    """The pictures of a split of prepared data.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    rows = prepared.rows(split)
+    names = prepared.labels.names
+    parts = []
+    for chosen in (rows[start : start + PICTURES] for start in range(0, len(rows), PICTURES)):
+        columns = prepared.columns(chosen, ["id", "patient", "study", "position", "label", "source"])
+        known = [
+            dict(zip(columns, values, strict=True)) | {"path": None, "frame": None}
+            for values in zip(*(column.tolist() for column in columns.values()), strict=True)
+        ]
+        for row in known:
+            row["label"] = names[row["label"]] if row["label"] >= 0 else None
+        parts.append(Part(_digest(prepared.digest, known), known, partial(_read, prepared.places(chosen))))
+    return parts
+
+
+def source_listing(path: Path, settings: SourceSettings) -> Listing:
+    """The pictures of a folder or file; class folders with pictures directly in them are recognised as such.
+
+    Raises:
+        UserError: as `list_source`.
+    """
+    if settings.format == "auto" and settings.labelled and path.is_dir() and not settings.patients:
+        files = [name for name in walk(path).files if not is_table(Path(name))]
+        if files and all(name.count("/") == 1 for name in files) and not settings.patient_regex:
+            settings = replace(settings, format="classes")
+    return list_source(path, settings)
+
+
+def source_parts(listing: Listing, labels: str, image: ImageSettings) -> tuple[list[Part], dict[str, int]]:
+    """The pictures of a source, and how many were left out because their label is on the label table's ignore list.
+
+    Args:
+        labels: a label table's file or name, or ``source``: labels as the source writes them.
+
+    Raises:
+        UserError: labels that the table does not know.
+    """
+    table = None if labels == OWN_LABELS else LabelTable.open(labels)
+    written: Counter[str] = Counter()
+    for study in listing.studies:
+        written[study.label or ""] += len(study.slices)
+    if table is not None:
+        table.check({label: count for label, count in written.items() if label})
+    known = {label: _known_as(table, label) for label in written}
+    ignored = {label: written[label] for label, name in known.items() if label and name is None}
+    studies = [study for study in listing.studies if not study.label or study.label not in ignored]
+    return [_part(listing, some, known, image) for some in _divided(studies)], ignored
+
+
+def _known_as(table: LabelTable | None, label: str) -> str | None:
+    if table is None or not label:
+        return label or None
+    index = table.index_of(label)
+    return None if index is None else table.names[index]
+
+
+def _divided(studies: list[Study]) -> Iterator[list[Study]]:
+    """Studies together, and cut where there are too many slices, to `PICTURES` slices."""
+    group: list[Study] = []
+    room = PICTURES
+    for study in studies:
+        slices = study.slices
+        while slices:
+            group.append(replace(study, slices=slices[:room]))
+            slices, room = slices[room:], room - len(group[-1].slices)
+            if not room:
+                yield group
+                group, room = [], PICTURES
+    if group:
+        yield group
+
+
+def _part(listing: Listing, studies: list[Study], known: dict[str, str | None], image: ImageSettings) -> Part:
+    rows = [
+        {
+            "id": piece.id,
+            "patient": study.patient if listing.patients_known else None,
+            "study": study.study,
+            "position": piece.position,
+            "label": known[study.label or ""],
+            "source": study.source,
+            "path": piece.path,
+            "frame": piece.frame,
+        }
+        for study in studies
+        for piece in study.slices
+    ]
+    fingerprints = repr([study.fingerprint for study in studies])
+    return Part(_digest(fingerprints, rows), rows, partial(_decode, listing.root, studies, image))
+
+
+def _digest(content: str, rows: list[dict[str, Any]]) -> str:
+    return hashlib.blake2b(f"{content}{rows}".encode(), digest_size=12).hexdigest()
+
+
+def _read(places: Places) -> Decoded:
+    return [record.images[0].pixels for record in records_from(places.read())]
+
+
+def _decode(root: Path, studies: list[Study], image: ImageSettings) -> Decoded:
+    return [result for study in studies for _, result in load_study(root, study, image)]

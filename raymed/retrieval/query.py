@@ -1,0 +1,71 @@
+"""Features of pictures that somebody asks about, made as a gallery's were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from raymed.data.image import ImageSettings
+from raymed.data.sources import Refusal, SourceSettings, list_source
+from raymed.data.survey import OWN_LABELS
+from raymed.errors import UserError
+from raymed.models.features import FeatureExtractor, FeatureSettings
+from raymed.models.vision_tower import VisionTower
+from raymed.retrieval.extract import Work, compute
+from raymed.retrieval.features import FeatureManifest, Features
+from raymed.retrieval.parts import source_parts
+
+MICRO_BATCH = 32
+
+
+def query(
+    path: Path, source: SourceSettings, gallery: FeatureManifest, tower: VisionTower, patient: str | None = None
+) -> tuple[Features, list[str]]:
+    """Features of the pictures at a path, and those that cannot be used, in a line each.
+
+    Args:
+        gallery: says how.
+        tower: the gallery's ViT.
+        patient: whose the pictures are (default: as the source says).
+
+    Raises:
+        UserError: there is no usable picture, or the ViT is another one than the gallery's.
+    """
+    image = ImageSettings(**gallery.image)
+    work = Work(tower.resized(image.size), FeatureSettings(**gallery.settings), image)
+    if work.key != gallery.key:
+        raise UserError(
+            f"{tower.source} is not the ViT of the gallery, {gallery.model} ({gallery.model_digest}): give --model, "
+            "or extract the gallery's features again"
+        )
+    listing = list_source(path, replace(source, labelled=False))
+    if path.is_file() and listing.format == "folders" and not source.patient_regex:
+        listing = replace(listing, patients_known=False)  # a single picture's name says nothing of its patient
+    parts, _ = source_parts(listing, OWN_LABELS, image)
+    pairs = [pair for part in parts for pair in zip(part.rows, part.load(), strict=True)]
+    refusals = [*listing.refusals, *(result for _, result in pairs if isinstance(result, Refusal))]
+    refused = [f"not used: {each.where}: {each.reason}" for each in refusals]
+    usable = [(row, result) for row, result in pairs if not isinstance(result, Refusal)]
+    if not usable:
+        raise UserError("; ".join([f"{path}: no picture can be used", *refused]))
+    extractor = FeatureExtractor(work.tower, work.settings)
+    vectors = compute(extractor, [picture for _, picture in usable], MICRO_BATCH, torch.device("cpu"))
+
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row, _ in usable], dtype=object)
+
+    features = Features(
+        name=str(path),
+        manifest=replace(gallery, data={"kind": listing.format, "root": str(listing.root)}, shards={}, refused=[]),
+        ids=column("id"),
+        patients=np.full(len(usable), patient, dtype=object) if patient else column("patient"),
+        labels=column("label"),
+        sources=column("source"),
+        paths=column("path"),
+        frames=np.array([-1 if row["frame"] is None else row["frame"] for row, _ in usable], dtype=np.int64),
+        vectors=dict(zip(extractor.layers, vectors, strict=True)),
+    )
+    return features, refused
