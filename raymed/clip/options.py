@@ -31,12 +31,13 @@ from raymed.tuning.space import get_setting, with_setting
 
 log = logging.getLogger("raymed")
 
-PHANTOMS = PhantomSettings(patients=48, size=128, slices=(8, 8))
+PHANTOMS = PhantomSettings(patients=96, size=128, slices=(6, 6), difficulty=0.2)
 SMALL: dict[str, Any] = {
-    "size": 64,
-    "model.image_encoder": "tiny",
+    "size": 96,
+    "model.image_encoder": "small-cnn",
     "model.text_encoder": "characters",
     "model.embed_dim": 64,
+    "augment.preset": "none",
     "train.epochs": 12,
     "train.lr": 2e-3,
     "train.precision": "fp32",

@@ -91,37 +91,34 @@ def summarise_runs(
         for name in configuration.specs
         if name not in done
     ]
+    if not done:
+        return lines, figures
     histories = {name: outputs[name].history() for name in done}
-    if not configuration.options.use_cv:
-        for name in done:
-            best = best_epoch(histories[name], monitor)
-            accuracy, loss = histories[name]["val_acc"], histories[name]["val_loss"]
-            lines.append(
-                f"{title}best epoch {best} of {len(loss)}: val_acc {accuracy[best - 1]:.2f} %, val_loss {loss[best - 1]:.4f}"
-            )
-            figures |= {"best_epoch": best, "val_acc": accuracy[best - 1], "val_loss": loss[best - 1], "epochs": len(loss)}
-    elif done:
-        checkpoints = [trials[name].user_attrs[CHECKPOINT] for name in done]
-        summary = summarise_folds(
-            configuration.describe(),
-            list(histories.values()),
-            [best_epoch(history, monitor) for history in histories.values()],
-            pooled(configuration.prepared, checkpoints, configuration.options.seed),
-        )
+    checkpoints = [trials[name].user_attrs[CHECKPOINT] for name in done if CHECKPOINT in trials[name].user_attrs]
+    patients = judged(configuration.prepared, checkpoints, configuration.options.seed) if checkpoints else {}
+    if configuration.options.use_cv:
+        bests = [best_epoch(history, monitor) for history in histories.values()]
+        summary = summarise_folds(configuration.describe(), list(histories.values()), bests, patients)
         write_json(folder / SUMMARY, summary)
         average = summary["average_results"]
         lines.append(
             f"{title}{len(done)} folds: best val_acc {average['avg_best_val_acc']:.2f} ± {average['std_best_val_acc']:.2f} "
             f"%, val_loss of the last epoch {average['avg_val_loss']:.4f} ± {average['std_val_loss']:.4f}"
         )
-        lines += [
-            f"  {name:<12} {each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}] over all patients, each judged by "
-            "the fold that has not seen it"
-            for name, each in summary["patients"].items()
-            if name in ("accuracy", "macro_auc")
-        ]
-        figures |= {"average_results": average, "patients": summary["patients"]}
-    return lines, figures
+        figures["average_results"] = average
+        whose = "all patients, each judged by the fold that has not seen it"
+    else:
+        (history,) = histories.values()
+        best = best_epoch(history, monitor)
+        accuracy, loss = history["val_acc"][best - 1], history["val_loss"][best - 1]
+        lines.append(f"{title}best epoch {best} of {len(history['val_acc'])}: val_acc {accuracy:.2f} %, val_loss {loss:.4f}")
+        figures |= {"best_epoch": best, "val_acc": accuracy, "val_loss": loss, "epochs": len(history["val_acc"])}
+        whose = "the validation patients"
+    for name in ("accuracy", "macro_auc"):
+        if name in patients:
+            value, low, high = (patients[name][key] for key in ("value", "low", "high"))
+            lines.append(f"  {name:<10} {value:.3f} [{low:.3f}, {high:.3f}]  over {whose}")
+    return lines, figures | {"patients": patients}
 
 
 def summarise_folds(
@@ -151,11 +148,11 @@ def summarise_folds(
     }
 
 
-def pooled(prepared: Prepared, checkpoints: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
-    """Figures per patient over all folds, each patient judged by the model that has not seen it, with 95 % intervals.
+def judged(prepared: Prepared, checkpoints: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
+    """Figures over the patients that the checkpoints were validated on, with 95 % intervals.
 
     Args:
-        checkpoints: address of the best checkpoint of each fold.
+        checkpoints: address of the best checkpoint of each fold, or of the only run.
     """
     rows, probabilities = [], []
     for checkpoint in checkpoints:
