@@ -25,9 +25,9 @@ from raymed.tuning.study import CHECKPOINT, Budget
 
 
 def main(options: TrainClip) -> Outcome:
-    connect()
     options = options.small()
     configurations, wrong = list_configurations(options, GUIDE)
+    connect()
     runs = {name: spec for each in configurations for name, spec in each.specs.items()}
     night = options.named(next(iter(runs.values())), Budget(len(runs)), runs)
     if options.dry_run:

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from raymed.data.class_texts import ClassTexts, class_texts, read_class_texts
+from raymed.data.class_texts import ClassTexts, class_texts, read_class_texts, tell_missing
 from raymed.data.image import ImageSettings
+from raymed.data.labels import LabelTable
 from raymed.data.phantom import PhantomSettings
 from raymed.data.plan import SliceSettings
 from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import MANIFEST, Prepared
 from raymed.data.sources import SourceSettings
 from raymed.data.split import SplitSettings
+from raymed.data.survey import survey
 from raymed.errors import UserError
 from raymed.job import Alias
 from raymed.models.settings import ClipModelSettings
@@ -155,12 +157,13 @@ class ClipOptions(SystemOptions):
             labels="source",
         )
         path = Path(self.data).expanduser().resolve()
+        self._recipe(survey(path, settings, settings.labels).labels)  # texts and towers are checked before pictures are read
         described = hashlib.blake2b(repr((path, settings)).encode(), digest_size=3).hexdigest()
         return prepare(path, f"{self.folder.uri}/images-{described}", settings).prepared
 
     def recipe(self, prepared: Prepared) -> ClipRecipe:
-        texts = class_texts(prepared.labels.names, self.text_template, self._given_texts())
-        return ClipRecipe.for_data(prepared.labels, self.size, texts, self.model, self.loss_settings, self.augment)
+        tell_missing(prepared.labels.names, self.text_template, self._given_texts())
+        return self._recipe(prepared.labels)
 
     def check_folds(self, prepared: Prepared) -> None:
         """Make sure that every class has a patient in each fold.
@@ -195,6 +198,10 @@ class ClipOptions(SystemOptions):
         if changed:
             log.info("no --data: phantom patients, and small settings: %s", ", ".join(f"{n} {SMALL[n]}" for n in changed))
         return found
+
+    def _recipe(self, labels: LabelTable) -> ClipRecipe:
+        texts = class_texts(labels.names, self.text_template, self._given_texts())
+        return ClipRecipe.for_data(labels, self.size, texts, self.model, self.loss_settings, self.augment)
 
     def _given_texts(self) -> Mapping[str, str | list[str]]:
         if self.class_texts_file is None:

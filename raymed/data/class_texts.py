@@ -27,7 +27,7 @@ def class_texts(
 
     Args:
         template: text with ``{class_name}`` in it; without one, the name itself is the text.
-        given: texts of some classes, which go before the template; the log names the classes that it misses.
+        given: texts of some classes, which go before the template.
 
     Raises:
         UserError: a text for a class that there is not, or a template that cannot be filled in.
@@ -35,15 +35,19 @@ def class_texts(
     given = given or {}
     if unknown := sorted(given.keys() - set(names)):
         raise UserError(f"texts for classes that there are not: {some(unknown)}; the classes are {some(list(names), 50)}")
-    missing = [name for name in names if name not in given]
-    if given and missing:
-        instead = f"the template {template!r}" if template else "their names"
-        log.warning("no text is given for the classes %s: using %s", some(missing), instead)
     texts = []
     for name in names:
         text = given.get(name) or fill(template, name)
         texts.append((text,) if isinstance(text, str) else tuple(text))
     return tuple(texts)
+
+
+def tell_missing(names: Sequence[str], template: str | None, given: Mapping[str, str | Sequence[str]]) -> None:
+    """A line that names the classes for which texts were given to others only."""
+    missing = [name for name in names if name not in given]
+    if given and missing:
+        instead = f"the template {template!r}" if template else "their names"
+        log.warning("no text is given for the classes %s: using %s", some(missing), instead)
 
 
 def fill(template: str | None, name: str) -> str:

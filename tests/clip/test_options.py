@@ -28,7 +28,8 @@ def options(tmp_path_factory) -> ClipOptions:
             Image.fromarray(pixels).save(home / "images" / name / f"{number:02d}.png")
             lines.append(f"{name}/{number:02d}.png,{name}-{number // 2}")
     (home / "patients.csv").write_text("\n".join(lines), "utf-8")
-    found = ClipOptions(data=str(home / "images"), storage=str(home), size=20, n_splits=3)
+    towers = ClipModelSettings("tiny", None, "characters")
+    found = ClipOptions(data=str(home / "images"), storage=str(home), size=20, n_splits=3, model=towers)
     return replace(found, source=replace(found.source, patients=str(home / "patients.csv")))
 
 
@@ -78,7 +79,7 @@ def test_folds_that_cannot_be_are_errors_that_say_what_to_change(options):
         replace(options, n_splits=1).check_folds(prepared)
     with pytest.raises(UserError, match="prepared with 3 folds, not 4"):
         replace(options, n_splits=4).check_folds(prepared)
-    other = ClipOptions(data=prepared.folder.uri, size=40)
+    other = replace(options, data=prepared.folder.uri, size=40)
     with pytest.raises(UserError, match="prepared at 22 pixels"):
         other.prepared()
 
@@ -87,3 +88,21 @@ def test_without_data_only_what_is_at_its_default_is_made_small():
     small = ClipOptions(model=ClipModelSettings("resnet18")).small()
     assert (small.model.image_encoder, small.model.text_encoder, small.size) == ("resnet18", "characters", SMALL["size"])
     assert ClipOptions(data=str(Path("images"))).small().model.text_encoder == "bert-base-chinese"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"class_texts": {"正常": "胸片", "肺炎": "胸片"}}, r"'胸片' stands for '正常' and again for '肺炎'"),
+        ({"class_texts": {"正常": "清晰", "肺结核": "空洞"}}, "肺结核"),
+        ({"text_template": "胸片"}, "class_name"),
+        ({"class_texts": {"肺炎": "阴影" * 100}}, r"肺炎.*202 tokens.*128"),
+        ({"model": ClipModelSettings("resnet19", None, "characters")}, "resnet19"),
+        ({"model": ClipModelSettings("tiny")}, "bert-base-chinese"),
+    ],
+)
+def test_texts_and_towers_that_do_not_fit_are_named_before_a_picture_is_read(options, changes, named, tmp_path):
+    towers = {"model": ClipModelSettings("tiny", None, "characters")} | changes
+    with pytest.raises(UserError, match=named):
+        replace(options, storage=str(tmp_path), **towers).prepared()
+    assert not list(tmp_path.iterdir())

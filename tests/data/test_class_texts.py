@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raymed.data.class_texts import class_texts, read_class_texts, write_class_texts
+from raymed.data.class_texts import class_texts, read_class_texts, tell_missing, write_class_texts
 from raymed.errors import UserError
 
 NAMES = ["异常", "正常", "肺炎"]
@@ -14,8 +14,9 @@ TEMPLATE = "这是一张{class_name}的医学图像"
 
 def test_a_given_text_goes_before_the_template_and_the_template_before_the_name(caplog: pytest.LogCaptureFixture) -> None:
     given = {"正常": "组织清晰", "肺炎": ["肺部炎症", "阴影"]}
+    assert class_texts(NAMES, TEMPLATE, given) == (("这是一张异常的医学图像",), ("组织清晰",), ("肺部炎症", "阴影"))
     with caplog.at_level(logging.WARNING, "raymed"):
-        assert class_texts(NAMES, TEMPLATE, given) == (("这是一张异常的医学图像",), ("组织清晰",), ("肺部炎症", "阴影"))
+        tell_missing(NAMES, TEMPLATE, given)
     assert "异常" in caplog.text, "a class that falls back is named"
     assert class_texts(NAMES, None, given)[0] == ("异常",)
     assert class_texts(NAMES) == (("异常",), ("正常",), ("肺炎",))
