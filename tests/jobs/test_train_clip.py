@@ -1,6 +1,7 @@
 """CLIP training from class folders to the guide's files: configurations, folds, a wrong entry, prediction."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from raymed.clip.options import GUIDE
 from raymed.clip.runs import TrainClip
 from raymed.errors import UserError
 from raymed.job import parse
+from raymed.tracking import Tracker
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 import predict_clip
@@ -27,6 +29,7 @@ CONFIGS = [
     SMALL | {"augmentation": "none", "learning_rate": 3e-3, "batch_size": 8, "use_amp": False, "n_splits": 2},
     SMALL | {"learning_rat": 1.0},
     SMALL | {"use_cv": True, "n_splits": 2, "augmentation": "minimal", "early_stopping_patience": 1},
+    SMALL | {"learning_rate": 1e30, "n_splits": 2},
 ]
 FILES = {"config.json", "history.json", "training_history.png", "checkpoint_latest.pth", "checkpoint_best.pth"}
 
@@ -63,10 +66,29 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
 
 
-def test_a_wrong_entry_is_named_and_the_others_are_trained(done):
+def test_a_wrong_entry_and_a_failing_run_are_named_and_the_others_are_trained(done):
     output, said = done
     assert "configs.json, entry 2: unknown key 'learning_rat'" in said
-    assert {path.name for path in output.iterdir()} == {"tiny_characters", "tiny_characters-2"}, "runs share a folder"
+    assert re.search("tiny_characters-3 failed: .*not finite", said)
+    names = {"tiny_characters", "tiny_characters-2", "tiny_characters-3"}
+    assert {path.name for path in output.iterdir()} == names, "runs share a folder"
+
+
+def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
+    tracker = Tracker.open(f"sqlite:///{done[0].parent}/mlflow.db", "raymed-clip")
+    runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
+    folds = {name: run.data.tags["raymed.fold"] for name, run in runs.items() if "mlflow.parentRunId" in run.data.tags}
+    assert folds == {
+        "tiny_characters": "",
+        "tiny_characters-2-fold_1": "0",
+        "tiny_characters-2-fold_2": "1",
+        "tiny_characters-3": "",
+    }
+    assert len(runs) == 5
+    (data,) = runs["tiny_characters-2-fold_2"].inputs.dataset_inputs
+    assert data.tags[0].value == "training without fold 1"
+    assert runs["tiny_characters-3"].info.status == "FAILED"
+    assert runs["tiny_characters"].info.status == "FINISHED"
 
 
 def test_a_single_run_leaves_the_guide_s_files(done):
@@ -102,7 +124,7 @@ def test_folds_leave_a_folder_each_and_a_summary(done):
     assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
 
 
-def test_the_same_command_trains_nothing_again(words, done):
+def test_the_same_command_trains_only_what_failed_again(words, done):
     before = {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")}
     assert len(before) == 6
     with pytest.raises(UserError, match="entry 2"):
