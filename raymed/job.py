@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -149,7 +150,7 @@ def run(
     except RunError as error:
         code, text, data = _failure(1, str(error))
     except KeyboardInterrupt:
-        code, text, data = _failure(130, "stopped. Run the same command again to go on from the last checkpoint.")
+        code, text, data = _failure(130, f"stopped. To go on from the last checkpoint: {shlex.join(['python', *sys.argv])}")
     except Exception as error:
         kept = _keep_traceback()
         code, text, data = _failure(
@@ -188,7 +189,7 @@ def parse(
     options_type.__init__.__annotations__ = {**typing.get_type_hints(options_type), "return": type(None)}
     parser.add_class_arguments(options_type, None, as_positional=positional)
     words = _words(_translated(arguments, aliases or {}), switches(options_type))
-    parsed = parser.parse_args(_gathered(words, options_type))
+    parsed = parser.parse_args(_gathered(_ranged(words, options_type), options_type))
     ready = parser.instantiate_classes(parsed)
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})
 
@@ -244,6 +245,22 @@ def _words(arguments: Sequence[str], boolean: set[str]) -> list[str]:
             word = f"--{name}{equals}{value}"
         words.append(word)
     return words
+
+
+def _ranged(words: Sequence[str], options_type: type) -> list[str]:
+    """``--workers 1:4`` written as ``--min_workers 1 --workers 4``, for options that have such a pair."""
+    names = {each.name for each in dataclasses.fields(options_type)}
+    ranged, waiting = [], list(words)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word[2:].partition("=")
+        if word.startswith("--") and f"min_{name}" in names:
+            value = value if equals or not waiting else waiting.pop(0)
+            low, colon, high = value.partition(":")
+            word = f"--{name}={high if colon else low}"
+            ranged += [f"--min_{name}={low}"] if colon else []
+        ranged.append(word)
+    return ranged
 
 
 def _gathered(words: Sequence[str], options_type: type) -> list[str]:

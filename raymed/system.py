@@ -38,9 +38,12 @@ class SystemOptions(JobOptions):
     Attributes:
         phantom: The phantom patients used without --data.
         name: Name of the run or search; the same name goes on with it (default: system and a digest of settings and data).
-        fresh: Start again: forget an earlier run of that name.
+        resume: Go on with an earlier run of that name if there is one (auto), forget it and start again (never), or end with
+            an error if there is none (must).
         fold: Cross-validation fold to validate on (default: the stored split).
-        workers: Training workers of one run, each with a GPU where there are GPUs.
+        workers: Training workers of one run, each with a GPU where there are GPUs; 1:4 takes as many as there is room for.
+        min_workers: Fewest workers a single run goes on with when machines are lost; as they return it grows again to
+            `workers` (0 = as many as `workers`).
         slices: Which slices of a patient are used.
         train: How it is trained.
         search: Search space, early stopping and resources of trials.
@@ -49,9 +52,10 @@ class SystemOptions(JobOptions):
 
     phantom: PhantomSettings = field(default_factory=PhantomSettings)
     name: str = ""
-    fresh: bool = False
+    resume: Literal["auto", "never", "must"] = "auto"
     fold: int | None = None
     workers: int = 1
+    min_workers: int = 0
     slices: SliceSettings = field(default_factory=SliceSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
@@ -83,6 +87,7 @@ class SystemOptions(JobOptions):
             fold=self.fold,
             seed=self.seed,
             workers=self.workers,
+            min_workers=self.min_workers,
         )
 
     def night(self, prepared: Prepared, budget: Budget) -> Night:
@@ -94,8 +99,12 @@ class SystemOptions(JobOptions):
         listed = dict(variants or {})
         described = json.dumps(
             [
-                [dataclasses.asdict(spec) for spec in (template, *listed.values())],
-                dataclasses.asdict(self.search),
+                # How many machines share the work changes no result.
+                [
+                    dataclasses.asdict(dataclasses.replace(spec, workers=1, min_workers=0))
+                    for spec in (template, *listed.values())
+                ],
+                dataclasses.asdict(dataclasses.replace(self.search, concurrent=0, cpus_per_worker=1)),
                 sorted({Prepared.open(spec.data).digest for spec in (template, *listed.values())}),
             ],
             default=str,
@@ -103,7 +112,9 @@ class SystemOptions(JobOptions):
         name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
         command = shlex.join(["python", *sys.argv])
         night = Night(dataclasses.replace(template, name=name), self.search, budget, self.tracking, command, listed)
-        if self.fresh and not self.dry_run:
+        if self.resume == "must" and not night.has_begun:
+            raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
+        if self.resume == "never" and not self.dry_run:
             night.forget()
         return night
 

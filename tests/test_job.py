@@ -130,3 +130,22 @@ def test_every_job_explains_all_its_options_and_shows_how_to_run_it(job):
     assert f"python jobs/{job.name}" in done.stdout
     for option in ("--config", "--storage", "--tracking-uri", "--seed", "--dry-run", "--json"):
         assert option in done.stdout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranged(JobOptions):
+    """Options.
+
+    Attributes:
+        workers: A number, or a range.
+        min_workers: Its lower end.
+    """
+
+    workers: int = 1
+    min_workers: int = 0
+
+
+@pytest.mark.parametrize("words", [["--workers", "1:4"], ["--workers=1:4"], ["--min-workers", "1", "--workers", "4"]])
+def test_a_range_of_workers_is_its_two_ends(words):
+    assert (parse(Ranged, words).min_workers, parse(Ranged, words).workers) == (1, 4)
+    assert parse(Ranged, ["--workers", "3"]).min_workers == 0

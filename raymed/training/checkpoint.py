@@ -25,6 +25,7 @@ from raymed.training.best import Best
 log = logging.getLogger("raymed")
 
 PREFIX = "step-"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Progress:
         step: optimizer steps done of the epoch under way.
         global_step: optimizer steps done in all.
         best: the best epoch so far, and how long a better one has been waited for.
+        model: name of the checkpoint that holds the best epoch's model; empty before the first.
         workers: how many workers wrote the checkpoint.
         sums: (sum, count) of what is logged of the epoch under way, over all workers.
         history: the metrics of each completed epoch.
@@ -45,6 +47,7 @@ class Progress:
     step: int = 0
     global_step: int = 0
     best: Best = field(default_factory=Best)
+    model: str = ""
     workers: int = 1
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -79,6 +82,22 @@ def publish(folder: Path, run: Folder, global_step: int) -> None:
     for path in sorted(folder.rglob("*"), key=lambda path: path.name.startswith("sealed-")):  # the list last
         if path.is_file():
             target.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def drop_damaged_snapshot(run: Folder) -> None:
+    """Remove Ray Train's list of a run's checkpoints where Ray would stumble over it: we go by the checkpoints."""
+    if not run.exists(SNAPSHOT):
+        return
+    try:
+        listed = {each["checkpoint_dir_name"] for each in json.loads(run.read(SNAPSHOT))["checkpoint_results"]}
+        missing = listed - set(run.names())
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s/%s is damaged: going on without it", run.uri, SNAPSHOT)
+    else:
+        if not missing:
+            return
+        log.warning("%s/%s names checkpoints that are gone (%s): left out", run.uri, SNAPSHOT, ", ".join(sorted(missing)))
+    run.delete(SNAPSHOT)
 
 
 def newest_step(run: Folder) -> int:

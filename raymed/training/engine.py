@@ -230,6 +230,14 @@ class Engine:
                 raise UserError("the checkpoint holds no averaged weights: train on with train.ema 0, or start again")
             self._averaged = {name: value.to(self.device) for name, value in state.averaged.items()}
 
+    def greatest(self, value: int) -> int:
+        """The greatest of the workers' values."""
+        if self.workers == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
+
     def reduce(self, tensor: torch.Tensor) -> None:
         """Sum over workers, in place."""
         if self.workers > 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -17,11 +17,13 @@ from raymed.cluster import capacity
 from raymed.data.stream import Staged, Streamed
 from raymed.errors import UserError
 from raymed.storage import Folder
+from raymed.training.checkpoint import drop_damaged_snapshot, newest_step
 from raymed.training.loop import RANK, FitSpec, train_worker
+from raymed.training.preemption import NoteTermination
 
 log = logging.getLogger("raymed")
 
-RESTARTS = 2  # of a run whose worker died; an error of the run itself would only repeat
+RESTARTS = 2  # of a run whose worker died, without a new checkpoint in between: an error of the run itself only repeats
 
 
 @dataclass(frozen=True)
@@ -29,32 +31,38 @@ class Resources:
     """What a worker occupies.
 
     Attributes:
-        workers: Ray Train workers of one run.
+        workers: Ray Train workers of one run, at most.
+        min_workers: and at least.
         cpus: CPUs of each.
         gpu: Whether each takes a GPU: where the cluster has one (auto), always, or never.
     """
 
     workers: int
+    min_workers: int
     cpus: int
     gpu: bool
 
 
-def resources(workers: int, cpus_per_worker: int) -> Resources:
+def resources(workers: int, cpus_per_worker: int, min_workers: int = 0) -> Resources:
     """Check that the cluster can hold a run.
+
+    Args:
+        min_workers: the run makes do with so many (0 = `workers`).
 
     Raises:
         UserError: there are fewer CPUs or GPUs than the workers need.
     """
+    fewest = min_workers or workers
     have = capacity(ray.cluster_resources())
     gpu = have["GPU"] > 0
-    if workers * cpus_per_worker > have["CPU"]:
+    if fewest * cpus_per_worker > have["CPU"]:
         raise UserError(
-            f"{workers} workers of {cpus_per_worker} CPUs do not fit into this cluster's {have['CPU']:.0f} CPUs: "
+            f"{fewest} workers of {cpus_per_worker} CPUs do not fit into this cluster's {have['CPU']:.0f} CPUs: "
             "lower --workers or --cpus-per-worker, or add nodes"
         )
-    if gpu and workers > have["GPU"]:
-        raise UserError(f"{workers} workers need a GPU each and the cluster has {have['GPU']:.0f}: lower --workers")
-    return Resources(workers, cpus_per_worker, gpu)
+    if gpu and fewest > have["GPU"]:
+        raise UserError(f"{fewest} workers need a GPU each and the cluster has {have['GPU']:.0f}: lower --workers")
+    return Resources(workers, fewest, cpus_per_worker, gpu)
 
 
 def fit(
@@ -73,26 +81,43 @@ def fit(
         The last epoch's metrics.
 
     Raises:
-        RunError: the run failed, e.g. its loss became infinite.
-        ray.train.TrainingFailedError: its workers died more often than they may be restarted.
+        ray.train.TrainingFailedError: its workers died again and again without getting on.
     """
-    trainer = TorchTrainer(
+    while True:
+        before = newest_step(spec.folder)
+        drop_damaged_snapshot(spec.folder)
+        try:
+            return _trainer(spec, source, resources, verdicts, callbacks).fit().metrics or {}
+        except TrainingFailedError:
+            if newest_step(spec.folder) == before:
+                raise
+            log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
+
+
+def _trainer(
+    spec: FitSpec,
+    source: Staged | Streamed,
+    resources: Resources,
+    verdicts: ActorHandle | None,
+    callbacks: Sequence[UserCallback],
+) -> TorchTrainer:
+    elastic = resources.min_workers < resources.workers
+    return TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec, "source": source, "verdicts": verdicts},
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,  # type: ignore[arg-type]
             use_gpu=resources.gpu,
             resources_per_worker={"CPU": resources.cpus} | ({"GPU": 1} if resources.gpu else {}),
         ),
         run_config=RunConfig(
             name=spec.name,
             storage_path=Folder.at(spec.storage).uri,
-            callbacks=list(callbacks),  # type: ignore[arg-type]
+            callbacks=[NoteTermination(), *callbacks],  # type: ignore[list-item]
             failure_config=FailureConfig(max_failures=RESTARTS),
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=RANK, checkpoint_score_order="max"),
         ),
     )
-    return trainer.fit().metrics or {}
 
 
 def fit_trial(

@@ -6,6 +6,7 @@ from (seed, epoch, record) and (seed, step, place), and a resumed run goes on at
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import time
@@ -25,15 +26,17 @@ from raymed.data.leak import guard
 from raymed.data.plan import EpochPlan, SliceSettings, choose, in_order, micro_batches, plan_epoch, share
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Reader, Staged, Streamed, ahead
-from raymed.errors import RunError
+from raymed.errors import RunError, UserError
 from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.storage import Folder
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.verdict import wait_for_verdict
 
 RANK = "checkpoint_rank"  # by which Ray Train keeps checkpoints: the epoch if it is the best so far, else 0
+MODEL = "model"  # URI of the checkpoint that holds the best model so far
 JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
 
@@ -53,7 +56,8 @@ class FitSpec:
             weights are kept.
         last_epoch: stop after this epoch, on the schedule of all `train.epochs` (0 = train them all).
         seed: of weights, order, draws.
-        workers: number of Ray Train workers.
+        workers: number of Ray Train workers; the most where `min_workers` is given.
+        min_workers: fewest workers to go on with while machines are missing (0 = `workers`).
     """
 
     name: str
@@ -67,6 +71,11 @@ class FitSpec:
     last_epoch: int = 0
     seed: int = 0
     workers: int = 1
+    min_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_workers <= self.workers:
+            raise UserError(f"between {self.min_workers} and {self.workers} workers is no range: write it as --workers 1:4")
 
     @property
     def folder(self) -> Folder:
@@ -126,12 +135,35 @@ class Run:
         total = self.steps_per_epoch * spec.train.epochs
         self.engine = Engine(spec.recipe, spec.train, total, spec.seed, device)
         self.progress = self._resume()
+        self.saved_step = self.progress.global_step
+        self.notices = Notices(verdicts)
 
     def train(self) -> None:
+        """Train to the end, or until the search, the job or the machine's owner says to stop.
+
+        Raises:
+            Preempted: this worker's machine, or another's, is being taken away; a checkpoint is saved.
+        """
+        try:
+            self._train_epochs()
+        except Leave as leave:
+            if self.progress.global_step > self.saved_step:
+                self._checkpoint_within_epoch()
+            if leave.notice == Notice.MACHINE:
+                raise Preempted(f"told to leave after step {self.saved_step}") from None
+
+    def _leave_if_told(self) -> None:
+        """Raise `Leave` on all workers if any of them has been told to; between two steps, or two micro-batches judged."""
+        notice = self.engine.greatest(self.notices.newest())
+        if notice:
+            raise Leave(Notice(notice))
+
+    def _train_epochs(self) -> None:
         progress, settings = self.progress, self.spec.train
-        if progress.epoch and not progress.step and self._finished():
-            ray.train.report(progress.history[-1])  # a restarted run that had already ended: say so again
-            return
+        if progress.epoch:  # the search may have been lost before it knew of the epoch, or had decided
+            ray.train.report(self._told(progress.history[-1]))
+            if not progress.step and not self._finished() and self._told_to_stop():
+                return
         while not self._finished():
             trained = self._train_epoch()
             metrics, predictions = self._validate()
@@ -171,6 +203,7 @@ class Run:
         started, waited, slices = time.perf_counter(), 0.0, 0
         batches = ahead(self._training_batches(progress.epoch, progress.step))
         while True:
+            self._leave_if_told()
             asked = time.perf_counter()
             shares = next(batches, None)
             waited += time.perf_counter() - asked
@@ -184,7 +217,7 @@ class Run:
             progress.global_step += 1
             due = settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
             if due and progress.step < self.steps_per_epoch:
-                self._checkpoint({"epoch": progress.epoch, "global_step": progress.global_step}, None, False)
+                self._checkpoint_within_epoch()
         seconds = time.perf_counter() - started
         return {f"train_{name}": total / count for name, (total, count) in progress.sums.items() if count} | {
             "lr": self.engine.lr,
@@ -217,6 +250,7 @@ class Run:
         with self.engine.evaluating():
             encoded = (self.spec.recipe.encode(records, None) for records in self.reader.read(mine))
             for batch, taken, (_, counts) in zip(ahead(encoded), mine, shares, strict=True):
+                self._leave_if_told()
                 predicted = self.engine.predict(batch)
                 if counts:
                     outputs.append((taken, predicted))
@@ -228,8 +262,20 @@ class Run:
         metrics = self.spec.recipe.judge(predictions, self.prepared.columns(rows, JUDGED_BY))
         return metrics, predictions | {"row": rows}
 
+    def _told(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """Metrics as they are reported: with the place of the best model, where there is one."""
+        model = self.progress.model
+        return metrics | ({MODEL: self.spec.folder.child(model).uri} if model else {})
+
+    def _checkpoint_within_epoch(self) -> None:
+        self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False)
+
     def _checkpoint(self, metrics: dict[str, float], predictions: dict[str, np.ndarray] | None, better: bool) -> None:
-        """Write this worker's part and report; a better model also leaves its weights, loadable without DeepSpeed."""
+        """Write this worker's part and report; a better model also leaves its weights, loadable without DeepSpeed.
+
+        Raises:
+            UserError: the storage is full or cannot be written; earlier checkpoints are as they were.
+        """
         name: list[Any] = [new_name(self.progress.global_step)]
         dist.broadcast_object_list(name)
         with tempfile.TemporaryDirectory() as temporary:
@@ -237,6 +283,7 @@ class Run:
             self.engine.save(folder)
             if better:
                 self.engine.export(folder / "model")
+                self.progress.model = name[0]
             if self.worker == 0:
                 self.progress.workers = self.workers
                 self.progress.write(folder)
@@ -245,7 +292,16 @@ class Run:
             seal(folder, self.worker, self.workers)
             checkpoint = ray.train.Checkpoint.from_directory(temporary)
             rank = {RANK: self.progress.epoch if better else 0}
-            ray.train.report(metrics | rank, checkpoint=checkpoint, checkpoint_dir_name=name[0])
+            try:
+                ray.train.report(self._told(metrics) | rank, checkpoint=checkpoint, checkpoint_dir_name=name[0])
+            except OSError as error:
+                with contextlib.suppress(OSError):  # another worker is at it too
+                    self.spec.folder.delete(name[0])
+                raise UserError(  # no RunError: Ray Train takes no further report of this worker
+                    f"no checkpoint can be written to {self.spec.folder.uri}: {error}. The earlier ones are untouched. "
+                    "Free space or mend the permissions, and run the same command again"
+                ) from error
+        self.saved_step = self.progress.global_step
 
     def _resume(self) -> Progress:
         with tempfile.TemporaryDirectory() as temporary:

@@ -6,27 +6,40 @@ dead: without a dashboard, or with two clusters on one machine, it gets no answe
 
 from __future__ import annotations
 
-import time
+import asyncio
 from typing import cast
 
 import ray
 from ray.actor import ActorHandle
 
-ASK_SECONDS = 0.05
-
 
 @ray.remote(num_cpus=0)
 class Verdicts:
-    """What a search decided about its trials' epochs."""
+    """What a search decided about its trials' epochs, and whether its job is being stopped."""
 
     def __init__(self) -> None:
         self._stop: dict[tuple[str, int], bool] = {}
+        self._given = asyncio.Condition()
+        self._leaving = asyncio.Event()
 
-    def give(self, name: str, epoch: int, stop: bool) -> None:
-        self._stop[name, epoch] = stop
+    async def give(self, name: str, epoch: int, stop: bool) -> None:
+        async with self._given:
+            self._stop[name, epoch] = stop
+            self._given.notify_all()
 
-    def ask(self, name: str, epoch: int) -> bool | None:
-        return self._stop.get((name, epoch))
+    async def ask(self, name: str, epoch: int) -> bool:
+        """Whether the run `name` is to stop after `epoch`, as soon as the search has decided."""
+        async with self._given:
+            await self._given.wait_for(lambda: (name, epoch) in self._stop)
+        return self._stop[name, epoch]
+
+    async def leave(self) -> None:
+        """Ask all runs to save a checkpoint and end."""
+        self._leaving.set()
+
+    async def told_to_leave(self) -> None:
+        """Answers when `leave` was called."""
+        await self._leaving.wait()
 
 
 def wait_for_verdict(verdicts: ActorHandle, name: str, epoch: int) -> bool:
@@ -35,8 +48,4 @@ def wait_for_verdict(verdicts: ActorHandle, name: str, epoch: int) -> bool:
     Raises:
         ray.exceptions.RayActorError: the search is gone.
     """
-    stop: bool | None = None
-    while stop is None:
-        stop = cast(bool | None, ray.get(verdicts.ask.remote(name, epoch)))
-        time.sleep(ASK_SECONDS)
-    return stop
+    return cast(bool, ray.get(verdicts.ask.remote(name, epoch)))

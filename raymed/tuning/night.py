@@ -30,6 +30,8 @@ from raymed.tracking import Tracker
 from raymed.training.fit import Resources, fit_trial, resources
 from raymed.training.loop import FitSpec
 from raymed.training.verdict import Verdicts
+from raymed.tuning.interrupt import Interrupt
+from raymed.tuning.journal import COPY, Journal, alone
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.space import Dimension, Space, Value, get_setting, with_setting
@@ -93,6 +95,8 @@ class Night:
             raise UserError(f"{', '.join(self.variants)} are fixed runs: leave search.space empty, or search without them")
         if self.search.space and self.template.train.monitor != "val_loss":
             raise UserError("a search compares trials by val_loss: leave train.monitor as it is")
+        if (self.search.space or self.variants) and self.template.min_workers:
+            raise UserError("runs that share the cluster have a fixed number of workers: give --workers without a range")
 
     @property
     def name(self) -> str:
@@ -105,29 +109,49 @@ class Night:
         if self.variants:
             space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
             first = [{VARIANT: name} for name in self.variants]
-        return Study(self._study_path(), self.name, space, first, halving, self.template.seed)
+        journal = Journal(self._study_path(), self.template.folder)
+        return Study(journal, self.name, space, first, halving, self.template.seed)
 
     def _study_path(self) -> Path:
-        """On a local disk beside the search's runs, or under the home folder where the storage is remote."""
+        """Beside the search's runs, or, where the storage is remote, under the home folder."""
         folder = self.template.folder
         return (Path(folder.path) if folder.is_local else Path.home() / ".raymed" / self.name) / "study.journal"
+
+    @property
+    def outbox(self) -> Path:
+        """Where what MLflow has not got yet is kept."""
+        return self._study_path().with_name("outbox.jsonl")
 
     def open_tracker(self) -> Tracker:
         return Tracker.open(self.tracking_uri, f"raymed-{self.template.recipe.name}")
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether an earlier search of this name left a record."""
+        return self._study_path().is_file() or self.template.folder.exists(COPY)
+
     def forget(self) -> None:
-        """Remove what an earlier search of this name left: its folder, its study and its runs in MLflow."""
-        self.template.folder.delete()
-        self._study_path().unlink(missing_ok=True)
-        self.open_tracker().forget(self.name)
+        """Remove what an earlier search of this name left: its folder, its study and its runs in MLflow.
+
+        Raises:
+            UserError: another process runs this search.
+        """
+        with alone(self._study_path()):
+            self._study_path().unlink(missing_ok=True)
+            self.outbox.unlink(missing_ok=True)
+            self.template.folder.delete()
+            self.open_tracker().forget(self.name)
 
     def trial(self, number: int, params: Mapping[str, Value]) -> FitSpec:
-        """The run of a trial: the template with the searched settings put in, or a listed run."""
+        """The run of a trial: the template with the searched settings put in, or a listed run.
+
+        Where nothing is searched there is one run, which a second trial tries again.
+        """
         storage = f"{self.template.folder.uri}/trials"
         if self.variants:
             listed = str(params[VARIANT])
             return dataclasses.replace(self.variants[listed], name=listed, storage=storage)
-        spec = dataclasses.replace(self.template, name=f"trial-{number:04d}", storage=storage)
+        spec = dataclasses.replace(self.template, name=f"trial-{number if params else 0:04d}", storage=storage)
         for name, value in params.items():
             if name.startswith("train."):
                 spec = with_setting(spec, name, value)
@@ -152,11 +176,11 @@ class Night:
         Raises:
             UserError: not even one trial fits into the cluster.
         """
-        each = resources(self.template.workers, self.search.cpus_per_worker)
+        each = resources(self.template.workers, self.search.cpus_per_worker, self.template.min_workers)
         have = capacity(ray.cluster_resources())
-        fitting = int(have["CPU"] / (each.workers * each.cpus + DRIVER_CPUS))
+        fitting = int(have["CPU"] / (each.min_workers * each.cpus + DRIVER_CPUS))
         if each.gpu:
-            fitting = min(fitting, int(have["GPU"] / each.workers))
+            fitting = min(fitting, int(have["GPU"] / each.min_workers))
         if not fitting:
             raise UserError(
                 f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers"
@@ -168,14 +192,24 @@ class Night:
 
         Args:
             watch: told of every run's start, epochs and end, with what it reported.
+
+        Raises:
+            UserError: another process runs this search.
         """
+        with alone(self._study_path()):
+            return self._run(watch)
+
+    def _run(self, watch: Watch | None) -> Study:
         study, tracker = self.open_study(), self.open_tracker()
         budget = self._line_up(study)
         each, concurrent = self.resources()
         parent = self._start_parent(tracker)
         sources = self._sources()
         verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
-        with Progress(study, budget, self.label, lambda trial: self.spec(trial).train.epochs) as progress:
+        with (
+            Progress(study, budget, self.label, lambda trial: self.spec(trial).train.epochs) as progress,
+            Interrupt(verdicts) as interrupt,
+        ):
             recorder = Recorder(self, tracker, parent, study, progress, watch)
             tuner = tune.Tuner(
                 tune.with_resources(
@@ -183,8 +217,8 @@ class Night:
                     {"CPU": DRIVER_CPUS} | HEAD,  # a driver that is lost with its machine fails its trial
                 ),
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(study, budget, self.trial),
-                    scheduler=StudyScheduler(study, budget, verdicts, recorder.observe),
+                    search_alg=StudySearcher(study, budget, self.trial, interrupt),
+                    scheduler=StudyScheduler(study, budget, verdicts, recorder.observe, interrupt),
                     num_samples=-1,
                     max_concurrent_trials=concurrent,
                     trial_dirname_creator=lambda trial: trial.config["spec"].name,
@@ -196,10 +230,14 @@ class Night:
             os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
             try:
                 tuner.fit()
+                if interrupt.told:
+                    raise KeyboardInterrupt
+                recorder.settle()
             except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
                 recorder.interrupt()
                 raise
-        recorder.settle()
+            finally:
+                recorder.close()
         return study
 
     def outcome(self, study: Study) -> Outcome:
@@ -208,7 +246,7 @@ class Night:
         Raises:
             RunError: the run failed.
         """
-        trial = study.trials[0]
+        trial = study.trials[-1]
         run = self.open_tracker().find(self.trial_key(trial))
         if CHECKPOINT not in trial.user_attrs:
             raise RunError(f"the run failed: {trial.user_attrs.get(REASON, 'no epoch was completed')}")
@@ -236,9 +274,13 @@ class Night:
         return {str(trial.params[VARIANT]): trial for trial in study.trials}
 
     def _line_up(self, study: Study) -> Budget:
-        """Listed runs that failed are tried again, from their last checkpoint; the budget holds every listed run."""
-        if not self.variants:
+        """Runs that failed are tried again from their last checkpoint, but for those of a search; the budget holds them."""
+        if self.search.space:
             return self.budget
+        if not self.variants:
+            if study.trials and study.trials[-1].state == TrialState.FAIL and not study.waiting:
+                study.enqueue({})
+            return dataclasses.replace(self.budget, trials=max(1, len(study.trials) + len(study.waiting)))
         waiting = {str(params[VARIANT]) for params in study.waiting}
         for name, trial in self.last_trials(study).items():
             if trial.state == TrialState.FAIL and name not in waiting:
@@ -269,7 +311,6 @@ class Night:
             },
             params={"data_digest": prepared.digest, "space": {n: repr(d) for n, d in self.search.space.items()}},
         )
-        tracker.reopen(parent)
         tracker.input(parent, self.name, prepared.digest, self.template.data, "training")
         log.info(
             "plan: %d slices an epoch in %d steps; left out: %s",

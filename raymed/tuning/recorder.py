@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import TrialState
 
 from raymed.data.prepared import Prepared
+from raymed.outbox import Outbox
 from raymed.tracking import Status, Tracker
 from raymed.training.loop import RANK, FitSpec
 from raymed.tuning.progress import Progress
@@ -24,7 +25,7 @@ Watch = Callable[[FitSpec, str, Mapping[str, Any]], None]
 
 
 class Recorder:
-    """One parent run in MLflow, with a child for each trial."""
+    """One parent run in MLflow, with a child for each trial. MLflow may be away for a while: nothing waits for it."""
 
     def __init__(
         self, night: Night, tracker: Tracker, parent: str, study: Study, progress: Progress, watch: Watch | None
@@ -33,30 +34,24 @@ class Recorder:
         self._study, self._progress, self._watch = study, progress, watch
         self._runs: dict[int, str] = {}
         self._digests: dict[str, str] = {}
+        self._outbox = Outbox(night.outbox, f"the tracking server {tracker.uri}", self._deliver)
+        self._outbox.put({"happened": "begin"})
 
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
-        run, trial = self._run(number), self._study.trial(number)
+        """Told by the search of a trial's start, epochs and end."""
         if self._watch is not None:
-            self._watch(self._night.spec(trial), happened, result)
-        if happened == "start":
-            return
+            self._watch(self._night.spec(self._study.trial(number)), happened, result)
+        entry = {"trial": number, "happened": happened, "reason": str(result.get("reason", ""))}
         if happened == "epoch":
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
-            self._tracker.log_epoch(run, int(result["epoch"]), metrics)
-            if CHECKPOINT in trial.user_attrs:
-                self._tracker.tags(run, self._night.candidate(run, trial).tags())
-        else:
-            self._tracker.tags(run, {"raymed.state": happened})
-            self._tracker.finish(run, STATUS[happened], str(result.get("reason", "")))
-        self._progress.show(number, happened, result)
+            entry |= {"epoch": int(result["epoch"]), "metrics": metrics}
+        self._outbox.put(entry)
+        if happened != "start":
+            self._progress.show(number, happened, result)
 
     def interrupt(self) -> None:
         """A person stopped the search: MLflow shows nothing as running."""
-        reason = "interrupted; the same command goes on"
-        for trial in self._study.trials:
-            if trial.state == TrialState.RUNNING:
-                self._tracker.finish(self._run(trial.number), "KILLED", reason)
-        self._tracker.finish(self._parent, "KILLED", reason)
+        self._outbox.put({"happened": "interrupt"})
 
     def settle(self) -> None:
         """Trials that Ray Tune lost sight of must not stay RUNNING in the study or in MLflow."""
@@ -65,6 +60,36 @@ class Recorder:
             if trial.state == TrialState.RUNNING:
                 self._study.tell(trial.number, TrialState.FAIL, reason)
                 self.observe(trial.number, "FAIL", {"reason": reason})
+
+    def close(self) -> None:
+        """Wait until MLflow has everything."""
+        self._outbox.close()
+
+    def _deliver(self, entry: dict[str, Any]) -> None:
+        """Write an entry of the outbox into MLflow; twice leaves what once leaves."""
+        happened = entry["happened"]
+        if happened == "begin":
+            self._tracker.reopen(self._parent)
+        elif happened == "interrupt":
+            reason = "interrupted; the same command goes on"
+            for trial in self._study.trials:
+                if trial.state == TrialState.RUNNING:
+                    self._tracker.finish(self._run(trial.number), "KILLED", reason)
+            self._tracker.finish(self._parent, "KILLED", reason)
+        else:
+            self._deliver_of_trial(entry["trial"], happened, entry)
+
+    def _deliver_of_trial(self, number: int, happened: str, entry: Mapping[str, Any]) -> None:
+        run, trial = self._run(number), self._study.trial(number)
+        if happened == "start":
+            self._tracker.reopen(run)
+        elif happened == "epoch":
+            self._tracker.log_epoch(run, entry["epoch"], entry["metrics"])
+            if CHECKPOINT in trial.user_attrs:
+                self._tracker.tags(run, self._night.candidate(run, trial).tags())
+        else:
+            self._tracker.tags(run, {"raymed.state": happened})
+            self._tracker.finish(run, STATUS[happened], entry["reason"])
 
     def _run(self, number: int) -> str:
         if number not in self._runs:
@@ -78,7 +103,6 @@ class Recorder:
                 tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold},
                 params={**spec.recipe.settings(), "train": dataclasses.asdict(spec.train), "seed": spec.seed},
             )
-            self._tracker.reopen(run)
             if spec.data not in self._digests:
                 self._digests[spec.data] = Prepared.open(spec.data).digest
             context = f"training without fold {fold}" if fold else "training"

@@ -13,11 +13,9 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
@@ -25,7 +23,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raymed.errors import UserError
-from raymed.training.loop import FitSpec
+from raymed.training.loop import MODEL, FitSpec
+from raymed.tuning.interrupt import Interrupt
+from raymed.tuning.journal import Journal
 from raymed.tuning.space import Space, Value
 
 log = logging.getLogger("raymed")
@@ -69,33 +69,32 @@ class Study:
     """A durable Optuna study of val_loss (lower is better)."""
 
     def __init__(
-        self, path: Path, name: str, space: Space, first: Sequence[Mapping[str, Value]], halving: Halving, seed: int
+        self, journal: Journal, name: str, space: Space, first: Sequence[Mapping[str, Value]], halving: Halving, seed: int
     ) -> None:
-        """Open or create the study in a journal file.
+        """Open or create the study in a journal.
 
         Args:
             first: settings of the first trials, before anything is drawn.
 
         Raises:
-            UserError: the file cannot be read, or holds a search with another space.
+            UserError: the journal holds something else, or a search with another space.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        backend = JournalFileBackend(str(path))
+        self.halving = halving
         self.seed, self.space = seed, {name: dimension.distribution() for name, dimension in space.items()}
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if halving.first_rung:
             pruner = optuna.pruners.SuccessiveHalvingPruner(halving.first_rung, halving.reduction)
         try:
-            storage = optuna.storages.JournalStorage(backend)
+            storage = optuna.storages.JournalStorage(journal)
             self.study = optuna.create_study(study_name=name, storage=storage, pruner=pruner, load_if_exists=True)
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"the search's record {path} cannot be read ({error}). Move it away, or use another --name"
+                f"the record of the search {name!r} is of something else ({error}). Use another --name, or --resume never"
             ) from error
         described = {name: repr(each) for name, each in self.space.items()}
         if self.study.user_attrs.setdefault("space", described) != described:
-            raise UserError(f"the search {name!r} was started with another space. Use another --name, or --fresh")
+            raise UserError(f"the search {name!r} was started with another space. Use another --name, or --resume never")
         self.study.set_user_attr("space", described)
         if not self.study.trials:
             for params in first:
@@ -137,26 +136,55 @@ class Study:
             return None
         if self._in_flight:
             number = self._in_flight.pop(0)
-            return number, dict(self._trial(number).params)
-        if len(self.trials) >= budget.trials or (budget.epochs and self.epochs >= budget.epochs):
+        elif len(self.trials) >= budget.trials or (budget.epochs and self.epochs >= budget.epochs):
             return None
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=self.seed * 100_003 + len(self.trials), multivariate=True, constant_liar=True, n_startup_trials=8
-        )
-        trial = self.study.ask(self.space)
-        self._asked[trial.number] = trial
-        return trial.number, dict(trial.params)
-
-    def report(self, number: int, epoch: int, result: Mapping[str, Any], checkpoint: str | None) -> bool:
-        """Record an epoch's best val_loss so far; True when successive halving says to stop the trial."""
+        elif self.waiting:
+            number = self.study.ask().number
+        else:
+            number = len(self.trials)
+            self.study.add_trial(self._drawn(number))  # one entry of the record: a trial is there with all its settings
         trial = self._trial(number)
-        trial.report(float(result["best_val_loss"]), epoch)
+        for name, distribution in self.space.items():
+            trial._suggest(name, distribution)  # of one put in line: its settings
+        return number, dict(trial.params)
+
+    def _drawn(self, number: int) -> FrozenTrial:
+        """A new trial. Its draws are seeded by its number: they do not depend on what a lost process had drawn."""
+        seed = self.seed * 100_003 + number
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
+        draft = optuna.create_study(sampler=sampler)
+        draft.add_trials(self.trials)
+        params = draft.ask(self.space).params
+        return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
+
+    def report(self, number: int, epoch: int, result: Mapping[str, Any]) -> bool:
+        """Record an epoch's best val_loss so far; True when successive halving says to stop the trial.
+
+        A resumed run reports its last epoch again, in case the search was lost before it had decided.
+        """
+        trial = self._trial(number)
+        if epoch in self.trial(number).intermediate_values:
+            return self._decided_to_stop(self.trial(number), epoch)
         trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), epoch: float(result["val_loss"])})
         trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + float(result.get("seconds", 0.0)))
-        if checkpoint and result["best_epoch"] == epoch:
-            trial.set_user_attr(CHECKPOINT, checkpoint)
-            trial.set_user_attr(BEST_EPOCH, epoch)
+        if MODEL in result:
+            trial.set_user_attr(CHECKPOINT, result[MODEL])
+            trial.set_user_attr(BEST_EPOCH, int(result["best_epoch"]))
+        trial.report(float(result["best_val_loss"]), epoch)  # last: an epoch that is there is recorded in full
         return trial.should_prune()
+
+    def _decided_to_stop(self, trial: FrozenTrial, epoch: int) -> bool:
+        """What successive halving decided, or would have, after an epoch that is recorded."""
+        rung = 0
+        while 0 < self.halving.first_rung * self.halving.reduction**rung < epoch:
+            rung += 1
+        key = f"completed_rung_{rung}"
+        if self.halving.first_rung * self.halving.reduction**rung != epoch:
+            return False
+        if key not in trial.system_attrs:
+            return self._trial(trial.number).should_prune()
+        values = sorted(each.system_attrs[key] for each in self.trials if key in each.system_attrs)
+        return bool(trial.system_attrs[key] > values[max(0, len(values) // self.halving.reduction - 1)])
 
     def tell(self, number: int, state: TrialState, reason: str = "") -> None:
         """End a trial, once. Its value is its lowest val_loss."""
@@ -185,12 +213,14 @@ class StudySearcher(Searcher):
     """Gives Ray Tune the study's next trial. Unlike Ray's own OptunaSearch it leaves ending a trial to `StudyScheduler`,
     which knows whether it was stopped, failed or finished."""
 
-    def __init__(self, study: Study, budget: Budget, spec: Callable[[int, Mapping[str, Value]], FitSpec]) -> None:
+    def __init__(
+        self, study: Study, budget: Budget, spec: Callable[[int, Mapping[str, Value]], FitSpec], interrupt: Interrupt
+    ) -> None:
         super().__init__()  # without a metric: not every report has one (a checkpoint within an epoch, a failure)
-        self._study, self._budget, self._spec = study, budget, spec
+        self._study, self._budget, self._spec, self._interrupt = study, budget, spec, interrupt
 
     def suggest(self, trial_id: str) -> Any:
-        asked = self._study.ask(self._budget)
+        asked = None if self._interrupt.told else self._study.ask(self._budget)
         return {"number": asked[0], "spec": self._spec(*asked)} if asked else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -219,9 +249,11 @@ class StudyScheduler(FIFOScheduler):
         budget: Budget,
         verdicts: ActorHandle,
         observe: Callable[[int, str, Mapping[str, Any]], None],
+        interrupt: Interrupt,
     ) -> None:
         super().__init__()
         self._study, self._budget, self._verdicts, self._observe = study, budget, verdicts, observe
+        self._interrupt = interrupt
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for `StudySearcher`."""
@@ -240,7 +272,7 @@ class StudyScheduler(FIFOScheduler):
 
     def _judge(self, trial: TuneTrial, epoch: int, result: dict[str, Any]) -> None:
         number = trial.config["number"]
-        halted = self._study.report(number, epoch, result, result.get("checkpoint_path"))
+        halted = self._study.report(number, epoch, result)
         used_up = self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs)
         self._observe(number, "epoch", result)
         if result["finished"]:
@@ -252,11 +284,14 @@ class StudyScheduler(FIFOScheduler):
         self._verdicts.give.remote(trial.config["spec"].name, epoch, bool(halted or used_up))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        if self._interrupt.told:  # it stays RUNNING in the study: the same command goes on with it
+            return
         error = trial.get_error()
         self._end(trial, TrialState.FAIL, _last_line(str(error)) if error else "the worker was lost")
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        self._end(trial, TrialState.FAIL, "ended without a result")  # only where nothing ended it before
+        if not self._interrupt.told:
+            self._end(trial, TrialState.FAIL, "ended without a result")  # only where nothing ended it before
 
     def _end(self, trial: TuneTrial, state: TrialState, reason: str = "") -> None:
         number = trial.config["number"]

@@ -1,17 +1,24 @@
 """A whole search on real Ray Tune, Ray Train, DeepSpeed, Optuna and MLflow, small enough for CI."""
 
 import dataclasses
+import json
+import os
+import signal
 import time
 
 import mlflow
 import pandas as pd
 import pytest
 import ray
+import signals
 from optuna.trial import TrialState
+from ray import cloudpickle
+from signals import Signalling
 
 from raymed.recipes.lung import LungRecipe
 from raymed.registry import judge_and_register
 from raymed.storage import Folder
+from raymed.training.checkpoint import newest_step
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.morning import judge_night
@@ -21,6 +28,7 @@ from raymed.tuning.study import REASON, Budget, Halving
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
+cloudpickle.register_pickle_by_value(signals)  # workers cannot import tests
 DIVERGES = 1e30
 
 
@@ -121,3 +129,25 @@ def test_a_person_can_promote_another_trial(night, searched, morning):
         return str(tracker.client.get_model_version_by_alias(registered.name, alias).version)
 
     assert version("candidate") == registered.version != version("champion")
+
+
+def test_ctrl_c_once_saves_a_checkpoint_within_the_epoch_and_the_same_command_goes_on(night, prepared, tmp_path):
+    """A single run, whose worker sends the job what a terminal sends at Ctrl-C."""
+    recipe = Signalling(
+        **vars(night.template.recipe), at=5, count=str(tmp_path / "count"), target=os.getpid(), signal=signal.SIGINT
+    )
+    template = dataclasses.replace(night.template, name="stopped", storage=str(tmp_path), recipe=recipe)
+    single = dataclasses.replace(night, template=template, search=SearchSettings(), budget=Budget(trials=1))
+    with pytest.raises(KeyboardInterrupt):
+        single.run()
+    assert [trial.state for trial in single.open_study().trials] == [TrialState.RUNNING]
+    run = Folder.at(f"{tmp_path}/stopped/trials/trial-0000")
+    left = newest_step(run)
+    assert 9 < left < 18, "nine steps an epoch; it was stopped in the second"
+    study = single.run()
+    assert study.trials[0].state == TrialState.COMPLETE
+    assert sorted(study.trials[0].intermediate_values) == [1, 2, 3]
+    steps = [
+        json.loads(run.read(f"{name}/progress.json"))["global_step"] for name in run.names() if name.startswith("step-")
+    ]
+    assert max(steps) == 27

@@ -7,20 +7,23 @@ import pytest
 from optuna.trial import TrialState
 
 from raymed.errors import UserError
+from raymed.storage import Folder
+from raymed.tuning.journal import Journal
 from raymed.tuning.night import deadline
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import CHECKPOINT, REASON, Budget, Halving, Study, best_value
+from raymed.tuning.study import CHECKPOINT, CURVE, REASON, SECONDS, Budget, Halving, Study, best_value
 
 SPACE = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
 DEFAULTS = {"x": 0.25, "y": "b"}
 
 
 def open_study(folder, space=SPACE):
-    return Study(folder / "study.journal", "night", space, [DEFAULTS], Halving(1, 3), seed=7)
+    journal = Journal(folder / "study.journal", Folder.at(folder))
+    return Study(journal, "night", space, [DEFAULTS], Halving(1, 3), seed=7)
 
 
 def result(loss: float, epoch: int) -> dict[str, float]:
-    return {"val_loss": loss, "best_val_loss": loss, "best_epoch": epoch, "seconds": 1.0}
+    return {"val_loss": loss, "best_val_loss": loss, "best_epoch": epoch, "seconds": 1.0, "model": f"epoch-{epoch}"}
 
 
 def test_the_default_settings_are_the_first_trial(tmp_path):
@@ -43,23 +46,69 @@ def test_suggestions_do_not_depend_on_the_process_that_asks(tmp_path):
 def test_a_search_goes_on_with_the_trial_that_was_under_way(tmp_path):
     study = open_study(tmp_path)
     number, params = study.ask(Budget(3))
-    study.report(number, 1, result(0.9, 1), "there")
+    study.report(number, 1, result(0.9, 1))
     again = open_study(tmp_path)
     assert again.ask(Budget(3)) == (number, params)
     assert again.ask(Budget(3))[0] == number + 1
-    assert again.best.user_attrs[CHECKPOINT] == "there"
+    assert again.best.user_attrs[CHECKPOINT] == "epoch-1"
 
 
 def test_halving_stops_the_worse_two_of_three_and_remembers_its_rungs(tmp_path):
     study, stopped = open_study(tmp_path), []
     for loss in (0.5, 0.6, 0.7):
         number, _ = study.ask(Budget(10))
-        stopped.append(study.report(number, 1, result(loss, 1), None))
+        stopped.append(study.report(number, 1, result(loss, 1)))
         study.tell(number, TrialState.PRUNED if stopped[-1] else TrialState.COMPLETE)
     reopened = open_study(tmp_path)
     number, _ = reopened.ask(Budget(10))
     assert stopped == [False, True, True]
-    assert reopened.report(number, 1, result(0.55, 1), None), "the rungs of the lost process must count"
+    assert reopened.report(number, 1, result(0.55, 1)), "the rungs of the lost process must count"
+
+
+@pytest.mark.slow
+def test_a_search_killed_after_any_entry_of_its_record_goes_on_with_the_same_trials_and_stops_the_same(tmp_path):
+    """The record is cut after each of its lines in turn, as a kill at that moment leaves it."""
+
+    def search(study: Study) -> list[tuple]:
+        while asked := study.ask(Budget(4)):
+            number, params = asked
+            epochs = study.trial(number).intermediate_values
+            for epoch in range(max(1, len(epochs)), 4):
+                loss = params["x"] + (params["y"] == "a") - 0.1 * epoch
+                halted = study.report(number, epoch, result(loss, epoch))
+                if halted or epoch == 3:
+                    study.tell(number, TrialState.PRUNED if halted else TrialState.COMPLETE)
+                    break
+        return [(trial.params, trial.state, trial.intermediate_values, trial.user_attrs[CURVE]) for trial in study.trials]
+
+    (tmp_path / "whole").mkdir()
+    whole = search(open_study(tmp_path / "whole"))
+    lines = (tmp_path / "whole" / "study.journal").read_bytes().splitlines(keepends=True)
+    assert {state for _, state, *_ in whole} == {TrialState.PRUNED, TrialState.COMPLETE}
+    for cut in range(1, len(lines), 4):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "study.journal").write_bytes(b"".join(lines[:cut]))
+        assert search(open_study(folder)) == whole, f"after {cut} of {len(lines)} entries"
+
+
+@pytest.mark.parametrize("written", ["report", "rung"])
+def test_an_epoch_reported_again_after_a_loss_is_decided_as_it_would_have_been(tmp_path, written):
+    """The search died between writing an epoch, or its rung, and stopping the trial."""
+    study = open_study(tmp_path)
+    for loss in (0.5, 0.6):
+        number, _ = study.ask(Budget(10))
+        if loss == 0.5 or written == "rung":
+            study.report(number, 1, result(loss, 1))
+        else:
+            study._trial(number).report(loss, 1)
+        if loss == 0.5:
+            study.tell(number, TrialState.COMPLETE)
+    again = open_study(tmp_path)
+    assert again.ask(Budget(10))[0] == number
+    assert again.report(number, 1, result(0.6, 1)), "the second of two is stopped"
+    assert not open_study(tmp_path).report(0, 1, result(0.5, 1)), "the first went on"
+    assert again.trials[0].user_attrs[SECONDS] == 1.0, "its seconds count once"
 
 
 def test_each_way_of_ending_is_recorded_with_its_reason(tmp_path):
@@ -76,7 +125,7 @@ def test_each_way_of_ending_is_recorded_with_its_reason(tmp_path):
 def test_a_trial_without_a_finite_loss_fails_and_is_never_best(tmp_path):
     study = open_study(tmp_path)
     number, _ = study.ask(Budget(10))
-    study.report(number, 1, result(float("nan"), 1), "there")
+    study.report(number, 1, result(float("nan"), 1))
     study.tell(number, TrialState.COMPLETE)
     assert study.trials[0].state == TrialState.FAIL
     assert best_value(study.trials[0]) == float("inf")
@@ -86,7 +135,7 @@ def test_a_trial_without_a_finite_loss_fails_and_is_never_best(tmp_path):
 def test_no_trial_starts_beyond_the_budget(tmp_path, budget):
     study = open_study(tmp_path)
     number, _ = study.ask(Budget(9))
-    study.report(number, 2, result(0.5, 2), None)
+    study.report(number, 2, result(0.5, 2))
     study.tell(number, TrialState.COMPLETE)
     assert study.ask(budget) is None
 

@@ -1,0 +1,95 @@
+"""Nobody waits for a service that is away, and nothing for it is lost, doubled or out of order."""
+
+import json
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from raymed.errors import UserError
+from raymed.outbox import Outbox
+from raymed.tracking import Tracker
+
+
+class Service:
+    """Takes entries while it is up."""
+
+    def __init__(self) -> None:
+        self.up, self.tries, self.got = True, 0, []
+
+    def deliver(self, entry: dict) -> None:
+        self.tries += 1
+        if entry.get("bad"):
+            raise UserError("not this one")
+        if not self.up:
+            raise ConnectionError("connection refused")
+        self.got.append(entry)
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def entries(count: int) -> list[dict]:
+    return [{"number": number} for number in range(count)]
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "outbox.jsonl"
+
+
+def test_all_is_delivered_once_and_in_order_when_the_service_comes_back(path, caplog):
+    service = Service()
+    outbox = Outbox(path, "the service", service.deliver)
+    service.up = False
+    before = time.monotonic()
+    for entry in entries(1000):
+        outbox.put(entry)
+    assert time.monotonic() - before < 5, "putting must not wait for the service"
+    until(lambda: service.tries > 1)
+    service.up = True
+    outbox.close()
+    assert service.got == entries(1000)
+    assert path.read_text() == "", "what is delivered is not kept"
+    assert caplog.text.count("is away") == 1
+    assert caplog.text.count("is back") == 1
+
+
+def test_what_a_killed_process_left_is_delivered_first(path):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries(3)) + '{"number": 9')
+    service = Service()
+    outbox = Outbox(path, "the service", service.deliver)
+    outbox.put({"number": 3})
+    outbox.close()
+    assert service.got == entries(4), "and the entry that was cut off, which nobody had put in, is not"
+
+
+def test_an_entry_that_can_never_be_delivered_is_an_error_and_not_dropped(path):
+    outbox = Outbox(path, "the service", Service().deliver)
+    outbox.put({"bad": True})
+    with pytest.raises(UserError, match="not this one"):
+        outbox.close()
+
+
+def test_a_locked_database_holds_nobody_up_and_gets_every_metric_once(tmp_path):
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db", "lung")
+    run = tracker.run("run", "run")
+    outbox = Outbox(
+        tmp_path / "outbox.jsonl", "MLflow", lambda entry: tracker.log_epoch(run, entry["epoch"], {"val_loss": 0.5})
+    )
+    database = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    before = time.monotonic()
+    for epoch in range(1, 21):
+        outbox.put({"epoch": epoch})
+    assert time.monotonic() - before < 1
+    time.sleep(1)
+    database.execute("ROLLBACK")
+    outbox.close()
+    history = tracker.client.get_metric_history(run, "val_loss")
+    assert [metric.step for metric in history] == list(range(1, 21))
