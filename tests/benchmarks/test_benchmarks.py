@@ -27,7 +27,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         return module
 
     yield load
-    for name in ("machine", "step", "ingest", "overhead", "search", "text_tower"):
+    for name in ("machine", "step", "ingest", "overhead", "search", "text_tower", "features", "retrieval"):
         sys.modules.pop(name, None)
 
 
@@ -97,3 +97,17 @@ def test_text_tower_times_three_ways_to_the_same_features(benchmark: Any, capsys
     figures = figures_of(capsys)
     assert figures["difference"] < 1e-5
     assert figures["seconds"].keys() == {"captions", "classes", "frozen"} and min(figures["seconds"].values()) > 0
+
+
+@pytest.mark.slow
+def test_features_are_the_scripts_in_every_way(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("features").main(str(tmp_path), patients=4, source_size=32, size=28, hidden=32, layers=1, workers=1)
+    figures = figures_of(capsys)
+    assert figures["cosine"] > 0.9999 and all(figures[way] > 0 for way in ("script", "batched", "batched bf16"))
+
+
+def test_retrieval_times_the_same_neighbours(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("retrieval").main(pictures=600, queries=40, width=32, rounds=1)
+    figures = figures_of(capsys)
+    assert figures["hnsw_recall"] > 0.9 and figures["hnsw_speedup"] > 0
+    assert set(figures["seconds"]) == {"bare", "bare, as many more", "strangers", "half known"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from raymed.data.image import ImageSettings
 from raymed.data.prepared import Prepared
 from raymed.data.sources import SourceSettings
 from raymed.errors import UserError
+from raymed.evaluation.retrieval import judge
 from raymed.models.backbones import make_backbone
 from raymed.models.features import FeatureExtractor, FeatureSettings
 from raymed.models.vision_tower import VisionTower
@@ -23,6 +25,7 @@ from raymed.retrieval import extract as extract_module
 from raymed.retrieval import parts as parts_module
 from raymed.retrieval.extract import Work, extract
 from raymed.retrieval.features import MANIFEST, Features, write_npz
+from raymed.retrieval.gallery import Gallery, RetrievalSettings
 from raymed.retrieval.parts import Part, prepared_parts, source_listing, source_parts
 from raymed.retrieval.pictures import Pictures
 from raymed.retrieval.query import query
@@ -194,3 +197,19 @@ def test_two_workers_write_what_one_writes(
     one, two = (Features.open(str(tmp_path / name)) for name in "12")
     assert (one.ids == two.ids).all()
     np.testing.assert_allclose(one.vectors[2], two.vectors[2], atol=1e-5)
+
+
+@pytest.mark.real
+@pytest.mark.skipif("RAYMED_REAL_DATA" not in os.environ, reason="RAYMED_REAL_DATA names no folder of real images")
+def test_real_slices_find_their_own_patient_unless_that_is_excluded(work: Work, tmp_path: Path) -> None:
+    """Three patients of three diagnoses: neighbours that are right are slices of the same patient, which prove nothing."""
+    table = Path(os.environ["RAYMED_REAL_DATA"]) / "lung_ct" / "labels.csv"
+    parts = source_parts(source_listing(table, SourceSettings()), "source", work.image)[0]
+    extract(work, parts, {"kind": "csv", "root": str(table.parent)}, str(tmp_path))
+    slices = Features.open(str(tmp_path))
+    tops = {}
+    for exclude in ("picture", "patient"):
+        gallery = Gallery(slices, 2, RetrievalSettings(exclude=exclude))  # type: ignore[arg-type]
+        tops[exclude] = judge(gallery, slices, gallery.search(slices, 3), [1], bootstrap=10)
+    assert tops["picture"].top[1].value > 0.9 and tops["picture"].hopeless == 0
+    assert tops["patient"].top[1].value == 0 and tops["patient"].hopeless == len(slices) == 77

