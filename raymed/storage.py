@@ -49,7 +49,8 @@ class Folder:
 
     def child(self, name: str) -> Folder:
         """The folder `name` inside this one."""
-        return Folder(self.filesystem, self._inside(name), f"{self.uri}/{name}")
+        base, mark, query = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
+        return Folder(self.filesystem, self._inside(name), f"{base}/{name}{mark}{query}")
 
     def exists(self, name: str = "") -> bool:
         path = self._inside(name) if name else self.path

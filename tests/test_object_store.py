@@ -1,0 +1,99 @@
+"""Checkpoints and the search's record in an object store: a local server that speaks S3."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from pyarrow import fs
+
+from raymed.errors import UserError
+from raymed.storage import Folder
+from raymed.training.checkpoint import Progress, fetch_newest, newest_step, publish
+from raymed.tuning.journal import Journal
+
+pytestmark = pytest.mark.slow  # the server takes its time to start
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of an empty bucket, opened as a person would: by the AWS environment variables."""
+    address = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", address.rsplit(":", 1)[1]]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AWS_ENDPOINT_URL", address)
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    patch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    try:
+        wait_for(address, server)
+        fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True).create_dir("bucket")
+        yield "s3://bucket"
+    finally:
+        server.kill()
+        server.wait()
+        patch.undo()
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    while True:
+        assert server.poll() is None and time.monotonic() < end, "the server did not start"
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+
+
+def test_files_are_written_listed_read_and_removed(bucket):
+    folder = Folder.at(f"{bucket}/runs").child("night")
+    assert folder.names() == []
+    assert not folder.exists("a/b.json")
+    folder.write("a/b.json", b"one")
+    folder.write("a/b.json", b"two")
+    assert folder.read("a/b.json") == b"two"
+    assert Folder.at(folder.uri).child("a").names() == ["b.json"]
+    folder.delete("a")
+    assert not folder.exists("a/b.json")
+
+
+def test_a_bucket_that_does_not_exist_is_an_error_that_names_it(bucket):
+    with pytest.raises(UserError, match="s3://nowhere/runs/a"):
+        Folder.at("s3://nowhere/runs").write("a", b"")
+
+
+def test_the_newest_whole_checkpoint_comes_back(bucket, tmp_path, caplog):
+    run = Folder.at(f"{bucket}/runs/trial-0000")
+    for step in (3, 12):
+        (tmp_path / str(step)).mkdir()
+        Progress(global_step=step).write(tmp_path / str(step))
+        publish(tmp_path / str(step), run, step)
+    assert newest_step(run) == 12
+    newest = next(name for name in run.names() if "0012" in name)
+    run.write(f"{newest}/progress.json", b"{}")
+    found = fetch_newest(run, tmp_path / "local")
+    assert found is not None
+    assert Progress.read(found).global_step == 3
+    assert newest in caplog.text
+
+
+def test_a_fresh_head_finds_the_record_of_the_search_in_the_storage(bucket, tmp_path):
+    folder = Folder.at(f"{bucket}/runs/night")
+    journal = Journal(tmp_path / "old-head" / "study.journal", folder)
+    for number in range(5):
+        journal.append_logs([{"number": number}])
+    fresh = Journal(tmp_path / "fresh-head" / "study.journal", folder)
+    assert [entry["number"] for entry in fresh.read_logs(0)] == list(range(5))
