@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup tune test cluster-test check ui
+.PHONY: setup tune test chaos cluster-test check ui
 
 setup: $(VENV)/.ready  ## create the environment
 
@@ -19,6 +19,9 @@ tune: setup  ## the main job on embedded phantom patients, from data to report
 
 test: setup  ## the whole test suite
 	$(RUN) -m pytest
+
+chaos: setup  ## break things on purpose, many times, and print a table of what was survived; hours
+	$(RUN) tests/chaos/run.py
 
 cluster-test: setup  ## as root: a cluster of hosts on this machine, whose power is cut; needs iproute2 openssh-server rsync
 	RAYMED_LAB=1 $(RUN) -m pytest tests/cluster

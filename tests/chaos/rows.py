@@ -1,0 +1,366 @@
+"""What can go wrong, done on purpose: each row of the table that `make chaos` prints.
+
+A row is a function of (tries, seed, folder) that returns what was seen, and raises where that is not what must be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+import signals
+from conftest import write_prepared
+from ray import cloudpickle
+from test_state import SETTINGS, train
+
+from raymed.data.leak import guard
+from raymed.data.prepared import Prepared
+from raymed.data.record import INDEX
+from raymed.errors import RunError, UserError
+from raymed.outbox import Outbox
+from raymed.recipes.lung import LungRecipe
+from raymed.storage import Folder
+from raymed.tracking import Tracker
+from raymed.training.checkpoint import Progress, fetch_newest, publish, verify
+from raymed.training.engine import TrainSettings
+from raymed.training.loop import FitSpec
+from raymed.tuning.journal import Journal
+
+Row = Callable[[int, int, Path], str]
+
+
+def worker_kills(tries: int, seed: int, folder: Path) -> str:
+    """SIGKILL of one of two workers at a random micro-batch, ZeRO 1, 2 and 3 in turn."""
+    draw, lost = random.Random(seed), 0
+    prepared = write_prepared(folder / "data")
+    whole = {stage: _history(prepared, _spec(prepared, folder, f"whole-{stage}", stage)) for stage in (1, 2, 3)}
+    for attempt in range(tries):
+        stage, at = attempt % 3 + 1, draw.randrange(2, 18)
+        spec = _spec(prepared, folder, f"killed-{attempt}", stage)
+        found = _history(prepared, _signalled(spec, folder / f"count-{attempt}", at, signal.SIGKILL))
+        lost += found != whole[stage]
+    assert not lost, f"{lost} of {tries} runs computed other losses"
+    return f"{tries} of {tries} finished, losses bit-equal to the uninterrupted run's"
+
+
+def sigterm(tries: int, seed: int, folder: Path) -> str:
+    """SIGTERM to a worker at a random micro-batch; the checkpoint must be there within 30 s."""
+    draw, slowest = random.Random(seed), 0.0
+    prepared = write_prepared(folder / "data")
+    for attempt in range(tries):
+        count = folder / f"count-{attempt}"
+        spec = dataclasses.replace(_spec(prepared, folder, f"told-{attempt}", 1), workers=1)
+        spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, checkpoint_steps=0))
+        _history(prepared, _signalled(spec, count, draw.randrange(6, 14), signal.SIGTERM))
+        sent = count.with_suffix(".sent").stat().st_mtime
+        saved = [path.stat().st_mtime for path in Path(spec.folder.path).glob("step-*/sealed-000.json")]
+        slowest = max(slowest, min((at - sent for at in saved if at >= sent), default=float("inf")))
+    assert slowest < 30, f"the slowest checkpoint came after {slowest:.1f} s"
+    return f"{tries} of {tries} saved in time, the slowest after {slowest:.1f} s"
+
+
+def driver_kills(tries: int, seed: int, folder: Path) -> str:
+    """`kill -9` of a search's process group at random moments, its Ray state damaged, and the same command again."""
+    draw = random.Random(seed)
+    write_prepared(folder / "data")
+    started = time.monotonic()
+    assert _search(folder, "whole").wait() == 0
+    seconds = time.monotonic() - started
+    for _ in range(tries):
+        process = _search(folder, "killed")
+        try:
+            process.wait(draw.uniform(0.2, 0.7) * seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for state in (folder / "killed").glob("tune-*/*.pkl"):
+            state.write_bytes(b"")
+    assert _search(folder, "killed").wait() == 0
+    found, whole = (_read_search(folder, name) for name in ("killed", "whole"))
+    assert found == whole, f"killed: {found}\nuninterrupted: {whole}"
+    return f"{tries} kills: the same {len(whole)} trials, settings and stops; duplicate runs 0, repeated steps 0"
+
+
+def torn_writes(tries: int, seed: int, folder: Path) -> str:
+    """A kill during the write of a checkpoint, at `tries` places of it."""
+    whole = _checkpoint(folder / "whole")
+    names = sorted(whole.rglob("*"), key=lambda path: path.name.startswith("sealed"))
+    contents = [(path.relative_to(whole), path.read_bytes()) for path in names if path.is_file()]
+    total = sum(len(content) for _, content in contents)
+    for place in range(tries):
+        torn, left = folder / f"torn-{place}", total * place // tries
+        for name, content in contents:
+            (torn / name).parent.mkdir(parents=True, exist_ok=True)
+            if left > 0:
+                (torn / name).write_bytes(content[:left])
+            left -= len(content)
+        with pytest.raises((RunError, ValueError, KeyError)):
+            verify(torn)
+    return f"torn checkpoints loaded: 0 of {tries}"
+
+
+def damaged_files(tries: int, seed: int, folder: Path) -> str:
+    """The newest checkpoint's files and the search's record, each cut short, emptied or removed."""
+    draw, files = random.Random(seed), 0
+    run = folder / "run"
+    _checkpoint(run, 3)
+    newest = _checkpoint(run, 7)
+    for path in [path for path in newest.rglob("*") if path.is_file()]:
+        for harm in ("cut", "emptied", "removed"):
+            kept = _harm(path, harm, draw)
+            found = fetch_newest(Folder.at(run), folder / "local")
+            assert found is not None and Progress.read(found).global_step == 3, f"{path.name} {harm}"
+            path.write_bytes(kept)
+            shutil.rmtree(folder / "local")
+            files += 1
+    entries = [{"number": number} for number in range(20)]
+    journal = folder / "study.journal"
+    for _ in range(tries):
+        shutil.rmtree(folder / "copy", ignore_errors=True)
+        journal.unlink(missing_ok=True)
+        opened = Journal(journal, Folder.at(folder / "copy"))
+        for entry in entries:
+            opened.append_logs([entry])
+        _harm(journal, draw.choice(("cut", "emptied", "removed")), draw)
+        assert list(Journal(journal, Folder.at(folder / "copy")).read_logs(0)) == entries
+        files += 1
+    return f"{files} damaged files: the one before, or the copy, was used each time"
+
+
+def other_workers(tries: int, seed: int, folder: Path) -> str:
+    """2 -> 1 -> 2 workers, ZeRO 1, 2 and 3 in turn: difference of the next steps' losses."""
+    worst = 0.0
+    for attempt in range(tries):
+        at = folder / str(attempt)
+        at.mkdir()
+        settings = dataclasses.replace(SETTINGS, zero_stage=attempt % 3 + 1, ema=0.0)
+        whole = train(2, settings, None, {3: at / "start", 9: at / "end"})
+        found = train(1, settings, at / "start", {6: at / "one"}, 3) + train(2, settings, at / "one", {9: at / "two"}, 6)
+        worst = max(worst, *(abs(a - b) for a, b in zip(found, whole[3:], strict=True)))
+    assert worst <= 1e-6, f"{worst:.1e}"
+    return f"largest difference {worst:.1e}"
+
+
+def tracking_away(tries: int, seed: int, folder: Path) -> str:
+    """The MLflow server is down for `tries` seconds while 100 epochs are reported."""
+    port, uri = _free_port(), f"sqlite:///{folder}/mlflow.db"
+    with _server(uri, port) as address:
+        tracker = Tracker.open(address, "chaos")
+        run = tracker.run("run", "run")
+    deliver = lambda entry: tracker.log_epoch(run, entry["epoch"], {"val_loss": 0.5})  # noqa: E731
+    outbox, longest = Outbox(folder / "outbox.jsonl", "MLflow", deliver), 0.0
+    for epoch in range(1, 101):
+        started = time.monotonic()
+        outbox.put({"epoch": epoch})
+        longest = max(longest, time.monotonic() - started)
+        time.sleep(tries / 100)
+    with _server(uri, port):
+        outbox.close()
+    steps = [each.step for each in Tracker.open(uri, "chaos").client.get_metric_history(run, "val_loss")]
+    assert steps == list(range(1, 101)), steps
+    assert longest < 1, f"a report waited {longest:.1f} s"
+    return f"longest wait of a report {longest:.3f} s; 100 of 100 epochs, each once"
+
+
+def many_writers(tries: int, seed: int, folder: Path) -> str:
+    """`tries` trials from 8 processes at once into one SQLite database, 10 epochs each."""
+    uri = f"sqlite:///{folder}/mlflow.db"
+    tracker = Tracker.open(uri, "chaos")
+    with multiprocessing.get_context("spawn").Pool(8) as pool:
+        pool.starmap(_write_trial, [(uri, number) for number in range(tries)])
+    for number in range(tries):
+        run = str(tracker.find(f"night/trial-{number}"))
+        assert [each.step for each in tracker.client.get_metric_history(run, "val_loss")] == list(range(10))
+    assert len(tracker.client.search_runs([tracker.experiment_id])) == tries
+    return f"{tries} trials, {10 * tries} of {10 * tries} epochs; 'database is locked' 0"
+
+
+def leaks(tries: int, seed: int, folder: Path) -> str:
+    """A shared patient, a renamed study and the same pixels in two splits, among 10,000 rows, `tries` times each."""
+    draw, found, slowest = random.Random(seed), 0, 0.0
+    clean = _index_of(10_000)
+    guard(pa.Table.from_pylist(clean, schema=INDEX))
+    for _ in range(tries):
+        for key in ("patient", "study", "digest"):
+            rows = [dict(row) for row in clean]
+            train_row, test_row = (
+                draw.choice([row for row in rows if row["split"] == split]) for split in ("train", "test")
+            )
+            test_row[key] = train_row[key]
+            table, started = pa.Table.from_pylist(rows, schema=INDEX), time.monotonic()
+            with pytest.raises(UserError, match=str(train_row["patient"])):
+                guard(table)
+            found, slowest = found + 1, max(slowest, time.monotonic() - started)
+    assert slowest < 10
+    return f"{found} of {3 * tries} found, false alarms 0, {slowest:.2f} s at most"
+
+
+ROWS: dict[str, tuple[Row, int, int]] = {
+    "worker_kills": (worker_kills, 30, 0),
+    "driver_kills": (driver_kills, 5, 0),
+    "sigterm": (sigterm, 20, 0),
+    "torn_writes": (torn_writes, 50, 12),
+    "damaged_files": (damaged_files, 50, 5),
+    "other_workers": (other_workers, 3, 0),
+    "tracking_away": (tracking_away, 60, 2),
+    "many_writers": (many_writers, 50, 3),
+    "leaks": (leaks, 5, 1),
+}
+"""The rows, each with its tries in `make chaos` and in CI; 0 where CI has a test of its own for it."""
+
+
+def _spec(prepared: Prepared, folder: Path, name: str, stage: int) -> FitSpec:
+    """Two workers, two epochs of 18 micro-batches in 5 steps, a checkpoint after each."""
+    settings = TrainSettings(epochs=2, global_batch=16, micro_batch=5, lr=3e-3, zero_stage=stage, checkpoint_steps=1)  # type: ignore[arg-type]
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    return FitSpec(name, str(folder / "runs"), prepared.folder.uri, recipe, settings, workers=2)
+
+
+def _signalled(spec: FitSpec, count: Path, at: int, number: int) -> FitSpec:
+    recipe = signals.Signalling(**vars(spec.recipe), at=at, count=str(count), signal=number)
+    return dataclasses.replace(spec, recipe=recipe)
+
+
+def _history(prepared: Prepared, spec: FitSpec) -> list[dict[str, float]]:
+    """The losses of each epoch of a run, which is trained to its end."""
+    from raymed.cluster import connect
+    from raymed.data.stream import stage
+    from raymed.training.fit import fit, resources
+
+    connect()
+    cloudpickle.register_pickle_by_value(signals)  # workers cannot import tests
+    fit(spec, stage(prepared, spec.all_rows(prepared)), resources(spec.workers, 1))
+    newest = max(Path(spec.folder.path).glob("step-*"), key=lambda path: path.name[:13])
+    return [{key: epoch[key] for key in ("val_loss", "train_loss")} for epoch in Progress.read(newest).history]
+
+
+SEARCH = """
+import sys
+from pathlib import Path
+from raymed.cluster import connect
+from raymed.data.prepared import Prepared
+from raymed.recipes.lung import LungRecipe
+from raymed.training.engine import TrainSettings
+from raymed.training.loop import FitSpec
+from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.space import Dimension
+from raymed.tuning.study import Budget, Halving
+
+folder, name = sys.argv[1:]
+connect()
+prepared = Prepared.open(f"{folder}/data")
+recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+train = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=3e-3, checkpoint_steps=3)
+template = FitSpec(name, folder, prepared.folder.uri, recipe, train, seed=1)
+search = SearchSettings(space={"train.lr": Dimension(1e-5, 1e-2, log=True)}, halving=Halving(1, 3), concurrent=1)
+Night(template, search, Budget(trials=4), f"sqlite:///{folder}/{name}.db").run()
+"""
+
+
+def _search(folder: Path, name: str) -> subprocess.Popen[bytes]:
+    log = (folder / f"{name}.log").open("ab")
+    command = [sys.executable, "-c", SEARCH, str(folder), name]
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def _read_search(folder: Path, name: str) -> list[tuple[object, ...]]:
+    """Settings, end, epochs and MLflow steps of each trial, of a search that has ended."""
+    from raymed.tuning.space import Dimension
+    from raymed.tuning.study import Halving, Study
+
+    journal = Journal(folder / name / "study.journal", Folder.at(folder / name))
+    study = Study(journal, name, {"train.lr": Dimension(1e-5, 1e-2, log=True)}, [], Halving(1, 3), 1)
+    tracker = Tracker.open(f"sqlite:///{folder}/{name}.db", "raymed-lung")
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    assert len(runs) == len(study.trials) + 1, "one run for each trial, and their parent"
+    found: list[tuple[object, ...]] = []
+    for trial in study.trials:
+        run = str(tracker.find(f"{name}/trial-{trial.number:04d}"))
+        steps = [each.step for each in tracker.client.get_metric_history(run, "val_loss")]
+        assert steps == sorted(trial.intermediate_values), "each epoch once"
+        found.append((trial.params, trial.state.name, trial.intermediate_values))
+    return found
+
+
+def _checkpoint(run: Path, step: int = 5) -> Path:
+    """A small whole checkpoint of a run."""
+    part = run.parent / f"part-{step}"
+    (part / "state").mkdir(parents=True)
+    (part / "state" / "shard.pt").write_bytes(np.random.default_rng(step).bytes(5_000))
+    Progress(epoch=1, step=step, global_step=step).write(part)
+    publish(part, Folder.at(run), step)
+    return max(run.glob("step-*"))
+
+
+def _harm(path: Path, harm: str, draw: random.Random) -> bytes:
+    """Damage a file; returns what it held."""
+    content = path.read_bytes()
+    if harm == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(content[: draw.randrange(len(content)) if harm == "cut" else 0])
+    return content
+
+
+def _write_trial(uri: str, number: int) -> None:
+    tracker = Tracker.open(uri, "chaos")
+    run = tracker.run(f"night/trial-{number}", f"trial {number}")
+    for epoch in range(10):
+        tracker.log_epoch(run, epoch, {"val_loss": 1 / (epoch + 1)})
+    tracker.finish(run, "FINISHED")
+
+
+def _index_of(count: int) -> list[dict[str, object]]:
+    """Index rows of patients with ten slices each, in train, val and test in turn."""
+    empty = dict.fromkeys(INDEX.names)
+    rows = []
+    for number in range(count):
+        patient, split = f"p{number // 10:05d}", ("train", "val", "test")[number // 10 % 3]
+        named = {"id": f"r{number}", "patient": patient, "study": f"s{number // 10:05d}", "group": patient, "label": 0}
+        rows.append(empty | named | {"digest": number.to_bytes(16, "big"), "hash": bytes(32), "split": split})
+    return rows
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _server(uri: str, port: int) -> Iterator[str]:
+    """A real MLflow server, killed at the end."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 300
+    try:
+        while True:
+            assert server.poll() is None and time.monotonic() < end, "the server did not start"
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
