@@ -13,6 +13,7 @@ from raymed.retrieval.index import Index, IndexSettings
 from raymed.retrieval.projection import Projection, ProjectionSettings, unit
 
 NONE = -1  # the row of a neighbour that there is not
+FEW = 32  # pictures of one patient in the gallery
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,14 @@ class Gallery:
         distances = np.full((len(vectors), k), np.inf, dtype=np.float32)
         excluding = self.settings.exclude != "none"
         more = np.where((owners == NONE) | (not excluding), 0, self._owned[owners])
-        groups = np.ceil(np.log2(1 + more)).astype(np.int64)  # those with about as many search together
+        # those with about as many search together, and all with few: a few more cost less than a search of their own
+        groups = np.ceil(np.log2(np.maximum(more, FEW) / FEW)).astype(np.int64)
         for group in np.unique(groups):
             asked = np.flatnonzero(groups == group)
             wanted = min(k + int(more[asked].max()), len(self.features))
             everything = len(asked) == len(vectors)
             found, far = self.index.search(vectors if everything else vectors[asked], wanted)
-            if group:
+            if more[asked].any():
                 own = (self._owner[found] == owners[asked, None]) | (found == NONE)
                 order = np.argsort(own, axis=1, kind="stable")[:, :k]
                 own = np.take_along_axis(own, order, axis=1)
