@@ -19,6 +19,7 @@ from typing import Literal
 from raymed.data.image import ImageSettings
 from raymed.data.prepared import MANIFEST, Prepared
 from raymed.data.sources import Refusal, SourceSettings
+from raymed.errors import UserError
 from raymed.job import Alias, JobOptions, Outcome, run
 from raymed.models.features import FeatureSettings
 from raymed.models.vision_tower import VisionTower
@@ -94,6 +95,8 @@ def main(options: ExtractFeatures) -> Outcome:
     parts, image, data, refused = options.pictures(tower)
     count = sum(len(part.rows) for part in parts)
     log.info("找到 %d 张图像 (pictures), %d parts", count, len(parts))
+    if not count:
+        raise UserError(f"there is no picture in {options.input} (--split {options.split}) to compute features of")
     work = Work(tower.resized(image.size), options.features, image)
     out = options.out.removesuffix(".npz")
     layers = options.features.layers(tower.layers)

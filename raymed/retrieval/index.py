@@ -80,11 +80,9 @@ class Index:
             index = faiss.index_factory(width, f"IVF{cells},PQ{settings.code}", metric)
             index.nprobe = settings.probes
         self.path = f"faiss {settings.kind} on {gpus} GPUs" if gpus else f"faiss {settings.kind} on the CPU"
-        if gpus:
-            index = faiss.index_cpu_to_all_gpus(index)
         index.train(vectors)
         index.add(vectors)
-        self._index = index
+        self._index = faiss.index_cpu_to_all_gpus(index) if gpus else index
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest rows, int64 [queries, k], -1 where there are no more; and their distances, float32, ascending.
