@@ -38,9 +38,9 @@ def main(options: TrainClip) -> Outcome:
         start_from(Path(options.resume_from).expanduser(), outputs[RUN].spec)
     for each in configurations:
         each.start(output)
-    writer = OutputWriter(outputs)
-    trials = night.last_trials(night.run(writer.watch))
-    writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})
+    with OutputWriter(outputs) as writer:
+        trials = night.last_trials(night.run(writer.watch))
+        writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})
     return summarise(configurations, outputs, trials, night, output, wrong)
 
 

@@ -105,9 +105,14 @@ def start_from(path: Path, spec: FitSpec) -> None:
     content = read(path)
     _require_same(path, content, spec)
     values = content["progress"]
-    progress = Progress(**values | {"best": Best(**values["best"]), "sums": {}, "step": 0})
+    progress = Progress(**values | {"best": Best(**values["best"]), "model": ""})  # its best model lies elsewhere
+    progress.history[-1]["finished"] = 0.0
     if progress.epoch >= spec.train.epochs:
         raise UserError(f"{path} has been trained for {progress.epoch} epochs already: give more --epochs")
+    if 0 < spec.train.patience <= progress.best.waited:
+        raise UserError(
+            f"{path} has waited {progress.best.waited} epochs for an improvement: give more --early-stopping-patience"
+        )
     steps = len(spec.plan(Prepared.open(spec.data), 0).batches)
     progress.global_step = progress.epoch * steps
     if newest_step(spec.folder) >= progress.global_step:

@@ -29,6 +29,7 @@ from raymed.training.state import read_state
 log = logging.getLogger("raymed")
 
 CONFIG, HISTORY, FIGURE = "config.json", "history.json", "training_history.png"
+PATIENCE = 60.0  # seconds, for files that are being written when a night is interrupted
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 
 
@@ -116,6 +117,15 @@ class OutputWriter:
         self._process: Any = ray.remote(_Writer).options(num_cpus=0, scheduling_strategy=here).remote()
         self._waiting: list[ray.ObjectRef] = []
 
+    def __enter__(self) -> OutputWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was under way is written, also when the night was interrupted."""
+        if self._waiting:
+            ray.wait(self._waiting, num_returns=len(self._waiting), timeout=PATIENCE)
+        ray.kill(self._process)
+
     def watch(self, spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
         """For `Night.run`."""
         if happened == "epoch" and result.get("checkpoint_path"):
@@ -125,7 +135,7 @@ class OutputWriter:
         """Write what is still to be written.
 
         Args:
-            best: address of the best checkpoint of each run that has ended well.
+            best: address of the best checkpoint of each run, where it has one.
 
         Raises:
             UserError: an output folder cannot be written to.
@@ -135,8 +145,6 @@ class OutputWriter:
             ray.get(self._waiting)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        finally:
-            ray.kill(self._process)
 
 
 class _Writer:

@@ -87,7 +87,7 @@ def trained(group, spec, prepared, tmp_path_factory):
     engine.save(folder)
     epochs = [
         {"epoch": 1, "train_loss": 1.4, "train_accuracy": 0.25, "val_loss": 1.3, "val_acc": 50.0},
-        {"epoch": 2, "train_loss": 1.2, "train_accuracy": 0.5, "val_loss": 1.35, "val_acc": 75.0},
+        {"epoch": 2, "train_loss": 1.2, "train_accuracy": 0.5, "val_loss": 1.35, "val_acc": 75.0, "finished": 1.0},
     ]
     steps = 2 * len(spec.plan(prepared, 0).batches)
     Progress(epoch=2, global_step=steps, best=Best(2, 75.0, 75.0, 0), history=epochs).write(folder)
@@ -156,6 +156,7 @@ def test_training_goes_on_from_the_file_as_if_it_had_not_stopped(output, trained
     newest = fetch_newest(again.folder, tmp_path / "local")
     progress = Progress.read(newest)
     assert (progress.epoch, progress.best, len(progress.history)) == (2, Best(2, 75.0, 75.0, 0), 2)
+    assert progress.history[-1]["finished"] == 0, "the search would end the run at its first report"
     engine = new_engine(again, prepared)
     engine.load(newest)
     assert train_epoch(engine, again, prepared, 2) == pytest.approx(trained[2], rel=1e-6)
@@ -195,10 +196,16 @@ def test_a_file_of_other_classes_or_towers_is_refused_with_both_named(output, sp
 
 
 @pytest.mark.slow
-def test_a_run_that_has_all_its_epochs_is_told_so(output, spec):
+def test_a_file_that_leaves_nothing_to_train_is_an_error(output, spec, tmp_path):
+    done = dataclasses.replace(spec, train=dataclasses.replace(TRAIN, epochs=2))
     with pytest.raises(UserError, match="2 epochs already"):
-        done = dataclasses.replace(spec, train=dataclasses.replace(TRAIN, epochs=2))
         checkpoint.start_from(output.folder / LATEST, done)
+    content = checkpoint.read(output.folder / LATEST)
+    content["progress"]["best"]["waited"] = 5
+    checkpoint.write(tmp_path / "waited.pth", content)
+    patient = dataclasses.replace(spec, train=dataclasses.replace(TRAIN, patience=5))
+    with pytest.raises(UserError, match="waited 5 epochs"):
+        checkpoint.start_from(tmp_path / "waited.pth", patient)
 
 
 class Attack:
