@@ -165,9 +165,7 @@ def ours(night: Night, mark: float, records: Records) -> tuple[float, int, int]:
         for result in trained(night.trial(number, params), records):
             if result["val_loss"] < lowest:
                 lowest, best_epoch = result["val_loss"], int(result["epoch"])
-            stop = study.report(
-                number, int(result["epoch"]), result | {"best_val_loss": lowest, "best_epoch": best_epoch}, None
-            )
+            stop = study.report(number, int(result["epoch"]), result | {"best_val_loss": lowest, "best_epoch": best_epoch})
             if lowest < best:
                 best, best_trial = lowest, number
             if best <= mark:
