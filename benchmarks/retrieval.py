@@ -5,7 +5,7 @@
 
 The vectors are drawn around centres in a space of few dimensions and turned into the features' width, with noise: like
 features of pictures, and unlike evenly scattered vectors, they have near and far neighbours. Ways take turns, and the
-fastest round of each counts, so that other work on the machine weighs less.
+fastest round of each counts, so that other work on the machine weighs less; the overhead over bare faiss is one of CPU time.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ def main(pictures: int = 100_000, queries: int = 1000, width: int = 1024, rounds
         "strangers": lambda: flat.search(strangers, K),
         "half known": lambda: flat.search(known, K),
     }
-    seconds = alternate(ways, rounds)
+    seconds = alternate(ways, rounds, time.process_time)
     truth = flat.search(strangers, K).rows
 
     started = time.perf_counter()
     graph = Index(gallery_vectors, IndexSettings("hnsw", effort=effort))
     building = time.perf_counter() - started
-    graph_seconds = alternate({"flat": lambda: flat.index.search(asked, K), "hnsw": lambda: graph.search(asked, K)}, rounds)
+    searches = {"flat": lambda: flat.index.search(asked, K), "hnsw": lambda: graph.search(asked, K)}
+    graph_seconds = alternate(searches, rounds, time.perf_counter)
     found, _ = graph.search(asked, K)
     recall = statistics.fmean(len(set(a) & set(b)) / K for a, b in zip(truth.tolist(), found.tolist(), strict=True))
     figures = {
@@ -70,7 +71,8 @@ def main(pictures: int = 100_000, queries: int = 1000, width: int = 1024, rounds
         "hnsw_speedup": graph_seconds["flat"] / graph_seconds["hnsw"],
         "hnsw_building": building,
     }
-    lines = [f"{name:20} {1000 * value / queries:8.3f} ms a query" for name, value in (seconds | graph_seconds).items()]
+    lines = [f"{name:20} {1000 * value / queries:8.3f} ms of CPU a query" for name, value in seconds.items()]
+    lines += [f"{name:20} {1000 * value / queries:8.3f} ms a query" for name, value in graph_seconds.items()]
     lines += [
         f"overhead over bare faiss: {figures['overhead']:.1%}; with half of the queries' patients in the gallery, whose own "
         f"pictures are left out: {figures['overhead_half_known']:.1%}",
@@ -96,14 +98,14 @@ def described(vectors: np.ndarray, patients: np.ndarray) -> Features:
     return Features("drawn", None, ids, names, nothing, nothing, nothing, np.full(rows, -1), {-1: vectors})
 
 
-def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def alternate(ways: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Seconds of the fastest round of each way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = clock()
             way()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return {name: min(each) for name, each in seconds.items()}
 
 
