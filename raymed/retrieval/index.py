@@ -82,7 +82,7 @@ class Index:
         self.path = f"faiss {settings.kind} on {gpus} GPUs" if gpus else f"faiss {settings.kind} on the CPU"
         index.train(vectors)
         index.add(vectors)
-        self._index = faiss.index_cpu_to_all_gpus(index) if gpus else index
+        self._index: Any = faiss.index_cpu_to_all_gpus(index) if gpus else index
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest rows, int64 [queries, k], -1 where there are no more; and their distances, float32, ascending.
