@@ -87,7 +87,7 @@ def summarise_runs(
         "runs": {name: trials[name].state.name for name in configuration.specs},
     }
     lines = [
-        f"{title}{name} failed: {trials[name].user_attrs.get(REASON, 'no epoch was completed')}"
+        f"{name} failed: {trials[name].user_attrs.get(REASON, 'no epoch was completed')}"
         for name in configuration.specs
         if name not in done
     ]
