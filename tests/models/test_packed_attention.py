@@ -1,0 +1,128 @@
+"""Samples in one packed sequence compute what each computes alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2Model
+
+from raymed.models.packed_attention import packing, use_packed
+
+LENGTHS = [5, 1, 12, 7]
+
+
+def _models() -> tuple[Qwen2Model, Qwen2Model]:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    ordinary = Qwen2Model._from_config(config, attn_implementation="eager")
+    packed = copy.deepcopy(ordinary)
+    use_packed(packed)
+    return ordinary, packed
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_samples_and_their_gradients_equal_samples_one_by_one(checkpointing: bool) -> None:
+    ordinary, packed = _models()
+    if checkpointing:
+        packed.train()
+        packed.gradient_checkpointing_enable({"use_reentrant": False})
+    embeddings = torch.randn(sum(LENGTHS), 32)
+    weights = torch.randn(sum(LENGTHS), 32)
+    # positions with gaps, as dropped tokens leave them
+    positions = [torch.sort(torch.randperm(40)[:length]).values for length in LENGTHS]
+
+    together = embeddings.clone().requires_grad_()
+    hidden = packed(
+        inputs_embeds=together[None],
+        position_ids=torch.cat(positions)[None],
+        use_cache=False,
+        **packing(packed, torch.tensor(LENGTHS)),
+    ).last_hidden_state[0]
+    (hidden * weights).sum().backward()
+
+    alone = embeddings.clone().requires_grad_()
+    parts = [  # without a mask, transformers would take a gap for the start of another sample
+        ordinary(
+            inputs_embeds=sample[None],
+            position_ids=places[None],
+            attention_mask=torch.ones(1, len(places)),
+            use_cache=False,
+        ).last_hidden_state[0]
+        for sample, places in zip(alone.split(LENGTHS), positions, strict=True)
+    ]
+    (torch.cat(parts) * weights).sum().backward()
+
+    torch.testing.assert_close(hidden, torch.cat(parts), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.grad, alone.grad, rtol=1e-4, atol=1e-5)
+    expected = dict(ordinary.named_parameters())
+    for name, parameter in packed.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_change_of_one_sample_changes_no_other() -> None:
+    _, packed = _models()
+    embeddings = torch.randn(sum(LENGTHS), 32)
+    changed = embeddings.clone()
+    changed[5] += 1  # the second sample
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    with torch.no_grad():
+        first, second = (
+            packed(
+                inputs_embeds=each[None], position_ids=positions, use_cache=False, **packing(packed, torch.tensor(LENGTHS))
+            ).last_hidden_state[0]
+            for each in (embeddings, changed)
+        )
+    differs = (first != second).any(dim=1)
+    assert differs.nonzero().flatten().tolist() == [5]
+
+
+def test_no_score_of_the_whole_sequence_squared_is_computed() -> None:
+    from torch.profiler import profile
+
+    _, packed = _models()
+    length = 96
+    embeddings = torch.randn(1, 2 * length, 32, requires_grad=True)
+    with profile(record_shapes=True) as profiler:
+        packed(
+            inputs_embeds=embeddings,
+            position_ids=torch.arange(length).repeat(2)[None],
+            use_cache=False,
+            **packing(packed, torch.tensor([length, length])),
+        ).last_hidden_state.sum().backward()
+    kernels = {event.name for event in profiler.events()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in kernels
+    shapes = [shape for event in profiler.events() for shape in event.input_shapes if len(shape) >= 2]
+    assert not any(shape[-2:] == [size, size] for shape in shapes for size in (length, 2 * length))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn needs a GPU")
+def test_flash_attention_agrees_with_the_packed_kernel() -> None:
+    pytest.importorskip("flash_attn")
+    _, packed = _models()
+    flash = copy.deepcopy(packed)
+    flash.set_attn_implementation("flash_attention_2")
+    embeddings = torch.randn(1, sum(LENGTHS), 32, device="cuda", dtype=torch.bfloat16)
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None].cuda()
+    with torch.no_grad():
+        first, second = (
+            each.cuda()
+            .bfloat16()(
+                inputs_embeds=embeddings,
+                position_ids=positions,
+                use_cache=False,
+                **packing(each, torch.tensor(LENGTHS, device="cuda")),
+            )
+            .last_hidden_state
+            for each in (packed, flash)
+        )
+    torch.testing.assert_close(first, second, rtol=2e-2, atol=2e-2)
