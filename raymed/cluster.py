@@ -19,6 +19,8 @@ log = logging.getLogger("raymed")
 # Asks for a place on the head, which every cluster has: what must outlive a lost worker machine stays there.
 HEAD = {"node:__internal_head__": 0.001}
 
+_OWN = "RAYMED_OWN_RAY"  # set in all processes of a Ray that `connect` started and that ends with its job
+
 
 def connect() -> None:
     """Join the cluster of ``RAY_ADDRESS`` (set inside a submitted job), or start Ray on this machine.
@@ -43,8 +45,14 @@ def connect() -> None:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         # A run has some ten small processes beside its workers; Ray warns of that many as if they were a mistake.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+        os.environ[_OWN] = "1"
         ray.init("local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)  # also beside a running head
     _require_token()
+
+
+def is_own() -> bool:
+    """Whether this process is of a Ray that its job started for itself, on one machine and without a dashboard."""
+    return _OWN in os.environ
 
 
 def _require_token() -> None:

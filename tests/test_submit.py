@@ -27,7 +27,7 @@ def free_port() -> int:
 def test_a_submitted_job_trains_on_the_cluster_and_prints_where_the_result_is(prepared: Prepared, tmp_path: Path) -> None:
     port = free_port()
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY")},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "a-token-for-this-test-only-0123456789abcdef",
@@ -52,7 +52,7 @@ def test_a_submitted_job_trains_on_the_cluster_and_prints_where_the_result_is(pr
             if done.returncode == 0 or time.time() > deadline or head.poll() is not None:
                 break
             time.sleep(3)  # the head is still starting
-        stranger = {name: value for name, value in environment.items() if not name.startswith("RAY_")} | {
+        stranger = {name: value for name, value in environment.items() if not name.startswith("RAY")} | {
             "HOME": str(tmp_path)
         }
         ask = [RAY, "job", "list", f"--address=http://127.0.0.1:{port}"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train import TrainingFailedError, UserCallback
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raymed.cluster import capacity
+from raymed.cluster import capacity, is_own
 from raymed.data.stream import Staged, Streamed
 from raymed.errors import UserError
 from raymed.storage import Folder
@@ -23,6 +28,7 @@ from raymed.training.preemption import NoteTermination
 
 log = logging.getLogger("raymed")
 
+POLL = "0.5"  # seconds between Ray Train's looks at its workers; the usual 2 are added to every epoch that a search judges
 RESTARTS = 2  # of a run whose worker died, without a new checkpoint in between: an error of the run itself only repeats
 
 
@@ -94,6 +100,18 @@ def fit(
             log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
 
 
+class _Trainer(TorchTrainer):
+    """Ray Train's, without the helper processes that have nothing to do in our runs.
+
+    Our workers read their data themselves, so there are no data sets to manage. The cleaner asks the dashboard's server
+    whether controllers live; where Ray has no dashboard it gets no answer, and every run would wait 12 s for its end.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        idle = (DatasetsCallback, PlacementGroupCleanerCallback) if is_own() else (DatasetsCallback,)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
+
+
 def _trainer(
     spec: FitSpec,
     source: Staged | Streamed,
@@ -101,12 +119,13 @@ def _trainer(
     verdicts: ActorHandle | None,
     callbacks: Sequence[UserCallback],
 ) -> TorchTrainer:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
     elastic = resources.min_workers < resources.workers
-    return TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config={"spec": spec, "source": source, "verdicts": verdicts},
         scaling_config=ScalingConfig(
-            num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,  # type: ignore[arg-type]
+            num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
             use_gpu=resources.gpu,
             resources_per_worker={"CPU": resources.cpus} | ({"GPU": 1} if resources.gpu else {}),
         ),

@@ -9,13 +9,14 @@ import pytest
 import torch
 from ray import cloudpickle
 from ray.train import UserCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from safetensors.torch import load_file
 
 from raymed.data.stream import Streamed, stage
 from raymed.recipes.lung import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
-from raymed.training.fit import fit, resources
+from raymed.training.fit import _trainer, fit, resources
 from raymed.training.loop import FitSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -98,3 +99,11 @@ def test_running_a_finished_run_again_trains_nothing_and_tells_its_result(prepar
     before = set(Path(storage, "alone").glob("step-*"))
     assert losses(run(prepared, spec_of(prepared, storage, "alone"))) == losses(alone)
     assert set(Path(storage, "alone").glob("step-*")) == before
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_cleaner_watches_on_a_cluster_and_holds_nobody_up_in_a_jobs_own_ray(prepared, storage, own, monkeypatch):
+    monkeypatch.setattr("raymed.training.fit.is_own", lambda: own)
+    trainer = _trainer(spec_of(prepared, storage, "never-run"), Streamed(prepared), resources(1, 1), None, [])
+    kinds = {type(callback) for callback in trainer._create_default_callbacks()}
+    assert (PlacementGroupCleanerCallback not in kinds) == own
