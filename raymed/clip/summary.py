@@ -61,7 +61,6 @@ def summarise(
                 run = str(tracker.find(night.trial_key(trials[name])))
                 tracker.figure(run, training_history(outputs[name].history()), FIGURE)
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
-    tracker.finish(parent, "FAILED" if failed else "FINISHED")
     lines += [f"not trained: {each}" for each in wrong]
     if wrong or failed:
         raise (UserError if wrong else RunError)("\n".join(["not everything could be trained", *lines]))

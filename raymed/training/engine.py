@@ -50,6 +50,8 @@ class TrainSettings:
         patience: Stop after this many epochs without an improvement of it (0 = never).
         min_delta: A smaller change of it is no improvement; in percentage points for val_acc.
         checkpoint_steps: Checkpoint within an epoch every so many steps (0 = only after each epoch).
+        stall_minutes: A step, or a checkpoint, that takes longer is taken for a hang: the workers are started again from the
+            last checkpoint, and a run that hangs again fails (0 = never).
     """
 
     epochs: int = 10
@@ -67,12 +69,13 @@ class TrainSettings:
     patience: int = 0
     min_delta: float = 0.0
     checkpoint_steps: int = 0
+    stall_minutes: float = 30.0
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.global_batch, self.micro_batch) < 1:
             raise UserError("train.epochs, train.global_batch and train.micro_batch must be at least 1")
-        if self.patience < 0 or self.min_delta < 0:
-            raise UserError("train.patience and train.min_delta must be at least 0")
+        if min(self.patience, self.min_delta, self.stall_minutes) < 0:
+            raise UserError("train.patience, train.min_delta and train.stall_minutes must be at least 0")
         if self.ema and self.zero_stage == 3:
             raise UserError("train.ema needs whole parameters on every worker: use train.zero_stage 1 or 2, or train.ema 0")
 

@@ -20,11 +20,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raymed.cluster import capacity, is_own
 from raymed.data.stream import Staged, Streamed
-from raymed.errors import UserError
+from raymed.errors import RunError, UserError
 from raymed.storage import Folder
 from raymed.training.checkpoint import drop_damaged_snapshot, newest_step
 from raymed.training.loop import RANK, FitSpec, train_worker
 from raymed.training.preemption import NoteTermination
+from raymed.training.stall import STALLED
 
 log = logging.getLogger("raymed")
 
@@ -88,14 +89,18 @@ def fit(
 
     Raises:
         ray.train.TrainingFailedError: its workers died again and again without getting on.
+        RunError: they hung again and again.
     """
     while True:
         before = newest_step(spec.folder)
         drop_damaged_snapshot(spec.folder)
+        spec.folder.delete(STALLED)
         try:
             return _trainer(spec, source, resources, verdicts, callbacks).fit().metrics or {}
-        except TrainingFailedError:
+        except TrainingFailedError as error:
             if newest_step(spec.folder) == before:
+                if spec.folder.exists(STALLED):
+                    raise RunError(spec.folder.read(STALLED).decode()) from error
                 raise
             log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
 

@@ -33,6 +33,7 @@ from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, TrainSettings, prepare_process
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
+from raymed.training.stall import StallGuard
 from raymed.training.verdict import wait_for_verdict
 
 RANK = "checkpoint_rank"  # by which Ray Train keeps checkpoints: the epoch if it is the best so far, else 0
@@ -137,6 +138,7 @@ class Run:
         self.progress = self._resume()
         self.saved_step = self.progress.global_step
         self.notices = Notices(verdicts)
+        self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
 
     def train(self) -> None:
         """Train to the end, or until the search, the job or the machine's owner says to stop.
@@ -151,9 +153,12 @@ class Run:
                 self._checkpoint_within_epoch()
             if leave.notice == Notice.MACHINE:
                 raise Preempted(f"told to leave after step {self.saved_step}") from None
+        finally:
+            self.stall.close()
 
     def _leave_if_told(self) -> None:
         """Raise `Leave` on all workers if any of them has been told to; between two steps, or two micro-batches judged."""
+        self.stall.step()
         notice = self.engine.greatest(self.notices.newest())
         if notice:
             raise Leave(Notice(notice))
@@ -186,6 +191,7 @@ class Run:
                 return
 
     def _told_to_stop(self) -> bool:
+        self.stall.step()
         if self.verdicts is None:
             return False
         told = [self.worker == 0 and wait_for_verdict(self.verdicts, self.spec.name, self.progress.epoch)]

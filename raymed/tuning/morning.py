@@ -68,7 +68,6 @@ def judge_night(night: Night, study: Study, refit: str = "none") -> Outcome:
     parent = str(tracker.find(night.name))
     tracker.text(parent, page, "report.html")
     tracker.metrics(parent, {"val_loss": best_value(best)})
-    tracker.finish(parent, "FINISHED")
     return _outcome(night, study, best, registered, ties)
 
 

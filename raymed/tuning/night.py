@@ -273,6 +273,13 @@ class Night:
         """Listed runs by name, as they ended last."""
         return {str(trial.params[VARIANT]): trial for trial in study.trials}
 
+    def has_succeeded(self, study: Study) -> bool:
+        """Whether every listed run, or the only one, was trained to its end; of a search, whether there is a best trial."""
+        if self.search.space:
+            return study.best is not None
+        last = self.last_trials(study).values() if self.variants else study.trials[-1:]
+        return all(trial.state == TrialState.COMPLETE for trial in last)
+
     def _line_up(self, study: Study) -> Budget:
         """Runs that failed are tried again from their last checkpoint, but for those of a search; the budget holds them."""
         if self.search.space:

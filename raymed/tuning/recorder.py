@@ -54,12 +54,13 @@ class Recorder:
         self._outbox.put({"happened": "interrupt"})
 
     def settle(self) -> None:
-        """Trials that Ray Tune lost sight of must not stay RUNNING in the study or in MLflow."""
+        """The search is over: nothing stays RUNNING in the study or in MLflow, nor what Ray Tune lost sight of."""
         reason = "Ray Tune ended without it"
         for trial in self._study.trials:
             if trial.state == TrialState.RUNNING:
                 self._study.tell(trial.number, TrialState.FAIL, reason)
                 self.observe(trial.number, "FAIL", {"reason": reason})
+        self._outbox.put({"happened": "end", "status": "FINISHED" if self._night.has_succeeded(self._study) else "FAILED"})
 
     def close(self) -> None:
         """Wait until MLflow has everything."""
@@ -70,6 +71,8 @@ class Recorder:
         happened = entry["happened"]
         if happened == "begin":
             self._tracker.reopen(self._parent)
+        elif happened == "end":
+            self._tracker.finish(self._parent, entry["status"])
         elif happened == "interrupt":
             reason = "interrupted; the same command goes on"
             for trial in self._study.trials:

@@ -6,6 +6,7 @@ A row is a function of (tries, seed, folder) that returns what was seen, and rai
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import random
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -30,9 +32,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import signals
 from conftest import write_prepared
 from ray import cloudpickle
+from search_rows import bad_trials, head_lost, small_trials, stopped_trials
 from test_state import SETTINGS, train
 
+from raymed.data.image import ImageSettings
 from raymed.data.leak import guard
+from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
 from raymed.data.record import INDEX
 from raymed.errors import RunError, UserError
@@ -162,7 +167,7 @@ def other_workers(tries: int, seed: int, folder: Path) -> str:
 
 def tracking_away(tries: int, seed: int, folder: Path) -> str:
     """The MLflow server is down for `tries` seconds while 100 epochs are reported."""
-    port, uri = _free_port(), f"sqlite:///{folder}/mlflow.db"
+    port, uri = free_port(), f"sqlite:///{folder}/mlflow.db"
     with _server(uri, port) as address:
         tracker = Tracker.open(address, "chaos")
         run = tracker.run("run", "run")
@@ -214,6 +219,35 @@ def leaks(tries: int, seed: int, folder: Path) -> str:
     return f"{found} of {3 * tries} found, false alarms 0, {slowest:.2f} s at most"
 
 
+def damaged_samples(tries: int, seed: int, folder: Path) -> str:
+    """0.1 %, 1 % and 5 % of `tries` files damaged: all of them, and no other, are in the quarantine; 20 % stop the job."""
+    draw, lines = np.random.default_rng(seed), []
+    files = []
+    for number in range(tries):
+        path = folder / "source" / ("normal", "viral")[number % 2] / f"p{number // 4:04d}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (32, 32), np.uint8)).save(path)
+        files.append(path)
+    settings = PrepareSettings(labels="source", max_quarantine="10%", image=ImageSettings(size=28))
+    whole = {path: path.read_bytes() for path in files}
+    for share in (0.001, 0.01, 0.05, 0.2):
+        damaged = [files[place] for place in draw.choice(tries, max(1, round(share * tries)), replace=False)]
+        for path in damaged:
+            _harm(path, draw.choice(["cut", "emptied"]), random.Random(seed))
+        if share == 0.2:
+            with pytest.raises(UserError, match=str(len(damaged))):
+                prepare(folder / "source", str(folder / f"prepared-{share}"), settings)
+        else:
+            prepare(folder / "source", str(folder / f"prepared-{share}"), settings)
+            quarantine = (folder / f"prepared-{share}" / "quarantine.jsonl").read_text().splitlines()
+            named = {Path(json.loads(line)["where"]).name for line in quarantine}
+            assert named == {path.name for path in damaged}, f"{share}: {named ^ {path.name for path in damaged}}"
+            lines.append(str(len(damaged)))
+        for path in damaged:
+            path.write_bytes(whole[path])
+    return f"quarantine = the {', '.join(lines)} damaged of {tries}; 20 % stopped it with their count"
+
+
 ROWS: dict[str, tuple[Row, int, int]] = {
     "worker_kills": (worker_kills, 30, 0),
     "driver_kills": (driver_kills, 5, 0),
@@ -224,6 +258,11 @@ ROWS: dict[str, tuple[Row, int, int]] = {
     "tracking_away": (tracking_away, 60, 0),
     "many_writers": (many_writers, 50, 0),
     "leaks": (leaks, 5, 1),
+    "damaged_samples": (damaged_samples, 1000, 100),
+    "bad_trials": (bad_trials, 1, 0),
+    "stopped_trials": (stopped_trials, 40, 0),
+    "head_lost": (head_lost, 1, 0),
+    "small_trials": (small_trials, 200, 0),
 }
 """The rows, each with its tries in `make chaos` and in CI; 0 where CI has a test of its own for it."""
 
@@ -340,7 +379,7 @@ def _index_of(count: int) -> list[dict[str, object]]:
     return rows
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -74,7 +74,8 @@ def test_stopped_trials_give_their_resources_back(searched):
 def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(night, searched):
     tracker = night.open_tracker()
     runs = tracker.client.search_runs([tracker.experiment_id])
-    parent = tracker.find(night.name)
+    parent = str(tracker.find(night.name))
+    assert tracker.describe(parent).status == "FINISHED"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
     assert len(children) == 5
     for trial in searched.trials:
