@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from transformers import (
 from raymed.errors import UserError
 from raymed.models import adapt
 from raymed.models.backbones import InputNorm
-from raymed.models.internvl_text import CONTEXT, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
+from raymed.models.internvl_text import CONTEXT, TURN_END, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
 from raymed.models.internvl_weights import WEIGHTS, load_internvl, read_config, side, untied
 from raymed.models.settings import ModelSettings
 
@@ -111,26 +111,28 @@ def attention_kernel(wanted: str) -> str:
     return "flash_attention_2" if flash else "sdpa"
 
 
-class InternVLClassifier(nn.Module):
-    """InternVL asked for one of the declared choices.
+class InternVL(nn.Module):
+    """InternVL with the tokenizer it was trained with, whatever it is trained for.
 
     Attributes:
         network: transformers' InternVL.
         tokenizer: the one it was trained with.
-        prompt: the question and its choices as token ids.
+        normalise: from uint8 pictures to what the network takes.
     """
 
     def __init__(
-        self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]
+        self,
+        network: InternVLForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        normalise: InputNorm | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
-        self.prompt = ChoicePrompt.of(tokenizer, codes)
-        self.normalise = InputNorm()
+        self.normalise = normalise or InputNorm()
         network.config.image_token_id = token_id(tokenizer, CONTEXT)
         text: Any = network.config.text_config
-        text.eos_token_id = self.prompt.end
+        text.eos_token_id = token_id(tokenizer, TURN_END)
 
     @property
     def image_backbone(self) -> nn.Module:
@@ -146,6 +148,37 @@ class InternVLClassifier(nn.Module):
         model = self.network.model
         inputs = self.normalise(pixels, model.multi_modal_projector.linear_1.weight.dtype)
         return model.get_image_features(inputs).pooler_output
+
+    def export(self, folder: Path) -> None:
+        """Write a native checkpoint with merged LoRA and the tokenizer, which transformers loads as it is."""
+        state = adapt.merged_state(self.network)
+        save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()},
+            folder / WEIGHTS,
+            metadata={"format": "pt"},
+        )
+        self.network.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if mode:
+            adapt.rest_frozen(self)
+        return self
+
+
+class InternVLClassifier(InternVL):
+    """InternVL asked for one of the declared choices.
+
+    Attributes:
+        prompt: the question and its choices as token ids.
+    """
+
+    def __init__(
+        self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]
+    ) -> None:
+        super().__init__(network, tokenizer)
+        self.prompt = ChoicePrompt.of(tokenizer, codes)
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Ask for the class of each picture.
@@ -178,23 +211,6 @@ class InternVLClassifier(nn.Module):
         language = F.cross_entropy(vocabulary.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return {"logits": vocabulary[:, 0, choices], "language_loss": language.view(rows, 2).mean(1)}
 
-    def export(self, folder: Path) -> None:
-        """Write a native checkpoint with merged LoRA and the tokenizer, which transformers loads as it is."""
-        state = adapt.merged_state(self.network)
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()},
-            folder / WEIGHTS,
-            metadata={"format": "pt"},
-        )
-        self.network.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    def train(self, mode: bool = True) -> InternVLClassifier:
-        super().train(mode)
-        if mode:
-            adapt.rest_frozen(self)
-        return self
-
 
 def check(settings: ModelSettings, codes: Sequence[str], size: int) -> None:
     """Refuse choices, picture sizes and settings that the network cannot take, without loading its weights.
@@ -202,24 +218,13 @@ def check(settings: ModelSettings, codes: Sequence[str], size: int) -> None:
     Raises:
         UserError: says which.
     """
-    if settings.dropout:
-        raise UserError("model.dropout is for image backbones; InternVL has none: set it to 0")
-    config, tokenizer = _parts(settings, size)
-    check_size(config, size)
-    ChoicePrompt.of(tokenizer, codes)
+    check_settings(settings, size)
+    ChoicePrompt.of(tokenizer_of(settings), codes)
 
 
 def build(settings: ModelSettings, codes: Sequence[str], size: int) -> InternVLClassifier:
     """InternVL with its starting weights, adapted as the settings say."""
-    config, tokenizer = _parts(settings, size)
-    attention = attention_kernel(settings.attention)
-    if settings.path is not None:
-        network = load_internvl(Path(settings.path), attention)
-    else:
-        network = InternVLForConditionalGeneration._from_config(config, attn_implementation=attention)
-    module = InternVLClassifier(network, tokenizer, codes)
-    _adapt(network, settings)
-    return module
+    return InternVLClassifier(build_network(settings, size), tokenizer_of(settings), codes)
 
 
 def load(folder: Path, codes: Sequence[str]) -> InternVLClassifier:
@@ -228,16 +233,55 @@ def load(folder: Path, codes: Sequence[str]) -> InternVLClassifier:
     return InternVLClassifier(network, read_tokenizer(folder, network.lm_head.out_features), codes)
 
 
-def _parts(settings: ModelSettings, size: int) -> tuple[InternVLConfig, PreTrainedTokenizerBase]:
+def config_of(settings: ModelSettings, size: int) -> InternVLConfig:
+    """The configuration of the network that the settings name, for pictures of size x size."""
     if settings.path is None:
-        return preset_config(settings.preset, size), byte_tokenizer()
-    config = read_config(Path(settings.path))
-    text: Any = config.text_config
-    return config, read_tokenizer(Path(settings.path), text.vocab_size)
+        return preset_config(settings.preset, size)
+    return read_config(Path(settings.path))
+
+
+def tokenizer_of(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of the network that the settings name; presets have one of single bytes."""
+    if settings.path is None:
+        return byte_tokenizer()
+    text: Any = read_config(Path(settings.path)).text_config
+    return read_tokenizer(Path(settings.path), text.vocab_size)
+
+
+def check_settings(settings: ModelSettings, size: int) -> None:
+    """Refuse picture sizes and settings that the network cannot take, without loading its weights.
+
+    Raises:
+        UserError: says which.
+    """
+    if settings.dropout:
+        raise UserError("model.dropout is for image backbones; InternVL has none: set it to 0")
+    config = config_of(settings, size)
+    check_size(config, size)
+    vision: Any = config.vision_config
+    if settings.vision_layer is not None and not -vision.num_hidden_layers <= settings.vision_layer < 0:
+        raise UserError(
+            f"model.vision_layer is {settings.vision_layer}: it must be between -1 (the output of the image backbone's last "
+            f"block) and -{vision.num_hidden_layers}"
+        )
+
+
+def build_network(settings: ModelSettings, size: int) -> InternVLForConditionalGeneration:
+    """transformers' InternVL with its starting weights, adapted as the settings say."""
+    attention = attention_kernel(settings.attention)
+    if settings.path is not None:
+        network = load_internvl(Path(settings.path), attention)
+    else:
+        config = config_of(settings, size)
+        network = InternVLForConditionalGeneration._from_config(config, attn_implementation=attention)
+    _adapt(network, settings)
+    return network
 
 
 def _adapt(network: InternVLForConditionalGeneration, settings: ModelSettings) -> None:
     model = network.model
+    if settings.vision_layer is not None:
+        network.config.vision_feature_layer = settings.vision_layer
     if settings.drop_path:
         adapt.add_drop_path(model.vision_tower, settings.drop_path)
     if settings.freeze_vision:
@@ -251,6 +295,9 @@ def _adapt(network: InternVLForConditionalGeneration, settings: ModelSettings) -
         adapt.freeze(network.lm_head)
     if settings.language_lora:
         adapt.add_lora(model.language_model, settings.language_lora, LANGUAGE_TARGETS)
+    layer, blocks = network.config.vision_feature_layer, adapt.blocks_of(model.vision_tower)
+    for block in blocks[layer:] if layer >= 0 else blocks[layer:][1:]:
+        adapt.freeze(block)  # nothing sees its output
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("every part of the model is frozen: nothing is left to train")
     if settings.gradient_checkpointing:

@@ -150,10 +150,8 @@ def _native_config(content: dict[str, Any], where: Path) -> InternVLConfig:
             f"{where}: the language model {architecture} is not supported, only the Qwen2 family "
             "(InternVL2.5 1B, 4B, 38B, 78B; InternVL3 1B and up)"
         )
-    expected = {"ps_version": "v2", "select_layer": -1}
-    for key, value in expected.items():
-        if content.get(key, value) != value:
-            raise UserError(f"{where}: {key} {content[key]!r} is not supported, only {value!r}")
+    if content.get("ps_version", "v2") != "v2":
+        raise UserError(f"{where}: ps_version {content['ps_version']!r} is not supported, only 'v2'")
     vision_config = native_vision_config(vision, where)
     image_size = content.get("force_image_size") or vision["image_size"]
     ratio = content.get("downsample_ratio", 0.5)
@@ -162,6 +160,7 @@ def _native_config(content: dict[str, Any], where: Path) -> InternVLConfig:
     return InternVLConfig(
         vision_config=vision_config,
         text_config=Qwen2Config(**language),
+        vision_feature_layer=content.get("select_layer", -1),
         downsample_ratio=ratio,
         image_seq_length=int((image_size // vision["patch_size"] * ratio) ** 2),
     )
@@ -286,7 +285,7 @@ def write_remote_code(network_state: Mapping[str, Tensor], config: InternVLConfi
         "downsample_ratio": config.downsample_ratio,
         "force_image_size": side(vision.image_size),
         "ps_version": "v2",
-        "select_layer": -1,
+        "select_layer": config.vision_feature_layer,
         "template": "internvl2_5",
         "tie_word_embeddings": False,
     }

@@ -19,6 +19,8 @@ class ModelSettings:
         path: local folder with weights, in place of the preset: InternVL (native or original layout) or an image backbone.
         dropout: rate on the pooled features; image backbones only.
         drop_path: stochastic depth, rising linearly to this rate in the last block of the image backbone.
+        vision_layer: which block's output of the image backbone is projected: -1 is the last's, -2 that of the one before
+            (default: what the folder says, else -1); InternVL only.
         freeze_vision: keep the image backbone as it is.
         trainable_blocks: with `freeze_vision`, train the last so many blocks all the same.
         freeze_projector: keep the projector from pictures to language as it is; InternVL only.
@@ -34,6 +36,7 @@ class ModelSettings:
     path: str | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
+    vision_layer: int | None = None
     freeze_vision: bool = False
     trainable_blocks: int = 0
     freeze_projector: bool = False

@@ -95,7 +95,7 @@ def check(settings: ModelSettings, size: int) -> None:
     Raises:
         UserError: says which.
     """
-    for name in ("freeze_projector", "freeze_language", "vision_lora", "language_lora"):
+    for name in ("vision_layer", "freeze_projector", "freeze_language", "vision_lora", "language_lora"):
         if getattr(settings, name):
             raise UserError(f"model.{name} is for InternVL; {settings.origin} is an image backbone")
     config = _config(settings, size)

@@ -19,6 +19,7 @@ RECIPE_FILE = "recipe.json"
 RECIPES = {  # name -> module and class, imported when used
     "lung": ("raymed.recipes.lung", "LungRecipe"),
     "clip": ("raymed.recipes.clip", "ClipRecipe"),
+    "vitp": ("raymed.recipes.vitp", "VitpRecipe"),
 }
 
 

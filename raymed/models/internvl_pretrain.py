@@ -1,0 +1,108 @@
+"""InternVL trained on conversations: every sample of a micro-batch lies in one sequence, without any padding.
+
+Tiles go through the image backbone, the pixel shuffle and the projector; their tokens take the places that the sequence
+keeps for them. A token that was dropped takes none, so that the language model has less to do; the image backbone sees all
+of every picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerBase
+
+from raymed.models import adapt
+from raymed.models.answer_head import AnswerHead
+from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD, InputNorm
+from raymed.models.internvl import InternVL, attention_kernel, build_network, tokenizer_of
+from raymed.models.internvl_text import read_tokenizer
+from raymed.models.internvl_weights import load_internvl, side, write_remote_code
+from raymed.models.packed_attention import packing, use_packed
+from raymed.models.settings import ModelSettings
+
+NORMALISATIONS = {  # name -> mean and standard deviation of red, green and blue
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "clip": ((0.4814546, 0.4578275, 0.40821073), (0.2686295, 0.2613025, 0.2757711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+class InternVLChat(InternVL):
+    """InternVL as a language model over packed conversations."""
+
+    def __init__(
+        self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, normalisation: str
+    ) -> None:
+        super().__init__(network, tokenizer, InputNorm(*NORMALISATIONS[normalisation]))
+        network.lm_head = AnswerHead.of(network.lm_head)
+        use_packed(network.model.language_model)
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Facts to tag a run with."""
+        language = self.network.model.language_model.config._attn_implementation
+        return super().description | {"language_attention": language}
+
+    def forward(
+        self,
+        pixels: Tensor,
+        kept: Tensor,
+        image_places: Tensor,
+        ids: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        places: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+    ) -> dict[str, Tensor]:
+        """Loss of the answers of samples that lie end to end.
+
+        Args:
+            pixels: all tiles, uint8 [tiles, 3, size, size]; there may be none.
+            kept: which of the tiles' tokens, counted over all tiles, are not dropped: int64 [image tokens].
+            image_places: where in the sequence they go: int64 [image tokens].
+            ids: token ids, int64 [total].
+            positions: of each token in its own sample before anything was dropped, int64 [total].
+            lengths: of the samples, int64 [samples]; they sum to total.
+            places: where a token is predicted that is learned, int64 [learned].
+            targets: those tokens, int64 [learned].
+            weights: of each in the loss, float32 [learned].
+
+        Returns:
+            `loss`: weighted sum of the cross-entropies; `token_losses`: each of them, float32 [learned], without a gradient.
+        """
+        language_model = self.network.model.language_model
+        embeddings = self.network.get_input_embeddings()(ids)
+        if len(pixels):
+            tokens = self.image_features(pixels).flatten(0, 1)
+            embeddings = embeddings.index_copy(0, image_places, tokens[kept].to(embeddings.dtype))
+        elif self.training:  # all workers use the same parameters in every pass, or their collectives wait for each other
+            size = side(self.network.config.vision_config.image_size)
+            blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=ids.device)
+            embeddings = embeddings + 0 * self.image_features(blank).sum().to(embeddings.dtype)
+        hidden = language_model(
+            inputs_embeds=embeddings[None],
+            position_ids=positions[None],
+            use_cache=False,
+            **packing(language_model, lengths),
+        ).last_hidden_state[0]
+        loss, token_losses = self.network.lm_head(hidden[places], targets, weights)
+        return {"loss": loss, "token_losses": token_losses}
+
+    def export_remote_code(self, folder: Path) -> None:
+        """Write a checkpoint in InternVL's original layout, with merged LoRA and the tokenizer."""
+        write_remote_code(adapt.merged_state(self.network), self.network.config, folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def build(settings: ModelSettings, size: int, normalisation: str) -> InternVLChat:
+    """InternVL with its starting weights, adapted as the settings say, for pictures of size x size."""
+    return InternVLChat(build_network(settings, size), tokenizer_of(settings), normalisation)
+
+
+def load(folder: Path, normalisation: str) -> InternVLChat:
+    """The network that `export` or `export_remote_code` wrote."""
+    network = load_internvl(folder, attention_kernel("auto"))
+    return InternVLChat(network, read_tokenizer(folder, network.lm_head.out_features), normalisation)

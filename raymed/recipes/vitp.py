@@ -1,0 +1,284 @@
+"""Visual instruction pretraining (ViTP): InternVL learns to answer questions about pictures, so that its image backbone
+becomes a better one.
+
+A record is a conversation with its pictures, each already stretched to its grid of tiles. All samples of a micro-batch lie
+end to end in one sequence; none sees another, nothing is padded, and nothing is cut off.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from raymed.data.record import Record
+from raymed.data.tiles import cut
+from raymed.errors import UserError
+from raymed.models.settings import ModelSettings
+from raymed.recipes import read_settings, write_settings
+from raymed.recipes.augment import generator
+from raymed.recipes.groups import parameter_groups
+from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
+from raymed.recipes.token_drop import TokenDropSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from raymed.data.prepared import Prepared
+
+JPEG_QUALITY = (75, 100)  # of the recompression that `data_augment` stands for, both ends included
+LARGEST_EXPONENT = 700.0  # a perplexity above is no number
+
+
+@dataclass(frozen=True)
+class ChatLossSettings:
+    """The loss of answers.
+
+    Attributes:
+        reduction: what weighs alike in a global batch: every learned token (token), every sample (sample), or, in between,
+            a sample by the square root of its learned tokens (square).
+    """
+
+    reduction: Literal["token", "sample", "square"] = "token"
+
+    def weight(self, tokens: int) -> float:
+        """Of each learned token of a sample with so many."""
+        return {"token": 1.0, "sample": 1 / max(1, tokens), "square": max(1, tokens) ** -0.5}[self.reduction]
+
+
+@dataclass(frozen=True)
+class VitpRecipe:
+    """The recipe `vitp`. Build it with `for_data`, which checks that model and data fit.
+
+    Attributes:
+        size: side of the square tiles, in pixels.
+        augmented: names of the data sets whose tiles are recompressed in training (`data_augment`).
+        model: which network, and how it is adapted.
+        token_drop: which image tokens are dropped in training.
+        loss_settings: the loss.
+        normalisation: mean and standard deviation that pixels are normalised with.
+        layout: of exported checkpoints: transformers' own (native), or InternVL's original one (internvl).
+    """
+
+    size: int
+    augmented: tuple[str, ...] = ()
+    model: ModelSettings = field(default_factory=lambda: ModelSettings(preset="internvl-tiny"))
+    token_drop: TokenDropSettings = field(default_factory=TokenDropSettings)
+    loss_settings: ChatLossSettings = field(default_factory=ChatLossSettings)
+    normalisation: Literal["imagenet", "clip", "siglip"] = "imagenet"
+    layout: Literal["native", "internvl"] = "native"
+
+    @classmethod
+    def for_data(cls, prepared: Prepared, **settings: Any) -> VitpRecipe:
+        """The recipe for these prepared conversations.
+
+        Raises:
+            UserError: they are no conversations, or were prepared for another model.
+        """
+        described = prepared.manifest.settings
+        if "tokenizer" not in described or "datasets" not in described:
+            raise UserError(f"{prepared.folder.uri} holds no conversations: prepare them with jobs/prepare_vitp.py")
+        augmented = tuple(sorted(name for name, each in described["datasets"].items() if each["data_augment"]))
+        recipe = cls(prepared.size, augmented, **settings)
+        from raymed.models import internvl
+        from raymed.models.internvl_text import tokenizer_digest
+
+        internvl.check_settings(recipe.model, recipe.size)
+        if tokenizer_digest(_tokenizer(recipe.model)) != described["tokenizer"]:
+            raise UserError(
+                f"{prepared.folder.uri} was prepared with another tokenizer than that of {recipe.model.origin}, so lengths "
+                f"do not hold: prepare it again with --tokenizer {recipe.model.path or recipe.model.preset}"
+            )
+        return recipe
+
+    @classmethod
+    def read(cls, folder: Path) -> VitpRecipe:
+        """The recipe that `export` wrote into a folder.
+
+        Raises:
+            UserError: the folder holds no exported model of this recipe.
+        """
+        settings = read_settings(folder, "vitp")
+        return cls(
+            size=settings["size"],
+            augmented=tuple(settings["augmented"]),
+            model=ModelSettings(**settings["model"]),
+            token_drop=TokenDropSettings(**settings["token_drop"]),
+            loss_settings=ChatLossSettings(**settings["loss"]),
+            normalisation=settings["normalisation"],
+            layout=settings["layout"],
+        )
+
+    @property
+    def name(self) -> str:
+        return "vitp"
+
+    def build(self) -> nn.Module:
+        """The network with its starting weights, from `model.path` or drawn from torch's generator."""
+        from raymed.models import internvl_pretrain
+
+        return internvl_pretrain.build(self.model, self.size, self.normalisation)
+
+    def groups(self, module: nn.Module) -> list[ParameterGroup]:
+        """Image backbone and the rest, each with and without weight decay."""
+        return parameter_groups(module, module.image_backbone, "backbone", self.model.backbone_lr_scale)  # type: ignore[arg-type]
+
+    def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
+        """All samples end to end: the arguments of `InternVLChat.forward`, and `learned` [samples], how many tokens of each
+        sample are learned.
+
+        Raises:
+            UserError: a record's pictures do not fit its text or the recipe's size.
+        """
+        samples = [self._sample(record, training) for record in records]
+        tokens_per_tile = (self.size // 28) ** 2
+        tiles = np.concatenate([np.empty((0, self.size, self.size, 3), np.uint8), *(sample.tiles for sample in samples)])
+        images = [sample.is_image[sample.kept] for sample in samples]
+        kept = [sample.kept[sample.is_image] for sample in samples]
+        learned = [sample.labels[sample.kept] >= 0 for sample in samples]
+        counts = [int(each.sum()) for each in learned]
+        weights = np.repeat([self.loss_settings.weight(count) for count in counts], counts)
+        ids = np.concatenate([sample.ids[sample.kept] for sample in samples])
+        places = np.flatnonzero(np.concatenate(learned))
+        arrays = {
+            "pixels": tiles.transpose(0, 3, 1, 2),
+            "kept": np.flatnonzero(np.concatenate(kept)),
+            "image_places": np.flatnonzero(np.concatenate(images)),
+            "ids": ids,
+            "positions": np.concatenate([np.flatnonzero(sample.kept) for sample in samples]),
+            "lengths": np.array([int(sample.kept.sum()) for sample in samples]),
+            "places": places - 1,  # a token is predicted where the one before it is read
+            "targets": ids[places],
+            "weights": weights.astype(np.float32),
+            "learned": np.array(counts),
+        }
+        assert len(arrays["image_places"]) == len(arrays["kept"]) and sum(map(len, kept)) == len(tiles) * tokens_per_tile
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        return Batch(tensors, float(weights.sum()), [record.id for record in records])
+
+    def _sample(self, record: Record, training: TrainingPass | None) -> _Sample:
+        from raymed.models.internvl_text import CONTEXT, encode_turns, token_id
+
+        pictures = list(_tiles(record, self.size))
+        image_tokens = [len(tiles) * (self.size // 28) ** 2 for tiles in pictures]
+        tokenizer = _tokenizer(self.model)
+        try:
+            ids, labels = (np.array(each) for each in encode_turns(tokenizer, record.messages, image_tokens))
+        except UserError as error:
+            raise UserError(f"record {record.id}: {error}") from error
+        is_image = ids == token_id(tokenizer, CONTEXT)
+        if is_image.sum() != sum(image_tokens):
+            raise UserError(f"record {record.id}: its text holds {CONTEXT}, which stands for a picture: take it out")
+        tiles = np.concatenate([np.empty((0, self.size, self.size, 3), np.uint8), *pictures])
+        kept = np.ones(len(ids), bool)
+        if training is not None:
+            draws = generator(training.seed, training.epoch, record.id)
+            kept[is_image] = self.token_drop.keep(int(is_image.sum()), draws)
+            if record.source in self.augmented:
+                tiles = np.stack([_recompressed(tile, draws) for tile in tiles]) if len(tiles) else tiles
+        return _Sample(ids, labels, is_image, kept, tiles)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+        """Weighted sum over the batch's learned tokens; logs `token_loss` and the share of image tokens `dropped`."""
+        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "learned"}
+        output = module(**inputs)
+        seen, image_tokens = len(inputs["kept"]), len(inputs["pixels"]) * (self.size // 28) ** 2
+        token_losses = output["token_losses"]
+        sums = {
+            "token_loss": (float(token_losses.sum()), float(len(token_losses))),
+            "dropped": (float(image_tokens - seen), float(image_tokens)),
+        }
+        return Loss(output["loss"], sums)
+
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        """For each row `nll`, the summed cross-entropy of its answers, float64, and `tokens`, how many were learned."""
+        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "learned"}
+        with torch.no_grad():
+            token_losses = module(**inputs)["token_losses"].double().cpu().numpy()
+        learned = batch.tensors["learned"].cpu().numpy()
+        rows = np.repeat(np.arange(len(learned)), learned)
+        return {"nll": np.bincount(rows, token_losses, len(learned)), "tokens": learned}
+
+    def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+        """`val_loss`: mean cross-entropy of all learned tokens; the same for each data set, and the perplexity."""
+        nll, tokens = predictions["nll"], predictions["tokens"]
+        val_loss = float(nll.sum() / tokens.sum())
+        metrics = {"val_loss": val_loss, "val_perplexity": float(np.exp(min(val_loss, LARGEST_EXPONENT)))}
+        sources = sorted(set(records["source"]))
+        for source in sources if len(sources) > 1 else []:
+            rows = records["source"] == source
+            metrics[f"val_loss_{source}"] = float(nll[rows].sum() / tokens[rows].sum())
+        return metrics
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write weights (LoRA merged), configuration, tokenizer and `recipe.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        export = module.export if self.layout == "native" else module.export_remote_code
+        export(folder)  # type: ignore[operator]
+        write_settings(folder, self.settings())
+
+    def load(self, folder: Path) -> nn.Module:
+        """The network that `export` wrote, in evaluation mode on the CPU.
+
+        Raises:
+            UserError: the folder is not complete, or its weights do not fit.
+        """
+        from raymed.models import internvl_pretrain
+
+        return internvl_pretrain.load(folder, self.normalisation).eval()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "recipe": self.name,
+            "size": self.size,
+            "augmented": list(self.augmented),
+            "model": asdict(self.model),
+            "token_drop": asdict(self.token_drop),
+            "loss": asdict(self.loss_settings),
+            "normalisation": self.normalisation,
+            "layout": self.layout,
+        }
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One encoded conversation: `ids`, `labels`, `is_image` and `kept` are [length]; tiles uint8 [tiles, size, size, 3]."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    is_image: np.ndarray
+    kept: np.ndarray
+    tiles: np.ndarray
+
+
+@lru_cache
+def _tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
+    from raymed.models.internvl import tokenizer_of
+
+    return tokenizer_of(model)
+
+
+def _tiles(record: Record, size: int) -> Iterator[np.ndarray]:
+    """The tiles of each picture in the order of their marks, the thumbnail last: uint8 [tiles, size, size, 3]."""
+    places: dict[int, list[np.ndarray]] = {}
+    for image in sorted(record.images, key=lambda image: (image.place, image.role == "thumbnail")):
+        height, width, _ = image.pixels.shape
+        if height % size or width % size:
+            raise UserError(f"record {record.id}: a picture of {width}x{height} pixels is no grid of tiles of {size} pixels")
+        places.setdefault(image.place, []).append(cut(image.pixels, size))
+    yield from (np.concatenate(tiles) for tiles in places.values())
+
+
+def _recompressed(tile: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+    """A tile as JPEG gives it back: uint8 [size, size, 3]."""
+    file = io.BytesIO()
+    Image.fromarray(tile).save(file, "JPEG", quality=int(draws.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1)))
+    return np.asarray(Image.open(file).convert("RGB"))

@@ -1,0 +1,116 @@
+"""Packed conversations compute what transformers' own forward computes with all logits, one sample at a time."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conversations import MIXED, SIZE, conversation
+from transformers import AutoTokenizer, InternVLForConditionalGeneration
+
+from raymed.data.record import Record
+from raymed.data.tiles import cut
+from raymed.models import internvl_pretrain
+from raymed.models.internvl_pretrain import InternVLChat
+from raymed.models.internvl_text import encode_turns
+from raymed.models.settings import ModelSettings
+from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.recipes.token_drop import TokenDropSettings
+from raymed.recipes.vitp import VitpRecipe
+
+RECIPE = VitpRecipe(SIZE, token_drop=TokenDropSettings(rate=0))
+
+
+def _module(**settings: object) -> InternVLChat:
+    torch.manual_seed(0)
+    chat = internvl_pretrain.build(ModelSettings(preset="internvl-tiny", **settings), SIZE, "imagenet")  # type: ignore[arg-type]
+    return chat.train()
+
+
+def _run(module: InternVLChat, batch: Batch) -> dict[str, torch.Tensor]:
+    return module(**{name: tensor for name, tensor in batch.tensors.items() if name != "learned"})
+
+
+def _by_transformers(module: InternVLChat, record: Record) -> torch.Tensor:
+    """Summed loss of a sample by the ordinary forward: `labels=`, logits of the whole vocabulary at every place."""
+    network = module.network
+    tiles = [cut(image.pixels, SIZE) for image in record.images]
+    counts = [0] * (1 + max((image.place for image in record.images), default=-1))
+    for image, cuts in zip(record.images, tiles, strict=True):
+        counts[image.place] += 4 * len(cuts)
+    ids, labels = encode_turns(module.tokenizer, record.messages, counts)
+    pixels = None
+    if tiles:
+        pixels = module.normalise(torch.from_numpy(np.concatenate(tiles).transpose(0, 3, 1, 2).copy()), torch.float32)
+    loss = network(input_ids=torch.tensor([ids]), pixel_values=pixels, labels=torch.tensor([labels])).loss
+    return loss * sum(label >= 0 for label in labels)
+
+
+@pytest.mark.parametrize("layer", [None, -2])
+def test_loss_and_gradients_of_a_mixed_batch_equal_the_ordinary_forward(layer: int | None) -> None:
+    module = _module(vision_layer=layer)
+    ordinary = copy.deepcopy(module)
+    ordinary.network.lm_head.__class__ = torch.nn.Linear
+    ordinary.network.model.language_model.set_attn_implementation("eager")
+
+    batch = RECIPE.encode(MIXED, TrainingPass(0, 0))
+    output = _run(module, batch)
+    output["loss"].backward()
+    expected = [_by_transformers(ordinary, record) for record in MIXED]
+    sum(expected).backward()  # type: ignore[union-attr]
+
+    rows = torch.repeat_interleave(torch.arange(len(MIXED)), batch.tensors["learned"])
+    sums = torch.zeros(len(MIXED)).index_add(0, rows, output["token_losses"])
+    torch.testing.assert_close(sums, torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
+    theirs = dict(ordinary.named_parameters())
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None and parameter.grad.abs().max() > 0:
+            torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_batch_of_texts_alone_trains_the_same_parameters_as_one_with_pictures() -> None:
+    module = _module()
+    _run(module, RECIPE.encode([conversation("words", ())], TrainingPass(0, 0)))["loss"].backward()
+    without = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
+    assert all(float(p.grad.abs().max()) == 0 for p in module.image_backbone.parameters() if p.grad is not None)
+    module.zero_grad()
+    _run(module, RECIPE.encode(MIXED, TrainingPass(0, 0)))["loss"].backward()
+    assert without == {name for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def test_blocks_behind_the_chosen_layer_are_not_trained() -> None:
+    blocks = _module(vision_layer=-2).image_backbone.encoder.layer
+    assert [any(p.requires_grad for p in block.parameters()) for block in blocks] == [True, False]
+
+
+@pytest.mark.parametrize("settings", [{"drop_path": 0.3}, {"vision_lora": 2, "language_lora": 2}, {"freeze_language": True}])
+def test_adapted_networks_train_with_gradient_checkpointing(settings: dict[str, object]) -> None:
+    module = _module(gradient_checkpointing=True, **settings)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    batch = RECIPE.encode(MIXED, TrainingPass(0, 0))
+    for _ in range(2):  # LoRA's second matrices start at zero
+        optimizer.zero_grad()
+        _run(module, batch)["loss"].backward()
+        optimizer.step()
+    changed = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    language = {name for name in changed if ".language_model." in name}
+    assert any("vision_tower" in name for name in changed)
+    assert bool(language) != ("freeze_language" in settings)
+    assert all("lora_" in name for name in language) or "language_lora" not in settings
+
+
+def test_an_exported_network_talks_under_plain_transformers(tmp_path: Path) -> None:
+    module = _module().eval()
+    module.export(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    network = InternVLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids, _ = encode_turns(tokenizer, MIXED[0].messages[:2], [4])
+    pixels = module.normalise(
+        torch.from_numpy(cut(MIXED[0].images[0].pixels, SIZE).transpose(0, 3, 1, 2).copy()), torch.float32
+    )
+    answer = network.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=3, do_sample=False)
+    assert answer.shape[1] == len(ids) + 3
