@@ -65,7 +65,7 @@ def write_prepared(folder: Path, patients: int = 24, slices: int = 4, size: int 
             row |= {"shard": name, "row_group": place // group_rows, "row": place % group_rows}
         table = pa.Table.from_pylist([{key: row[key] for key in RECORD.names} for row in part], schema=RECORD)
         pq.write_table(table, folder / "shards" / name, row_group_size=group_rows)
-    index = pa.Table.from_pylist([{key: row[key] for key in INDEX.names} for row in rows], schema=INDEX)
+    index = pa.Table.from_pylist([{key: row.get(key) for key in INDEX.names} for row in rows], schema=INDEX)
     pq.write_table(index, folder / "index.parquet")
     content = (folder / "index.parquet").read_bytes()
     manifest = Manifest(

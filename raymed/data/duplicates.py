@@ -21,7 +21,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from raymed.data.prepared import Places
-from raymed.data.record import INDEX, records_from
+from raymed.data.record import INDEX, input_pictures, records_from
 from raymed.errors import UserError
 from raymed.storage import Folder
 
@@ -91,10 +91,12 @@ def require_distinct(index: pa.Table, patients_known: bool = True) -> None:
     Raises:
         UserError: names the patients and their pictures.
     """
-    structured = index.filter(pc.is_valid(index["hash"])).select(["digest", "patient", "id", "label"])
+    pictures = input_pictures(index)
+    structured = pictures.filter(pc.is_valid(pictures["hash"]))
+    columns = [structured["digest"], *index.select(["patient", "id", "label"]).take(structured["row"]).columns]
     owners: dict[bytes, dict[str, str]] = defaultdict(dict)
     labels: dict[bytes, set[int | None]] = defaultdict(set)
-    for digest, patient, name, label in zip(*(column.to_pylist() for column in structured.columns), strict=True):
+    for digest, patient, name, label in zip(*(column.to_pylist() for column in columns), strict=True):
         owners[digest].setdefault(patient, name)
         labels[digest].add(label)
     shared = [
@@ -123,14 +125,23 @@ def grouped(index: pa.Table, folder: Folder, mode: str) -> tuple[pa.Table, list[
     Raises:
         UserError: there are near-duplicates and `mode` is error.
     """
+    pictures = input_pictures(index)
+    row_of, place_of = pictures["row"].to_numpy(), pictures["place"].to_numpy()
 
-    def thumbnails(rows: np.ndarray) -> np.ndarray:
-        places = Places(folder, index.select(LAYOUT).take(pa.array(rows)).to_pydict())
-        return np.stack([thumbnail(record.images[0].pixels) for record in records_from(places.read())])
+    def thumbnails(wanted: np.ndarray) -> np.ndarray:
+        rows, at = np.unique(row_of[wanted], return_inverse=True)
+        records = records_from(Places(folder, index.select(LAYOUT).take(pa.array(rows)).to_pydict()).read())
+        inputs = [[image for image in record.images if image.role == "input"] for record in records]
+        return np.stack([thumbnail(inputs[row][place].pixels) for row, place in zip(at, place_of[wanted], strict=True)])
 
     patients, owners = np.unique(np.array(index["patient"].to_pylist()), return_inverse=True)
     ids = index["id"]
-    pairs = near_duplicates(index["hash"].to_pylist(), index["patient"].to_pylist(), thumbnails)
+    pairs = [
+        (int(row_of[a]), int(row_of[b]))
+        for a, b in near_duplicates(
+            pictures["hash"].to_pylist(), index["patient"].take(pictures["row"]).to_pylist(), thumbnails
+        )
+    ]
     if pairs and mode == "error":
         named = "; ".join(f"{ids[a]} and {ids[b]}" for a, b in pairs[:NAMED])
         raise UserError(

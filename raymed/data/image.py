@@ -125,8 +125,7 @@ def fit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     Raises:
         ImageError: a 16-bit picture that uses only its lowest 12 bits, which "full" would turn almost black.
     """
-    if picture.dtype == np.uint16:
-        picture = _eight_bit(picture, settings.sixteen_bit)
+    picture = eight_bit(picture, settings.sixteen_bit)
     height, width, channels = picture.shape
     size = settings.size
     if (height, width) == (size, size):
@@ -175,7 +174,14 @@ def _pixels(picture: Image.Image) -> np.ndarray:
     return rgb
 
 
-def _eight_bit(picture: np.ndarray, how: str) -> np.ndarray:
+def eight_bit(picture: np.ndarray, how: str) -> np.ndarray:
+    """uint8 or uint16 [h, w, channels] -> uint8 of the same shape, as `ImageSettings.sixteen_bit` says.
+
+    Raises:
+        ImageError: a 16-bit picture that uses only its lowest 12 bits, which "full" would turn almost black.
+    """
+    if picture.dtype == np.uint8:
+        return picture
     low, high = int(picture.min()), int(picture.max())
     if how == "stretch":
         span = max(high - low, 1)

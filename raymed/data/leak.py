@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymed.data.record import input_pictures
 from raymed.data.split import SPLITS, split_of_rows
 from raymed.errors import UserError
 
@@ -51,13 +52,15 @@ def guard(index: pa.Table, fold: int | None = None) -> GuardSummary:
         ("group", "the near-duplicate group"),
         ("digest", "identical pixels"),
     ):
-        compared = inside & pc.is_valid(index["hash"]).to_numpy() if key == "digest" else inside
-        codes = pc.dictionary_encode(index[key]).combine_chunks().indices.to_numpy(zero_copy_only=False)
-        codes, places = codes[compared], split[compared]
+        lines = input_pictures(index) if key == "digest" else index
+        row = lines["row"].to_numpy() if key == "digest" else np.arange(index.num_rows)
+        compared = inside[row] & pc.is_valid(lines["hash"]).to_numpy() if key == "digest" else inside
+        codes = pc.dictionary_encode(lines[key]).combine_chunks().indices.to_numpy(zero_copy_only=False)
+        codes, places = codes[compared], split[row[compared]]
         seen = np.zeros((int(codes.max(initial=-1)) + 1, len(SPLITS)), dtype=bool)
         seen[codes, places] = True
         if (leaks := np.flatnonzero(seen.sum(axis=1) > 1)).size:
-            rows = np.flatnonzero(compared)[np.isin(codes, leaks)]
+            rows = row[compared][np.isin(codes, leaks)]
             raise UserError(_leak(index, rows, split, words))
         counts[key] = dict(zip(SPLITS, seen.sum(axis=0).tolist(), strict=True))
     slices = dict(zip(SPLITS, np.bincount(split[inside], minlength=len(SPLITS)).tolist(), strict=True))

@@ -28,8 +28,8 @@ from raymed.data.leak import GuardSummary, guard
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.quarantine import Line, Quarantine
-from raymed.data.record import INDEX
-from raymed.data.shards import SHARDS, UNFINISHED, write_shards
+from raymed.data.record import INDEX, input_pictures
+from raymed.data.shards import SHARDS, UNFINISHED, Load, LoadSlices, write_shards
 from raymed.data.sources import SourceSettings, load_study
 from raymed.data.split import Assignment, SplitSettings, assign, read_split_file
 from raymed.data.survey import UNLABELLED, Survey, class_name, survey
@@ -40,21 +40,20 @@ log = logging.getLogger("raymed")
 
 UNSPLIT = "unsplit"  # the split of rows that are in none, in counts
 PROGRESS_SECONDS = 5.0
+SOMETIMES = ("further", "bytes")  # columns that say something of some sources only
 SAMPLE = 4  # slices a study that an estimate opens
 STUDIES = pa.schema([("study", pa.string()), ("fingerprint", pa.string()), ("refused", pa.string())])
 ORDER = [(name, "ascending") for name in ("patient", "study", "position", "id")]
 
 
 @dataclass(frozen=True)
-class PrepareSettings(SourceSettings):
-    """How raw studies become prepared data; the fields of `SourceSettings` say how the source is read.
+class CurationSettings:
+    """How what was found becomes prepared data.
 
     Attributes:
         seed: which of the possible divisions into splits is taken.
         image: size, windowing and resizing of the pictures.
         split: shares of train/val/test, and folds.
-        labels: a label table: a YAML file, the name of one that comes with raymed, or source, which takes the labels as they
-            are written, sorted.
         near_duplicates: pictures that two patients share, re-encoded or resized: group keeps those patients in one split,
             warn only lists them, error stops.
         max_quarantine: stop when more than this share of the slices cannot be used, e.g. 5%.
@@ -65,10 +64,21 @@ class PrepareSettings(SourceSettings):
     seed: int = 0
     image: ImageSettings = field(default_factory=ImageSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
-    labels: str = "lung"
     near_duplicates: Literal["group", "warn", "error"] = "group"
     max_quarantine: str = "5%"
     pseudonymise: str | None = None
+
+
+@dataclass(frozen=True)
+class PrepareSettings(CurationSettings, SourceSettings):
+    """How raw studies become prepared data; the fields of `SourceSettings` say how the source is read.
+
+    Attributes:
+        labels: a label table: a YAML file, the name of one that comes with raymed, or source, which takes the labels as they
+            are written, sorted.
+    """
+
+    labels: str = "lung"
 
 
 @dataclass(frozen=True)
@@ -104,42 +114,64 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
     if settings.pseudonymise:
         pseudonyms = Pseudonyms.open(settings.pseudonymise, folder)
         found, settings = pseudonyms.rename(found), replace(settings, pseudonymise=pseudonyms.key_name, root=None)
+    described = plain_settings(settings, PrepareSettings)
+    return curate(found, LoadSlices(found.listing.root, settings.image), folder, settings, described, ("image",))
+
+
+def curate(
+    found: Survey,
+    load: Load,
+    folder: Folder,
+    settings: CurationSettings,
+    described: dict[str, Any],
+    deciding: Sequence[str],
+) -> PrepareResult:
+    """Bring `folder` in line with what was found.
+
+    Args:
+        load: reads a study.
+        described: the settings as plain values, for the manifest.
+        deciding: names of those that decide what is in a record: where they change, everything is read again.
+
+    Raises:
+        UserError: as `prepare`.
+    """
     old = _open_earlier(folder)
-    refused = _unchanged(old, found, settings) if old else {}
+    refused = _unchanged(old, found, described, deciding) if old else {}
     kept = len(refused)
     todo = [study for study in found.studies if study.study not in refused]
 
     quarantine = Quarantine(found, refused, settings.max_quarantine)
     tables = [old.index.filter(pc.is_in(old.index["study"], pa.array(refused, pa.string())))] if old else []
     progress = _Progress(sum(len(study.slices) for study in todo))
-    for outcome in write_shards(found, todo, settings.image, folder):
+    for outcome in write_shards(found, todo, load, folder):
         tables.append(outcome.filter(pc.is_null(outcome["reason"])).select(INDEX.names).cast(INDEX))
         quarantine.add(outcome.filter(pc.is_valid(outcome["reason"])))
         progress.add(outcome.num_rows)
 
-    if old and not todo and _same(old, found, settings, quarantine):
+    if old and not todo and settings.split.file is None and _same(old, found, described, quarantine):
         return PrepareResult(old, 0, kept, guard(old.index))
     index = pa.concat_tables(tables)
     if not index.num_rows:
-        raise UserError(f"{source}: no slice can be used: {quarantine.reasons()}")
+        raise UserError(f"{found.listing.root}: nothing can be used: {quarantine.reasons()}")
     require_distinct(index, found.listing.patients_known)
     index, groups = grouped(index, folder, settings.near_duplicates)
-    index = _split(index, found, settings, old).sort_by(ORDER).combine_chunks()
+    index = _split(index, found, settings, _assignments(old, described)).sort_by(ORDER).combine_chunks()
     proof = guard(index)
     for fold in range(pc.max(pc.add(index["fold"], 1)).as_py() or 0):
         guard(index, fold)
-    manifest = _publish(folder, index, found, settings, quarantine, groups)
+    manifest = _publish(folder, index, found, settings, described, quarantine, groups)
     return PrepareResult(Prepared(folder, manifest, index), len(todo), kept, proof)
 
 
-def expected_split(found: Survey, settings: PrepareSettings) -> dict[str, dict[str, int]]:
+def expected_split(found: Survey, settings: CurationSettings) -> dict[str, dict[str, int]]:
     """Patients per class and split, as far as they can be known before near-duplicates are looked for.
 
     Raises:
         UserError: a class has too few patients, or the split file does not fit.
     """
     labels = {study.patient: class_name(found.labels, found.class_of(study)) for study in found.studies}
-    labelled = {patient: name for patient, name in labels.items() if name != UNLABELLED}
+    labelled = {patient: name for patient, name in labels.items() if name != UNLABELLED or not found.labels.classes}
     given = read_split_file(settings.split.file, labelled) if settings.split.file else None
     patients = list(labelled)
     placed = assign(patients, list(labelled.values()), patients, settings.split, settings.seed, given)
@@ -174,12 +206,12 @@ class _Progress:
             self._said = now
             rate = (self._done - self._first[0]) / (now - self._first[1])
             left = (self._total - self._done) / rate
-            log.info("read %d of %d slices, about %.0f s left", self._done, self._total, left)
+            log.info("read %d of %d, about %.0f s left", self._done, self._total, left)
 
 
-def _described(settings: PrepareSettings) -> dict[str, Any]:
-    """The settings as plain values; a subclass's further fields are no part of them."""
-    known = {each.name for each in fields(PrepareSettings)}
+def plain_settings(settings: CurationSettings, kind: type[CurationSettings]) -> dict[str, Any]:
+    """The settings that `kind` declares, as plain values; a subclass's further fields are no part of them."""
+    known = {each.name for each in fields(kind)}
     return {name: value for name, value in asdict(settings).items() if name in known}
 
 
@@ -193,9 +225,12 @@ def _open_earlier(folder: Folder) -> Prepared | None:
         return None
 
 
-def _unchanged(old: Prepared, found: Survey, settings: PrepareSettings) -> dict[str, list[Line]]:
+def _unchanged(old: Prepared, found: Survey, described: dict[str, Any], deciding: Sequence[str]) -> dict[str, list[Line]]:
     """The studies that need not be read again, with their refused slices."""
-    if old.labels != found.labels or old.image != settings.image:
+    earlier_settings = old.manifest.settings
+    if old.manifest.labels != found.labels.to_dict() or any(
+        earlier_settings.get(name) != described[name] for name in deciding
+    ):
         return {}
     there = pa.array(old.folder.child(SHARDS).names(), pa.string())
     damaged = set(old.index.filter(pc.invert(pc.is_in(old.index["shard"], there)))["study"].to_pylist())
@@ -208,36 +243,39 @@ def _unchanged(old: Prepared, found: Survey, settings: PrepareSettings) -> dict[
     }
 
 
-def _same(old: Prepared, found: Survey, settings: PrepareSettings, quarantine: Quarantine) -> bool:
+def _same(old: Prepared, found: Survey, described: dict[str, Any], quarantine: Quarantine) -> bool:
     """Whether nothing but the list of studies could have changed, and it has not."""
     known = pq.read_table(pa.BufferReader(old.folder.read(old.manifest.studies)), schema=STUDIES)
     return (
-        settings.split.file is None
-        and known.num_rows == len(found.studies)
-        and old.manifest.settings == _described(settings)
+        known.num_rows == len(found.studies)
+        and old.manifest.settings == described
         and old.manifest.ignored == found.ignored
         and old.manifest.quarantine_digest == digest_of(quarantine.to_jsonl())
     )
 
 
-def _split(index: pa.Table, found: Survey, settings: PrepareSettings, old: Prepared | None) -> pa.Table:
-    """The index with its `split` and `fold` columns; rows without a label are in no split."""
+def _split(index: pa.Table, found: Survey, settings: CurationSettings, earlier: dict[str, Assignment]) -> pa.Table:
+    """The index with its `split` and `fold` columns; where there are classes, rows without a label are in no split."""
     columns = index.select(["patient", "label", "group"]).to_pydict()
     rows = list(zip(columns["patient"], columns["label"], columns["group"], strict=True))
-    labelled = {patient: (class_name(found.labels, label), group) for patient, label, group in rows if label is not None}
-    known = _assignments(old, settings)
+    divided = {
+        patient: (class_name(found.labels, label), group)
+        for patient, label, group in rows
+        if label is not None or not found.labels.classes
+    }
+    known = earlier
     if settings.split.file is not None:
-        given = read_split_file(settings.split.file, labelled, found.known_as)
+        given = read_split_file(settings.split.file, divided, found.known_as)
         known = {patient: (split, known.get(patient, (None, None))[1]) for patient, (split, _) in given.items()}
-    names = [name for name, _ in labelled.values()]
-    placed = assign(list(labelled), names, [group for _, group in labelled.values()], settings.split, settings.seed, known)
-    places = [placed[patient] if label is not None else (None, None) for patient, label, _ in rows]
+    names = [name for name, _ in divided.values()]
+    placed = assign(list(divided), names, [group for _, group in divided.values()], settings.split, settings.seed, known)
+    whole = not found.labels.classes
+    places = [placed[patient] if whole or label is not None else (None, None) for patient, label, _ in rows]
     return _with(index, split=[split for split, _ in places], fold=[fold for _, fold in places])
 
 
-def _assignments(old: Prepared | None, settings: PrepareSettings) -> dict[str, Assignment]:
+def _assignments(old: Prepared | None, described: dict[str, Any]) -> dict[str, Assignment]:
     """Where patients stand already; nowhere once the split settings have changed."""
-    described = _described(settings)
     if old is None or any(old.manifest.settings[name] != described[name] for name in ("split", "seed")):
         return {}
     rows = old.index.filter(pc.is_valid(old.index["split"])).select(["patient", "split", "fold"]).to_pydict()
@@ -255,7 +293,8 @@ def _publish(
     folder: Folder,
     index: pa.Table,
     found: Survey,
-    settings: PrepareSettings,
+    settings: CurationSettings,
+    described: dict[str, Any],
     quarantine: Quarantine,
     groups: list[list[str]],
 ) -> Manifest:
@@ -272,16 +311,17 @@ def _publish(
     splits = [split or UNSPLIT for split in index["split"].to_pylist()]
     classes = [class_name(found.labels, label) for label in index["label"].to_pylist()]
     patients = set(zip(index["patient"].to_pylist(), classes, splits, strict=True))
-    structured = index.filter(pc.is_valid(index["hash"]))
+    pictures = input_pictures(index)
+    structured = pictures.filter(pc.is_valid(pictures["hash"]))
     manifest = Manifest(
-        digest=_content_digest(index, found, settings.image),
+        digest=_content_digest(index, found, settings.image, described),
         index=f"index-{digest_of(index_bytes)[:12]}.parquet",
         index_digest=digest_of(index_bytes),
         studies=f"studies-{digest_of(studies_bytes)[:12]}.parquet",
         quarantine_digest=digest_of(lines),
         source=settings.pseudonymise or str(found.listing.root),
         labels=found.labels.to_dict(),
-        settings=_described(settings),
+        settings=described,
         patients=_counts((name, split) for _, name, split in patients),
         slices=_counts(zip(classes, splits, strict=True)),
         sources=_counts(zip(index["source"].to_pylist(), splits, strict=True)),
@@ -307,11 +347,15 @@ def _publish(
     return manifest
 
 
-def _content_digest(index: pa.Table, found: Survey, image: ImageSettings) -> str:
+def _content_digest(index: pa.Table, found: Survey, image: ImageSettings, described: dict[str, Any]) -> str:
     """Of what the rows are, not of where they lie; independent of versions and machines."""
-    parts = [json.dumps([found.labels.to_dict(), asdict(image)], sort_keys=True).encode()]
+    common = {each.name for each in fields(PrepareSettings)}
+    more = {name: value for name, value in described.items() if name not in common}
+    settings = [found.labels.to_dict(), asdict(image), *([more] if more else [])]
+    parts = [json.dumps(settings, sort_keys=True).encode()]
+    unused = {name for name in SOMETIMES if index[name].null_count == index.num_rows}
     for name in index.column_names:
-        if name not in LAYOUT:
+        if name not in LAYOUT and name not in unused:
             parts.append(digest_of(repr((name, index[name].to_pylist())).encode()).encode())
     return digest_of(b"\0".join(parts))
 

@@ -169,6 +169,11 @@ class Prepared:
         """
         return records_from(self.places(rows).read())
 
+    def pixel_bytes(self, rows: np.ndarray) -> int:
+        """How much memory the decoded pictures of `rows` take."""
+        taken = self.index.select(["bytes", "cost"]).take(pa.array(rows))
+        return int(pc.sum(pc.coalesce(taken["bytes"], taken["cost"].cast(pa.int64()))).as_py() or 0)
+
     def places(self, rows: np.ndarray | Sequence[int]) -> Places:
         """Where the records of `rows` lie: small enough to send to the task that reads them."""
         wanted = pa.array(np.asarray(rows, dtype=np.int64))

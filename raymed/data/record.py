@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 IMAGE = pa.struct(
     [
-        ("role", pa.string()),  # input | output | mask
+        ("role", pa.string()),  # input | thumbnail (of the input at the same place) | output | mask
         ("place", pa.int32()),  # which <image> mark of the messages it fills, from 0
         ("height", pa.int32()),
         ("width", pa.int32()),
@@ -43,6 +44,9 @@ INDEX = pa.schema(
     + [
         pa.field("digest", pa.binary(16)),  # BLAKE2b of the prepared pixels and their shape
         pa.field("hash", pa.binary(32)),  # 256-bit perceptual hash; null for a picture without structure
+        # digest and hash of the input pictures after the first; null where there are none
+        pa.field("further", pa.list_(pa.struct([("digest", pa.binary(16)), ("hash", pa.binary(32))]))),
+        pa.field("bytes", pa.int64()),  # of all pixels, where `cost` counts tokens; null where it is just that
         pa.field("group", pa.string()),  # patients with near-duplicate pictures share one; else the patient itself
         pa.field("split", pa.string()),  # train | val | test; null = not split (no label)
         pa.field("fold", pa.int32()),  # cross-validation fold of a train or val patient, from 0
@@ -82,6 +86,23 @@ class Record:
     source: str
     images: tuple[Image, ...]
     messages: tuple[Message, ...]
+
+
+def input_pictures(index: pa.Table) -> pa.Table:
+    """The input pictures of index rows, one line each: `row` and `place` within it, `digest` and `hash`.
+
+    A row without a picture has one line, whose hash is null.
+    """
+    first = {"row": np.arange(index.num_rows), "place": np.zeros(index.num_rows, np.int64)}
+    table = pa.table(first | {name: index[name] for name in ("digest", "hash")})
+    if index["further"].null_count == index.num_rows:
+        return table
+    lists = index["further"].combine_chunks()
+    row = pc.list_parent_indices(lists).to_numpy()
+    flat = pc.list_flatten(lists)
+    place = np.arange(len(row)) - np.searchsorted(row, row) + 1
+    further = {"row": row, "place": place, "digest": flat.field("digest"), "hash": flat.field("hash")}
+    return pa.concat_tables([table, pa.table(further)])
 
 
 def records_from(table: pa.Table | pa.RecordBatch) -> list[Record]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ import ray
 from raymed.cluster import connect
 from raymed.data.duplicates import perceptual_hash
 from raymed.data.image import ImageSettings
-from raymed.data.record import INDEX, RECORD
+from raymed.data.record import INDEX, RECORD, Image, Message
 from raymed.data.sources import Refusal, Slice, Study, load_study
 from raymed.data.survey import Survey
 from raymed.errors import UserError
@@ -39,22 +39,66 @@ OUTCOME = pa.schema([*INDEX, *(pa.field(name, pa.string()) for name in ("where",
 
 
 @dataclass(frozen=True)
+class Content:
+    """What a record holds; `cost` is its length in tokens, or None where that is not what packs are filled by."""
+
+    images: tuple[Image, ...]
+    messages: tuple[Message, ...]
+    cost: int | None = None
+
+
+class Load(Protocol):
+    """Reads a study in a task: the content of each slice, or why it cannot be used."""
+
+    @property
+    def settings(self) -> object:
+        """What decides about the content besides the study; its `repr` tells shards apart."""
+        ...
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the pixels of a slice, about."""
+        ...
+
+    def __call__(self, study: Study) -> Iterable[tuple[Slice, Content | Refusal]]: ...
+
+
+@dataclass(frozen=True)
+class LoadSlices:
+    """One picture a slice, decoded, windowed and fitted into a square."""
+
+    root: Path
+    settings: ImageSettings
+
+    @property
+    def row_bytes(self) -> int:
+        return self.settings.size**2
+
+    def __call__(self, study: Study) -> Iterable[tuple[Slice, Content | Refusal]]:
+        for piece, result in load_study(self.root, study, self.settings):
+            if isinstance(result, Refusal):
+                yield piece, result
+            else:
+                yield piece, Content((Image("input", 0, result),), piece.messages)
+
+
+@dataclass(frozen=True)
 class _Part:
     """The studies of one shard, and their class indices."""
 
-    root: Path
+    load: Load
     studies: tuple[Study, ...]
     classes: tuple[int | None, ...]
-    image: ImageSettings
 
     @property
     def name(self) -> str:
         """File name of the shard: the same content always has the same name."""
-        content = repr([(study.study, study.fingerprint) for study in self.studies]) + repr((self.classes, self.image))
+        content = repr([(study.study, study.fingerprint) for study in self.studies])
+        content += repr((self.classes, self.load.settings))
         return f"{hashlib.blake2b(content.encode(), digest_size=12).hexdigest()}.parquet"
 
 
-def write_shards(found: Survey, studies: Sequence[Study], image: ImageSettings, folder: Folder) -> Iterator[pa.Table]:
+def write_shards(found: Survey, studies: Sequence[Study], load: Load, folder: Folder) -> Iterator[pa.Table]:
     """Write the shards of `studies` under `folder`; yields one table in the schema `OUTCOME` per shard, in any order.
 
     Raises:
@@ -65,7 +109,7 @@ def write_shards(found: Survey, studies: Sequence[Study], image: ImageSettings, 
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    parts = _parts(found, studies, image, int(ray.cluster_resources().get("CPU", 1)))
+    parts = _parts(found, studies, load, int(ray.cluster_resources().get("CPU", 1)))
     rows = [{"part": part} for part in parts]
     outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         partial(_write_part, folder=folder), batch_size=1, batch_format="numpy"
@@ -77,10 +121,10 @@ def write_shards(found: Survey, studies: Sequence[Study], image: ImageSettings, 
         yield outcome
 
 
-def _parts(found: Survey, studies: Sequence[Study], image: ImageSettings, cpus: int) -> list[_Part]:
+def _parts(found: Survey, studies: Sequence[Study], load: Load, cpus: int) -> list[_Part]:
     """Studies that stand together share a shard of about `SHARD_BYTES`, or less where that leaves CPUs idle."""
     slices = sum(len(study.slices) for study in studies)
-    wanted = max(1, min(SHARD_BYTES // image.size**2, slices // (SHARDS_PER_CPU * cpus)))
+    wanted = max(1, min(SHARD_BYTES // load.row_bytes, slices // (SHARDS_PER_CPU * cpus)))
     groups: list[list[Study]] = [[]]
     filled = 0
     for study in studies:
@@ -89,9 +133,7 @@ def _parts(found: Survey, studies: Sequence[Study], image: ImageSettings, cpus: 
             filled = 0
         groups[-1].append(study)
         filled += len(study.slices)
-    return [
-        _Part(found.listing.root, tuple(group), tuple(found.class_of(study) for study in group), image) for group in groups
-    ]
+    return [_Part(load, tuple(group), tuple(found.class_of(study) for study in group)) for group in groups]
 
 
 def _write_part(batch: dict[str, np.ndarray], folder: Folder) -> pa.Table:
@@ -107,7 +149,7 @@ def _written(part: _Part, folder: Folder) -> pa.Table:
         return pq.read_table(folder.open(f"{UNFINISHED}/{part.name}"), schema=OUTCOME)
     shard = _Shard(part.name)
     for study, label in zip(part.studies, part.classes, strict=True):
-        for piece, result in load_study(part.root, study, part.image):
+        for piece, result in part.load(study):
             shard.add(study, piece, label, result)
     content, outcome = shard.close()
     if content is not None:
@@ -131,7 +173,7 @@ class _Shard:
         self._row_group = 0
         self._outcome: list[dict[str, Any]] = []
 
-    def add(self, study: Study, piece: Slice, label: int | None, result: np.ndarray | Refusal) -> None:
+    def add(self, study: Study, piece: Slice, label: int | None, result: Content | Refusal) -> None:
         row: dict[str, Any] = {
             "id": piece.id,
             "patient": study.patient,
@@ -143,16 +185,16 @@ class _Shard:
         if isinstance(result, Refusal):
             self._outcome.append(row | {"where": result.where, "reason": result.reason})
             return
-        height, width, channels = result.shape
-        pixels = result.tobytes()
-        row["cost"] = len(pixels)
-        digest = hashlib.blake2b(f"{height}x{width}x{channels}\0".encode() + pixels, digest_size=16).digest()
+        images = [_image(image) for image in result.images]
+        total = sum(len(image["pixels"]) for image in images)
+        row["cost"] = total if result.cost is None else result.cost
+        known = [_recognisable(image.pixels) for image in result.images if image.role == "input"] or [_recognisable(None)]
         place = {"shard": self.name, "row_group": self._row_group, "row": len(self._pending)}
-        self._outcome.append(row | place | {"digest": digest, "hash": perceptual_hash(result)})
-        image = {"role": "input", "place": 0, "height": height, "width": width, "channels": channels, "pixels": pixels}
-        messages = [{"role": turn.role, "text": turn.text} for turn in piece.messages]
-        self._pending.append(row | {"images": [image], "messages": messages})
-        self._pending_bytes += len(pixels)
+        more = {"further": known[1:] or None, "bytes": None if result.cost is None else total}
+        self._outcome.append(row | place | known[0] | more)
+        messages = [{"role": turn.role, "text": turn.text} for turn in result.messages]
+        self._pending.append(row | {"images": images, "messages": messages})
+        self._pending_bytes += total or sum(len(turn.text) for turn in result.messages)
         if self._pending_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
@@ -168,6 +210,21 @@ class _Shard:
             self._writer.write_table(pa.Table.from_pylist(self._pending, schema=RECORD))
             self._pending, self._pending_bytes = [], 0
             self._row_group += 1
+
+
+def _image(image: Image) -> dict[str, Any]:
+    height, width, channels = image.pixels.shape
+    size = {"height": height, "width": width, "channels": channels}
+    return {"role": image.role, "place": image.place, **size, "pixels": image.pixels.tobytes()}
+
+
+def _recognisable(pixels: np.ndarray | None) -> dict[str, bytes | None]:
+    """By what a picture is found again: digest and hash. Those of no picture say that there is none."""
+    if pixels is None:
+        return {"digest": hashlib.blake2b(digest_size=16).digest(), "hash": None}
+    shape = "x".join(map(str, pixels.shape))
+    digest = hashlib.blake2b(f"{shape}\0".encode() + pixels.tobytes(), digest_size=16).digest()
+    return {"digest": digest, "hash": perceptual_hash(pixels)}
 
 
 def _parquet(table: pa.Table) -> pa.Buffer:

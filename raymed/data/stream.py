@@ -120,14 +120,14 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
 
 def fits_in_memory(prepared: Prepared, rows: np.ndarray) -> bool:
     """Whether the decoded rows fit into the object store of the smallest node."""
-    size = int(prepared.columns(rows, ["cost"])["cost"].sum())
+    size = prepared.pixel_bytes(rows)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return size <= STORE_SHARE * min(stores, default=0)
 
 
 def open_reader(prepared: Prepared, rows: np.ndarray) -> Staged | Streamed:
     """Stage the rows where they fit, stream them otherwise; a line says which."""
-    size = int(prepared.columns(rows, ["cost"])["cost"].sum()) / 2**20
+    size = prepared.pixel_bytes(rows) / 2**20
     if fits_in_memory(prepared, rows):
         log.info("data: %d slices (%.0f MiB) decoded once into the object store", len(rows), size)
         return stage(prepared, rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raymed.data.image import ImageError, ImageSettings, fit, read_picture
+from raymed.data.image import ImageError, ImageSettings, eight_bit, fit, read_picture
 from raymed.data.sources import class_folders, conversations, dicom, folders, nifti, table
 from raymed.data.sources.listing import (
     Columns,
@@ -24,7 +24,7 @@ from raymed.data.sources.listing import (
 )
 from raymed.errors import UserError
 
-__all__ = ["Columns", "Listing", "Refusal", "Slice", "SourceSettings", "Study", "list_source", "load_study"]
+__all__ = ["Columns", "Listing", "Refusal", "Slice", "SourceSettings", "Study", "list_source", "load_study", "read_whole"]
 
 _FORMATS = {
     "folders": folders.list_studies,
@@ -71,6 +71,22 @@ def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[
             else:
                 loaded.append((piece, result))
     return loaded
+
+
+def read_whole(path: Path, settings: ImageSettings) -> np.ndarray:
+    """A picture or DICOM slice of its own size, windowed: uint8 [height, width, 1 or 3].
+
+    Raises:
+        ImageError: it cannot be used; for whatever reason.
+    """
+    try:
+        if nifti.is_nifti(path):
+            raise ImageError("a volume, not a picture")
+        return eight_bit(_read_stored(path, settings), settings.sixteen_bit)
+    except ImageError:
+        raise
+    except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable
+        raise ImageError(f"cannot be decoded: {type(error).__name__}: {error}") from error
 
 
 def recognise(path: Path) -> str:
@@ -121,6 +137,10 @@ def _unnamed(reason: str, root: Path, path: str) -> str:
     return reason
 
 
+def _read_stored(path: Path, settings: ImageSettings) -> np.ndarray:
+    return dicom.read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path)
+
+
 def _load_file(path: Path, slices: list[Slice], settings: ImageSettings) -> list[np.ndarray | str]:
     """One fitted picture, or a reason in words, for each of the slices of one file."""
     try:
@@ -129,8 +149,7 @@ def _load_file(path: Path, slices: list[Slice], settings: ImageSettings) -> list
             if len(frames) < len(slices):
                 raise ImageError("a volume, not a picture: give the NIfTI files themselves as the source")
             return nifti.read_slices(path, frames, settings)
-        picture = dicom.read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path)
-        return [fit(picture, settings)] * len(slices)
+        return [fit(_read_stored(path, settings), settings)] * len(slices)
     except ImageError as error:
         return [str(error)] * len(slices)
     except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable

@@ -29,10 +29,10 @@ from raymed.data.sources.listing import (
     read_text,
     sorted_studies,
 )
+from raymed.data.sources.meta import DataSet, read_meta
 from raymed.errors import UserError
 
 ROLES = ("system", "human", "gpt")
-META_KEYS = ("root", "annotation", "data_augment", "repeat_time", "max_dynamic_patch", "length")
 SHOWN = 10
 
 
@@ -44,15 +44,6 @@ class _Row:
     study: str
     label: str | None
     messages: tuple[Message, ...]
-
-
-@dataclass(frozen=True)
-class _Set:
-    """One data set of a meta file: where its pictures and its lines are."""
-
-    name: str
-    folder: str
-    annotation: Path
 
 
 def is_conversations(path: Path) -> bool:
@@ -99,8 +90,8 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             raise UserError(f"{path} holds {len(found)} JSON or JSONL files; name the one to use")
         path = found[0]
     root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
-    notes: list[str] = []
-    sets = _read_meta(path, root, notes) if path.suffix.lower() == ".json" else [_Set(root.name, ".", path)]
+    sets = read_meta(path, root) if path.suffix.lower() == ".json" else [DataSet(root.name, ".", path, {})]
+    notes = [note for part in sets for note in _notes(part)]
     stats: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
     studies = []
@@ -130,37 +121,20 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     return Listing(root, "conversations", sorted_studies(studies), tuple(refusals), tuple(notes))
 
 
-def _read_meta(path: Path, root: Path, notes: list[str]) -> list[_Set]:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-    if not isinstance(content, dict) or not content or not all(isinstance(entry, dict) for entry in content.values()):
-        raise UserError(f"{path}: a meta file maps each data set's name to its root and annotation")
-    sets = []
-    for name, entry in content.items():
-        where = f"{path}: {name}"
-        missing = [key for key in ("root", "annotation") if not isinstance(entry.get(key), str)]
-        if missing:
-            raise UserError(f"{where}: {' and '.join(missing)} missing")
-        annotation = root / inside(root, entry["annotation"], f"{where}: annotation")
-        if not annotation.is_file():
-            raise UserError(
-                f"{where}: no file {annotation}. Paths are relative to the meta file; if they are relative to another "
-                "folder, pass --root FOLDER"
-            )
-        unused = {key: value for key, value in entry.items() if key not in ("root", "annotation", "length")}
-        if unused:
-            shown = ", ".join(f"{key}={value}" for key, value in unused.items())
-            notes.append(f"{name}: these keys do not change how data are prepared: {shown}")
-        lines = sum(1 for line in read_text(annotation).splitlines() if line.strip())
-        if entry.get("length", lines) != lines:
-            notes.append(f"{name}: length says {entry['length']}, the annotation has {lines} lines")
-        sets.append(_Set(name, inside(root, entry["root"], f"{where}: root"), annotation))
-    return sets
+def _notes(part: DataSet) -> list[str]:
+    """What a person should know of a data set's entry in the meta file."""
+    notes = []
+    unused = {key: value for key, value in part.entry.items() if key not in ("root", "annotation", "length")}
+    if unused:
+        shown = ", ".join(f"{key}={value}" for key, value in unused.items())
+        notes.append(f"{part.name}: these keys do not change how data are prepared: {shown}")
+    lines = sum(1 for line in read_text(part.annotation).splitlines() if line.strip())
+    if part.entry.get("length", lines) != lines:
+        notes.append(f"{part.name}: length says {part.entry['length']}, the annotation has {lines} lines")
+    return notes
 
 
-def _read_lines(part: _Set, root: Path, settings: SourceSettings) -> list[_Row]:
+def _read_lines(part: DataSet, root: Path, settings: SourceSettings) -> list[_Row]:
     rows: list[_Row] = []
     broken: list[str] = []
     for number, line in _lines(part.annotation):
@@ -183,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _row(number: int, line: str, part: _Set, root: Path, settings: SourceSettings) -> _Row:
+def _row(number: int, line: str, part: DataSet, root: Path, settings: SourceSettings) -> _Row:
     """One line.
 
     Raises:
@@ -200,9 +174,9 @@ def _row(number: int, line: str, part: _Set, root: Path, settings: SourceSetting
     where = f"{part.annotation}:{number}"
     inside(root / part.folder, image, where)
     path = inside(root, f"{part.folder}/{image}", where)
-    messages = _messages(content)
+    messages = read_turns(content)
     patient = _patient(content, path, settings)
-    study = _name(content, "study") or _name(content, "study_id") or patient
+    study = read_name(content, "study") or read_name(content, "study_id") or patient
     return _Row(number, path, patient, study, _label(messages) if settings.labelled else None, messages)
 
 
@@ -217,7 +191,12 @@ def _image(content: dict[str, Any]) -> str:
     return image
 
 
-def _messages(content: dict[str, Any]) -> tuple[Message, ...]:
+def read_turns(content: dict[str, Any]) -> tuple[Message, ...]:
+    """The turns of a line.
+
+    Raises:
+        ValueError: what is wrong with them.
+    """
     turns = content.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise ValueError("no conversations")
@@ -233,7 +212,7 @@ def _messages(content: dict[str, Any]) -> tuple[Message, ...]:
 
 
 def _patient(content: dict[str, Any], path: str, settings: SourceSettings) -> str:
-    patient = _name(content, "patient_id") or _name(content, "patient")
+    patient = read_name(content, "patient_id") or read_name(content, "patient")
     if patient is None and settings.patient_regex:
         patient = settings.patient_of(path)
         if patient is None:
@@ -243,7 +222,12 @@ def _patient(content: dict[str, Any], path: str, settings: SourceSettings) -> st
     return patient
 
 
-def _name(content: dict[str, Any], key: str) -> str | None:
+def read_name(content: dict[str, Any], key: str) -> str | None:
+    """A name in a line, which may be written as a number; None without one.
+
+    Raises:
+        ValueError: something else stands there.
+    """
     value = content.get(key)
     if value is None:
         return None

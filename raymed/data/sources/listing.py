@@ -75,14 +75,14 @@ class SourceSettings:
             raise UserError(f"patient_regex {self.patient_regex!r} needs a group in parentheses around the patient")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slice:
-    """One picture, or one slice of a volume.
+    """One picture, one slice of a volume, or one line of conversation.
 
     Attributes:
         id: unique and stable: the path relative to the root, plus ``#k`` for the stored slice k of a volume.
         path: the file, relative to the root.
-        frame: the stored slice of a volume; None for a file with one picture.
+        frame: the stored slice of a volume, or the byte at which a line begins; None for a file with one picture.
         position: order within the study, from 0.
         where: place to name in messages, e.g. ``labels.csv:17`` or the path.
         messages: the turns of text that come with the picture.
@@ -96,7 +96,7 @@ class Slice:
     messages: tuple[Message, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Study:
     """Slices of one patient that belong together, in order.
 
@@ -117,7 +117,7 @@ class Study:
     fingerprint: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """One slice or file that is not used, and why."""
 

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +122,30 @@ def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]
     Raises:
         UserError: not UTF-8, a column that is missing, a cell that is empty or wrong, or a path that leaves the root.
     """
+    usual = {key: names for key, names in USUAL_NAMES.items() if key != "label" or settings.labelled}
+    hints = {"label": ", or pass --labelled false if there are no labels"}
+    for line, cells in read_cells(path, usual, ("image", "patient_id", "label"), vars(settings.columns), hints):
+        yield _row(path, root, line, cells)
+
+
+def read_cells(
+    path: Path,
+    usual: Mapping[str, Sequence[str]],
+    required: Collection[str],
+    named: Mapping[str, str | None],
+    hints: Mapping[str, str],
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of each line of a CSV that is not blank, by what the columns hold.
+
+    Args:
+        usual: names of a column, of which the first that the header has is taken; letter case does not matter.
+        required: columns that must be there, if they are among `usual`.
+        named: names that are to be taken instead.
+        hints: what else a person may do about a column that is missing.
+
+    Raises:
+        UserError: not UTF-8, not a CSV, or a column is missing.
+    """
     text = read_text(path)
     header_line = text.lstrip("\n").split("\n", 1)[0]
     delimiter = max(",;\t", key=header_line.count)
@@ -129,14 +153,15 @@ def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]
     try:
         header = [cell.strip() for cell in next(reader, [])]
         if not any(header):
-            raise UserError(f"{path}: is empty; it needs a header with image, patient_id and label")
-        columns = _find_columns(path, header, settings)
+            *others, last = required
+            raise UserError(f"{path}: is empty; it needs a header with {', '.join(others)} and {last}")
+        columns = _find_columns(path, header, usual, required, named, hints)
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
                 raise UserError(f"{path}:{reader.line_num}: {len(cells)} cells, but the header has {len(header)}")
-            yield _row(path, root, reader.line_num, {key: cells[at].strip() for key, at in columns.items()})
+            yield reader.line_num, {key: cells[at].strip() for key, at in columns.items()}
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not a valid CSV line: {error}") from error
 
@@ -165,24 +190,28 @@ def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> Row:
     )
 
 
-def _find_columns(path: Path, header: list[str], settings: SourceSettings) -> dict[str, int]:
+def _find_columns(
+    path: Path,
+    header: list[str],
+    usual: Mapping[str, Sequence[str]],
+    required: Collection[str],
+    named: Mapping[str, str | None],
+    hints: Mapping[str, str],
+) -> dict[str, int]:
     """Column index by what it holds."""
     lower = [name.casefold() for name in header]
     if len(set(lower)) < len(lower):
         raise UserError(f"{path}:1: a column name stands twice in the header: {', '.join(header)}")
     columns: dict[str, int] = {}
-    for key, usual in USUAL_NAMES.items():
-        if key == "label" and not settings.labelled:
-            continue
-        named = getattr(settings.columns, key)
-        candidates = (named.casefold(),) if named else usual
-        index = next((lower.index(name) for name in candidates if name in lower), None)
+    for key, names in usual.items():
+        name = named.get(key)
+        candidates = (name.casefold(),) if name else names
+        index = next((lower.index(candidate) for candidate in candidates if candidate in lower), None)
         if index is not None:
             columns[key] = index
-        elif named or key in ("image", "patient_id", "label"):
-            hint = ", or pass --labelled false if there are no labels" if key == "label" else ""
+        elif name or key in required:
             raise UserError(
-                f"{path}:1: no column {named or key!r}; the columns are {', '.join(header)}. "
-                f"Say which one it is with --columns.{key} NAME{hint}"
+                f"{path}:1: no column {name or key!r}; the columns are {', '.join(header)}. "
+                f"Say which one it is with --columns.{key} NAME{hints.get(key, '')}"
             )
     return columns
