@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
@@ -18,6 +19,7 @@ class LungOptions(SystemOptions):
     Attributes:
         data: Folder or URI of prepared data (jobs/prepare_lung.py); without it, phantom patients are made and used.
         phantom_size: Height and width of the prepared phantom slices, in pixels.
+        slices: Which slices of a patient are used.
         model: The network.
         loss_settings: The loss.
         augment: How training pictures are varied.
@@ -25,9 +27,14 @@ class LungOptions(SystemOptions):
 
     data: str | None = None
     phantom_size: int = 112
+    slices: SliceSettings = field(default_factory=SliceSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     loss_settings: LossSettings = field(default_factory=LossSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+
+    @property
+    def sampling(self) -> SliceSettings:
+        return self.slices
 
     def prepared(self) -> Prepared:
         if self.data is not None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from raymed.data.image import ImageSettings
 from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
-from raymed.data.plan import SliceSettings
+from raymed.data.plan import Sampling
 from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
 from raymed.data.split import SplitSettings
@@ -44,7 +44,6 @@ class SystemOptions(JobOptions):
         workers: Training workers of one run, each with a GPU where there are GPUs; 1:4 takes as many as there is room for.
         min_workers: Fewest workers a single run goes on with when machines are lost; as they return it grows again to
             `workers` (0 = as many as `workers`).
-        slices: Which slices of a patient are used.
         train: How it is trained.
         search: Search space, early stopping and resources of trials.
         refit: Train the winner again on more rows: train and val (trainval) or every split (all).
@@ -56,7 +55,6 @@ class SystemOptions(JobOptions):
     fold: int | None = None
     workers: int = 1
     min_workers: int = 0
-    slices: SliceSettings = field(default_factory=SliceSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     refit: Literal["none", "trainval", "all"] = "none"
@@ -67,6 +65,11 @@ class SystemOptions(JobOptions):
 
     def recipe(self, prepared: Prepared) -> Recipe:
         """The system that the options describe, for these data."""
+        raise NotImplementedError
+
+    @property
+    def sampling(self) -> Sampling:
+        """Which rows an epoch uses, and which of them are seen together."""
         raise NotImplementedError
 
     def spec(self, prepared: Prepared) -> FitSpec:
@@ -83,7 +86,7 @@ class SystemOptions(JobOptions):
             data=prepared.folder.uri,
             recipe=self.recipe(prepared),
             train=self.train,
-            slices=self.slices,
+            sampling=self.sampling,
             fold=self.fold,
             seed=self.seed,
             workers=self.workers,

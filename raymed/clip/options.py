@@ -128,6 +128,10 @@ class ClipOptions(SystemOptions):
         )
     )
 
+    @property
+    def sampling(self) -> SliceSettings:
+        return self.slices
+
     def prepared(self) -> Prepared:
         """The prepared data: those named, or made on first use from class folders or phantom patients.
 

@@ -9,17 +9,60 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from raymed.errors import UserError
 
+if TYPE_CHECKING:
+    from raymed.data.prepared import Prepared
+
 Pack = tuple[int, ...]
-"""Row numbers that the model sees as one item: a single slice for the lung recipe."""
+"""Row numbers that the model sees as one item: a single slice for the lung recipe, a sequence of samples in pretraining."""
 
 GlobalBatch = tuple[Pack, ...]
 """The packs of one optimizer step, over all workers and micro-batches."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What an epoch trains on, before it is shuffled.
+
+    Attributes:
+        packs: rows that are seen together.
+        left_out: rows that are not used, counted by reason.
+        fill_rate: share of the packs' capacity that is used; None where they have none.
+    """
+
+    packs: list[Pack]
+    left_out: dict[str, int]
+    fill_rate: float | None = None
+
+
+class Sampling(Protocol):
+    """How a split's rows become an epoch: `SliceSettings`, or `MixtureSettings` (raymed/data/packing.py)."""
+
+    noun: str
+    """What a row is called."""
+
+    @property
+    def redraws(self) -> bool:
+        """Whether epochs differ in the rows they use."""
+        ...
+
+    @property
+    def validation(self) -> SliceSettings:
+        """Which rows are judged."""
+        ...
+
+    def choose(self, prepared: Prepared, rows: np.ndarray, seed: int, epoch: int | None) -> np.ndarray:
+        """The rows of one split that are used, ascending; `epoch` is None in evaluation."""
+        ...
+
+    def draw(self, prepared: Prepared, parts: list[np.ndarray], seed: int, epoch: int) -> Draw:
+        """An epoch of the rows of the splits that are trained on, one part each."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,9 +79,28 @@ class SliceSettings:
     choice: Literal["uniform", "random", "middle", "all"] = "uniform"
     limit: int = 0
 
+    noun = "slices"
+
     def __post_init__(self) -> None:
         if self.per_patient < 1:
             raise UserError(f"slices.per_patient is {self.per_patient}; it must be at least 1 (or use slices.choice all)")
+
+    @property
+    def redraws(self) -> bool:
+        return self.choice == "random"
+
+    @property
+    def validation(self) -> SliceSettings:
+        return self
+
+    def choose(self, prepared: Prepared, rows: np.ndarray, seed: int, epoch: int | None) -> np.ndarray:
+        columns = prepared.columns(rows, ["patient", "study", "position"])
+        return choose(rows, columns["patient"], columns["study"], columns["position"], self, seed, epoch)
+
+    def draw(self, prepared: Prepared, parts: list[np.ndarray], seed: int, epoch: int) -> Draw:
+        rows = np.sort(np.concatenate([self.choose(prepared, part, seed, epoch) for part in parts]))
+        left_out = {f"not among the {self.choice} slices chosen": sum(map(len, parts)) - len(rows)}
+        return Draw([(row,) for row in rows.tolist()], left_out)
 
 
 @dataclass(frozen=True)
@@ -48,10 +110,17 @@ class EpochPlan:
     Attributes:
         batches: the epoch's global batches; the last one may be smaller.
         left_out: rows that the plan does not use, counted by reason.
+        fill_rate: share of the packs' capacity that is used; None where they have none.
     """
 
     batches: tuple[GlobalBatch, ...]
     left_out: dict[str, int]
+    fill_rate: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that are used, repeats counted."""
+        return sum(len(pack) for batch in self.batches for pack in batch)
 
 
 def uniform(count: int, wanted: int) -> np.ndarray:
@@ -105,12 +174,19 @@ def _pick(count: int, settings: SliceSettings, seed: int, epoch: int | None, nam
     return uniform(count, wanted)
 
 
-def plan_epoch(packs: Sequence[Pack], global_batch: int, seed: int, epoch: int, left_out: dict[str, int]) -> EpochPlan:
+def plan_epoch(
+    packs: Sequence[Pack],
+    global_batch: int,
+    seed: int,
+    epoch: int,
+    left_out: dict[str, int],
+    fill_rate: float | None = None,
+) -> EpochPlan:
     """All packs once, in an order drawn from (seed, epoch), cut into global batches of `global_batch` packs."""
     order = np.random.default_rng([seed, epoch, 1]).permutation(len(packs))
     shuffled = [packs[place] for place in order]
     batches = tuple(tuple(shuffled[start : start + global_batch]) for start in range(0, len(shuffled), global_batch))
-    return EpochPlan(batches, left_out)
+    return EpochPlan(batches, left_out, fill_rate)
 
 
 def in_order(packs: Sequence[Pack], batch: int) -> tuple[GlobalBatch, ...]:

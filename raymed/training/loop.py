@@ -23,7 +23,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from raymed.data.leak import guard
-from raymed.data.plan import EpochPlan, SliceSettings, choose, in_order, micro_batches, plan_epoch, share
+from raymed.data.plan import EpochPlan, Sampling, SliceSettings, in_order, micro_batches, plan_epoch, share
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import RunError, UserError
@@ -51,7 +51,7 @@ class FitSpec:
         data: URI of the prepared data.
         recipe: the system to train.
         train: how.
-        slices: which slices of a patient.
+        sampling: which rows of a split an epoch uses, and which of them are seen together.
         fold: cross-validation fold to validate on; None for the stored split.
         train_on: splits whose rows are trained on; a refit takes val and test too, so its val_loss says nothing and its last
             weights are kept.
@@ -66,7 +66,7 @@ class FitSpec:
     data: str
     recipe: Recipe
     train: TrainSettings
-    slices: SliceSettings = field(default_factory=SliceSettings)
+    sampling: Sampling = field(default_factory=SliceSettings)
     fold: int | None = None
     train_on: tuple[str, ...] = ("train",)
     last_epoch: int = 0
@@ -87,26 +87,20 @@ class FitSpec:
         return self.train_on != ("train",)
 
     def rows(self, prepared: Prepared, split: str, epoch: int | None = None) -> np.ndarray:
-        """The chosen rows of a split, ascending; `epoch` matters for ``slices.choice random`` only."""
-        rows = prepared.rows(split, self.fold)
-        columns = prepared.columns(rows, ["patient", "study", "position"])
-        return choose(rows, columns["patient"], columns["study"], columns["position"], self.slices, self.seed, epoch)
-
-    def training_rows(self, prepared: Prepared, epoch: int) -> np.ndarray:
-        return np.sort(np.concatenate([self.rows(prepared, split, epoch) for split in self.train_on]))
+        """The chosen rows of a split, ascending; `epoch` matters where epochs differ."""
+        return self.sampling.choose(prepared, prepared.rows(split, self.fold), self.seed, epoch)
 
     def all_rows(self, prepared: Prepared) -> np.ndarray:
         """Every row that any epoch of the run may read, ascending."""
         splits = sorted({*self.train_on, "val"})
-        if self.slices.choice == "random":
+        if self.sampling.redraws:
             return np.sort(np.concatenate([prepared.rows(split, self.fold) for split in splits]))
         return np.sort(np.concatenate([self.rows(prepared, split) for split in splits]))
 
     def plan(self, prepared: Prepared, epoch: int) -> EpochPlan:
-        rows = self.training_rows(prepared, epoch)
-        available = sum(len(prepared.rows(split, self.fold)) for split in self.train_on)
-        left_out = {f"not among the {self.slices.choice} slices chosen": available - len(rows)}
-        return plan_epoch([(row,) for row in rows.tolist()], self.train.global_batch, self.seed, epoch, left_out)
+        parts = [prepared.rows(split, self.fold) for split in self.train_on]
+        drawn = self.sampling.draw(prepared, parts, self.seed, epoch)
+        return plan_epoch(drawn.packs, self.train.global_batch, self.seed, epoch, drawn.left_out, fill_rate=drawn.fill_rate)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -132,8 +126,7 @@ class Run:
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
         self.reader: Reader = source.open()
-        self.steps_per_epoch = len(spec.plan(self.prepared, 0).batches)
-        total = self.steps_per_epoch * spec.train.epochs
+        total = len(spec.plan(self.prepared, 0).batches) * spec.train.epochs
         self.engine = Engine(spec.recipe, spec.train, total, spec.seed, device)
         self.progress = self._resume()
         self.saved_step = self.progress.global_step
@@ -207,7 +200,8 @@ class Run:
         """The rest of the epoch under way; metrics of all of it but the times, which are of this part."""
         progress, settings = self.progress, self.spec.train
         started, waited, slices = time.perf_counter(), 0.0, 0
-        batches = ahead(self._training_batches(progress.epoch, progress.step))
+        plan = self.spec.plan(self.prepared, progress.epoch)
+        batches = ahead(self._training_batches(plan, progress.epoch, progress.step))
         while True:
             self._leave_if_told()
             asked = time.perf_counter()
@@ -222,7 +216,7 @@ class Run:
             progress.step += 1
             progress.global_step += 1
             due = settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
-            if due and progress.step < self.steps_per_epoch:
+            if due and progress.step < len(plan.batches):
                 self._checkpoint_within_epoch()
         seconds = time.perf_counter() - started
         return {f"train_{name}": total / count for name, (total, count) in progress.sums.items() if count} | {
@@ -231,11 +225,11 @@ class Run:
             "seconds": seconds,
             "slices_per_second": slices * self.workers / seconds,
             "data_wait": waited / seconds,
+            **({} if plan.fill_rate is None else {"fill_rate": plan.fill_rate}),
         }
 
-    def _training_batches(self, epoch: int, first_step: int) -> Iterator[list[tuple[Batch, bool]]]:
+    def _training_batches(self, plan: EpochPlan, epoch: int, first_step: int) -> Iterator[list[tuple[Batch, bool]]]:
         """This worker's encoded micro-batches of each global batch from `first_step` on."""
-        plan = self.spec.plan(self.prepared, epoch)
         shares = [
             share(micro_batches(batch, self.spec.train.micro_batch), self.worker, self.workers)
             for batch in plan.batches[first_step:]

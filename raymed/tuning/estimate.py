@@ -30,15 +30,15 @@ def describe(night: Night) -> Outcome:
     spec.folder.delete(".writable")
     each, concurrent = night.resources()
     plan = spec.plan(prepared, 0)
-    slices = sum(len(batch) for batch in plan.batches)
+    slices, noun = plan.rows, spec.sampling.noun
     module = spec.recipe.build()
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)
     validation = len(spec.rows(prepared, "val"))
     lines = [
-        f"data       {slices} train slices of {_patients(prepared, spec, 'train')} patients an epoch, "
-        f"{validation} val slices of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
+        f"data       {slices} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
+        f"{validation} val {noun} of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
         *(f"           left out: {count} {reason}" for reason, count in plan.left_out.items() if count),
         f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most {spec.train.epochs} epochs",
         f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "

@@ -263,7 +263,7 @@ class Night:
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
         """What a trial left to be judged: its best checkpoint so far."""
         spec = self.spec(trial)
-        return Candidate(run_id, trial.user_attrs[CHECKPOINT], spec.data, spec.fold, spec.slices, spec.seed)
+        return Candidate(run_id, trial.user_attrs[CHECKPOINT], spec.data, spec.fold, spec.sampling.validation, spec.seed)
 
     def trial_key(self, trial: FrozenTrial) -> str:
         """The key under which MLflow knows a trial."""
@@ -320,10 +320,12 @@ class Night:
         )
         tracker.input(parent, self.name, prepared.digest, self.template.data, "training")
         log.info(
-            "plan: %d slices an epoch in %d steps; left out: %s",
-            sum(len(batch) for batch in plan.batches),
+            "plan: %d %s an epoch in %d steps%s; left out: %s",
+            plan.rows,
+            self.template.sampling.noun,
             len(plan.batches),
-            ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()),
+            "" if plan.fill_rate is None else f", sequences filled to {plan.fill_rate:.1%}",
+            ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()) or "none",
         )
         return parent
 
