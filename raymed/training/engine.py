@@ -131,6 +131,14 @@ class Engine:
         return self._engine.module
 
     @property
+    def description(self) -> dict[str, str]:
+        """Facts to tag a run with: where it computes, in which type, and what the network says of itself."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        weights = str(next(self.module.parameters()).dtype).removeprefix("torch.")
+        arithmetic = "amp" if self.settings.precision == "amp" else weights
+        return {"device": device, "precision": arithmetic} | getattr(self.module, "description", {})
+
+    @property
     def lr(self) -> float:
         """Learning rate of the first parameter group."""
         return float(self._engine.get_lr()[0])

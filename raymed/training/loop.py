@@ -36,6 +36,7 @@ from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.stall import StallGuard
 from raymed.training.verdict import wait_for_verdict
 
+DESCRIPTION = "description"  # facts about the run, among what a worker reports
 RANK = "checkpoint_rank"  # by which Ray Train keeps checkpoints: the epoch if it is the best so far, else 0
 MODEL = "model"  # URI of the checkpoint that holds the best model so far
 JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
@@ -263,9 +264,9 @@ class Run:
         return metrics, predictions | {"row": rows}
 
     def _told(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Metrics as they are reported: with the place of the best model, where there is one."""
+        """Metrics as they are reported: with facts about the run, and the place of the best model, where there is one."""
         model = self.progress.model
-        return metrics | ({MODEL: self.spec.folder.child(model).uri} if model else {})
+        return metrics | {DESCRIPTION: self.engine.description} | ({MODEL: self.spec.folder.child(model).uri} if model else {})
 
     def _checkpoint_within_epoch(self) -> None:
         self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False)

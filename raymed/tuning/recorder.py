@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from raymed.data.prepared import Prepared
 from raymed.outbox import Outbox
 from raymed.tracking import Status, Tracker
-from raymed.training.loop import RANK, FitSpec
+from raymed.training.loop import DESCRIPTION, RANK, FitSpec
 from raymed.tuning.progress import Progress
 from raymed.tuning.study import CHECKPOINT, Study
 
@@ -44,7 +44,7 @@ class Recorder:
         entry = {"trial": number, "happened": happened, "reason": str(result.get("reason", ""))}
         if happened == "epoch":
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
-            entry |= {"epoch": int(result["epoch"]), "metrics": metrics}
+            entry |= {"epoch": int(result["epoch"]), "metrics": metrics, "facts": result.get(DESCRIPTION, {})}
         self._outbox.put(entry)
         if happened != "start":
             self._progress.show(number, happened, result)
@@ -88,6 +88,7 @@ class Recorder:
             self._tracker.reopen(run)
         elif happened == "epoch":
             self._tracker.log_epoch(run, entry["epoch"], entry["metrics"])
+            self._tracker.tags(run, {f"raymed.{name}": fact for name, fact in entry["facts"].items()})
             if CHECKPOINT in trial.user_attrs:
                 self._tracker.tags(run, self._night.candidate(run, trial).tags())
         else:

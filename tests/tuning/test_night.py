@@ -83,6 +83,9 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(ni
         epochs = [metric.step for metric in tracker.client.get_metric_history(run, "val_loss")]
         assert epochs == sorted(trial.intermediate_values)
         assert tracker.describe(run).status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
+        if epochs:
+            tags = tracker.describe(run).tags
+            assert (tags["raymed.device"], tags["raymed.precision"], tags["raymed.backbone"]) == ("cpu", "float32", "resnet")
 
 
 def test_the_morning_leaves_a_report_and_a_champion_that_predicts(night, morning, prepared):
