@@ -266,7 +266,8 @@ class Run:
     def _told(self, metrics: dict[str, float]) -> dict[str, Any]:
         """Metrics as they are reported: with facts about the run, and the place of the best model, where there is one."""
         model = self.progress.model
-        return metrics | {DESCRIPTION: self.engine.description} | ({MODEL: self.spec.folder.child(model).uri} if model else {})
+        place = {MODEL: self.spec.folder.child(model).uri} if model else {}
+        return metrics | {DESCRIPTION: self.engine.description} | place
 
     def _checkpoint_within_epoch(self) -> None:
         self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False)
