@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,13 @@ def read_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
             f"{vocabulary - 1}: they do not belong together"
         )
     return tokenizer
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Tells tokenizers apart: of the vocabulary, and of how some text is cut."""
+    probe = tokenizer("Ground glass, 12.5 mm;\n\n  双肺磨玻璃影。<img>", add_special_tokens=False)["input_ids"]
+    content = repr((sorted(tokenizer.get_vocab().items()), list(probe)))
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
