@@ -169,10 +169,14 @@ def judge(
     """Fit the temperature on the validation patients, then judge validation and test patients with it.
 
     Raises:
-        UserError: a leak between the splits, or no validation patients.
+        UserError: a leak between the splits, no validation patients, or no classes.
     """
     guard(prepared.index, candidate.fold)
     names = tuple(prepared.labels.names)
+    if not names:
+        raise UserError(
+            f"{prepared.folder.uri} has no classes to judge by: its models are used through their ViT (extract_vit)"
+        )
 
     def predict(split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         chosen = chosen_rows(prepared, split, candidate.fold, candidate.slices, candidate.seed)

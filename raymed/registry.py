@@ -13,6 +13,7 @@ import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -97,10 +98,37 @@ def judge_and_register(
             _log(tracker, judgement, text)
             save(network, inference, Path(temporary) / "pyfunc")
             tracker.artifacts(candidate.run_id, Path(temporary) / "pyfunc", f"models/{key}")
-            found = _create_version(tracker, name, key, judgement, text)
+            found = _create_version(tracker, name, key, candidate.run_id, _figures(judgement), text)
     tracker.client.set_registered_model_alias(name, alias, found)
     log.info("registered %s version %s as %s", name, found, alias)
     return Registered(name, found, f"models:/{name}@{alias}", judgement)
+
+
+def register_network(tracker: Tracker, candidate: Candidate, val_loss: float, text: str, alias: str = CHAMPION) -> str:
+    """Register a candidate's exported network as it is, for systems that are judged by their validation loss alone.
+
+    Args:
+        text: the model card.
+
+    Returns:
+        What to give to --model.
+
+    Raises:
+        UserError: the checkpoint is not there any more.
+    """
+    prepared = Prepared.open(candidate.data)
+    with tempfile.TemporaryDirectory() as temporary:
+        network = candidate.fetch(candidate.checkpoint, Path(temporary) / "model")
+        recipe = json.loads((network / RECIPE_FILE).read_text("utf-8"))["recipe"]
+        name, key = f"raymed-{recipe}", _key(candidate, None, prepared)
+        found = _version(tracker, name, key)
+        if found is None:
+            tracker.text(candidate.run_id, text, "card.md")
+            tracker.artifacts(candidate.run_id, network, f"models/{key}")
+            found = _create_version(tracker, name, key, candidate.run_id, {"val_loss": f"{val_loss:.4f}"}, text)
+    tracker.client.set_registered_model_alias(name, alias, found)
+    log.info("registered %s version %s as %s", name, found, alias)
+    return f"models:/{name}@{alias}"
 
 
 def save(network: Path, inference: Inference, folder: Path) -> None:
@@ -242,20 +270,25 @@ def _version(tracker: Tracker, name: str, key: str) -> str | None:
     return next((str(each.version) for each in versions if each.tags.get(KEY) == key), None)
 
 
-def _create_version(tracker: Tracker, name: str, key: str, judgement: Judgement, text: str) -> str:
-    client, run = tracker.client, tracker.describe(judgement.candidate.run_id)
+def _create_version(tracker: Tracker, name: str, key: str, run_id: str, says: Mapping[str, str], text: str) -> str:
+    client, run = tracker.client, tracker.describe(run_id)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {KEY: key, "raymed.run": run.id, "raymed.run_name": run.name}
-    tags |= {f"val_{metric}": f"{each.value:.4f}" for metric, each in judgement.validation.metrics.items()}
-    if judgement.test is not None:
-        tags |= {f"test_{metric}": f"{each.value:.4f}" for metric, each in judgement.test.metrics.items()}
+    tags = {KEY: key, "raymed.run": run.id, "raymed.run_name": run.name, **says}
     source = f"{client.get_run(run.id).info.artifact_uri}/models/{key}"
     created = client.create_model_version(name, source, run.id, tags=tags, description=text)
     return str(created.version)
+
+
+def _figures(judgement: Judgement) -> dict[str, str]:
+    """A judgement's figures, as tags of a model version."""
+    tags = {f"val_{metric}": f"{each.value:.4f}" for metric, each in judgement.validation.metrics.items()}
+    if judgement.test is not None:
+        tags |= {f"test_{metric}": f"{each.value:.4f}" for metric, each in judgement.test.metrics.items()}
+    return tags
 
 
 def _log(tracker: Tracker, judgement: Judgement, text: str) -> None:

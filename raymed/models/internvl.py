@@ -295,7 +295,8 @@ def _adapt(network: InternVLForConditionalGeneration, settings: ModelSettings) -
         adapt.freeze(network.lm_head)
     if settings.language_lora:
         adapt.add_lora(model.language_model, settings.language_lora, LANGUAGE_TARGETS)
-    layer, blocks = network.config.vision_feature_layer, adapt.blocks_of(model.vision_tower)
+    layer: Any = network.config.vision_feature_layer
+    blocks = adapt.blocks_of(model.vision_tower)
     for block in blocks[layer:] if layer >= 0 else blocks[layer:][1:]:
         adapt.freeze(block)  # nothing sees its output
     if not any(parameter.requires_grad for parameter in network.parameters()):

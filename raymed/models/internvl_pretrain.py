@@ -8,6 +8,7 @@ of every picture.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,8 @@ class InternVLChat(InternVL):
             tokens = self.image_features(pixels).flatten(0, 1)
             embeddings = embeddings.index_copy(0, image_places, tokens[kept].to(embeddings.dtype))
         elif self.training:  # all workers use the same parameters in every pass, or their collectives wait for each other
-            size = side(self.network.config.vision_config.image_size)
+            vision: Any = self.network.config.vision_config
+            size = side(vision.image_size)
             blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=ids.device)
             embeddings = embeddings + 0 * self.image_features(blank).sum().to(embeddings.dtype)
         hidden = language_model(

@@ -8,6 +8,7 @@ end to end in one sequence; none sees another, nothing is padded, and nothing is
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
 
 JPEG_QUALITY = (75, 100)  # of the recompression that `data_augment` stands for, both ends included
+NOT_IN_METRICS = r"[^\w.\- /:]"  # characters that MLflow takes in no metric's name
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
 
 
@@ -215,7 +217,7 @@ class VitpRecipe:
         sources = sorted(set(records["source"]))
         for source in sources if len(sources) > 1 else []:
             rows = records["source"] == source
-            metrics[f"val_loss_{source}"] = float(nll[rows].sum() / tokens[rows].sum())
+            metrics[f"val_loss_{re.sub(NOT_IN_METRICS, '_', source)}"] = float(nll[rows].sum() / tokens[rows].sum())
         return metrics
 
     def export(self, module: nn.Module, folder: Path) -> None:

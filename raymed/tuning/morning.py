@@ -50,10 +50,7 @@ def judge_night(night: Night, study: Study, refit: str = "none") -> Outcome:
     Raises:
         RunError: no trial completed an epoch.
     """
-    best = study.best
-    if best is None:
-        reasons = {trial.user_attrs.get(REASON, "stopped before its first epoch") for trial in study.trials}
-        raise RunError(f"no trial of {night.name} completed an epoch: {'; '.join(sorted(reasons)) or 'none was started'}")
+    best = best_trial(night, study)
     tracker = night.open_tracker()
     runs = {trial.number: tracker.find(night.trial_key(trial)) or "" for trial in study.trials}
     again = Refit(_refit(night, best, REFIT_SPLITS[refit]), REFIT_SPLITS[refit]) if refit != "none" else None
@@ -69,6 +66,18 @@ def judge_night(night: Night, study: Study, refit: str = "none") -> Outcome:
     tracker.text(parent, page, "report.html")
     tracker.metrics(parent, {"val_loss": best_value(best)})
     return _outcome(night, study, best, registered, ties)
+
+
+def best_trial(night: Night, study: Study) -> FrozenTrial:
+    """The trial with the lowest validation loss.
+
+    Raises:
+        RunError: no trial completed an epoch.
+    """
+    if study.best is None:
+        reasons = {trial.user_attrs.get(REASON, "stopped before its first epoch") for trial in study.trials}
+        raise RunError(f"no trial of {night.name} completed an epoch: {'; '.join(sorted(reasons)) or 'none was started'}")
+    return study.best
 
 
 def find_ties(night: Night, study: Study, best: FrozenTrial) -> list[int]:

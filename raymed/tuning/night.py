@@ -240,8 +240,11 @@ class Night:
                 recorder.close()
         return study
 
-    def outcome(self, study: Study) -> Outcome:
+    def outcome(self, study: Study, advice: str = "judge and register it: python jobs/promote.py {run_id}") -> Outcome:
         """What a single run leaves.
+
+        Args:
+            advice: what to do next, with the places {run_id} and {checkpoint}.
 
         Raises:
             RunError: the run failed.
@@ -255,7 +258,7 @@ class Night:
         lines = [
             f"val_loss {val_loss:.4f} in epoch {epoch} of {trial.last_step}; checkpoint {checkpoint}",
             f"look at it: mlflow ui --backend-store-uri {self.tracking_uri}",
-            f"judge and register it: python jobs/promote.py {run}",
+            advice.format(run_id=run, checkpoint=checkpoint),
         ]
         data = {"run_id": run, "name": self.name, "val_loss": val_loss, "best_epoch": epoch, "checkpoint": checkpoint}
         return Outcome("\n".join(lines), data | {"epochs": trial.last_step, "tracking_uri": self.tracking_uri})

@@ -27,7 +27,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         return module
 
     yield load
-    for name in ("machine", "step", "ingest", "overhead", "search", "text_tower", "features", "retrieval"):
+    for name in ("machine", "step", "ingest", "overhead", "search", "text_tower", "features", "retrieval", "pretrain"):
         sys.modules.pop(name, None)
 
 
@@ -111,3 +111,14 @@ def test_retrieval_times_the_same_neighbours(benchmark: Any, capsys: pytest.Capt
     figures = figures_of(capsys)
     assert figures["hnsw_recall"] > 0.9 and figures["hnsw_speedup"] > 0
     assert set(figures["seconds"]) == {"bare", "bare, as many more", "strangers", "half known"}
+
+
+@pytest.mark.slow
+def test_pretrain_computes_the_same_loss_in_all_three_ways(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain = benchmark("pretrain")
+    shape = pretrain.Shape(vocabulary=2000, hidden=64, layers=1, size=56)
+    pretrain.main(shape, samples=4, padded=512, steps=1, rates="0.5")
+    ways = figures_of(capsys)["ways"]
+    losses = [ways[way]["loss"] for way in ("upstream", "ordinary", "recipe")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4), "the ways do not do the same work"
+    assert ways["recipe, 50% dropped"]["places"] < ways["recipe"]["places"] < ways["ordinary"]["places"]

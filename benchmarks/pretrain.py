@@ -1,0 +1,212 @@
+"""Pretraining samples per second and peak memory of the recipe `vitp`, against two ways of computing the same.
+
+    python benchmarks/pretrain.py                # the figures of docs/log.md
+    python benchmarks/pretrain.py --samples 4 --padded 512 --shape.vocabulary 2000 --shape.layers 1 --shape.size 56
+
+- upstream: one sample at a time, padded to 4,096 tokens, logits of the whole vocabulary at every place.
+- ordinary: micro-batches of 8 as they come, padded to the longest, the network's own ``labels=`` loss.
+- recipe: samples packed into sequences of 4,096 tokens, logits only where an answer is learned.
+
+All train the same network on the same samples in float32, with one step of AdamW per global batch; the losses printed
+beside the figures say that they compute the same. Of every four samples two have one tile and a short answer, one has seven
+tiles and a long one, and one is text alone. The recipe is then timed with image tokens dropped. Each has its own process.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from machine import show
+from step import Shape, write_model
+from torch import Tensor
+
+from raymed.data.packing import pack
+from raymed.data.record import Image, Message, Record
+from raymed.models.settings import ModelSettings
+from raymed.recipes.recipe import TrainingPass
+from raymed.recipes.token_drop import TokenDropSettings
+from raymed.recipes.vitp import VitpRecipe
+
+MICRO_BATCH = 8
+SHAPE = Shape()
+LONG = (3, 2)  # columns and rows of a large picture; its thumbnail is a seventh tile
+Step = Callable[[], Iterator[tuple[Tensor, float, float]]]
+"""Gives, for each micro-batch, the loss to go back from, the summed cross-entropy and the number of learned tokens."""
+
+
+def main(
+    shape: Shape = SHAPE,
+    samples: int = 16,
+    upstream: int = 4,
+    padded: int = 4096,
+    steps: int = 3,
+    rates: str = "0.25,0.5,0.75",
+) -> None:
+    """Measure one after the other.
+
+    Args:
+        shape: The network.
+        samples: Samples of a global batch.
+        upstream: Samples that upstream gets, at many seconds each; of every four the kinds are as in the whole batch.
+        padded: Tokens that upstream pads to, and that a packed sequence holds.
+        steps: Timed global batches of the ordinary way and the recipe; upstream gets one.
+        rates: Shares of image tokens that are dropped, separated by commas.
+    """
+    ways = [("upstream", upstream, 1, 0.0), ("ordinary", samples, steps, 0.0), ("recipe", samples, steps, 0.0)]
+    ways += [(f"recipe, {float(rate):.0%} dropped", samples, steps, float(rate)) for rate in rates.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), shape)
+        found: dict[str, dict[str, float]] = {}
+        for way, count, timed, rate in ways:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                found[way] = process.submit(measure, way, folder, shape.size, count, padded, timed, rate).result()
+            print(f"{way}: {found[way]['seconds']:.3f} s a sample", file=sys.stderr)
+    recipe = found["recipe"]
+    figures = {
+        "ways": found,
+        "speedup_over_upstream": found["upstream"]["seconds"] / recipe["seconds"],
+        "speedup_over_ordinary": found["ordinary"]["seconds"] / recipe["seconds"],
+        "memory_of_ordinary": recipe["memory"] / found["ordinary"]["memory"],
+    }
+    lines = [
+        f"{way:20} {each['seconds']:7.3f} s a sample  {1 / each['seconds']:6.2f} samples/s  {each['places']:6.0f} places "
+        f"({each['filled']:4.0%} filled)  {each['memory'] / 2**30:6.2f} GiB above the model's "
+        f"{each['state'] / 2**30:.2f}  loss {each['loss']:.4f}"
+        for way, each in found.items()
+    ]
+    lines.append(
+        f"recipe: {figures['speedup_over_upstream']:.1f}x upstream, {figures['speedup_over_ordinary']:.2f}x ordinary, "
+        f"{figures['memory_of_ordinary']:.2f} of ordinary's memory"
+    )
+    show("pretraining step", lines, figures)
+
+
+def measure(way: str, folder: str, size: int, count: int, padded: int, steps: int, rate: float) -> dict[str, float]:
+    """Seconds a sample, peak memory, loss, places computed and the share of them that holds a token; in a fresh process."""
+    torch.manual_seed(0)
+    recipe = VitpRecipe(size, model=ModelSettings(path=folder), token_drop=TokenDropSettings(rate, "paper"))
+    module: Any = recipe.build().train()
+    records = [sample(number, size) for number in range(count)]
+    alone = [recipe.encode([record], None).tensors for record in records]
+    costs = np.array([len(each["ids"]) for each in alone])
+
+    if way.startswith("recipe"):
+        packs = [[records[place] for place in each] for each in pack(costs, padded)]
+        batches = [recipe.encode(each, TrainingPass(0, 0)) for each in packs]
+        places = float(sum(batch.tensors["lengths"].sum() for batch in batches))
+        filled = float(costs.sum()) / (len(packs) * padded)
+        step = lambda: by_recipe(recipe, module, batches)  # noqa: E731
+    else:
+        by_transformers(module)
+        rows = 1 if way == "upstream" else MICRO_BATCH
+        parts = [alone[start : start + rows] for start in range(0, count, rows)]
+        longest = [max(len(each["ids"]) for each in part) for part in parts]
+        lengths = [padded] * len(parts) if way == "upstream" else longest
+        places = float(sum(length * len(part) for length, part in zip(lengths, parts, strict=True)))
+        filled = float(costs.sum()) / places
+        one = upstream_step if way == "upstream" else ordinary_step
+        step = lambda: (one(module, part, length) for part, length in zip(parts, lengths, strict=True))  # noqa: E731
+
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)  # rate 0: every step has the same loss
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = psutil.Process().memory_info().rss
+    optimizer.zero_grad()
+    next(iter(step()))[0].backward()  # the first pass pays for choosing kernels and for fresh memory
+
+    times = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        summed = learned = 0.0
+        started = time.perf_counter()
+        for total, nll, tokens in step():
+            total.backward()
+            summed, learned = summed + nll, learned + tokens
+        optimizer.step()
+        times.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "seconds": statistics.median(times) / count,
+        "fastest": min(times) / count,
+        "slowest": max(times) / count,
+        "memory": peak - state,
+        "state": state,
+        "loss": summed / learned,
+        "places": places,
+        "filled": filled,
+    }
+
+
+def sample(number: int, size: int) -> Record:
+    """A sample of noise and made words: short, short, long or text alone, in turn."""
+    draw, kind = np.random.default_rng(number), number % 4
+    columns, rows = LONG if kind == 2 else (1, 1)
+    images: tuple[Image, ...] = ()
+    if kind != 3:
+        images = (Image("input", 0, draw.integers(0, 256, (rows * size, columns * size, 1), dtype=np.uint8)),)
+    if kind == 2:
+        images += (Image("thumbnail", 0, draw.integers(0, 256, (size, size, 1), dtype=np.uint8)),)
+    words = ["".join(chr(97 + int(letter)) for letter in draw.integers(0, 26, 4)) for _ in range((2, 6, 60, 80)[kind])]
+    question = "<image>\nWhat is seen?" if images else "What is known?"
+    turns = (Message("human", question), Message("gpt", " ".join(words)))
+    return Record(f"s{number}", f"s{number}", f"s{number}", 0, None, "made", images, turns)
+
+
+def by_recipe(recipe: VitpRecipe, module: Any, batches: Any) -> Iterator[tuple[Tensor, float, float]]:
+    for batch in batches:
+        loss = recipe.loss(module, batch)
+        yield loss.total, *loss.sums["token_loss"]
+
+
+def by_transformers(module: Any) -> None:
+    """Let the language model attend as transformers does, and its output layer give logits only."""
+    module.network.model.language_model.set_attn_implementation("sdpa")
+    plain = torch.nn.Linear(*reversed(module.network.lm_head.weight.shape), bias=False, device="meta")
+    plain.weight = module.network.lm_head.weight
+    module.network.lm_head = plain
+
+
+def ordinary_step(module: Any, part: list[dict[str, Tensor]], length: int) -> tuple[Tensor, float, float]:
+    ids, labels, mask, pixels = padded_batch(module, part, length)
+    loss = module.network(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels, use_cache=False).loss
+    learned = float((labels >= 0).sum())
+    return loss * learned, float(loss.detach()) * learned, learned
+
+
+def upstream_step(module: Any, part: list[dict[str, Tensor]], length: int) -> tuple[Tensor, float, float]:
+    # What pads behind the answer cannot be seen from before it: leaving the mask out spares upstream a matrix of 4096^2.
+    ids, labels, _, pixels = padded_batch(module, part, length)
+    logits = module.network(input_ids=ids, pixel_values=pixels, use_cache=False).logits.float()
+    total = F.cross_entropy(logits[:, :-1].contiguous().flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    return total, float(total.detach()), float((labels >= 0).sum())
+
+
+def padded_batch(module: Any, part: list[dict[str, Tensor]], length: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Token ids, labels and mask [rows, length], and the normalised tiles of all rows."""
+    ids = torch.full((len(part), length), module.tokenizer.pad_token_id)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for row, each in enumerate(part):
+        ids[row, : len(each["ids"])] = each["ids"]
+        mask[row, : len(each["ids"])] = 1
+        labels[row, each["places"] + 1] = each["targets"]
+    tiles = torch.cat([each["pixels"] for each in part])
+    return ids, labels, mask, module.normalise(tiles, torch.float32) if len(tiles) else None
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

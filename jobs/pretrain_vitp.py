@@ -1,0 +1,29 @@
+"""Pretrain InternVL on conversations about pictures (ViTP), so that its ViT becomes a better backbone.
+
+    python jobs/pretrain_vitp.py                                       # notes about phantom patients, a CPU will do
+    python jobs/prepare_vitp.py --source meta.json --out PREPARED --tokenizer InternVL2_5-1B
+    python jobs/pretrain_vitp.py --config configs/vitp_medical.yaml --data PREPARED --model.path InternVL2_5-1B --workers 8
+    python jobs/extract_vit.py --model CHECKPOINT --out VIT
+
+The same command goes on with an interrupted run. CHECKPOINT is what the last lines name.
+"""
+
+from __future__ import annotations
+
+from raymed.cluster import connect
+from raymed.job import Outcome, run
+from raymed.tuning.estimate import describe
+from raymed.tuning.study import Budget
+from raymed.vitp import VitpOptions
+
+
+def main(options: VitpOptions) -> Outcome:
+    connect()
+    night = options.night(options.prepared(), Budget(trials=1))
+    if options.dry_run:
+        return describe(night)
+    return night.outcome(night.run(), "take its ViT out: python jobs/extract_vit.py --model {checkpoint} --out VIT")
+
+
+if __name__ == "__main__":
+    run(VitpOptions, main)

@@ -1,0 +1,43 @@
+"""Search for the best way to pretrain overnight, by the validation loss; register the winner.
+
+    python jobs/tune_vitp.py                                           # notes about phantom patients, two CPU cores
+    python jobs/tune_vitp.py --data PREPARED --model.path InternVL2_5-1B --config my_search.yaml --hours 12 --workers 8
+    python jobs/extract_vit.py --model models:/raymed-vitp@champion --out VIT
+
+Defaults come from configs/tune_vitp.yaml. The same command goes on with an interrupted search. The validation loss compares
+ways to train, not backbones: what a ViT is worth shows in the task it is for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from raymed.cluster import connect
+from raymed.errors import UserError
+from raymed.job import Outcome, run
+from raymed.system import SearchOptions
+from raymed.tuning.estimate import describe
+from raymed.tuning.winner import register_winner
+from raymed.vitp import VitpOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneVitp(VitpOptions, SearchOptions):
+    """Options of a pretraining search."""
+
+
+def main(options: TuneVitp) -> Outcome:
+    if options.refit != "none":
+        raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
+    connect()
+    options = dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=options.max_epochs))
+    night = options.night(options.prepared(), options.budget)
+    if options.dry_run:
+        return describe(night)
+    return register_winner(night, night.run())
+
+
+if __name__ == "__main__":
+    run(TuneVitp, main, defaults=Path(__file__).parent.parent / "configs" / "tune_vitp.yaml")
