@@ -13,8 +13,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.data.prepare import UNSPLIT, PrepareResult, PrepareSettings, expected_split, prepare, seconds_per_slice
-from raymed.data.split import SPLITS
+from raymed.data.counts import table
+from raymed.data.prepare import PrepareResult, PrepareSettings, expected_split, prepare, seconds_per_slice
 from raymed.data.survey import survey
 from raymed.job import JobOptions, Outcome, run
 
@@ -69,16 +69,6 @@ def summary(result: PrepareResult) -> Outcome:
     data = {"out": result.prepared.folder.uri, "new": result.new, "kept": result.kept}
     known = ("digest", "patients", "slices", "quarantined", "ignored", "near_duplicates")
     return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
-
-
-def table(patients: dict[str, dict[str, int]], slices: dict[str, dict[str, int]] | None = None) -> list[str]:
-    """Patients, and in brackets slices, per class and split."""
-    order = [split for split in (*SPLITS, UNSPLIT) if any(split in counts for counts in patients.values())]
-    lines = [f"{'patients (slices)' if slices else 'patients':<20}" + "".join(f"{split:>16}" for split in order)]
-    for name, counts in patients.items():
-        cells = [f"{counts.get(split, 0)}" + (f" ({slices[name].get(split, 0)})" if slices else "") for split in order]
-        lines.append(f"{name:<20}" + "".join(f"{cell:>16}" for cell in cells))
-    return lines
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raymed.data.phantom_anatomy import Body
+from raymed.data.phantom_anatomy import Body, Finding
 from raymed.data.phantom_disease import DISEASES, incidental
 from raymed.errors import UserError
 
@@ -53,12 +53,23 @@ class PhantomSettings:
 
 def phantom_patient(settings: PhantomSettings, number: int) -> tuple[str, list[np.ndarray]]:
     """Class name and slices, uint8 [size, size], of patient `number`. A function of the settings but `patients`."""
-    label = CLASSES[number % len(CLASSES)]
     rng = np.random.default_rng((settings.seed, number))
-    body = Body(rng, settings.size, settings.difficulty)
-    findings = [DISEASES[label](rng, body, settings.difficulty), *incidental(rng, settings.difficulty)]
+    label, body, disease = diseased_body(settings, number, rng)
+    findings = [disease, *incidental(rng, settings.difficulty)]
     count = int(rng.integers(settings.slices[0], settings.slices[1] + 1))
-    return label, [body.slice(float(z), findings, rng) for z in np.linspace(0.03, 0.97, count)]
+    return label, [body.slice(z, findings, rng) for z in heights(count)]
+
+
+def diseased_body(settings: PhantomSettings, number: int, rng: np.random.Generator) -> tuple[str, Body, Finding]:
+    """Class name, anatomy and disease of patient `number`, whose generator is still untouched."""
+    label = CLASSES[number % len(CLASSES)]
+    body = Body(rng, settings.size, settings.difficulty)
+    return label, body, DISEASES[label](rng, body, settings.difficulty)
+
+
+def heights(count: int) -> list[float]:
+    """Heights of a patient's slices, from 0 at the apex to 1 at the base."""
+    return np.linspace(0.03, 0.97, count).tolist()
 
 
 def write_phantoms(folder: Path, settings: PhantomSettings) -> None:

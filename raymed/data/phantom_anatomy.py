@@ -75,6 +75,10 @@ class Body:
         full += self.grain[top : top + self.size, left : left + self.size] * self.noise * (0.35 + 0.65 * (full > -950))
         return apply_window(full, *WINDOWS["lung"])
 
+    def plane(self, z: float) -> Plane:
+        """Where the lungs are at height z."""
+        return self._anatomy(z)[1]
+
     def _anatomy(self, z: float) -> tuple[np.ndarray, Plane]:
         """Hounsfield units without disease and vessels, and the plane, at half resolution."""
         warp_x, warp_y = (_at_height(self.warps[row : row + 4], z, self.inner) for row in (0, 4))

@@ -76,10 +76,10 @@ class SampleSettings:
     question: str = "Describe this picture."
 
     def __post_init__(self) -> None:
-        _ = self.source
+        _ = self.source_settings
 
     @property
-    def source(self) -> SourceSettings:
+    def source_settings(self) -> SourceSettings:
         """The part that all sources share, checked."""
         return SourceSettings(root=self.root, patient_regex=self.patient_regex)
 
@@ -156,7 +156,7 @@ def list_samples(
     if not path.is_file():
         raise UserError(f"no such file: {path}. Give a meta JSON, a JSONL file, or a CSV")
     root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
-    samples = _Samples(root, settings.source, private)
+    samples = _Samples(root, settings.source_settings, private)
     if settings.format == "table" or (settings.format == "auto" and is_table(path)):
         used = {path.stem: _use(DataSet(path.stem, ".", path, {}), most, samples.notes)}
         for number, sample in _table_rows(path, root, settings):
