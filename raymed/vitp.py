@@ -47,7 +47,7 @@ class VitpOptions(SystemOptions):
     normalisation: Literal["imagenet", "clip", "siglip"] = "imagenet"
     layout: Literal["native", "internvl"] = "native"
     train: TrainSettings = field(
-        default_factory=lambda: TrainSettings(epochs=3, global_batch=4, micro_batch=1, lr=3e-3, warmup=0.2, final_lr=0.0)
+        default_factory=lambda: TrainSettings(epochs=6, global_batch=2, micro_batch=1, lr=3e-3, warmup=0.2, final_lr=0.0)
     )
 
     @property
