@@ -39,6 +39,8 @@ def matrix_rate(side: int = 2048, seconds: float = 2.0) -> float:
 def process_group_of_one() -> Iterator[None]:
     """What DeepSpeed wants to find, in a process that trains by itself on the CPU."""
     prepare_process(torch.device("cpu"))
+    from deepspeed.utils import groups
+
     os.environ["LOCAL_RANK"] = "0"
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
@@ -46,6 +48,7 @@ def process_group_of_one() -> Iterator[None]:
             yield
         finally:
             dist.destroy_process_group()
+            groups._WORLD_GROUP = None  # DeepSpeed would hand it out again
 
 
 def show(title: str, lines: list[str], figures: dict[str, Any]) -> None:

@@ -2,12 +2,16 @@
 
 import dataclasses
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import write_prepared
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from machine import process_group_of_one
 
 from raymed.clip import checkpoint
 from raymed.clip.model import open_classifier
@@ -22,7 +26,7 @@ from raymed.recipes.recipe import TrainingPass
 from raymed.tracking import Tracker
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch_newest, seal
-from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import FitSpec
 
 TRAIN = TrainSettings(epochs=3, global_batch=16, micro_batch=16, lr=3e-3, warmup=0.0, final_lr=0.0, monitor="val_acc")
@@ -49,13 +53,11 @@ def spec(prepared, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory):
-    prepare_process(CPU)
+def group():
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group')}/store", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+        with process_group_of_one():
+            yield
 
 
 def new_engine(spec, prepared) -> Engine:
