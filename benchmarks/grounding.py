@@ -1,6 +1,6 @@
 """Whether a pretrained model reads its pictures: the loss of validation answers with their own pictures and with others'.
 
-    python benchmarks/grounding.py --model CHECKPOINT/model --data CORPUS
+    python benchmarks/grounding.py CHECKPOINT/model CORPUS
 
 Pictures change places between patients whose pictures have the same shape; texts stay. A model that has only learned how
 notes are worded loses nothing by it.
