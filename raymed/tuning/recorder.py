@@ -44,7 +44,9 @@ class Recorder:
         entry = {"trial": number, "happened": happened, "reason": str(result.get("reason", ""))}
         if happened == "epoch":
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
-            entry |= {"epoch": int(result["epoch"]), "metrics": metrics, "facts": result.get(DESCRIPTION, {})}
+            within = f"{DESCRIPTION}/"  # Tune flattens what is reported
+            facts = {name.removeprefix(within): value for name, value in result.items() if name.startswith(within)}
+            entry |= {"epoch": int(result["epoch"]), "metrics": metrics, "facts": facts}
         self._outbox.put(entry)
         if happened != "start":
             self._progress.show(number, happened, result)
@@ -119,4 +121,5 @@ def _is_metric(name: str, value: Any) -> bool:
     """Ours, not what keeps checkpoints, nor what Ray Tune adds to a result."""
     others = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp", "pid", "iterations_since_restore"}
     others |= {"training_iteration", RANK}
-    return isinstance(value, int | float) and not isinstance(value, bool) and name not in others
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and name not in others and not name.startswith("config/")
