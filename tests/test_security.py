@@ -87,7 +87,7 @@ def test_no_name_of_a_patient_leaves_the_owner_in_data_runs_reports_or_logs(
     cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    names = [f"Mueller-{number:02d}-1970" for number in range(16)]
+    names = [f"Mueller-{number:02d}-born1970" for number in range(16)]
     draw = np.random.default_rng(0)
     for number, name in enumerate(names):
         place = tmp_path / "owner" / "in" / ("normal", "bacterial", "viral", "pneumocystis")[number % 4] / name
@@ -109,7 +109,7 @@ def test_no_name_of_a_patient_leaves_the_owner_in_data_runs_reports_or_logs(
     assert "patient-" in report and "patient-" in (storage / "night" / "patients.csv").read_text()
     said = capfd.readouterr()
     spoken = caplog.text + said.out + said.err + outcome.text + json.dumps(outcome.data)
-    secrets = ["Mueller", "1970", key.read_text().strip()]
+    secrets = ["Mueller", "born1970", key.read_text().strip()]
     assert [secret for secret in secrets if secret in spoken] == []
     database = sqlite3.connect(storage / "mlflow.db")
     assert [secret for secret in secrets if any(secret in line for line in database.iterdump())] == []
