@@ -1,12 +1,13 @@
 """Epochs and time until our search reaches the best val_loss of a random search of the same budget.
 
-    python benchmarks/search.py                 # the figures of docs/log.md: half an hour on one CPU core
+    python benchmarks/search.py                 # the figures of docs/log.md: an hour on one CPU core
     python benchmarks/search.py --seeds 1 --trials 3 --epochs 3 --patients 24 --size 28 --source_size 32     # to try it
 
 Random draws from the same space, trains every trial to its last epoch, and its best is the mark. Ours is the real study
-(the default settings first, TPE, successive halving) and stops when it reaches the mark or has used as many epochs. Both
-train for real, with raymed's engine, but one after the other in this process: a start of Ray for each trial would take
-longer than the trial. Space and settings are those of configs/tune_lung.yaml, with the smallest network.
+(the default settings first, TPE, successive halving) and stops when it reaches the mark or has used as many epochs. It runs
+a second time without the default settings, to tell what the search does from what good defaults do. All train for real,
+with raymed's engine, but one after the other in this process: a start of Ray for each trial would take longer than the
+trial. Space and settings are those of configs/tune_lung.yaml, with the smallest network.
 """
 
 from __future__ import annotations
@@ -42,17 +43,20 @@ from raymed.storage import Folder
 from raymed.system import prepare_phantoms
 from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import JUDGED_BY, FitSpec
+from raymed.tuning.journal import Journal
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import Budget, Halving
+from raymed.tuning.study import Budget, Halving, Study
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tune_lung.yaml"
 CPU = torch.device("cpu")
+WAYS = ("ours", "ours without the defaults")
 
 
 def main(
     folder: str = "runs/benchmark-search",
     seeds: int = 5,
+    first_seed: int = 0,
     trials: int = 16,
     epochs: int = 9,
     patients: int = 192,
@@ -61,11 +65,12 @@ def main(
     slices: int = 6,
     preset: str = "tiny",
 ) -> None:
-    """Search in both ways, once per seed.
+    """Search in each way, once per seed.
 
     Args:
         folder: Where phantom patients are kept.
-        seeds: How many pairs of searches.
+        seeds: How many times, each from another seed.
+        first_seed: The first of these seeds.
         trials: Trials of the random search.
         epochs: Epochs of a trial.
         patients: How many, of 30 to 35 slices.
@@ -89,63 +94,78 @@ def main(
 
     with process_group_of_one(), tempfile.TemporaryDirectory() as temporary:
         records = Records(prepared, template)
-        pairs = []
-        for seed in range(seeds):
+        marks, found = [], []
+        for seed in range(first_seed, first_seed + seeds):
             at = dataclasses.replace(template, seed=seed, storage=f"{temporary}/{seed}")
-            pairs.append(compare(Night(at, search, Budget(10**6, trials * epochs), ""), trials, records))
-            print(f"seed {seed}: {pairs[-1]}", file=sys.stderr)
+            night = Night(at, search, Budget(10**6, trials * epochs), "")
+            marks.append(random_search(night, trials, records))
+            found.append({way: our_search(night, way, marks[-1], records) for way in WAYS})
+            print(f"seed {seed}: {marks[-1]} {found[-1]}", file=sys.stderr)
     budget = trials * epochs
-    shares = [pair.epochs / budget for pair in pairs]
-    times = [pair.seconds / pair.random_seconds for pair in pairs]
-    figures = {
-        "pairs": [dataclasses.asdict(pair) for pair in pairs],
-        "share_of_epochs": statistics.median(shares),
-        "share_of_time": statistics.median(times),
-        "reached": sum(pair.reached for pair in pairs),
-    }
     lines = [
-        f"seed {seed}: random's best val_loss {pair.mark:.4f} in {budget} epochs, {pair.random_seconds:.0f} s; ours "
-        + (f"reached it with trial {pair.trial} after" if pair.reached else f"did not reach it ({pair.best:.4f}) in")
-        + f" {pair.epochs} epochs, {pair.seconds:.0f} s"
-        for seed, pair in enumerate(pairs)
+        f"seed {first_seed + place}: random's best val_loss {mark.val_loss:.4f} in {budget} epochs, {mark.seconds:.0f} s"
+        + "".join(f"; {way}: {one[way]}" for way in WAYS)
+        for place, (mark, one) in enumerate(zip(marks, found, strict=True))
     ]
-    lines += [
-        f"share of random's {what}: median {statistics.median(each):.2f}, from {min(each):.2f} to {max(each):.2f}"
-        for what, each in (("epochs", shares), ("time", times))
-    ]
+    figures: dict[str, Any] = {"marks": [dataclasses.asdict(mark) for mark in marks]}
+    for way in WAYS:
+        ours = [one[way] for one in found]
+        shares = [each.epochs / budget for each in ours]
+        times = [each.seconds / mark.seconds for each, mark in zip(ours, marks, strict=True)]
+        figures[way] = {
+            "searches": [dataclasses.asdict(each) for each in ours],
+            "share_of_epochs": statistics.median(shares),
+            "share_of_time": statistics.median(times),
+            "reached": sum(each.reached for each in ours),
+        }
+        lines += [
+            f"{way}: share of random's {what}: median {statistics.median(each):.2f}, from {min(each):.2f} to {max(each):.2f}"
+            for what, each in (("epochs", shares), ("time", times))
+        ]
     show(f"search, {seeds} seeds, {trials} trials of {epochs} epochs, {preset} at {size} pixels", lines, figures)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A random search and ours.
+class Mark:
+    """What a random search reached.
 
     Attributes:
-        mark: random's lowest val_loss.
-        random_seconds: what all its trials took.
-        reached: whether ours came to the mark.
-        best: ours' lowest val_loss.
-        trial: the trial that has it; 0 is the default settings.
-        epochs: over all of ours' trials.
+        val_loss: the lowest.
+        seconds: what all its trials took.
+    """
+
+    val_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What our search reached.
+
+    Attributes:
+        reached: whether it came to the mark.
+        val_loss: the lowest.
+        trial: the trial that has it.
+        epochs: over all of its trials.
         seconds: what those took, asking and recording included.
     """
 
-    mark: float
-    random_seconds: float
     reached: bool
-    best: float
+    val_loss: float
     trial: int
     epochs: int
     seconds: float
 
+    def __str__(self) -> str:
+        how = f"by trial {self.trial}" if self.reached else f"not reached ({self.val_loss:.4f})"
+        return f"{how} in {self.epochs} epochs, {self.seconds:.0f} s"
 
-def compare(night: Night, trials: int, records: Records) -> Pair:
-    """Both searches from one seed."""
+
+def random_search(night: Night, trials: int, records: Records) -> Mark:
+    """Train settings drawn at random, each to its end."""
     started = time.process_time()  # one thread: what the wall would show on an idle machine
-    mark = min(min(random_trial(night, number, records), default=float("inf")) for number in range(trials))
-    between = time.process_time()
-    best, trial, epochs = ours(night, mark, records)
-    return Pair(mark, between - started, best <= mark, best, trial, epochs, time.process_time() - between)
+    lowest = min(min(random_trial(night, number, records), default=float("inf")) for number in range(trials))
+    return Mark(lowest, time.process_time() - started)
 
 
 def random_trial(night: Night, number: int, records: Records) -> Iterator[float]:
@@ -156,10 +176,15 @@ def random_trial(night: Night, number: int, records: Records) -> Iterator[float]
     return (result["val_loss"] for result in trained(night.trial(number, params), records))
 
 
-def ours(night: Night, mark: float, records: Records) -> tuple[float, int, int]:
-    """Lowest val_loss, the trial that has it, and epochs, when the mark is reached or the budget used up."""
-    study, best, best_trial = night.open_study(), float("inf"), 0
-    while asked := study.ask(night.budget):
+def our_search(night: Night, way: str, mark: Mark, records: Records) -> Found:
+    """Search until the mark is reached or the budget used up, with the default settings as the first trial or without."""
+    started = time.process_time()
+    folder = night.template.folder.child(way)
+    journal = Journal(Path(folder.path) / "study.journal", folder)
+    first = [night.defaults] if way == WAYS[0] else []
+    study = Study(journal, way, night.search.space, first, night.search.halving, night.template.seed)
+    best, best_trial = float("inf"), 0
+    while best > mark.val_loss and (asked := study.ask(night.budget)):
         number, params = asked
         state, lowest, best_epoch = TrialState.COMPLETE, float("inf"), 0
         for result in trained(night.trial(number, params), records):
@@ -168,13 +193,11 @@ def ours(night: Night, mark: float, records: Records) -> tuple[float, int, int]:
             stop = study.report(number, int(result["epoch"]), result | {"best_val_loss": lowest, "best_epoch": best_epoch})
             if lowest < best:
                 best, best_trial = lowest, number
-            if best <= mark:
-                return best, best_trial, study.epochs
-            if stop or study.epochs >= night.budget.epochs:
+            if stop or best <= mark.val_loss or study.epochs >= night.budget.epochs:
                 state = TrialState.PRUNED
                 break
         study.tell(number, state)
-    return best, best_trial, study.epochs
+    return Found(best <= mark.val_loss, best, best_trial, study.epochs, time.process_time() - started)
 
 
 class Records:

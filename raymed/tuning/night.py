@@ -105,7 +105,7 @@ class Night:
     def open_study(self) -> Study:
         """The search's record."""
         space, halving = self.search.space, self.search.halving
-        first: list[Mapping[str, Value]] = [{name: self._get(name) for name in space}] if space else []
+        first: list[Mapping[str, Value]] = [self.defaults] if space else []
         if self.variants:
             space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
             first = [{VARIANT: name} for name in self.variants]
@@ -167,8 +167,11 @@ class Night:
         """What a person calls a trial."""
         return self.spec(trial).name if self.variants else f"trial {trial.number}"
 
-    def _get(self, name: str) -> Value:
-        return get_setting(self.template if name.startswith("train.") else self.template.recipe, name)
+    @property
+    def defaults(self) -> dict[str, Value]:
+        """What is searched, as the configuration has it: the first trial."""
+        template = self.template
+        return {n: get_setting(template if n.startswith("train.") else template.recipe, n) for n in self.search.space}
 
     def resources(self) -> tuple[Resources, int]:
         """What each trial takes, and how many run at once.
