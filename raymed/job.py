@@ -208,7 +208,11 @@ def switches(options_type: type, prefix: str = "") -> set[str]:
 
 
 def _explain(aliases: Aliases) -> str:
-    lines = [f"  --{name:<26} {f'--{each.option}' if each.option else each.says}" for name, each in aliases.items()]
+    means = {
+        name: f"--{each.option} {each.values.get('true', '')}".rstrip() if each.option else each.says
+        for name, each in aliases.items()
+    }
+    lines = [f"  --{name:<26} {meaning}" for name, meaning in means.items()]
     return "\n".join(["also understood:", *lines]) if lines else ""
 
 

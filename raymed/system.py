@@ -46,7 +46,6 @@ class SystemOptions(JobOptions):
             `workers` (0 = as many as `workers`).
         train: How it is trained.
         search: Search space, early stopping and resources of trials.
-        refit: Train the winner again on more rows: train and val (trainval) or every split (all).
     """
 
     phantom: PhantomSettings = field(default_factory=PhantomSettings)
@@ -57,7 +56,6 @@ class SystemOptions(JobOptions):
     min_workers: int = 0
     train: TrainSettings = field(default_factory=TrainSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
-    refit: Literal["none", "trainval", "all"] = "none"
 
     def prepared(self) -> Prepared:
         """The prepared data: those named, or the embedded phantom patients, made on first use."""
@@ -132,6 +130,7 @@ class SearchOptions:
         epochs: Most epochs over all trials (0 = no limit).
         hours: Most hours; trials under way then stop at their next epoch (0 = no limit).
         until: End at this time of day instead, such as 07:00.
+        refit: Train the winner again on more rows: train and val (trainval) or every split (all).
     """
 
     trials: int = 20
@@ -139,6 +138,7 @@ class SearchOptions:
     epochs: int = 0
     hours: float = 0.0
     until: str = ""
+    refit: Literal["none", "trainval", "all"] = "none"
 
     @property
     def budget(self) -> Budget:
