@@ -61,6 +61,8 @@ GUIDE = {
     "img-size": Alias("size"),
     "augmentation": Alias("augment.preset"),
     "loss": Alias("loss_settings.kind"),
+    "weight-method": Alias("slices.class_weights"),
+    "weight-smooth-factor": Alias("slices.smoothing"),
     "class-texts-dict": Alias("class_texts"),
     "no-amp": Alias("train.precision", {"true": "fp32", "false": "amp"}),
     "use-amp": Alias("train.precision", {"true": "amp", "false": "fp32"}),

@@ -1,9 +1,9 @@
-"""What came out of CLIP runs: in words, and for folds as cv_summary.json."""
+"""What came out of CLIP runs: in words, as cv_summary.json for folds, and as figures in MLflow."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,71 @@ from raymed.clip.output import FIGURE, RunOutput, write_json
 from raymed.clip.runs import Configuration
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
-from raymed.evaluation.figures import training_history
-from raymed.evaluation.metrics import evaluate
+from raymed.evaluation import summary
+from raymed.evaluation.figures import confusion, training_history
+from raymed.evaluation.metrics import Evaluation, evaluate, judge_patients
 from raymed.evaluation.patients import softmax, to_patients
 from raymed.job import Outcome
 from raymed.storage import Folder
+from raymed.tracking import Tracker
 from raymed.training.best import HIGHER_IS_BETTER, Monitor
+from raymed.training.loop import JUDGED_BY
 from raymed.tuning.night import Night
 from raymed.tuning.study import CHECKPOINT, REASON
 
-SUMMARY = "cv_summary.json"
+SUMMARY, CONFUSION = "cv_summary.json", "confusion_matrix.png"
+PER_PATIENT = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc")  # of each fold's best epoch
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the best checkpoints of a configuration say of the patients that they were validated on.
+
+    Attributes:
+        together: all these patients.
+        folds: figures of each checkpoint's, as `PER_PATIENT` names them; what cannot be formed everywhere is left out.
+    """
+
+    together: Evaluation
+    folds: dict[str, list[float]]
+
+    @classmethod
+    def of(cls, prepared: Prepared, checkpoints: Sequence[str], seed: int) -> Judged:
+        """Args: checkpoints: address of the best checkpoint of each fold, or of the only run."""
+        rows, logits = [], []
+        for checkpoint in checkpoints:
+            with Folder.at(checkpoint).open("predictions.npz") as file, np.load(file) as stored:
+                rows.append(stored["row"])
+                logits.append(stored["logits"])
+        names = prepared.labels.names
+        columns = [prepared.columns(each, JUDGED_BY) for each in rows]
+        folds = [judge_patients(outputs, each, names) for outputs, each in zip(logits, columns, strict=True)]
+        patient, label, source = (
+            np.concatenate([each[name] for each in columns]) for name in ("patient", "label", "source")
+        )
+        patients = to_patients(softmax(np.concatenate(logits)), patient, label, source)
+        formed = [name for name in PER_PATIENT if all(name in each for each in folds)]
+        return cls(evaluate(patients, names, seed=seed), {name: [each[name] for each in folds] for name in formed})
+
+    def describe(self) -> dict[str, Any]:
+        """Figures with 95 % intervals, of each class too, and who was taken for whom, as plain values."""
+        return {
+            "patients": {name: asdict(each) for name, each in self.together.metrics.items()},
+            "classes": [asdict(each) for each in self.together.classes],
+            "confusion": self.together.confusion,
+        }
+
+    def record(self, tracker: Tracker, run: str, name: str, folder: Path) -> None:
+        """Write the figures into MLflow, and the confusion matrix into the output folder too.
+
+        Args:
+            name: of the configuration, put before the names of what is written.
+        """
+        before = f"{name}/" if name else ""
+        tracker.metrics(run, {f"{before}patients_{each}": value for each, value in self.together.flat().items()})
+        figure = confusion(self.together, [each.name for each in self.together.classes])
+        figure.savefig(folder / CONFUSION)
+        tracker.figure(run, figure, before + CONFUSION)
 
 
 def summarise(
@@ -46,20 +101,40 @@ def summarise(
         UserError: some configurations could not be trained; the message tells of all.
         RunError: some runs failed; the message tells of all.
     """
-    lines, figures = [], {}
+    lines: list[str] = []
+    figures: dict[str, dict[str, Any]] = {}
     tracker = night.open_tracker()
+    runs = {name: str(tracker.find(night.trial_key(trial))) for name, trial in trials.items()}
     parent = str(tracker.find(night.name))
     for each in configurations:
-        told, figures[each.name] = summarise_runs(each, outputs, trials, output / each.name)
-        lines += told
-        averages = figures[each.name].get("average_results", {})
-        tracker.metrics(parent, {f"{each.name}/{name}".lstrip("/"): value for name, value in averages.items()})
-        if averages:
-            tracker.text(parent, (output / each.name / SUMMARY).read_text("utf-8"), f"{each.name}/{SUMMARY}".lstrip("/"))
+        folder = output / each.name
+        done = [name for name in each.specs if trials[name].state == TrialState.COMPLETE]
         for name in each.specs:
-            if trials[name].state == TrialState.COMPLETE:
-                run = str(tracker.find(night.trial_key(trials[name])))
-                tracker.figure(run, training_history(outputs[name].history()), FIGURE)
+            if name not in done:
+                lines.append(f"{name} failed: {trials[name].user_attrs.get(REASON, 'no epoch was completed')}")
+        states = {name: trials[name].state.name for name in each.specs}
+        found = figures[each.name] = {"output": str(folder), "runs": states}
+        if not done:
+            continue
+        histories = {name: outputs[name].history() for name in done}
+        for name, history in histories.items():
+            tracker.figure(runs[name], training_history(history), FIGURE)
+        # a run that went on from a .pth file and found nothing better has no best checkpoint of its own
+        checkpoints = [trials[name].user_attrs[CHECKPOINT] for name in done if CHECKPOINT in trials[name].user_attrs]
+        judged = Judged.of(each.prepared, checkpoints, each.options.seed) if checkpoints else None
+        if judged:
+            found |= judged.describe()
+            judged.record(tracker, parent if each.options.use_cv else runs[done[0]], each.name, folder)
+        if each.options.use_cv:
+            told = summarise_folds(each, list(histories.values()), judged)
+            write_json(folder / SUMMARY, told)
+            before = f"{each.name}/" if each.name else ""
+            tracker.metrics(parent, {before + name: value for name, value in told["average_results"].items()})
+            tracker.text(parent, (folder / SUMMARY).read_text("utf-8"), before + SUMMARY)
+            found["average_results"] = told["average_results"]
+        else:
+            found |= best_of(histories[done[0]], each.options.train.monitor)
+        lines += _lines(each, found, judged, brief=len(configurations) > 1)
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
     lines += [f"not trained: {each}" for each in wrong]
     if wrong or failed:
@@ -69,101 +144,65 @@ def summarise(
     return Outcome("\n".join(lines), data | figures.get("", {"configurations": figures}))
 
 
-def summarise_runs(
-    configuration: Configuration, outputs: Mapping[str, RunOutput], trials: Mapping[str, FrozenTrial], folder: Path
-) -> tuple[list[str], dict[str, Any]]:
-    """Lines for a person, and the figures; for folds, cv_summary.json is written.
-
-    Args:
-        outputs: of each run, by its name; likewise `trials`, how it ended.
-        folder: the configuration's own.
-    """
-    monitor = configuration.options.train.monitor
-    title = f"{configuration.name}: " if configuration.name else ""
-    done = [name for name in configuration.specs if trials[name].state == TrialState.COMPLETE]
-    figures: dict[str, Any] = {
-        "output": str(folder),
-        "runs": {name: trials[name].state.name for name in configuration.specs},
-    }
-    lines = [
-        f"{name} failed: {trials[name].user_attrs.get(REASON, 'no epoch was completed')}"
-        for name in configuration.specs
-        if name not in done
-    ]
-    if not done:
-        return lines, figures
-    histories = {name: outputs[name].history() for name in done}
-    checkpoints = [trials[name].user_attrs[CHECKPOINT] for name in done if CHECKPOINT in trials[name].user_attrs]
-    patients = judged(configuration.prepared, checkpoints, configuration.options.seed) if checkpoints else {}
-    if configuration.options.use_cv:
-        bests = [best_epoch(history, monitor) for history in histories.values()]
-        summary = summarise_folds(configuration.describe(), list(histories.values()), bests, patients)
-        write_json(folder / SUMMARY, summary)
-        average = summary["average_results"]
-        lines.append(
-            f"{title}{len(done)} folds: best val_acc {average['avg_best_val_acc']:.2f} ± {average['std_best_val_acc']:.2f} "
-            f"%, val_loss of the last epoch {average['avg_val_loss']:.4f} ± {average['std_val_loss']:.4f}"
-        )
-        figures["average_results"] = average
-        whose = "all patients, each judged by the fold that has not seen it"
-    else:
-        (history,) = histories.values()
-        best = best_epoch(history, monitor)
-        accuracy, loss = history["val_acc"][best - 1], history["val_loss"][best - 1]
-        lines.append(f"{title}best epoch {best} of {len(history['val_acc'])}: val_acc {accuracy:.2f} %, val_loss {loss:.4f}")
-        figures |= {"best_epoch": best, "val_acc": accuracy, "val_loss": loss, "epochs": len(history["val_acc"])}
-        whose = "the validation patients"
-    for name in ("accuracy", "macro_auc"):
-        if name in patients:
-            value, low, high = (patients[name][key] for key in ("value", "low", "high"))
-            lines.append(f"  {name:<10} {value:.3f} [{low:.3f}, {high:.3f}]  over {whose}")
-    return lines, figures | {"patients": patients}
-
-
 def summarise_folds(
-    config: Mapping[str, Any],
-    histories: Sequence[Mapping[str, Sequence[float]]],
-    best_epochs: Sequence[int],
-    patients: Mapping[str, Mapping[str, float]],
+    configuration: Configuration, histories: Sequence[Mapping[str, Sequence[float]]], judged: Judged | None
 ) -> dict[str, Any]:
-    """The content of cv_summary.json: each fold's last epoch, its best validation accuracy, mean and population std.
+    """The content of cv_summary.json: each fold's last epoch and its best one, mean and population std, all patients.
 
     Args:
         histories: of each fold, as in its history.json.
-        best_epochs: of each fold.
-        patients: figures of all folds' patients together, with 95 % intervals from resampling patients.
     """
-    folds = {f"fold_{name}": [history[name][-1] for history in histories] for name in LISTS}
+    monitor = configuration.options.train.monitor
+    folds: dict[str, list[float]] = {f"fold_{name}": [history[name][-1] for history in histories] for name in LISTS}
     folds["fold_best_val_acc"] = [max(history["val_acc"]) for history in histories]
+    if judged:
+        folds |= {f"fold_patient_{name}": values for name, values in judged.folds.items()}
     averages = {}
     for name, values in folds.items():
         averages[name.replace("fold_", "avg_", 1)] = float(np.mean(values))
         averages[name.replace("fold_", "std_", 1)] = float(np.std(values))
     return {
-        "config": dict(config),
-        "fold_results": folds | {"fold_best_epoch": list(best_epochs)},
+        "config": configuration.describe(),
+        "fold_results": folds | {"fold_best_epoch": [best_of(history, monitor)["best_epoch"] for history in histories]},
         "average_results": averages,
-        "patients": {name: dict(figures) for name, figures in patients.items()},
+        **(judged.describe() if judged else {}),
     }
 
 
-def judged(prepared: Prepared, checkpoints: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
-    """Figures over the patients that the checkpoints were validated on, with 95 % intervals.
-
-    Args:
-        checkpoints: address of the best checkpoint of each fold, or of the only run.
-    """
-    rows, probabilities = [], []
-    for checkpoint in checkpoints:
-        with Folder.at(checkpoint).open("predictions.npz") as file, np.load(file) as stored:
-            rows.append(stored["row"])
-            probabilities.append(softmax(stored["logits"]))
-    columns = prepared.columns(np.concatenate(rows), ["patient", "label", "source"])
-    patients = to_patients(np.concatenate(probabilities), columns["patient"], columns["label"], columns["source"])
-    return {name: asdict(each) for name, each in evaluate(patients, prepared.labels.names, seed=seed).metrics.items()}
-
-
-def best_epoch(history: Mapping[str, Sequence[float]], monitor: Monitor) -> int:
-    """The first epoch with the best value of the monitored metric."""
+def best_of(history: Mapping[str, Sequence[float]], monitor: Monitor) -> dict[str, float]:
+    """The first epoch with the best value of the monitored metric, and its figures."""
     choose = np.argmax if HIGHER_IS_BETTER[monitor] else np.argmin
-    return int(choose(history[monitor])) + 1
+    place = int(choose(history[monitor]))
+    figures = {name: history[name][place] for name in ("val_acc", "val_loss")}
+    return {"best_epoch": place + 1, "epochs": len(history["val_acc"]), **figures}
+
+
+def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judged | None, brief: bool) -> list[str]:
+    """What a person is told of a configuration that was trained."""
+    title = f"{configuration.name}: " if configuration.name else ""
+    if configuration.options.use_cv:
+        averages = found["average_results"]
+
+        def spread(name: str, digits: int) -> str:
+            return f"{averages[f'avg_{name}']:.{digits}f} ± {averages[f'std_{name}']:.{digits}f}"
+
+        count = sum(state == TrialState.COMPLETE.name for state in found["runs"].values())
+        lines = [
+            f"{title}{count} folds: best val_acc {spread('best_val_acc', 2)} %, "
+            f"val_loss of the last epoch {spread('val_loss', 4)}"
+        ]
+        if judged:
+            lines.append("  per patient: " + ", ".join(f"{name} {spread(f'patient_{name}', 3)}" for name in judged.folds))
+        whose = "all patients, each judged by the fold that has not seen it"
+    else:
+        lines = [
+            f"{title}best epoch {found['best_epoch']} of {found['epochs']}: "
+            f"val_acc {found['val_acc']:.2f} %, val_loss {found['val_loss']:.4f}"
+        ]
+        whose = "the validation patients"
+    if judged and brief:
+        shown = {name: judged.together.metrics[name] for name in PER_PATIENT if name in judged.together.metrics}
+        lines.append("  " + ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items()))
+    elif judged:
+        lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together))]
+    return lines

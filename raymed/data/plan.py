@@ -73,17 +73,24 @@ class SliceSettings:
         per_patient: Slices per study (K).
         choice: uniform (over the whole series), random (drawn anew each epoch, training only), middle, or all.
         limit: Use only this many patients per split, for a first try (0 = all).
+        class_weights: Draw as many slices as there are anew each epoch, with replacement, rare classes more often: by one
+            over their number of slices (inverse_freq; balanced, without smoothing) or its square root (inverse_sqrt).
+        smoothing: Slices added to each class's number, so that very rare ones are not drawn too often.
     """
 
     per_patient: int = 16
     choice: Literal["uniform", "random", "middle", "all"] = "uniform"
     limit: int = 0
+    class_weights: Literal["none", "inverse_freq", "inverse_sqrt", "balanced"] = "none"
+    smoothing: float = 1.0
 
     noun = "slices"
 
     def __post_init__(self) -> None:
         if self.per_patient < 1:
             raise UserError(f"slices.per_patient is {self.per_patient}; it must be at least 1 (or use slices.choice all)")
+        if self.smoothing < 0:
+            raise UserError(f"slices.smoothing is {self.smoothing}; it must be at least 0")
 
     @property
     def redraws(self) -> bool:
@@ -100,7 +107,12 @@ class SliceSettings:
     def draw(self, prepared: Prepared, parts: list[np.ndarray], seed: int, epoch: int) -> Draw:
         rows = np.sort(np.concatenate([self.choose(prepared, part, seed, epoch) for part in parts]))
         left_out = {f"not among the {self.choice} slices chosen": sum(map(len, parts)) - len(rows)}
-        return Draw([(row,) for row in rows.tolist()], left_out)
+        if self.class_weights != "none":
+            weights = row_weights(prepared.columns(rows, ["label"])["label"], self)
+            drawn = np.random.default_rng([seed, epoch, 2]).choice(rows, len(rows), p=weights / weights.sum())
+            left_out["not drawn in this epoch"] = len(rows) - len(np.unique(drawn))
+            rows = np.sort(drawn)
+        return Draw([(row,) for row in rows.tolist()], {reason: count for reason, count in left_out.items() if count})
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,19 @@ def choose(
         if len(series):
             chosen.append(rows[series[_pick(len(series), settings, seed, epoch, str(owners[series[0]]))]])
     return np.sort(np.concatenate(chosen))
+
+
+def row_weights(labels: np.ndarray, settings: SliceSettings) -> np.ndarray:
+    """How often each row is drawn relative to the others: N / (K (n + s)) or sqrt(N / (n + s)), with n rows of its class.
+
+    Args:
+        labels: class of each row, int [N], of K different ones.
+    """
+    counts = np.bincount(labels)
+    smoothed = counts[labels] + (0.0 if settings.class_weights == "balanced" else settings.smoothing)
+    if settings.class_weights == "inverse_sqrt":
+        return np.sqrt(len(labels) / smoothed)
+    return len(labels) / (np.count_nonzero(counts) * smoothed)
 
 
 def _pick(count: int, settings: SliceSettings, seed: int, epoch: int | None, name: str) -> np.ndarray:

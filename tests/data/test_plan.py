@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import write_prepared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymed.data.plan import SliceSettings, choose, micro_batches, plan_epoch, share, uniform
+from raymed.data.plan import SliceSettings, choose, micro_batches, plan_epoch, row_weights, share, uniform
 from raymed.errors import UserError
 
 
@@ -79,3 +80,32 @@ def test_workers_divide_a_global_batch_without_changing_it(packs, size, workers)
     assert len({len(mine) for mine in shares}) == 1, "a worker would wait for ever in a collective"
     counted = sorted(row for mine in shares for packs_of, counts in mine if counts for (row,) in packs_of)
     assert counted == list(range(packs))
+
+
+LABELS = np.repeat([0, 1, 2], [100, 50, 10])
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("inverse_freq", [0.528, 1.046, 4.848]),
+        ("inverse_sqrt", [1.259, 1.771, 3.814]),
+        ("balanced", [0.533, 1.067, 5.333]),
+    ],
+)
+def test_rows_are_weighted_by_how_rare_their_class_is(method, expected):
+    weights = row_weights(LABELS, SliceSettings(class_weights=method))
+    assert [weights[label == LABELS].tolist() for label in range(3)] == [
+        pytest.approx([value] * count, abs=5e-4) for value, count in zip(expected, [100, 50, 10], strict=True)
+    ]
+
+
+def test_weighted_epochs_have_as_many_rows_drawn_anew_and_count_what_is_left_out(tmp_path):
+    prepared = write_prepared(tmp_path, patients=40)
+    rows, settings = prepared.rows("train"), SliceSettings(choice="all", class_weights="inverse_freq")
+    first, again, second = (settings.draw(prepared, [rows], 0, epoch) for epoch in (0, 0, 1))
+    drawn = [row for (row,) in first.packs]
+    assert len(drawn) == len(rows) and set(drawn) < set(rows.tolist())
+    assert first.packs == again.packs != second.packs
+    assert first.left_out == {"not drawn in this epoch": len(rows) - len(set(drawn))}
+    assert SliceSettings(choice="all").draw(prepared, [rows], 0, 0).left_out == {}

@@ -31,7 +31,7 @@ CONFIGS = [
     SMALL | {"use_cv": True, "n_splits": 2, "augmentation": "minimal", "early_stopping_patience": 1},
     SMALL | {"learning_rate": 1e30, "n_splits": 2},
 ]
-FILES = {"config.json", "history.json", "training_history.png", "checkpoint_latest.pth", "checkpoint_best.pth"}
+RUN = {"history.json", "training_history.png", "checkpoint_latest.pth", "checkpoint_best.pth"}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,9 @@ def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
 
 def test_a_single_run_leaves_the_guide_s_files(done):
     folder = done[0] / "tiny_characters"
-    assert {path.name for path in folder.iterdir()} == FILES, "n_splits alone must not make folds"
+    assert {path.name for path in folder.iterdir()} == RUN | {"config.json", "confusion_matrix.png"}, (
+        "n_splits alone must not make folds"
+    )
     config, history = read(folder / "config.json"), read(folder / "history.json")
     assert (config["learning_rate"], config["use_amp"], config["epochs"]) == (3e-3, False, 2)
     assert set(history) == {"train_loss", "train_acc", "val_loss", "val_acc"}
@@ -107,10 +109,11 @@ def test_a_single_run_leaves_the_guide_s_files(done):
 
 def test_folds_leave_a_folder_each_and_a_summary(done):
     folder = done[0] / "tiny_characters-2"
-    assert {path.name for path in folder.iterdir()} == {"config.json", "cv_summary.json", "fold_1", "fold_2"}
+    files = {"config.json", "cv_summary.json", "confusion_matrix.png"}
+    assert {path.name for path in folder.iterdir()} == files | {"fold_1", "fold_2"}
     histories = []
     for fold in (1, 2):
-        assert {path.name for path in (folder / f"fold_{fold}").iterdir()} == FILES - {"config.json"}
+        assert {path.name for path in (folder / f"fold_{fold}").iterdir()} == RUN
         histories.append(read(folder / f"fold_{fold}" / "history.json"))
     summary = read(folder / "cv_summary.json")
     assert {"config", "fold_results", "average_results"} <= set(summary)
@@ -122,6 +125,9 @@ def test_folds_leave_a_folder_each_and_a_summary(done):
     assert summary["fold_results"]["fold_best_val_acc"] == [max(history["val_acc"]) for history in histories]
     accuracy = summary["patients"]["accuracy"]
     assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    assert accuracy["value"] == pytest.approx(summary["average_results"]["avg_patient_accuracy"]), "folds of one size"
+    assert [sum(row) for row in summary["confusion"]] == [12, 12], "every patient is judged once"
+    assert [each["name"] for each in summary["classes"]] == CLASSES
 
 
 def test_the_same_command_trains_only_what_failed_again(words, done):
