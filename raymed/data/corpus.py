@@ -21,17 +21,15 @@ from raymed.data.sources import Refusal, Slice, Study, read_whole
 from raymed.data.sources.samples import SampleSettings, list_samples, read_sample
 from raymed.data.split import SplitSettings
 from raymed.data.survey import Survey
-from raymed.data.tiles import TileSettings, grid, stretch, tile_count
+from raymed.data.tiles import TOKEN_SIDE, TileSettings, grid, stretch, tile_count
 from raymed.errors import UserError
-from raymed.models.internvl_text import byte_tokenizer, encode_turns, read_tokenizer, tokenizer_digest
+from raymed.models.internvl_text import byte_tokenizer, choice_questions, encode_turns, read_tokenizer, tokenizer_digest
 from raymed.storage import Folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("raymed")
-
-TOKEN_SIDE = 28  # pixels of an image token: a patch of 14, and 2 x 2 patches make one
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,13 @@ class LoadSamples:
             tiles.append(tile_count(columns, rows, settings.tiles.thumbnail))
             if tiles[-1] > columns * rows:
                 images.append(Image("thumbnail", place, stretch(picture, size, size)))
-        text = len(encode_turns(_tokenizer(self.tokenizer), messages, [0] * len(paths))[0])
+        tokenizer = _tokenizer(self.tokenizer)
+        ids, labels = encode_turns(tokenizer, messages, [0] * len(paths))
+        try:
+            choice_questions(tokenizer, messages, labels)
+        except UserError as error:
+            raise ImageError(str(error)) from error
+        text = len(ids)
         tokens = text + sum(tiles) * (size // TOKEN_SIDE) ** 2
         if tokens > settings.max_tokens:
             raise ImageError(

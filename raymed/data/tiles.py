@@ -14,6 +14,8 @@ from PIL import Image
 
 from raymed.errors import UserError
 
+TOKEN_SIDE = 28  # pixels of an image token: a patch of 14, and 2 x 2 patches make one
+
 
 @dataclass(frozen=True)
 class TileSettings:

@@ -6,12 +6,42 @@ the cross-entropy and its gradient are computed together, so many places at a ti
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 LOGITS = 2**26  # at once: 256 MiB in float32
+
+
+class Choices(NamedTuple):
+    """Questions with declared choices, whose answers are scored a second time among the choices alone.
+
+    Attributes:
+        rows: which of the places predicts the answer, int64 [questions].
+        tokens: the choices' tokens, int64 [questions, most choices]; -1 behind the last where there are fewer.
+        answers: which choice is right, int64 [questions].
+        weights: of the questions in the sum, float32 [questions].
+        smoothing: share of the target that is spread evenly over the declared choices.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    answers: Tensor
+    weights: Tensor
+    smoothing: float
+
+    @property
+    def targets(self) -> Tensor:
+        """Smoothed, float32 [questions, most choices]."""
+        declared = (self.tokens >= 0).float()
+        spread = self.smoothing * declared / declared.sum(1, keepdim=True)
+        right = torch.full_like(self.weights, 1 - self.smoothing)
+        return spread.scatter_add(1, self.answers[:, None], right[:, None])
+
+    def losses(self, log_probabilities: Tensor) -> Tensor:
+        """Cross-entropy of each question among its choices, float32 [questions]."""
+        return -(self.targets * log_probabilities.masked_fill(self.tokens < 0, 0)).sum(1)
 
 
 class AnswerHead(nn.Linear):
@@ -26,52 +56,78 @@ class AnswerHead(nn.Linear):
         return head
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        choices: Choices | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor | None]:
         """Logits, or, with targets, their cross-entropy.
 
         Args:
             hidden: [..., width]; [places, width] with targets.
             targets: token ids, int64 [places].
             weights: of the places in the sum, float32 [places].
+            choices: questions whose loss is added.
 
         Returns:
-            Logits [..., vocabulary]; or the weighted sum of the cross-entropies and, for the log, each of them without a
-            gradient: float32 [places].
+            Logits [..., vocabulary]; or the weighted sum of the losses and, without a gradient, the cross-entropies, float32
+            [places], and the logarithms of the choices' probabilities, float32 [questions, most choices].
         """
         if targets is None or weights is None:
             return super().forward(hidden)
         at_once = max(1, LOGITS // self.out_features)
-        return _CrossEntropy.apply(hidden, self.weight, targets, weights, at_once, torch.is_grad_enabled())
+        return _CrossEntropy.apply(hidden, self.weight, targets, weights, choices, at_once, torch.is_grad_enabled())
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, at_once: int, training: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        choices: Choices | None,
+        at_once: int,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         of_hidden = torch.empty_like(hidden) if training and ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if training and ctx.needs_input_grad[1] else None
         losses = torch.empty(len(targets), device=hidden.device)
+        chosen = None if choices is None else torch.empty(choices.tokens.shape, device=hidden.device)
         for start in range(0, len(targets), at_once):
             part = slice(start, start + at_once)
             logits = (hidden[part] @ weight.T).float()
             normaliser = logits.logsumexp(1, keepdim=True)
             target = targets[part, None]
             losses[part] = (normaliser - logits.gather(1, target))[:, 0]
+            if choices is not None and chosen is not None:
+                asked = ((choices.rows >= start) & (choices.rows < start + at_once)).nonzero()[:, 0]
+                places = choices.rows[asked, None] - start, choices.tokens[asked].clamp(min=0)
+                scores = logits[places].masked_fill(choices.tokens[asked] < 0, -torch.inf)
+                chosen[asked] = scores.log_softmax(1)
             if of_hidden is None and of_weight is None:
                 continue
             # the gradient of cross-entropy is softmax - 1 at the target
             gradient = logits.sub_(normaliser).exp_().scatter_add_(1, target, -torch.ones_like(normaliser))
-            gradient = gradient.mul_(weights[part, None]).to(hidden.dtype)
+            gradient = gradient.mul_(weights[part, None])
+            if choices is not None and chosen is not None:
+                of_choices = (chosen[asked].exp() - choices.targets[asked]) * choices.weights[asked, None]
+                gradient.index_put_(places, of_choices, accumulate=True)
+            gradient = gradient.to(hidden.dtype)
             if of_hidden is not None:
                 of_hidden[part] = gradient @ weight
             if of_weight is not None:
                 of_weight += gradient.T @ hidden[part]
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.kept = weight.dtype
-        ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
+        total = (losses * weights).sum()
+        if choices is None or chosen is None:
+            ctx.mark_non_differentiable(losses)
+            return total, losses, None
+        ctx.mark_non_differentiable(losses, chosen)
+        return total + (choices.losses(chosen) * choices.weights).sum(), losses, chosen
 
     @staticmethod
     def backward(ctx: Any, of_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -79,5 +135,5 @@ class _CrossEntropy(torch.autograd.Function):
         return (
             None if of_hidden is None else of_hidden * of_total,
             None if of_weight is None else (of_weight * of_total).to(ctx.kept),
-            *(None,) * 4,
+            *(None,) * 5,
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerBase
 
 from raymed.models import adapt
-from raymed.models.answer_head import AnswerHead
+from raymed.models.answer_head import AnswerHead, Choices
 from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD, InputNorm
 from raymed.models.internvl import InternVL, attention_kernel, build_network, tokenizer_of
 from raymed.models.internvl_text import read_tokenizer
@@ -57,6 +57,11 @@ class InternVLChat(InternVL):
         places: Tensor,
         targets: Tensor,
         weights: Tensor,
+        asked: Tensor,
+        choices: Tensor,
+        answers: Tensor,
+        choice_weights: Tensor,
+        smoothing: float = 0.0,
     ) -> dict[str, Tensor]:
         """Loss of the answers of samples that lie end to end.
 
@@ -70,9 +75,12 @@ class InternVLChat(InternVL):
             places: where a token is predicted that is learned, int64 [learned].
             targets: those tokens, int64 [learned].
             weights: of each in the loss, float32 [learned].
+            asked, choices, answers, choice_weights, smoothing: the fields of `Choices`; there may be no question.
 
         Returns:
-            `loss`: weighted sum of the cross-entropies; `token_losses`: each of them, float32 [learned], without a gradient.
+            `loss`: weighted sum of the cross-entropies, over the vocabulary and over declared choices. Without a gradient:
+            `token_losses`, float32 [learned], and `choice_losses` and the answers' `choice_probabilities`, float32
+            [questions, most choices].
         """
         language_model = self.network.model.language_model
         embeddings = self.network.get_input_embeddings()(ids)
@@ -90,8 +98,14 @@ class InternVLChat(InternVL):
             use_cache=False,
             **packing(language_model, lengths),
         ).last_hidden_state[0]
-        loss, token_losses = self.network.lm_head(hidden[places], targets, weights)
-        return {"loss": loss, "token_losses": token_losses}
+        questions = Choices(asked, choices, answers, choice_weights, smoothing)
+        loss, token_losses, chosen = self.network.lm_head(hidden[places], targets, weights, questions)
+        return {
+            "loss": loss,
+            "token_losses": token_losses,
+            "choice_losses": questions.losses(chosen),
+            "choice_probabilities": chosen.exp(),
+        }
 
     def export_remote_code(self, folder: Path) -> None:
         """Write a checkpoint in InternVL's original layout, with merged LoRA and the tokenizer."""

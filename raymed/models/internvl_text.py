@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
 from raymed.errors import UserError
 
@@ -114,6 +116,70 @@ def encode_turns(
     return ids, labels
 
 
+@dataclass(frozen=True)
+class ChoiceQuestion:
+    """A question with declared choices (``<cls>: a|b|c.``) in an encoded conversation.
+
+    Attributes:
+        place: of the answer's first token.
+        choices: the choices' first tokens, as they are declared.
+        answer: which of them is right.
+    """
+
+    place: int
+    choices: tuple[int, ...]
+    answer: int
+
+
+def choice_questions(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], labels: Sequence[int]
+) -> list[ChoiceQuestion]:
+    """The questions with declared choices in a conversation that `encode_turns` gave these labels.
+
+    Raises:
+        UserError: an answer that was not declared, or choices that their first tokens do not tell apart.
+    """
+    learned = [label != NO_LOSS for label in labels]
+    starts = (place for place, here in enumerate(learned) if here and not learned[place - 1])  # one for each answer
+    questions, choices = [], None
+    for turn in turns:
+        try:
+            if turn.role == "gpt":
+                place = next(starts)
+                if choices is not None:
+                    answer = choices.index(parse_answer(choices, turn.text))
+                    questions.append(ChoiceQuestion(place, first_tokens(tokenizer, tuple(choices)), answer))
+            choices = parse_choices(turn.text) if turn.role == "human" else None
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return questions
+
+
+@lru_cache(maxsize=1024)
+def first_tokens(tokenizer: PreTrainedTokenizerBase, choices: tuple[str, ...]) -> tuple[int, ...]:
+    """The first token of each choice where it is an answer; the softmax over them is the probability of the choices.
+
+    Raises:
+        UserError: two choices have the same one.
+    """
+    owners: dict[int, str] = {}
+    for choice in choices:
+        token = _answer(tokenizer, choice)[0]
+        if token in owners:
+            raise UserError(
+                f"the choices {owners[token]!r} and {choice!r} have the same first token: give the classes codes of one "
+                "character, such as 0, 1, 2, 3"
+            )
+        owners[token] = choice
+    return tuple(owners)
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens that are learned of an answer, and that of the end of the turn."""
+    opening = f"{TURN_START}{_ROLES['gpt']}\n"
+    return _ids(tokenizer, f"{opening}{text}{TURN_END}\n")[len(_ids(tokenizer, opening)) : -1]
+
+
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -143,20 +209,13 @@ class ChoicePrompt:
         """
         question = f"{IMAGE}\n<cls>: {'|'.join(codes)}."
         context = token_id(tokenizer, CONTEXT)
-        answers: dict[int, str] = {}
+        choices = first_tokens(tokenizer, tuple(codes))
         for code in codes:
-            ids, labels = encode_turns(tokenizer, [Message("human", question), Message("gpt", code)], [1])
-            learned = [label for label in labels if label != NO_LOSS]
-            if learned[0] in answers:
+            if (tokens := len(_answer(tokenizer, code)) - 1) != 1:
                 raise UserError(
-                    f"the choices {answers[learned[0]]!r} and {code!r} have the same first token: give the classes "
-                    "codes of one character, such as 0, 1, 2, 3, in the label table"
+                    f"the choice {code!r} takes {tokens} tokens, but the answer is one token: give the class a code of one "
+                    "character, such as 0, in the label table"
                 )
-            if len(learned) != 2:
-                raise UserError(
-                    f"the choice {code!r} takes {len(learned) - 1} tokens, but the answer is one token: give the class a "
-                    "code of one character, such as 0, in the label table"
-                )
-            answers[learned[0]] = code
+        ids, _ = encode_turns(tokenizer, [Message("human", question), Message("gpt", codes[0])], [1])
         picture, answer = ids.index(context), len(ids) - 3
-        return cls(tuple(ids[:picture]), tuple(ids[picture + 1 : answer]), tuple(answers), ids[-2])
+        return cls(tuple(ids[:picture]), tuple(ids[picture + 1 : answer]), choices, ids[-2])

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,11 +21,12 @@ from PIL import Image
 from torch import nn
 
 from raymed.data.record import Record
-from raymed.data.tiles import cut
+from raymed.data.tiles import TOKEN_SIDE
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
 from raymed.recipes import read_settings, write_settings
 from raymed.recipes.augment import generator
+from raymed.recipes.chat_samples import Sample, encode_sample, lay
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
 from raymed.recipes.token_drop import TokenDropSettings
@@ -42,14 +43,25 @@ LARGEST_EXPONENT = 700.0  # a perplexity above is no number
 
 @dataclass(frozen=True)
 class ChatLossSettings:
-    """The loss of answers.
+    """The loss of a sample: mean cross-entropy of its answers' tokens + choice_weight * mean choice loss of its questions.
 
     Attributes:
         reduction: what weighs alike in a global batch: every learned token (token), every sample (sample), or, in between,
             a sample by the square root of its learned tokens (square).
+        choice_weight: weight of the cross-entropy over the declared choices, where a sample asks ``<cls>: a|b|c.``; 0 leaves
+            it out.
+        label_smoothing: share of the choice loss's target that is spread evenly over all choices.
     """
 
     reduction: Literal["token", "sample", "square"] = "token"
+    choice_weight: float = 1.0
+    label_smoothing: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"loss_settings.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+        if self.choice_weight < 0:
+            raise UserError(f"loss_settings.choice_weight is {self.choice_weight}: it must be at least 0")
 
     def weight(self, tokens: int) -> float:
         """Of each learned token of a sample with so many."""
@@ -134,83 +146,72 @@ class VitpRecipe:
         return parameter_groups(module, module.image_backbone, "backbone", self.model.backbone_lr_scale)  # type: ignore[arg-type]
 
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
-        """All samples end to end: the arguments of `InternVLChat.forward`, and `learned` [samples], how many tokens of each
-        sample are learned.
+        """All samples end to end: the arguments of `InternVLChat.forward`, and `learned` and `questions` [samples], how many
+        tokens of each sample are learned, and how many questions have declared choices.
 
         Raises:
             UserError: a record's pictures do not fit its text or the recipe's size.
         """
         samples = [self._sample(record, training) for record in records]
-        tokens_per_tile = (self.size // 28) ** 2
-        tiles = np.concatenate([np.empty((0, self.size, self.size, 3), np.uint8), *(sample.tiles for sample in samples)])
-        images = [sample.is_image[sample.kept] for sample in samples]
-        kept = [sample.kept[sample.is_image] for sample in samples]
-        learned = [sample.labels[sample.kept] >= 0 for sample in samples]
-        counts = [int(each.sum()) for each in learned]
-        weights = np.repeat([self.loss_settings.weight(count) for count in counts], counts)
-        ids = np.concatenate([sample.ids[sample.kept] for sample in samples])
-        places = np.flatnonzero(np.concatenate(learned))
-        arrays = {
-            "pixels": tiles.transpose(0, 3, 1, 2),
-            "kept": np.flatnonzero(np.concatenate(kept)),
-            "image_places": np.flatnonzero(np.concatenate(images)),
-            "ids": ids,
-            "positions": np.concatenate([np.flatnonzero(sample.kept) for sample in samples]),
-            "lengths": np.array([int(sample.kept.sum()) for sample in samples]),
-            "places": places - 1,  # a token is predicted where the one before it is read
-            "targets": ids[places],
-            "weights": weights.astype(np.float32),
-            "learned": np.array(counts),
-        }
-        assert len(arrays["image_places"]) == len(arrays["kept"]) and sum(map(len, kept)) == len(tiles) * tokens_per_tile
+        arrays = lay(samples, self.loss_settings.weight)
+        arrays["choice_weights"] *= np.float32(self.loss_settings.choice_weight)
+        arrays["learned"] = np.array([sample.learned for sample in samples])
+        arrays["questions"] = np.array([len(sample.questions) for sample in samples])
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        return Batch(tensors, float(weights.sum()), [record.id for record in records])
+        return Batch(tensors, float(arrays["weights"].sum()), [record.id for record in records])
 
-    def _sample(self, record: Record, training: TrainingPass | None) -> _Sample:
-        from raymed.models.internvl_text import CONTEXT, encode_turns, token_id
-
-        pictures = list(_tiles(record, self.size))
-        image_tokens = [len(tiles) * (self.size // 28) ** 2 for tiles in pictures]
-        tokenizer = _tokenizer(self.model)
-        try:
-            ids, labels = (np.array(each) for each in encode_turns(tokenizer, record.messages, image_tokens))
-        except UserError as error:
-            raise UserError(f"record {record.id}: {error}") from error
-        is_image = ids == token_id(tokenizer, CONTEXT)
-        if is_image.sum() != sum(image_tokens):
-            raise UserError(f"record {record.id}: its text holds {CONTEXT}, which stands for a picture: take it out")
-        tiles = np.concatenate([np.empty((0, self.size, self.size, 3), np.uint8), *pictures])
-        kept = np.ones(len(ids), bool)
-        if training is not None:
-            draws = generator(training.seed, training.epoch, record.id)
-            kept[is_image] = self.token_drop.keep(int(is_image.sum()), draws)
-            if record.source in self.augmented:
-                tiles = np.stack([_recompressed(tile, draws) for tile in tiles]) if len(tiles) else tiles
-        return _Sample(ids, labels, is_image, kept, tiles)
+    def _sample(self, record: Record, training: TrainingPass | None) -> Sample:
+        sample = encode_sample(record, self.size, _tokenizer(self.model))
+        if training is None:
+            return sample
+        draws = generator(training.seed, training.epoch, record.id)
+        sample.kept[sample.is_image] = self.token_drop.keep(int(sample.is_image.sum()), draws)
+        if record.source in self.augmented and len(sample.tiles):
+            return replace(sample, tiles=np.stack([_recompressed(tile, draws) for tile in sample.tiles]))
+        return sample
 
     def loss(self, module: nn.Module, batch: Batch) -> Loss:
-        """Weighted sum over the batch's learned tokens; logs `token_loss` and the share of image tokens `dropped`."""
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "learned"}
-        output = module(**inputs)
-        seen, image_tokens = len(inputs["kept"]), len(inputs["pixels"]) * (self.size // 28) ** 2
-        token_losses = output["token_losses"]
+        """Weighted sum over the batch's learned tokens and declared choices; logs `token_loss`, `choice_loss`, and the share
+        of image tokens `dropped`."""
+        output = self._run(module, batch)
+        seen, image_tokens = len(batch.tensors["kept"]), len(batch.tensors["pixels"]) * (self.size // TOKEN_SIDE) ** 2
+        token_losses, choice_losses = output["token_losses"], output["choice_losses"]
         sums = {
             "token_loss": (float(token_losses.sum()), float(len(token_losses))),
+            "choice_loss": (float(choice_losses.sum()), float(len(choice_losses))),
             "dropped": (float(image_tokens - seen), float(image_tokens)),
         }
         return Loss(output["loss"], sums)
 
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-        """For each row `nll`, the summed cross-entropy of its answers, float64, and `tokens`, how many were learned."""
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "learned"}
+        """For each row `nll`, the summed cross-entropy of its answers, float64, and `tokens`, how many were learned; where
+        choices are declared `choice_nll`, the same among them, how many `questions`, and how many are answered `right`."""
         with torch.no_grad():
-            token_losses = module(**inputs)["token_losses"].double().cpu().numpy()
-        learned = batch.tensors["learned"].cpu().numpy()
-        rows = np.repeat(np.arange(len(learned)), learned)
-        return {"nll": np.bincount(rows, token_losses, len(learned)), "tokens": learned}
+            output = self._run(module, batch)
+        probabilities, answers = output["choice_probabilities"], batch.tensors["answers"]
+        choice_nll = -probabilities.gather(1, answers[:, None])[:, 0].log()
+        right = probabilities.argmax(1) == answers
+        rows = len(batch.ids)
+
+        def summed(values: torch.Tensor, counts: np.ndarray) -> np.ndarray:
+            return np.bincount(np.repeat(np.arange(rows), counts), values.double().cpu().numpy(), rows)
+
+        tokens, questions = (batch.tensors[name].cpu().numpy() for name in ("learned", "questions"))
+        return {
+            "nll": summed(output["token_losses"], tokens),
+            "tokens": tokens,
+            "choice_nll": summed(choice_nll, questions),
+            "right": summed(right, questions),
+            "questions": questions,
+        }
+
+    def _run(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        inputs = {name: tensor for name, tensor in batch.tensors.items() if name not in ("learned", "questions")}
+        return module(**inputs, smoothing=self.loss_settings.label_smoothing)
 
     def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
-        """`val_loss`: mean cross-entropy of all learned tokens; the same for each data set, and the perplexity."""
+        """`val_loss`: mean cross-entropy of all learned tokens; the same for each data set, and the perplexity. Of declared
+        choices the mean cross-entropy `val_choice_loss` and the share of right answers `val_choice_accuracy`."""
         nll, tokens = predictions["nll"], predictions["tokens"]
         val_loss = float(nll.sum() / tokens.sum())
         metrics = {"val_loss": val_loss, "val_perplexity": float(np.exp(min(val_loss, LARGEST_EXPONENT)))}
@@ -218,6 +219,9 @@ class VitpRecipe:
         for source in sources if len(sources) > 1 else []:
             rows = records["source"] == source
             metrics[f"val_loss_{re.sub(NOT_IN_METRICS, '_', source)}"] = float(nll[rows].sum() / tokens[rows].sum())
+        if questions := predictions["questions"].sum():
+            metrics["val_choice_loss"] = float(predictions["choice_nll"].sum() / questions)
+            metrics["val_choice_accuracy"] = float(predictions["right"].sum() / questions)
         return metrics
 
     def export(self, module: nn.Module, folder: Path) -> None:
@@ -250,33 +254,11 @@ class VitpRecipe:
         }
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """One encoded conversation: `ids`, `labels`, `is_image` and `kept` are [length]; tiles uint8 [tiles, size, size, 3]."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    is_image: np.ndarray
-    kept: np.ndarray
-    tiles: np.ndarray
-
-
 @lru_cache
 def _tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     from raymed.models.internvl import tokenizer_of
 
     return tokenizer_of(model)
-
-
-def _tiles(record: Record, size: int) -> Iterator[np.ndarray]:
-    """The tiles of each picture in the order of their marks, the thumbnail last: uint8 [tiles, size, size, 3]."""
-    places: dict[int, list[np.ndarray]] = {}
-    for image in sorted(record.images, key=lambda image: (image.place, image.role == "thumbnail")):
-        height, width, _ = image.pixels.shape
-        if height % size or width % size:
-            raise UserError(f"record {record.id}: a picture of {width}x{height} pixels is no grid of tiles of {size} pixels")
-        places.setdefault(image.place, []).append(cut(image.pixels, size))
-    yield from (np.concatenate(tiles) for tiles in places.values())
 
 
 def _recompressed(tile: np.ndarray, draws: np.random.Generator) -> np.ndarray:

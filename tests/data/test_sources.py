@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from raymed.data.choices import parse_choices
 from raymed.data.image import ImageSettings
 from raymed.data.sources import Columns, Listing, Refusal, SourceSettings, list_source, load_study
-from raymed.data.sources.conversations import parse_choices
 from raymed.data.sources.listing import natural_key
 from raymed.errors import UserError
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from raymed.models import answer_head
-from raymed.models.answer_head import AnswerHead
+from raymed.models.answer_head import AnswerHead, Choices
 
 PLACES, WIDTH, VOCABULARY = 11, 8, 30
 
@@ -27,7 +27,7 @@ def test_loss_and_gradients_equal_those_of_all_logits(logits: int, autocast: boo
     expected = F.cross_entropy(plain(first), targets, reduction="none")
     (expected * weights).sum().mul(3).backward()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        total, losses = head(second, targets, weights)
+        total, losses, _ = head(second, targets, weights)
     (total * 3).backward()
 
     near = {"rtol": 2e-2, "atol": 2e-2} if autocast else {"rtol": 1e-5, "atol": 1e-6}
@@ -35,6 +35,41 @@ def test_loss_and_gradients_equal_those_of_all_logits(logits: int, autocast: boo
     torch.testing.assert_close(second.grad, first.grad, **near)
     torch.testing.assert_close(head.weight.grad, plain.weight.grad, **near)
     assert not losses.requires_grad
+
+
+@pytest.mark.parametrize("logits", [1, 4 * VOCABULARY, 2**26], ids=["one by one", "in fours", "at once"])
+def test_declared_choices_are_scored_among_themselves(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two questions of three choices and one of two, at places that fall into different parts."""
+    monkeypatch.setattr(answer_head, "LOGITS", logits)
+    torch.manual_seed(0)
+    head = AnswerHead.of(torch.nn.Linear(WIDTH, VOCABULARY, bias=False))
+    targets, weights = torch.randint(0, VOCABULARY, (PLACES,)), torch.rand(PLACES)
+    tokens, answers = [[4, 9, 2], [7, 29], [0, 1, 2]], torch.tensor([2, 0, 1])
+    rows, shares = torch.tensor([0, 5, 10]), torch.tensor([0.5, 2.0, 1.0])
+    padded = torch.tensor([[4, 9, 2], [7, 29, -1], [0, 1, 2]])
+    first = torch.randn(PLACES, WIDTH, requires_grad=True)
+    second = first.detach().clone().requires_grad_()
+
+    scores = first @ head.weight.T
+    expected = (F.cross_entropy(scores, targets, reduction="none") * weights).sum()
+    for row, among, answer, share in zip(rows, tokens, answers, shares, strict=True):
+        expected = expected + share * F.cross_entropy(scores[row, among], answer, label_smoothing=0.01)
+    expected.backward()
+    of_weight, head.weight.grad = head.weight.grad, None
+    total, _, chosen = head(second, targets, weights, Choices(rows, padded, answers, shares, 0.01))
+    total.backward()
+
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(second.grad, first.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head.weight.grad, of_weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(chosen.exp().sum(1), torch.ones(3))
+    assert float(chosen[1, 2]) == -torch.inf and not chosen.requires_grad
+
+
+@pytest.mark.parametrize(("answer", "smoothing", "loss"), [(0, 0.01, 0.355753), (0, 0.0, 0.340753), (1, 0.01, 2.335753)])
+def test_the_choice_loss_has_the_published_values(answer: int, smoothing: float, loss: float) -> None:
+    questions = Choices(torch.tensor([0]), torch.arange(4)[None], torch.tensor([answer]), torch.ones(1), smoothing)
+    assert float(questions.losses(torch.tensor([[2.0, 0, 0, 0]]).log_softmax(1))) == pytest.approx(loss, abs=1e-6)
 
 
 def test_a_frozen_head_gives_gradients_to_what_is_before_it_only() -> None:
@@ -47,6 +82,6 @@ def test_a_frozen_head_gives_gradients_to_what_is_before_it_only() -> None:
 def test_nothing_learned_gives_a_loss_of_zero_with_gradients() -> None:
     head = AnswerHead.of(torch.nn.Linear(WIDTH, VOCABULARY, bias=False))
     hidden = torch.randn(0, WIDTH, requires_grad=True)
-    total, _ = head(hidden, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    total, *_ = head(hidden, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     total.backward()
     assert float(total.detach()) == 0 and head.weight.grad is not None

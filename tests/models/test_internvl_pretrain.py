@@ -31,7 +31,7 @@ def _module(**settings: object) -> InternVLChat:
 
 
 def _run(module: InternVLChat, batch: Batch) -> dict[str, torch.Tensor]:
-    return module(**{name: tensor for name, tensor in batch.tensors.items() if name != "learned"})
+    return module(**{name: tensor for name, tensor in batch.tensors.items() if name not in ("learned", "questions")})
 
 
 def _by_transformers(module: InternVLChat, record: Record) -> torch.Tensor:

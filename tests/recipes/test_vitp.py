@@ -109,6 +109,74 @@ def test_nothing_is_dropped_or_recompressed_in_evaluation() -> None:
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
+QUESTIONS = tuple(
+    replace(record, id=f"q{number}", messages=(*record.messages[:1], *turns))
+    for number, (record, turns) in enumerate(
+        [
+            (MIXED[0], (Message("human", "<image>\n<cls>: 0|1|2|3."), Message("gpt", "2"))),
+            (MIXED[3], (Message("human", "<image> at 10: 30 <image> <cls>： no | yes ."), Message("gpt", "yes"))),
+            (
+                MIXED[2],
+                (
+                    *(Message("human", "said: what?"), Message("gpt", "0 it is: long")),
+                    *(Message("human", "<cls>: A|B|C."), Message("gpt", "A")),
+                    *(Message("human", "and <cls>: X|Y."), Message("gpt", "Y")),
+                ),
+            ),
+        ]
+    )
+)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, DROPPING], ids=["whole", "dropping"])
+def test_declared_choices_are_scored_where_their_answer_is_predicted(recipe: VitpRecipe) -> None:
+    """Packed, in other turns than the first, for several pictures, and whatever was dropped before."""
+    tensors = recipe.encode([MIXED[1], *QUESTIONS], EPOCH).tensors
+    tokenizer = byte_tokenizer()
+    answered = tensors["targets"][tensors["asked"]]
+    assert tokenizer.decode(answered) == "2yAY"
+    assert torch.equal(tensors["ids"][tensors["places"][tensors["asked"]] + 1], answered)
+    declared = [tokenizer.decode(row[row >= 0]) for row in tensors["choices"]]
+    assert declared == ["0123", "ny", "ABC", "XY"]
+    assert tensors["answers"].tolist() == [2, 1, 0, 1]
+    assert tensors["questions"].tolist() == [0, 1, 1, 2]
+    assert tensors["choice_weights"].tolist() == [2, 4, (14 + 2 + 2) / 2, (14 + 2 + 2) / 2]
+
+
+def test_the_choice_loss_of_a_batch_is_that_of_its_samples_alone_and_can_be_left_out() -> None:
+    torch.manual_seed(0)
+    module = DROPPING.build().eval()
+    plain = replace(DROPPING, loss_settings=ChatLossSettings(choice_weight=0))
+    with torch.no_grad():
+        together = DROPPING.loss(module, DROPPING.encode(QUESTIONS, EPOCH))
+        alone = [DROPPING.loss(module, DROPPING.encode([record], EPOCH)) for record in QUESTIONS]
+        without = plain.loss(module, plain.encode(QUESTIONS, EPOCH))
+    assert float(together.total) == pytest.approx(sum(float(each.total) for each in alone), rel=1e-5)
+    assert together.sums["choice_loss"] == pytest.approx(np.sum([each.sums["choice_loss"] for each in alone], 0), rel=1e-5)
+    assert float(without.total) == pytest.approx(without.sums["token_loss"][0], rel=1e-5) != float(together.total)
+
+
+def test_validation_tells_how_many_declared_choices_are_right() -> None:
+    torch.manual_seed(0)
+    module = RECIPE.build().eval()
+    batch = RECIPE.encode([MIXED[1], *QUESTIONS], None)
+    predictions = RECIPE.predict(module, batch)
+    assert predictions["questions"].tolist() == [0, 1, 1, 2] and (predictions["right"] <= predictions["questions"]).all()
+    metrics = RECIPE.judge(predictions, {"source": np.array(["made"] * 4, dtype=object)})
+    assert metrics["val_choice_accuracy"] == predictions["right"].sum() / 4
+    assert 0 < metrics["val_choice_loss"] == pytest.approx(predictions["choice_nll"].sum() / 4)
+
+
+def test_choices_that_cannot_be_told_apart_or_do_not_hold_the_answer_are_errors() -> None:
+    def asked(question: str, answer: str) -> Record:
+        return replace(MIXED[2], messages=(Message("human", question), Message("gpt", answer)))
+
+    with pytest.raises(UserError, match="record text: the choices 'bacterial' and 'benign' have the same first token"):
+        RECIPE.encode([asked("<cls>: bacterial|benign.", "benign")], None)
+    with pytest.raises(UserError, match=r"record text: the answer '4' is not among the choices 0\|1"):
+        RECIPE.encode([asked("<cls>: 0|1.", "4")], None)
+
+
 def test_only_tiles_of_augmented_data_sets_are_recompressed_and_as_jpeg_does() -> None:
     record = conversation("tiled", ((2, 1),))
     records = [record, replace(record, id="other", source="plain")]
@@ -144,7 +212,7 @@ def test_the_loss_of_a_global_batch_does_not_depend_on_how_it_is_cut(reduction: 
 
 
 def test_val_loss_is_the_mean_over_all_learned_tokens_and_over_those_of_each_data_set() -> None:
-    predictions = {"nll": np.array([2.0, 9.0, 1.0]), "tokens": np.array([1, 3, 2])}
+    predictions = {"nll": np.array([2.0, 9.0, 1.0]), "tokens": np.array([1, 3, 2]), "questions": np.zeros(3, int)}
     records = {"source": np.array(["a", "b", "a"], dtype=object)}
     metrics = RECIPE.judge(predictions, records)
     assert metrics == pytest.approx({"val_loss": 2.0, "val_perplexity": np.exp(2), "val_loss_a": 1.0, "val_loss_b": 3.0})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
 from raymed.data.sources.listing import (
     Listing,
@@ -58,24 +58,6 @@ def names_images(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(65536)
     return (b'"conversations"' if path.suffix.lower() == ".jsonl" else b'"annotation"') in start
-
-
-def parse_choices(text: str) -> list[str] | None:
-    """The choices of ``<cls>: a|b|c.`` in their order, without surrounding blanks; None if the text asks no such question.
-
-    The colon may be full-width. The choices end at a full stop (``.`` before a blank or the end, or ``。``), at a line
-    break, or at the end.
-
-    Raises:
-        ValueError: fewer than two choices, an empty one, or one that stands twice.
-    """
-    match = re.search(r"<cls>[ \t]*[:：](.*?)(?:[.](?=\s|$)|。|\n|$)", text)
-    if match is None:
-        return None
-    choices = [choice.strip() for choice in match.group(1).split("|")]
-    if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
-        raise ValueError(f"the choices {match.group(1).strip()!r} must be at least two different texts between '|'")
-    return choices
 
 
 def list_studies(path: Path, settings: SourceSettings) -> Listing:
@@ -247,9 +229,7 @@ def _label(messages: tuple[Message, ...]) -> str | None:
             raise ValueError("two <cls> questions in one line")
         if index + 1 == len(messages) or messages[index + 1].role != "gpt":
             raise ValueError("the <cls> question has no answer")
-        label = messages[index + 1].text.strip()
-        if label not in choices:
-            raise ValueError(f"the answer {label!r} is not among the choices {'|'.join(choices)}")
+        label = parse_answer(choices, messages[index + 1].text)
     return label
 
 

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
 from raymed.data.sources.conversations import read_name, read_turns
 from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, Study, file_stat, inside
@@ -130,6 +131,7 @@ def with_marks(messages: tuple[Message, ...], pictures: int) -> tuple[Message, .
             raise ValueError(f"conversations[{index}]: the text holds the special token {found}")
     if all(message.role != "gpt" for message in messages):
         raise ValueError("no answer (a turn from gpt) to learn from")
+    messages = _with_choices(messages)
     marks = sum(message.text.count(IMAGE) for message in messages if message.role == "human")
     if marks == pictures:
         return messages
@@ -138,6 +140,26 @@ def with_marks(messages: tuple[Message, ...], pictures: int) -> tuple[Message, .
         raise ValueError(f"{marks} {IMAGE} marks in human turns for {pictures} pictures")
     shown = Message("human", f"{IMAGE}\n{messages[first].text}")
     return (*messages[:first], shown, *messages[first + 1 :])
+
+
+def _with_choices(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns, with the answers to questions with declared choices (``<cls>: a|b.``) as those are written.
+
+    Raises:
+        ValueError: a question without an answer, or with one that is not among its choices.
+    """
+    turns = list(messages)
+    for index, message in enumerate(messages):
+        try:
+            choices = parse_choices(message.text) if message.role == "human" else None
+            if choices is None:
+                continue
+            if index + 1 == len(messages) or messages[index + 1].role != "gpt":
+                raise ValueError("the <cls> question has no answer")
+            turns[index + 1] = Message("gpt", parse_answer(choices, messages[index + 1].text))
+        except ValueError as error:
+            raise ValueError(f"conversations[{index}]: {error}") from error
+    return tuple(turns)
 
 
 def list_samples(
