@@ -179,6 +179,7 @@ def parse(
     script = script or sys.modules[options_type.__module__]
     parser = _Parser(
         prog=f"python jobs/{Path(script.__file__ or options_type.__name__).name}",
+        usage=f"%(prog)s {_required(options_type, positional)}[options]",
         description=(script.__doc__ or "").strip(),
         formatter_class=_HelpFormatter,
         default_config_files=[str(defaults)] if defaults else [],
@@ -205,6 +206,13 @@ def switches(options_type: type, prefix: str = "") -> set[str]:
         elif dataclasses.is_dataclass(kind):
             found |= switches(typing.cast(type, kind), f"{prefix}{each.name}.")
     return found
+
+
+def _required(options_type: type, positional: bool) -> str:
+    """The options that have no default, as they are typed."""
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    names = [each.name for each in dataclasses.fields(options_type) if (each.default, each.default_factory) == missing]
+    return "".join(f"{'' if positional else '--' + name.replace('_', '-') + ' '}{name.upper()} " for name in names)
 
 
 def _explain(aliases: Aliases) -> str:
@@ -283,16 +291,18 @@ def _gathered(words: Sequence[str], options_type: type) -> list[str]:
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of a job's docstring, where the commands to run stand."""
+    """Keeps the line breaks of a job's docstring, where the commands to run stand; a search space is too long to read."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r"default: \{.*Namespace\(.*\}", "default: what the file says", super()._expand_help(action))
 
 
 class _Parser(ArgumentParser):
-    """Shows top-level options with dashes, as people type them."""
+    """Shows top-level options with dashes, as people type them, and the file of defaults in the job's own words only."""
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        return re.sub(
-            r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), super().format_help(formatter)
-        )
+        text = re.sub(r"default config file locations:.*?\n\n", "", super().format_help(formatter), flags=re.DOTALL)
+        return re.sub(r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), text)
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:

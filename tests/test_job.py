@@ -148,6 +148,7 @@ def helps():
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
 def test_every_job_explains_all_its_options_and_shows_how_to_run_it(helps, job):
     assert f"python jobs/{job.name}" in helps[str(job)]
+    assert "Namespace" not in helps[str(job)], "a person cannot read that"
     for option in ("--config", "--storage", "--tracking-uri", "--seed", "--dry-run", "--json"):
         assert option in helps[str(job)]
 
