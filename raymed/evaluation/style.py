@@ -51,9 +51,12 @@ def _characters() -> frozenset[int]:
 
 
 def drawable(names: Sequence[str], english: Sequence[str]) -> list[str]:
-    """`names` if this machine's fonts have all their characters, else `english`."""
+    """`names` if this machine's fonts have all their characters, else `english`, else numbers in their order."""
     known = _characters()
-    return list(names if all(ord(character) in known for name in names for character in name) else english)
+    for each in (names, english):
+        if all(ord(character) in known for name in each for character in name):
+            return list(each)
+    return [f"class {number}" for number in range(1, len(names) + 1)]
 
 
 _STYLE: Any = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unicodedata import east_asian_width
+
 from raymed.evaluation.metrics import Estimate, Evaluation
 
 COLUMNS = ("sensitivity", "specificity", "precision", "auc")
@@ -13,14 +15,14 @@ def lines(evaluation: Evaluation) -> list[str]:
     text += ["", f"{'class (patients)':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
     for each in evaluation.classes:
         title = f"{each.name}{'*' if each.rare else ''} ({each.support})"
-        text.append(f"{title:<24}" + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
+        text.append(_pad(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
     if any(each.rare for each in evaluation.classes):
         text.append("* fewer than five patients: the figures of this class mean little")
     text += ["", "patients by class (row) and decision (column)"]
     names = [each.name for each in evaluation.classes]
-    text.append(" " * 16 + "".join(f"{name:>14}" for name in names))
+    text.append(" " * 16 + "".join(_pad("", 14 - _columns(name)) + name for name in names))
     for name, row in zip(names, evaluation.confusion, strict=True):
-        text.append(f"{name:<16}" + "".join(f"{count:>14}" for count in row))
+        text.append(_pad(name, 16) + "".join(f"{count:>14}" for count in row))
     for source in evaluation.sources:
         text += ["", f"{source.name}: {source.patients} patients"]
         text += [f"  {name:<26}{show(estimate)}" for name, estimate in source.metrics.items()]
@@ -30,3 +32,12 @@ def lines(evaluation: Evaluation) -> list[str]:
 def show(estimate: Estimate | None) -> str:
     """A figure and its interval; a dash where it cannot be formed."""
     return "–" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _columns(text))
+
+
+def _columns(text: str) -> int:
+    """Places that a text takes on a terminal, where Chinese characters take two."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)

@@ -52,9 +52,10 @@ def test_figures_can_be_drawn_without_a_missing_glyph_and_their_svg_follows_the_
     assert {one or other for one, other in referred} <= set(re.findall(r' id="([^"]+)"', svg))
 
 
-def test_names_without_glyphs_fall_back_to_english() -> None:
+def test_names_without_glyphs_fall_back_to_english_and_then_to_numbers() -> None:
     assert style.drawable(("normal", "viral"), ("a", "b")) == ["normal", "viral"]
     assert style.drawable(("\U000f1234", "viral"), ("a", "b")) == ["a", "b"]
+    assert style.drawable(("\U000f1234", "viral"), ("\U000f1234", "b")) == ["class 1", "class 2"]
 
 
 def test_the_confusion_figure_shows_counts_and_shares_of_rows() -> None:
