@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from small import Small
 from torch import nn
 
 from raymed.data.record import Record
-from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, Loss, TrainingPass
 
 HARMS = {"nan": "not a number", "memory": "allocate", "hang": "stall_minutes", "exception": "a bug of the recipe's"}
@@ -18,7 +18,7 @@ HARMS = {"nan": "not a number", "memory": "allocate", "hang": "stall_minutes", "
 
 
 @dataclass(frozen=True)
-class Harmful(LungRecipe):
+class Harmful(Small):
     """Does harm in the second epoch, or none where `harm` is empty."""
 
     harm: str = ""

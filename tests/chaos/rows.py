@@ -17,12 +17,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -31,15 +30,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import signals
 from conftest import write_prepared
+from leak_rows import leaks
 from ray import cloudpickle
-from search_rows import bad_trials, head_lost, small_trials, stopped_trials
+from ray.train import UserCallback
+from search_rows import SCRIPT, bad_trials, head_lost, small_trials, stopped_trials
+from small_search import search
 from test_state import SETTINGS, train
 
 from raymed.data.image import ImageSettings
-from raymed.data.leak import guard
 from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
-from raymed.data.record import INDEX
 from raymed.errors import RunError, UserError
 from raymed.outbox import Outbox
 from raymed.recipes.lung import LungRecipe
@@ -61,26 +61,31 @@ def worker_kills(tries: int, seed: int, folder: Path) -> str:
     for attempt in range(tries):
         stage, at = attempt % 3 + 1, draw.randrange(2, 18)
         spec = _spec(prepared, folder, f"killed-{attempt}", stage)
-        found = _history(prepared, _signalled(spec, folder / f"count-{attempt}", at, signal.SIGKILL))
+        count = folder / f"count-{attempt}"
+        found = _history(prepared, _signalled(spec, count, at, signal.SIGKILL, draw.uniform(0, 1)))
+        assert count.with_suffix(".sent").exists(), "nothing was killed"
         lost += found != whole[stage]
     assert not lost, f"{lost} of {tries} runs computed other losses"
     return f"{tries} of {tries} finished, losses bit-equal to the uninterrupted run's"
 
 
 def sigterm(tries: int, seed: int, folder: Path) -> str:
-    """SIGTERM to a worker at a random micro-batch; the checkpoint must be there within 30 s."""
+    """SIGTERM to a worker in the second epoch; a checkpoint from within that epoch must be there before 30 s are over."""
     draw, slowest = random.Random(seed), 0.0
     prepared = write_prepared(folder / "data")
     for attempt in range(tries):
-        count = folder / f"count-{attempt}"
+        count, committed = folder / f"count-{attempt}", folder / f"committed-{attempt}"
         spec = dataclasses.replace(_spec(prepared, folder, f"told-{attempt}", 1), workers=1)
         spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, checkpoint_steps=0))
-        _history(prepared, _signalled(spec, count, draw.randrange(6, 14), signal.SIGTERM))
+        spec = _signalled(spec, count, draw.randrange(9, 18), signal.SIGTERM, draw.uniform(0, 1))
+        _history(prepared, spec, [signals.Committed(str(committed))])
         sent = count.with_suffix(".sent").stat().st_mtime
-        saved = [path.stat().st_mtime for path in Path(spec.folder.path).glob("step-*/sealed-000.json")]
-        slowest = max(slowest, min((at - sent for at in saved if at >= sent), default=float("inf")))
+        lines = [line.split() for line in committed.read_text().splitlines()]
+        at, step = next((float(at), int(step)) for at, step in lines if float(at) > sent)
+        assert 5 < step < 10, f"the first checkpoint after the signal is of step {step}, the end of an epoch"
+        slowest = max(slowest, at - sent)
     assert slowest < 30, f"the slowest checkpoint came after {slowest:.1f} s"
-    return f"{tries} of {tries} saved in time, the slowest after {slowest:.1f} s"
+    return f"{tries} of {tries} saved within the epoch, the slowest after {slowest:.1f} s"
 
 
 def driver_kills(tries: int, seed: int, folder: Path) -> str:
@@ -88,31 +93,32 @@ def driver_kills(tries: int, seed: int, folder: Path) -> str:
     draw = random.Random(seed)
     write_prepared(folder / "data")
     started = time.monotonic()
-    assert _search(folder, "whole").wait() == 0
+    assert _start_search(folder, "whole").wait() == 0
     seconds = time.monotonic() - started
-    for _ in range(tries):
-        process = _search(folder, "killed")
-        try:
-            process.wait(draw.uniform(0.2, 0.7) * seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    for kill in range(tries):
+        process = _start_search(folder, "killed")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.1, 0.5) * seconds)
+            raise AssertionError(f"the search ended before kill {kill + 1}")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         for state in (folder / "killed").glob("tune-*/*.pkl"):
             state.write_bytes(b"")
-    assert _search(folder, "killed").wait() == 0
+    assert _start_search(folder, "killed").wait() == 0
     found, whole = (_read_search(folder, name) for name in ("killed", "whole"))
     assert found == whole, f"killed: {found}\nuninterrupted: {whole}"
-    return f"{tries} kills: the same {len(whole)} trials, settings and stops; duplicate runs 0, repeated steps 0"
+    pruned = sum(state == "PRUNED" for _, state, _ in whole)
+    return f"{tries} kills: the same {len(whole)} trials, settings and losses, {pruned} stopped; second runs and steps 0"
 
 
 def torn_writes(tries: int, seed: int, folder: Path) -> str:
-    """A kill during the write of a checkpoint, at `tries` places of it."""
-    whole = _checkpoint(folder / "whole")
-    names = sorted(whole.rglob("*"), key=lambda path: path.name.startswith("sealed"))
-    contents = [(path.relative_to(whole), path.read_bytes()) for path in names if path.is_file()]
+    """A kill during the write of a checkpoint, at `tries` places of it; its files may be written in any order."""
+    draw, whole = random.Random(seed), _checkpoint(folder / "whole")
+    contents = [(path.relative_to(whole), path.read_bytes()) for path in sorted(whole.rglob("*")) if path.is_file()]
     total = sum(len(content) for _, content in contents)
     for place in range(tries):
         torn, left = folder / f"torn-{place}", total * place // tries
+        draw.shuffle(contents)
         for name, content in contents:
             (torn / name).parent.mkdir(parents=True, exist_ok=True)
             if left > 0:
@@ -199,26 +205,6 @@ def many_writers(tries: int, seed: int, folder: Path) -> str:
     return f"{tries} trials, {10 * tries} of {10 * tries} epochs; 'database is locked' 0"
 
 
-def leaks(tries: int, seed: int, folder: Path) -> str:
-    """A shared patient, a renamed study and the same pixels in two splits, among 10,000 rows, `tries` times each."""
-    draw, found, slowest = random.Random(seed), 0, 0.0
-    clean = _index_of(10_000)
-    guard(pa.Table.from_pylist(clean, schema=INDEX))
-    for _ in range(tries):
-        for key in ("patient", "study", "digest"):
-            rows = [dict(row) for row in clean]
-            train_row, test_row = (
-                draw.choice([row for row in rows if row["split"] == split]) for split in ("train", "test")
-            )
-            test_row[key] = train_row[key]
-            table, started = pa.Table.from_pylist(rows, schema=INDEX), time.monotonic()
-            with pytest.raises(UserError, match=str(train_row["patient"])):
-                guard(table)
-            found, slowest = found + 1, max(slowest, time.monotonic() - started)
-    assert slowest < 10
-    return f"{found} of {3 * tries} found, false alarms 0, {slowest:.2f} s at most"
-
-
 def damaged_samples(tries: int, seed: int, folder: Path) -> str:
     """0.1 %, 1 % and 5 % of `tries` files damaged: all of them, and no other, are in the quarantine; 20 % stop the job."""
     draw, lines = np.random.default_rng(seed), []
@@ -275,12 +261,12 @@ def _spec(prepared: Prepared, folder: Path, name: str, stage: int) -> FitSpec:
     return FitSpec(name, str(folder / "runs"), prepared.folder.uri, recipe, settings, workers=2)
 
 
-def _signalled(spec: FitSpec, count: Path, at: int, number: int) -> FitSpec:
-    recipe = signals.Signalling(**vars(spec.recipe), at=at, count=str(count), signal=number)
+def _signalled(spec: FitSpec, count: Path, at: int, number: int, wait: float) -> FitSpec:
+    recipe = signals.Signalling(**vars(spec.recipe), at=at, count=str(count), signal=number, wait=wait)
     return dataclasses.replace(spec, recipe=recipe)
 
 
-def _history(prepared: Prepared, spec: FitSpec) -> list[dict[str, float]]:
+def _history(prepared: Prepared, spec: FitSpec, callbacks: Sequence[UserCallback] = ()) -> list[dict[str, float]]:
     """The losses of each epoch of a run, which is trained to its end."""
     from raymed.cluster import connect
     from raymed.data.stream import stage
@@ -288,53 +274,26 @@ def _history(prepared: Prepared, spec: FitSpec) -> list[dict[str, float]]:
 
     connect()
     cloudpickle.register_pickle_by_value(signals)  # workers cannot import tests
-    fit(spec, stage(prepared, spec.all_rows(prepared)), resources(spec.workers, 1))
+    fit(spec, stage(prepared, spec.all_rows(prepared)), resources(spec.workers, 1), callbacks=callbacks)
     newest = max(Path(spec.folder.path).glob("step-*"), key=lambda path: path.name[:13])
     return [{key: epoch[key] for key in ("val_loss", "train_loss")} for epoch in Progress.read(newest).history]
 
 
-SEARCH = """
-import sys
-from pathlib import Path
-from raymed.cluster import connect
-from raymed.data.prepared import Prepared
-from raymed.recipes.lung import LungRecipe
-from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
-from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.space import Dimension
-from raymed.tuning.study import Budget, Halving
-
-folder, name = sys.argv[1:]
-connect()
-prepared = Prepared.open(f"{folder}/data")
-recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-train = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=3e-3, checkpoint_steps=3)
-template = FitSpec(name, folder, prepared.folder.uri, recipe, train, seed=1)
-search = SearchSettings(space={"train.lr": Dimension(1e-5, 1e-2, log=True)}, halving=Halving(1, 3), concurrent=1)
-Night(template, search, Budget(trials=4), f"sqlite:///{folder}/{name}.db").run()
-"""
-
-
-def _search(folder: Path, name: str) -> subprocess.Popen[bytes]:
+def _start_search(folder: Path, name: str) -> subprocess.Popen[bytes]:
     log = (folder / f"{name}.log").open("ab")
-    command = [sys.executable, "-c", SEARCH, str(folder), name]
+    command = [sys.executable, str(SCRIPT), str(folder), name, "6"]
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def _read_search(folder: Path, name: str) -> list[tuple[object, ...]]:
     """Settings, end, epochs and MLflow steps of each trial, of a search that has ended."""
-    from raymed.tuning.space import Dimension
-    from raymed.tuning.study import Halving, Study
-
-    journal = Journal(folder / name / "study.journal", Folder.at(folder / name))
-    study = Study(journal, name, {"train.lr": Dimension(1e-5, 1e-2, log=True)}, [], Halving(1, 3), 1)
-    tracker = Tracker.open(f"sqlite:///{folder}/{name}.db", "raymed-lung")
+    night = search(folder, name, 6)
+    study, tracker = night.open_study(), night.open_tracker()
     runs = tracker.client.search_runs([tracker.experiment_id])
     assert len(runs) == len(study.trials) + 1, "one run for each trial, and their parent"
     found: list[tuple[object, ...]] = []
     for trial in study.trials:
-        run = str(tracker.find(f"{name}/trial-{trial.number:04d}"))
+        run = str(tracker.find(night.trial_key(trial)))
         steps = [each.step for each in tracker.client.get_metric_history(run, "val_loss")]
         assert steps == sorted(trial.intermediate_values), "each epoch once"
         found.append((trial.params, trial.state.name, trial.intermediate_values))
@@ -367,17 +326,6 @@ def _write_trial(uri: str, number: int) -> None:
     for epoch in range(10):
         tracker.log_epoch(run, epoch, {"val_loss": 1 / (epoch + 1)})
     tracker.finish(run, "FINISHED")
-
-
-def _index_of(count: int) -> list[dict[str, object]]:
-    """Index rows of patients with ten slices each, in train, val and test in turn."""
-    empty = dict.fromkeys(INDEX.names)
-    rows = []
-    for number in range(count):
-        patient, split = f"p{number // 10:05d}", ("train", "val", "test")[number // 10 % 3]
-        named = {"id": f"r{number}", "patient": patient, "study": f"s{number // 10:05d}", "group": patient, "label": 0}
-        rows.append(empty | named | {"digest": number.to_bytes(16, "big"), "hash": bytes(32), "split": split})
-    return rows
 
 
 def free_port() -> int:

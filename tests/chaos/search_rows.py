@@ -16,36 +16,39 @@ from typing import Any
 import harmful
 import psutil
 import ray
+import small
 from conftest import write_prepared
 from harmful import HARMS, Harmful
 from optuna.trial import TrialState
 from ray import cloudpickle
 from ray.util import placement_group_table
+from small import Small
+from small_search import search
 
 from raymed.cluster import connect
 from raymed.data.prepared import Prepared
-from raymed.recipes.lung import LungRecipe
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.space import Dimension
 from raymed.tuning.study import REASON, Budget, Halving
 
+for each in (harmful, small):
+    cloudpickle.register_pickle_by_value(each)  # workers cannot import tests
+
+SCRIPT = Path(__file__).with_name("small_search.py")
 SETTLED = 5.0  # seconds, within which a trial's resources must be back
-TRAIN = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=3e-3)
+TRAIN = TrainSettings(epochs=2, global_batch=8, micro_batch=8, lr=3e-3, stall_minutes=0.2)
 
 
 def bad_trials(tries: int, seed: int, folder: Path) -> str:
     """One of 8 trials diverges, runs out of memory, hangs, or has a bug; each kind in a search of its own, `tries` times."""
     connect()
-    cloudpickle.register_pickle_by_value(harmful)  # workers cannot import tests
     prepared = write_prepared(folder / "data")
-    train = dataclasses.replace(TRAIN, epochs=2, stall_minutes=0.2)
-    clean = _eight(prepared, folder, "clean", train, "", -1)
+    clean = _eight(prepared, folder, "clean", "", -1)
     for attempt in range(tries):
         for place, (harm, says) in enumerate(HARMS.items()):
             bad = (place + attempt + seed) % 8
-            found = _eight(prepared, folder, f"{harm}-{attempt}", train, harm, bad)
+            found = _eight(prepared, folder, f"{harm}-{attempt}", harm, bad)
             reason = str(found.pop(bad))
             assert says in reason, f"{harm}: the reason says {reason}"
             assert found == {number: value for number, value in clean.items() if number != bad}, harm
@@ -55,8 +58,8 @@ def bad_trials(tries: int, seed: int, folder: Path) -> str:
 def stopped_trials(tries: int, seed: int, folder: Path) -> str:
     """`tries` trials one after the other, nearly all stopped early; how soon the resources of each are back."""
     connect()
-    night = _search(folder, "stopped", tries, seed, Halving(1, 2))
-    night = dataclasses.replace(night, search=dataclasses.replace(night.search, concurrent=1))
+    write_prepared(folder / "data")
+    night = search(folder, "stopped", tries, Halving(1, 2), seed)
     free = ray.cluster_resources()["CPU"]
     ended: list[float] = []
 
@@ -78,7 +81,9 @@ def stopped_trials(tries: int, seed: int, folder: Path) -> str:
 def small_trials(tries: int, seed: int, folder: Path) -> str:
     """`tries` small trials in a row: the driver's memory and open files, from the tenth part of them on."""
     connect()
-    night = _search(folder, "small", tries, seed, Halving(1, 3))
+    write_prepared(folder / "data")
+    night = search(folder, "small", tries, seed=seed)
+    night = dataclasses.replace(night, search=dataclasses.replace(night.search, concurrent=0))
     process, seen = psutil.Process(), list[tuple[int, int]]()
 
     def watch(spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
@@ -96,12 +101,10 @@ def small_trials(tries: int, seed: int, folder: Path) -> str:
 def head_lost(tries: int, seed: int, folder: Path) -> str:
     """The head's processes are killed in the middle of a submitted search; a fresh head, and the job once more."""
     write_prepared(folder / "data")
-    script = folder / "search.py"
-    script.write_text(SUBMITTED)
     for attempt in range(tries):
         name = f"lost-{attempt}"
         with _head(folder, f"{name}-first") as submit:
-            job = submit(script, name)
+            job = submit(name)
             trials = folder / name / "trials"
             while len(list(trials.glob("trial-0001/step-*/sealed-000.json"))) < 1:
                 assert job.poll() is None, "the search ended before the head was lost"
@@ -109,7 +112,7 @@ def head_lost(tries: int, seed: int, folder: Path) -> str:
         job.wait(120)
         before = {path.name for path in trials.glob("trial-0001/step-*")}
         with _head(folder, f"{name}-second") as submit:
-            assert submit(script, name).wait(900) == 0, "the search did not go on"
+            assert submit(name).wait(900) == 0, "the search did not go on"
         after = {path.name for path in trials.glob("trial-0001/step-*")}
         newest = max(_step(each) for each in before)
         again = [each for each in after - before if _step(each) <= newest]
@@ -117,40 +120,16 @@ def head_lost(tries: int, seed: int, folder: Path) -> str:
     return f"{tries} heads lost: each search completed, work before the newest checkpoint repeated 0 times"
 
 
-SUBMITTED = """
-import sys
-from pathlib import Path
-from raymed.cluster import connect
-from raymed.data.prepared import Prepared
-from raymed.recipes.lung import LungRecipe
-from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
-from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.space import Dimension
-from raymed.tuning.study import Budget, Halving
-
-folder, name = sys.argv[1:]
-connect()
-prepared = Prepared.open(f"{folder}/data")
-recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-train = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=3e-3, checkpoint_steps=3)
-template = FitSpec(name, folder, prepared.folder.uri, recipe, train, seed=1)
-search = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2, log=True)}, halving=Halving(0), concurrent=1)
-study = Night(template, search, Budget(trials=3), f"sqlite:///{folder}/{name}.db").run()
-assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3, [trial.state for trial in study.trials]
-"""
-
-
-def _eight(prepared: Prepared, folder: Path, name: str, train: TrainSettings, harm: str, bad: int) -> dict[int, float | str]:
+def _eight(prepared: Prepared, folder: Path, name: str, harm: str, bad: int) -> dict[int, float | str]:
     """The best val_loss of each of eight trials, or why it failed; nothing may be left running anywhere."""
-    settings = vars(LungRecipe.for_data(prepared.labels, prepared.size))
+    settings = vars(Small.for_data(prepared.labels, prepared.size))
     specs = {
         f"run-{number}": FitSpec(
             name,
             str(folder),
             prepared.folder.uri,
             Harmful(**settings, harm=harm if number == bad else ""),
-            train,
+            TRAIN,
             seed=number,
         )
         for number in range(8)
@@ -170,14 +149,6 @@ def _eight(prepared: Prepared, folder: Path, name: str, train: TrainSettings, ha
         number: trial.user_attrs[REASON] if trial.state == TrialState.FAIL else min(trial.intermediate_values.values())
         for number, trial in enumerate(study.trials)
     }
-
-
-def _search(folder: Path, name: str, trials: int, seed: int, halving: Halving) -> Night:
-    prepared = write_prepared(folder / "data")
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-    template = FitSpec(name, str(folder), prepared.folder.uri, recipe, TRAIN, seed=seed)
-    search = SearchSettings(space={"train.lr": Dimension(1e-6, 1e-2, log=True)}, halving=halving)
-    return Night(template, search, Budget(trials=trials), f"sqlite:///{folder}/{name}.db")
 
 
 def _assert_no_leaks() -> None:
@@ -231,14 +202,14 @@ def _head(folder: Path, name: str) -> Iterator[Any]:
     log = (folder / f"{name}.log").open("wb")
     head = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
 
-    def submit(script: Path, search: str) -> subprocess.Popen[bytes]:
-        command = [tool, "job", "submit", f"--address=http://127.0.0.1:{port}", "--", sys.executable, str(script)]
+    def submit(name: str) -> subprocess.Popen[bytes]:
+        command = [tool, "job", "submit", f"--address=http://127.0.0.1:{port}", "--", sys.executable]
         ask = [tool, "job", "list", f"--address=http://127.0.0.1:{port}"]
         end = time.monotonic() + 180
         while subprocess.run(ask, env=environment, capture_output=True, timeout=100).returncode:
             assert time.monotonic() < end, "the head did not start"
             time.sleep(1)
-        return subprocess.Popen([*command, str(folder), search], env=environment, stdout=log, stderr=log)
+        return subprocess.Popen([*command, str(SCRIPT), str(folder), name, "3"], env=environment, stdout=log, stderr=log)
 
     try:
         yield submit
