@@ -25,7 +25,7 @@ from raymed.recipes.recipe import Recipe
 from raymed.storage import Folder
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
-from raymed.tuning.night import Night, SearchSettings, deadline
+from raymed.tuning.night import KeepCheckpoints, Night, SearchSettings, deadline
 from raymed.tuning.study import Budget
 
 log = logging.getLogger("raymed")
@@ -40,6 +40,8 @@ class SystemOptions(JobOptions):
         name: Name of the run or search; the same name goes on with it (default: system and a digest of settings and data).
         resume: Go on with an earlier run of that name if there is one (auto), forget it and start again (never), or end with
             an error if there is none (must).
+        keep_checkpoints: Of each run the best and the last (best), every one (all), or, once a search is judged, the
+            champion's only: no other trial can be promoted then (champion).
         fold: Cross-validation fold to validate on (default: the stored split).
         workers: Training workers of one run, each with a GPU where there are GPUs; 1:4 takes as many as there is room for.
         min_workers: Fewest workers a single run goes on with when machines are lost; as they return it grows again to
@@ -51,6 +53,7 @@ class SystemOptions(JobOptions):
     phantom: PhantomSettings = field(default_factory=PhantomSettings)
     name: str = ""
     resume: Literal["auto", "never", "must"] = "auto"
+    keep_checkpoints: KeepCheckpoints = "best"
     fold: int | None = None
     workers: int = 1
     min_workers: int = 0
@@ -112,7 +115,8 @@ class SystemOptions(JobOptions):
         )
         name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
         command = shlex.join(["python", *sys.argv])
-        night = Night(dataclasses.replace(template, name=name), self.search, budget, self.tracking, command, listed)
+        template = dataclasses.replace(template, name=name)
+        night = Night(template, self.search, budget, self.tracking, command, listed, self.keep_checkpoints)
         if self.resume == "must" and not night.has_begun:
             raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
         if self.resume == "never" and not self.dry_run:

@@ -113,6 +113,11 @@ class LabelTable:
         return [row.name for row in self.classes]
 
     @property
+    def titles(self) -> list[str]:
+        """What readers are shown of each class: its names in all languages given, in index order."""
+        return [" / ".join(row.names.values()) or row.name for row in self.classes]
+
+    @property
     def codes(self) -> list[str]:
         """Class codes, in index order."""
         return [row.code for row in self.classes]

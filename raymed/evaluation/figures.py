@@ -83,27 +83,6 @@ def _shown(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
 
 
 @styled
-def class_counts(patients: Mapping[str, Mapping[str, int]], names: Mapping[str, str]) -> Figure:
-    """Patients per class and split, as the manifest counts them; `names` maps a class to the name shown."""
-    shown = drawable([names.get(name, name) for name in patients], list(patients))
-    splits = [split for split in ("train", "val", "test") if any(split in counts for counts in patients.values())]
-    figure = Figure(figsize=(6.4, 0.9 + 0.42 * len(patients)))
-    axes = figure.subplots()
-    start = np.zeros(len(patients))
-    for number, split in enumerate(splits):
-        counts = np.array([row.get(split, 0) for row in patients.values()])
-        bars = axes.barh(shown, counts, left=start, color=SERIES[number], height=0.62, label=split)
-        axes.bar_label(bars, [str(count) if count else "" for count in counts], label_type="center", color=PAPER)
-        start += counts
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", labelcolor=INK, length=0)
-    axes.set(xlabel="patients")
-    figure.legend(loc="outside upper left", ncols=3, handlelength=1)
-    return figure
-
-
-@styled
 def training_history(history: Mapping[str, Sequence[float]]) -> Figure:
     """Loss and accuracy by epoch, in training and in validation; accuracies in percent."""
     figure = Figure(figsize=(9.2, 3.8))
@@ -114,18 +93,4 @@ def training_history(history: Mapping[str, Sequence[float]]) -> Figure:
         axes.set(xlabel="Epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
-    return figure
-
-
-@styled
-def contact_sheet(slices: Sequence[np.ndarray], title: str, columns: int = 8) -> Figure:
-    """A patient's slices side by side, each uint8 [height, width] or [height, width, 1 or 3]."""
-    rows = -(-len(slices) // columns)
-    figure = Figure(figsize=(1.25 * columns, 1.25 * rows + 0.4))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        axes.set_axis_off()
-        if place < len(slices):
-            axes.imshow(slices[place].squeeze(), cmap="gray", vmin=0, vmax=255)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure

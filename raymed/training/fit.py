@@ -78,11 +78,13 @@ def fit(
     resources: Resources,
     verdicts: ActorHandle | None = None,
     callbacks: Sequence[UserCallback] = (),
+    keep_all: bool = False,
 ) -> dict[str, Any]:
     """Train, or go on with the run of that name, to its end.
 
     Args:
         verdicts: asked after each epoch whether to stop.
+        keep_all: keep all checkpoints, not only the best and the last.
 
     Returns:
         The last epoch's metrics.
@@ -96,7 +98,7 @@ def fit(
         drop_damaged_snapshot(spec.folder)
         spec.folder.delete(STALLED)
         try:
-            return _trainer(spec, source, resources, verdicts, callbacks).fit().metrics or {}
+            return _trainer(spec, source, resources, verdicts, callbacks, keep_all).fit().metrics or {}
         except TrainingFailedError as error:
             if newest_step(spec.folder) == before:
                 if spec.folder.exists(STALLED):
@@ -123,6 +125,7 @@ def _trainer(
     resources: Resources,
     verdicts: ActorHandle | None,
     callbacks: Sequence[UserCallback],
+    keep_all: bool,
 ) -> TorchTrainer:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
     elastic = resources.min_workers < resources.workers
@@ -139,18 +142,25 @@ def _trainer(
             storage_path=Folder.at(spec.storage).uri,
             callbacks=[NoteTermination(), *callbacks],  # type: ignore[list-item]
             failure_config=FailureConfig(max_failures=RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=RANK, checkpoint_score_order="max"),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=None if keep_all else 2, checkpoint_score_attribute=RANK, checkpoint_score_order="max"
+            ),
         ),
     )
 
 
 def fit_trial(
-    config: dict[str, Any], sources: Mapping[str, Staged | Streamed], each: Resources, verdicts: ActorHandle
+    config: dict[str, Any],
+    sources: Mapping[str, Staged | Streamed],
+    each: Resources,
+    verdicts: ActorHandle,
+    keep_all: bool,
 ) -> None:
     """A trial of Ray Tune: `fit`, with every report passed on. It lives here because its process imports this module.
 
     Args:
         sources: where the rows of each prepared data set come from, by its URI.
+        keep_all: see `fit`.
     """
     spec: FitSpec = config["spec"]
-    fit(spec, sources[spec.data], each, verdicts, [TuneReportCallback()])
+    fit(spec, sources[spec.data], each, verdicts, [TuneReportCallback()], keep_all)

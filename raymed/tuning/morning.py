@@ -26,7 +26,7 @@ from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
 from raymed.training.fit import fit
 from raymed.training.loop import FitSpec
-from raymed.tuning.night import Night
+from raymed.tuning.night import PREDICTIONS, Night
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, REASON, SECONDS, Study, best_value
 
 log = logging.getLogger("raymed")
@@ -65,6 +65,7 @@ def judge_night(night: Night, study: Study, refit: str = "none") -> Outcome:
     parent = str(tracker.find(night.name))
     tracker.text(parent, page, "report.html")
     tracker.metrics(parent, {"val_loss": best_value(best)})
+    night.thin_out(study, best)
     return _outcome(night, study, best, registered, ties)
 
 
@@ -102,7 +103,7 @@ def importance(study: Study) -> dict[str, float]:
 
 
 def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
-    with Folder.at(trial.user_attrs[CHECKPOINT]).open("predictions.npz") as file, np.load(file) as stored:
+    with Folder.at(trial.user_attrs[CHECKPOINT]).open(PREDICTIONS) as file, np.load(file) as stored:
         rows, logits = stored["row"], stored["logits"]
     columns = prepared.columns(rows, ["patient", "label", "source"])
     return to_patients(softmax(logits), columns["patient"], columns["label"], columns["source"])
@@ -155,7 +156,7 @@ def _report(
         seconds=(ended - started).total_seconds(),
         trials=[_summary(trial, trial.number in ties, runs[trial.number]) for trial in study.trials],
         champion=best.number,
-        names=prepared.labels.names,
+        names=prepared.labels.titles,
         validation=judgement.validation,
         test=judgement.test,
         temperature=judgement.temperature,

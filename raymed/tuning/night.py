@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import ray
@@ -27,6 +28,7 @@ from raymed.errors import RunError, UserError
 from raymed.job import Outcome
 from raymed.judgement import Candidate
 from raymed.tracking import Tracker
+from raymed.training.checkpoint import PREFIX
 from raymed.training.fit import Resources, fit_trial, resources
 from raymed.training.loop import FitSpec
 from raymed.training.verdict import Verdicts
@@ -50,6 +52,9 @@ from raymed.tuning.study import (
 log = logging.getLogger("raymed")
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
+PREDICTIONS = "predictions.npz"  # of a checkpoint: what a trial is compared by
+
+KeepCheckpoints = Literal["best", "all", "champion"]
 VARIANT = "run"  # the name of a listed run, among a trial's settings
 
 
@@ -81,6 +86,7 @@ class Night:
         tracking_uri: MLflow's address.
         command: what was typed, for the report.
         variants: listed runs by name, in place of a space to search.
+        keep_checkpoints: see `SystemOptions`.
     """
 
     template: FitSpec
@@ -89,6 +95,7 @@ class Night:
     tracking_uri: str
     command: str = ""
     variants: Mapping[str, FitSpec] = field(default_factory=dict)
+    keep_checkpoints: KeepCheckpoints = "best"
 
     def __post_init__(self) -> None:
         if self.search.space and self.variants:
@@ -216,7 +223,13 @@ class Night:
             recorder = Recorder(self, tracker, parent, study, progress, watch)
             tuner = tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(fit_trial, sources=sources, each=each, verdicts=verdicts),
+                    tune.with_parameters(
+                        fit_trial,
+                        sources=sources,
+                        each=each,
+                        verdicts=verdicts,
+                        keep_all=self.keep_checkpoints == "all",
+                    ),
                     {"CPU": DRIVER_CPUS} | HEAD,  # a driver that is lost with its machine fails its trial
                 ),
                 tune_config=tune.TuneConfig(
@@ -270,6 +283,17 @@ class Night:
         """What a trial left to be judged: its best checkpoint so far."""
         spec = self.spec(trial)
         return Candidate(run_id, trial.user_attrs[CHECKPOINT], spec.data, spec.fold, spec.sampling.validation, spec.seed)
+
+    def thin_out(self, study: Study, champion: FrozenTrial) -> None:
+        """Where only the champion's checkpoints are to be kept: leave of the others what they are compared by."""
+        if self.keep_checkpoints != "champion":
+            return
+        for trial in study.trials:
+            folder = self.spec(trial).folder
+            for name in folder.names() if trial.number != champion.number and trial.state.is_finished() else []:
+                for part in folder.child(name).names() if name.startswith(PREFIX) else []:
+                    if part != PREDICTIONS:
+                        folder.child(name).delete(part)
 
     def trial_key(self, trial: FrozenTrial) -> str:
         """The key under which MLflow knows a trial."""

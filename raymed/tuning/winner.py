@@ -34,6 +34,7 @@ def register_winner(night: Night, study: Study) -> Outcome:
     tracker.metrics(parent, {"val_loss": best_value(best)})
     tracker.finish(parent, "FINISHED")
     night.template.folder.write("report.md", report.encode())
+    night.thin_out(study, best)
     lines = [
         f"{len(study.trials)} trials; best: {night.label(best)}, val_loss {best_value(best):.4f} in epoch "
         f"{best.user_attrs[BEST_EPOCH]}",

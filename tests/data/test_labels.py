@@ -22,6 +22,8 @@ def test_packaged_lung_table_has_the_four_classes_in_order() -> None:
     assert LUNG.codes == ["0", "1", "2", "3"]
     assert LUNG.names == ["normal", "bacterial", "viral", "pneumocystis"]
     assert [row.names["zh"] for row in LUNG.classes] == ["正常肺部", "细菌性肺炎", "病毒性肺炎", "孢子虫肺炎"]
+    assert LUNG.titles[1] == "Bacterial pneumonia / 细菌性肺炎"
+    assert LabelTable.of(["a", "b"]).titles == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from morning import CLASSES, NAMES, patients
@@ -13,7 +12,6 @@ from raymed.evaluation import figures, search_figures, style
 from raymed.evaluation.metrics import evaluate
 
 JUDGED = evaluate(patients((6, 6, 0, 1), 2.0, 0), CLASSES, bootstrap=5)
-COUNTS = {name: {"train": 4, "val": 1} for name in CLASSES}
 
 DRAWN: dict[str, Callable[[], Figure]] = {
     "learning_curves": lambda: search_figures.learning_curves({0: [(1, 0.9), (2, 0.7)], 1: [(1, 1.1)], 2: []}, 0),
@@ -31,8 +29,6 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "confusion": lambda: figures.confusion(JUDGED, NAMES),
     "reliability": lambda: figures.reliability(JUDGED),
     "roc": lambda: figures.roc(JUDGED, NAMES),
-    "class_counts": lambda: figures.class_counts(COUNTS, dict(zip(CLASSES, NAMES, strict=True))),
-    "contact_sheet": lambda: figures.contact_sheet([np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)], "P1 $x$"),
 }
 
 

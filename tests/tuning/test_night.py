@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -115,6 +117,16 @@ def test_a_larger_budget_goes_on_with_the_search(night, searched, morning):
     more = dataclasses.replace(night, budget=Budget(trials=6)).run()
     assert len(more.trials) == 6
     assert [trial.params for trial in more.trials[:5]] == [trial.params for trial in searched.trials[:5]]
+
+
+def test_when_only_the_champion_is_kept_the_others_can_still_be_compared(night, searched, morning, tmp_path):
+    copy = shutil.copytree(Path(night.template.folder.path) / "trials", tmp_path / "night" / "trials")
+    elsewhere = dataclasses.replace(night.template, storage=str(tmp_path))
+    dataclasses.replace(night, template=elsewhere, keep_checkpoints="champion").thin_out(searched, searched.best)
+    for trial in searched.trials:
+        kept = {path.name for path in copy.glob(f"trial-{trial.number:04d}/step-*/*")}
+        assert ("model" in kept) == (trial.number == searched.best.number)
+        assert "predictions.npz" in kept or trial.state == TrialState.FAIL
 
 
 def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it(night, searched, morning):
