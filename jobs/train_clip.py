@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raymed.clip.checkpoint import start_from
+from raymed.clip.checkpoint import read_for, start_from
 from raymed.clip.options import GUIDE
 from raymed.clip.output import OutputWriter
 from raymed.clip.runs import RUN, TrainClip, default_output, list_configurations
@@ -30,6 +30,8 @@ def main(options: TrainClip) -> Outcome:
     connect()
     runs = {name: spec for each in configurations for name, spec in each.specs.items()}
     night = options.named(next(iter(runs.values())), Budget(len(runs)), runs)
+    if options.resume_from:
+        read_for(Path(options.resume_from).expanduser(), runs[RUN])
     if options.dry_run:
         return describe(night)
     output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(night)

@@ -94,10 +94,8 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def start_from(path: Path, spec: FitSpec) -> None:
-    """Make the file's state the first checkpoint of a run, unless the run has come as far by itself.
-
-    The schedule is that of the run, at the file's epoch, whatever epochs, learning rate and batch the file was made with.
+def read_for(path: Path, spec: FitSpec) -> tuple[dict[str, Any], Progress]:
+    """A file that a run can go on from, and how far it got.
 
     Raises:
         UserError: the file is of other classes or encoders, or the run would have nothing left to train.
@@ -113,6 +111,18 @@ def start_from(path: Path, spec: FitSpec) -> None:
         raise UserError(
             f"{path} has waited {progress.best.waited} epochs for an improvement: give more --early-stopping-patience"
         )
+    return content, progress
+
+
+def start_from(path: Path, spec: FitSpec) -> None:
+    """Make the file's state the first checkpoint of a run, unless the run has come as far by itself.
+
+    The schedule is that of the run, at the file's epoch, whatever epochs, learning rate and batch the file was made with.
+
+    Raises:
+        UserError: as `read_for`.
+    """
+    content, progress = read_for(path, spec)
     steps = len(spec.plan(Prepared.open(spec.data), 0).batches)
     progress.global_step = progress.epoch * steps
     if newest_step(spec.folder) >= progress.global_step:
