@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,8 @@ class Outbox:
             deliver: raises `UserError` for what trying again would not mend, anything else while the service is away.
         """
         self._path, self._service, self._deliver = path, service, deliver
-        left = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in left if line.endswith("\n")]  # a killed process may leave half a line
-        path.write_text("".join(whole), "utf-8")
-        self._waiting = deque(json.loads(line) for line in whole)
+        self._waiting = deque(_whole_entries(path))
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in self._waiting), "utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._changed = threading.Condition()
         self._error: UserError | None = None
@@ -120,6 +118,16 @@ class Outbox:
                 pause = min(2 * pause, LONGEST_PAUSE)
         if pause > FIRST_PAUSE:
             log.warning("%s is back after %.0f s", self._service, time.monotonic() - since)
+
+
+def _whole_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries in a file; a killed process may leave half of one at the end."""
+    content = path.read_bytes() if path.is_file() else b""
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            yield dict(json.loads(line))
+        except (ValueError, TypeError):
+            log.warning("entry %d of %s is cut off or damaged: left out", number, path)
 
 
 def _line(error: Exception) -> str:

@@ -69,6 +69,15 @@ def test_what_a_killed_process_left_is_delivered_first(path):
     assert service.got == entries(4), "and the entry that was cut off, which nobody had put in, is not"
 
 
+@pytest.mark.parametrize("damage", [b"", b"\x00\xff\n", b"[1]\n", b"null\n"])
+def test_a_damaged_entry_is_left_out_with_a_line_and_the_others_are_delivered(path, damage, caplog):
+    path.write_bytes(b'{"number": 0}\n' + damage + b'{"number": 1}\n')
+    service = Service()
+    Outbox(path, "the service", service.deliver).close()
+    assert service.got == entries(2)
+    assert (str(path) in caplog.text) == bool(damage)
+
+
 def test_an_entry_that_can_never_be_delivered_is_an_error_and_not_dropped(path):
     outbox = Outbox(path, "the service", Service().deliver)
     outbox.put({"bad": True})

@@ -1,0 +1,52 @@
+"""``--resume``, and how a search is stopped by hand."""
+
+import os
+import signal
+import time
+
+import pytest
+import ray
+
+from raymed.errors import UserError
+from raymed.lung import LungOptions
+from raymed.training.verdict import Verdicts
+from raymed.tuning.interrupt import Interrupt
+from raymed.tuning.study import Budget
+
+
+def night_of(prepared, folder, resume, name="night", **changes):
+    options = LungOptions(data=prepared.folder.uri, storage=str(folder), name=name, resume=resume, **changes)
+    return options.night(prepared, Budget(3))
+
+
+def test_must_refuses_a_name_that_nothing_is_known_of_and_goes_on_with_one_that_is(prepared, tmp_path):
+    with pytest.raises(UserError, match=r"'nihgt'.*Check --name"):
+        night_of(prepared, tmp_path, "must", name="nihgt")
+    assert not list(tmp_path.iterdir()), "a mistyped name starts nothing"
+    begun = night_of(prepared, tmp_path, "auto").open_study()
+    begun.ask(Budget(3))
+    assert len(night_of(prepared, tmp_path, "must").open_study().trials) == 1
+
+
+def test_never_forgets_what_is_there_but_not_in_a_dry_run(prepared, tmp_path):
+    study = night_of(prepared, tmp_path, "auto").open_study()
+    study.ask(Budget(3))
+    assert len(night_of(prepared, tmp_path, "never", dry_run=True).open_study().trials) == 1
+    assert len(night_of(prepared, tmp_path, "never").open_study().trials) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_runs_to_leave_and_the_second_stops_at_once(number):
+    before, verdicts = signal.getsignal(number), Verdicts.remote()
+    told = verdicts.told_to_leave.remote()
+    with pytest.raises(KeyboardInterrupt), Interrupt(verdicts) as interrupt:
+        os.kill(os.getpid(), number)
+        ray.get(told, timeout=30)
+        assert interrupt.told
+        started = time.monotonic()
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+    assert time.monotonic() - started < 5
+    assert signal.getsignal(number) == before
