@@ -133,7 +133,7 @@ def summarise(
             tracker.text(parent, (folder / SUMMARY).read_text("utf-8"), before + SUMMARY)
             found["average_results"] = told["average_results"]
         else:
-            found |= best_of(histories[done[0]], each.options.train.monitor)
+            found |= best_of(histories[done[0]], each.options.train.monitor) | {"run_id": runs[done[0]]}
         lines += _lines(each, found, judged, brief=len(configurations) > 1)
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
     lines += [f"not trained: {each}" for each in wrong]
@@ -205,4 +205,6 @@ def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judge
         lines.append("  " + ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items()))
     elif judged:
         lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together))]
+    if judged and "run_id" in found:
+        lines.append(f"calibrate and register it: python jobs/promote.py {found['run_id']}")
     return lines

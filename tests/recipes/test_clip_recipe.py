@@ -121,6 +121,17 @@ def test_the_direction_from_texts_to_pictures_is_added_with_its_weight() -> None
     assert float(both - plain) == pytest.approx(0.5 * float(expected), abs=1e-5)
 
 
+def test_a_step_s_accuracy_is_that_of_its_own_forward_pass_and_every_layer_goes_on_training() -> None:
+    """An accuracy function that switches to evaluation would freeze batch norms and dropout for the rest of the epoch."""
+    recipe = _recipe()
+    module = recipe.build().train()
+    forwards: list[bool] = []
+    module.register_forward_hook(lambda network, _, output: forwards.append(network.training))
+    loss = recipe.loss(module, recipe.encode(_records(8), TrainingPass(0, 0)))
+    assert forwards == [True] and loss.sums["accuracy"][1] == 8
+    assert all(each.training for each in module.modules())
+
+
 def test_golden_losses() -> None:
     """A change that should not move the losses proves it here."""
     for kind, golden in GOLDEN.items():
@@ -152,6 +163,7 @@ def test_two_classes_are_learned_in_seconds_and_new_texts_can_be_asked_about(los
         (recipe.loss(module, batch).total / batch.units).backward()
         optimizer.step()
         settle_batch_norms(module, lambda _: None)
+    assert float(module.logit_scale.detach()) != pytest.approx(-math.log(0.07), abs=1e-4), "the temperature is not trained"
     unseen = recipe.encode(_records(40, seed=1), None)
     predicted = recipe.predict(module.eval(), unseen)["logits"]
     assert predicted.dtype == np.float32 and predicted.shape == (40, 2)
