@@ -19,6 +19,7 @@ from raymed.clip.output import OutputWriter
 from raymed.clip.runs import RUN, TrainClip, default_output, list_configurations
 from raymed.clip.summary import summarise
 from raymed.cluster import connect
+from raymed.errors import UserError
 from raymed.job import Outcome, run
 from raymed.tuning.estimate import describe
 from raymed.tuning.study import CHECKPOINT, Budget
@@ -33,7 +34,10 @@ def main(options: TrainClip) -> Outcome:
     if options.resume_from:
         read_for(Path(options.resume_from).expanduser(), runs[RUN])
     if options.dry_run:
-        return describe(night)
+        plan = describe(night)
+        if wrong:
+            raise UserError("\n".join([*wrong, "the plan of the others:", plan.text]))
+        return plan
     output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(night)
     outputs = {name: each for listed in configurations for name, each in listed.outputs(output, night).items()}
     if options.resume_from:

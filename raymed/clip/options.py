@@ -177,14 +177,16 @@ class ClipOptions(SystemOptions):
         Raises:
             UserError: it has not, or the data were prepared for another number of folds.
         """
+        if self.n_splits < 2:
+            raise UserError(f"--n-splits {self.n_splits}: a cross-validation has at least 2 folds")
         columns = prepared.index.select(["patient", "label", "fold"]).to_pydict()
         rows = [row for row in zip(*columns.values(), strict=True) if row[2] is not None]
         names, sizes = prepared.labels.names, Counter({patient: label for patient, label, _ in rows}.values())
         smallest = min(range(len(names)), key=lambda label: sizes[label])
-        if self.n_splits < 2 or sizes[smallest] < self.n_splits:
+        if sizes[smallest] < self.n_splits:
             raise UserError(
-                f"{self.n_splits} folds: there must be at least 2, with a patient of each class in every one, and the class "
-                f"{names[smallest]!r} has {sizes[smallest]} patients. Change --n-splits, or add images"
+                f"{self.n_splits} folds need a patient of each class in every one, and the class {names[smallest]!r} has "
+                f"{sizes[smallest]} patients. Change --n-splits, or add images"
             )
         count = max(fold for *_, fold in rows) + 1
         if count != self.n_splits:

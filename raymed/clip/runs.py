@@ -228,7 +228,8 @@ def _changed(options: TrainClip, entry: Mapping[str, Any], aliases: Aliases) -> 
         try:
             options = with_setting(options, name, _typed(type(options), name, here))
         except (UserError, ArgumentError) as error:
-            raise UserError(f"key {key!r}: {json.dumps(value, ensure_ascii=False)} cannot be used: {error}") from error
+            reason = str(error).removeprefix('Parser key "value":').strip()
+            raise UserError(f"key {key!r}: {json.dumps(value, ensure_ascii=False)} cannot be used: {reason}") from error
     return options
 
 
