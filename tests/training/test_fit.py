@@ -1,14 +1,11 @@
 """Promises 3 and 4 on real Ray Train workers with DeepSpeed: losses do not depend on workers, ZeRO, reader or kills."""
 
 import dataclasses
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from ray import cloudpickle
-from ray.train import UserCallback
+from keep import Keep
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from safetensors.torch import load_file
 
@@ -67,20 +64,8 @@ def test_bf16_autocast_changes_the_arithmetic_but_neither_the_course_nor_the_typ
     assert {tensor.dtype for tensor in load_file(weights).values() if tensor.is_floating_point()} == {torch.float32}
 
 
-class Keep(UserCallback):
-    """Copies the checkpoint of a step before Ray Train removes it for later ones."""
-
-    def __init__(self, step: int, to: Path) -> None:
-        self.step, self.to = step, to
-
-    def after_report(self, run_context, metrics, checkpoint):
-        if metrics[0]["global_step"] == self.step:
-            shutil.copytree(checkpoint.path, self.to / Path(checkpoint.path).name)
-
-
 def test_a_run_resumed_in_mid_epoch_computes_the_losses_of_an_uninterrupted_one(prepared, storage, alone):
     """The run starts from a checkpoint within the second epoch, as a kill right after it would leave it."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the controller does not know this file
     whole, cut = (spec_of(prepared, storage, name) for name in ("whole", "cut"))
     fit(whole, stage(prepared, whole.all_rows(prepared)), resources(1, 1), callbacks=[Keep(7, Path(cut.folder.path))])
     (kept,) = Path(cut.folder.path).iterdir()
