@@ -10,7 +10,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -134,10 +133,8 @@ def ray_cluster() -> Iterator[Finding]:
 
 def storage(folder: Folder) -> Iterator[Finding]:
     """Whether the storage can be written, and how much fits."""
-    name = f".doctor-{uuid.uuid4().hex}"
     try:
-        folder.write(name, b"")
-        folder.delete(name)
+        folder.check_writable()
     except (UserError, OSError) as error:
         yield Finding("storage", "wrong", str(error))
         return

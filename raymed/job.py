@@ -140,8 +140,11 @@ def run(
     _quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     script = sys.modules[main.__module__]
-    options = parse(options_type, sys.argv[1:] if arguments is None else arguments, positional, defaults, aliases, script)
+    words = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in words
     try:
+        options = parse(options_type, words, positional, defaults, aliases, script)
+        as_json = options.json
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the outcome: libraries print to it too
             outcome = main(options)
         code, text, data = 0, outcome.text, outcome.data
@@ -149,6 +152,9 @@ def run(
         code, text, data = _failure(2, str(error))
     except RunError as error:
         code, text, data = _failure(1, str(error))
+    except SystemExit as stopped:  # --help, or options that cannot be read: the parser has said why
+        code, text, data = _failure(int(stopped.code or 0), "the options cannot be read; standard error says why")
+        text, as_json = "", as_json and bool(code)
     except KeyboardInterrupt:
         code, text, data = _failure(130, f"stopped. To go on from the last checkpoint: {shlex.join(['python', *sys.argv])}")
     except Exception as error:
@@ -156,10 +162,10 @@ def run(
         code, text, data = _failure(
             1, f"{type(error).__name__}: {error}\nThe traceback is in {kept}; send it with the command."
         )
-    if code:
+    if code and text:
         print(text, file=sys.stderr)
-    if options.json or not code:
-        print(json.dumps(data, default=str) if options.json else text)
+    if as_json or (text and not code):
+        print(json.dumps(data, default=str) if as_json else text)
     _leave(code)
 
 

@@ -92,7 +92,17 @@ class Folder:
             finally:
                 Path(temporary).unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write {self.uri}/{name}: {error}. Free space or choose another --storage.") from error
+            raise UserError(f"cannot write {self.uri}/{name}: {error}. Free space, or choose another folder.") from error
+
+    def check_writable(self) -> None:
+        """Write a small file and remove it again.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        name = f"written-{uuid.uuid4().hex}.tmp"
+        self.write(name, b"")
+        self.delete(name)
 
     def delete(self, name: str = "") -> None:
         """Remove the file or folder `name`, or this folder, if it is there."""

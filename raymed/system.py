@@ -115,6 +115,8 @@ class SystemOptions(JobOptions):
         )
         name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
         command = shlex.join(["python", *sys.argv])
+        if not self.dry_run:
+            self.folder.check_writable()
         template = dataclasses.replace(template, name=name)
         night = Night(template, self.search, budget, self.tracking, command, listed, self.keep_checkpoints)
         if self.resume == "must" and not night.has_begun:
@@ -153,6 +155,7 @@ def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int, folds
     """Make and prepare the embedded patients under the storage; what is there already is kept."""
     described = hashlib.blake2b(repr((VERSION, phantom, size, folds)).encode(), digest_size=3).hexdigest()
     scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
+    storage.check_writable()
     source = Path(scratch.path) / f"phantom-{described}" / "patients"
     log.info("phantom patients: %d of them in %s", phantom.patients, source)
     write_phantoms(source, phantom)

@@ -24,14 +24,29 @@ from dataclasses import dataclass
 from raymed.errors import RunError, UserError
 from raymed.job import JobOptions, Outcome, run
 
+@dataclass(frozen=True)
+class Slices:
+    """Slices.
+
+    Attributes:
+        limit: How many.
+    """
+    limit: int = 0
+
+    def __post_init__(self):
+        if self.limit < 0:
+            raise UserError("a limit below 0: give 0 for none")
+
 @dataclass(frozen=True, kw_only=True)
 class Divide(JobOptions):
     """Options.
 
     Attributes:
         by: What to divide by.
+        slices: Checked where it is built.
     """
     by: int
+    slices: Slices = Slices()
 
 def main(options: Divide) -> Outcome:
     if options.by < 0:
@@ -119,6 +134,17 @@ def test_exit_codes_tell_apart_what_the_user_can_mend_and_what_failed(divide, by
     assert done.returncode == code
     assert says in done.stdout
     assert len(json.loads(done.stdout)) >= 1, "standard output must be one JSON object"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(("--bye", "1"), "bye"), (("--by", "1", "--slices.limit", "-1"), "limit"), ((), "by")]
+)
+def test_options_that_cannot_be_read_end_with_code_2_and_one_json_object(divide, words, says):
+    done = divide(*words, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["exit_code"] == 2
+    assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
