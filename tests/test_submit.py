@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_a_submitted_job_trains_on_the_cluster_and_prints_where_the_result_is(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_submitted_search_runs_on_the_cluster_and_prints_where_its_report_is(prepared: Prepared, tmp_path: Path) -> None:
     port = free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY")},
@@ -44,8 +44,8 @@ def test_a_submitted_job_trains_on_the_cluster_and_prints_where_the_result_is(pr
     head = subprocess.Popen(start, env=environment, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
     try:
         submit = [RAY, "job", "submit", f"--address=http://127.0.0.1:{port}", "--working-dir", str(REPOSITORY), "--"]
-        job = ["python", "jobs/train_lung.py", "--data", prepared.folder.uri, "--train.epochs", "1"]
-        job += ["--storage", str(tmp_path / "runs"), "--name", "submitted"]
+        job = ["python", "jobs/tune_lung.py", "--data", prepared.folder.uri, "--trials", "2", "--max-epochs", "1"]
+        job += ["--model.preset", "tiny", "--storage", str(tmp_path / "runs"), "--name", "submitted"]
         deadline = time.time() + 120
         while True:
             done = subprocess.run([*submit, *job], env=environment, capture_output=True, text=True, timeout=400)
@@ -61,6 +61,7 @@ def test_a_submitted_job_trains_on_the_cluster_and_prints_where_the_result_is(pr
         head.terminate()
         head.wait(60)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "head.log").read_text()
-    assert "promote.py" in done.stdout
+    said = f"report: {tmp_path}/runs/submitted/report.html"
+    assert said in done.stdout
     assert refused.returncode != 0 and "uthenticat" in refused.stdout + refused.stderr, "a stranger could ask for jobs"
-    assert list((tmp_path / "runs" / "submitted" / "trials" / "trial-0000").glob("step-*"))
+    assert "models:/raymed-lung@champion" in (tmp_path / "runs" / "submitted" / "report.html").read_text("utf-8")
