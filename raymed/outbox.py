@@ -48,14 +48,20 @@ class Outbox:
         """Keep an entry and return at once.
 
         Raises:
-            UserError: an earlier entry cannot be delivered at all, or far too many are waiting.
+            UserError: an earlier entry cannot be delivered at all, far too many are waiting, or the file cannot be written.
         """
         with self._changed:
             self._check()
             if len(self._waiting) >= MOST_WAITING:
                 raise UserError(f"{self._service} has been away too long: {MOST_WAITING} entries wait in {self._path}")
-            self._file.write(json.dumps(entry) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(entry) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise UserError(
+                    f"{self._path} cannot be written: {error}. "
+                    "Free space or mend the permissions, and run the same command again"
+                ) from error
             self._waiting.append(dict(entry))
             self._changed.notify_all()
 

@@ -20,6 +20,9 @@ from raymed.data.labels import LabelTable
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.data.record import INDEX, RECORD
 
+RAY_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-tests-only-0123456789abcdef0"}
+"""Environment of a cluster that a test starts in processes of its own."""
+
 _STATUS = pytest.StashKey[int]()
 
 

@@ -8,6 +8,7 @@ worker's plan, micro-batch by micro-batch, reading from the shards.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,7 +77,7 @@ class StagedReader:
 
 @dataclass(frozen=True)
 class Streamed:
-    """Executes plans with Ray Data, straight from the shards."""
+    """Executes plans with Ray Data, straight from the shards; without a claim on CPUs, of which workers may hold all."""
 
     prepared: Prepared
 
@@ -87,9 +88,9 @@ class Streamed:
         ray.data.DataContext.get_current().execution_options.preserve_order = True
         items = [{"slot": slot, "places": self.prepared.places(rows)} for slot, rows in enumerate(micro_batches)]
         dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // 4))
-        tables = dataset.map_batches(_read_slot, batch_size=1, batch_format="numpy").iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=2
-        )
+        tables = dataset.map_batches(
+            _read_slot, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=os.cpu_count()
+        ).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         yield from _regroup(tables, len(micro_batches))
 
 
@@ -98,11 +99,22 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     wanted = prepared.index["id"].take(pa.array(rows))
     shards = sorted(set(prepared.index["shard"].take(pa.array(rows)).to_pylist()))
     kept = pa.array(wanted.to_pylist())
+    # Without a claim on CPUs: blocks that are lost with a machine come back while workers hold every CPU there is.
+    at_once = max(1, int(ray.cluster_resources().get("CPU", 1)))
     dataset = (
         ray.data.read_parquet(
-            [f"{prepared.folder.path}/shards/{shard}" for shard in shards], filesystem=prepared.folder.filesystem
+            [f"{prepared.folder.path}/shards/{shard}" for shard in shards],
+            filesystem=prepared.folder.filesystem,
+            num_cpus=0,
+            concurrency=at_once,
         )
-        .map_batches(lambda table: table.filter(pc.is_in(table["id"], kept)), batch_format="pyarrow", batch_size=None)
+        .map_batches(
+            lambda table: table.filter(pc.is_in(table["id"], kept)),
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=0,
+            concurrency=at_once,
+        )
         .materialize()
     )
     blocks = [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]

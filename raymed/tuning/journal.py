@@ -34,7 +34,13 @@ class Journal(JournalFileBackend):
         super().__init__(str(path))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        super().append_logs(logs)
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise UserError(
+                f"the search's record {self._file_path} cannot be written: {error}. "
+                "Free space or mend the permissions, and run the same command again"
+            ) from error
         self._folder.write(COPY, Path(self._file_path).read_bytes())
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_prepared
+from conftest import RAY_TOKEN, write_prepared
 
 from raymed.data import stream
 from raymed.data.plan import micro_batches, plan_epoch, share
@@ -125,6 +128,13 @@ def test_ahead_hands_on_the_makers_error_behind_the_items_before_it() -> None:
         for item in ahead(items()):
             taken.append(item)
     assert taken == [1, 2]
+
+
+@ray_is_slow
+def test_blocks_lost_with_a_machine_come_back_though_workers_hold_every_cpu(prepared: Prepared) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("lost_blocks.py")), prepared.folder.path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | RAY_TOKEN)
+    assert done.stdout.splitlines()[-1:] == [str(prepared.index.num_rows)], done.stderr[-2000:]
 
 
 def test_ahead_makes_no_more_than_its_depth_ahead() -> None:
