@@ -202,6 +202,7 @@ def _character_config(vocabulary: int) -> PreTrainedConfig:
 
 def _load_weights(network: PreTrainedModel, folder: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # its table of keys says "can be ignored" of what is refused below
     source: Any = CLIPTextModel if network.config.model_type == CLIP else AutoModel
     try:
         loaded, report = source.from_pretrained(
