@@ -1,4 +1,4 @@
-"""Of two machines one is lost with staged blocks, while workers hold every CPU that is left. Prints how many rows are back."""
+"""Of two machines one is lost with staged blocks, while workers hold every CPU left. Prints how many rows come back."""
 
 from __future__ import annotations
 
