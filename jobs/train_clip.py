@@ -28,6 +28,8 @@ from raymed.tuning.study import CHECKPOINT, Budget
 def main(options: TrainClip) -> Outcome:
     options = options.small()
     configurations, wrong = list_configurations(options, GUIDE)
+    for each in {each.prepared.folder.uri: each for each in configurations}.values():
+        each.options.tell_data(each.prepared)
     connect()
     runs = {name: spec for each in configurations for name, spec in each.specs.items()}
     night = options.named(next(iter(runs.values())), Budget(len(runs)), runs)

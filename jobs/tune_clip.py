@@ -39,7 +39,9 @@ def main(options: TuneClip) -> Outcome:
     connect()
     options = options.small()
     options = dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=options.max_epochs))
-    night = options.night(options.prepared(), options.budget)
+    prepared = options.prepared()
+    options.tell_data(prepared)
+    night = options.night(prepared, options.budget)
     if options.dry_run:
         return describe(night)
     return judge_night(night, night.run(), options.refit)

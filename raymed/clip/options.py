@@ -167,6 +167,18 @@ class ClipOptions(SystemOptions):
         described = hashlib.blake2b(repr((path, settings)).encode(), digest_size=3).hexdigest()
         return prepare(path, f"{self.folder.uri}/images-{described}", settings).prepared
 
+    def tell_data(self, prepared: Prepared) -> None:
+        """Lines that say what the images became: of whom they are, and what was left out."""
+        manifest, images = prepared.manifest, len(prepared.index)
+        patients = sum(sum(splits.values()) for splits in manifest.patients.values())
+        log.info("%d images of %d patients in %d classes", images, patients, len(prepared.labels.names))
+        if patients == images and not (self.source.patients or self.source.patient_regex):
+            log.info("every image counts as a patient of its own; --patients or --patient-regex say who has several")
+        if manifest.quarantined:
+            log.warning("%d images cannot be used: %s/quarantine.jsonl", manifest.quarantined, prepared.folder.uri)
+        if manifest.near_duplicates:
+            log.info("%d groups of patients have nearly the same picture and stay together", len(manifest.near_duplicates))
+
     def recipe(self, prepared: Prepared) -> ClipRecipe:
         tell_missing(prepared.labels.names, self.text_template, self._given_texts())
         return self._recipe(prepared.labels)

@@ -1,5 +1,6 @@
 """Data, folds and texts that the CLIP options describe."""
 
+import shutil
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -70,12 +71,25 @@ def test_plain_stratified_folds_divide_images_whoever_they_are_of(options):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+def test_images_that_cannot_be_used_are_counted_aloud_and_none_becomes_black(options, tmp_path, caplog):
+    folder = Path(shutil.copytree(options.data, tmp_path / "images"))
+    (folder / "正常" / "99.png").write_bytes(b"no picture")
+    other = replace(options, data=str(folder), source=replace(options.source, patients=None))
+    prepared = other.prepared()
+    with caplog.at_level("INFO", "raymed"):
+        other.tell_data(prepared)
+    assert f"{sum(SIZES.values())} images of {sum(SIZES.values())} patients in 2 classes" in caplog.text
+    assert "1 images cannot be used" in caplog.text and "--patients" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_folds_that_cannot_be_are_errors_that_say_what_to_change(options):
     prepared = options.prepared()
     options.check_folds(prepared)
     with pytest.raises(UserError, match=r"'肺炎' has 5 patients"):
         replace(options, n_splits=6).check_folds(prepared)
-    with pytest.raises(UserError, match="at least 2"):
+    with pytest.raises(UserError, match="at least 2 folds"):
         replace(options, n_splits=1).check_folds(prepared)
     with pytest.raises(UserError, match="prepared with 3 folds, not 4"):
         replace(options, n_splits=4).check_folds(prepared)

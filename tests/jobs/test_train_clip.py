@@ -138,6 +138,21 @@ def test_the_same_command_trains_only_what_failed_again(words, done):
     assert {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")} == before
 
 
+def test_a_run_goes_on_from_a_file_into_another_folder_with_its_history(images, done, tmp_path):
+    before = done[0] / "tiny_characters"
+    words = [
+        *("--data-dir", images, "--storage", done[0].parent, "--output-dir", tmp_path / "longer", "--epochs", 3),
+        *("--image-encoder", "tiny", "--text-encoder", "characters", "--embed-dim", 16, "--img-size", 32, "--batch-size", 8),
+        *("--augmentation", "none", "--no-amp", "--n-splits", 2, "--resume-from", before / "checkpoint_latest.pth"),
+    ]
+    outcome = train_clip.main(parse(TrainClip, [str(word) for word in words], aliases=GUIDE))
+    assert outcome.data["epochs"] == 3
+    history = read(tmp_path / "longer" / "history.json")
+    assert {name: values[:2] for name, values in history.items()} == read(before / "history.json")
+    latest = torch.load(tmp_path / "longer" / "checkpoint_latest.pth", weights_only=True)
+    assert latest["epoch"] == len(latest["history"]["val_acc"]) == 3
+
+
 def test_images_are_predicted_from_a_file_with_a_line_each(images, words, done, tmp_path):
     model = done[0] / "tiny_characters" / "checkpoint_best.pth"
     arguments = ["--model", model, "--input", images, "--out", tmp_path / "out.csv", "--storage", tmp_path]
