@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from pyarrow import fs
+from object_store import object_store
 
 from raymed.errors import UserError
 from raymed.storage import Folder
@@ -20,42 +15,10 @@ from raymed.tuning.journal import Journal
 pytestmark = pytest.mark.slow  # the server takes its time to start
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of an empty bucket, opened as a person would: by the AWS environment variables."""
-    address = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", address.rsplit(":", 1)[1]]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", address)
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-    try:
-        wait_for(address, server)
-        fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True).create_dir("bucket")
-        yield "s3://bucket"
-    finally:
-        server.kill()
-        server.wait()
-        patch.undo()
-
-
-def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 120
-    while True:
-        assert server.poll() is None and time.monotonic() < end, "the server did not start"
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.2)
+def bucket() -> Iterator[str]:
+    with object_store() as uri:
+        yield uri
 
 
 def test_files_are_written_listed_read_and_removed(bucket):

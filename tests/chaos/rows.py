@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import signals
-from conftest import write_prepared
+from conftest import RAY_TOKEN, write_prepared
 from leak_rows import leaks
 from ray import cloudpickle
 from ray.train import UserCallback
 from search_rows import SCRIPT, bad_trials, head_lost, small_trials, stopped_trials
 from small_search import search
+from storage_rows import s3, storage_full
 from test_state import SETTINGS, train
 
 from raymed.data.image import ImageSettings
@@ -171,6 +172,18 @@ def other_workers(tries: int, seed: int, folder: Path) -> str:
     return f"largest difference {worst:.1e}"
 
 
+def elastic(tries: int, seed: int, folder: Path) -> str:
+    """An elastic run on two machines: a spot notice, a machine that comes, and one that is lost without a word."""
+    lines = []
+    for attempt in range(tries):
+        write_prepared(folder / str(attempt) / "data")
+        command = [sys.executable, str(Path(__file__).with_name("elastic.py")), str(folder / str(attempt))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=os.environ | RAY_TOKEN)
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines.append(done.stdout.splitlines()[-1])
+    return "; ".join(lines)
+
+
 def tracking_away(tries: int, seed: int, folder: Path) -> str:
     """The MLflow server is down for `tries` seconds while 100 epochs are reported."""
     port, uri = free_port(), f"sqlite:///{folder}/mlflow.db"
@@ -242,6 +255,9 @@ ROWS: dict[str, tuple[Row, int, int]] = {
     "torn_writes": (torn_writes, 50, 12),
     "damaged_files": (damaged_files, 50, 5),
     "other_workers": (other_workers, 3, 0),
+    "elastic": (elastic, 1, 0),
+    "storage_full": (storage_full, 2, 0),
+    "s3": (s3, 1, 0),
     "tracking_away": (tracking_away, 60, 0),
     "many_writers": (many_writers, 50, 0),
     "leaks": (leaks, 5, 1),

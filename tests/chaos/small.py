@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from raymed.data.record import Record
 from raymed.recipes.lung import LungRecipe
+from raymed.recipes.recipe import Batch, TrainingPass
 
 SIDE = 7  # pixels that a picture is reduced to
 
@@ -34,3 +40,38 @@ class Small(LungRecipe):
 
     def build(self) -> nn.Module:
         return SmallNetwork(len(self.codes))
+
+
+@dataclass(frozen=True)
+class Held(Small):
+    """Trains slowly for as long as the file `hold` is there."""
+
+    hold: str = ""
+
+    def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
+        if training is not None and Path(self.hold).exists():
+            time.sleep(0.5)
+        return super().encode(records, training)
+
+
+@dataclass(frozen=True)
+class Full(Small):
+    """Fills the file system at `disk` in the second epoch, or makes it read-only; nothing of that where `disk` is empty."""
+
+    disk: str = ""
+    read_only: bool = False
+
+    def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
+        if self.disk and training is not None and training.epoch == 1:
+            if self.read_only:
+                subprocess.run(["mount", "-o", "remount,ro", self.disk], check=True)
+            else:
+                with contextlib.suppress(OSError), Path(self.disk, "filler").open("ab", buffering=0) as file:
+                    while True:
+                        file.write(bytes(2**12))
+        return super().encode(records, training)
+
+    def free(self) -> None:
+        """There is room again."""
+        subprocess.run(["mount", "-o", "remount,rw", self.disk], check=True)
+        Path(self.disk, "filler").unlink(missing_ok=True)

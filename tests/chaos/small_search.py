@@ -22,7 +22,7 @@ from raymed.tuning.study import Budget, Halving
 
 cloudpickle.register_pickle_by_value(small)  # workers cannot import tests
 
-TRAIN = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=3e-3, checkpoint_steps=3)
+TRAIN = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=1e-2, checkpoint_steps=3)
 
 
 def search(folder: Path, name: str, trials: int, halving: Halving | None = None, seed: int = 1) -> Night:
