@@ -57,7 +57,8 @@ def main(options: Doctor) -> Outcome:
         doctor.write_bundle(Path(options.bundle), findings, command, options.data, options.tracking)
         lines.append(f"support bundle: {Path(options.bundle).resolve()} (look into it before you send it)")
     lines.append(f"to mend: {', '.join(wrong)}" if wrong else "ready")
-    return Outcome("\n".join(lines), {"ready": not wrong, "findings": [asdict(each) for each in findings]})
+    data = {"ready": not wrong, "findings": [asdict(each) for each in findings]}
+    return Outcome("\n".join(lines), data, 2 if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import traceback
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -90,10 +91,15 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job leaves: lines for a person, the last of which says where the result is, and the same for ``--json``."""
+    """What a job leaves: lines for a person, the last of which says where the result is, and the same for ``--json``.
+
+    Attributes:
+        code: exit code; 2 where the result is that the user has something to mend.
+    """
 
     text: str
     data: dict[str, Any]
+    code: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,13 +147,13 @@ def run(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     script = sys.modules[main.__module__]
     words = sys.argv[1:] if arguments is None else arguments
-    as_json = "--json" in words
+    as_json, failed = "--json" in words, True
     try:
         options = parse(options_type, words, positional, defaults, aliases, script)
         as_json = options.json
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the outcome: libraries print to it too
             outcome = main(options)
-        code, text, data = 0, outcome.text, outcome.data
+        code, text, data, failed = outcome.code, outcome.text, outcome.data, False
     except UserError as error:
         code, text, data = _failure(2, str(error))
     except RunError as error:
@@ -162,10 +168,10 @@ def run(
         code, text, data = _failure(
             1, f"{type(error).__name__}: {error}\nThe traceback is in {kept}; send it with the command."
         )
-    if code and text:
-        print(text, file=sys.stderr)
-    if as_json or (text and not code):
-        print(json.dumps(data, default=str) if as_json else text)
+    if text and (failed or not as_json):
+        print(text, file=sys.stderr if failed else sys.stdout)
+    if as_json:
+        print(json.dumps(data, default=str))
     _leave(code)
 
 
@@ -337,5 +343,6 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")  # a few shards are few tasks
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

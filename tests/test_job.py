@@ -54,7 +54,7 @@ def main(options: Divide) -> Outcome:
     if options.by > 100:
         raise RunError("too much")
     print("a library's chatter")
-    return Outcome(f"result: {10 / options.by}", {"result": 10 / options.by})
+    return Outcome(f"result: {10 / options.by}", {"result": 10 / options.by}, 2 if options.by == 3 else 0)
 
 run(Divide, main)
 '''
@@ -127,7 +127,13 @@ def divide(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("by", "code", "says"),
-    [("2", 0, "5.0"), ("-1", 2, "give a number from 0 up"), ("101", 1, "too much"), ("0", 1, "ZeroDivisionError")],
+    [
+        ("2", 0, "5.0"),
+        ("3", 2, "3.33"),
+        ("-1", 2, "give a number from 0 up"),
+        ("101", 1, "too much"),
+        ("0", 1, "ZeroDivisionError"),
+    ],
 )
 def test_exit_codes_tell_apart_what_the_user_can_mend_and_what_failed(divide, by, code, says):
     done = divide("--by", by, "--json")

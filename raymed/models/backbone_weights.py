@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers.utils.logging
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
@@ -74,7 +75,7 @@ def _load_folder(backbone: PreTrainedModel, folder: Path) -> None:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, all at once
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load the image backbone in {folder}: {error}") from error
     heads = ("classifier", "head.", "fc.", "pooler")
     wrong = {

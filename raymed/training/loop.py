@@ -109,7 +109,12 @@ def train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     prepare_process(device)
     try:
-        Run(config["spec"], config["source"], config["verdicts"], device).train()
+        try:
+            run = Run(config["spec"], config["source"], config["verdicts"], device)
+        except UserError as error:  # weights that do not fit, a leak: all workers meet it
+            ray.train.report({"failed": str(error), "mistake": 1.0})
+            return
+        run.train()
     except RunError as error:  # all workers meet it at the same place, and trying again would only repeat it
         ray.train.report({"failed": str(error)})
     finally:

@@ -248,6 +248,9 @@ class Night:
                 tuner.fit()
                 if interrupt.told:
                     raise KeyboardInterrupt
+                if study.mistake:
+                    recorder.interrupt(study.mistake)
+                    raise UserError(study.mistake)
                 recorder.settle()
             except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
                 recorder.interrupt()

@@ -51,9 +51,9 @@ class Recorder:
         if happened != "start":
             self._progress.show(number, happened, result)
 
-    def interrupt(self) -> None:
-        """A person stopped the search: MLflow shows nothing as running."""
-        self._outbox.put({"happened": "interrupt"})
+    def interrupt(self, reason: str = "interrupted; the same command goes on") -> None:
+        """The search is stopped before its end: MLflow shows nothing as running."""
+        self._outbox.put({"happened": "interrupt", "reason": reason})
 
     def settle(self) -> None:
         """The search is over: nothing stays RUNNING in the study or in MLflow, nor what Ray Tune lost sight of."""
@@ -76,7 +76,7 @@ class Recorder:
         elif happened == "end":
             self._tracker.finish(self._parent, entry["status"])
         elif happened == "interrupt":
-            reason = "interrupted; the same command goes on"
+            reason = entry["reason"]
             for trial in self._study.trials:
                 if trial.state == TrialState.RUNNING:
                     self._tracker.finish(self._run(trial.number), "KILLED", reason)

@@ -99,6 +99,7 @@ class Study:
         if not self.study.trials:
             for params in first:
                 self.enqueue(params)
+        self.mistake = ""  # why not even the first trial can begin: something that the user can mend
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}
 
@@ -132,7 +133,7 @@ class Study:
 
     def ask(self, budget: Budget) -> tuple[int, dict[str, Value]] | None:
         """Number and settings of the next trial: one a lost process left unfinished, else a new one; None at the end."""
-        if budget.time_is_over:
+        if budget.time_is_over or self.mistake:
             return None
         if self._in_flight:
             number = self._in_flight.pop(0)
@@ -264,7 +265,9 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Always to go on, as far as Ray Tune is concerned: a trial that is told to stop ends by itself."""
-        if "failed" in result:
+        if "mistake" in result and trial.config["number"] == 0 and not self._study.epochs:
+            self._study.mistake = str(result["failed"])  # it stays RUNNING: the same command goes on once that is mended
+        elif "failed" in result:
             self._end(trial, TrialState.FAIL, str(result["failed"]))
         elif "val_loss" in result:  # and not a checkpoint within an epoch
             self._judge(trial, int(result["epoch"]), result)
@@ -284,14 +287,19 @@ class StudyScheduler(FIFOScheduler):
         self._verdicts.give.remote(trial.config["spec"].name, epoch, bool(halted or used_up))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        if self._interrupt.told:  # it stays RUNNING in the study: the same command goes on with it
+        if self._stays:
             return
         error = trial.get_error()
         self._end(trial, TrialState.FAIL, _last_line(str(error)) if error else "the worker was lost")
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        if not self._interrupt.told:
+        if not self._stays:
             self._end(trial, TrialState.FAIL, "ended without a result")  # only where nothing ended it before
+
+    @property
+    def _stays(self) -> bool:
+        """Whether a trial that ends stays RUNNING in the study, so that the same command goes on with it."""
+        return self._interrupt.told or bool(self._study.mistake)
 
     def _end(self, trial: TuneTrial, state: TrialState, reason: str = "") -> None:
         number = trial.config["number"]

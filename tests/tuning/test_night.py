@@ -13,10 +13,15 @@ import pandas as pd
 import pytest
 import ray
 import signals
+import torch
 from optuna.trial import TrialState
 from ray import cloudpickle
+from safetensors.torch import save_file
 from signals import Signalling
+from transformers import ResNetConfig, ResNetModel
 
+from raymed.errors import UserError
+from raymed.models.settings import ModelSettings
 from raymed.recipes.lung import LungRecipe
 from raymed.registry import judge_and_register
 from raymed.storage import Folder
@@ -102,6 +107,20 @@ def test_the_morning_leaves_a_report_and_a_champion_that_predicts(night, morning
     assert said["patient_id"].tolist() == ["new"]
     assert probabilities.sum() == pytest.approx(1)
     assert said["decision"].iloc[0] == probabilities.idxmax().removeprefix("p_")
+
+
+def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, prepared, tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    ResNetModel(config).save_pretrained(tmp_path / "model")
+    save_file({"other.weight": torch.zeros(1)}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size, ModelSettings(path=str(tmp_path / "model")))
+    template = dataclasses.replace(night.template, name="unfit", recipe=recipe)
+    unfit = dataclasses.replace(night, template=template, search=dataclasses.replace(night.search, concurrent=1))
+    with pytest.raises(UserError, match="do not fit"):
+        unfit.run()
+    assert [trial.state for trial in unfit.open_study().trials] == [TrialState.RUNNING], "or the mended search lacks it"
+    tracker = unfit.open_tracker()
+    assert tracker.describe(str(tracker.find("unfit"))).status == "KILLED"
 
 
 def test_running_a_finished_search_again_changes_nothing(night, searched, morning):
