@@ -1,20 +1,22 @@
-"""Judge, calibrate and register a trial that a person picked in the MLflow UI.
+"""Judge, calibrate and register a trial, of any system, that a person picked in the MLflow UI.
 
     python jobs/promote.py RUN_ID                          # becomes models:/raymed-lung@champion
     python jobs/promote.py RUN_ID --alias candidate        # under another alias; the champion stays
     python jobs/promote.py RUN_ID --dry-run                # say what would be judged
 
-The trial's checkpoint and its prepared data must still be there. Figures of every judged patient go to the storage.
+The trial's checkpoint and its prepared data must still be there. Figures of every judged patient go to the storage. Where
+the data have no classes, as for pretraining, there is nobody to judge: the network is registered with its validation loss.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from raymed.data.prepared import Prepared
 from raymed.evaluation.summary import lines
 from raymed.job import JobOptions, Outcome, run
 from raymed.judgement import Candidate
-from raymed.registry import CHAMPION, judge_and_register
+from raymed.registry import CHAMPION, judge_and_register, register_network
 from raymed.tracking import Tracker
 
 
@@ -44,6 +46,8 @@ def main(options: Promote) -> Outcome:
     candidate = Candidate.of_run(tracker, options.run_id)
     if options.dry_run:
         return Outcome(f"would judge {candidate}\ndry run: nothing was registered", asdict(candidate))
+    if not Prepared.open(candidate.data).labels.classes:
+        return register(options, tracker, candidate)
     registered = judge_and_register(
         tracker,
         candidate,
@@ -64,6 +68,20 @@ def main(options: Promote) -> Outcome:
     ]
     data = {"model": registered.uri, "version": registered.version, "temperature": judgement.temperature}
     return Outcome("\n".join(text), data | {"split": split, "figures": judged.flat()})
+
+
+def register(options: Promote, tracker: Tracker, candidate: Candidate) -> Outcome:
+    """For data without classes: the network and its validation loss."""
+    run = tracker.describe(candidate.run_id)
+    val_loss = run.metrics["best_val_loss"]
+    found_by = f"The run {run.name}: val_loss {val_loss:.4f} in epoch {run.metrics['best_epoch']:.0f}; picked by a person."
+    registered = register_network(tracker, candidate, val_loss, found_by, options.alias, options.licence)
+    text = [
+        f"val_loss {val_loss:.4f}; the data have no classes to judge patients by",
+        f"registered: {registered.uri} (version {registered.version})",
+        f"take its ViT out: python jobs/extract_vit.py --model {registered.uri} --out VIT",
+    ]
+    return Outcome("\n".join(text), {"model": registered.uri, "version": registered.version, "val_loss": val_loss})
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting". No patient is nam
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
 from raymed.data.split import SPLITS
 from raymed.evaluation.metrics import Evaluation
@@ -22,6 +24,32 @@ CAUTION = """Research use. It supports the reading of images by a physician and 
 a medical device. It knows only the classes below: a patient with anything else is given one of them all the same. Figures
 hold for patients like those it was tested on; another scanner, hospital, population or preparation of the pictures can
 change them, so test it on your own patients first."""
+
+
+def write_network(
+    name: str, found_by: str, prepared: Prepared, fold: int | None, settings: Mapping[str, Any], licence: str = ""
+) -> str:
+    """The card, as Markdown, of a network that is judged by its validation loss alone.
+
+    Args:
+        found_by: how it was chosen.
+        settings: the recipe's.
+        licence: what the user states.
+
+    Raises:
+        UserError: a patient is in two splits.
+    """
+    parts = [
+        f"# {name}",
+        f"{found_by} A lower loss does not prove a better backbone: compare on the task it is for.",
+        "## Data",
+        f"Prepared data with digest `{prepared.digest}`; {guard(prepared.index, fold)}.",
+        "## Licence",
+        licence or _licence(settings),
+        "## Settings",
+        f"```json\n{json.dumps(settings, ensure_ascii=False, indent=2)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def write(

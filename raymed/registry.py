@@ -104,23 +104,32 @@ def judge_and_register(
     return Registered(name, found, f"models:/{name}@{alias}", judgement)
 
 
-def register_network(tracker: Tracker, candidate: Candidate, val_loss: float, text: str, alias: str = CHAMPION) -> str:
-    """Register a candidate's exported network as it is, for systems that are judged by their validation loss alone.
+@dataclass(frozen=True)
+class RegisteredNetwork:
+    """A model version that was judged by its validation loss alone: how to ask for it, its number, and its card."""
+
+    uri: str
+    version: str
+    card: str
+
+
+def register_network(
+    tracker: Tracker, candidate: Candidate, val_loss: float, found_by: str, alias: str = CHAMPION, licence: str = ""
+) -> RegisteredNetwork:
+    """Register a candidate's exported network as it is, for data without classes to judge patients by.
 
     Args:
-        text: the model card.
-
-    Returns:
-        What to give to --model.
+        found_by: how it was chosen, a sentence for its card.
 
     Raises:
-        UserError: the checkpoint is not there any more.
+        UserError: the checkpoint is not there any more, or the data leak.
     """
     prepared = Prepared.open(candidate.data)
     with tempfile.TemporaryDirectory() as temporary:
         network = candidate.fetch(candidate.checkpoint, Path(temporary) / "model")
-        recipe = json.loads((network / RECIPE_FILE).read_text("utf-8"))["recipe"]
-        name, key = f"raymed-{recipe}", _key(candidate, None, prepared)
+        settings = json.loads((network / RECIPE_FILE).read_text("utf-8"))
+        name, key = f"raymed-{settings['recipe']}", _key(candidate, None, prepared)
+        text = model_card.write_network(f"{name}-{key}", found_by, prepared, candidate.fold, settings, licence)
         found = _version(tracker, name, key)
         if found is None:
             tracker.text(candidate.run_id, text, "card.md")
@@ -128,7 +137,7 @@ def register_network(tracker: Tracker, candidate: Candidate, val_loss: float, te
             found = _create_version(tracker, name, key, candidate.run_id, {"val_loss": f"{val_loss:.4f}"}, text)
     tracker.client.set_registered_model_alias(name, alias, found)
     log.info("registered %s version %s as %s", name, found, alias)
-    return f"models:/{name}@{alias}"
+    return RegisteredNetwork(f"models:/{name}@{alias}", found, text)
 
 
 def save(network: Path, inference: Inference, folder: Path) -> None:

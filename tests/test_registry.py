@@ -24,7 +24,7 @@ from raymed.evaluation.predict import predict_rows
 from raymed.judgement import Candidate, Refit
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
-from raymed.registry import Registered, judge_and_register, resolve_model
+from raymed.registry import Registered, judge_and_register, register_network, resolve_model
 from raymed.tracking import Tracker
 
 
@@ -216,3 +216,16 @@ def test_the_registered_model_needs_neither_raymed_nor_ray_nor_deepspeed(
     )
     assert done.returncode == 0, done.stderr
     assert '"patient_id":"a"' in done.stdout and '"slices":2' in done.stdout
+
+
+def test_a_network_of_data_without_classes_is_registered_once_by_its_validation_loss(
+    tracker: Tracker, candidate: Candidate
+) -> None:
+    other = replace(candidate, seed=7)
+    first, again = (register_network(tracker, other, 1.25, "Picked.", "backbone") for _ in range(2))
+    assert first == again and first.uri == "models:/raymed-lung@backbone"
+    version = tracker.client.get_model_version("raymed-lung", first.version)
+    assert version.tags["val_loss"] == "1.2500" and version.description == first.card
+    assert "Picked. A lower loss does not prove" in first.card and "no patient" in first.card
+    found = resolve_model(first.uri, tracker)
+    assert found.inference is None and open_model(found.network)[0].name == "lung"

@@ -128,7 +128,8 @@ class Prepared:
 
     @cached_property
     def labels(self) -> LabelTable:
-        return LabelTable.from_dict(self.manifest.labels)
+        """The classes; none where the data are a corpus for pretraining."""
+        return LabelTable.from_dict(self.manifest.labels) if self.manifest.labels["classes"] else LabelTable(())
 
     @cached_property
     def image(self) -> ImageSettings:

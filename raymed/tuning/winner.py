@@ -5,12 +5,6 @@ What a pretrained backbone is worth shows only where it is used. So there are no
 
 from __future__ import annotations
 
-import json
-
-from optuna.trial import FrozenTrial
-
-from raymed.data.leak import guard
-from raymed.data.prepared import Prepared
 from raymed.job import Outcome
 from raymed.registry import register_network
 from raymed.tuning.morning import STATES, best_trial
@@ -26,10 +20,13 @@ def register_winner(night: Night, study: Study) -> Outcome:
     """
     best, tracker = best_trial(night, study), night.open_tracker()
     run = tracker.find(night.trial_key(best)) or ""
-    card = _card(night, study, best)
-    uri = register_network(tracker, night.candidate(run, best), best_value(best), card)
-    parent = str(tracker.find(night.name))
-    report = f"{card}\n{_table(night, study)}\n"
+    found_by = (
+        f"The search {night.name}, {night.label(best)}: val_loss {best_value(best):.4f} in epoch "
+        f"{best.user_attrs[BEST_EPOCH]}, the lowest of {len(study.trials)} trials. It was started with `{night.command}`."
+    )
+    registered = register_network(tracker, night.candidate(run, best), best_value(best), found_by)
+    uri, parent = registered.uri, str(tracker.find(night.name))
+    report = f"{registered.card}\n{_table(night, study)}\n"
     tracker.text(parent, report, "report.md")
     tracker.metrics(parent, {"val_loss": best_value(best)})
     tracker.finish(parent, "FINISHED")
@@ -38,7 +35,7 @@ def register_winner(night: Night, study: Study) -> Outcome:
     lines = [
         f"{len(study.trials)} trials; best: {night.label(best)}, val_loss {best_value(best):.4f} in epoch "
         f"{best.user_attrs[BEST_EPOCH]}",
-        f"registered: {uri}",
+        f"registered: {registered.uri} (version {registered.version})",
         f"take its ViT out: python jobs/extract_vit.py --model {uri} --tracking-uri {night.tracking_uri} --out VIT",
         f"look at it: mlflow ui --backend-store-uri {night.tracking_uri}",
         f"report: {night.template.folder.uri}/report.md",
@@ -47,32 +44,12 @@ def register_winner(night: Night, study: Study) -> Outcome:
         "name": night.name,
         "best_trial": best.number,
         "val_loss": best_value(best),
-        "model": uri,
+        "model": registered.uri,
+        "version": registered.version,
         "tracking_uri": night.tracking_uri,
         "report": f"{night.template.folder.uri}/report.md",
     }
     return Outcome("\n".join(lines), data)
-
-
-def _card(night: Night, study: Study, best: FrozenTrial) -> str:
-    prepared, spec = Prepared.open(night.template.data), night.spec(best)
-    return "\n".join(
-        [
-            f"# {night.name}",
-            "",
-            f"{night.label(best)}: val_loss {best_value(best):.4f} in epoch {best.user_attrs[BEST_EPOCH]}, the lowest of "
-            f"{len(study.trials)} trials. A lower loss here does not prove a better backbone: compare on its own task.",
-            "",
-            f"- data: {prepared.manifest.source}, digest {prepared.digest}",
-            f"- leak guard: {guard(prepared.index, night.template.fold)}",
-            f"- command: `{night.command}`",
-            "",
-            "```json",
-            json.dumps(spec.recipe.settings(), ensure_ascii=False, indent=2),
-            "```",
-            "",
-        ]
-    )
 
 
 def _table(night: Night, study: Study) -> str:
