@@ -28,9 +28,11 @@ from raymed.models import adapt
 from raymed.models.backbones import InputNorm
 from raymed.models.internvl_text import CONTEXT, TURN_END, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
 from raymed.models.internvl_weights import WEIGHTS, load_internvl, read_config, side, untied
+from raymed.models.positions import start_positions
 from raymed.models.settings import ModelSettings
 
-PRESETS = ("internvl-tiny", "internvl2_5-1b")
+SMALL = {"internvl-tiny": (64, 2), "internvl-small": (128, 4)}  # width of both towers, blocks of the image backbone
+PRESETS = (*SMALL, "internvl2_5-1b")
 VISION_TARGETS = ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2")
 LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -39,8 +41,16 @@ def preset_config(name: str, size: int) -> InternVLConfig:
     """The configuration of a preset for pictures of size x size."""
     if name == "internvl2_5-1b":
         return internvl_config(size=size)
+    width, blocks = SMALL[name]
     config = internvl_config(
-        size=size, vision_hidden=64, vision_layers=2, vision_heads=2, hidden=64, layers=2, heads=2, vocabulary=268
+        size=size,
+        vision_hidden=width,
+        vision_layers=blocks,
+        vision_heads=width // 32,
+        hidden=width,
+        layers=2,
+        heads=width // 32,
+        vocabulary=268,
     )
     parts: list[Any] = [config, config.vision_config, config.text_config]
     for part in parts:
@@ -274,6 +284,7 @@ def build_network(settings: ModelSettings, size: int) -> InternVLForConditionalG
     else:
         config = config_of(settings, size)
         network = InternVLForConditionalGeneration._from_config(config, attn_implementation=attention)
+        start_positions(network.model.vision_tower)
     _adapt(network, settings)
     return network
 

@@ -114,3 +114,12 @@ def test_an_exported_network_talks_under_plain_transformers(tmp_path: Path) -> N
     )
     answer = network.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=3, do_sample=False)
     assert answer.shape[1] == len(ids) + 3
+
+
+def test_a_random_start_knows_where_patches_lie() -> None:
+    """With positions at zero, as transformers starts them, a shuffled picture gives the same features in another order."""
+    tower = _module().eval().image_backbone
+    positions = tower.embeddings.position_embeddings[0]
+    assert not positions[0].any() and len(torch.unique(positions[1:], dim=0)) == len(positions) - 1
+    near, far = (positions[1] - positions[2]).norm(), (positions[1] - positions[-1]).norm()
+    assert near < far
