@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from raymed.data.sources import SourceSettings, list_source
+from raymed.data.sources import Listing, SourceSettings, list_source
+from raymed.errors import UserError
 from raymed.evaluation.predict import Inference, Model, note, predict_studies, table
 from raymed.job import JobOptions, Outcome
 from raymed.storage import Folder
@@ -21,14 +22,14 @@ class PredictOptions(JobOptions):
     Attributes:
         input: A folder, picture, CSV, DICOM series or NIfTI volume.
         out: The CSV to write; columns patient_id, decision, p_<class>, slices, model, note.
-        source: How the input is read; labels in it are not looked at.
+        source: How the input is read. With class folders above those of patients, `source.labelled true` passes over them.
         micro_batch: Slices that are predicted at once.
         workers: Ray actors that predict; 1 works in this process.
     """
 
     input: str
     out: str
-    source: SourceSettings = field(default_factory=SourceSettings)
+    source: SourceSettings = field(default_factory=lambda: SourceSettings(labelled=False))
     micro_batch: int = 32
     workers: int = 1
 
@@ -40,9 +41,11 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
         open_network: called once it is known that there is something to predict.
 
     Raises:
-        UserError: the input cannot be read, or the CSV cannot be written.
+        UserError: the input cannot be read, its folders may be classes instead of patients, or the CSV cannot be written.
     """
-    listing = list_source(Path(options.input), replace(options.source, labelled=False))
+    listing = list_source(Path(options.input), options.source)
+    if not options.source.labelled:
+        _refuse_classes(listing, inference)
     lost = [note(refusal) for refusal in listing.refusals if refusal.patient is None]
     slices = sum(len(study.slices) for study in listing.studies)
     found = f"{listing.format}: {slices} slices in {len(listing.studies)} studies"
@@ -58,3 +61,13 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     text = [*warnings, found, f"decided: {decided}; without a usable slice: {undecided} patients", f"predictions: {out}"]
     data = {"out": str(out), "patients": len(lines), "decided": decided, "undecided": undecided, "warnings": warnings}
     return Outcome("\n".join(text), data)
+
+
+def _refuse_classes(listing: Listing, inference: Inference) -> None:
+    """Folders named after the classes would be taken for patients, and all who lie in one for a single person."""
+    classes = sorted({study.patient for study in listing.studies if inference.labels.knows(study.patient)})
+    if classes and listing.format == "folders":
+        raise UserError(
+            f"{listing.root}: {', '.join(classes)} are named like classes, not like patients. If the patients' folders lie "
+            "in them, pass --source.labelled true; else name the patient with --source.patient-regex"
+        )

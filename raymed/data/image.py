@@ -7,6 +7,7 @@ showing it as stored and showing it turned are both guesses.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,7 +104,10 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         if path.stat().st_size == 0:
             raise ImageError("the file is empty (0 bytes)")
-        with Image.open(path, formats=FORMATS) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
+            picture = Image.open(path, formats=FORMATS)
+        with picture:
             _check_header(picture)
             picture.load()
             return _pixels(picture)

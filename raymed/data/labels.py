@@ -130,6 +130,10 @@ class LabelTable:
         """
         return self._indices[_key(label)]
 
+    def knows(self, label: str) -> bool:
+        """Whether a label is one of a class, or on the ignore list."""
+        return _key(label) in self._indices
+
     def check(self, counts: Mapping[str, int]) -> None:
         """Make sure that every label is known or ignored.
 
@@ -139,7 +143,7 @@ class LabelTable:
         Raises:
             UserError: names every unknown label with its count.
         """
-        unknown = {label: count for label, count in counts.items() if _key(label) not in self._indices}
+        unknown = {label: count for label, count in counts.items() if not self.knows(label)}
         if unknown:
             listed = ", ".join(f"{label!r} ({count})" for label, count in sorted(unknown.items()))
             raise UserError(

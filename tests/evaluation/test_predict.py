@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from raymed.data.sources import SourceSettings, list_source
 from raymed.errors import RunError, UserError
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import Inference, Model, predict_rows, predict_studies, table
+from raymed.prediction import PredictOptions, predict
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
 
@@ -168,3 +170,18 @@ def test_png_dicom_and_nifti_of_real_patients_are_predicted_alike(prepared: Prep
     assert all(each.probabilities and each.slices == 16 for each in found.values())
     png, dicom = found["lung_ct/labels.csv", "ctmd-P001"], found["volumes/dicom_ctmd_P001", "ctmd-P001"]
     np.testing.assert_allclose(png.probabilities, dicom.probabilities, atol=1e-3)
+
+
+def test_class_folders_are_not_taken_for_patients(inference: Inference, tmp_path: Path) -> None:
+    for name in ("normal/p1", "viral/p2"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "in" / name / "1.png")
+    options = PredictOptions(input=str(tmp_path / "in"), out=str(tmp_path / "out.csv"), dry_run=True)
+
+    def unopened() -> Model:
+        raise AssertionError("a dry run opens no network")
+
+    with pytest.raises(UserError, match="normal, viral are named like classes"):
+        predict(options, inference, unopened)
+    below = replace(options, source=SourceSettings(labelled=True))
+    assert predict(below, inference, unopened).data["found"] == "folders: 2 slices in 2 studies"

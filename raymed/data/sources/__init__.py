@@ -117,7 +117,7 @@ def recognise(path: Path) -> str:
         raise UserError(f"{path}: no images found (looked for pictures, CSV, JSON, JSONL, DICOM and NIfTI files)")
     if len(examples) > 1:
         listed = ", ".join(f"{kind} (e.g. {name})" for kind, name in examples.items())
-        raise UserError(f"{path} holds several formats: {listed}. Choose one with --format")
+        raise UserError(f"{path} holds several formats: {listed}. Choose one with --format, for prediction --source.format")
     return next(iter(examples))
 
 

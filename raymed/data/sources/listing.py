@@ -45,7 +45,7 @@ class SourceSettings:
 
     Attributes:
         format: how the input is laid out; auto looks at its content.
-        labelled: whether labels are read (class folders, label column, answers). False for prediction.
+        labelled: whether labels are read (class folders, label column, answers).
         patient_regex: a regular expression searched in each picture's path; its first group is the patient.
         patients: a CSV with the columns image and patient_id, which says whose the images of class folders are.
         root: the folder that paths in a CSV or a meta file are relative to, if not the file's own.
