@@ -7,6 +7,7 @@ through the output layer: with 151,674 tokens in the vocabulary, logits at every
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -28,8 +29,10 @@ from raymed.models import adapt
 from raymed.models.backbones import InputNorm
 from raymed.models.internvl_text import CONTEXT, TURN_END, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
 from raymed.models.internvl_weights import WEIGHTS, load_internvl, read_config, side, untied
-from raymed.models.positions import start_positions
+from raymed.models.positions import fit_positions, start_positions
 from raymed.models.settings import ModelSettings
+
+log = logging.getLogger("raymed")
 
 SMALL = {"internvl-tiny": (64, 2), "internvl-small": (128, 4)}  # width of both towers, blocks of the image backbone
 PRESETS = (*SMALL, "internvl2_5-1b")
@@ -268,6 +271,13 @@ def check_settings(settings: ModelSettings, size: int) -> None:
         raise UserError("model.dropout is for image backbones; InternVL has none: set it to 0")
     config = config_of(settings, size)
     check_size(config, size)
+    if _made_for(config) != size:
+        log.warning(
+            "%s was made for pictures of %d pixels: its positions are resampled for %d",
+            settings.path,
+            _made_for(config),
+            size,
+        )
     vision: Any = config.vision_config
     if settings.vision_layer is not None and not -vision.num_hidden_layers <= settings.vision_layer < 0:
         raise UserError(
@@ -281,12 +291,21 @@ def build_network(settings: ModelSettings, size: int) -> InternVLForConditionalG
     attention = attention_kernel(settings.attention)
     if settings.path is not None:
         network = load_internvl(Path(settings.path), attention)
+        if _made_for(network.config) != size:
+            fit_positions(network.model.vision_tower, size)
+            network.config.image_seq_length = (size // 28) ** 2
     else:
         config = config_of(settings, size)
         network = InternVLForConditionalGeneration._from_config(config, attn_implementation=attention)
         start_positions(network.model.vision_tower)
     _adapt(network, settings)
     return network
+
+
+def _made_for(config: InternVLConfig) -> int:
+    """The side of the pictures that a network was made for."""
+    vision: Any = config.vision_config
+    return side(vision.image_size)
 
 
 def _adapt(network: InternVLForConditionalGeneration, settings: ModelSettings) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
 from raymed.data.record import Record
 from raymed.data.tiles import cut
-from raymed.models import internvl_pretrain
+from raymed.models import internvl, internvl_pretrain
 from raymed.models.internvl_pretrain import InternVLChat
 from raymed.models.internvl_text import encode_turns
 from raymed.models.settings import ModelSettings
@@ -114,6 +114,22 @@ def test_an_exported_network_talks_under_plain_transformers(tmp_path: Path) -> N
     )
     answer = network.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=3, do_sample=False)
     assert answer.shape[1] == len(ids) + 3
+
+
+def test_a_checkpoint_for_other_pictures_is_resampled_once_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = _module().eval()
+    module.export(tmp_path)
+    settings = ModelSettings(path=str(tmp_path))
+    with caplog.at_level("WARNING", logger="raymed"):
+        internvl.check_settings(settings, 2 * SIZE)
+    assert f"made for pictures of {SIZE} pixels: its positions are resampled for {2 * SIZE}" in caplog.text
+    larger = internvl_pretrain.build(settings, 2 * SIZE, "imagenet").eval()
+    assert list(larger.network.config.vision_config.image_size) == [2 * SIZE] * 2
+    pixels = torch.randint(0, 256, (1, 3, 2 * SIZE, 2 * SIZE), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(larger.image_features(pixels), module.image_features(pixels))
 
 
 def test_a_random_start_knows_where_patches_lie() -> None:
