@@ -15,7 +15,12 @@ from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.report import DataSummary, HardPatient, SearchReport, TrialSummary
 
 CLASSES = ("normal", "bacterial", "viral", "pneumocystis")
-NAMES = ("正常肺部 Normal", "细菌性肺炎 Bacterial", "病毒性肺炎 Viral", "孢子虫肺炎 Pneumocystis")
+NAMES = (
+    "Normal lung / 正常肺部",
+    "Bacterial pneumonia / 细菌性肺炎",
+    "Viral pneumonia / 病毒性肺炎",
+    "Pneumocystis pneumonia / 孢子虫肺炎",
+)
 
 
 def patients(per_class: tuple[int, ...], signal: float, seed: int) -> Patients:
