@@ -23,11 +23,11 @@ class GuardSummary:
     patients: dict[str, int]
     studies: dict[str, int]
     groups: dict[str, int]
-    slices: dict[str, int]
+    records: dict[str, int]
 
     def __str__(self) -> str:
         where = "stored splits" if self.fold is None else f"fold {self.fold}"
-        counts = ", ".join(f"{split} {self.patients[split]} patients / {self.slices[split]} slices" for split in SPLITS)
+        counts = ", ".join(f"{split} {self.patients[split]} patients / {self.records[split]} records" for split in SPLITS)
         return f"leak guard ({where}): no patient, study, near-duplicate group or picture is in two splits; {counts}"
 
 
@@ -63,8 +63,8 @@ def guard(index: pa.Table, fold: int | None = None) -> GuardSummary:
             rows = row[compared][np.isin(codes, leaks)]
             raise UserError(_leak(index, rows, split, words))
         counts[key] = dict(zip(SPLITS, seen.sum(axis=0).tolist(), strict=True))
-    slices = dict(zip(SPLITS, np.bincount(split[inside], minlength=len(SPLITS)).tolist(), strict=True))
-    return GuardSummary(fold, counts["patient"], counts["study"], counts["group"], slices)
+    records = dict(zip(SPLITS, np.bincount(split[inside], minlength=len(SPLITS)).tolist(), strict=True))
+    return GuardSummary(fold, counts["patient"], counts["study"], counts["group"], records)
 
 
 def _leak(index: pa.Table, rows: np.ndarray, split: np.ndarray, words: str) -> str:

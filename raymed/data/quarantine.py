@@ -66,7 +66,7 @@ class Quarantine:
     def _require_few(self) -> None:
         if self._count > self._limit * self._total:
             raise UserError(
-                f"{self._count} of {self._total} slices cannot be used, more than max_quarantine "
+                f"{self._count} of {self._total} records cannot be used, more than max_quarantine "
                 f"{float(self._limit):.1%}: {self.reasons()}. Mend the source, or raise --max-quarantine"
             )
 

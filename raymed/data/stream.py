@@ -141,9 +141,9 @@ def open_reader(prepared: Prepared, rows: np.ndarray) -> Staged | Streamed:
     """Stage the rows where they fit, stream them otherwise; a line says which."""
     size = prepared.pixel_bytes(rows) / 2**20
     if fits_in_memory(prepared, rows):
-        log.info("data: %d slices (%.0f MiB) decoded once into the object store", len(rows), size)
+        log.info("data: %d records (%.0f MiB) decoded once into the object store", len(rows), size)
         return stage(prepared, rows)
-    log.info("data: %d slices (%.0f MiB) do not fit the object store: streamed from the shards each epoch", len(rows), size)
+    log.info("data: %d records (%.0f MiB) do not fit the object store: streamed from the shards each epoch", len(rows), size)
     return Streamed(prepared)
 
 

@@ -77,7 +77,8 @@ class Gallery:
         """
         if not 1 <= k <= len(self.features):
             raise UserError(
-                f"{k} neighbours were asked for, and the gallery {self.features.name} holds {len(self.features)} pictures"
+                f"{k} neighbours were asked for, and the gallery {self.features.name} holds {len(self.features)} pictures: "
+                "ask for fewer"
             )
         self.features.require_like(queries)
         vectors = self._prepared(queries.vectors[self.layer])

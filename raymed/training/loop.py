@@ -205,7 +205,7 @@ class Run:
     def _train_epoch(self) -> dict[str, float]:
         """The rest of the epoch under way; metrics of all of it but the times, which are of this part."""
         progress, settings = self.progress, self.spec.train
-        started, waited, slices = time.perf_counter(), 0.0, 0
+        started, waited, records = time.perf_counter(), 0.0, 0
         plan = self.spec.plan(self.prepared, progress.epoch)
         batches = ahead(self._training_batches(plan, progress.epoch, progress.step))
         while True:
@@ -218,7 +218,7 @@ class Run:
             for name, (total, count) in self.engine.step(shares, progress.global_step).items():
                 before = progress.sums.get(name, (0.0, 0.0))
                 progress.sums[name] = (before[0] + total, before[1] + count)
-            slices += sum(len(batch.ids) for batch, counts in shares if counts)
+            records += sum(len(batch.ids) for batch, counts in shares if counts)
             progress.step += 1
             progress.global_step += 1
             due = settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
@@ -229,7 +229,7 @@ class Run:
             "lr": self.engine.lr,
             "gradient_norm": self.engine.gradient_norm,
             "seconds": seconds,
-            "slices_per_second": slices * self.workers / seconds,
+            "records_per_second": records * self.workers / seconds,
             "data_wait": waited / seconds,
             **({} if plan.fill_rate is None else {"fill_rate": plan.fill_rate}),
         }

@@ -30,14 +30,14 @@ def describe(night: Night) -> Outcome:
     spec.folder.delete(".writable")
     each, concurrent = night.resources()
     plan = spec.plan(prepared, 0)
-    slices, noun = plan.rows, spec.sampling.noun
+    records, noun = plan.rows, spec.sampling.noun
     module = spec.recipe.build()
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)
     validation = len(spec.rows(prepared, "val"))
     lines = [
-        f"data       {slices} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
+        f"data       {records} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
         f"{validation} val {noun} of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
         *(f"           left out: {count} {reason}" for reason, count in plan.left_out.items() if count),
         f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most {spec.train.epochs} epochs",
@@ -48,19 +48,19 @@ def describe(night: Night) -> Outcome:
         if night.variants
         else f"search     {night.budget.trials} trials over {', '.join(night.search.space) or 'no settings'}",
     ]
-    seconds = _seconds_per_slice(spec, prepared, module) if parameters <= MEASURED_PARAMETERS and not each.gpu else None
+    seconds = _seconds_per_record(spec, prepared, module) if parameters <= MEASURED_PARAMETERS and not each.gpu else None
     if seconds is None:
         lines.append("time       not estimated here: the first epoch of the first trial will tell")
     else:
-        epoch = (slices + validation / 3) * seconds / each.workers
+        epoch = (records + validation / 3) * seconds / each.workers
         whole = epoch * spec.train.epochs
         lines.append(
-            f"time       about {seconds * 1000:.1f} ms a slice, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial that "
-            f"is not stopped early, at most {whole * night.budget.trials / concurrent / 60:.0f} min for all"
+            f"time       about {seconds * 1000:.1f} ms a {noun[:-1]}, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial "
+            f"that is not stopped early, at most {whole * night.budget.trials / concurrent / 60:.0f} min for all"
         )
     lines.append(f"nothing was started; it would be recorded at {night.tracking_uri} and lie in {spec.folder.uri}")
-    data = {"steps_per_epoch": len(plan.batches), "slices": slices, "parameters": parameters, "concurrent": concurrent}
-    return Outcome("\n".join(lines), data | {"seconds_per_slice": seconds, "state_bytes": state, "name": night.name})
+    data = {"steps_per_epoch": len(plan.batches), "records": records, "parameters": parameters, "concurrent": concurrent}
+    return Outcome("\n".join(lines), data | {"seconds_per_record": seconds, "state_bytes": state, "name": night.name})
 
 
 def state_bytes(parameters: int, trained: int, stage: int, workers: int) -> float:
@@ -76,7 +76,7 @@ def _patients(prepared: Prepared, spec: FitSpec, split: str) -> int:
     return len(set(prepared.columns(spec.rows(prepared, split), ["patient"])["patient"]))
 
 
-def _seconds_per_slice(spec: FitSpec, prepared: Prepared, module: torch.nn.Module) -> float:
+def _seconds_per_record(spec: FitSpec, prepared: Prepared, module: torch.nn.Module) -> float:
     """Forward and backward of a few real micro-batches in this process, on as many threads as a worker has."""
     micro = micro_batches(spec.plan(prepared, 0).batches[0], spec.train.micro_batch)[0]
     records = prepared.read(np.array([row for pack in micro for row in pack]))

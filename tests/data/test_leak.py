@@ -30,7 +30,7 @@ def test_clean_splits_pass_and_are_counted():
     summary = guard(index([*rows(), {**rows()[0], "id": "r6"}]))
     assert summary.patients == {"train": 2, "val": 2, "test": 2}
     assert summary.slices == {"train": 3, "val": 2, "test": 2}
-    assert "train 2 patients / 3 slices" in str(summary)
+    assert "train 2 patients / 3 records" in str(summary)
 
 
 @pytest.mark.parametrize(
@@ -84,5 +84,5 @@ def test_a_hundred_thousand_rows_are_proved_within_a_second():
     }
     table = pa.table({field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in INDEX}, schema=INDEX)
     start = time.perf_counter()
-    assert guard(table).slices["train"] > 30_000
+    assert guard(table).records["train"] > 30_000
     assert time.perf_counter() - start < 1

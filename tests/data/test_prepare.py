@@ -169,7 +169,7 @@ def test_too_many_bad_slices_stop_it_and_leave_the_old_data_alone(source: Path, 
         add_patient(source, "viral", f"bad{number}", seed=70 + number)
         for path in (source / "viral" / f"bad{number}").iterdir():
             path.write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"of 60 slices cannot be used, more than max_quarantine 5\.0%.*not a readable"):
+    with pytest.raises(UserError, match=r"of 60 records cannot be used, more than max_quarantine 5\.0%.*not a readable"):
         prepare(source, out, SETTINGS)
     assert Prepared.open(out).digest == first.prepared.digest
     assert len(first.prepared.read(first.prepared.rows("all"))) == 48
