@@ -29,7 +29,7 @@ def index(made: list[dict[str, object]]) -> pa.Table:
 def test_clean_splits_pass_and_are_counted():
     summary = guard(index([*rows(), {**rows()[0], "id": "r6"}]))
     assert summary.patients == {"train": 2, "val": 2, "test": 2}
-    assert summary.slices == {"train": 3, "val": 2, "test": 2}
+    assert summary.records == {"train": 3, "val": 2, "test": 2}
     assert "train 2 patients / 3 records" in str(summary)
 
 
