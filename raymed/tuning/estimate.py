@@ -46,7 +46,7 @@ def describe(night: Night) -> Outcome:
         f"resources  {concurrent} at once, each {each.workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
         f"runs       {', '.join(night.variants)}"
         if night.variants
-        else f"search     {night.budget.trials} trials over {', '.join(night.search.space) or 'no settings'}",
+        else f"search     {night.budget.trials} trials over {', '.join(night.defaults) or 'no settings'}",
     ]
     seconds = _seconds_per_record(spec, prepared, module) if parameters <= MEASURED_PARAMETERS and not each.gpu else None
     if seconds is None:

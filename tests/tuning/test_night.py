@@ -28,6 +28,7 @@ from raymed.storage import Folder
 from raymed.training.checkpoint import newest_step
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
+from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.space import Dimension
@@ -107,6 +108,12 @@ def test_the_morning_leaves_a_report_and_a_champion_that_predicts(night, morning
     assert said["patient_id"].tolist() == ["new"]
     assert probabilities.sum() == pytest.approx(1)
     assert said["decision"].iloc[0] == probabilities.idxmax().removeprefix("p_")
+
+
+def test_a_dry_run_refuses_a_space_of_settings_that_are_not_there(night):
+    search = dataclasses.replace(night.search, space={"train.lrr": Dimension(low=1e-4, high=1e-2)})
+    with pytest.raises(UserError, match="there is no 'lrr'"):
+        describe(dataclasses.replace(night, search=search))
 
 
 def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, prepared, tmp_path):
