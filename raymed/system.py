@@ -148,6 +148,8 @@ class SearchOptions:
 
     @property
     def budget(self) -> Budget:
+        if self.trials < 1 or self.epochs < 0 or self.hours < 0:
+            raise UserError("--trials must be at least 1, --epochs and --hours at least 0 (which is no limit)")
         return Budget(self.trials, self.epochs, deadline(self.hours, self.until))
 
 
