@@ -4,7 +4,7 @@
     python benchmarks/pretrain.py --samples 4 --padded 512 --shape.vocabulary 2000 --shape.layers 1 --shape.size 56
 
 - upstream: one sample at a time, padded to 4,096 tokens, logits of the whole vocabulary at every place.
-- ordinary: micro-batches of 8 as they come, padded to the longest, the network's own ``labels=`` loss.
+- ordinary: micro-batches of 4 as they come, padded to the longest, the network's own ``labels=`` loss.
 - recipe: samples packed into sequences of 4,096 tokens, logits only where an answer is learned.
 
 All train the same network on the same samples in float32, with one step of AdamW per global batch; the losses printed
@@ -42,7 +42,7 @@ from raymed.recipes.recipe import TrainingPass
 from raymed.recipes.token_drop import TokenDropSettings
 from raymed.recipes.vitp import VitpRecipe
 
-MICRO_BATCH = 8
+MICRO_BATCH = 4  # with 8, logits and their gradients alone take more than 20 GiB
 SHAPE = Shape()
 LONG = (3, 2)  # columns and rows of a large picture; its thumbnail is a seventh tile
 Step = Callable[[], Iterator[tuple[Tensor, float, float]]]
