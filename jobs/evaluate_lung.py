@@ -10,15 +10,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import numpy as np
+import pandas as pd
+
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
-from raymed.evaluation.metrics import evaluate
+from raymed.evaluation.metrics import evaluate, judge_patients
 from raymed.evaluation.patients import softmax, to_patients
 from raymed.evaluation.predict import chosen_rows, predict_rows
 from raymed.evaluation.summary import lines
 from raymed.job import JobOptions, Outcome, run
 from raymed.recipes import open_model
 from raymed.registry import resolve_model
+from raymed.storage import Folder
 from raymed.tracking import Tracker
 
 
@@ -35,6 +39,7 @@ class Evaluate(JobOptions):
         micro_batch: Slices that are predicted at once.
         workers: Ray actors that predict; 1 works in this process.
         bootstrap: Resamples of patients behind each interval.
+        out: Folder for patients.csv and slices.csv: label, decision and probabilities of each (default: none is written).
     """
 
     model: str
@@ -45,6 +50,7 @@ class Evaluate(JobOptions):
     micro_batch: int = 32
     workers: int = 1
     bootstrap: int = 1000
+    out: str | None = None
 
 
 def main(options: Evaluate) -> Outcome:
@@ -56,12 +62,42 @@ def main(options: Evaluate) -> Outcome:
     if options.dry_run:
         return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
     logits, columns = predict_rows(open_model(resolved.network), prepared, rows, options.micro_batch, options.workers)
-    probabilities = softmax(logits, resolved.inference.temperature if resolved.inference else 1.0)
+    names = prepared.labels.names
+    scaled = logits / (resolved.inference.temperature if resolved.inference else 1.0)
+    probabilities = softmax(scaled)
     patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"], options.method)
-    evaluation = evaluate(patients, prepared.labels.names, options.bootstrap, options.seed)
-    title = f"{resolved.name} on {evaluation.patients} patients ({options.split}) of {prepared.folder.uri}"
+    evaluation = evaluate(patients, names, options.bootstrap, options.seed)
+    per_slice = {
+        name.removeprefix("slice_"): value
+        for name, value in judge_patients(scaled, columns, names).items()
+        if name.startswith("slice_")
+    }
+    text = [
+        *lines(evaluation),
+        "",
+        f"single slices ({len(rows)}): " + ", ".join(f"{name} {value:.3f}" for name, value in per_slice.items()),
+        *notes,
+    ]
+    if options.out is not None:
+        folder = Folder.at(options.out)
+        where = {"patient_id": patients.ids, "slices": patients.slices, "source": patients.sources}
+        folder.write("patients.csv", csv_of(where, patients.labels, patients.probabilities, names))
+        where = {"patient_id": columns["patient"], **{name: columns[name] for name in ("study", "position", "id")}}
+        folder.write("slices.csv", csv_of(where, columns["label"], probabilities, names))
+        text.append(f"every patient and slice: {folder.uri}/patients.csv and slices.csv")
+    text.append(f"{resolved.name} on {evaluation.patients} patients ({options.split}) of {prepared.folder.uri}")
     data = {"model": resolved.name, "data": prepared.digest, "split": options.split, "notes": notes}
-    return Outcome("\n".join([*lines(evaluation), "", *notes, title]), data | {"evaluation": asdict(evaluation)})
+    return Outcome("\n".join(text), data | {"evaluation": asdict(evaluation), "slices": per_slice})
+
+
+def csv_of(where: dict[str, np.ndarray], labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> bytes:
+    """A line per patient or slice: which one, its label, the decision, and the probability of each class."""
+    decided = {
+        "label": [names[label] for label in labels],
+        "decision": [names[best] for best in probabilities.argmax(axis=1)],
+    }
+    shares = {f"p_{name}": column for name, column in zip(names, probabilities.T, strict=True)}
+    return pd.DataFrame({**where, **decided, **shares}).to_csv(index=False).encode()
 
 
 if __name__ == "__main__":
