@@ -44,9 +44,16 @@ class Promote(JobOptions):
 def main(options: Promote) -> Outcome:
     tracker = Tracker.open(options.tracking, "raymed-lung")
     candidate = Candidate.of_run(tracker, options.run_id)
+    prepared = Prepared.open(candidate.data)
     if options.dry_run:
-        return Outcome(f"would judge {candidate}\ndry run: nothing was registered", asdict(candidate))
-    if not Prepared.open(candidate.data).labels.classes:
+        text = [
+            f"checkpoint  {candidate.network(candidate.checkpoint).uri}",
+            f"data        {candidate.data}, digest {prepared.digest}",
+            f"alias       {options.alias}",
+            "dry run: nothing was judged or registered",
+        ]
+        return Outcome("\n".join(text), asdict(candidate))
+    if not prepared.labels.classes:
         return register(options, tracker, candidate)
     registered = judge_and_register(
         tracker,

@@ -83,15 +83,23 @@ class Candidate:
             seed=int(run.tags["raymed.seed"]),
         )
 
-    def fetch(self, checkpoint: str, into: Path) -> Path:
-        """A local copy of a checkpoint's exported network."""
+    def network(self, checkpoint: str) -> Folder:
+        """Where a checkpoint's exported network lies.
+
+        Raises:
+            UserError: it is not there any more.
+        """
         folder = Folder.at(checkpoint)
         if not folder.exists(f"model/{RECIPE_FILE}"):
             raise UserError(
                 f"the checkpoint {checkpoint} of run {self.run_id} is not there any more, or holds no exported model. "
                 "Choose another trial."
             )
-        copy_to_local(folder.child("model"), into)
+        return folder.child("model")
+
+    def fetch(self, checkpoint: str, into: Path) -> Path:
+        """A local copy of a checkpoint's exported network."""
+        copy_to_local(self.network(checkpoint), into)
         return into
 
 
