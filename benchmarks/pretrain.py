@@ -8,13 +8,15 @@
 - recipe: samples packed into sequences of 4,096 tokens, logits only where an answer is learned.
 
 All train the same network on the same samples in float32, with one step of AdamW per global batch; the losses printed
-beside the figures say that they compute the same. Of every four samples two have one tile and a short answer, one has seven
-tiles and a long one, and one is text alone. The recipe is then timed with image tokens dropped. Each has its own process.
-So few samples fill sequences badly; what an epoch fills is computed from the lengths of as many as are packed at a time.
+beside the figures say that they compute the same. Of every four samples two have one tile and a short answer, one has
+three, five or seven tiles and a long one, and one is text alone; how many words is drawn. The recipe is then timed with
+image tokens dropped. Each has its own process. So few samples fill sequences badly; what an epoch fills is computed from
+the lengths of as many as are packed at a time.
 """
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import sys
@@ -34,9 +36,12 @@ from jsonargparse import auto_cli
 from machine import show
 from step import Shape, write_model
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from raymed.data.packing import WINDOW, pack
 from raymed.data.record import Image, Message, Record
+from raymed.data.tiles import TOKEN_SIDE
+from raymed.models.internvl_text import encode_turns
 from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import TrainingPass
 from raymed.recipes.token_drop import TokenDropSettings
@@ -44,14 +49,15 @@ from raymed.recipes.vitp import VitpRecipe
 
 MICRO_BATCH = 4  # with 8, logits and their gradients alone take more than 20 GiB
 SHAPE = Shape()
-LONG = (3, 2)  # columns and rows of a large picture; its thumbnail is a seventh tile
+LARGE = ((2, 1), (2, 2), (3, 2))  # columns and rows of large pictures, which have a thumbnail besides
+WORDS = (2, 6, 60, 80)  # of an answer, on average
 Step = Callable[[], Iterator[tuple[Tensor, float, float]]]
 """Gives, for each micro-batch, the loss to go back from, the summed cross-entropy and the number of learned tokens."""
 
 
 def main(
     shape: Shape = SHAPE,
-    samples: int = 16,
+    samples: int = 8,
     upstream: int = 4,
     padded: int = 4096,
     steps: int = 3,
@@ -110,7 +116,7 @@ def measure(way: str, folder: str, size: int, count: int, padded: int, steps: in
         batches = [recipe.encode(each, TrainingPass(0, 0)) for each in packs]
         places = float(sum(batch.tensors["lengths"].sum() for batch in batches))
         filled = float(costs.sum()) / (len(packs) * padded)
-        epoch = np.resize(costs, WINDOW)
+        epoch = np.array([length(number, size, module.tokenizer) for number in range(WINDOW)])
         epoch_filled = float(epoch.sum()) / (len(pack(epoch, padded)) * padded)
         step = lambda: by_recipe(recipe, module, batches)  # noqa: E731
     else:
@@ -158,17 +164,29 @@ def measure(way: str, folder: str, size: int, count: int, padded: int, steps: in
 
 def sample(number: int, size: int) -> Record:
     """A sample of noise and made words: short, short, long or text alone, in turn."""
-    draw, kind = np.random.default_rng(number), number % 4
-    columns, rows = LONG if kind == 2 else (1, 1)
-    images: tuple[Image, ...] = ()
-    if kind != 3:
-        images = (Image("input", 0, draw.integers(0, 256, (rows * size, columns * size, 1), dtype=np.uint8)),)
-    if kind == 2:
-        images += (Image("thumbnail", 0, draw.integers(0, 256, (size, size, 1), dtype=np.uint8)),)
-    words = ["".join(chr(97 + int(letter)) for letter in draw.integers(0, 26, 4)) for _ in range((2, 6, 60, 80)[kind])]
-    question = "<image>\nWhat is seen?" if images else "What is known?"
-    turns = (Message("human", question), Message("gpt", " ".join(words)))
-    return Record(f"s{number}", f"s{number}", f"s{number}", 0, None, "made", images, turns)
+    draw, (columns, rows) = np.random.default_rng(number), grid(number)
+    shapes = [("input", (rows * size, columns * size, 1)), ("thumbnail", (size, size, 1))][: min(2, rows * columns)]
+    images = tuple(Image(role, 0, draw.integers(0, 256, shape, dtype=np.uint8)) for role, shape in shapes)
+    return Record(f"s{number}", f"s{number}", f"s{number}", 0, None, "made", images, turns(number))
+
+
+def grid(number: int) -> tuple[int, int]:
+    """Columns and rows of a sample's picture; 0 for one without."""
+    return ((1, 1), (1, 1), LARGE[number // 4 % 3], (0, 0))[number % 4]
+
+
+def turns(number: int) -> tuple[Message, Message]:
+    draw, most = np.random.default_rng([number, 1]), 2 * WORDS[number % 4]
+    words = ["".join(chr(97 + int(letter)) for letter in draw.integers(0, 26, 4)) for _ in range(draw.integers(1, most))]
+    question = "What is known?" if number % 4 == 3 else "<image>\nWhat is seen?"
+    return Message("human", question), Message("gpt", " ".join(words))
+
+
+def length(number: int, size: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of a sample."""
+    tiles = math.prod(grid(number))
+    image_tokens = [(tiles + (tiles > 1)) * (size // TOKEN_SIDE) ** 2] if tiles else []
+    return len(encode_turns(tokenizer, turns(number), image_tokens)[0])
 
 
 def by_recipe(recipe: VitpRecipe, module: Any, batches: Any) -> Iterator[tuple[Tensor, float, float]]:
