@@ -6,6 +6,7 @@ shared working directory. Files are written whole: a reader sees the old bytes o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from dataclasses import dataclass
@@ -95,14 +96,18 @@ class Folder:
             raise UserError(f"cannot write {self.uri}/{name}: {error}. Free space, or choose another folder.") from error
 
     def check_writable(self) -> None:
-        """Write a small file and remove it again.
+        """Write a small file and remove it again, with the folders that were made for it.
 
         Raises:
             UserError: the folder cannot be written to.
         """
+        made = [path for path in (Path(self.path), *Path(self.path).parents) if self.is_local and not path.exists()]
         name = f"written-{uuid.uuid4().hex}.tmp"
         self.write(name, b"")
         self.delete(name)
+        for path in made:
+            with contextlib.suppress(OSError):  # another job writes there already
+                path.rmdir()
 
     def delete(self, name: str = "") -> None:
         """Remove the file or folder `name`, or this folder, if it is there."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote
 
 from raymed.errors import UserError
-from raymed.storage import refuse_password
+from raymed.storage import Folder, refuse_password
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: nothing is sent anywhere
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -294,6 +294,19 @@ def reachable(tracking_uri: str) -> tuple[str, str | None]:
             f"Give --tracking-uri sqlite:///{Path(rest or tracking_uri).resolve()}/mlflow.db"
         )
     return tracking_uri, None
+
+
+def check_reachable(tracking_uri: str) -> None:
+    """As `reachable`, but a database that is not there yet is not created.
+
+    Raises:
+        UserError: as for `reachable`, or the database's folder cannot be written to.
+    """
+    path = Path(tracking_uri.removeprefix("sqlite:///")).expanduser().resolve()
+    if tracking_uri.startswith("sqlite:///") and not path.exists():
+        Folder.at(path.parent).check_writable()
+    else:
+        reachable(tracking_uri)
 
 
 def _answers(uri: str) -> None:

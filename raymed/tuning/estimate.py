@@ -12,6 +12,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job import Outcome
 from raymed.recipes.recipe import TrainingPass
+from raymed.tracking import check_reachable
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import Night
 
@@ -25,9 +26,8 @@ def describe(night: Night) -> Outcome:
         UserError: something of that does not fit.
     """
     spec, prepared = night.template, Prepared.open(night.template.data)
-    night.open_tracker()
-    spec.folder.write(".writable", b"")
-    spec.folder.delete(".writable")
+    check_reachable(night.tracking_uri)
+    spec.folder.check_writable()
     each, concurrent = night.resources()
     plan = spec.plan(prepared, 0)
     records, noun = plan.rows, spec.sampling.noun

@@ -116,6 +116,13 @@ def test_a_dry_run_refuses_a_space_of_settings_that_are_not_there(night):
         describe(dataclasses.replace(night, search=search))
 
 
+def test_a_dry_run_leaves_nothing(night, tmp_path):
+    place = tmp_path / "new" / "runs"
+    template = dataclasses.replace(night.template, storage=str(place))
+    describe(dataclasses.replace(night, template=template, tracking_uri=f"sqlite:///{place}/mlflow.db"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, prepared, tmp_path):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     ResNetModel(config).save_pretrained(tmp_path / "model")
