@@ -180,14 +180,14 @@ def list_samples(
     root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
     samples = _Samples(root, settings.source_settings, private)
     if settings.format == "table" or (settings.format == "auto" and is_table(path)):
-        used = {path.stem: _use(DataSet(path.stem, ".", path, {}), most, samples.notes)}
+        used = {path.stem: _use(path, DataSet(path.stem, ".", path, {}), most, samples.notes)}
         for number, sample in _table_rows(path, root, settings):
             samples.add(path.stem, most, sample, f"{path.name}:{number}", None)
         used[path.stem]["lines"] = samples.lines
     else:
         used = {}
         for part in _data_sets(path, root, samples.notes):
-            use = used[part.name] = _use(part, most, samples.notes)
+            use = used[part.name] = _use(path, part, most, samples.notes)
             for number, offset, line in _kept_lines(part, use, samples.notes):
                 samples.add_line(part, use["max_dynamic_patch"], line, number, offset)
     return samples.listing(), used
@@ -343,12 +343,12 @@ def _as_lines(path: Path, notes: list[str]) -> Path:
     return target
 
 
-def _use(part: DataSet, most: int, notes: list[str]) -> dict[str, Any]:
+def _use(path: Path, part: DataSet, most: int, notes: list[str]) -> dict[str, Any]:
     """What is done with a data set."""
-    entry, where = part.entry, f"data set {part.name}"
+    entry, where = part.entry, f"{path}: {part.name}"
     unknown = [key for key in entry if key not in KNOWN_KEYS]
     if unknown:
-        notes.append(f"{where}: keys that mean nothing here: {', '.join(unknown)}")
+        notes.append(f"data set {part.name}: keys that mean nothing here: {', '.join(unknown)}")
     repeat, augmented, tiles = entry.get("repeat_time", 1), entry.get("data_augment", False), entry.get("max_dynamic_patch")
     if isinstance(repeat, bool) or not isinstance(repeat, int | float) or repeat <= 0 or (repeat > 1 and repeat % 1):
         raise UserError(
