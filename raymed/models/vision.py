@@ -1,7 +1,9 @@
-"""An image backbone with a linear head: for those with small machines."""
+"""An image backbone with a linear head, or a committee of them: for those with small machines."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,14 +17,16 @@ from raymed.models.backbone_weights import load_weights, refuse_keys
 from raymed.models.backbones import (
     PRESETS,
     TOKEN_MODELS,
-    InputNorm,
     check_size,
     feature_norm,
     feature_width,
+    input_norm,
     make_backbone,
     pooled_features,
     read_config,
 )
+from raymed.models.committee import COMMITTEE, Committee, member_folder
+from raymed.models.efficientnet_lite import LITE, installed_weights
 from raymed.models.settings import ModelSettings
 
 WEIGHTS = "model.safetensors"
@@ -30,6 +34,7 @@ _DROP_PATH_OPTION = {  # kind of backbone -> its setting of stochastic depth
     "convnext": "drop_path_rate",
     "convnextv2": "drop_path_rate",
     "efficientnet": "drop_connect_rate",
+    "efficientnet_lite": "drop_path_rate",
     "starnet": "drop_path_rate",
     "starnet_dual_pyramid_rcf": "drop_path_rate",
 }
@@ -41,7 +46,10 @@ class ImageClassifier(nn.Module):
     Attributes:
         backbone: a transformers image model.
         head: dropout and the linear layer, after a layer norm where the backbone's tokens have none.
+        pretrained: whether the backbone started from given weights.
     """
+
+    pretrained: bool = False
 
     def __init__(self, config: PreTrainedConfig, classes: int, size: int, dropout: float = 0.0) -> None:
         """
@@ -55,7 +63,7 @@ class ImageClassifier(nn.Module):
             UserError: the picture size does not fit the backbone's patches.
         """
         super().__init__()
-        self.normalise = InputNorm()
+        self.normalise = input_norm(config)
         self.backbone = make_backbone(config, size)
         self.head = nn.Sequential(feature_norm(config), nn.Dropout(dropout), nn.Linear(feature_width(config), classes))
 
@@ -90,7 +98,7 @@ class ImageClassifier(nn.Module):
 
 
 def check(settings: ModelSettings, size: int) -> None:
-    """Refuse settings and picture sizes that the backbone cannot take, without loading its weights.
+    """Refuse settings and picture sizes that a backbone cannot take, without loading its weights.
 
     Raises:
         UserError: says which.
@@ -98,24 +106,36 @@ def check(settings: ModelSettings, size: int) -> None:
     for name in ("vision_layer", "freeze_projector", "freeze_language", "vision_lora", "language_lora"):
         if getattr(settings, name):
             raise UserError(f"model.{name} is for InternVL; {settings.origin} is an image backbone")
+    for member in _members(settings):
+        _check_member(member, size)
+
+
+def _check_member(settings: ModelSettings, size: int) -> None:
     config = _config(settings, size)
     if settings.attention != "auto" and config.model_type not in TOKEN_MODELS:
         raise UserError(f"model.attention has no effect on {settings.origin}, which has no attention: set it to auto")
     if settings.drop_path and config.model_type not in (*TOKEN_MODELS, *_DROP_PATH_OPTION):
         raise UserError(f"model.drop_path has no effect on {settings.origin}: set it to 0")
     check_size(config, size)
+    _given_weights(settings)
 
 
-def build(settings: ModelSettings, classes: int, size: int) -> ImageClassifier:
-    """The classifier with its starting weights, adapted as the settings say."""
-    config = _config(settings, size)
+def build(settings: ModelSettings, classes: int, size: int) -> nn.Module:
+    """The classifier, or the committee, with its starting weights, adapted as the settings say."""
+    members = [_build_member(member, classes, size) for member in _members(settings)]
+    return members[0] if len(members) == 1 else Committee(members)
+
+
+def _build_member(settings: ModelSettings, classes: int, size: int) -> ImageClassifier:
+    config, weights = _config(settings, size), _given_weights(settings)
     if config.model_type in _DROP_PATH_OPTION:
         setattr(config, _DROP_PATH_OPTION[config.model_type], settings.drop_path)
     if config.model_type in TOKEN_MODELS and settings.attention != "auto":
         config._attn_implementation = settings.attention
     module = ImageClassifier(config, classes, size, settings.dropout)
-    if settings.path is not None:
-        load_weights(module.backbone, Path(settings.path))
+    if weights is not None:
+        load_weights(module.backbone, weights)
+        module.pretrained = True
     if settings.drop_path and config.model_type in TOKEN_MODELS:
         adapt.add_drop_path(module.backbone, settings.drop_path)
     if settings.freeze_vision:
@@ -125,12 +145,19 @@ def build(settings: ModelSettings, classes: int, size: int) -> ImageClassifier:
     return module
 
 
-def load(folder: Path, classes: int, size: int) -> ImageClassifier:
-    """The classifier that `ImageClassifier.export` wrote.
+def load(folder: Path, classes: int, size: int) -> nn.Module:
+    """The classifier or the committee that `export` wrote.
 
     Raises:
         UserError: the folder is not complete, or its weights do not fit.
     """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if config["model_type"] == COMMITTEE:
+        return Committee([_load_member(member_folder(folder, n), classes, size) for n in range(config["members"])])
+    return _load_member(folder, classes, size)
+
+
+def _load_member(folder: Path, classes: int, size: int) -> ImageClassifier:
     module = ImageClassifier(read_config(folder), classes, size)
     try:
         report = module.load_state_dict(load_file(folder / WEIGHTS), strict=False)
@@ -138,6 +165,23 @@ def load(folder: Path, classes: int, size: int) -> ImageClassifier:
         raise UserError(f"cannot load the weights {folder / WEIGHTS}: {error}") from error
     refuse_keys(folder, {"missing": report.missing_keys, "unexpected": report.unexpected_keys})
     return module
+
+
+def _members(settings: ModelSettings) -> list[ModelSettings]:
+    """The settings of each network; of a committee, only members with given weights are frozen."""
+    members = [replace(settings, preset=name) for name in settings.members]
+    if len(members) == 1:
+        return members
+    return [
+        member if _given_weights(member) else replace(member, freeze_vision=False, trainable_blocks=0) for member in members
+    ]
+
+
+def _given_weights(settings: ModelSettings) -> Path | None:
+    """Where the starting weights of a backbone lie; None where they are drawn."""
+    if settings.path is not None:
+        return Path(settings.path)
+    return installed_weights() if settings.preset == LITE else None
 
 
 def _config(settings: ModelSettings, size: int) -> PreTrainedConfig:

@@ -153,7 +153,10 @@ class LungRecipe:
         weights, labels = self.loss_settings, batch.tensors["labels"]
         output = module(**batch.tensors) if weights.lm_weight else module(pixels=batch.tensors["pixels"])
         logits = output["logits"].float()
-        choice = F.cross_entropy(logits, labels, label_smoothing=weights.label_smoothing, reduction="sum")
+        voices = output.get("member_logits", logits[None]).float()  # each member of a committee learns by itself
+        choice = F.cross_entropy(
+            voices.flatten(0, 1), labels.repeat(len(voices)), label_smoothing=weights.label_smoothing, reduction="sum"
+        ) / len(voices)
         total = weights.choice_weight * choice
         logged = {"choice_loss": choice, "accuracy": (logits.argmax(1) == labels).sum()}
         if "language_loss" in output:

@@ -61,8 +61,8 @@ def test_tiny_stays_tiny() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("tiny", "small-cnn", "resnet18", "resnet50", "convnext-tiny", "efficientnet-b0", "vit-small", "starnet_s1"),
-        "starnet_dual_pyramid_rcf",
+        *("tiny", "small-cnn", "resnet18", "resnet50", "convnext-tiny", "efficientnet-b0", "efficientnet-lite0"),
+        *("vit-small", "starnet_s1", "starnet_dual_pyramid_rcf"),
     ],
 )
 def test_every_parameter_of_a_preset_is_used_and_pictures_make_a_difference(name: str) -> None:

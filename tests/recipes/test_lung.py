@@ -21,7 +21,7 @@ from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.lung import LossSettings, LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass
 
-FAMILIES = ["tiny", "internvl-tiny"]
+FAMILIES = ["tiny", "internvl-tiny", "tiny+tiny"]
 SIZE = 56
 
 
