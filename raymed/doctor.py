@@ -140,7 +140,8 @@ def storage(folder: Folder) -> Iterator[Finding]:
         return
     yield Finding("storage", "ok", f"{folder.uri} can be written")
     if folder.is_local:
-        free = shutil.disk_usage(folder.path).free
+        there = next(path for path in (Path(folder.path), *Path(folder.path).parents) if path.exists())
+        free = shutil.disk_usage(there).free
         enough = free >= LOW_DISK
         text = f"{free / GIB:.0f} GiB free" + (
             "" if enough else ": a night's checkpoints may fill it; free space or move --storage"
