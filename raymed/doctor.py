@@ -151,10 +151,11 @@ def storage(folder: Folder) -> Iterator[Finding]:
 
 def tracking(uri: str) -> Finding:
     """Whether MLflow's server or database can be reached."""
-    from raymed.tracking import reachable
+    from raymed.tracking import check_reachable
 
     try:
-        return Finding("MLflow", "ok", reachable(uri)[0])
+        check_reachable(uri)
+        return Finding("MLflow", "ok", uri)
     except UserError as error:
         return Finding("MLflow", "wrong", str(error))
 
