@@ -128,8 +128,9 @@ def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, p
     ResNetModel(config).save_pretrained(tmp_path / "model")
     save_file({"other.weight": torch.zeros(1)}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     recipe = LungRecipe.for_data(prepared.labels, prepared.size, ModelSettings(path=str(tmp_path / "model")))
-    template = dataclasses.replace(night.template, name="unfit", recipe=recipe)
-    unfit = dataclasses.replace(night, template=template, search=dataclasses.replace(night.search, concurrent=1))
+    template = dataclasses.replace(night.template, storage=str(tmp_path), name="unfit", recipe=recipe)
+    search, uri = dataclasses.replace(night.search, concurrent=1), f"sqlite:///{tmp_path}/mlflow.db"
+    unfit = dataclasses.replace(night, template=template, search=search, tracking_uri=uri)
     with pytest.raises(UserError, match="do not fit"):
         unfit.run()
     assert [trial.state for trial in unfit.open_study().trials] == [TrialState.RUNNING], "or the mended search lacks it"
