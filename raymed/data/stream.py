@@ -85,13 +85,16 @@ class Streamed:
         return self
 
     def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
+        if not micro_batches:
+            return
         ray.data.DataContext.get_current().execution_options.preserve_order = True
         items = [{"slot": slot, "places": self.prepared.places(rows)} for slot, rows in enumerate(micro_batches)]
-        dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // 4))
+        blocks = max(1, len(items) // 4)
+        dataset = ray.data.from_items(items, override_num_blocks=blocks)
         tables = dataset.map_batches(
-            _read_slot, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=os.cpu_count()
+            _read_slot, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=min(blocks, os.cpu_count() or 1)
         ).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        yield from _regroup(tables, len(micro_batches))
+        yield from _regroup(tables)
 
 
 def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
@@ -100,7 +103,8 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     shards = sorted(set(prepared.index["shard"].take(pa.array(rows)).to_pylist()))
     kept = pa.array(wanted.to_pylist())
     # Without a claim on CPUs: blocks that are lost with a machine come back while workers hold every CPU there is.
-    at_once = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    at_once = cpus if len(shards) > cpus else None
     dataset = (
         ray.data.read_parquet(
             [f"{prepared.folder.path}/shards/{shard}" for shard in shards],
@@ -199,7 +203,7 @@ def _read_slot(batch: Any) -> Any:
     return table.append_column("slot", pa.array(np.full(table.num_rows, batch["slot"][0], dtype=np.int64)))
 
 
-def _regroup(tables: Iterable[pa.Table], count: int) -> Iterator[list[Record]]:
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[list[Record]]:
     """Blocks hold one or more micro-batches, or parts of them: give each micro-batch once it is whole."""
     current, records = 0, list[Record]()
     for table in tables:
@@ -208,5 +212,4 @@ def _regroup(tables: Iterable[pa.Table], count: int) -> Iterator[list[Record]]:
                 yield records
                 current, records = slot, []
             records.append(record)
-    if count:
-        yield records
+    yield records
