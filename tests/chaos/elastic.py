@@ -34,7 +34,16 @@ NOTICE = 60  # seconds between a spot notice and the end of the machine
 
 
 def main(folder: Path) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)  # hooks need the main thread
+    try:
+        _run(folder, cluster)
+        ray.shutdown()
+    finally:
+        cluster.shutdown()
+
+
+def _run(folder: Path, cluster: Cluster) -> None:
     os.environ["RAY_ADDRESS"] = cluster.address
     other = cluster.add_node(num_cpus=1)
     connect()
@@ -78,8 +87,6 @@ def main(folder: Path) -> None:
     worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
     assert worst <= 1e-4, f"losses differ by {worst:.1e}"
     print(f"{'; '.join(seen)}; largest difference of an epoch's losses {worst:.1e}")
-    ray.shutdown()
-    cluster.shutdown()
 
 
 def _history(prepared: Prepared, spec: FitSpec) -> list[float]:

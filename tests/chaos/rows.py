@@ -29,12 +29,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import signals
+import small_signals
 from conftest import RAY_TOKEN, write_prepared
 from leak_rows import leaks
 from ray import cloudpickle
 from ray.train import UserCallback
 from search_rows import SCRIPT, bad_trials, head_lost, small_trials, stopped_trials
+from small import Small
 from small_search import search
+from small_signals import SmallSignalling
 from storage_rows import s3, storage_full
 from test_state import SETTINGS, train
 
@@ -43,13 +46,15 @@ from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.outbox import Outbox
-from raymed.recipes.lung import LungRecipe
 from raymed.storage import Folder
 from raymed.tracking import Tracker
 from raymed.training.checkpoint import Progress, fetch_newest, publish, verify
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.journal import Journal
+
+for each in (signals, small_signals):
+    cloudpickle.register_pickle_by_value(each)  # workers cannot import tests
 
 Row = Callable[[int, int, Path], str]
 
@@ -235,7 +240,7 @@ def damaged_samples(tries: int, seed: int, folder: Path) -> str:
         for path in damaged:
             _harm(path, draw.choice(["cut", "emptied"]), random.Random(seed))
         if share == 0.2:
-            with pytest.raises(UserError, match=rf"\d+ of {tries} slices cannot be used"):
+            with pytest.raises(UserError, match=rf"\d+ of {tries} records cannot be used"):
                 prepare(folder / "source", str(folder / f"prepared-{share}"), settings)
         else:
             prepare(folder / "source", str(folder / f"prepared-{share}"), settings)
@@ -273,12 +278,12 @@ ROWS: dict[str, tuple[Row, int, int]] = {
 def _spec(prepared: Prepared, folder: Path, name: str, stage: int) -> FitSpec:
     """Two workers, two epochs of 18 micro-batches in 5 steps, a checkpoint after each."""
     settings = TrainSettings(epochs=2, global_batch=16, micro_batch=5, lr=3e-3, zero_stage=stage, checkpoint_steps=1)  # type: ignore[arg-type]
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = Small.for_data(prepared.labels, prepared.size)
     return FitSpec(name, str(folder / "runs"), prepared.folder.uri, recipe, settings, workers=2)
 
 
 def _signalled(spec: FitSpec, count: Path, at: int, number: int, wait: float) -> FitSpec:
-    recipe = signals.Signalling(**vars(spec.recipe), at=at, count=str(count), signal=number, wait=wait)
+    recipe = SmallSignalling(**vars(spec.recipe), at=at, count=str(count), signal=number, wait=wait)
     return dataclasses.replace(spec, recipe=recipe)
 
 
@@ -289,7 +294,6 @@ def _history(prepared: Prepared, spec: FitSpec, callbacks: Sequence[UserCallback
     from raymed.training.fit import fit, resources
 
     connect()
-    cloudpickle.register_pickle_by_value(signals)  # workers cannot import tests
     fit(spec, stage(prepared, spec.all_rows(prepared)), resources(spec.workers, 1), callbacks=callbacks)
     newest = max(Path(spec.folder.path).glob("step-*"), key=lambda path: path.name[:13])
     return [{key: epoch[key] for key in ("val_loss", "train_loss")} for epoch in Progress.read(newest).history]

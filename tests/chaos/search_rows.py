@@ -111,7 +111,7 @@ def head_lost(tries: int, seed: int, folder: Path) -> str:
                 assert job.poll() is None, "the search ended before the head was lost"
                 time.sleep(0.2)
         job.wait(120)
-        before = {path.name for path in trials.glob("trial-0001/step-*")}
+        before = {path.parent.name for path in trials.glob("trial-0001/step-*/sealed-000.json")}
         with _head(folder, f"{name}-second") as submit:
             assert submit(name).wait(900) == 0, "the search did not go on"
         after = {path.name for path in trials.glob("trial-0001/step-*")}
