@@ -1,0 +1,13 @@
+"""A small run that sends a real signal while it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from signals import Signalling
+from small import Small
+
+
+@dataclass(frozen=True)
+class SmallSignalling(Small, Signalling):
+    """`Signalling` over the small network."""
