@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from raymed.errors import UserError
@@ -18,3 +21,16 @@ def test_the_learning_rate_rises_linearly_peaks_once_and_ends_at_its_floor():
 def test_settings_that_cannot_train_are_refused_before_any_work(wrong):
     with pytest.raises(UserError, match="train"):
         TrainSettings(**wrong)
+
+
+@pytest.mark.slow
+def test_a_worker_starts_without_mlflow_and_can_still_import_it():
+    """DeepSpeed's autotuner imports it if it can, which is a fifth of a worker's start."""
+    code = """
+import sys, torch
+from raymed.training.engine import prepare_process
+prepare_process(torch.device("cpu"))
+assert "deepspeed" in sys.modules and "mlflow" not in sys.modules
+import mlflow.version
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
