@@ -59,6 +59,12 @@ def wrong(path: Path, **settings: Any) -> str:
     return str(caught.value)
 
 
+def test_an_answer_among_declared_choices_loses_the_blanks_around_it_and_others_keep_theirs() -> None:
+    asked = read_sample(line(question="<image>\n<cls>: no | yes .", answer=" yes\n").encode()).messages
+    assert asked == (Message("human", "<image>\n<cls>: no | yes ."), Message("gpt", "yes"))
+    assert read_sample(line(answer=" yes\n").encode()).messages[1].text == " yes\n"
+
+
 def test_data_sets_give_samples_by_patient_and_study_and_say_how_they_are_used(folder: Path) -> None:
     listing, used = listed(folder / "meta.json")
     assert [(study.patient, study.study, len(study.slices)) for study in listing.studies] == [
@@ -78,6 +84,11 @@ def test_data_sets_give_samples_by_patient_and_study_and_say_how_they_are_used(f
     [
         ('{"image": "a.png"', "not valid JSON"),
         ("[1]", "not a JSON object"),
+        (line(question="<image>\n<cls>: 0|1.", answer="2"), "conversations[0]: the answer '2' is not among the choices 0|1"),
+        (
+            line(question="<cls>：0|0。", answer="0"),
+            "conversations[0]: the choices '0|0' must be at least two different texts",
+        ),
         (json.dumps({"image": "a.png"}), "no conversations"),
         (line(question="<image><image>"), "2 <image> marks in human turns for 1 pictures"),
         (line(["a.png", "b.png"]), "1 <image> marks in human turns for 2 pictures"),
