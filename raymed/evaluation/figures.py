@@ -23,7 +23,7 @@ def confusion(evaluation: Evaluation, names: Sequence[str]) -> Figure:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(1.8 + 1.05 * len(shown), 1.2 + 0.95 * len(shown)))
     axes = figure.subplots()
-    axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", [PAPER, ACCENT]), vmin=0, vmax=1)
+    axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", [PAPER, ACCENT]), vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(*counts.shape):
         colour = PAPER if shares[row, column] > 0.5 else INK
         share = f"{shares[row, column]:.0%}" if counts[row].any() else "–"
