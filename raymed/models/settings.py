@@ -15,7 +15,7 @@ class ModelSettings:
     Attributes:
         preset: random weights: `tiny`, `small-cnn`, `resnet18` to `resnet152`, `convnext-tiny` to `convnext-large`,
             `efficientnet-b0` to `efficientnet-b7`, `starnet_s1` to `starnet_s4`, `starnet_dual_pyramid_rcf`, `vit-small`,
-            `vit`, `internvit-300m` (image backbones), `internvl-tiny`, `internvl2_5-1b` (InternVL); or
+            `vit`, `internvit-300m` (image backbones), `internvl-tiny`, `internvl-small`, `internvl2_5-1b` (InternVL); or
             `efficientnet-lite0`, an image backbone with ImageNet weights from an installed package. Image backbones joined
             by `+` are a committee: trained side by side, and their probabilities averaged.
         path: local folder with weights, in place of the preset: InternVL (native or original layout) or an image backbone.
