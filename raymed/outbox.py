@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -37,7 +38,6 @@ class Outbox:
         self._path, self._service, self._deliver = path, service, deliver
         self._waiting = deque(_whole_entries(path))
         path.write_text("".join(json.dumps(entry) + "\n" for entry in self._waiting), "utf-8")
-        self._file = path.open("a", encoding="utf-8")
         self._changed = threading.Condition()
         self._error: UserError | None = None
         self._closing = False
@@ -55,8 +55,8 @@ class Outbox:
             if len(self._waiting) >= MOST_WAITING:
                 raise UserError(f"{self._service} has been away too long: {MOST_WAITING} entries wait in {self._path}")
             try:
-                self._file.write(json.dumps(entry) + "\n")
-                self._file.flush()
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
             except OSError as error:
                 raise UserError(
                     f"{self._path} cannot be written: {error}. "
@@ -84,8 +84,6 @@ class Outbox:
                     len(self._waiting),
                     self._path,
                 )
-            else:
-                self._file.close()
 
     def _check(self) -> None:
         if self._error is not None:
@@ -107,7 +105,7 @@ class Outbox:
             with self._changed:
                 self._waiting.popleft()
                 if not self._waiting:
-                    self._file.truncate(0)
+                    os.truncate(self._path, 0)
 
     def _try(self, entry: dict[str, Any]) -> None:
         pause, since = FIRST_PAUSE, time.monotonic()

@@ -19,6 +19,7 @@ import numpy as np
 import ray
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
+from ray.tune import TuneError
 
 from raymed.cluster import HEAD, capacity
 from raymed.data.plan import EpochPlan
@@ -252,6 +253,10 @@ class Night:
                     recorder.interrupt(study.mistake)
                     raise UserError(study.mistake)
                 recorder.settle()
+            except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
+                if isinstance(error.__context__, UserError):
+                    raise error.__context__ from None
+                raise
             except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
                 recorder.interrupt()
                 raise

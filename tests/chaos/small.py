@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,22 +55,17 @@ class Held(Small):
 
 @dataclass(frozen=True)
 class Full(Small):
-    """Fills the file system at `disk` in the second epoch, or makes it read-only; nothing of that where `disk` is empty."""
+    """Fills the file system at `disk` in the second epoch; nothing of that where `disk` is empty."""
 
     disk: str = ""
-    read_only: bool = False
 
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
         if self.disk and training is not None and training.epoch == 1:
-            if self.read_only:
-                subprocess.run(["mount", "-o", "remount,ro", self.disk], check=True)
-            else:
-                with contextlib.suppress(OSError), Path(self.disk, "filler").open("ab", buffering=0) as file:
-                    while True:
-                        file.write(bytes(2**12))
+            with contextlib.suppress(OSError), Path(self.disk, "filler").open("ab", buffering=0) as file:
+                while True:
+                    file.write(bytes(2**12))
         return super().encode(records, training)
 
     def free(self) -> None:
         """There is room again."""
-        subprocess.run(["mount", "-o", "remount,rw", self.disk], check=True)
         Path(self.disk, "filler").unlink(missing_ok=True)
