@@ -158,9 +158,11 @@ def run(
         code, text, data = _failure(2, str(error))
     except RunError as error:
         code, text, data = _failure(1, str(error))
-    except SystemExit as stopped:  # --help, or options that cannot be read: the parser has said why
-        code, text, data = _failure(int(stopped.code or 0), "the options cannot be read; standard error says why")
-        text, as_json = "", as_json and bool(code)
+    except SystemExit as stopped:
+        if not stopped.code:  # --help
+            raise
+        code, _, data = _failure(int(stopped.code), "the options cannot be read; standard error says why")
+        text = ""  # the parser has said it
     except KeyboardInterrupt:
         code, text, data = _failure(130, f"stopped. To go on from the last checkpoint: {shlex.join(['python', *sys.argv])}")
     except Exception as error:

@@ -129,7 +129,7 @@ def test_the_job_says_what_to_mend_and_speaks_json(tmp_path: Path) -> None:
         "--json",
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr
     answer = json.loads(done.stdout)
     assert answer["ready"] is False
     assert [each["subject"] for each in answer["findings"] if each["state"] == "wrong"] == ["data"]
