@@ -16,6 +16,7 @@ from raymed.data.split import SPLITS
 from raymed.evaluation.metrics import Evaluation
 from raymed.evaluation.predict import Inference
 from raymed.evaluation.summary import show
+from raymed.models.settings import LITE
 
 if TYPE_CHECKING:
     from raymed.judgement import Judgement, Refit
@@ -147,7 +148,10 @@ def _origin(settings: Mapping[str, Any]) -> str:
 
 
 def _licence(settings: Mapping[str, Any]) -> str:
-    path = settings.get("model", {}).get("path")
-    if path:
-        return f"Not stated. The weights started from {Path(path).name}, whose licence applies; so do the terms of the data."
+    model = settings.get("model", {})
+    if model.get("path"):
+        start = Path(model["path"]).name
+        return f"Not stated. The weights started from {start}, whose licence applies; so do the terms of the data."
+    if LITE in model.get("preset", "").split("+"):
+        return f"Not stated. {LITE} started from ImageNet weights under Apache-2.0; the terms of the data apply too."
     return "Not stated. The weights started from random numbers; the terms of the data apply."

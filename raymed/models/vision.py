@@ -26,8 +26,8 @@ from raymed.models.backbones import (
     read_config,
 )
 from raymed.models.committee import COMMITTEE, Committee, member_folder
-from raymed.models.efficientnet_lite import LITE, installed_weights
-from raymed.models.settings import ModelSettings
+from raymed.models.efficientnet_lite import installed_weights
+from raymed.models.settings import LITE, ModelSettings
 
 WEIGHTS = "model.safetensors"
 _DROP_PATH_OPTION = {  # kind of backbone -> its setting of stochastic depth

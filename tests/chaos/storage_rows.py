@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 import small
 from conftest import write_prepared
 from object_store import object_store
@@ -63,6 +64,8 @@ def storage_full(tries: int, seed: int, folder: Path) -> str:
             left = fetch_newest(night.trial(0, {}).folder, folder / f"left-{attempt}")
             assert left is not None and Progress.read(left).global_step >= 5, "an earlier checkpoint was touched"
             harmed.free()
+            ray.shutdown()  # the process that was told has ended, and its workers with it
+            connect()
             found = dataclasses.replace(night, template=dataclasses.replace(run, recipe=plain)).run().trials[-1]
             assert found.state == TrialState.COMPLETE and found.intermediate_values == expected.intermediate_values
     return f"{tries} of {tries} said what to do, left the earlier checkpoints whole and went on to the same losses"
