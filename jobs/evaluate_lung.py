@@ -10,13 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import numpy as np
-import pandas as pd
-
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.evaluation.metrics import evaluate, judge_patients
-from raymed.evaluation.patients import softmax, to_patients
+from raymed.evaluation.patients import decision_table, softmax, to_patients
 from raymed.evaluation.predict import chosen_rows, predict_rows
 from raymed.evaluation.summary import lines
 from raymed.job import JobOptions, Outcome, run
@@ -80,24 +77,16 @@ def main(options: Evaluate) -> Outcome:
     ]
     if options.out is not None:
         folder = Folder.at(options.out)
-        where = {"patient_id": patients.ids, "slices": patients.slices, "source": patients.sources}
-        folder.write("patients.csv", csv_of(where, patients.labels, patients.probabilities, names))
-        where = {"patient_id": columns["patient"], **{name: columns[name] for name in ("study", "position", "id")}}
-        folder.write("slices.csv", csv_of(where, columns["label"], probabilities, names))
+        which = {"patient_id": patients.ids, "slices": patients.slices, "source": patients.sources}
+        per_patient = decision_table(which, patients.labels, patients.probabilities, names)
+        which = {"patient_id": columns["patient"], **{name: columns[name] for name in ("study", "position", "id")}}
+        each_slice = decision_table(which, columns["label"], probabilities, names)
+        for name, table in (("patients", per_patient), ("slices", each_slice)):
+            folder.write(f"{name}.csv", table.to_csv(index=False).encode())
         text.append(f"every patient and slice: {folder.uri}/patients.csv and slices.csv")
     text.append(f"{resolved.name} on {evaluation.patients} patients ({options.split}) of {prepared.folder.uri}")
     data = {"model": resolved.name, "data": prepared.digest, "split": options.split, "notes": notes}
     return Outcome("\n".join(text), data | {"evaluation": asdict(evaluation), "slices": per_slice})
-
-
-def csv_of(where: dict[str, np.ndarray], labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> bytes:
-    """A line per patient or slice: which one, its label, the decision, and the probability of each class."""
-    decided = {
-        "label": [names[label] for label in labels],
-        "decision": [names[best] for best in probabilities.argmax(axis=1)],
-    }
-    shares = {f"p_{name}": column for name, column in zip(names, probabilities.T, strict=True)}
-    return pd.DataFrame({**where, **decided, **shares}).to_csv(index=False).encode()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.calibration import fit_temperature
 from raymed.evaluation.metrics import Evaluation, evaluate
-from raymed.evaluation.patients import Patients, softmax, to_patients
+from raymed.evaluation.patients import Patients, decision_table, softmax, to_patients
 from raymed.evaluation.predict import Model, chosen_rows, predict_rows
 from raymed.recipes import RECIPE_FILE
 from raymed.storage import Folder
@@ -140,16 +140,13 @@ class Judgement:
 
     def predictions(self) -> bytes:
         """A CSV of every judged patient. It names patients: keep it in the storage, never in MLflow."""
-        names = self.class_names
-        tables = []
-        for split, patients in (("val", self.validation_patients), ("test", self.test_patients)):
-            if patients is not None:
-                table = pd.DataFrame(patients.probabilities, columns=[f"p_{name}" for name in names])
-                table.insert(0, "decision", [names[decision] for decision in patients.decisions])
-                table.insert(0, "label", [names[label] for label in patients.labels])
-                table.insert(0, "patient_id", patients.ids)
-                table.insert(0, "split", split)
-                tables.append(table.assign(slices=patients.slices, source=patients.sources))
+        tables = [
+            decision_table(
+                {"split": split, "patient_id": patients.ids}, patients.labels, patients.probabilities, self.class_names
+            ).assign(slices=patients.slices, source=patients.sources)
+            for split, patients in (("val", self.validation_patients), ("test", self.test_patients))
+            if patients is not None
+        ]
         return pd.concat(tables).to_csv(index=False).encode()
 
     def hardest(self, prepared: Prepared, count: int = 6, slices: int = 16) -> list[HardPatient]:
