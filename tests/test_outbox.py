@@ -102,3 +102,10 @@ def test_a_locked_database_holds_nobody_up_and_gets_every_metric_once(tmp_path):
     outbox.close()
     history = tracker.client.get_metric_history(run, "val_loss")
     assert [metric.step for metric in history] == list(range(1, 21))
+
+
+def test_a_full_disk_is_told_with_what_to_do_and_only_once() -> None:
+    outbox = Outbox(Path("/dev/full"), "the service", Service().deliver)  # every write finds no space
+    with pytest.raises(UserError, match="Free space"):
+        outbox.put({"number": 0})
+    outbox.close()
