@@ -38,6 +38,7 @@ from raymed.models.settings import ClipModelSettings
 from raymed.recipes.clip import ClipRecipe
 from raymed.recipes.recipe import TrainingPass
 from raymed.training.engine import TrainSettings, learning_rate
+from raymed.training.precision import arithmetic
 
 ROOT = Path(__file__).parent.parent
 TRAIN = TrainSettings(warmup=0.0, final_lr=0.0, lr=1e-3, global_batch=32, micro_batch=32)
@@ -177,13 +178,14 @@ def train_fold(
 
     train, val = loader("train"), loader("val")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, epochs * len(train), TRAIN))
+    amp = arithmetic(precision, device) == "amp"
     best = 0.0
     for epoch in range(epochs):
         module.train()
         for records in train:
             batch = recipe.encode(records, TrainingPass(0, epoch))
             batch = replace(batch, tensors={name: tensor.to(device) for name, tensor in batch.tensors.items()})
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "amp"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 loss = recipe.loss(module, batch).total / len(records)
             optimizer.zero_grad()
             loss.backward()

@@ -25,6 +25,7 @@ from raymed.errors import RunError, UserError
 from raymed.models.norm import settle_batch_norms, uncounted
 from raymed.recipes.recipe import Batch, Recipe
 from raymed.training.best import Monitor
+from raymed.training.precision import Precision, arithmetic
 from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore
 
 NOT_FINITE = "the loss is not finite"
@@ -47,6 +48,7 @@ class TrainSettings:
         zero_stage: DeepSpeed ZeRO stage, 1, 2 or 3.
         precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them;
             `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
+            Devices without them compute in fp32.
         monitor: What the best epoch is chosen by: the lowest val_loss, or the highest val_acc where the system gives it.
         patience: Stop after this many epochs without an improvement of it (0 = never).
         min_delta: A smaller change of it is no improvement; in percentage points for val_acc.
@@ -65,7 +67,7 @@ class TrainSettings:
     clip: float = 1.0
     ema: float = 0.0
     zero_stage: Literal[1, 2, 3] = 1
-    precision: Literal["auto", "fp32", "bf16", "amp"] = "auto"
+    precision: Precision = "auto"
     monitor: Monitor = "val_loss"
     patience: int = 0
     min_delta: float = 0.0
@@ -136,8 +138,8 @@ class Engine:
         """Facts to tag a run with: where it computes, in which type, and what the network says of itself."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         weights = str(next(self.module.parameters()).dtype).removeprefix("torch.")
-        arithmetic = "amp" if self.settings.precision == "amp" else weights
-        return {"device": device, "precision": arithmetic} | getattr(self.module, "description", {})
+        amp = arithmetic(self.settings.precision, self.device) == "amp"
+        return {"device": device, "precision": "amp" if amp else weights} | getattr(self.module, "description", {})
 
     @property
     def lr(self) -> float:
@@ -271,18 +273,16 @@ class Engine:
 
 def deepspeed_config(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration; accumulation is ours, because the last global batch of an epoch may be smaller."""
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    computed = arithmetic(settings.precision, device)
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.clip,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": computed == "bf16"},
         # No module's gradients are sent in bf16: their sum over workers stays exact to fp32.
         "torch_autocast": {
-            "enabled": settings.precision == "amp",
+            "enabled": computed == "amp",
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
