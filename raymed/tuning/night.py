@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune import TuneError
 
-from raymed.cluster import HEAD, capacity
+from raymed.cluster import HEAD, capacity, is_own
 from raymed.data.plan import EpochPlan
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, Streamed, open_reader
@@ -67,13 +67,13 @@ class SearchSettings:
         space: Settings that are searched, by dotted name (see raymed/tuning/space.py).
         halving: When trials are stopped early.
         concurrent: Trials at once (0 = as many as the cluster holds).
-        cpus_per_worker: CPUs of each training worker.
+        cpus_per_worker: CPUs of each training worker (0 = one; of a single run on this machine, all there are between them).
     """
 
     space: Space = field(default_factory=dict)
     halving: Halving = field(default_factory=Halving)
     concurrent: int = 0
-    cpus_per_worker: int = 1
+    cpus_per_worker: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,10 @@ class Night:
         Raises:
             UserError: not even one trial fits into the cluster.
         """
-        each = resources(self.template.workers, self.search.cpus_per_worker, self.template.min_workers)
-        have = capacity(ray.cluster_resources())
+        have, workers = capacity(ray.cluster_resources()), self.template.workers
+        alone = not (self.search.space or self.variants or have["GPU"]) and is_own()
+        share = max(1, (os.cpu_count() or 1) // workers) if alone else 1
+        each = resources(workers, self.search.cpus_per_worker or share, self.template.min_workers)
         fitting = int(have["CPU"] / (each.min_workers * each.cpus + DRIVER_CPUS))
         if each.gpu:
             fitting = min(fitting, int(have["GPU"] / each.min_workers))
@@ -238,6 +240,7 @@ class Night:
                     scheduler=StudyScheduler(study, budget, verdicts, recorder.observe, interrupt),
                     num_samples=-1,
                     max_concurrent_trials=concurrent,
+                    reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
                     trial_dirname_creator=lambda trial: trial.config["spec"].name,
                 ),
                 run_config=tune.RunConfig(
