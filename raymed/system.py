@@ -8,6 +8,7 @@ import json
 import logging
 import shlex
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ log = logging.getLogger("raymed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemOptions(JobOptions):
+class SystemOptions(JobOptions, ABC):
     """Options of a training run or search.
 
     Attributes:
@@ -60,18 +61,18 @@ class SystemOptions(JobOptions):
     train: TrainSettings = field(default_factory=TrainSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
 
+    @abstractmethod
     def prepared(self) -> Prepared:
         """The prepared data: those named, or the embedded phantom patients, made on first use."""
-        raise NotImplementedError
 
+    @abstractmethod
     def recipe(self, prepared: Prepared) -> Recipe:
         """The system that the options describe, for these data."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def sampling(self) -> Sampling:
         """Which rows an epoch uses, and which of them are seen together."""
-        raise NotImplementedError
 
     def spec(self, prepared: Prepared) -> FitSpec:
         """The run that the options describe, without its name.

@@ -65,7 +65,7 @@ def resources(workers: int, cpus_per_worker: int, min_workers: int = 0) -> Resou
     if fewest * cpus_per_worker > have["CPU"]:
         raise UserError(
             f"{fewest} workers of {cpus_per_worker} CPUs do not fit into this cluster's {have['CPU']:.0f} CPUs: "
-            "lower --workers or --cpus-per-worker, or add nodes"
+            "lower --workers or --search.cpus_per_worker, or add nodes"
         )
     if gpu and fewest > have["GPU"]:
         raise UserError(f"{fewest} workers need a GPU each and the cluster has {have['GPU']:.0f}: lower --workers")
