@@ -99,19 +99,21 @@ class _CrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), at_once):
             part = slice(start, start + at_once)
             logits = (hidden[part] @ weight.T).float()
-            normaliser = logits.logsumexp(1, keepdim=True)
-            target = targets[part, None]
-            losses[part] = (normaliser - logits.gather(1, target))[:, 0]
+            target, counted = targets[part, None], weights[part, None]
+            right, highest = logits.gather(1, target), logits.amax(1, keepdim=True)
             if choices is not None and chosen is not None:
                 asked = ((choices.rows >= start) & (choices.rows < start + at_once)).nonzero()[:, 0]
                 places = choices.rows[asked, None] - start, choices.tokens[asked].clamp(min=0)
                 scores = logits[places].masked_fill(choices.tokens[asked] < 0, -torch.inf)
                 chosen[asked] = scores.log_softmax(1)
+            # In place from here on: so many logits are slow to write and to find room for.
+            raised = logits.sub_(highest).exp_()
+            sums = raised.sum(1, keepdim=True)
+            losses[part] = (sums.log() + highest - right)[:, 0]
             if of_hidden is None and of_weight is None:
                 continue
             # the gradient of cross-entropy is softmax - 1 at the target
-            gradient = logits.sub_(normaliser).exp_().scatter_add_(1, target, -torch.ones_like(normaliser))
-            gradient = gradient.mul_(weights[part, None])
+            gradient = raised.mul_(counted / sums).scatter_add_(1, target, -counted)
             if choices is not None and chosen is not None:
                 of_choices = (chosen[asked].exp() - choices.targets[asked]) * choices.weights[asked, None]
                 gradient.index_put_(places, of_choices, accumulate=True)
