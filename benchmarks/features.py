@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jsonargparse import auto_cli
-from machine import show
+from machine import flops, matrix_rate, show
 from PIL import Image
 from torch import nn
 from transformers import AutoModel, InternVLVisionConfig
@@ -82,10 +82,12 @@ def main(
     rates = {name: len(paths) / each for name, each in seconds.items()}
     lines = [f"{name:16} {rate:8.1f} pictures/s  {rate / rates['script']:5.2f}x the script" for name, rate in rates.items()]
     alike = cosine(root, paths[:8], network, size)
+    needed = flops(lambda: one_at_a_time(network, paths[:1], size))
+    fastest = matrix_rate() / needed
+    lines += [f"{needed / 1e9:.1f} GFLOP a picture: {fastest:.1f} pictures/s at the rate of fp32 matrix products"]
     lines += [f"features of the first pictures: cosine with the script's at least {alike:.6f}"]
-    show(
-        f"{len(paths)} pictures of {size} pixels, a ViT {hidden} wide with {layers} blocks", lines, rates | {"cosine": alike}
-    )
+    title = f"{len(paths)} pictures of {size} pixels, a ViT {hidden} wide with {layers} blocks"
+    show(title, lines, rates | {"matrix rate": fastest, "cosine": alike})
 
 
 def make_tower(folder: Path, size: int, hidden: int, layers: int) -> VisionTower:

@@ -6,13 +6,14 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
 
 from raymed.training.engine import prepare_process
 
@@ -54,3 +55,45 @@ def process_group_of_one() -> Iterator[None]:
 def show(title: str, lines: list[str], figures: dict[str, Any]) -> None:
     """Print the figures for a person, and as one JSON line, which is the last."""
     print(f"{title} ({describe()})", *(f"  {line}" for line in lines), json.dumps(figures), sep="\n", flush=True)
+
+
+def flops(step: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attention in `step`, which is done once."""
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _attention(
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value: tuple[int, ...],
+    dropout: float = 0.0,
+    causal: bool = False,
+    **_: Any,
+) -> int:
+    """Two products of [queries, keys] with the heads' width; half of them where each place sees only those before it."""
+    rows, heads, queries, width = query
+    return 4 * rows * heads * queries * key[2] * width // (2 if causal else 1)
+
+
+def _attention_backward(
+    gradient: tuple[int, ...],
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value: tuple[int, ...],
+    out: Any,
+    logsumexp: Any,
+    dropout: float = 0.0,
+    causal: bool = False,
+    **_: Any,
+) -> int:
+    """Twice the forward pass: what the kernel computes again to save memory is not work that must be done."""
+    return 2 * _attention(query, key, value, dropout, causal)
+
+
+# torch 2.13 counts nothing for the attention kernels of CPUs
+_FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}

@@ -33,7 +33,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
-from machine import show
+from machine import flops, matrix_rate, show
 from step import Shape, write_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -92,7 +92,8 @@ def main(
     lines = [
         f"{way:20} {each['seconds']:7.3f} s a sample  {1 / each['seconds']:6.2f} samples/s  {each['places']:6.0f} places "
         f"({each['filled']:4.0%} filled)  {each['memory'] / 2**30:6.2f} GiB above the model's "
-        f"{each['state'] / 2**30:.2f}  loss {each['loss']:.4f}"
+        f"{each['state'] / 2**30:.2f}  loss {each['loss']:.4f}  {each['flops'] / 1e9:5.0f} GFLOP a sample at "
+        f"{each['share_of_matrix_rate']:.0%} of the matrix rate"
         for way, each in found.items()
     ]
     lines.append(
@@ -136,7 +137,8 @@ def measure(way: str, folder: str, size: int, count: int, padded: int, steps: in
     optimizer.step()
     state = psutil.Process().memory_info().rss
     optimizer.zero_grad()
-    next(iter(step()))[0].backward()  # the first pass pays for choosing kernels and for fresh memory
+    # the first pass pays for choosing kernels and for fresh memory
+    needed = flops(lambda: [total.backward() for total, _, _ in step()]) / count
 
     times = []
     for _ in range(steps):
@@ -159,6 +161,8 @@ def measure(way: str, folder: str, size: int, count: int, padded: int, steps: in
         "places": places,
         "filled": filled,
         "epoch_filled": epoch_filled,
+        "flops": needed,
+        "share_of_matrix_rate": needed / statistics.median(times) * count / matrix_rate(),
     }
 
 

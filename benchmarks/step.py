@@ -32,10 +32,9 @@ import psutil
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
-from machine import matrix_rate, show
+from machine import flops, matrix_rate, show
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from raymed.data.phantom import CLASSES, PhantomSettings, phantom_patient
@@ -166,9 +165,7 @@ def measure(way: str, folder: str, size: int, samples: int, padded: int, steps: 
 
     found: dict[str, float] = {}
     if way == "recipe":
-        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-            micro_step(batches[0])[0].backward()
-        found["flops"] = counter.get_total_flops() / len(batches[0].ids)
+        found["flops"] = flops(lambda: micro_step(batches[0])[0].backward()) / len(batches[0].ids)
         found["matrix_rate"] = matrix_rate()
     else:
         micro_step(batches[0])[0].backward()  # the first pass pays for choosing kernels and for fresh memory
@@ -239,41 +236,6 @@ def conversations(module: Any, batch: Batch, padded: int) -> tuple[Tensor, Tenso
     length = max(padded, *(len(ids) for ids, _ in rows), 0)
     ids = torch.tensor([ids + [module.tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in rows])
     return ids, torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in rows])
-
-
-def attention_flops(
-    query: tuple[int, ...],
-    key: tuple[int, ...],
-    value: tuple[int, ...],
-    dropout: float = 0.0,
-    causal: bool = False,
-    **_: Any,
-) -> int:
-    """Two products of [queries, keys] with the heads' width; half of them where each place sees only those before it."""
-    rows, heads, queries, width = query
-    return 4 * rows * heads * queries * key[2] * width // (2 if causal else 1)
-
-
-def attention_backward_flops(
-    gradient: tuple[int, ...],
-    query: tuple[int, ...],
-    key: tuple[int, ...],
-    value: tuple[int, ...],
-    out: Any,
-    logsumexp: Any,
-    dropout: float = 0.0,
-    causal: bool = False,
-    **_: Any,
-) -> int:
-    """Twice the forward pass: what the kernel computes again to save memory is not work that must be done."""
-    return 2 * attention_flops(query, key, value, dropout, causal)
-
-
-# torch 2.13 counts nothing for the attention kernels of CPUs
-FORMULAS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-}
 
 
 if __name__ == "__main__":
