@@ -87,8 +87,9 @@ def sigterm(tries: int, seed: int, folder: Path) -> str:
         _history(prepared, spec, [signals.Committed(str(committed))])
         sent = count.with_suffix(".sent").stat().st_mtime
         lines = [line.split() for line in committed.read_text().splitlines()]
-        at, step = next((float(at), int(step)) for at, step in lines if float(at) > sent)
-        assert 5 < step < 10, f"the first checkpoint after the signal is of step {step}, the end of an epoch"
+        # That of the first epoch's end, step 5, may be on its way when the signal comes.
+        at, step = next((float(at), int(step)) for at, step in lines if float(at) > sent and int(step) > 5)
+        assert step < 10, f"the first checkpoint after the signal is of step {step}, the end of an epoch"
         slowest = max(slowest, at - sent)
     assert slowest < 30, f"the slowest checkpoint came after {slowest:.1f} s"
     return f"{tries} of {tries} saved within the epoch, the slowest after {slowest:.1f} s"

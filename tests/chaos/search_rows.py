@@ -38,6 +38,7 @@ for each in (harmful, small):
 SCRIPT = Path(__file__).with_name("small_search.py")
 OF_A_TRIAL = {"ImplicitFunc", "TrainController", "RayTrainWorker", "SynchronizationActor"}  # actors' classes
 SETTLED = 5.0  # seconds, within which a trial's resources must be back
+ENDED = 60.0  # seconds, after which a process that is still there is taken for a leak
 TRAIN = TrainSettings(epochs=2, global_batch=8, micro_batch=8, lr=3e-3, stall_minutes=0.2)
 
 
@@ -153,10 +154,17 @@ def _eight(prepared: Prepared, folder: Path, name: str, harm: str, bad: int) -> 
 
 
 def _assert_no_leaks() -> None:
-    states = [group["state"] for group in placement_group_table().values()]
-    assert set(states) <= {"REMOVED"}, f"placement groups left: {states}"
-    alive = {actor["ActorClassName"] for actor in ray._private.state.actors().values() if actor["State"] == "ALIVE"}
-    assert not alive & OF_A_TRIAL, f"actors left: {alive}"
+    """What is left stays; what is only slow to end on a busy machine is given time."""
+    until = time.monotonic() + ENDED
+    while (left := _left()) and time.monotonic() < until:
+        time.sleep(1)
+    assert not left, f"left: {left}"
+
+
+def _left() -> list[str]:
+    groups = [str(group["state"]) for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    actors = [each["ActorClassName"] for each in ray._private.state.actors().values() if each["State"] == "ALIVE"]
+    return groups + [name for name in actors if name in OF_A_TRIAL]
 
 
 @contextmanager
