@@ -83,7 +83,8 @@ def sigterm(tries: int, seed: int, folder: Path) -> str:
         count, committed = folder / f"count-{attempt}", folder / f"committed-{attempt}"
         spec = dataclasses.replace(_spec(prepared, folder, f"told-{attempt}", 1), workers=1)
         spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, checkpoint_steps=0))
-        spec = _signalled(spec, count, draw.randrange(9, 18), signal.SIGTERM, draw.uniform(0, 1))
+        # One worker's steps are of 4 micro-batches: the signal comes in the second, third or fourth of five.
+        spec = _signalled(spec, count, draw.randrange(5, 17), signal.SIGTERM, draw.uniform(0, 1))
         _history(prepared, spec, [signals.Committed(str(committed))])
         sent = count.with_suffix(".sent").stat().st_mtime
         lines = [line.split() for line in committed.read_text().splitlines()]
