@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -289,8 +290,8 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         if self._stays:
             return
-        error = trial.get_error()
-        self._end(trial, TrialState.FAIL, _last_line(str(error)) if error else "the worker was lost")
+        # Tune has written down what it was told, but not yet copied it to the storage, where trial.get_error() looks.
+        self._end(trial, TrialState.FAIL, _last_line(Path(trial.error_file).read_text()))
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         if not self._stays:

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
@@ -20,9 +22,11 @@ from safetensors.torch import save_file
 from signals import Signalling
 from transformers import ResNetConfig, ResNetModel
 
+from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
 from raymed.recipes.lung import LungRecipe
+from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.registry import judge_and_register
 from raymed.storage import Folder
 from raymed.training.checkpoint import newest_step
@@ -36,8 +40,17 @@ from raymed.tuning.study import REASON, Budget, Halving
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
-cloudpickle.register_pickle_by_value(signals)  # workers cannot import tests
+for each in (signals, sys.modules[__name__]):
+    cloudpickle.register_pickle_by_value(each)  # workers cannot import tests
 DIVERGES = 1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Buggy(LungRecipe):
+    """Has a bug."""
+
+    def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
+        raise ValueError("a bug of the recipe's")
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +134,14 @@ def test_a_dry_run_leaves_nothing(night, tmp_path):
     template = dataclasses.replace(night.template, storage=str(place))
     describe(dataclasses.replace(night, template=template, tracking_uri=f"sqlite:///{place}/mlflow.db"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_in_a_recipe_is_the_reason_of_its_runs_failure(night, prepared, tmp_path):
+    recipe = Buggy(**vars(night.template.recipe))
+    template = dataclasses.replace(night.template, storage=str(tmp_path), name="buggy", recipe=recipe)
+    study = Night(template, SearchSettings(), Budget(1), f"sqlite:///{tmp_path}/mlflow.db").run()
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL]
+    assert study.trials[0].user_attrs[REASON] == "ValueError: a bug of the recipe's"
 
 
 def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, prepared, tmp_path):
