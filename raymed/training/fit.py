@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.train import TrainingFailedError, UserCallback
+from ray.train import Result, TrainingFailedError, UserCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
@@ -117,6 +119,15 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         idle = (DatasetsCallback, PlacementGroupCleanerCallback) if is_own() else (DatasetsCallback,)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Result:
+        """Puts the handler of Ctrl-C back: Ray Train leaves one of its own, which keeps the controller alive."""
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            return super()._initialize_and_run_controller(**settings)
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, before)
 
 
 def _trainer(

@@ -1,6 +1,7 @@
 """Promises 3 and 4 on real Ray Train workers with DeepSpeed: losses do not depend on workers, ZeRO, reader or kills."""
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,10 @@ def alone(prepared, storage):
 
 def losses(metrics: dict[str, float]) -> dict[str, float]:
     return {name: metrics[name] for name in ("val_loss", "train_loss", "train_accuracy")}
+
+
+def test_a_run_puts_the_handler_of_ctrl_c_back_which_would_keep_its_controller(alone):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(("stage_of_zero", "streamed"), [(1, True), (2, False), (3, False)])
