@@ -82,7 +82,7 @@ def main(
     rates = {name: len(paths) / each for name, each in seconds.items()}
     lines = [f"{name:16} {rate:8.1f} pictures/s  {rate / rates['script']:5.2f}x the script" for name, rate in rates.items()]
     alike = cosine(root, paths[:8], network, size)
-    needed = flops(lambda: one_at_a_time(network, paths[:1], size))
+    needed = flops(lambda: script_feature(network, paths[0], size))
     fastest = matrix_rate() / needed
     lines += [f"{needed / 1e9:.1f} GFLOP a picture: {fastest:.1f} pictures/s at the rate of fp32 matrix products"]
     lines += [f"features of the first pictures: cosine with the script's at least {alike:.6f}"]
