@@ -9,9 +9,10 @@
 
 All train the same network on the same samples in float32, with one step of AdamW per global batch; the losses printed
 beside the figures say that they compute the same. Of every four samples two have one tile and a short answer, one has
-three, five or seven tiles and a long one, and one is text alone; how many words is drawn. The recipe is then timed with
-image tokens dropped. Each has its own process. So few samples fill sequences badly; what an epoch fills is computed from
-the lengths of as many as are packed at a time.
+three, five or seven tiles and a long one, and one is text alone; how many words is drawn. ``--max_tiles 1`` leaves every
+picture one tile, as an X-ray or a CT slice is. The recipe is then timed with image tokens dropped. Each has its own
+process. So few samples fill sequences badly; what an epoch fills is computed from the lengths of as many as are packed
+at a time.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def main(
     padded: int = 4096,
     steps: int = 3,
     rates: str = "0.25,0.5,0.75",
+    max_tiles: int = 6,
 ) -> None:
     """Measure one after the other.
 
@@ -72,6 +74,7 @@ def main(
         padded: Tokens that upstream pads to, and that a packed sequence holds.
         steps: Timed global batches of the ordinary way and the recipe; upstream gets one.
         rates: Shares of image tokens that are dropped, separated by commas.
+        max_tiles: Most tiles of a picture, its thumbnail not counted.
     """
     ways = [("upstream", upstream, 1, 0.0), ("ordinary", samples, steps, 0.0), ("recipe", samples, steps, 0.0)]
     ways += [(f"recipe, {float(rate):.0%} dropped", samples, steps, float(rate)) for rate in rates.split(",")]
@@ -80,7 +83,7 @@ def main(
         found: dict[str, dict[str, float]] = {}
         for way, count, timed, rate in ways:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                found[way] = process.submit(measure, way, folder, shape.size, count, padded, timed, rate).result()
+                found[way] = process.submit(measure, way, folder, shape.size, max_tiles, count, padded, timed, rate).result()
             print(f"{way}: {found[way]['seconds']:.3f} s a sample", file=sys.stderr)
     recipe = found["recipe"]
     figures = {
@@ -88,6 +91,7 @@ def main(
         "speedup_over_upstream": found["upstream"]["seconds"] / recipe["seconds"],
         "speedup_over_ordinary": found["ordinary"]["seconds"] / recipe["seconds"],
         "memory_of_ordinary": recipe["memory"] / found["ordinary"]["memory"],
+        "arithmetic_of_upstream": found["upstream"]["flops"] / recipe["flops"],
     }
     lines = [
         f"{way:20} {each['seconds']:7.3f} s a sample  {1 / each['seconds']:6.2f} samples/s  {each['places']:6.0f} places "
@@ -98,17 +102,20 @@ def main(
     ]
     lines.append(
         f"recipe: {figures['speedup_over_upstream']:.1f}x upstream, {figures['speedup_over_ordinary']:.2f}x ordinary, "
-        f"{figures['memory_of_ordinary']:.2f} of ordinary's memory; an epoch fills {recipe['epoch_filled']:.1%}"
+        f"{figures['memory_of_ordinary']:.2f} of ordinary's memory; an epoch fills {recipe['epoch_filled']:.1%}; upstream "
+        f"needs {figures['arithmetic_of_upstream']:.1f} times the arithmetic"
     )
     show("pretraining step", lines, figures)
 
 
-def measure(way: str, folder: str, size: int, count: int, padded: int, steps: int, rate: float) -> dict[str, float]:
+def measure(
+    way: str, folder: str, size: int, max_tiles: int, count: int, padded: int, steps: int, rate: float
+) -> dict[str, float]:
     """Seconds a sample, peak memory, loss, places computed and the share of them that holds a token; in a fresh process."""
     torch.manual_seed(0)
     recipe = VitpRecipe(size, model=ModelSettings(path=folder), token_drop=TokenDropSettings(rate, "paper"))
     module: Any = recipe.build().train()
-    records = [sample(number, size) for number in range(count)]
+    records = [sample(number, size, max_tiles) for number in range(count)]
     alone = [recipe.encode([record], None).tensors for record in records]
     costs = np.array([len(each["ids"]) for each in alone])
 
@@ -117,7 +124,7 @@ def measure(way: str, folder: str, size: int, count: int, padded: int, steps: in
         batches = [recipe.encode(each, TrainingPass(0, 0)) for each in packs]
         places = float(sum(batch.tensors["lengths"].sum() for batch in batches))
         filled = float(costs.sum()) / (len(packs) * padded)
-        epoch = np.array([length(number, size, module.tokenizer) for number in range(WINDOW)])
+        epoch = np.array([length(number, size, max_tiles, module.tokenizer) for number in range(WINDOW)])
         epoch_filled = float(epoch.sum()) / (len(pack(epoch, padded)) * padded)
         step = lambda: by_recipe(recipe, module, batches)  # noqa: E731
     else:
@@ -166,17 +173,18 @@ def measure(way: str, folder: str, size: int, count: int, padded: int, steps: in
     }
 
 
-def sample(number: int, size: int) -> Record:
+def sample(number: int, size: int, max_tiles: int) -> Record:
     """A sample of noise and made words: short, short, long or text alone, in turn."""
-    draw, (columns, rows) = np.random.default_rng(number), grid(number)
+    draw, (columns, rows) = np.random.default_rng(number), grid(number, max_tiles)
     shapes = [("input", (rows * size, columns * size, 1)), ("thumbnail", (size, size, 1))][: min(2, rows * columns)]
     images = tuple(Image(role, 0, draw.integers(0, 256, shape, dtype=np.uint8)) for role, shape in shapes)
     return Record(f"s{number}", f"s{number}", f"s{number}", 0, None, "made", images, turns(number))
 
 
-def grid(number: int) -> tuple[int, int]:
+def grid(number: int, max_tiles: int) -> tuple[int, int]:
     """Columns and rows of a sample's picture; 0 for one without."""
-    return ((1, 1), (1, 1), LARGE[number // 4 % 3], (0, 0))[number % 4]
+    columns, rows = ((1, 1), (1, 1), LARGE[number // 4 % 3], (0, 0))[number % 4]
+    return (columns, rows) if columns * rows <= max_tiles else (1, 1)
 
 
 def turns(number: int) -> tuple[Message, Message]:
@@ -186,9 +194,9 @@ def turns(number: int) -> tuple[Message, Message]:
     return Message("human", question), Message("gpt", " ".join(words))
 
 
-def length(number: int, size: int, tokenizer: PreTrainedTokenizerBase) -> int:
+def length(number: int, size: int, max_tiles: int, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of a sample."""
-    tiles = math.prod(grid(number))
+    tiles = math.prod(grid(number, max_tiles))
     image_tokens = [(tiles + (tiles > 1)) * (size // TOKEN_SIDE) ** 2] if tiles else []
     return len(encode_turns(tokenizer, turns(number), image_tokens)[0])
 

@@ -43,10 +43,11 @@ from raymed.storage import Folder
 from raymed.system import prepare_phantoms
 from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import JUDGED_BY, FitSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import Budget, Halving, Study
+from raymed.tuning.study import Halving, Study
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tune_lung.yaml"
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from raymed.cluster import connect
 from raymed.job import Outcome, run
+from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
-from raymed.tuning.study import Budget
 from raymed.vitp import VitpOptions
 
 

@@ -21,8 +21,9 @@ from raymed.clip.summary import summarise
 from raymed.cluster import connect
 from raymed.errors import UserError
 from raymed.job import Outcome, run
+from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
-from raymed.tuning.study import CHECKPOINT, Budget
+from raymed.tuning.study import CHECKPOINT
 
 
 def main(options: TrainClip) -> Outcome:

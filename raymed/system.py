@@ -26,8 +26,8 @@ from raymed.recipes.recipe import Recipe
 from raymed.storage import Folder
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
-from raymed.tuning.night import KeepCheckpoints, Night, SearchSettings, deadline
-from raymed.tuning.study import Budget
+from raymed.tuning.budget import Budget, deadline
+from raymed.tuning.night import KeepCheckpoints, Night, SearchSettings
 
 log = logging.getLogger("raymed")
 

@@ -26,9 +26,9 @@ from raymed.storage import Folder
 from raymed.tracking import Tracker
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.morning import judge_night
 from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.study import Budget
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "raymed").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])

@@ -18,7 +18,8 @@ from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.record import Image, Message
 from raymed.data.shards import Content
 from raymed.data.sources import Refusal, Slice, Study, read_whole
-from raymed.data.sources.samples import SampleSettings, list_samples, read_sample
+from raymed.data.sources.sample import read_sample
+from raymed.data.sources.samples import SampleSettings, list_samples
 from raymed.data.split import SplitSettings
 from raymed.data.survey import Survey
 from raymed.data.tiles import TOKEN_SIDE, TileSettings, grid, stretch, tile_count

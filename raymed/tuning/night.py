@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +32,7 @@ from raymed.training.checkpoint import PREFIX
 from raymed.training.fit import Resources, fit_trial, resources
 from raymed.training.loop import FitSpec
 from raymed.training.verdict import Verdicts
+from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import COPY, Journal, alone
 from raymed.tuning.progress import Progress
@@ -42,7 +42,6 @@ from raymed.tuning.study import (
     BEST_EPOCH,
     CHECKPOINT,
     REASON,
-    Budget,
     Halving,
     Study,
     StudyScheduler,
@@ -369,20 +368,3 @@ class Night:
             ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()) or "none",
         )
         return parent
-
-
-def deadline(hours: float, until: str) -> float:
-    """Unix time at which a search that starts now ends: after `hours`, or at the next ``HH:MM`` (0 = never).
-
-    Raises:
-        UserError: `until` is not a time of day.
-    """
-    ends = [time.time() + hours * 3600] if hours else []
-    if until:
-        try:
-            clock = datetime.strptime(until, "%H:%M").time()
-        except ValueError as error:
-            raise UserError(f"--until {until!r} is not a time of day such as 07:00") from error
-        end = datetime.combine(datetime.now().date(), clock)
-        ends.append((end if end > datetime.now() else end + timedelta(days=1)).timestamp())
-    return min(ends, default=0.0)

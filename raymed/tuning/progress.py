@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from raymed.tuning.study import Budget, Study
+from raymed.tuning.budget import Budget
+from raymed.tuning.study import Study
 
 log = logging.getLogger("raymed")
 

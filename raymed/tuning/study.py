@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from ray.tune.search import Searcher
 
 from raymed.errors import UserError
 from raymed.training.loop import MODEL, FitSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import Journal
 from raymed.tuning.space import Space, Value
@@ -32,25 +32,6 @@ from raymed.tuning.space import Space, Value
 log = logging.getLogger("raymed")
 
 REASON, CHECKPOINT, BEST_EPOCH, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a search ends: at whichever limit comes first.
-
-    Attributes:
-        trials: most trials.
-        epochs: most epochs over all trials (0 = no limit).
-        deadline: Unix time after which no trial starts and running ones stop at their next epoch (0 = none).
-    """
-
-    trials: int
-    epochs: int = 0
-    deadline: float = 0.0
-
-    @property
-    def time_is_over(self) -> bool:
-        return bool(self.deadline) and time.time() >= self.deadline
 
 
 @dataclass(frozen=True)

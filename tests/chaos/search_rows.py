@@ -29,8 +29,9 @@ from raymed.cluster import connect
 from raymed.data.prepared import Prepared
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.study import REASON, Budget, Halving
+from raymed.tuning.study import REASON, Halving
 
 for each in (harmful, small):
     cloudpickle.register_pickle_by_value(each)  # workers cannot import tests

@@ -16,9 +16,10 @@ from raymed.cluster import connect
 from raymed.data.prepared import Prepared
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import Budget, Halving
+from raymed.tuning.study import Halving
 
 cloudpickle.register_pickle_by_value(small)  # workers cannot import tests
 

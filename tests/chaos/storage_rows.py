@@ -31,8 +31,9 @@ from raymed.tracking_server import answers
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.study import REASON, Budget
+from raymed.tuning.study import REASON
 
 cloudpickle.register_pickle_by_value(small)  # workers cannot import tests
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from raymed.data.record import Message
 from raymed.data.sources.listing import Listing
-from raymed.data.sources.samples import SampleSettings, list_samples, read_sample, with_marks
+from raymed.data.sources.sample import read_sample, with_marks
+from raymed.data.sources.samples import SampleSettings, list_samples
 from raymed.errors import UserError
 
 

@@ -32,11 +32,12 @@ from raymed.storage import Folder
 from raymed.training.checkpoint import newest_step
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import REASON, Budget, Halving
+from raymed.tuning.study import REASON, Halving
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

@@ -10,8 +10,8 @@ import ray
 from raymed.errors import UserError
 from raymed.lung import LungOptions
 from raymed.training.verdict import Verdicts
+from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
-from raymed.tuning.study import Budget
 
 
 def night_of(prepared, folder, resume, name="night", **changes):

@@ -1,17 +1,14 @@
 """The study is the one truth about a search: what it records must survive its process."""
 
-import time
-from datetime import datetime
-
 import pytest
 from optuna.trial import TrialState
 
 from raymed.errors import UserError
 from raymed.storage import Folder
+from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
-from raymed.tuning.night import deadline
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import CHECKPOINT, CURVE, REASON, SECONDS, Budget, Halving, Study, best_value
+from raymed.tuning.study import CHECKPOINT, CURVE, REASON, SECONDS, Halving, Study, best_value
 
 SPACE = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
 DEFAULTS = {"x": 0.25, "y": "b"}
@@ -144,13 +141,3 @@ def test_another_space_under_the_same_name_is_refused(tmp_path):
     open_study(tmp_path)
     with pytest.raises(UserError, match="another --name"):
         open_study(tmp_path, space={"x": Dimension(0.0, 2.0)})
-
-
-def test_until_is_the_next_time_the_clock_shows_it_and_a_typo_is_an_error():
-    end = deadline(0, "07:00")
-    assert 0 < end - time.time() <= 24 * 3600
-    assert datetime.fromtimestamp(end).strftime("%H:%M") == "07:00"
-    assert deadline(1, "") == pytest.approx(time.time() + 3600, abs=5)
-    assert deadline(0, "") == 0
-    with pytest.raises(UserError, match="time of day"):
-        deadline(0, "7 o'clock")

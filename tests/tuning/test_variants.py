@@ -9,9 +9,9 @@ from raymed.errors import UserError
 from raymed.recipes.lung import LungRecipe
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.night import VARIANT, Night, SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import Budget
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ again when its pictures are.
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import re
@@ -14,20 +13,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
-from raymed.data.sources.conversations import read_name, read_turns
+from raymed.data.sources.annotations import data_sets, kept_lines, usage
 from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, Study, file_stat, inside
-from raymed.data.sources.meta import DataSet, read_meta
+from raymed.data.sources.meta import DataSet
+from raymed.data.sources.sample import Sample, read_sample, with_marks
 from raymed.data.sources.table import is_table, read_cells
 from raymed.errors import UserError
-from raymed.models.internvl_text import IMAGE, REQUIRED
 
-KNOWN_KEYS = ("root", "annotation", "data_augment", "repeat_time", "max_dynamic_patch", "length")
 SHOWN = 100
 USUAL_NAMES = {
     "image": ("image", "image_path", "path", "file", "filename", "file_name"),
@@ -85,83 +81,6 @@ class SampleSettings:
         return SourceSettings(root=self.root, patient_regex=self.patient_regex)
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One line. `images` are paths as it writes them; human turns have one ``<image>`` mark for each."""
-
-    images: tuple[str, ...]
-    messages: tuple[Message, ...]
-    patient: str | None = None
-    study: str | None = None
-
-
-def read_sample(line: bytes) -> Sample:
-    """A line of JSONL, checked.
-
-    Raises:
-        ValueError: what is wrong with it.
-    """
-    try:
-        content = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} (column {error.colno})") from error
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    images = _images(content)
-    return Sample(
-        images=images,
-        messages=with_marks(read_turns(content), len(images)),
-        patient=read_name(content, "patient_id") or read_name(content, "patient"),
-        study=read_name(content, "study") or read_name(content, "study_id"),
-    )
-
-
-def with_marks(messages: tuple[Message, ...], pictures: int) -> tuple[Message, ...]:
-    """The turns with one ``<image>`` mark for each picture: a single picture without one is shown first.
-
-    Raises:
-        ValueError: more or fewer marks, nothing to learn, or text that would be taken for a special token.
-    """
-    for index, message in enumerate(messages):
-        if message.role == "gpt" and not message.text.strip():
-            raise ValueError(f"conversations[{index}]: an empty answer")
-        if found := next((token for token in REQUIRED if token in message.text), None):
-            raise ValueError(f"conversations[{index}]: the text holds the special token {found}")
-    if all(message.role != "gpt" for message in messages):
-        raise ValueError("no answer (a turn from gpt) to learn from")
-    messages = _with_choices(messages)
-    marks = sum(message.text.count(IMAGE) for message in messages if message.role == "human")
-    if marks == pictures:
-        return messages
-    first = next((index for index, message in enumerate(messages) if message.role == "human"), None)
-    if pictures != 1 or marks or first is None:
-        raise ValueError(f"{marks} {IMAGE} marks in human turns for {pictures} pictures")
-    shown = Message("human", f"{IMAGE}\n{messages[first].text}")
-    return (*messages[:first], shown, *messages[first + 1 :])
-
-
-def _with_choices(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns, with the answers to questions with declared choices (``<cls>: a|b.``) as those are written.
-
-    Raises:
-        ValueError: a question without an answer, or with one that is not among its choices.
-    """
-    turns = list(messages)
-    for index, message in enumerate(messages):
-        try:
-            choices = parse_choices(message.text) if message.role == "human" else None
-            if choices is None:
-                continue
-            if index + 1 == len(messages) or messages[index + 1].role != "gpt":
-                raise ValueError("the <cls> question has no answer")
-            turns[index + 1] = Message("gpt", parse_answer(choices, messages[index + 1].text))
-        except ValueError as error:
-            raise ValueError(f"conversations[{index}]: {error}") from error
-    return tuple(turns)
-
-
 def list_samples(
     path: Path, settings: SampleSettings, most: int, private: bool = False
 ) -> tuple[Listing, dict[str, dict[str, Any]]]:
@@ -180,15 +99,15 @@ def list_samples(
     root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
     samples = _Samples(root, settings.source_settings, private)
     if settings.format == "table" or (settings.format == "auto" and is_table(path)):
-        used = {path.stem: _use(path, DataSet(path.stem, ".", path, {}), most, samples.notes)}
+        used = {path.stem: usage(path, DataSet(path.stem, ".", path, {}), most, samples.notes)}
         for number, sample in _table_rows(path, root, settings):
             samples.add(path.stem, most, sample, f"{path.name}:{number}", None)
         used[path.stem]["lines"] = samples.lines
     else:
         used = {}
-        for part in _data_sets(path, root, samples.notes):
-            use = used[part.name] = _use(path, part, most, samples.notes)
-            for number, offset, line in _kept_lines(part, use, samples.notes):
+        for part in data_sets(path, root, samples.notes):
+            use = used[part.name] = usage(path, part, most, samples.notes)
+            for number, offset, line in kept_lines(part, use, samples.notes):
                 samples.add_line(part, use["max_dynamic_patch"], line, number, offset)
     return samples.listing(), used
 
@@ -286,110 +205,6 @@ class _Samples:
         return Listing(
             self._root, "samples", tuple(studies), tuple(self._refusals), tuple(self.notes), patients_known=not self._unknown
         )
-
-
-def _images(content: dict[str, Any]) -> tuple[str, ...]:
-    given = content.get("image")
-    if not given:
-        if content.get("video"):
-            raise ValueError("a video; only pictures and text are read")
-        return ()
-    images = given if isinstance(given, list) else [given]
-    if not all(isinstance(image, str) and image.strip() for image in images):
-        raise ValueError("image must be a path or a list of paths")
-    return tuple(images)
-
-
-def _data_sets(path: Path, root: Path, notes: list[str]) -> list[DataSet]:
-    """The data sets of a meta file, or the one of a file of lines."""
-    if path.suffix.lower() == ".jsonl":
-        return [DataSet(path.stem, ".", path, {})]
-    if path.suffix.lower() != ".json":
-        raise UserError(f"{path}: lines of conversation end in .jsonl, a meta file or an array in .json, a table in .csv")
-    if _is_array(path):
-        lines = _as_lines(path, notes)
-        return [DataSet(lines.stem, ".", lines, {})]
-    sets = []
-    for part in read_meta(path, root):
-        annotation = part.annotation
-        if annotation.suffix.lower() == ".json" and _is_array(annotation):
-            annotation = _as_lines(annotation, notes)
-        if not annotation.name.endswith("jsonl"):
-            raise UserError(f"{path}: {part.name}: the annotation {annotation.name} must end in jsonl, or be a JSON array")
-        sets.append(DataSet(part.name, part.folder, annotation, part.entry))
-    return sets
-
-
-def _is_array(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-
-
-def _as_lines(path: Path, notes: list[str]) -> Path:
-    """A JSON array, written as JSONL beside it."""
-    target = path.with_suffix(".jsonl")
-    try:
-        array = json.loads(path.read_text("utf-8-sig"))
-        content = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in array)
-        if target.exists() and target.read_text("utf-8") != content:
-            raise UserError(f"{path} is a JSON array, and {target.name} beside it holds something else: remove one of them")
-        if not target.exists():
-            target.write_text(content, "utf-8")
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} is a JSON array, and {target} cannot be written: {error}. Convert it to JSONL") from error
-    notes.append(f"{path.name} is a JSON array: its {len(array)} items were written as lines to {target.name}")
-    return target
-
-
-def _use(path: Path, part: DataSet, most: int, notes: list[str]) -> dict[str, Any]:
-    """What is done with a data set."""
-    entry, where = part.entry, f"{path}: {part.name}"
-    unknown = [key for key in entry if key not in KNOWN_KEYS]
-    if unknown:
-        notes.append(f"data set {part.name}: keys that mean nothing here: {', '.join(unknown)}")
-    repeat, augmented, tiles = entry.get("repeat_time", 1), entry.get("data_augment", False), entry.get("max_dynamic_patch")
-    if isinstance(repeat, bool) or not isinstance(repeat, int | float) or repeat <= 0 or (repeat > 1 and repeat % 1):
-        raise UserError(
-            f"{where}: repeat_time is {repeat!r}: below 1 it is the share of lines that is kept, from 1 up how often all "
-            "are shown, a whole number"
-        )
-    if not isinstance(augmented, bool):
-        raise UserError(f"{where}: data_augment is {augmented!r}: write true or false")
-    if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1):
-        raise UserError(f"{where}: max_dynamic_patch is {tiles!r}: write a whole number from 1 up")
-    return {
-        "root": part.folder,
-        "annotation": part.annotation.name,
-        "lines": 0,
-        "repeat_time": repeat,
-        "data_augment": augmented,
-        "max_dynamic_patch": tiles or most,
-    }
-
-
-def _kept_lines(part: DataSet, use: dict[str, Any], notes: list[str]) -> Iterator[tuple[int, int, bytes]]:
-    """Number, offset and bytes of the lines of a data set that are not blank: the first of them for a share."""
-    with part.annotation.open("rb") as file:
-        total = sum(1 for line in file if line.strip())
-    if part.entry.get("length", total) != total:
-        notes.append(f"data set {part.name}: length says {part.entry['length']}, the annotation has {total} lines")
-    use["lines"] = kept = int(total * use["repeat_time"]) if use["repeat_time"] < 1 else total
-    if kept < total:
-        notes.append(f"data set {part.name}: the first {kept} of {total} lines (repeat_time {use['repeat_time']})")
-    if not kept:
-        raise UserError(f"data set {part.name}: {total} lines, of which repeat_time {use['repeat_time']} keeps none")
-    yield from islice(_numbered(part.annotation), kept)
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, offset, line
-            offset += len(line)
 
 
 def _table_rows(path: Path, root: Path, settings: SampleSettings) -> Iterator[tuple[int, Sample]]:
