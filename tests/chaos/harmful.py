@@ -13,13 +13,13 @@ from torch import nn
 from raymed.data.record import Record
 from raymed.recipes.recipe import Batch, Loss, TrainingPass
 
-HARMS = {"nan": "not a number", "memory": "allocate", "hang": "stall_minutes", "exception": "a bug of the recipe's"}
+HARMS = {"nan": "not finite", "memory": "allocate", "hang": "stall_minutes", "exception": "a bug of the recipe's"}
 """Kind of harm -> what the reason of the failure must say."""
 
 
 @dataclass(frozen=True)
 class Harmful(Small):
-    """Does harm in the second epoch, or none where `harm` is empty."""
+    """Does harm in the second epoch, a loss that is not finite in the first step; none where `harm` is empty."""
 
     harm: str = ""
 
