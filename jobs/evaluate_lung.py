@@ -51,7 +51,7 @@ class Evaluate(JobOptions):
 
 
 def main(options: Evaluate) -> Outcome:
-    resolved = resolve_model(options.model, Tracker.open(options.tracking, "raymed-lung"))
+    resolved = resolve_model(options.model, Tracker.open(options.tracking))
     prepared = Prepared.open(options.data)
     notes = resolved.notes(prepared, options.split)
     slices = resolved.inference.slices if resolved.inference else SliceSettings()

@@ -43,7 +43,7 @@ def main(options: PredictClip) -> Outcome:
     if options.source.format == "classes" and is_table(Path(options.input)):
         options = replace(options, source=replace(options.source, format="csv"))
     texts = read_class_texts(Path(options.texts).expanduser()) if options.texts else None
-    classifier = open_classifier(options.model, Tracker.open(options.tracking, "raymed-clip"), texts)
+    classifier = open_classifier(options.model, Tracker.open(options.tracking), texts)
     return predict(options, classifier.inference, classifier.open)
 
 

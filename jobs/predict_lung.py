@@ -32,7 +32,7 @@ class PredictLung(PredictOptions):
 
 
 def main(options: PredictLung) -> Outcome:
-    resolved = resolve_model(options.model, Tracker.open(options.tracking, "raymed-lung"))
+    resolved = resolve_model(options.model, Tracker.open(options.tracking))
     if resolved.inference is None:
         raise UserError(
             f"{options.model} is a bare checkpoint: how its pictures were windowed and resized, and its temperature, are "

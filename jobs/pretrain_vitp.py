@@ -14,6 +14,7 @@ from raymed.cluster import connect
 from raymed.job import Outcome, run
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
+from raymed.tuning.search import run_search
 from raymed.vitp import VitpOptions
 
 
@@ -22,7 +23,7 @@ def main(options: VitpOptions) -> Outcome:
     night = options.night(options.prepared(), Budget(trials=1))
     if options.dry_run:
         return describe(night)
-    return night.outcome(night.run(), "take its ViT out: python jobs/extract_vit.py --model {checkpoint} --out VIT")
+    return night.outcome(run_search(night), "take its ViT out: python jobs/extract_vit.py --model {checkpoint} --out VIT")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Promote(JobOptions):
 
 
 def main(options: Promote) -> Outcome:
-    tracker = Tracker.open(options.tracking, "raymed-lung")
+    tracker = Tracker.open(options.tracking)
     candidate = Candidate.of_run(tracker, options.run_id)
     prepared = Prepared.open(candidate.data)
     if options.dry_run:

@@ -23,6 +23,7 @@ from raymed.errors import UserError
 from raymed.job import Outcome, run
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
+from raymed.tuning.search import run_search
 from raymed.tuning.study import CHECKPOINT
 
 
@@ -48,7 +49,7 @@ def main(options: TrainClip) -> Outcome:
     for each in configurations:
         each.start(output)
     with OutputWriter(outputs) as writer:
-        trials = night.last_trials(night.run(writer.watch))
+        trials = night.last_trials(run_search(night, writer.watch))
         writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})
     return summarise(configurations, outputs, trials, night, output, wrong)
 

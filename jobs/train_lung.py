@@ -14,6 +14,7 @@ from raymed.job import Outcome, run
 from raymed.lung import LungOptions
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
+from raymed.tuning.search import run_search
 
 
 def main(options: LungOptions) -> Outcome:
@@ -22,7 +23,7 @@ def main(options: LungOptions) -> Outcome:
     night = options.night(prepared, Budget(trials=1))
     if options.dry_run:
         return describe(night)
-    return night.outcome(night.run())
+    return night.outcome(run_search(night))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from raymed.job import Outcome, run
 from raymed.system import SearchOptions
 from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night
+from raymed.tuning.search import run_search
 
 SEARCH_GUIDE = {name: alias for name, alias in GUIDE.items() if name != "epochs"}  # here --epochs are those of all trials
 
@@ -44,7 +45,7 @@ def main(options: TuneClip) -> Outcome:
     night = options.night(prepared, options.budget)
     if options.dry_run:
         return describe(night)
-    return judge_night(night, night.run(), options.refit)
+    return judge_night(night, run_search(night), options.refit)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from raymed.lung import LungOptions
 from raymed.system import SearchOptions
 from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night
+from raymed.tuning.search import run_search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ def main(options: TuneLung) -> Outcome:
     night = options.night(options.prepared(), options.budget)
     if options.dry_run:
         return describe(night)
-    return judge_night(night, night.run(), options.refit)
+    return judge_night(night, run_search(night), options.refit)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from raymed.errors import UserError
 from raymed.job import Outcome, run
 from raymed.system import SearchOptions
 from raymed.tuning.estimate import describe
+from raymed.tuning.search import run_search
 from raymed.tuning.winner import register_winner
 from raymed.vitp import VitpOptions
 
@@ -36,7 +37,7 @@ def main(options: TuneVitp) -> Outcome:
     night = options.night(options.prepared(), options.budget)
     if options.dry_run:
         return describe(night)
-    return register_winner(night, night.run())
+    return register_winner(night, run_search(night))
 
 
 if __name__ == "__main__":

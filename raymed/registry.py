@@ -221,7 +221,7 @@ def open_tower(uri: str, tracking: str) -> VisionTower:
         UserError: there is none.
     """
     if uri.startswith(("models:/", "runs:/")):
-        return VisionTower.read(resolve_model(uri, Tracker.open(tracking, "raymed-retrieval")).network, uri)
+        return VisionTower.read(resolve_model(uri, Tracker.open(tracking)).network, uri)
     path = find_model(uri, "config.json and the weights")
     known = [path / "MLmodel", path / RECIPE_FILE, path / "model" / RECIPE_FILE]
     return VisionTower.read(_opened(uri, path).network if any(file.is_file() for file in known) else path)

@@ -57,7 +57,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Tracker:
-    """One MLflow experiment at one tracking address. Build it with `Tracker.open`."""
+    """One MLflow experiment at one tracking address, or only the address. Build it with `Tracker.open`."""
 
     uri: str
     experiment: str
@@ -66,8 +66,11 @@ class Tracker:
     _epochs: dict[str, set[int]] = field(default_factory=dict, repr=False)  # run -> epochs already written
 
     @classmethod
-    def open(cls, tracking_uri: str, experiment: str) -> Tracker:
+    def open(cls, tracking_uri: str, experiment: str = "") -> Tracker:
         """The experiment, created where it is missing. Artefacts of a database file lie in ``artifacts/`` beside it.
+
+        Args:
+            experiment: where runs are made and found by key; none for who only looks up runs by id, and models.
 
         Raises:
             UserError: the server does not answer, the database cannot be written, or the experiment was deleted.
@@ -76,6 +79,9 @@ class Tracker:
         try:
             with _alone(uri):
                 client = MlflowClient(uri, registry_uri=uri)
+                if not experiment:
+                    client.search_experiments(max_results=1)
+                    return cls(uri, "", "", client)
                 found = client.get_experiment_by_name(experiment)
                 if found is None:
                     client.create_experiment(experiment, artifact_location=artifacts)

@@ -29,6 +29,7 @@ from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.morning import judge_night
 from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.search import run_search
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "raymed").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
@@ -104,7 +105,7 @@ def test_no_name_of_a_patient_leaves_the_owner_in_data_runs_reports_or_logs(
     recipe = LungRecipe.for_data(prepared.labels, prepared.size, ModelSettings(preset="tiny"))
     template = FitSpec("night", str(storage), prepared.folder.uri, recipe, TrainSettings(epochs=1, global_batch=8))
     night = Night(template, SearchSettings(), Budget(trials=1), f"sqlite:///{storage}/mlflow.db")
-    outcome = judge_night(night, night.run())
+    outcome = judge_night(night, run_search(night))
     report = (storage / "night" / "report.html").read_text()
     assert "patient-" in report and "patient-" in (storage / "night" / "patients.csv").read_text()
     said = capfd.readouterr()

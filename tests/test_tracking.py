@@ -220,3 +220,11 @@ def test_forgetting_a_search_takes_its_trials_and_leaves_its_neighbours(tracker:
     assert tracker.find("night") is None
     assert tracker.find("night/trial-0001") is None
     assert [tracker.find("night-2"), tracker.find("night-2/trial-0000")] == kept
+
+
+def test_who_only_looks_up_makes_no_experiment_and_finds_runs_of_any(tracker: Tracker) -> None:
+    run_id = tracker.run("night", "night")
+    before = {each.name for each in tracker.client.search_experiments()}
+    looking = Tracker.open(tracker.uri)
+    assert looking.describe(run_id).name == "night"
+    assert {each.name for each in looking.client.search_experiments()} == before

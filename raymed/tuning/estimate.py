@@ -48,7 +48,11 @@ def describe(night: Night) -> Outcome:
         if night.variants
         else f"search     {night.budget.trials} trials over {', '.join(night.defaults) or 'no settings'}",
     ]
-    seconds = _seconds_per_record(spec, prepared, module) if parameters <= MEASURED_PARAMETERS and not each.gpu else None
+    seconds = (
+        _seconds_per_record(spec, prepared, module, each.cpus)
+        if parameters <= MEASURED_PARAMETERS and not each.gpu
+        else None
+    )
     if seconds is None:
         lines.append("time       not estimated here: the first epoch of the first trial will tell")
     else:
@@ -76,13 +80,13 @@ def _patients(prepared: Prepared, spec: FitSpec, split: str) -> int:
     return len(set(prepared.columns(spec.rows(prepared, split), ["patient"])["patient"]))
 
 
-def _seconds_per_record(spec: FitSpec, prepared: Prepared, module: torch.nn.Module) -> float:
+def _seconds_per_record(spec: FitSpec, prepared: Prepared, module: torch.nn.Module, cpus: int) -> float:
     """Forward and backward of a few real micro-batches in this process, on as many threads as a worker has."""
     micro = micro_batches(spec.plan(prepared, 0).batches[0], spec.train.micro_batch)[0]
     records = prepared.read(np.array([row for pack in micro for row in pack]))
     batch = spec.recipe.encode(records, TrainingPass(spec.seed, 0))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(cpus)
     try:
         times = []
         for _ in range(3):

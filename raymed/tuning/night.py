@@ -1,55 +1,29 @@
-"""A night: Ray Tune runs the study's trials over one decoded data set, and MLflow gets one child run per trial.
-
-Running the same night again goes on with it: finished trials stay, unfinished ones continue from their checkpoints.
-"""
+"""A night: what is searched, or listed, until when, and under which names its study, runs and checkpoints are kept."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import ray
 from optuna.trial import FrozenTrial, TrialState
-from ray import tune
-from ray.tune import TuneError
 
-from raymed.cluster import HEAD, capacity, is_own
-from raymed.data.plan import EpochPlan
-from raymed.data.prepared import Prepared
-from raymed.data.stream import Staged, Streamed, open_reader
+from raymed.cluster import capacity, is_own
 from raymed.errors import RunError, UserError
 from raymed.job import Outcome
 from raymed.judgement import Candidate
 from raymed.tracking import Tracker
 from raymed.training.checkpoint import PREFIX
-from raymed.training.fit import Resources, fit_trial, resources
+from raymed.training.fit import Resources, resources
 from raymed.training.loop import FitSpec
-from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
-from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import COPY, Journal, alone
-from raymed.tuning.progress import Progress
-from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.space import Dimension, Space, Value, get_setting, with_setting
-from raymed.tuning.study import (
-    BEST_EPOCH,
-    CHECKPOINT,
-    REASON,
-    Halving,
-    Study,
-    StudyScheduler,
-    StudySearcher,
-    best_value,
-)
-
-log = logging.getLogger("raymed")
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Halving, Study, best_value
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
 PREDICTIONS = "predictions.npz"  # of a checkpoint: what a trial is compared by
@@ -116,10 +90,11 @@ class Night:
         if self.variants:
             space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
             first = [{VARIANT: name} for name in self.variants]
-        journal = Journal(self._study_path(), self.template.folder)
+        journal = Journal(self.study_path, self.template.folder)
         return Study(journal, self.name, space, first, halving, self.template.seed)
 
-    def _study_path(self) -> Path:
+    @property
+    def study_path(self) -> Path:
         """Beside the search's runs, or, where the storage is remote, under the home folder."""
         folder = self.template.folder
         return (Path(folder.path) if folder.is_local else Path.home() / ".raymed" / self.name) / "study.journal"
@@ -127,7 +102,7 @@ class Night:
     @property
     def outbox(self) -> Path:
         """Where what MLflow has not got yet is kept."""
-        return self._study_path().with_name("outbox.jsonl")
+        return self.study_path.with_name("outbox.jsonl")
 
     def open_tracker(self) -> Tracker:
         return Tracker.open(self.tracking_uri, f"raymed-{self.template.recipe.name}")
@@ -135,7 +110,7 @@ class Night:
     @property
     def has_begun(self) -> bool:
         """Whether an earlier search of this name left a record."""
-        return self._study_path().is_file() or self.template.folder.exists(COPY)
+        return self.study_path.is_file() or self.template.folder.exists(COPY)
 
     def forget(self) -> None:
         """Remove what an earlier search of this name left: its folder, its study and its runs in MLflow.
@@ -143,8 +118,8 @@ class Night:
         Raises:
             UserError: another process runs this search.
         """
-        with alone(self._study_path()):
-            self._study_path().unlink(missing_ok=True)
+        with alone(self.study_path):
+            self.study_path.unlink(missing_ok=True)
             self.outbox.unlink(missing_ok=True)
             self.template.folder.delete()
             self.open_tracker().forget(self.name)
@@ -198,73 +173,6 @@ class Night:
                 f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers"
             )
         return each, min(self.search.concurrent or fitting, fitting)
-
-    def run(self, watch: Watch | None = None) -> Study:
-        """Search until the budget is used up; the study tells how every trial ended.
-
-        Args:
-            watch: told of every run's start, epochs and end, with what it reported.
-
-        Raises:
-            UserError: another process runs this search.
-        """
-        with alone(self._study_path()):
-            return self._run(watch)
-
-    def _run(self, watch: Watch | None) -> Study:
-        study, tracker = self.open_study(), self.open_tracker()
-        budget = self._line_up(study)
-        each, concurrent = self.resources()
-        parent = self._start_parent(tracker)
-        sources = self._sources()
-        verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
-        with (
-            Progress(study, budget, self.label, lambda trial: self.spec(trial).train.epochs) as progress,
-            Interrupt(verdicts) as interrupt,
-        ):
-            recorder = Recorder(self, tracker, parent, study, progress, watch)
-            tuner = tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(
-                        fit_trial,
-                        sources=sources,
-                        each=each,
-                        verdicts=verdicts,
-                        keep_all=self.keep_checkpoints == "all",
-                    ),
-                    {"CPU": DRIVER_CPUS} | HEAD,  # a driver that is lost with its machine fails its trial
-                ),
-                tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(study, budget, self.trial, interrupt),
-                    scheduler=StudyScheduler(study, budget, verdicts, recorder.observe, interrupt),
-                    num_samples=-1,
-                    max_concurrent_trials=concurrent,
-                    reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
-                    trial_dirname_creator=lambda trial: trial.config["spec"].name,
-                ),
-                run_config=tune.RunConfig(
-                    name=f"tune-{datetime.now():%Y%m%d-%H%M%S}", storage_path=self.template.folder.uri, verbose=0
-                ),
-            )
-            os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-            try:
-                tuner.fit()
-                if interrupt.told:
-                    raise KeyboardInterrupt
-                if study.mistake:
-                    recorder.interrupt(study.mistake)
-                    raise UserError(study.mistake)
-                recorder.settle()
-            except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
-                if isinstance(error.__context__, UserError):
-                    raise error.__context__ from None
-                raise
-            except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
-                recorder.interrupt()
-                raise
-            finally:
-                recorder.close()
-        return study
 
     def outcome(self, study: Study, advice: str = "judge and register it: python jobs/promote.py {run_id}") -> Outcome:
         """What a single run leaves.
@@ -320,7 +228,7 @@ class Night:
         last = self.last_trials(study).values() if self.variants else study.trials[-1:]
         return all(trial.state == TrialState.COMPLETE for trial in last)
 
-    def _line_up(self, study: Study) -> Budget:
+    def line_up(self, study: Study) -> Budget:
         """Runs that failed are tried again from their last checkpoint, but for those of a search; the budget holds them."""
         if self.search.space:
             return self.budget
@@ -333,38 +241,3 @@ class Night:
             if trial.state == TrialState.FAIL and name not in waiting:
                 study.enqueue({VARIANT: name})
         return Budget(trials=len(study.trials) + len(study.waiting))
-
-    def _sources(self) -> dict[str, Staged | Streamed]:
-        """The rows of all runs, each prepared data set decoded once, by its URI."""
-        specs: dict[str, list[FitSpec]] = {}
-        for spec in self.variants.values() or [self.template]:
-            specs.setdefault(spec.data, []).append(spec)
-        sources = {}
-        for data, same in specs.items():
-            prepared = Prepared.open(data)
-            sources[data] = open_reader(prepared, np.unique(np.concatenate([spec.all_rows(prepared) for spec in same])))
-        return sources
-
-    def _start_parent(self, tracker: Tracker) -> str:
-        prepared = Prepared.open(self.template.data)
-        plan: EpochPlan = self.template.plan(prepared, 0)
-        parent = tracker.run(
-            self.name,
-            self.name,
-            tags={
-                "raymed.system": self.template.recipe.name,
-                "raymed.data": self.template.data,
-                "raymed.command": self.command,
-            },
-            params={"data_digest": prepared.digest, "space": {n: repr(d) for n, d in self.search.space.items()}},
-        )
-        tracker.input(parent, self.name, prepared.digest, self.template.data, "training")
-        log.info(
-            "plan: %d %s an epoch in %d steps%s; left out: %s",
-            plan.rows,
-            self.template.sampling.noun,
-            len(plan.batches),
-            "" if plan.fill_rate is None else f", sequences filled to {plan.fill_rate:.1%}",
-            ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()) or "none",
-        )
-        return parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.trial import TrialState
 
@@ -12,11 +12,9 @@ from raymed.data.prepared import Prepared
 from raymed.outbox import Outbox
 from raymed.tracking import Status, Tracker
 from raymed.training.loop import DESCRIPTION, RANK, FitSpec
+from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.study import CHECKPOINT, Study
-
-if TYPE_CHECKING:
-    from raymed.tuning.night import Night
 
 STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
 

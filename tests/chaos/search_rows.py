@@ -31,6 +31,7 @@ from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.search import run_search
 from raymed.tuning.study import REASON, Halving
 
 for each in (harmful, small):
@@ -71,7 +72,7 @@ def stopped_trials(tries: int, seed: int, folder: Path) -> str:
             ended.append(time.monotonic())
 
     with _sampled(lambda: ray.available_resources().get("CPU", 0.0)) as samples:
-        study = night.run(watch)
+        study = run_search(night, watch)
         time.sleep(SETTLED)
     back = [next((at for at, cpus in samples if at > end and cpus > free - 0.1), float("inf")) - end for end in ended]
     pruned = sum(trial.state == TrialState.PRUNED for trial in study.trials)
@@ -93,7 +94,7 @@ def small_trials(tries: int, seed: int, folder: Path) -> str:
         if happened in ("PRUNED", "COMPLETE"):
             seen.append((process.memory_info().rss >> 20, process.num_fds()))
 
-    night.run(watch)
+    run_search(night, watch)
     (early, files), (late, files_late) = seen[len(seen) // 10], seen[-1]
     assert late <= 1.15 * early + 20, f"{early} -> {late} MiB"
     assert files_late <= files + 20, f"{files} -> {files_late} open files"
@@ -138,7 +139,7 @@ def _eight(prepared: Prepared, folder: Path, name: str, harm: str, bad: int) -> 
         for number in range(8)
     }
     night = Night(specs["run-0"], SearchSettings(), Budget(0), f"sqlite:///{folder}/{name}.db", variants=specs)
-    study = night.run()
+    study = run_search(night)
     tracker = night.open_tracker()
     running = [
         run.info.run_name for run in tracker.client.search_runs([tracker.experiment_id]) if run.info.status == "RUNNING"

@@ -18,6 +18,7 @@ from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.search import run_search
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Halving
 
@@ -38,4 +39,4 @@ def search(folder: Path, name: str, trials: int, halving: Halving | None = None,
 
 if __name__ == "__main__":
     connect()
-    search(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])).run()
+    run_search(search(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

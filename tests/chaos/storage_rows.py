@@ -33,6 +33,7 @@ from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.search import run_search
 from raymed.tuning.study import REASON
 
 cloudpickle.register_pickle_by_value(small)  # workers cannot import tests
@@ -50,7 +51,7 @@ def storage_full(tries: int, seed: int, folder: Path) -> str:
     plain = Full(**vars(Full.for_data(prepared.labels, prepared.size)))
     spec = FitSpec("run", str(folder), prepared.folder.uri, plain, settings)
     whole = Night(spec, SearchSettings(), Budget(1), f"sqlite:///{folder}/mlflow.db")
-    (expected,) = whole.run().trials
+    (expected,) = run_search(whole).trials
     for attempt in range(tries):
         disk = folder / f"disk-{attempt}"
         with _small_disk(disk):
@@ -58,7 +59,7 @@ def storage_full(tries: int, seed: int, folder: Path) -> str:
             run = dataclasses.replace(spec, storage=str(disk), recipe=harmed)
             night = dataclasses.replace(whole, template=run, tracking_uri=f"sqlite:///{folder}/mlflow-{attempt}.db")
             try:
-                reason = night.run().trials[-1].user_attrs[REASON]
+                reason = run_search(night).trials[-1].user_attrs[REASON]
             except UserError as error:  # the record lies on that disk too
                 reason = str(error)
             assert str(disk) in reason and "Free space" in reason, reason
@@ -67,7 +68,7 @@ def storage_full(tries: int, seed: int, folder: Path) -> str:
             harmed.free()
             ray.shutdown()  # the process that was told has ended, and its workers with it
             connect()
-            found = dataclasses.replace(night, template=dataclasses.replace(run, recipe=plain)).run().trials[-1]
+            found = run_search(dataclasses.replace(night, template=dataclasses.replace(run, recipe=plain))).trials[-1]
             assert found.state == TrialState.COMPLETE and found.intermediate_values == expected.intermediate_values
     return f"{tries} of {tries} said what to do, left the earlier checkpoints whole and went on to the same losses"
 

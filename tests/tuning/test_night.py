@@ -36,6 +36,7 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night
 from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.search import run_search
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import REASON, Halving
 
@@ -67,7 +68,7 @@ def night(prepared, tmp_path_factory) -> Night:
 
 @pytest.fixture(scope="module")
 def searched(night):
-    return night.run()
+    return run_search(night)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_a_dry_run_leaves_nothing(night, tmp_path):
 def test_a_bug_in_a_recipe_is_the_reason_of_its_runs_failure(night, prepared, tmp_path):
     recipe = Buggy(**vars(night.template.recipe))
     template = dataclasses.replace(night.template, storage=str(tmp_path), name="buggy", recipe=recipe)
-    study = Night(template, SearchSettings(), Budget(1), f"sqlite:///{tmp_path}/mlflow.db").run()
+    study = run_search(Night(template, SearchSettings(), Budget(1), f"sqlite:///{tmp_path}/mlflow.db"))
     assert [trial.state for trial in study.trials] == [TrialState.FAIL]
     assert study.trials[0].user_attrs[REASON] == "ValueError: a bug of the recipe's"
 
@@ -154,7 +155,7 @@ def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, p
     search, uri = dataclasses.replace(night.search, concurrent=1), f"sqlite:///{tmp_path}/mlflow.db"
     unfit = dataclasses.replace(night, template=template, search=search, tracking_uri=uri)
     with pytest.raises(UserError, match="do not fit"):
-        unfit.run()
+        run_search(unfit)
     assert [trial.state for trial in unfit.open_study().trials] == [TrialState.RUNNING], "or the mended search lacks it"
     tracker = unfit.open_tracker()
     assert tracker.describe(str(tracker.find("unfit"))).status == "KILLED"
@@ -162,7 +163,7 @@ def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, p
 
 def test_running_a_finished_search_again_changes_nothing(night, searched, morning):
     before = {trial.number: (trial.state, trial.params) for trial in searched.trials}
-    again = night.run()
+    again = run_search(night)
     assert {trial.number: (trial.state, trial.params) for trial in again.trials} == before
     assert judge_night(night, again).data["version"] == morning.data["version"]
     tracker = night.open_tracker()
@@ -170,7 +171,7 @@ def test_running_a_finished_search_again_changes_nothing(night, searched, mornin
 
 
 def test_a_larger_budget_goes_on_with_the_search(night, searched, morning):
-    more = dataclasses.replace(night, budget=Budget(trials=6)).run()
+    more = run_search(dataclasses.replace(night, budget=Budget(trials=6)))
     assert len(more.trials) == 6
     assert [trial.params for trial in more.trials[:5]] == [trial.params for trial in searched.trials[:5]]
 
@@ -211,12 +212,12 @@ def test_ctrl_c_once_saves_a_checkpoint_within_the_epoch_and_the_same_command_go
     template = dataclasses.replace(night.template, name="stopped", storage=str(tmp_path), recipe=recipe)
     single = dataclasses.replace(night, template=template, search=SearchSettings(), budget=Budget(trials=1))
     with pytest.raises(KeyboardInterrupt):
-        single.run()
+        run_search(single)
     assert [trial.state for trial in single.open_study().trials] == [TrialState.RUNNING]
     run = Folder.at(f"{tmp_path}/stopped/trials/trial-0000")
     left = newest_step(run)
     assert 9 < left < 18, "nine steps an epoch; it was stopped in the second"
-    study = single.run()
+    study = run_search(single)
     assert study.trials[0].state == TrialState.COMPLETE
     assert sorted(study.trials[0].intermediate_values) == [1, 2, 3]
     steps = [

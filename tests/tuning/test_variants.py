@@ -27,7 +27,7 @@ def night(prepared, tmp_path_factory):
 def test_listed_runs_are_put_in_line_once_and_failed_ones_again(night, tmp_path):
     night = dataclasses.replace(night, template=dataclasses.replace(night.template, storage=str(tmp_path)))
     study = night.open_study()
-    budget = night._line_up(study)
+    budget = night.line_up(study)
     for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE):
         number, _ = study.ask(budget)
         study.report(number, 1, {"val_loss": 1.0, "best_val_loss": 1.0, "best_epoch": 1})
@@ -35,7 +35,7 @@ def test_listed_runs_are_put_in_line_once_and_failed_ones_again(night, tmp_path)
     assert study.ask(budget) is None
     for _ in range(2):  # also when the process that put it in line was lost before it began
         study = night.open_study()
-        budget = night._line_up(study)
+        budget = night.line_up(study)
     number, params = study.ask(budget)
     assert (number, params) == (3, {VARIANT: "fold_2"})
     assert night.spec(study.trial(number)).fold == 1

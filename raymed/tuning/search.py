@@ -1,0 +1,138 @@
+"""The search: Ray Tune runs the trials of a night over one decoded data set, and MLflow gets one child run per trial.
+
+Running the same night again goes on with it: finished trials stay, unfinished ones continue from their checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import datetime
+
+import numpy as np
+from ray import tune
+from ray.tune import TuneError
+
+from raymed.cluster import HEAD
+from raymed.data.plan import EpochPlan
+from raymed.data.prepared import Prepared
+from raymed.data.stream import Staged, Streamed, open_reader
+from raymed.errors import UserError
+from raymed.tracking import Tracker
+from raymed.training.fit import fit_trial
+from raymed.training.loop import FitSpec
+from raymed.training.verdict import Verdicts
+from raymed.tuning.interrupt import Interrupt
+from raymed.tuning.journal import alone
+from raymed.tuning.night import DRIVER_CPUS, Night
+from raymed.tuning.progress import Progress
+from raymed.tuning.recorder import Recorder, Watch
+from raymed.tuning.study import Study, StudyScheduler, StudySearcher
+
+log = logging.getLogger("raymed")
+
+
+def run_search(night: Night, watch: Watch | None = None) -> Study:
+    """Search until the budget is used up; the study tells how every trial ended.
+
+    Args:
+        watch: told of every run's start, epochs and end, with what it reported.
+
+    Raises:
+        UserError: another process runs this search.
+    """
+    with alone(night.study_path):
+        return _run(night, watch)
+
+
+def _run(night: Night, watch: Watch | None) -> Study:
+    study, tracker = night.open_study(), night.open_tracker()
+    budget = night.line_up(study)
+    each, concurrent = night.resources()
+    parent = _start_parent(night, tracker)
+    sources = _sources(night)
+    verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
+    with (
+        Progress(study, budget, night.label, lambda trial: night.spec(trial).train.epochs) as progress,
+        Interrupt(verdicts) as interrupt,
+    ):
+        recorder = Recorder(night, tracker, parent, study, progress, watch)
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(
+                    fit_trial,
+                    sources=sources,
+                    each=each,
+                    verdicts=verdicts,
+                    keep_all=night.keep_checkpoints == "all",
+                ),
+                {"CPU": DRIVER_CPUS} | HEAD,  # a driver that is lost with its machine fails its trial
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(study, budget, night.trial, interrupt),
+                scheduler=StudyScheduler(study, budget, verdicts, recorder.observe, interrupt),
+                num_samples=-1,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
+                trial_dirname_creator=lambda trial: trial.config["spec"].name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{datetime.now():%Y%m%d-%H%M%S}", storage_path=night.template.folder.uri, verbose=0
+            ),
+        )
+        os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+        try:
+            tuner.fit()
+            if interrupt.told:
+                raise KeyboardInterrupt
+            if study.mistake:
+                recorder.interrupt(study.mistake)
+                raise UserError(study.mistake)
+            recorder.settle()
+        except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
+            if isinstance(error.__context__, UserError):
+                raise error.__context__ from None
+            raise
+        except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
+            recorder.interrupt()
+            raise
+        finally:
+            recorder.close()
+    return study
+
+
+def _sources(night: Night) -> dict[str, Staged | Streamed]:
+    """The rows of all runs, each prepared data set decoded once, by its URI."""
+    specs: dict[str, list[FitSpec]] = {}
+    for spec in night.variants.values() or [night.template]:
+        specs.setdefault(spec.data, []).append(spec)
+    sources = {}
+    for data, same in specs.items():
+        prepared = Prepared.open(data)
+        sources[data] = open_reader(prepared, np.unique(np.concatenate([spec.all_rows(prepared) for spec in same])))
+    return sources
+
+
+def _start_parent(night: Night, tracker: Tracker) -> str:
+    prepared = Prepared.open(night.template.data)
+    plan: EpochPlan = night.template.plan(prepared, 0)
+    parent = tracker.run(
+        night.name,
+        night.name,
+        tags={
+            "raymed.system": night.template.recipe.name,
+            "raymed.data": night.template.data,
+            "raymed.command": night.command,
+        },
+        params={"data_digest": prepared.digest, "space": {n: repr(d) for n, d in night.search.space.items()}},
+    )
+    tracker.input(parent, night.name, prepared.digest, night.template.data, "training")
+    log.info(
+        "plan: %d %s an epoch in %d steps%s; left out: %s",
+        plan.rows,
+        night.template.sampling.noun,
+        len(plan.batches),
+        "" if plan.fill_rate is None else f", sequences filled to {plan.fill_rate:.1%}",
+        ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()) or "none",
+    )
+    return parent
