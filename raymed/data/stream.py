@@ -99,9 +99,16 @@ class Streamed:
 
 def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     """Read `rows` (ascending) from the shards into the object store, with Ray Data."""
-    wanted = prepared.index["id"].take(pa.array(rows))
-    shards = sorted(set(prepared.index["shard"].take(pa.array(rows)).to_pylist()))
-    kept = pa.array(wanted.to_pylist())
+    columns = prepared.columns(rows, ["shard", "id"])
+    shards = sorted(set(columns["shard"]))
+    kept = pa.array([f"{shard}/{name}" for shard, name in zip(columns["shard"], columns["id"], strict=True)], pa.string())
+
+    def chosen(table: pa.Table) -> pa.Table:
+        """A shard may still hold a study as it was before it was prepared again: only its own rows count."""
+        shard = pc.replace_substring_regex(table["path"], "^.*/", "")
+        own = pc.is_in(pc.binary_join_element_wise(shard, table["id"], "/"), kept)
+        return table.filter(own).drop_columns(["path"])
+
     # Without a claim on CPUs: blocks that are lost with a machine come back while workers hold every CPU there is.
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     at_once = cpus if len(shards) > cpus else None
@@ -109,11 +116,12 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
         ray.data.read_parquet(
             [f"{prepared.folder.path}/shards/{shard}" for shard in shards],
             filesystem=prepared.folder.filesystem,
+            include_paths=True,
             num_cpus=0,
             concurrency=at_once,
         )
         .map_batches(
-            lambda table: table.filter(pc.is_in(table["id"], kept)),
+            chosen,
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=0,
@@ -122,7 +130,7 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
         .materialize()
     )
     blocks = [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
-    row_of = dict(zip(wanted.to_pylist(), rows.tolist(), strict=True))
+    row_of = dict(zip(columns["id"], rows.tolist(), strict=True))
     located = [
         (row_of[name], block, place)
         for block, names in enumerate(ray.get([_ids.remote(ref) for ref in blocks]))

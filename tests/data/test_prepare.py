@@ -22,6 +22,7 @@ from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
 from raymed.data.sources import list_source, load_study
 from raymed.data.split import SplitSettings
+from raymed.data.stream import stage
 from raymed.errors import UserError
 from raymed.storage import Folder
 
@@ -114,6 +115,19 @@ def test_changed_and_removed_studies_follow_the_source(source: Path, out: str):
     assert set(patients) == set(splits(first)) - {gone}
     (record,) = (r for r in result.prepared.read(result.prepared.rows("all")) if r.id == "normal/p00/0.png")
     assert np.array_equal(record.images[0].pixels[..., 0], Image.fromarray(picture(999)).resize((32, 32), 3))
+
+
+def test_what_is_trained_on_is_a_changed_study_as_it_is_now_though_its_old_shard_stays(source: Path, out: str):
+    first = prepare(source, out, SETTINGS).prepared
+    Image.fromarray(picture(999)).save(source / "normal" / "p00" / "0.png")
+    add_patient(source, "normal", "p99", seed=99)
+    prepared = prepare(source, out, SETTINGS).prepared
+    assert set(first.manifest.shards) & set(prepared.manifest.shards), "no shard of the first time is left: nothing is shown"
+    rows = prepared.rows("all")
+    (staged,) = stage(prepared, rows).open().read([rows.tolist()])
+    for record, wanted in zip(staged, prepared.read(rows), strict=True):
+        assert (record.id, record.label) == (wanted.id, wanted.label)
+        assert np.array_equal(record.images[0].pixels, wanted.images[0].pixels)
 
 
 def test_other_image_settings_replace_every_shard(source: Path, out: str):
