@@ -77,9 +77,23 @@ class ExtractFeatures(JobOptions):
     workers: int = 1
 
     def pictures(self, tower: VisionTower) -> tuple[list[Part], ImageSettings, dict[str, str], list[Refusal]]:
-        """The pictures in parts, how they are treated, where they come from, and those that are refused already."""
-        if Folder.at(self.input).exists(MANIFEST):
+        """The pictures in parts, how they are treated, where they come from, and those that are refused already.
+
+        Raises:
+            UserError: an option does not apply to them, or they cannot be read.
+        """
+        is_prepared = Folder.at(self.input).exists(MANIFEST)
+        usual = ExtractFeatures(model=self.model, input=self.input, out=self.out)
+        others = ("size", "resize", "window", "sixteen_bit", "labels", "source") if is_prepared else ("split",)
+        if idle := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name) != getattr(usual, name)]:
+            known = "prepared data, whose pictures are as they were prepared" if is_prepared else "pictures without splits"
+            raise UserError(f"{', '.join(idle)} cannot be followed: {self.input} holds {known}")
+        if is_prepared:
             prepared = Prepared.open(self.input)
+            if "datasets" in prepared.manifest.settings:
+                raise UserError(
+                    f"{self.input} holds conversations, prepared for pretraining: give the folder of their pictures"
+                )
             data = {"kind": "prepared", "root": prepared.folder.uri, "split": self.split}
             return prepared_parts(prepared, self.split), prepared.image, data, []
         image = ImageSettings(self.size or tower.size, self.resize, self.window, self.sixteen_bit)

@@ -66,7 +66,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
 def _refuse_classes(listing: Listing, inference: Inference) -> None:
     """Folders named after the classes would be taken for patients, and all who lie in one for a single person."""
     classes = sorted({study.patient for study in listing.studies if inference.labels.knows(study.patient)})
-    if classes and listing.format == "folders":
+    if classes and listing.format in ("folders", "dicom", "nifti"):
         raise UserError(
             f"{listing.root}: {', '.join(classes)} are named like classes, not like patients. If the patients' folders lie "
             "in them, pass --source.labelled true; else name the patient with --source.patient-regex"

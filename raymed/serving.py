@@ -53,6 +53,9 @@ class PatientModel(PythonModel):
         missing = {"patient_id", "image"} - set(model_input.columns)
         if missing:
             raise UserError(f"the input has no column {', '.join(sorted(missing))}; give patient_id and image")
+        unnamed = int(model_input["patient_id"].isna().sum())
+        if unnamed or model_input.empty:
+            raise UserError(f"{unnamed} of {len(model_input)} rows have no patient_id: give one for each row, and a row")
         predictions = []
         for patient, images in model_input.groupby("patient_id", sort=False)["image"]:
             records: list[Record] = []
@@ -104,6 +107,8 @@ def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) 
         slices = np.asarray(image)
     except ValueError:
         return [], [f"array {number}: slices of different sizes"]
+    if slices.ndim == 3 and slices.shape[-1] == 3:
+        return [], [f"array {number}: {' x '.join(map(str, slices.shape))} may be one colour picture: give [1, h, w, 3]"]
     if slices.ndim == 3:
         slices = slices[..., None]
     if slices.ndim != 4 or slices.shape[-1] not in (1, 3) or not slices.size:

@@ -99,6 +99,7 @@ def test_hounsfield_units_are_windowed_as_the_training_data_were(
         (np.zeros((2, 28, 28), np.float32), "float32; give uint8"),
         (np.zeros((28, 28), np.uint8), "28 x 28 is neither"),
         (np.zeros((0, 28, 28), np.uint8), "0 x 28 x 28 x 1 is neither"),
+        (np.zeros((28, 28, 3), np.uint8), "28 x 28 x 3 may be one colour picture"),
         ([[[300, 0], [0, 0]]], "int64; give uint8"),
         ([[[1, 2]], [[1]]], "slices of different sizes"),
     ],
@@ -116,6 +117,12 @@ def test_a_broken_file_is_noted_and_the_rest_decides(served: mlflow.pyfunc.PyFun
     (folder / "9.png").write_bytes(b"")
     (line,) = ask(served, ("a", str(folder))).to_dict("records")
     assert line["slices"] == 3 and "9.png: the file is empty" in line["note"]
+
+
+def test_rows_without_a_patient_are_refused_not_dropped(served: mlflow.pyfunc.PyFuncModel, folder: Path) -> None:
+    rows = pd.DataFrame({"patient_id": ["a", None], "image": [str(folder)] * 2})
+    with pytest.raises(UserError, match="1 of 2 rows have no patient_id"):
+        served.unwrap_python_model().predict(None, rows)
 
 
 def test_several_patients_under_one_id_and_lost_paths_are_refused(served: mlflow.pyfunc.PyFuncModel, folder: Path) -> None:

@@ -146,7 +146,8 @@ class LoadSamples:
 
 
 def survey_corpus(source: Path, settings: CorpusSettings) -> tuple[Survey, dict[str, dict[str, Any]]]:
-    """What a source holds, every line checked, and how each data set is used. Opens no picture and writes nothing.
+    """What a source holds, every line checked, and how each data set is used. Opens no picture, and writes nothing but the
+    lines of a JSON array, beside it.
 
     Raises:
         UserError: everything that is wrong with it.
@@ -177,6 +178,8 @@ def prepare_corpus(source: Path, out: str, settings: CorpusSettings) -> PrepareR
         tokenizer=settings.tokenizer,
     )
     if settings.pseudonymise:
+        if telling := sorted(used.keys() & {study.patient for study in found.studies}):
+            raise UserError(f"data sets are named like patients, whose names would stay: {', '.join(telling)}. Rename them")
         pseudonyms = Pseudonyms.open(settings.pseudonymise, folder)
         found, settings = pseudonyms.rename(found), replace(settings, pseudonymise=pseudonyms.key_name, root=None)
         used = {name: use | {"root": None, "annotation": None} for name, use in used.items()}

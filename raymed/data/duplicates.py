@@ -34,7 +34,8 @@ BANDS = 16
 DISTANCE = BANDS - 1  # bits of 256: the most at which one of the bands is sure to be equal
 DETAIL = 4.0  # pixels of a thumbnail: what a Gaussian of this width leaves over is detail
 SAME = 0.95  # correlation of the details of two thumbnails
-CHUNK = 2048  # pairs confirmed at a time, which bounds the memory
+CHUNK = 2048  # pairs confirmed at a time, and
+READ = 64  # records read at a time, which bounds the memory
 NAMED = 10
 
 
@@ -129,10 +130,15 @@ def grouped(index: pa.Table, folder: Folder, mode: str) -> tuple[pa.Table, list[
     row_of, place_of = pictures["row"].to_numpy(), pictures["place"].to_numpy()
 
     def thumbnails(wanted: np.ndarray) -> np.ndarray:
-        rows, at = np.unique(row_of[wanted], return_inverse=True)
-        records = records_from(Places(folder, index.select(LAYOUT).take(pa.array(rows)).to_pydict()).read())
-        inputs = [[image for image in record.images if image.role == "input"] for record in records]
-        return np.stack([thumbnail(inputs[row][place].pixels) for row, place in zip(at, place_of[wanted], strict=True)])
+        found = np.empty((len(wanted), THUMBNAIL, THUMBNAIL), dtype=np.uint8)
+        order = np.argsort(row_of[wanted], kind="stable")
+        for some in (order[start : start + READ] for start in range(0, len(order), READ)):
+            rows, at = np.unique(row_of[wanted[some]], return_inverse=True)
+            records = records_from(Places(folder, index.select(LAYOUT).take(pa.array(rows)).to_pydict()).read())
+            inputs = [[image for image in record.images if image.role == "input"] for record in records]
+            for target, row, place in zip(some, at, place_of[wanted[some]], strict=True):
+                found[target] = thumbnail(inputs[row][place].pixels)
+        return found
 
     patients, owners = np.unique(np.array(index["patient"].to_pylist()), return_inverse=True)
     ids = index["id"]

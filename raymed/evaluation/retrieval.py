@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.stats import hypergeom
@@ -164,11 +165,11 @@ class _Weights:
         pairs = [f"{label}\0{patient}" for label, patient in zip(labels, patients, strict=True)]
         _, first, self._owner = np.unique(pairs, return_index=True, return_inverse=True)
         self._sizes = np.bincount(self._owner)
-        self._drawn = list(resamples(labels[first].astype(str), count, seed))
+        self._draw = partial(resamples, labels[first].astype(str), count, seed)  # again each time: together they are large
 
     def mean(self, values: np.ndarray) -> Estimate:
         """The mean over pictures, with its 95 % interval."""
         sums = np.bincount(self._owner, weights=values)
-        means = np.concatenate([drawn @ sums / (drawn @ self._sizes) for drawn in self._drawn])
+        means = np.concatenate([drawn @ sums / (drawn @ self._sizes) for drawn in self._draw()])
         low, high = np.quantile(means, [0.025, 0.975])
         return Estimate(float(values.mean()), float(low), float(high))

@@ -61,13 +61,13 @@ def neighbour_table(queries: Features, gallery: Features, neighbours: Neighbours
     return pd.DataFrame(
         {
             "query": queries.ids[asked],
-            "query_patient": queries.patients[asked],
-            "query_label": queries.labels[asked],
+            "query_patient": pd.Series(queries.patients[asked], dtype=object),  # keeps None, which text columns do not
+            "query_label": pd.Series(queries.labels[asked], dtype=object),
             "rank": place + 1,
             "distance": neighbours.distances[asked, place],
             "picture": gallery.ids[rows],
-            "patient": gallery.patients[rows],
-            "label": gallery.labels[rows],
+            "patient": pd.Series(gallery.patients[rows], dtype=object),
+            "label": pd.Series(gallery.labels[rows], dtype=object),
             "right": right(neighbours, queries, gallery)[asked, place],
         }
     )

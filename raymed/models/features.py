@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymed.errors import UserError
-from raymed.models.backbones import InputNorm
+from raymed.models.backbones import input_norm
 from raymed.models.internvl import attention_kernel
 from raymed.models.vision_tower import VisionTower
 
@@ -71,7 +71,7 @@ class FeatureExtractor(nn.Module):
         attention = attention_kernel("auto") if settings.precision == "bf16" else "sdpa"  # flash-attn takes 16 bits only
         network: Any = tower.build(self.dtype, attention)
         self.width: int = network.config.hidden_size
-        self.normalise = InputNorm()
+        self.normalise = input_norm(network.config)
         self.embeddings = network.embeddings
         blocks: nn.ModuleList = network.encoder.layer if hasattr(network, "encoder") else network.layers
         self.blocks = blocks[: self.layers[-1]]

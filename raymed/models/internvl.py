@@ -26,7 +26,7 @@ from transformers import (
 
 from raymed.errors import UserError
 from raymed.models import adapt
-from raymed.models.backbones import InputNorm
+from raymed.models.backbones import input_norm
 from raymed.models.internvl_text import CONTEXT, TURN_END, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
 from raymed.models.internvl_weights import WEIGHTS, load_internvl, read_config, side, untied
 from raymed.models.positions import fit_positions, start_positions
@@ -133,16 +133,12 @@ class InternVL(nn.Module):
         normalise: from uint8 pictures to what the network takes.
     """
 
-    def __init__(
-        self,
-        network: InternVLForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerBase,
-        normalise: InputNorm | None = None,
-    ) -> None:
+    def __init__(self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
-        self.normalise = normalise or InputNorm()
+        vision: Any = network.config.vision_config
+        self.normalise = input_norm(vision)
         network.config.image_token_id = token_id(tokenizer, CONTEXT)
         text: Any = network.config.text_config
         text.eos_token_id = token_id(tokenizer, TURN_END)
@@ -242,7 +238,7 @@ def build(settings: ModelSettings, codes: Sequence[str], size: int) -> InternVLC
 
 def load(folder: Path, codes: Sequence[str]) -> InternVLClassifier:
     """The network that `InternVLClassifier.export` wrote."""
-    network = load_internvl(folder, attention_kernel("auto"))
+    network = load_internvl(folder, "sdpa")  # in float32, which flash-attn does not take
     return InternVLClassifier(network, read_tokenizer(folder, network.lm_head.out_features), codes)
 
 

@@ -16,8 +16,8 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerBa
 
 from raymed.models import adapt
 from raymed.models.answer_head import AnswerHead, Choices
-from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD, InputNorm
-from raymed.models.internvl import InternVL, attention_kernel, build_network, tokenizer_of
+from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from raymed.models.internvl import InternVL, build_network, tokenizer_of
 from raymed.models.internvl_text import read_tokenizer
 from raymed.models.internvl_weights import load_internvl, side, write_remote_code
 from raymed.models.packed_attention import packing, use_packed
@@ -36,7 +36,9 @@ class InternVLChat(InternVL):
     def __init__(
         self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, normalisation: str
     ) -> None:
-        super().__init__(network, tokenizer, InputNorm(*NORMALISATIONS[normalisation]))
+        vision: Any = network.config.vision_config  # which travels with the ViT, wherever it is taken
+        vision.image_mean, vision.image_std = map(list, NORMALISATIONS[normalisation])
+        super().__init__(network, tokenizer)
         network.lm_head = AnswerHead.of(network.lm_head)
         use_packed(network.model.language_model)
 
@@ -120,5 +122,5 @@ def build(settings: ModelSettings, size: int, normalisation: str) -> InternVLCha
 
 def load(folder: Path, normalisation: str) -> InternVLChat:
     """The network that `export` or `export_remote_code` wrote."""
-    network = load_internvl(folder, attention_kernel("auto"))
+    network = load_internvl(folder, "sdpa")  # in float32, which flash-attn does not take
     return InternVLChat(network, read_tokenizer(folder, network.lm_head.out_features), normalisation)

@@ -64,6 +64,7 @@ _VISION_OPTIONS = {  # remote-code name -> native name and the original's defaul
     "layer_norm_eps": ("layer_norm_eps", 1e-6),
     "hidden_act": ("hidden_act", "gelu"),
 }
+_OWN_OPTIONS = ("image_mean", "image_std")  # not the original's: how pictures are normalised, where it is not as ImageNet's
 
 
 def native_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,6 +177,7 @@ def native_vision_config(content: Mapping[str, Any], where: Path) -> InternVLVis
     if absent:
         raise UserError(f"{where}: the configuration of the ViT lacks {', '.join(absent)}")
     options = {native: content.get(key, default) for key, (native, default) in _VISION_OPTIONS.items()}
+    options |= {key: content[key] for key in _OWN_OPTIONS if key in content}
     return InternVLVisionConfig(**{new: content[old] for old, new in _VISION_KEYS.items()}, **options)
 
 
@@ -186,6 +188,7 @@ def remote_vision_config(config: InternVLVisionConfig) -> dict[str, Any]:
         "architectures": ["InternVisionModel"],
         **{old: side(getattr(config, new)) for old, new in _VISION_KEYS.items()},
         **{old: getattr(config, new) for old, (new, _) in _VISION_OPTIONS.items()},
+        **{key: getattr(config, key) for key in _OWN_OPTIONS if hasattr(config, key)},
     }
 
 

@@ -213,7 +213,10 @@ def _spread(work: Work, parts: dict[str, Part], folder: Folder, workers: int, mi
     limits: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if kind == "GPU" else {"num_cpus": 1}
     # where actors take CPUs, one is left for decoding
     if workers > have.get(kind, 0) - (kind == "CPU"):
-        raise UserError(f"{workers} workers need a {kind} each and the cluster has {have.get(kind, 0):.0f}: lower --workers")
+        rest = ", of which one is left for decoding" if kind == "CPU" else ""
+        raise UserError(
+            f"{workers} workers need a {kind} each and the cluster has {have.get(kind, 0):.0f}{rest}: lower --workers"
+        )
     rows = [{"name": name, "part": part} for name, part in parts.items()]
     outcomes = (
         ray.data.from_items(rows, override_num_blocks=len(rows))

@@ -13,10 +13,12 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -282,7 +284,7 @@ def _open_npz(path: Path) -> Features:
     try:
         with np.load(path, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read the features {path}: {error}") from error
     if absent := [name for name in ("features", "image_paths") if name not in content]:
         raise UserError(f"{path} lacks {', '.join(absent)}; it has {', '.join(content) or 'nothing'}")

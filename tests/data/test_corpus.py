@@ -168,6 +168,21 @@ def test_names_are_replaced_and_a_text_that_names_its_patient_is_refused(source:
         prepare_corpus(source, str(tmp_path / "out"), settings)
 
 
+def test_a_text_that_names_its_patient_is_refused_where_the_path_names_the_patient_too(tmp_path: Path) -> None:
+    patients = ("anna", "lines", "otto")
+    for number, patient in enumerate(patients):
+        (tmp_path / patient).mkdir()
+        Image.fromarray(picture(number)).save(tmp_path / patient / "1.png")
+    named = replace(SETTINGS, pseudonymise=str(tmp_path / "key"), patient_regex="([^/]+)/")
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(sample("anna/1.png", "<image>How is anna?") + "\n", "utf-8")
+    with pytest.raises(UserError, match=r"lines\.jsonl:1: the text names its patient"):
+        prepare_corpus(lines, str(tmp_path / "out"), named)
+    lines.write_text("\n".join(sample(f"{patient}/1.png", "<image>How are they?") for patient in patients), "utf-8")
+    with pytest.raises(UserError, match="named like patients, whose names would stay: lines"):
+        prepare_corpus(lines, str(tmp_path / "out"), named)
+
+
 def test_phantom_patients_come_with_notes_that_agree_with_their_disease(tmp_path: Path) -> None:
     phantom = PhantomSettings(patients=8, size=64, slices=(6, 8))
     prepared = prepare_notes(Folder.at(tmp_path), phantom, replace(SETTINGS, split=SplitSettings("3/1/0", folds=0)))

@@ -197,6 +197,13 @@ def test_csv_as_spreadsheets_save_it(tmp_path: Path, delimiter: str, mark: str) 
     assert keys(list_source(table(tmp_path, text, "a.png"), SourceSettings())) == [("P1", "P1", "病毒")]
 
 
+def test_csv_texts_may_hold_other_line_separators(tmp_path: Path) -> None:
+    text = "image,patient_id,label,note\na.png,P1,viral,left\x0bright\u2028both\nb.png,P2,,\n"
+    listing = list_source(table(tmp_path, text, "a.png"), SourceSettings())
+    assert keys(listing) == [("P1", "P1", "viral")]
+    assert [refusal.where for refusal in listing.refusals] == ["labels.csv:3"]
+
+
 def test_csv_columns_can_be_named_and_studies_kept_apart(tmp_path: Path) -> None:
     text = "bild,who,label,visit\na.png,P1,viral,v1\nb.png,P1,viral,v2\n"
     path = table(tmp_path, text, "a.png", "b.png")

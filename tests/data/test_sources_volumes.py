@@ -115,6 +115,19 @@ def test_a_patient_without_a_name_is_an_error_and_so_is_one_series_of_two_patien
         list_source(tmp_path / "two", SourceSettings())
 
 
+def test_one_series_under_two_labels_shows_both(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "viral" / "P1" / "a.dcm", CHEST[0], 0)
+    write_dicom(tmp_path / "normal" / "P1" / "b.dcm", CHEST[0], 8)
+    assert [study.label for study in list_source(tmp_path, SourceSettings()).studies] == ["normal", "viral"]
+
+
+def test_a_slice_in_a_class_folder_but_in_no_patients_is_an_error(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "viral" / "P1" / "a.dcm", CHEST[0], 0, series="1.1")
+    write_dicom(tmp_path / "viral" / "b.dcm", CHEST[0], 0, series="1.2")
+    with pytest.raises(UserError, match=r"viral/b\.dcm lie in a class folder without"):
+        list_source(tmp_path, SourceSettings())
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -19,9 +19,12 @@ from raymed.data.record import Image, Message, Record
 from raymed.data.tiles import cut
 from raymed.errors import UserError
 from raymed.models import internvl
+from raymed.models.features import FeatureExtractor, FeatureSettings
 from raymed.models.internvl_text import CONTEXT, NO_LOSS, byte_tokenizer, read_tokenizer, token_id
 from raymed.models.settings import ModelSettings
+from raymed.models.vision_tower import VisionTower
 from raymed.recipes import open_model
+from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.recipes.token_drop import TokenDropSettings
 from raymed.recipes.vitp import ChatLossSettings, VitpRecipe
@@ -249,6 +252,20 @@ def test_an_exported_network_comes_back_bit_for_bit(layout: str, tmp_path: Path)
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     batch = recipe.encode(MIXED, None)
     assert np.array_equal(recipe.predict(module, batch)["nll"], recipe.predict(loaded, batch)["nll"])
+
+
+@pytest.mark.parametrize("layout", ["native", "internvl"])
+def test_a_vit_that_is_taken_out_normalises_pictures_as_it_was_trained_to(layout: str, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, layout=layout, model=ModelSettings(preset="internvl-tiny"), normalisation="siglip")  # type: ignore[arg-type]
+    module = recipe.build()
+    recipe.export(module, tmp_path / "model")
+    VisionTower.read(tmp_path / "model").write(tmp_path / "again", layout)  # type: ignore[arg-type]
+    VisionTower.read(tmp_path / "again").write(tmp_path / "vit", "native")
+    for folder in ("model", "again", "vit"):
+        extractor = FeatureExtractor(VisionTower.read(tmp_path / folder), FeatureSettings())
+        assert extractor.normalise.scale == module.normalise.scale == [1 / 127.5] * 3
+    classifier = LungRecipe(("a", "b"), ("a", "b"), SIZE, model=ModelSettings(path=str(tmp_path / "vit"))).build()
+    assert classifier.normalise.shift == module.normalise.shift == [-1.0] * 3
 
 
 def test_a_worker_gets_the_recipe_as_it_is() -> None:

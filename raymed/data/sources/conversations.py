@@ -110,7 +110,7 @@ def _notes(part: DataSet) -> list[str]:
     if unused:
         shown = ", ".join(f"{key}={value}" for key, value in unused.items())
         notes.append(f"{part.name}: these keys do not change how data are prepared: {shown}")
-    lines = sum(1 for line in read_text(part.annotation).splitlines() if line.strip())
+    lines = sum(1 for _ in _lines(part.annotation))
     if part.entry.get("length", lines) != lines:
         notes.append(f"{part.name}: length says {part.entry['length']}, the annotation has {lines} lines")
     return notes

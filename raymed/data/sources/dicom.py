@@ -90,17 +90,18 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         except ImageError as error:
             refusals.append(Refusal(name, name, None, str(error)))
     patients, labels = _name_patients(root, headers, settings)
-    series: dict[str, list[_Header]] = defaultdict(list)
+    owners: dict[str, set[str]] = defaultdict(set)
+    series: dict[tuple[str, str | None], list[_Header]] = defaultdict(list)  # under two labels it is two, which is refused
     for header in headers:
-        series[header.series].append(header)
+        owners[header.series].add(patients[header.path])
+        series[header.series, labels[header.path]].append(header)
     studies = []
-    for uid, members in series.items():
-        owners = sorted({patients[header.path] for header in members})
-        if len(owners) > 1:
-            raise UserError(f"{root}: one series lies in the folders of several patients: {some(owners)}")
+    for (uid, label), members in series.items():
+        if len(owners[uid]) > 1:
+            raise UserError(f"{root}: one series lies in the folders of several patients: {some(sorted(owners[uid]))}")
         members.sort(key=lambda header: (header.height, header.instance, natural_key(header.path)))
         slices = [Slice(header.path, header.path, None, at, header.path) for at, header in enumerate(members)]
-        studies.append(make_study(owners[0], uid, labels[members[0].path], root.name, slices, files))
+        studies.append(make_study(patients[members[0].path], uid, label, root.name, slices, files))
     notes = (f"{len(others)} files that are not DICOM were left out: {some(others)}",) if others else ()
     return Listing(root, "dicom", sorted_studies(studies), tuple(refusals), notes)
 
@@ -211,6 +212,13 @@ def _name_patients(
             unnamed.append(header.path)
         else:
             patients[header.path] = patient
+    classes = {label for label in labels.values() if label is not None}
+    loose = [path for path, label in labels.items() if label is None and Path(path).parts[0] in classes]
+    if loose:
+        raise UserError(
+            f"{root}: {some(loose)} lie in a class folder without a folder of their patient: put them into "
+            "<class>/<patient>/, or pass --source.labelled false if the folders name no classes"
+        )
     if unnamed:
         raise UserError(
             f"{root}: no patient for {some(unnamed)}: "

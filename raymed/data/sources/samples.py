@@ -153,7 +153,7 @@ class _Samples:
                 pattern = self._settings.patient_regex
                 self._wrong.append((where, f"patient_regex {pattern!r} does not match {sample.images[0]}"))
                 return
-        elif patient is None:
+        if patient is None:
             self._unknown += 1
             patient = sample.images[0] if sample.images else name
         elif self._private and any(re.search(rf"(?<!\w){re.escape(patient)}(?!\w)", turn.text) for turn in sample.messages):

@@ -7,6 +7,7 @@ settings. An empty label cell means that the picture has no label.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import re
@@ -149,7 +150,8 @@ def read_cells(
     text = read_text(path)
     header_line = text.lstrip("\n").split("\n", 1)[0]
     delimiter = max(",;\t", key=header_line.count)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    # not splitlines: texts may hold other line separators, which end no line of a CSV
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [cell.strip() for cell in next(reader, [])]
         if not any(header):
