@@ -112,7 +112,9 @@ def main(options: ExtractFeatures) -> Outcome:
     if not count:
         raise UserError(f"there is no picture in {options.input} (--split {options.split}) to compute features of")
     work = Work(tower.resized(image.size), options.features, image)
-    out = options.out.removesuffix(".npz")
+    out, npz = options.out.removesuffix(".npz"), options.format == "npz" or options.out.endswith(".npz")
+    if npz and not Folder.at(out).is_local:
+        raise UserError(f"an npz is written to a local disk: give a local --out, or {out} without it")
     layers = options.features.layers(tower.layers)
     if options.dry_run:
         return Outcome(f"would compute layers {list(layers)} of {count} pictures into {out}", {"pictures": count})
@@ -121,10 +123,10 @@ def main(options: ExtractFeatures) -> Outcome:
     found = sum(manifest.shards.values())
     lines += [f"特征形状: ({found}, {manifest.width}) of layers {manifest.layers}; {kept} of {len(parts)} parts were there"]
     where = Folder.at(out).uri
-    if options.format == "npz" or options.out.endswith(".npz"):
-        npz = Path(out + ".npz").expanduser().resolve()
-        write_npz(Features.open(out), npz, data["root"])
-        lines += [f"特征已保存到 {npz}"]
+    if npz:
+        file = Path(out + ".npz").expanduser().resolve()
+        write_npz(Features.open(out), file, data["root"])
+        lines += [f"特征已保存到 {file}"]
     lines += [f"features: {where}"]
     known = {
         "out": where,

@@ -82,23 +82,26 @@ def judge_and_register(
         judgement = judge(candidate, model, prepared, micro_batch, workers, bootstrap)
         name = f"raymed-{model[0].name}"
         key = _key(candidate, refit, prepared)
+        inference = Inference(
+            name=f"{name}-{key}",
+            labels=prepared.labels,
+            image=prepared.image,
+            slices=candidate.slices,
+            temperature=judgement.temperature,
+            data=prepared.digest,
+            trained_on=refit.splits if refit is not None else ("train",),
+        )
+        text = model_card.write(inference, judgement, prepared, model[0].settings(), refit, licence)
         found = _version(tracker, name, key)
         if found is None:
             if refit is not None:
                 network = candidate.fetch(refit.checkpoint, Path(temporary) / "refitted" / "model")
-            inference = Inference(
-                name=f"{name}-{key}",
-                labels=prepared.labels,
-                image=prepared.image,
-                slices=candidate.slices,
-                temperature=judgement.temperature,
-                data=prepared.digest,
-            )
-            text = model_card.write(inference, judgement, prepared, model[0].settings(), refit, licence)
             _log(tracker, judgement, text)
             save(network, inference, Path(temporary) / "pyfunc")
             tracker.artifacts(candidate.run_id, Path(temporary) / "pyfunc", f"models/{key}")
             found = _create_version(tracker, name, key, candidate.run_id, _figures(judgement), text)
+        elif licence:
+            _renew_card(tracker, name, found, candidate.run_id, text)
     tracker.client.set_registered_model_alias(name, alias, found)
     log.info("registered %s version %s as %s", name, found, alias)
     return Registered(name, found, f"models:/{name}@{alias}", judgement)
@@ -135,6 +138,8 @@ def register_network(
             tracker.text(candidate.run_id, text, "card.md")
             tracker.artifacts(candidate.run_id, network, f"models/{key}")
             found = _create_version(tracker, name, key, candidate.run_id, {"val_loss": f"{val_loss:.4f}"}, text)
+        elif licence:
+            _renew_card(tracker, name, found, candidate.run_id, text)
     tracker.client.set_registered_model_alias(name, alias, found)
     log.info("registered %s version %s as %s", name, found, alias)
     return RegisteredNetwork(f"models:/{name}@{alias}", found, text)
@@ -177,6 +182,12 @@ class Resolved:
             UserError: the pictures or the classes are not those that the model was made for.
         """
         if self.inference is None:
+            names = json.loads((self.network / RECIPE_FILE).read_text("utf-8")).get("names", [])
+            if names != list(prepared.labels.names):
+                raise UserError(
+                    f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
+                    f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
+                )
             return ["a bare checkpoint: temperature 1, 16 slices of each study"]
         if self.inference.image != prepared.image:
             raise UserError(
@@ -190,7 +201,9 @@ class Resolved:
             )
         if self.inference.data != prepared.digest:
             return ["other data than the model was trained on: make sure that no patient is in both"]
-        return [] if split == "test" else [f"the model was trained or chosen on {split} patients: the figures flatter it"]
+        if split in self.inference.trained_on or split == "all":
+            return [f"the model was trained on {split} patients: the figures say nothing about others"]
+        return [] if split == "test" else [f"the model was chosen by {split} patients: the figures flatter it"]
 
 
 def resolve_model(uri: str, tracker: Tracker) -> Resolved:
@@ -290,6 +303,11 @@ def _create_version(tracker: Tracker, name: str, key: str, run_id: str, says: Ma
     source = f"{client.get_run(run.id).info.artifact_uri}/models/{key}"
     created = client.create_model_version(name, source, run.id, tags=tags, description=text)
     return str(created.version)
+
+
+def _renew_card(tracker: Tracker, name: str, number: str, run_id: str, text: str) -> None:
+    tracker.client.update_model_version(name, number, text)
+    tracker.text(run_id, text, "card.md")
 
 
 def _figures(judgement: Judgement) -> dict[str, str]:

@@ -133,7 +133,7 @@ class SearchOptions:
 
     Attributes:
         trials: Most trials.
-        max_epochs: Most epochs of a trial.
+        max_epochs: Most epochs of a trial, in place of train.epochs.
         epochs: Most epochs over all trials (0 = no limit).
         hours: Most hours; trials under way then stop at their next epoch (0 = no limit).
         until: End at this time of day instead, such as 07:00.

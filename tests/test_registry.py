@@ -102,6 +102,17 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     card = tracker.client.get_model_version(again.name, again.version).description
     assert card and "belong to the model before refitting" in card and "train + val" in card
     assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
+    assert resolve_model(registered.uri, tracker).notes(data, "test") == []
+    everything = Refit(refit.checkpoint, ("train", "val", "test"))
+    judge_and_register(tracker, candidate, alias="everything", refit=everything, bootstrap=50)
+    assert "trained on test patients" in resolve_model("models:/raymed-lung@everything", tracker).notes(data, "test")[0]
+
+
+def test_a_licence_reaches_the_card_of_a_version_that_is_there(
+    tracker: Tracker, registered: Registered, candidate: Candidate
+) -> None:
+    judge_and_register(tracker, candidate, licence="CC BY 4.0", bootstrap=50)
+    assert "CC BY 4.0" in str(tracker.client.get_model_version("raymed-lung", registered.version).description)
 
 
 def test_mlflow_learns_figures_but_no_patient(

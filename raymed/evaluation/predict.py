@@ -46,6 +46,7 @@ class Inference:
         slices: which slices of a study are looked at.
         temperature: the logits are divided by it, so that probabilities mean what they say.
         data: digest of the prepared data that the model was trained on.
+        trained_on: splits whose patients it has seen; validation patients also chose it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Inference:
     slices: SliceSettings
     temperature: float
     data: str
+    trained_on: tuple[str, ...] = ("train",)
 
     def to_json(self) -> str:
         values = {
@@ -63,6 +65,7 @@ class Inference:
             "slices": asdict(self.slices),
             "temperature": self.temperature,
             "data": self.data,
+            "trained_on": self.trained_on,
         }
         return json.dumps(values, ensure_ascii=False, indent=2)
 
@@ -78,6 +81,7 @@ class Inference:
                 slices=SliceSettings(**values["slices"]),
                 temperature=float(values["temperature"]),
                 data=values["data"],
+                trained_on=tuple(values.get("trained_on", ("train",))),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -43,7 +43,7 @@ class Resources:
         workers: Ray Train workers of one run, at most.
         min_workers: and at least.
         cpus: CPUs of each.
-        gpu: Whether each takes a GPU: where the cluster has one (auto), always, or never.
+        gpu: Whether each takes a GPU, as it does where the cluster has one.
     """
 
     workers: int

@@ -31,7 +31,8 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device's matrix kernels take bf16."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -13,7 +13,8 @@ import ray
 from ray.actor import ActorHandle
 
 
-@ray.remote(num_cpus=0)
+# each worker that was ever started leaves a question that waits, and 1,000 would be all that are heard
+@ray.remote(num_cpus=0, max_concurrency=100_000)  # type: ignore[call-overload]
 class Verdicts:
     """What a search decided about its trials' epochs, and whether its job is being stopped."""
 

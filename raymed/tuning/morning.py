@@ -25,7 +25,7 @@ from raymed.judgement import Refit
 from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
 from raymed.training.fit import fit
-from raymed.training.loop import FitSpec
+from raymed.training.loop import MODEL, FitSpec
 from raymed.tuning.night import PREDICTIONS, Night
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, REASON, SECONDS, Study, best_value
 
@@ -110,7 +110,11 @@ def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
 
 
 def _refit(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
-    """Train the winner's configuration on more rows, for as many epochs as the winner's best; the last checkpoint's URI."""
+    """Train the winner's configuration on more rows, for as many epochs as the winner's best; the last checkpoint's URI.
+
+    Raises:
+        RunError: it did not come to its end.
+    """
     spec: FitSpec = dataclasses.replace(
         night.trial(best.number, best.params),
         name=f"refit-{best.number:04d}-{'-'.join(splits)}",
@@ -122,9 +126,13 @@ def _refit(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
     log.info("refit: trial %d on %s for %d epochs", best.number, " + ".join(splits), spec.last_epoch)
     # Nothing else runs now, so the refit takes what the search's trials had between them.
     each = dataclasses.replace(each, workers=each.workers * concurrent)
-    fit(spec, open_reader(prepared, spec.all_rows(prepared)), each)
-    newest = max(name for name in spec.folder.names() if name.startswith("step-"))
-    return spec.folder.child(newest).uri
+    told = fit(spec, open_reader(prepared, spec.all_rows(prepared)), each)
+    if not told.get("finished"):
+        raise RunError(
+            f"the refit {spec.folder.uri} did not come to its last epoch, so nothing was registered. Run the same command "
+            "again, or leave --refit out: the winner is then registered as it was searched"
+        )
+    return str(told[MODEL])
 
 
 def _report(
@@ -174,9 +182,7 @@ def _report(
         hardest_split="test" if judgement.test_patients else "validation",
         cost={"epochs": str(study.epochs), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
         importance=importance(study),
-        versions={
-            name: version(name) for name in ("raymed", "torch", "transformers", "deepspeed", "ray", "optuna", "mlflow")
-        },
+        versions={name: version(name) for name in PACKAGES},
         notes=notes,
     )
 

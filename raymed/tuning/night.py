@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,10 @@ class SearchSettings:
     concurrent: int = 0
     cpus_per_worker: int = 0
 
+    def __post_init__(self) -> None:
+        if self.concurrent < 0 or self.cpus_per_worker < 0:
+            raise UserError("search.concurrent and search.cpus_per_worker are counts: 0, or how many")
+
 
 @dataclass(frozen=True)
 class Night:
@@ -76,6 +81,12 @@ class Night:
             raise UserError(f"{', '.join(self.variants)} are fixed runs: leave search.space empty, or search without them")
         if self.search.space and self.template.train.monitor != "val_loss":
             raise UserError("a search compares trials by val_loss: leave train.monitor as it is")
+        for name, value in self.defaults.items():
+            if not self.search.space[name].holds(value):
+                raise UserError(
+                    f"the search begins with {name} {value}, which search.space does not hold: {self.search.space[name]}. "
+                    f"Widen it in a --config file, or give a --{name} within it (two whole numbers hold whole numbers only)"
+                )
         if (self.search.space or self.variants) and self.template.min_workers:
             raise UserError("runs that share the cluster have a fixed number of workers: give --workers without a range")
 
@@ -97,7 +108,10 @@ class Night:
     def study_path(self) -> Path:
         """Beside the search's runs, or, where the storage is remote, under the home folder."""
         folder = self.template.folder
-        return (Path(folder.path) if folder.is_local else Path.home() / ".raymed" / self.name) / "study.journal"
+        if folder.is_local:
+            return Path(folder.path) / "study.journal"
+        where = hashlib.blake2b(folder.uri.encode(), digest_size=3).hexdigest()
+        return Path.home() / ".raymed" / f"{self.name}-{where}" / "study.journal"
 
     @property
     def outbox(self) -> Path:

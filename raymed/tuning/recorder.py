@@ -55,11 +55,13 @@ class Recorder:
 
     def settle(self) -> None:
         """The search is over: nothing stays RUNNING in the study or in MLflow, nor what Ray Tune lost sight of."""
-        reason = "Ray Tune ended without it"
         for trial in self._study.trials:
             if trial.state == TrialState.RUNNING:
-                self._study.tell(trial.number, TrialState.FAIL, reason)
-                self.observe(trial.number, "FAIL", {"reason": reason})
+                state, reason = TrialState.FAIL, "Ray Tune ended without it"
+                if trial.number in self._study.left_over:
+                    state, reason = TrialState.PRUNED, "interrupted, and the budget was used up before it was its turn again"
+                self._study.tell(trial.number, state, reason)
+                self.observe(trial.number, state.name, {"reason": reason})
         self._outbox.put({"happened": "end", "status": "FINISHED" if self._night.has_succeeded(self._study) else "FAILED"})
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ Running the same night again goes on with it: finished trials stay, unfinished o
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from datetime import datetime
@@ -124,7 +125,13 @@ def _start_parent(night: Night, tracker: Tracker) -> str:
             "raymed.data": night.template.data,
             "raymed.command": night.command,
         },
-        params={"data_digest": prepared.digest, "space": {n: repr(d) for n, d in night.search.space.items()}},
+        params={
+            "data_digest": prepared.digest,
+            "space": {n: repr(d) for n, d in night.search.space.items()},
+            **night.template.recipe.settings(),
+            "train": dataclasses.asdict(night.template.train),
+            "seed": night.template.seed,
+        },
     )
     tracker.input(parent, night.name, prepared.digest, night.template.data, "training")
     log.info(

@@ -17,7 +17,7 @@ import optuna
 
 from raymed.errors import UserError
 
-Value = float | int | str | bool | None
+Value = bool | int | float | str | None  # whole numbers stay whole: a file is read as the first type that fits
 Settings = TypeVar("Settings")
 
 
@@ -32,8 +32,8 @@ class Dimension:
         choices: The values of a list; given instead of a range.
     """
 
-    low: float | int | None = None
-    high: float | int | None = None
+    low: int | float | None = None
+    high: int | float | None = None
     log: bool = False
     choices: tuple[Value, ...] = ()
 
@@ -51,6 +51,14 @@ class Dimension:
         if isinstance(self.low, int) and isinstance(self.high, int):
             return optuna.distributions.IntDistribution(self.low, self.high, log=self.log)
         return optuna.distributions.FloatDistribution(float(self.low or 0), float(self.high or 0), log=self.log)
+
+    def holds(self, value: Value) -> bool:
+        """Whether it could be drawn."""
+        distribution = self.distribution()
+        try:
+            return bool(distribution._contains(distribution.to_internal_repr(value)))
+        except (ValueError, TypeError):
+            return False
 
 
 Space = Mapping[str, Dimension]

@@ -46,6 +46,10 @@ class Halving:
     first_rung: int = 1
     reduction: int = 3
 
+    def __post_init__(self) -> None:
+        if self.first_rung < 0 or self.reduction < 2:
+            raise UserError("search.halving needs a first_rung from 0 up and a reduction from 2 up")
+
 
 class Study:
     """A durable Optuna study of val_loss (lower is better)."""
@@ -101,6 +105,11 @@ class Study:
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """Put a trial with these settings in line, before anything is drawn."""
         self.study.enqueue_trial(dict(params))
+
+    @property
+    def left_over(self) -> list[int]:
+        """Trials that an earlier process left unfinished and that have not gone on."""
+        return list(self._in_flight)
 
     @property
     def epochs(self) -> int:

@@ -29,7 +29,6 @@ def register_winner(night: Night, study: Study) -> Outcome:
     report = f"{registered.card}\n{_table(night, study)}\n"
     tracker.text(parent, report, "report.md")
     tracker.metrics(parent, {"val_loss": best_value(best)})
-    tracker.finish(parent, "FINISHED")
     night.template.folder.write("report.md", report.encode())
     night.thin_out(study, best)
     lines = [

@@ -91,7 +91,7 @@ def s3(tries: int, seed: int, folder: Path) -> str:
                 time.sleep(0.2)
             os.killpg(job.pid, signal.SIGKILL)
             job.wait()
-            shutil.rmtree(Path.home() / ".raymed" / "night", ignore_errors=True)  # another machine knows only the bucket
+            _forget_home()
             found = _finished(train, folder / f"again-{attempt}.log")
             tracker = Tracker.open(tracking, "raymed-lung")
             steps = [each.step for each in tracker.client.get_metric_history(found["run_id"], "val_loss")]
@@ -100,7 +100,7 @@ def s3(tries: int, seed: int, folder: Path) -> str:
             _finished(["jobs/promote.py", found["run_id"], *places], folder / f"promote-{attempt}.log")
             kept = Folder.at(bucket).child("runs/artifacts")
             assert kept.names(), "MLflow's artefacts are not in the bucket"
-            shutil.rmtree(Path.home() / ".raymed" / "night", ignore_errors=True)
+            _forget_home()
     return f"{tries} of {tries} killed, gone on from the bucket and promoted; each epoch once in MLflow"
 
 
@@ -143,3 +143,9 @@ def _finished(words: list[str], log: Path) -> dict[str, Any]:
     assert job.wait(900) == 0, log.read_text()[-2000:]
     summary: dict[str, Any] = json.loads(next(line for line in log.read_text().splitlines() if line.startswith('{"')))
     return summary
+
+
+def _forget_home() -> None:
+    """Leave what another machine would know: only the bucket."""
+    for path in (Path.home() / ".raymed").glob("night-*"):
+        shutil.rmtree(path)

@@ -23,7 +23,7 @@ from signals import Signalling
 from transformers import ResNetConfig, ResNetModel
 
 from raymed.data.record import Record
-from raymed.errors import UserError
+from raymed.errors import RunError, UserError
 from raymed.models.settings import ModelSettings
 from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass
@@ -176,6 +176,12 @@ def test_a_larger_budget_goes_on_with_the_search(night, searched, morning):
     assert [trial.params for trial in more.trials[:5]] == [trial.params for trial in searched.trials[:5]]
 
 
+def test_the_same_name_with_other_settings_is_refused_though_nothing_is_left_to_run(night, searched):
+    longer = dataclasses.replace(night.template, train=dataclasses.replace(night.template.train, epochs=30))
+    with pytest.raises(UserError, match=r"(?s)other settings:.*train\.epochs: was \d+, now 30"):
+        run_search(dataclasses.replace(night, template=longer))
+
+
 def test_when_only_the_champion_is_kept_the_others_can_still_be_compared(night, searched, morning, tmp_path):
     copy = shutil.copytree(Path(night.template.folder.path) / "trials", tmp_path / "night" / "trials")
     elsewhere = dataclasses.replace(night.template, storage=str(tmp_path))
@@ -190,6 +196,14 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it(night, 
     refitted = judge_night(night, night.open_study(), refit="trainval")
     assert refitted.data["version"] != morning.data["version"]
     assert refitted.data["test"] == morning.data["test"], "the figures belong to the model before refitting"
+
+
+def test_a_refit_that_does_not_come_to_its_end_is_not_registered(night, searched, morning, monkeypatch):
+    monkeypatch.setattr("raymed.tuning.morning.fit", lambda *settings: {"epoch": 1, "finished": 0.0})
+    before = night.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version
+    with pytest.raises(RunError, match="did not come to its last epoch"):
+        judge_night(night, night.open_study(), refit="all")
+    assert night.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version == before
 
 
 def test_a_person_can_promote_another_trial(night, searched, morning):

@@ -5,6 +5,8 @@ import optuna
 import pytest
 
 from raymed.errors import UserError
+from raymed.job import JobOptions, parse
+from raymed.tuning.night import SearchSettings
 from raymed.tuning.space import Dimension, get_setting, with_setting
 
 
@@ -38,6 +40,27 @@ def test_a_setting_that_nobody_reads_is_an_error_that_lists_what_there_is(path):
 def test_a_dimension_that_cannot_be_drawn_from_is_refused(wrong):
     with pytest.raises(UserError):
         Dimension(**wrong)
+
+
+def test_whole_numbers_of_a_file_stay_whole(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Options(JobOptions):
+        """Options.
+
+        Attributes:
+            search: How it is searched.
+        """
+
+        search: SearchSettings = field(default_factory=SearchSettings)
+
+    (tmp_path / "space.yaml").write_text(
+        "search: {space: {a: {low: 8, high: 32}, b: {choices: [8, 16]}, c: {low: 0.0, high: 1.0}, "
+        "d: {choices: [true, x, null, 1.5]}}}"
+    )
+    space = parse(Options, ["--config", str(tmp_path / "space.yaml")]).search.space
+    assert [type(space["a"].low), type(space["c"].low)] == [int, float]
+    assert [type(each) for each in space["b"].choices] == [int, int]
+    assert space["d"].choices == (True, "x", None, 1.5) and space["d"].choices[0] is True
 
 
 def test_whole_number_bounds_draw_whole_numbers():

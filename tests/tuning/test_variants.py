@@ -42,6 +42,12 @@ def test_listed_runs_are_put_in_line_once_and_failed_ones_again(night, tmp_path)
     assert study.ask(budget) is None
 
 
+@pytest.mark.parametrize("dimension", [Dimension(1e-4, 1e-3), Dimension(choices=(0.1, 0.2)), Dimension(0, 2)])
+def test_a_search_that_would_begin_outside_of_its_space_is_refused(night, dimension):
+    with pytest.raises(UserError, match=r"begins with train\.lr 0\.003"):
+        dataclasses.replace(night, search=SearchSettings(space={"train.lr": dimension}), variants={})
+
+
 def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(night):
     space = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
     with pytest.raises(UserError, match="fold_1"):
