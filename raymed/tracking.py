@@ -7,6 +7,7 @@ neither the current folder nor MLflow's process-wide settings matter.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sqlite3
@@ -316,8 +317,12 @@ def check_reachable(tracking_uri: str) -> None:
 
 
 def _answers(uri: str) -> None:
+    request = urllib.request.Request(f"{uri.rstrip('/')}/health")
+    if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):  # as MLflow's client does
+        password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+        request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
             pass
     except urllib.error.HTTPError as error:
         raise UserError(

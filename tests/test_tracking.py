@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 
 from raymed.errors import UserError
-from raymed.tracking import KEY, REASON, Tracker, flatten
+from raymed.tracking import KEY, REASON, Tracker, check_reachable, flatten
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,11 @@ class Refusing(BaseHTTPRequestHandler):
     """A server that asks for a password."""
 
     def do_GET(self) -> None:
-        self.send_error(401, "Unauthorized")
+        if self.headers["Authorization"] == "Basic YW5uYTpzZWNyZXQ=":  # anna:secret
+            self.send_response(200)
+            self.end_headers()
+        else:
+            self.send_error(401, "Unauthorized")
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -179,6 +183,14 @@ def test_a_server_that_does_not_answer_is_refused_within_seconds(refusing: str) 
     with pytest.raises(UserError, match="cannot be used"):
         Tracker.open("nonsense://host/db", "lung")
     assert time.monotonic() - started < 8
+
+
+def test_a_server_that_asks_for_a_password_is_given_that_of_the_environment(
+    refusing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    check_reachable(refusing)
 
 
 def write_many(uri: str, name: str) -> None:
