@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 
 from raymed.data.labels import LabelTable
 from raymed.job import Aliases, parse
+from raymed.tuning.space import get_setting
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -109,7 +111,24 @@ def test_a_documented_command_is_understood(command: str, monkeypatch: pytest.Mo
             job = open_job(word.removeprefix("jobs/"))
             arguments = words[place + 1 :]
             if arguments != ["--help"]:
-                job.parse(arguments)
+                begins_within_its_space(job.parse(arguments))
+
+
+def begins_within_its_space(options: Any) -> None:
+    """A search's first trial is the configuration as it stands, which its space must hold."""
+    for name, dimension in options.search.space.items() if hasattr(options, "search") else ():
+        assert dimension.holds(get_setting(options, name)), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_a_search_that_is_configured_begins_within_its_space(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    system = next(each for each in ("lung", "clip", "vitp") if each in config)
+    content = yaml.safe_load((ROOT / "configs" / config).read_text("utf-8"))
+    if "search" in content:
+        data = ["--data-dir", "IMAGES"] if system == "clip" else ["--data", "PREPARED"]
+        begins_within_its_space(open_job(f"tune_{system}.py").parse([*data, "--config", f"configs/{config}"]))
 
 
 @pytest.mark.slow

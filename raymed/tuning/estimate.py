@@ -35,6 +35,7 @@ def describe(night: Night) -> Outcome:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)
+    state += 4.0 * trained if spec.train.ema else 0.0  # the averaged weights, whole on every worker
     validation = len(spec.rows(prepared, "val"))
     lines = [
         f"data       {records} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
