@@ -31,7 +31,7 @@ LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a night's checkpoints; Ray's object 
 TRACEBACKS = 3
 EXTRAS = {
     "faiss": "image retrieval is not available: pip install 'raymed[cpu]' (or [gpu])",
-    "flash_attn": "attention runs on PyTorch's SDPA, slower on long sequences: on a GPU machine pip install 'raymed[gpu]'",
+    "flash_attn": "attention runs on PyTorch's SDPA, slower on long sequences: for GPUs see the README, What it needs",
 }
 
 

@@ -89,7 +89,7 @@ def judge_and_register(
             slices=candidate.slices,
             temperature=judgement.temperature,
             data=prepared.digest,
-            trained_on=refit.splits if refit is not None else ("train",),
+            trained_on=refit.splits if refit is not None else ("train",) if candidate.fold is None else ("train", "val"),
         )
         text = model_card.write(inference, judgement, prepared, model[0].settings(), refit, licence)
         found = _version(tracker, name, key)
@@ -182,8 +182,10 @@ class Resolved:
             UserError: the pictures or the classes are not those that the model was made for.
         """
         if self.inference is None:
-            names = json.loads((self.network / RECIPE_FILE).read_text("utf-8")).get("names", [])
-            if names != list(prepared.labels.names):
+            recipe = json.loads((self.network / RECIPE_FILE).read_text("utf-8"))
+            names = recipe.get("names", [])
+            own, given = (recipe["codes"], prepared.labels.codes) if "codes" in recipe else (names, prepared.labels.names)
+            if own != list(given):
                 raise UserError(
                     f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
                     f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
@@ -201,7 +203,9 @@ class Resolved:
             )
         if self.inference.data != prepared.digest:
             return ["other data than the model was trained on: make sure that no patient is in both"]
-        if split in self.inference.trained_on or split == "all":
+        if split == "all":
+            return ["the model was trained on some of these patients: the figures flatter it"]
+        if split in self.inference.trained_on:
             return [f"the model was trained on {split} patients: the figures say nothing about others"]
         return [] if split == "test" else [f"the model was chosen by {split} patients: the figures flatter it"]
 

@@ -53,9 +53,10 @@ class PatientModel(PythonModel):
         missing = {"patient_id", "image"} - set(model_input.columns)
         if missing:
             raise UserError(f"the input has no column {', '.join(sorted(missing))}; give patient_id and image")
-        unnamed = int(model_input["patient_id"].isna().sum())
-        if unnamed or model_input.empty:
-            raise UserError(f"{unnamed} of {len(model_input)} rows have no patient_id: give one for each row, and a row")
+        if model_input.empty:
+            raise UserError("the input has no rows: give one for each picture, folder or array")
+        if unnamed := int(model_input["patient_id"].isna().sum()):
+            raise UserError(f"{unnamed} of {len(model_input)} rows have no patient_id: give one for each row")
         predictions = []
         for patient, images in model_input.groupby("patient_id", sort=False)["image"]:
             records: list[Record] = []

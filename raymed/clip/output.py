@@ -127,7 +127,7 @@ class OutputWriter:
         ray.kill(self._process)
 
     def watch(self, spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
-        """For `Night.run`."""
+        """For `run_search`."""
         if happened == "epoch" and result.get("checkpoint_path"):
             self._waiting.append(self._process.update.remote(self._outputs[spec.name], result["checkpoint_path"]))
 

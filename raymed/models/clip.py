@@ -23,10 +23,10 @@ from raymed.models import adapt
 from raymed.models.backbone_weights import load_weights, refuse_keys
 from raymed.models.backbones import (
     PRESETS,
-    InputNorm,
     check_size,
     feature_norm,
     feature_width,
+    input_norm,
     make_backbone,
     pooled_features,
     read_config,
@@ -85,7 +85,7 @@ class ClipClassifier(nn.Module):
             UserError: sizes, texts or weights do not fit.
         """
         super().__init__()
-        self.normalise = InputNorm()
+        self.normalise = input_norm(image)
         self.image_encoder = make_backbone(image, size)
         self.image_projection = nn.Sequential(feature_norm(image), nn.Linear(feature_width(image), embed_dim))
         self.tokenizer = text.tokenizer

@@ -62,7 +62,9 @@ class Index:
         try:
             import faiss
         except ImportError as error:
-            raise UserError("searching needs faiss: pip install 'raymed[cpu]', or 'raymed[gpu]' on a GPU machine") from error
+            raise UserError(
+                "searching needs faiss: pip install 'raymed[cpu]', or as the README says on a GPU machine"
+            ) from error
         rows, width = vectors.shape
         self.settings = settings
         metric = faiss.METRIC_L2 if settings.metric == "l2" else faiss.METRIC_INNER_PRODUCT

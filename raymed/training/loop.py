@@ -76,7 +76,9 @@ class FitSpec:
     min_workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or not 0 <= self.min_workers <= self.workers:
+        if self.workers < 1:
+            raise UserError(f"--workers is {self.workers}: it takes at least 1")
+        if not 0 <= self.min_workers <= self.workers:
             raise UserError(f"between {self.min_workers} and {self.workers} workers is no range: write it as --workers 1:4")
 
     @property

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import tempfile
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from optuna.importance import get_param_importances
@@ -24,8 +26,9 @@ from raymed.job import Outcome
 from raymed.judgement import Refit
 from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
+from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import fit
-from raymed.training.loop import MODEL, FitSpec
+from raymed.training.loop import FitSpec
 from raymed.tuning.night import PREDICTIONS, Night
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, REASON, SECONDS, Study, best_value
 
@@ -126,13 +129,16 @@ def _refit(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
     log.info("refit: trial %d on %s for %d epochs", best.number, " + ".join(splits), spec.last_epoch)
     # Nothing else runs now, so the refit takes what the search's trials had between them.
     each = dataclasses.replace(each, workers=each.workers * concurrent)
-    told = fit(spec, open_reader(prepared, spec.all_rows(prepared)), each)
-    if not told.get("finished"):
+    fit(spec, open_reader(prepared, spec.all_rows(prepared)), each)
+    with tempfile.TemporaryDirectory() as temporary:
+        newest = fetch_newest(spec.folder, Path(temporary))  # Ray's own record may lack the last epoch of a run that was cut
+        progress = Progress() if newest is None else Progress.read(newest)
+    if progress.epoch < spec.last_epoch:
         raise RunError(
-            f"the refit {spec.folder.uri} did not come to its last epoch, so nothing was registered. Run the same command "
-            "again, or leave --refit out: the winner is then registered as it was searched"
+            f"the refit {spec.folder.uri} ended after epoch {progress.epoch} of {spec.last_epoch}, so nothing was "
+            "registered. Run the same command again, or leave --refit out: the winner is then registered as it was searched"
         )
-    return str(told[MODEL])
+    return spec.folder.child(progress.model).uri
 
 
 def _report(

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 from ray import tune
@@ -114,6 +115,13 @@ def _sources(night: Night) -> dict[str, Staged | Streamed]:
     return sources
 
 
+def _settings(template: FitSpec) -> dict[str, Any]:
+    """What decides the results of a search's trials, and stays what it was when the search goes on."""
+    free = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes")
+    train = {name: value for name, value in dataclasses.asdict(template.train).items() if name not in free}
+    return {**template.recipe.settings(), "train": train, "seed": template.seed}
+
+
 def _start_parent(night: Night, tracker: Tracker) -> str:
     prepared = Prepared.open(night.template.data)
     plan: EpochPlan = night.template.plan(prepared, 0)
@@ -128,9 +136,7 @@ def _start_parent(night: Night, tracker: Tracker) -> str:
         params={
             "data_digest": prepared.digest,
             "space": {n: repr(d) for n, d in night.search.space.items()},
-            **night.template.recipe.settings(),
-            "train": dataclasses.asdict(night.template.train),
-            "seed": night.template.seed,
+            **({} if night.variants else _settings(night.template)),
         },
     )
     tracker.input(parent, night.name, prepared.digest, night.template.data, "training")
