@@ -34,11 +34,11 @@ from raymed.data.prepared import Prepared
 from raymed.data.record import Record
 from raymed.evaluation.predict import to_record
 from raymed.models.norm import settle_batch_norms
+from raymed.models.precision import arithmetic
 from raymed.models.settings import ClipModelSettings
 from raymed.recipes.clip import ClipRecipe
 from raymed.recipes.recipe import TrainingPass
 from raymed.training.engine import TrainSettings, learning_rate
-from raymed.training.precision import arithmetic
 
 ROOT = Path(__file__).parent.parent
 TRAIN = TrainSettings(warmup=0.0, final_lr=0.0, lr=1e-3, global_batch=32, micro_batch=32)

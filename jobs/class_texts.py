@@ -15,6 +15,7 @@ from pathlib import Path
 from raymed.data.class_texts import fill, write_class_texts
 from raymed.data.sources import SourceSettings, list_source
 from raymed.data.sources.class_folders import class_names
+from raymed.errors import UserError
 from raymed.job import Alias, JobOptions, Outcome, run
 
 GUIDE = {"data-dir": Alias("data")}
@@ -44,6 +45,8 @@ def main(options: WriteClassTexts) -> Outcome:
     if options.interactive:
         texts = {name: ask(name, text) for name, text in texts.items()}
     out = Path(options.output).expanduser().resolve()
+    if out.exists():
+        raise UserError(f"{out} is there already: give another --output, or move it away")
     if not options.dry_run:
         write_class_texts(out, texts)
     lines = [f"{name}: {text}" for name, text in texts.items()]

@@ -7,10 +7,14 @@ The key is the file that jobs/prepare_lung.py --pseudonymise was given.
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.data.pseudonyms import Pseudonyms
+from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
 from raymed.job import JobOptions, Outcome, run
 
@@ -35,11 +39,22 @@ def main(options: Reveal) -> Outcome:
     target = key.parent / source.name
     if target.exists():
         raise UserError(f"{target} is there already: move it away first")
-    named = Pseudonyms.open(key).reveal(source.read_text(encoding="utf-8"))
-    if not options.dry_run:
-        target.touch(mode=0o600)
-        target.write_text(named, encoding="utf-8")
+    named = revealed(read_text(source), source.suffix.lower(), Pseudonyms.open(key))
+    if options.dry_run:
+        return Outcome(f"dry run: nothing was written to {target}", {"file": str(target)})
+    target.touch(mode=0o600)
+    target.write_text(named, encoding="utf-8", newline="")
     return Outcome(f"names of patients, for their owner only: {target}", {"file": str(target)})
+
+
+def revealed(text: str, suffix: str, pseudonyms: Pseudonyms) -> str:
+    """The text with its names, written as the kind of file asks: a name may hold a comma, or an ampersand."""
+    if suffix == ".csv":
+        out = io.StringIO()
+        rows = csv.reader(io.StringIO(text, newline=""))
+        csv.writer(out, lineterminator="\n").writerows([pseudonyms.reveal(cell) for cell in row] for row in rows)
+        return out.getvalue()
+    return pseudonyms.reveal(text, html.escape if suffix in (".html", ".htm") else str)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,12 @@ def main(options: TrainClip) -> Outcome:
         each.options.tell_data(each.prepared)
     connect()
     runs = {name: spec for each in configurations for name, spec in each.specs.items()}
-    night = options.named(next(iter(runs.values())), Budget(len(runs)), runs)
     if options.resume_from:
-        read_for(Path(options.resume_from).expanduser(), runs[RUN])
+        begin_with = Path(options.resume_from).expanduser().resolve()
+        read_for(begin_with, runs[RUN])
+        if options.resume == "never" and begin_with.is_relative_to(options.folder.path):
+            raise UserError(f"--resume never may remove {begin_with}: copy it out of {options.folder.uri} first")
+    night = options.named(next(iter(runs.values())), Budget(len(runs)), runs)
     if options.dry_run:
         plan = describe(night)
         if wrong:
@@ -45,7 +48,7 @@ def main(options: TrainClip) -> Outcome:
     output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(night)
     outputs = {name: each for listed in configurations for name, each in listed.outputs(output, night).items()}
     if options.resume_from:
-        start_from(Path(options.resume_from).expanduser(), outputs[RUN].spec)
+        start_from(begin_with, outputs[RUN].spec)
     for each in configurations:
         each.start(output)
     with OutputWriter(outputs) as writer:

@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from raymed.errors import RunError
+from raymed.errors import RunError, UserError
 from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
@@ -58,7 +58,9 @@ def restore(database: Path, storage: Folder) -> None:
     database.parent.mkdir(parents=True, exist_ok=True)
     if not database.exists() and storage.exists(COPY):
         log.info("the database begins with the copy in %s/%s", storage.uri, COPY)
-        database.write_bytes(storage.read(COPY))
+        part = database.with_suffix(".part")  # a copy that is cut off must not be taken for the database
+        part.write_bytes(storage.read(COPY))
+        part.replace(database)
 
 
 def answers(port: int) -> bool:
@@ -85,8 +87,13 @@ def _keep_copy(
             if watch is not None:
                 version = watch.execute("PRAGMA data_version").fetchone()[0]  # changes when another connection writes
                 if version != copied:
-                    storage.write(COPY, _snapshot(watch))
-                    copies, copied = copies + 1, version
+                    try:
+                        storage.write(COPY, _snapshot(watch))
+                        copies, copied = copies + 1, version
+                    except (UserError, OSError) as error:
+                        if over:
+                            raise
+                        log.warning("the copy of the database could not be written, trying again: %s", error)
             if over:
                 return copies
     finally:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from mlflow import MlflowClient
 
 from raymed.storage import Folder
-from raymed.tracking_server import COPY, answers, restore
+from raymed.tracking_server import COPY, _keep_copy, answers, restore
 
 JOB = str(Path(__file__).parent.parent / "jobs" / "serve_tracking.py")
 
@@ -63,3 +65,22 @@ def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
     fresh = MlflowClient(f"sqlite:///{database}")
     assert fresh.get_run(run.info.run_id).info.experiment_id == run.info.experiment_id
     assert next((storage / "artifacts").rglob("report.html")).read_text() == "a page"
+
+
+def test_a_copy_that_cannot_be_written_ends_no_server_and_is_tried_again(tmp_path: Path) -> None:
+    database, copy, stop = tmp_path / "mlflow.db", tmp_path / "storage" / COPY, Event()
+    sqlite3.connect(database).execute("CREATE TABLE runs (id)").connection.close()
+    copy.mkdir(parents=True)  # a folder in its place, as long as the storage is away
+    with subprocess.Popen(["sleep", "60"]) as server:
+        keeping = Thread(target=_keep_copy, args=(server, database, Folder.at(tmp_path / "storage"), 0.1, stop))
+        keeping.start()
+        time.sleep(1)
+        assert keeping.is_alive()
+        copy.rmdir()
+        until = time.monotonic() + 20
+        while not copy.is_file() and time.monotonic() < until:
+            time.sleep(0.1)
+        stop.set()
+        keeping.join()
+        server.terminate()
+    assert sqlite3.connect(copy).execute("SELECT count(*) FROM runs").fetchone() == (0,)

@@ -126,7 +126,7 @@ def start_from(path: Path, spec: FitSpec) -> None:
     steps = len(spec.plan(Prepared.open(spec.data), 0).batches)
     progress.global_step = progress.epoch * steps
     if newest_step(spec.folder) >= progress.global_step:
-        log.info("the run goes on from its own checkpoint, as far as %s or further (--resume never to go back)", path)
+        log.info("the run goes on from its own checkpoint, as far as %s or further", path)
         return
     before, schedule = content["config"]["learning_rate"], content["scheduler_state_dict"]
     rates = [rate * spec.train.lr / before for rate in schedule["base_lrs"]]

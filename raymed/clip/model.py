@@ -43,7 +43,10 @@ class Classifier:
         if self.path.is_dir():
             return self.asked, self.asked.load(self.path)
         content = checkpoint.read(self.path)
-        module = replace(self.recipe, model=replace(self.recipe.model, image_weights=None)).build()
+        model = self.recipe.model
+        # an InternViT's width is known from its folder alone
+        kept = model.image_weights if model.image_encoder == "internvit" else None
+        module = replace(self.recipe, model=replace(model, image_weights=kept)).build()
         weights = content["model_state_dict"] | content["averaged_state_dict"]
         try:
             module.load_state_dict(weights)

@@ -12,7 +12,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,8 +103,11 @@ class Pseudonyms:
         studies = tuple(listed[id(study)] for study in found.studies)
         return replace(found, listing=listing, studies=studies, known_as=self.patient)
 
-    def reveal(self, text: str) -> str:
-        """A text with every pseudonym that the table knows replaced by its original, e.g. a CSV of predictions.
+    def reveal(self, text: str, written: Callable[[str], str] = str) -> str:
+        """A text with every pseudonym that the table knows replaced by its original, e.g. a cell of predictions.
+
+        Args:
+            written: how an original is written in such a text.
 
         Raises:
             UserError: there is no table, or the text holds pseudonyms that are not in it.
@@ -116,7 +119,7 @@ class Pseudonyms:
         unknown = sorted(set(pattern.findall(text)) - originals.keys())
         if unknown:
             raise UserError(f"{len(unknown)} pseudonyms are of another key or other data, e.g. {', '.join(unknown[:3])}")
-        return pattern.sub(lambda match: originals[match[0]], text)
+        return pattern.sub(lambda match: written(originals[match[0]]), text)
 
     def _study(self, study: Study, patients: set[str]) -> Study:
         patient = self.patient(study.patient)

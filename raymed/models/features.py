@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raymed.errors import UserError
 from raymed.models.backbones import input_norm
 from raymed.models.internvl import attention_kernel
+from raymed.models.precision import arithmetic
 from raymed.models.vision_tower import VisionTower
 
 
@@ -77,6 +78,13 @@ class FeatureExtractor(nn.Module):
         self.blocks = blocks[: self.layers[-1]]
         whole = self.layers[-1] == tower.layers
         self.norm = network.layernorm if whole else nn.Identity()  # behind the last block; InternViTs have none
+
+    def on(self, device: torch.device) -> FeatureExtractor:
+        """This one, moved to a device, and in float32 where the device has no instructions for bf16."""
+        if self.dtype == torch.bfloat16 and arithmetic("bf16", device) == "fp32":
+            self.dtype = torch.float32
+            self.float()
+        return self.to(device)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:

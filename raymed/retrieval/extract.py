@@ -150,7 +150,7 @@ class Worker:
 
     def __init__(self, extractor: FeatureExtractor, folder: Folder, micro_batch: int) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.extractor = extractor.to(self.device)
+        self.extractor = extractor.on(self.device)
         self.folder, self.micro_batch = folder, micro_batch
 
     def write(self, name: str, part: Part, decoded: Decoded) -> Outcome:

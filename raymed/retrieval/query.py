@@ -51,8 +51,9 @@ def query(
     usable = [(row, result) for row, result in pairs if not isinstance(result, Refusal)]
     if not usable:
         raise UserError("; ".join([f"{path}: no picture can be used", *refused]))
-    extractor = FeatureExtractor(work.tower, work.settings)
-    vectors = compute(extractor, [picture for _, picture in usable], MICRO_BATCH, torch.device("cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = FeatureExtractor(work.tower, work.settings).on(device)
+    vectors = compute(extractor, [picture for _, picture in usable], MICRO_BATCH, device)
 
     def column(name: str) -> np.ndarray:
         return np.array([row[name] for row, _ in usable], dtype=object)

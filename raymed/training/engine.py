@@ -23,9 +23,9 @@ from torch import nn
 
 from raymed.errors import RunError, UserError
 from raymed.models.norm import settle_batch_norms, uncounted
+from raymed.models.precision import Precision, arithmetic
 from raymed.recipes.recipe import Batch, Recipe
 from raymed.training.best import Monitor
-from raymed.training.precision import Precision, arithmetic
 from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore
 
 NOT_FINITE = "the loss is not finite"

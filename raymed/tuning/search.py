@@ -6,8 +6,11 @@ Running the same night again goes on with it: finished trials stay, unfinished o
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -122,6 +125,12 @@ def _settings(template: FitSpec) -> dict[str, Any]:
     return {**template.recipe.settings(), "train": train, "seed": template.seed}
 
 
+def _digest(runs: Mapping[str, FitSpec]) -> str:
+    """Names the settings of listed runs."""
+    described = {name: {**_settings(spec), "sampling": dataclasses.asdict(spec.sampling)} for name, spec in runs.items()}
+    return hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
 def _start_parent(night: Night, tracker: Tracker) -> str:
     prepared = Prepared.open(night.template.data)
     plan: EpochPlan = night.template.plan(prepared, 0)
@@ -136,7 +145,7 @@ def _start_parent(night: Night, tracker: Tracker) -> str:
         params={
             "data_digest": prepared.digest,
             "space": {n: repr(d) for n, d in night.search.space.items()},
-            **({} if night.variants else _settings(night.template)),
+            **({"runs": _digest(night.variants)} if night.variants else _settings(night.template)),
         },
     )
     tracker.input(parent, night.name, prepared.digest, night.template.data, "training")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +78,16 @@ def test_texts_that_name_their_patient_are_refused(tmp_path: Path, pseudonyms: P
     (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match="name their patient"):
         pseudonyms.rename(survey(tmp_path / "lines.jsonl", SourceSettings(), "lung"))
+
+
+def test_names_with_commas_and_signs_come_back_as_the_kind_of_file_asks(tmp_path: Path, pseudonyms: Pseudonyms) -> None:
+    (tmp_path / "in" / "normal" / "Doe, J & Co").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "in" / "normal" / "Doe, J & Co" / "0.png")
+    (study,) = pseudonyms.rename(survey(tmp_path / "in", SourceSettings(), "lung")).studies
+    job = runpy.run_path(str(REPOSITORY / "jobs" / "reveal.py"))
+    table = job["revealed"](f"patient_id,decision\n{study.patient},normal\n", ".csv", pseudonyms)
+    assert list(csv.reader(io.StringIO(table))) == [["patient_id", "decision"], ["Doe, J & Co", "normal"]]
+    assert job["revealed"](f"<b>{study.patient}</b>", ".html", pseudonyms) == "<b>Doe, J &amp; Co</b>"
 
 
 def test_pseudonyms_lead_back_only_with_the_right_table(tmp_path: Path, pseudonyms: Pseudonyms) -> None:

@@ -153,6 +153,17 @@ def test_a_run_goes_on_from_a_file_into_another_folder_with_its_history(images, 
     assert latest["epoch"] == len(latest["history"]["val_acc"]) == 3
 
 
+def test_beginning_again_does_not_remove_the_file_that_it_begins_with(images, words, done):
+    file = done[0] / "tiny_characters" / "checkpoint_latest.pth"
+    single = [
+        *("--data-dir", images, "--storage", done[0].parent, "--image-encoder", "tiny", "--text-encoder", "characters")
+    ]
+    single += [*("--embed-dim", 16, "--img-size", 32, "--resume", "never", "--resume-from", file)]
+    with pytest.raises(UserError, match="copy it out of"):
+        train_clip.main(parse(TrainClip, [str(word) for word in single], aliases=GUIDE))
+    assert file.exists()
+
+
 def test_images_are_predicted_from_a_file_with_a_line_each(images, words, done, tmp_path):
     model = done[0] / "tiny_characters" / "checkpoint_best.pth"
     arguments = ["--model", model, "--input", images, "--out", tmp_path / "out.csv", "--storage", tmp_path]

@@ -7,6 +7,7 @@ import torch
 from transformers import InternVLVisionConfig, ViTConfig
 
 from raymed.errors import UserError
+from raymed.models import precision
 from raymed.models.backbones import InputNorm, make_backbone
 from raymed.models.features import FeatureExtractor, FeatureSettings
 from raymed.models.vision_tower import VisionTower
@@ -52,6 +53,13 @@ def test_bf16_turns_no_feature_far() -> None:
     tower = tower_of("internvl_vision")
     exact, rough = (FeatureExtractor(tower, FeatureSettings(precision=each))(PIXELS) for each in ("fp32", "bf16"))  # type: ignore[arg-type]
     assert (exact * rough).sum(-1).min() > 0.999
+
+
+def test_where_there_are_no_instructions_for_bf16_features_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = tower_of("internvl_vision")
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    found = FeatureExtractor(tower, FeatureSettings(precision="bf16")).on(torch.device("cpu"))
+    assert found(PIXELS).dtype == torch.float32 and {each.dtype for each in found.parameters()} == {torch.float32}
 
 
 def test_layers_that_a_vit_does_not_have_are_named() -> None:

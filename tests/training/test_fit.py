@@ -11,12 +11,12 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from safetensors.torch import load_file
 
 from raymed.data.stream import Streamed, stage
+from raymed.models.precision import has_bf16
 from raymed.recipes.lung import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import _trainer, fit, resources
 from raymed.training.loop import FitSpec
-from raymed.training.precision import has_bf16
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

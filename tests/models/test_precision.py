@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from raymed.training import precision
-from raymed.training.precision import arithmetic
+from raymed.models import precision
+from raymed.models.precision import arithmetic
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
