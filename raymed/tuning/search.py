@@ -127,7 +127,7 @@ def _settings(template: FitSpec) -> dict[str, Any]:
 
 def _digest(runs: Mapping[str, FitSpec]) -> str:
     """Names the settings of listed runs."""
-    described = {name: {**_settings(spec), "sampling": dataclasses.asdict(spec.sampling)} for name, spec in runs.items()}
+    described = {name: {**_settings(spec), "sampling": repr(spec.sampling)} for name, spec in runs.items()}
     return hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
