@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import re
 import shutil
 import socket
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -29,6 +31,12 @@ from raymed.storage import Folder
 GIB = 1 << 30
 LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a night's checkpoints; Ray's object store before it falls back to slow disk
 TRACEBACKS = 3
+INSTALL = {
+    "g++": "apt-get install g++",
+    "ninja": "apt-get install ninja-build",
+    "nvcc": "install the CUDA toolkit of PyTorch's CUDA version, and put its bin folder on the PATH",
+    "Python.h": "apt-get install python3.11-dev",
+}
 EXTRAS = {
     "faiss": "image retrieval is not available: pip install 'raymed[cpu]' (or [gpu])",
     "flash_attn": "attention runs on PyTorch's SDPA, slower on long sequences: for GPUs see the README, What it needs",
@@ -98,10 +106,18 @@ def accelerators() -> Iterator[Finding]:
 
 def toolchain() -> Iterator[Finding]:
     """What DeepSpeed compiles its fused optimizer with, on first use on a GPU; a CPU needs nothing compiled."""
-    for tool in ("g++", "ninja"):
-        place = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
-        meaning = "training on a GPU needs it (DeepSpeed compiles its optimizer there): apt-get install g++ ninja-build"
-        yield Finding(tool, "ok" if place else "missing", place or meaning)
+    import torch
+
+    gpu = torch.cuda.device_count() > 0
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    places = {
+        tool: shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent)) for tool in ("g++", "ninja")
+    }
+    if gpu:
+        places |= {"nvcc": shutil.which("nvcc"), "Python.h": str(header) if header.exists() else None}
+    for tool, place in places.items():
+        meaning = f"training on a GPU needs it (DeepSpeed compiles its optimizer there): {INSTALL[tool]}"
+        yield Finding(tool, "ok" if place else "wrong" if gpu else "missing", place or meaning)
 
 
 def ray_cluster() -> Iterator[Finding]:
@@ -202,7 +218,8 @@ def write_bundle(path: Path, findings: list[Finding], command: str, data_uri: st
         "runs.json": json.dumps(_runs(tracking_uri), indent=1),
     }
     if data_uri and Folder.at(data_uri).exists(MANIFEST):
-        files["manifest.json"] = json.dumps(_manifest(Folder.at(data_uri)), ensure_ascii=False, indent=1)
+        with contextlib.suppress(UserError):  # the findings say what is wrong with it
+            files["manifest.json"] = json.dumps(_manifest(Folder.at(data_uri)), ensure_ascii=False, indent=1)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, text in files.items():
             bundle.writestr(name, text)

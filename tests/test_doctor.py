@@ -42,6 +42,9 @@ def test_a_missing_compiler_is_named_with_the_remedy(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path))
     (compiler,) = (each for each in doctor.toolchain() if each.subject == "g++")
     assert compiler.state == "missing" and "apt-get install g++" in compiler.text
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    nvcc = next(each for each in doctor.toolchain() if each.subject == "nvcc")
+    assert nvcc.state == "wrong" and "CUDA toolkit" in nvcc.text, "a GPU machine without it is not ready"
 
 
 def test_a_cluster_that_does_not_answer_is_told_from_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +118,13 @@ def test_the_bundle_names_no_patient(tmp_path: Path, prepared: Prepared) -> None
     assert "torch==" in texts["packages.txt"]
     patients = {str(patient) for patient in prepared.columns(prepared.rows("all"), ["patient"])["patient"]}
     assert [name for name, text in texts.items() for patient in patients if patient in text] == []
+
+
+def test_a_damaged_manifest_is_a_finding_and_the_bundle_is_written_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    findings = list(doctor.data(str(tmp_path)))
+    doctor.write_bundle(tmp_path / "b.zip", findings, "x", str(tmp_path), f"sqlite:///{tmp_path}/mlflow.db")
+    assert states(findings) == {"data": "wrong"} and zipfile.is_zipfile(tmp_path / "b.zip")
 
 
 @pytest.mark.slow

@@ -122,12 +122,12 @@ def _settings(template: FitSpec) -> dict[str, Any]:
     """What decides the results of a search's trials, and stays what it was when the search goes on."""
     free = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes")
     train = {name: value for name, value in dataclasses.asdict(template.train).items() if name not in free}
-    return {**template.recipe.settings(), "train": train, "seed": template.seed}
+    return {**template.recipe.settings(), "train": train, "sampling": repr(template.sampling), "seed": template.seed}
 
 
 def _digest(runs: Mapping[str, FitSpec]) -> str:
     """Names the settings of listed runs."""
-    described = {name: {**_settings(spec), "sampling": repr(spec.sampling)} for name, spec in runs.items()}
+    described = {name: _settings(spec) for name, spec in runs.items()}
     return hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
