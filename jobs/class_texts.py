@@ -39,14 +39,14 @@ class WriteClassTexts(JobOptions):
 
 
 def main(options: WriteClassTexts) -> Outcome:
+    out = Path(options.output).expanduser().resolve()
+    if out.exists():
+        raise UserError(f"{out} is there already: give another --output, or move it away")
     listing = list_source(Path(options.data), SourceSettings(format="classes"))
     names = class_names(listing.root, [piece.path for study in listing.studies for piece in study.slices])
     texts = {name: fill(options.template, name) for name in names}
     if options.interactive:
         texts = {name: ask(name, text) for name, text in texts.items()}
-    out = Path(options.output).expanduser().resolve()
-    if out.exists():
-        raise UserError(f"{out} is there already: give another --output, or move it away")
     if not options.dry_run:
         write_class_texts(out, texts)
     lines = [f"{name}: {text}" for name, text in texts.items()]

@@ -50,3 +50,11 @@ def test_a_folder_without_images_is_named(images):
     (images / "空").mkdir()
     with pytest.raises(UserError, match="空"):
         write(images)
+
+
+def test_texts_that_were_written_are_not_overwritten_nor_asked_for_in_vain(images, monkeypatch):
+    before = write(images)
+    monkeypatch.setattr(job, "ask", lambda name, text: pytest.fail("asked for a text that has no place"))
+    with pytest.raises(UserError, match="is there already"):
+        write(images, "--interactive")
+    assert (images.parent / "texts.json").read_text("utf-8") == before
