@@ -139,7 +139,7 @@ def tensors(prepared: Prepared, rows: np.ndarray) -> tuple[torch.Tensor, torch.T
     """Pictures from -1 to 1, float32 [rows, 3, size, size], and class indices, int64 [rows]."""
     pictures = np.stack([record.images[0].pixels for record in prepared.read(rows)])
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).expand(-1, 3, -1, -1) / 127.5 - 1
-    return pixels, torch.from_numpy(prepared.columns(rows, ["label"])["label"])
+    return pixels, torch.tensor(prepared.columns(rows, ["label"])["label"])
 
 
 def shifted(pixels: torch.Tensor) -> torch.Tensor:

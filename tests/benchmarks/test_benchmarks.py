@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from raymed.data.phantom import PhantomSettings
+from raymed.storage import Folder
+from raymed.system import prepare_phantoms
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -28,8 +32,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         return module
 
     yield load
-    for name in ("machine", "step", "ingest", "overhead", "search", "text_tower", "features", "retrieval", "pretrain"):
-        sys.modules.pop(name, None)
+    for file in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 def figures_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -125,3 +129,16 @@ def test_pretrain_computes_the_same_loss_in_all_three_ways(benchmark: Any, capsy
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-4), "the ways do not do the same work"
     assert ways["recipe, 50% dropped"]["places"] < ways["recipe"]["places"] < ways["ordinary"]["places"]
     assert ways["recipe, 50% dropped"]["flops"] < ways["recipe"]["flops"] < ways["ordinary"]["flops"]
+
+
+@pytest.mark.slow
+def test_cross_validation_judges_the_same_patients_in_both_ways(
+    benchmark: Any, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare_phantoms(Folder.at(str(tmp_path)), PhantomSettings(patients=24, size=32), 28)
+    config = tmp_path / "search.yaml"
+    config.write_text("trials: 3\nmodel: {preset: tiny}\ntrain: {global_batch: 16, micro_batch: 16, precision: fp32}\n")
+    benchmark("cross_validation").main(prepared.folder.uri, str(config), str(tmp_path / "cv"), 1, 1, 1)
+    figures = figures_of(capsys)
+    assert figures["ours"]["patients"] == figures["plain"]["patients"] > 0
+    assert figures["difference"]["low"] <= figures["difference"]["value"] <= figures["difference"]["high"]
