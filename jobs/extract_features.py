@@ -70,6 +70,7 @@ def main(options: ExtractFeatures) -> Outcome:
         return Outcome(
             f"would compute layers {list(layers)} of {opened.pictures} pictures into {out}", {"pictures": opened.pictures}
         )
+    log.info("提取特征: layers %s", ", ".join(map(str, layers)))
     manifest, kept = extract(work, opened.parts, opened.data, out, options.workers, options.micro_batch, opened.refused)
     lines = [f"处理 {each['where']} 时出错: {each['reason']}" for each in manifest.refused]
     found = sum(manifest.shards.values())

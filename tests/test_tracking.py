@@ -15,7 +15,8 @@ from threading import Thread
 import pytest
 
 from raymed.errors import UserError
-from raymed.tracking import KEY, REASON, Tracker, check_reachable, flatten
+from raymed.tracking import KEY, REASON, Tracker, flatten
+from raymed.tracking_address import check_reachable
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,17 @@ def test_unchanged_run_metrics_are_not_repeated(tracker: Tracker) -> None:
         reopened(tracker).metrics(run, {"test_accuracy": value})
     assert [metric.value for metric in tracker.client.get_metric_history(run, "test_accuracy")] == [0.9, 0.8]
     assert tracker.describe(run).metrics["test_accuracy"] == 0.8
+
+
+def test_figures_of_classes_with_any_name_are_written(tracker: Tracker) -> None:
+    run = tracker.run("names", "names")
+    for _ in range(2):
+        reopened(tracker).metrics(run, {"top_1/COVID (mild)": 0.5, "top_1/肺炎": 0.25})
+    tracker.log_epoch(run, 1, {"val_loss_a,b": 1.0})
+    assert tracker.describe(run).metrics == {
+        "top_1/COVID _mild_": 0.5, "top_1/肺炎": 0.25, "val_loss_a_b": 1.0, "epoch": 1.0,
+    }  # fmt: skip
+    assert len(tracker.client.get_metric_history(run, "top_1/COVID _mild_")) == 1
 
 
 def test_changed_settings_under_one_key_are_refused_by_name(tracker: Tracker) -> None:

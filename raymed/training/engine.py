@@ -108,6 +108,9 @@ class Engine:
         self.workers, self.worker = dist.get_world_size(), dist.get_rank()
         torch.manual_seed(seed)
         module = recipe.build().to(device)
+        adapt_to_float32 = getattr(module, "compute_in_float32", None)
+        if adapt_to_float32 and arithmetic(settings.precision, device) == "fp32":
+            adapt_to_float32()
         groups = [
             {
                 "name": group.name,
