@@ -146,6 +146,12 @@ class ClipOptions(SystemOptions):
             return prepare_phantoms(self.folder, self.phantom, size, folds)
         if Folder.at(self.data).exists(MANIFEST):
             prepared = Prepared.open(self.data)
+            usual = ClipOptions(data=self.data)
+            if idle := [name for name in ("source", "folds", "split") if getattr(self, name) != getattr(usual, name)]:
+                raise UserError(
+                    f"--{', --'.join(idle)} cannot be followed: patients, splits and folds of {self.data} were settled when "
+                    "it was prepared"
+                )
             if prepared.size != size:
                 raise UserError(
                     f"{self.data} was prepared at {prepared.size} pixels, and --size {self.size} needs {size} (a tenth more "

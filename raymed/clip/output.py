@@ -69,7 +69,7 @@ class RunOutput:
             newest = fetch_newest(self.spec.folder, Path(temporary))
             if newest is not None:
                 self._write(newest)
-        if (self.folder / HISTORY).is_file():
+        if self._epoch(LATEST):  # not the history of an earlier run in this folder
             from raymed.evaluation.figures import training_history  # matplotlib is for the end
 
             training_history(self.history()).savefig(self.folder / FIGURE)
