@@ -150,6 +150,8 @@ class Tracker:
         try:
             return _record(self.client.get_run(run_id))
         except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the server is away, say
+                raise
             raise UserError(
                 f"there is no run {run_id!r} at {self.uri}. Copy the run id from the MLflow UI "
                 f"(`mlflow ui --backend-store-uri {self.uri}`)."

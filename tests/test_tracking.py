@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from raymed.errors import UserError
 from raymed.tracking import KEY, REASON, Tracker, flatten
@@ -139,6 +140,15 @@ def test_artefacts_lie_beside_the_database_wherever_the_job_runs(tmp_path: Path,
 def test_an_unknown_run_is_a_clear_error(tracker: Tracker) -> None:
     with pytest.raises(UserError, match="there is no run 'nonsense'"):
         tracker.describe("nonsense")
+
+
+def test_a_server_that_is_away_is_not_a_run_that_is_not_there(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(run_id: str) -> None:
+        raise MlflowException("API request failed: connection refused")
+
+    monkeypatch.setattr(tracker.client, "get_run", away)
+    with pytest.raises(MlflowException, match="refused"):
+        tracker.finish("0" * 32, "FINISHED")
 
 
 def test_a_deleted_experiment_is_a_clear_error(tracker: Tracker) -> None:

@@ -171,7 +171,7 @@ class ClipOptions(SystemOptions):
         path = Path(self.data).expanduser().resolve()
         self._recipe(survey(path, settings, settings.labels).labels)  # texts and towers are checked before pictures are read
         described = hashlib.blake2b(repr((path, settings)).encode(), digest_size=3).hexdigest()
-        return prepare(path, f"{self.folder.uri}/images-{described}", settings).prepared
+        return prepare(path, self.folder.child(f"images-{described}").uri, settings).prepared
 
     def tell_data(self, prepared: Prepared) -> None:
         """Lines that say what the images became: of whom they are, and what was left out."""

@@ -5,7 +5,6 @@ Running the same night again goes on with it: finished trials stay, unfinished o
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -123,9 +122,8 @@ def _sources(night: Night) -> dict[str, Staged | Streamed]:
 
 def _settings(template: FitSpec) -> dict[str, Any]:
     """What decides the results of a search's trials, and stays what it was when the search goes on."""
-    free = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes")
-    train = {name: value for name, value in dataclasses.asdict(template.train).items() if name not in free}
-    return {**template.recipe.settings(), "train": train, "sampling": repr(template.sampling), "seed": template.seed}
+    deciding = {"train": template.train.deciding(), "sampling": repr(template.sampling), "seed": template.seed}
+    return {**template.recipe.settings(), **deciding}
 
 
 def _digest(runs: Mapping[str, FitSpec]) -> str:
