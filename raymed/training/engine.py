@@ -84,7 +84,7 @@ class TrainSettings:
             raise UserError("train.lr must be above 0; train.weight_decay, clip and checkpoint_steps must not be below")
         if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1 and 0 <= self.ema < 1):
             raise UserError(
-                f"train.warmup {self.warmup:g} and train.final_lr {self.final_lr:g} are shares of all steps and of train.lr: "
+                f"train.warmup {self.warmup:g} and train.final_lr {self.final_lr:g} are shares (of all steps, of train.lr): "
                 f"from 0 to 1; train.ema {self.ema:g} is below 1"
             )
         if self.ema and self.zero_stage == 3:
