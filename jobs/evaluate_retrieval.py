@@ -66,12 +66,14 @@ def main(options: EvaluateRetrieval) -> Outcome:
     found: dict[int, Neighbours] = {}
     for layer in features.layers:
         gallery = Gallery(features, layer, options.retrieval)
-        log.info("layer %d: %s", layer, gallery.index.path)
+        log.info("构建 FAISS 索引... layer %d: %s", layer, gallery.index.path)
+        log.info("执行检索...")
         found[layer] = gallery.search(queries, ks[-1])
         judged[layer] = judge(gallery, queries, found[layer], ks, options.bootstrap, options.seed)
     best = max(judged.values(), key=lambda each: (each.top[ks[0]].value, each.mean_average_precision[ks[-1]].value))
     notes = remarks(gallery, queries, found[best.layer], best)
-    described = repr((options.retrieval, ks, queries.digest, features.digest))
+    made = [(each.digest, each.manifest and (each.manifest.model, each.manifest.settings)) for each in (queries, features)]
+    described = repr((options.retrieval, ks, made, options.bootstrap, options.seed))
     name = f"retrieval-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
     folder = options.folder.child(name)
     sheet = render(

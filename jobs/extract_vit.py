@@ -1,6 +1,7 @@
 """Take the ViT out of a trained model: a folder that transformers loads without raymed, for features or other networks.
 
     python jobs/extract_vit.py --model models:/raymed-lung@champion --out VIT
+    python jobs/extract_vit.py CHECKPOINT VIT                                         # the same in the guide's words
     python jobs/extract_vit.py --model InternVL2_5-1B --out VIT --layout internvl    # InternVL's own names
     python jobs/extract_vit.py --model CHECKPOINT/pytorch_model.bin --out VIT.pth --layout internvl
     python jobs/extract_vit.py --model InternVL2_5-1B --out VIT --size 512 --patch 16    # positions and patches resized
@@ -10,6 +11,7 @@ A CPU will do: nothing but the ViT's own tensors is touched. What is left out is
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,12 @@ class ExtractVit(JobOptions):
     patch: int | None = None
 
 
+def named(words: list[str]) -> list[str]:
+    """The words with the guide's two bare ones, checkpoint and folder, under their names."""
+    bare = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    return ["--model", words[0], "--out", words[1], *words[2:]] if bare == 2 else words
+
+
 def main(options: ExtractVit) -> Outcome:
     tower = open_tower(options.model, options.tracking)
     tower = tower.resized(options.size or tower.size, options.patch)
@@ -55,4 +63,4 @@ def main(options: ExtractVit) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(ExtractVit, main, aliases=GUIDE)
+    run(ExtractVit, main, named(sys.argv[1:]), aliases=GUIDE)

@@ -2,13 +2,17 @@
 
     python jobs/pretrain_vitp.py                                       # notes about phantom patients, a CPU will do
     python jobs/prepare_vitp.py --source meta.json --out PREPARED --tokenizer InternVL2_5-1B
-    python jobs/pretrain_vitp.py --config configs/vitp_medical.yaml --data PREPARED --model.path InternVL2_5-1B --workers 8
+    python jobs/pretrain_vitp.py --data PREPARED --model.path InternVL2_5-1B --workers 8
     python jobs/extract_vit.py --model CHECKPOINT --out VIT
 
-The same command goes on with an interrupted run. CHECKPOINT is what the last lines name.
+With weights to begin from, settings are those of configs/vitp_medical.yaml where nothing else is said. The same command goes
+on with an interrupted run. CHECKPOINT is what the last lines name.
 """
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from raymed.cluster import connect
 from raymed.job import Outcome, run
@@ -16,6 +20,8 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
 from raymed.tuning.search import run_search
 from raymed.vitp import VitpOptions
+
+MEDICAL = Path(__file__).parent.parent / "configs" / "vitp_medical.yaml"
 
 
 def main(options: VitpOptions) -> Outcome:
@@ -27,4 +33,5 @@ def main(options: VitpOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(VitpOptions, main)
+    weights_given = any(word.partition("=")[0] == "--model.path" for word in sys.argv)
+    run(VitpOptions, main, defaults=MEDICAL if weights_given else None)

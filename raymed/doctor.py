@@ -167,7 +167,7 @@ def storage(folder: Folder) -> Iterator[Finding]:
 
 def tracking(uri: str) -> Finding:
     """Whether MLflow's server or database can be reached."""
-    from raymed.tracking import check_reachable
+    from raymed.tracking_address import check_reachable
 
     try:
         check_reachable(uri)

@@ -28,12 +28,14 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from raymed.errors import RunError, UserError
 from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
 
+INTEGER = "tag:yaml.org,2002:int"
 _CHATTY = ("ray", "mlflow", "alembic", "optuna", "deepspeed", "DeepSpeed", "faiss", "matplotlib", "transformers", "peft")
 
 
@@ -164,7 +166,7 @@ def run(
         code, _, data = _failure(int(stopped.code), "the options cannot be read; standard error says why")
         text = ""  # the parser has said it
     except KeyboardInterrupt:
-        code, text, data = _failure(130, f"stopped. To go on from the last checkpoint: {shlex.join(['python', *sys.argv])}")
+        code, text, data = _failure(130, f"stopped. To go on from the last checkpoint: {going_on(sys.argv)}")
     except Exception as error:
         kept = _keep_traceback()
         code, text, data = _failure(
@@ -191,6 +193,7 @@ def parse(
         script: the job's module, whose docstring heads the help text.
     """
     script = script or sys.modules[options_type.__module__]
+    _read_times_as_text()
     parser = _Parser(
         prog=f"python jobs/{Path(script.__file__ or options_type.__name__).name}",
         usage=f"%(prog)s {_required(options_type, positional)}[options]",
@@ -207,6 +210,15 @@ def parse(
     parsed = parser.parse_args(_gathered(_ranged(words, options_type), options_type))
     ready = parser.instantiate_classes(parsed)
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})
+
+
+def _read_times_as_text() -> None:
+    """Configuration files hold times such as 23:30, which YAML 1.1 takes for numbers of base 60."""
+    loader = get_yaml_default_loader()
+    number = re.compile(r"[-+]?(0b[01_]+|0[0-7_]+|(0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+)$")
+    for first, resolvers in loader.yaml_implicit_resolvers.items():
+        found = [(tag, number if tag == INTEGER else pattern) for tag, pattern in resolvers]
+        loader.yaml_implicit_resolvers[first] = found
 
 
 def switches(options_type: type, prefix: str = "") -> set[str]:
@@ -317,6 +329,12 @@ class _Parser(ArgumentParser):
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         text = re.sub(r"default config file locations:.*?\n\n", "", super().format_help(formatter), flags=re.DOTALL)
         return re.sub(r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), text)
+
+
+def going_on(words: Sequence[str]) -> str:
+    """The command that goes on with what `words` began; it begins nothing anew."""
+    command = shlex.join(["python", *words])
+    return re.sub(r"--resume[ =]never\b", "--resume must", command)
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from raymed.data.plan import SliceSettings
@@ -10,6 +11,9 @@ from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.lung import LossSettings, LungRecipe
 from raymed.system import SystemOptions, prepare_phantoms
+from raymed.training.engine import TrainSettings
+
+log = logging.getLogger("raymed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,4 +46,12 @@ class LungOptions(SystemOptions):
         return prepare_phantoms(self.folder, self.phantom, self.phantom_size)
 
     def recipe(self, prepared: Prepared) -> LungRecipe:
-        return LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss_settings, self.augment)
+        from raymed.models.choice import family_of  # with transformers: not before data are made
+
+        recipe = LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss_settings, self.augment)
+        if self.model.path and self.train.lr >= TrainSettings.lr and family_of(self.model) == "internvl":
+            log.warning(
+                "train.lr %g is for small networks; InternVL with given weights wants 2e-5: configs/lung_internvl.yaml",
+                self.train.lr,
+            )
+        return recipe

@@ -28,7 +28,7 @@ from raymed.errors import UserError
 from raymed.evaluation import figures
 from raymed.evaluation.predict import Inference
 from raymed.judgement import Candidate, Judgement, Refit, judge
-from raymed.models.model_folders import find_model
+from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes import RECIPE_FILE, open_model
 from raymed.tracking import Tracker
@@ -239,7 +239,7 @@ def open_tower(uri: str, tracking: str) -> VisionTower:
     """
     if uri.startswith(("models:/", "runs:/")):
         return VisionTower.read(resolve_model(uri, Tracker.open(tracking)).network, uri)
-    path = find_model(uri, "config.json and the weights")
+    path = find_model(uri, MODEL_FILES)
     known = [path / "MLmodel", path / RECIPE_FILE, path / "model" / RECIPE_FILE]
     return VisionTower.read(_opened(uri, path).network if any(file.is_file() for file in known) else path)
 

@@ -163,4 +163,4 @@ def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int, folds
     log.info("phantom patients: %d of them in %s", phantom.patients, source)
     write_phantoms(source, phantom)
     settings = PrepareSettings(image=ImageSettings(size=size), split=SplitSettings(folds=folds))
-    return prepare(source, f"{storage.uri}/phantom-{described}/prepared", settings).prepared
+    return prepare(source, storage.child(f"phantom-{described}/prepared").uri, settings).prepared

@@ -7,13 +7,10 @@ neither the current folder nor MLflow's process-wide settings matter.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import sqlite3
+import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -22,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote
 
 from raymed.errors import UserError
-from raymed.storage import Folder, refuse_password
+from raymed.tracking_address import reachable
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: nothing is sent anywhere
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 
 KEY, REASON, PARENT = "raymed.key", "raymed.reason", "mlflow.parentRunId"
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
-ANSWER_SECONDS = 5.0
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -154,6 +150,8 @@ class Tracker:
         try:
             return _record(self.client.get_run(run_id))
         except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the server is away, say
+                raise
             raise UserError(
                 f"there is no run {run_id!r} at {self.uri}. Copy the run id from the MLflow UI "
                 f"(`mlflow ui --backend-store-uri {self.uri}`)."
@@ -173,7 +171,7 @@ class Tracker:
     def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Write metrics that belong to the whole run, such as test figures; unchanged ones are not written again."""
         there = self.describe(run_id).metrics
-        self._metrics(run_id, {name: value for name, value in metrics.items() if there.get(name) != value}, 0)
+        self._metrics(run_id, {name: each for name, each in metrics.items() if there.get(metric_name(name)) != each}, 0)
 
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags. A value above MLflow's limit is cut, says so, and is kept whole as an artefact."""
@@ -219,7 +217,9 @@ class Tracker:
 
     def _metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        self.client.log_batch(run_id, [Metric(name, float(value), now, step) for name, value in metrics.items()])
+        self.client.log_batch(
+            run_id, [Metric(metric_name(name), float(value), now, step) for name, value in metrics.items()]
+        )
 
     def _params(self, run_id: str, params: Mapping[str, str]) -> None:
         if not params:
@@ -257,6 +257,11 @@ def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:
     return [_record(run) for run in client.search_runs(experiments, max_results=count)]
 
 
+def metric_name(name: str) -> str:
+    """A name that MLflow takes, which a class's or a data set's need not be: its other characters become underscores."""
+    return re.sub(r"[^\w.\- /:]", "_", name)
+
+
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names and texts of nested settings; lists are JSON."""
     for name, value in settings.items():
@@ -281,77 +286,6 @@ def _record(run: Run) -> RunRecord:
     )
 
 
-def reachable(tracking_uri: str) -> tuple[str, str | None]:
-    """The address made absolute, and where its artefacts go (None: the server decides).
-
-    Found out before MLflow's own client tries, which repeats for minutes.
-    """
-    refuse_password(tracking_uri)
-    scheme, separator, rest = tracking_uri.partition("://")
-    if scheme in ("http", "https"):
-        _answers(tracking_uri)
-        return tracking_uri.rstrip("/"), None
-    if scheme == "sqlite":
-        path = Path(rest.removeprefix("/")).expanduser().resolve()
-        _writable(path)
-        return f"sqlite:///{path}", (path.parent / "artifacts").as_uri()
-    if not separator or scheme == "file":
-        raise UserError(
-            f"the tracking address {tracking_uri!r} is a folder, which MLflow no longer writes to. "
-            f"Give --tracking-uri sqlite:///{Path(rest or tracking_uri).resolve()}/mlflow.db"
-        )
-    return tracking_uri, None
-
-
-def check_reachable(tracking_uri: str) -> None:
-    """As `reachable`, but a database that is not there yet is not created.
-
-    Raises:
-        UserError: as for `reachable`, or the database's folder cannot be written to.
-    """
-    path = Path(tracking_uri.removeprefix("sqlite:///")).expanduser().resolve()
-    if tracking_uri.startswith("sqlite:///") and not path.exists():
-        Folder.at(path.parent).check_writable()
-    else:
-        reachable(tracking_uri)
-
-
-def _answers(uri: str) -> None:
-    request = urllib.request.Request(f"{uri.rstrip('/')}/health")
-    if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):  # as MLflow's client does
-        password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
-        request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
-    try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
-            pass
-    except urllib.error.HTTPError as error:
-        raise UserError(
-            f"the tracking server {uri} answers {error.code} ({error.reason}). Check the address, and "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the server asks for them."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the tracking server {uri} does not answer within {ANSWER_SECONDS:.0f} s ({error}). Start it with "
-            "`python jobs/serve_tracking.py`, correct --tracking-uri, or leave it out to use a local file."
-        ) from error
-
-
 def _alone(uri: str) -> AbstractContextManager[Any]:
     """Two processes that open a new database file at once would both create its tables, and one would fail."""
     return FileLock(uri.removeprefix("sqlite:///") + ".lock") if uri.startswith("sqlite:") else nullcontext()
-
-
-def _writable(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=ANSWER_SECONDS)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.rollback()
-        finally:
-            connection.close()
-    except (OSError, sqlite3.Error) as error:
-        raise UserError(
-            f"the tracking database {path} cannot be written: {error}. "
-            "Free space, mend the permissions, or choose another place with --storage or --tracking-uri."
-        ) from error

@@ -90,7 +90,7 @@ def _keep_copy(
                     try:
                         storage.write(COPY, _snapshot(watch))
                         copies, copied = copies + 1, version
-                    except (UserError, OSError) as error:
+                    except (UserError, OSError, sqlite3.Error) as error:
                         if over:
                             raise
                         log.warning("the copy of the database could not be written, trying again: %s", error)

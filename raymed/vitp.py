@@ -10,12 +10,14 @@ from raymed.data.packing import MixtureSettings
 from raymed.data.phantom import PhantomSettings
 from raymed.data.prepared import Prepared
 from raymed.data.split import SplitSettings
+from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
 from raymed.recipes.token_drop import TokenDropSettings
 from raymed.recipes.vitp import ChatLossSettings, VitpRecipe
 from raymed.system import SystemOptions
 from raymed.training.engine import TrainSettings
 
+SMALL = TrainSettings(epochs=6, global_batch=2, micro_batch=1, lr=3e-3, warmup=0.2, final_lr=0.0)  # from random weights
 PHANTOMS = PhantomSettings(patients=48, size=112, slices=(4, 4))
 
 
@@ -46,9 +48,7 @@ class VitpOptions(SystemOptions):
     loss_settings: ChatLossSettings = field(default_factory=ChatLossSettings)
     normalisation: Literal["imagenet", "clip", "siglip"] = "imagenet"
     layout: Literal["native", "internvl"] = "native"
-    train: TrainSettings = field(
-        default_factory=lambda: TrainSettings(epochs=6, global_batch=2, micro_batch=1, lr=3e-3, warmup=0.2, final_lr=0.0)
-    )
+    train: TrainSettings = SMALL
 
     @property
     def sampling(self) -> MixtureSettings:
@@ -64,6 +64,11 @@ class VitpOptions(SystemOptions):
         return prepare_notes(self.folder, self.phantom, CorpusSettings(image=ImageSettings(self.phantom_size), split=split))
 
     def recipe(self, prepared: Prepared) -> VitpRecipe:
+        if self.model.path is not None and self.train.lr == SMALL.lr:
+            raise UserError(
+                f"train.lr {SMALL.lr:g} is for small networks from random weights and would ruin {self.model.path}: give "
+                "--config configs/vitp_medical.yaml (for a search, configs/vitp_search.yaml), or --train.lr"
+            )
         return VitpRecipe.for_data(
             prepared,
             model=self.model,

@@ -103,6 +103,13 @@ def test_the_command_line_wins_over_config_and_config_over_the_job_s_defaults(tm
     assert (options.data, options.max_epochs, options.inner.deep_value) == ("typed", 6, 5)
 
 
+def test_times_in_a_config_file_stay_times(tmp_path):
+    file = tmp_path / "late.yaml"
+    file.write_text("data: 23:30\nmax_epochs: 12\n")
+    options = parse(Options, ["--config", str(file)])
+    assert (options.data, options.max_epochs) == ("23:30", 12)
+
+
 @pytest.mark.parametrize("words", [["--data", "X", "--epoch", "3"], [], ["--data", "X", "--max-epochs", "many"]])
 def test_a_typo_ends_with_code_2_and_names_it(words, capsys):
     with pytest.raises(SystemExit) as stopped:

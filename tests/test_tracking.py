@@ -13,9 +13,11 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from raymed.errors import UserError
-from raymed.tracking import KEY, REASON, Tracker, check_reachable, flatten
+from raymed.tracking import KEY, REASON, Tracker, flatten
+from raymed.tracking_address import check_reachable
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,17 @@ def test_unchanged_run_metrics_are_not_repeated(tracker: Tracker) -> None:
         reopened(tracker).metrics(run, {"test_accuracy": value})
     assert [metric.value for metric in tracker.client.get_metric_history(run, "test_accuracy")] == [0.9, 0.8]
     assert tracker.describe(run).metrics["test_accuracy"] == 0.8
+
+
+def test_figures_of_classes_with_any_name_are_written(tracker: Tracker) -> None:
+    run = tracker.run("names", "names")
+    for _ in range(2):
+        reopened(tracker).metrics(run, {"top_1/COVID (mild)": 0.5, "top_1/肺炎": 0.25})
+    tracker.log_epoch(run, 1, {"val_loss_a,b": 1.0})
+    assert tracker.describe(run).metrics == {
+        "top_1/COVID _mild_": 0.5, "top_1/肺炎": 0.25, "val_loss_a_b": 1.0, "epoch": 1.0,
+    }  # fmt: skip
+    assert len(tracker.client.get_metric_history(run, "top_1/COVID _mild_")) == 1
 
 
 def test_changed_settings_under_one_key_are_refused_by_name(tracker: Tracker) -> None:
@@ -127,6 +140,15 @@ def test_artefacts_lie_beside_the_database_wherever_the_job_runs(tmp_path: Path,
 def test_an_unknown_run_is_a_clear_error(tracker: Tracker) -> None:
     with pytest.raises(UserError, match="there is no run 'nonsense'"):
         tracker.describe("nonsense")
+
+
+def test_a_server_that_is_away_is_not_a_run_that_is_not_there(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(run_id: str) -> None:
+        raise MlflowException("API request failed: connection refused")
+
+    monkeypatch.setattr(tracker.client, "get_run", away)
+    with pytest.raises(MlflowException, match="refused"):
+        tracker.finish("0" * 32, "FINISHED")
 
 
 def test_a_deleted_experiment_is_a_clear_error(tracker: Tracker) -> None:

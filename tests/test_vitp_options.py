@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
+from raymed.data.corpus import open_tokenizer_digest
+from raymed.errors import UserError
 from raymed.job import parse
+from raymed.models import internvl, internvl_pretrain
+from raymed.models.internvl_text import tokenizer_digest
+from raymed.models.settings import ModelSettings
 from raymed.vitp import VitpOptions
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +26,7 @@ def _job(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "jobs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclasses look for their names
     spec.loader.exec_module(module)
     return module
 
@@ -43,3 +52,32 @@ def test_the_default_search_varies_settings_that_exist() -> None:
     assert options.trials == 3 and options.search.space
     for name in options.search.space:
         get_setting(options if name.startswith("train.") else VitpRecipe(56), name)
+
+
+def test_given_weights_are_trained_as_the_medical_script_does(tmp_path: Path) -> None:
+    """The settings of phantoms, a hundred times its learning rate, would ruin them."""
+    asked = ["jobs/pretrain_vitp.py", "--model.path", str(tmp_path), "--print-config"]
+    said = subprocess.run([sys.executable, *asked], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    assert yaml.safe_load(said)["train"]["lr"] == 2e-5
+    options = VitpOptions(model=ModelSettings(path=str(tmp_path)))
+    with pytest.raises(UserError, match=r"would ruin .*vitp_medical"):
+        options.recipe(None)  # type: ignore[arg-type]
+
+
+def test_a_vit_is_taken_out_by_the_guides_two_bare_words() -> None:
+    named = _job("extract_vit").named
+    assert named(["CHECKPOINT", "VIT", "--layout", "internvl"]) == [
+        "--model", "CHECKPOINT", "--out", "VIT", "--layout", "internvl",
+    ]  # fmt: skip
+    assert named(["--model", "M", "--out", "VIT"]) == ["--model", "M", "--out", "VIT"]
+
+
+def test_a_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYMED_MODELS", str(tmp_path))
+    module = internvl_pretrain.build(ModelSettings(preset="internvl-tiny"), 28, "imagenet")
+    (tmp_path / "Small").mkdir()
+    module.export(tmp_path / "Small")
+    settings = ModelSettings(path="Small")
+    assert tokenizer_digest(internvl.tokenizer_of(settings)) == open_tokenizer_digest("Small")
+    with pytest.raises(UserError, match=r"no model 'Large'.*Nothing is downloaded"):
+        internvl.tokenizer_of(ModelSettings(path="Large"))

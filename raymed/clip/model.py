@@ -66,10 +66,12 @@ def open_classifier(uri: str, tracker: Tracker, texts: Mapping[str, str | Sequen
     Raises:
         UserError: there is no such model, it is of another system, or the texts cannot be used.
     """
-    inference = None
+    inference, image = None, None
     if uri.endswith(".pth"):
         path = Path(uri).expanduser()
-        recipe = ClipRecipe.from_settings(checkpoint.read(path)["recipe"])
+        content = checkpoint.read(path)
+        recipe = ClipRecipe.from_settings(content["recipe"])
+        image = ImageSettings(**content["config"]["image"])
     else:
         resolved = resolve_model(uri, tracker)
         path, inference = resolved.network, resolved.inference
@@ -78,7 +80,7 @@ def open_classifier(uri: str, tracker: Tracker, texts: Mapping[str, str | Sequen
         inference = Inference(
             name=uri,
             labels=LabelTable.of(recipe.names),
-            image=ImageSettings(size=recipe.prepared_size),
+            image=image or ImageSettings(size=recipe.prepared_size),
             slices=SliceSettings(choice="all"),
             temperature=1.0,
             data="",

@@ -146,6 +146,12 @@ class ClipOptions(SystemOptions):
             return prepare_phantoms(self.folder, self.phantom, size, folds)
         if Folder.at(self.data).exists(MANIFEST):
             prepared = Prepared.open(self.data)
+            usual = ClipOptions(data=self.data)
+            if idle := [name for name in ("source", "folds", "split") if getattr(self, name) != getattr(usual, name)]:
+                raise UserError(
+                    f"--{', --'.join(idle)} cannot be followed: patients, splits and folds of {self.data} were settled when "
+                    "it was prepared"
+                )
             if prepared.size != size:
                 raise UserError(
                     f"{self.data} was prepared at {prepared.size} pixels, and --size {self.size} needs {size} (a tenth more "
@@ -165,7 +171,7 @@ class ClipOptions(SystemOptions):
         path = Path(self.data).expanduser().resolve()
         self._recipe(survey(path, settings, settings.labels).labels)  # texts and towers are checked before pictures are read
         described = hashlib.blake2b(repr((path, settings)).encode(), digest_size=3).hexdigest()
-        return prepare(path, f"{self.folder.uri}/images-{described}", settings).prepared
+        return prepare(path, self.folder.child(f"images-{described}").uri, settings).prepared
 
     def tell_data(self, prepared: Prepared) -> None:
         """Lines that say what the images became: of whom they are, and what was left out."""

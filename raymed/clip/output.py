@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ray
@@ -69,7 +69,7 @@ class RunOutput:
             newest = fetch_newest(self.spec.folder, Path(temporary))
             if newest is not None:
                 self._write(newest)
-        if (self.folder / HISTORY).is_file():
+        if self._epoch(LATEST):  # not the history of an earlier run in this folder
             from raymed.evaluation.figures import training_history  # matplotlib is for the end
 
             training_history(self.history()).savefig(self.folder / FIGURE)
@@ -129,7 +129,9 @@ class OutputWriter:
     def watch(self, spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
         """For `run_search`."""
         if happened == "epoch" and result.get("checkpoint_path"):
-            self._waiting.append(self._process.update.remote(self._outputs[spec.name], result["checkpoint_path"]))
+            # by its name: Ray leaves the scheme of an address out
+            checkpoint = spec.folder.child(PurePosixPath(result["checkpoint_path"]).name)
+            self._waiting.append(self._process.update.remote(self._outputs[spec.name], checkpoint.uri))
 
     def finish(self, best: Mapping[str, str | None]) -> None:
         """Write what is still to be written.

@@ -29,6 +29,10 @@ from raymed.tuning.space import get_setting, with_setting
 log = logging.getLogger("raymed")
 
 RUN = "run"  # name of the only run
+OF_THE_JOB = (  # options that an entry of a configuration file cannot have of its own
+    "output_dir", "multi_config", "config_file", "resume_from", "storage", "tracking_uri", "dry_run", "json", "name",
+    "resume", "keep_checkpoints", "search",
+)  # fmt: skip
 
 
 def _watching_accuracy() -> TrainSettings:
@@ -143,6 +147,7 @@ class Configuration:
             "folds": options.folds,
             "data": options.data or self.prepared.folder.uri,
             "data_digest": self.prepared.digest,
+            "image": asdict(self.prepared.image),
             "version": version("raymed"),
             "recipe": recipe.settings(),
             "train": asdict(train),
@@ -219,6 +224,8 @@ def _changed(options: TrainClip, entry: Mapping[str, Any], aliases: Aliases) -> 
         name = alias.option if alias else key
         if not name:
             continue  # means nothing here, as its alias says
+        if name.split(".")[0] in OF_THE_JOB:
+            raise UserError(f"key {key!r} holds for all configurations alike: give it on the command line")
         try:
             get_setting(options, name)
         except UserError as error:

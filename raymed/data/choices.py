@@ -8,13 +8,13 @@ import re
 def parse_choices(text: str) -> list[str] | None:
     """The choices of ``<cls>: a|b|c.`` in their order, without surrounding blanks; None if the text asks no such question.
 
-    The colon may be full-width. The choices end at a full stop (``.`` before a blank or the end, or ``。``), at a line
-    break, or at the end.
+    The colon may be full-width. The choices end at a full stop (``.`` before a blank, a picture's mark, a character beyond
+    ASCII or the end; or ``。``), at a picture's mark, at a line break, or at the end.
 
     Raises:
         ValueError: fewer than two choices, an empty one, or one that stands twice.
     """
-    match = re.search(r"<cls>[ \t]*[:：](.*?)(?:[.](?=\s|$)|。|\n|$)", text)
+    match = re.search(r"<cls>[ \t]*[:：](.*?)(?:[.](?=\s|<image>|[^\x00-\x7f]|$)|。|\n|<image>|$)", text)
     if match is None:
         return None
     choices = [choice.strip() for choice in match.group(1).split("|")]

@@ -25,12 +25,15 @@ from raymed.data.survey import Survey
 from raymed.data.tiles import TOKEN_SIDE, TileSettings, grid, stretch, tile_count
 from raymed.errors import UserError
 from raymed.models.internvl_text import byte_tokenizer, choice_questions, encode_turns, read_tokenizer, tokenizer_digest
+from raymed.models.model_folders import find_model
 from raymed.storage import Folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("raymed")
+
+TOKENIZER_FILES = "config.json and the tokenizer's files"  # of a model's folder
 
 
 @dataclass(frozen=True)
@@ -195,12 +198,20 @@ def open_tokenizer_digest(name: str) -> str:
     """
     from raymed.models.internvl import PRESETS
 
-    if not Path(name).expanduser().is_dir() and name not in PRESETS:
-        raise UserError(f"tokenizer {name!r} is neither a model's folder nor one of the presets {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        try:
+            find_model(name, TOKENIZER_FILES)
+        except UserError as error:
+            raise UserError(
+                f"--tokenizer takes a model's folder or one of the presets {', '.join(PRESETS)}; {error}"
+            ) from error
     return tokenizer_digest(_tokenizer(name))
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    folder = Path(name).expanduser()
-    return read_tokenizer(folder, int(np.iinfo(np.int64).max)) if folder.is_dir() else byte_tokenizer()
+    from raymed.models.internvl import PRESETS
+
+    if name in PRESETS:
+        return byte_tokenizer()
+    return read_tokenizer(find_model(name, TOKENIZER_FILES), int(np.iinfo(np.int64).max))

@@ -66,13 +66,13 @@ class Retrieval:
     classes: tuple[ClassRetrieval, ...]
 
     def flat(self) -> dict[str, float]:
-        """Every figure under one name each, for a metric store: ``top_1``, ``top_1_low``, ``map_5``, ``top_1_viral`` ..."""
+        """Every figure under one name each, for a metric store: ``top_1``, ``top_1_low``, ``map_5``, ``top_1/viral`` ..."""
         flat: dict[str, float] = {}
         for name, figures in (("top", self.top), ("map", self.mean_average_precision)):
             for k, each in figures.items():
                 flat |= {f"{name}_{k}": each.value, f"{name}_{k}_low": each.low, f"{name}_{k}_high": each.high}
         flat |= {f"chance_top_{k}": value for k, value in self.chance.items()}
-        return flat | {f"top_{k}_{each.name}": value for each in self.classes for k, value in each.top.items()}
+        return flat | {f"top_{k}/{each.name}": value for each in self.classes for k, value in each.top.items()}
 
 
 def right(neighbours: Neighbours, queries: Features, gallery: Features) -> np.ndarray:

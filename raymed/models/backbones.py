@@ -114,9 +114,14 @@ class InputNorm(nn.Module):
         return torch.addcmul(shift, pixels.float(), scale).to(dtype)
 
 
+def normalisation(config: PreTrainedConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that a backbone wants its pictures normalised with: its configuration's, else ImageNet's."""
+    return tuple(getattr(config, "image_mean", IMAGENET_MEAN)), tuple(getattr(config, "image_std", IMAGENET_STD))
+
+
 def input_norm(config: PreTrainedConfig) -> InputNorm:
-    """How a backbone wants its pictures: as its configuration says, else by ImageNet's mean and deviation."""
-    return InputNorm(getattr(config, "image_mean", IMAGENET_MEAN), getattr(config, "image_std", IMAGENET_STD))
+    """Makes pictures into what a backbone takes."""
+    return InputNorm(*normalisation(config))
 
 
 def make_backbone(config: PreTrainedConfig, size: int) -> PreTrainedModel:

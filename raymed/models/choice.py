@@ -16,6 +16,7 @@ from torch import nn
 
 from raymed.errors import UserError
 from raymed.models import backbones, internvl, vision
+from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.settings import ModelSettings
 
 CONFIG = "config.json"
@@ -29,7 +30,7 @@ def family_of(settings: ModelSettings) -> Family:
         UserError: the preset is unknown, or the folder has no readable config.json.
     """
     if settings.path is not None:
-        return _family_of_folder(Path(settings.path))
+        return _family_of_folder(find_model(settings.path, MODEL_FILES))
     if set(settings.members) <= set(backbones.PRESETS):
         return "vision"
     if settings.preset in internvl.PRESETS:

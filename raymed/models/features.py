@@ -71,6 +71,7 @@ class FeatureExtractor(nn.Module):
         self.dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         attention = attention_kernel("auto") if settings.precision == "bf16" else "sdpa"  # flash-attn takes 16 bits only
         network: Any = tower.build(self.dtype, attention)
+        self.config = network.config
         self.width: int = network.config.hidden_size
         self.normalise = input_norm(network.config)
         self.embeddings = network.embeddings
@@ -84,6 +85,7 @@ class FeatureExtractor(nn.Module):
         if self.dtype == torch.bfloat16 and arithmetic("bf16", device) == "fp32":
             self.dtype = torch.float32
             self.float()
+            self.config._attn_implementation = "sdpa"
         return self.to(device)
 
     @torch.inference_mode()

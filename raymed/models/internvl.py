@@ -26,9 +26,18 @@ from transformers import (
 
 from raymed.errors import UserError
 from raymed.models import adapt
-from raymed.models.backbones import input_norm
+from raymed.models.backbones import input_norm, normalisation
 from raymed.models.internvl_text import CONTEXT, TURN_END, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
-from raymed.models.internvl_weights import WEIGHTS, load_internvl, read_config, side, untied
+from raymed.models.internvl_weights import (
+    WEIGHTS,
+    load_internvl,
+    read_config,
+    side,
+    untied,
+    write_image_processor,
+)
+from raymed.models.model_folders import MODEL_FILES, find_model
+from raymed.models.packed_attention import FLASH
 from raymed.models.positions import fit_positions, start_positions
 from raymed.models.settings import ModelSettings
 
@@ -121,17 +130,20 @@ def attention_kernel(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if flash else "sdpa"
+    return FLASH if flash else "sdpa"
 
 
 class InternVL(nn.Module):
     """InternVL with the tokenizer it was trained with, whatever it is trained for.
 
     Attributes:
+        most_tiles: that a picture is cut into for it.
         network: transformers' InternVL.
         tokenizer: the one it was trained with.
         normalise: from uint8 pictures to what the network takes.
     """
+
+    most_tiles = 1
 
     def __init__(self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -152,6 +164,12 @@ class InternVL(nn.Module):
         """Facts to tag a run with."""
         return {"backbone": "internvl", "attention": self.network.config._attn_implementation}
 
+    def compute_in_float32(self) -> None:
+        """Attention that takes float32, which flash-attn does not."""
+        if self.network.config._attn_implementation == FLASH:
+            log.info("computing in float32, which flash-attn does not take: attention is torch's own")
+            self.network.set_attn_implementation("sdpa")
+
     def image_features(self, pixels: Tensor) -> Tensor:
         """Projected image tokens [rows, (size / 28)^2, hidden] of uint8 pictures [rows, 1 or 3, size, size]."""
         model = self.network.model
@@ -159,7 +177,7 @@ class InternVL(nn.Module):
         return model.get_image_features(inputs).pooler_output
 
     def export(self, folder: Path) -> None:
-        """Write a native checkpoint with merged LoRA and the tokenizer, which transformers loads as it is."""
+        """Write a native checkpoint, which transformers loads: merged LoRA, the tokenizer, and how pictures are treated."""
         state = adapt.merged_state(self.network)
         save_file(
             {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()},
@@ -168,6 +186,8 @@ class InternVL(nn.Module):
         )
         self.network.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        vision: Any = self.network.config.vision_config
+        write_image_processor(folder, side(vision.image_size), *normalisation(vision), self.most_tiles)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -246,15 +266,15 @@ def config_of(settings: ModelSettings, size: int) -> InternVLConfig:
     """The configuration of the network that the settings name, for pictures of size x size."""
     if settings.path is None:
         return preset_config(settings.preset, size)
-    return read_config(Path(settings.path))
+    return read_config(find_model(settings.path, MODEL_FILES))
 
 
 def tokenizer_of(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of the network that the settings name; presets have one of single bytes."""
     if settings.path is None:
         return byte_tokenizer()
-    text: Any = read_config(Path(settings.path)).text_config
-    return read_tokenizer(Path(settings.path), text.vocab_size)
+    text: Any = read_config(find_model(settings.path, MODEL_FILES)).text_config
+    return read_tokenizer(find_model(settings.path, MODEL_FILES), text.vocab_size)
 
 
 def check_settings(settings: ModelSettings, size: int) -> None:
@@ -286,7 +306,7 @@ def build_network(settings: ModelSettings, size: int) -> InternVLForConditionalG
     """transformers' InternVL with its starting weights, adapted as the settings say."""
     attention = attention_kernel(settings.attention)
     if settings.path is not None:
-        network = load_internvl(Path(settings.path), attention)
+        network = load_internvl(find_model(settings.path, MODEL_FILES), attention)
         if _made_for(network.config) != size:
             fit_positions(network.model.vision_tower, size)
             network.config.image_seq_length = (size // 28) ** 2

@@ -19,7 +19,7 @@ from raymed.models.answer_head import AnswerHead, Choices
 from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from raymed.models.internvl import InternVL, build_network, tokenizer_of
 from raymed.models.internvl_text import read_tokenizer
-from raymed.models.internvl_weights import load_internvl, side, write_remote_code
+from raymed.models.internvl_weights import MOST_TILES, load_internvl, side, write_remote_code
 from raymed.models.packed_attention import packing, use_packed
 from raymed.models.settings import ModelSettings
 
@@ -33,6 +33,8 @@ NORMALISATIONS = {  # name -> mean and standard deviation of red, green and blue
 class InternVLChat(InternVL):
     """InternVL as a language model over packed conversations."""
 
+    most_tiles = MOST_TILES
+
     def __init__(
         self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, normalisation: str
     ) -> None:
@@ -41,6 +43,10 @@ class InternVLChat(InternVL):
         super().__init__(network, tokenizer)
         network.lm_head = AnswerHead.of(network.lm_head)
         use_packed(network.model.language_model)
+
+    def compute_in_float32(self) -> None:
+        super().compute_in_float32()
+        use_packed(self.network.model.language_model)
 
     @property
     def description(self) -> dict[str, str]:
@@ -89,7 +95,9 @@ class InternVLChat(InternVL):
         if len(pixels):
             tokens = self.image_features(pixels).flatten(0, 1)
             embeddings = embeddings.index_copy(0, image_places, tokens[kept].to(embeddings.dtype))
-        elif self.training:  # all workers use the same parameters in every pass, or their collectives wait for each other
+        elif self.training or hasattr(self.network.lm_head.weight, "ds_id"):
+            # All workers use the same parameters in every pass, or their collectives wait for each other: those that sum
+            # gradients, and under ZeRO 3, whose parameters have a `ds_id`, those that gather weights.
             vision: Any = self.network.config.vision_config
             size = side(vision.image_size)
             blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=ids.device)

@@ -22,6 +22,8 @@ from raymed.models.backbone_weights import refuse_keys
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+IMAGE_PROCESSOR = "preprocessor_config.json"
+MOST_TILES = 12  # that InternVL cuts a picture into where it is asked
 REMOTE_VISION = "intern_vit_6b"  # model_type of every ViT in the original layout, also of the 300M one
 
 # remote-code name -> native name; the fused qkv has a rule of its own
@@ -63,6 +65,11 @@ _VISION_OPTIONS = {  # remote-code name -> native name and the original's defaul
     "norm_type": ("norm_type", "rms_norm"),
     "layer_norm_eps": ("layer_norm_eps", 1e-6),
     "hidden_act": ("hidden_act", "gelu"),
+}
+_REMOTE_CODE = {  # what transformers runs for a folder that holds InternVL's own .py files
+    "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+    "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+    "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
 }
 _OWN_OPTIONS = ("image_mean", "image_std")  # not the original's: how pictures are normalised, where it is not as ImageNet's
 
@@ -290,12 +297,38 @@ def write_remote_code(network_state: Mapping[str, Tensor], config: InternVLConfi
         "ps_version": "v2",
         "select_layer": config.vision_feature_layer,
         "template": "internvl2_5",
+        "dynamic_image_size": True,  # tiles and a thumbnail, as in training
+        "use_thumbnail": True,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": MOST_TILES,
+        "pad2square": False,
+        "auto_map": _REMOTE_CODE,
         "tie_word_embeddings": False,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(content, ensure_ascii=False, indent=2), "utf-8")
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in remote_code_state(network_state).items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def write_image_processor(folder: Path, size: int, mean: tuple[float, ...], std: tuple[float, ...], most_tiles: int) -> None:
+    """Write how pictures become the network's tiles, as transformers' image processor of InternVL reads it."""
+    content = {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "crop_to_patches": most_tiles > 1,
+        "min_patches": 1,
+        "max_patches": most_tiles,
+        "size": {"height": size, "width": size},
+        "resample": 3,  # bicubic
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+    (folder / IMAGE_PROCESSOR).write_text(json.dumps(content, indent=2), "utf-8")
 
 
 def side(value: int | list[int] | tuple[int, ...]) -> int:

@@ -20,7 +20,8 @@ class ModelSettings:
             `vit`, `internvit-300m` (image backbones), `internvl-tiny`, `internvl-small`, `internvl2_5-1b` (InternVL); or
             `efficientnet-lite0`, an image backbone with ImageNet weights from an installed package. Image backbones joined
             by `+` are a committee: trained side by side, and their probabilities averaged.
-        path: local folder with weights, in place of the preset: InternVL (native or original layout) or an image backbone.
+        path: local folder with weights, in place of the preset: InternVL (native or original layout) or an image backbone;
+            by its path, or by its name under RAYMED_MODELS.
         dropout: rate on the pooled features; image backbones only.
         drop_path: stochastic depth, rising linearly to this rate in the last block of the image backbone.
         vision_layer: which block's output of the image backbone is projected: -1 is the last's, -2 that of the one before

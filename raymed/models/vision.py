@@ -27,6 +27,7 @@ from raymed.models.backbones import (
 )
 from raymed.models.committee import COMMITTEE, Committee, member_folder
 from raymed.models.efficientnet_lite import installed_weights
+from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.settings import LITE, ModelSettings
 
 WEIGHTS = "model.safetensors"
@@ -180,9 +181,9 @@ def _members(settings: ModelSettings) -> list[ModelSettings]:
 def _given_weights(settings: ModelSettings) -> Path | None:
     """Where the starting weights of a backbone lie; None where they are drawn."""
     if settings.path is not None:
-        return Path(settings.path)
+        return find_model(settings.path, MODEL_FILES)
     return installed_weights() if settings.preset == LITE else None
 
 
 def _config(settings: ModelSettings, size: int) -> PreTrainedConfig:
-    return PRESETS[settings.preset](size) if settings.path is None else read_config(Path(settings.path))
+    return PRESETS[settings.preset](size) if settings.path is None else read_config(find_model(settings.path, MODEL_FILES))

@@ -24,7 +24,7 @@ from transformers import AutoModel, InternVLVisionConfig, PreTrainedConfig, PreT
 
 from raymed.errors import UserError
 from raymed.models.backbone_weights import POSITIONS, read_weights, refuse_keys, resample_positions
-from raymed.models.backbones import TOKEN_MODELS, check_size, patch_size
+from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD, TOKEN_MODELS, check_size, normalisation, patch_size
 from raymed.models.backbones import read_config as read_backbone_config
 from raymed.models.internvl_weights import (
     CONFIG,
@@ -44,6 +44,7 @@ Layout = Literal["native", "internvl"]
 
 EXTRACTED = "extracted.json"  # where the ViT came from, beside its weights
 WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".pt")
+DECIDING = ("num_attention_heads", "layer_norm_eps", "hidden_act", "norm_type", "use_qk_norm")  # beside the weights
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 _NATIVE, _REMOTE = "model.vision_tower.", "vision_model."
 _TOWERS = (_NATIVE, "vision_tower.", _REMOTE, "backbone.", "image_encoder.")  # what the ViT's keys begin with
@@ -118,8 +119,10 @@ class VisionTower:
 
     @cached_property
     def digest(self) -> str:
-        """Names the weights: BLAKE2b of names, types and values, 16 hexadecimal digits."""
-        digest = hashlib.blake2b(digest_size=8)
+        """Names what it computes: BLAKE2b of the settings that decide it, and of the weights' names, types and values; 16
+        hexadecimal digits."""
+        decided = [getattr(self.config, name, None) for name in DECIDING]
+        digest = hashlib.blake2b(repr((decided, normalisation(self.config))).encode(), digest_size=8)
         for key in sorted(self.state):
             tensor = self.state[key].contiguous()
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
@@ -180,6 +183,12 @@ class VisionTower:
             raise UserError(f"the layout internvl is for InternViTs; {self.source} holds a {self.config.model_type}")
         if (out / CONFIG).exists() and not (out / EXTRACTED).exists():
             raise UserError(f"{out} holds another model already: choose another --out")
+        mean, std = normalisation(self.config)
+        if out.suffix in WEIGHT_FILES and (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
+            raise UserError(
+                f"weights alone cannot say that pictures are normalised with the mean {mean} and the deviation {std}: "
+                "give a folder as --out, whose config.json does"
+            )
         try:
             if out.suffix in WEIGHT_FILES:
                 out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ end to end in one sequence; none sees another, nothing is padded, and nothing is
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
 
 JPEG_QUALITY = (75, 100)  # of the recompression that `data_augment` stands for, both ends included
-NOT_IN_METRICS = r"[^\w.\- /:]"  # characters that MLflow takes in no metric's name
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
 
 
@@ -218,7 +216,7 @@ class VitpRecipe:
         sources = sorted(set(records["source"]))
         for source in sources if len(sources) > 1 else []:
             rows = records["source"] == source
-            metrics[f"val_loss_{re.sub(NOT_IN_METRICS, '_', source)}"] = float(nll[rows].sum() / tokens[rows].sum())
+            metrics[f"val_loss_{source}"] = float(nll[rows].sum() / tokens[rows].sum())
         if questions := predictions["questions"].sum():
             metrics["val_choice_loss"] = float(predictions["choice_nll"].sum() / questions)
             metrics["val_choice_accuracy"] = float(predictions["right"].sum() / questions)

@@ -14,6 +14,8 @@ log = logging.getLogger("raymed")
 
 TRAINING_PER_CELL = 39  # faiss warns below that
 PQ_CENTRES = 256  # of a code of one byte
+GPU_CODE = 48  # bytes of a code whose distance tables fit into a GPU's shared memory in float32; longer ones are halved
+GPU_MOST = 2048  # neighbours that faiss finds on a GPU
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,12 @@ class Index:
         self.path = f"faiss {settings.kind} on {gpus} GPUs" if gpus else f"faiss {settings.kind} on the CPU"
         index.train(vectors)
         index.add(vectors)
-        self._index: Any = faiss.index_cpu_to_all_gpus(index) if gpus else index
+        self._index: Any = index
+        self._fast: Any = index
+        if gpus:
+            options = faiss.GpuMultipleClonerOptions()
+            options.useFloat16 = settings.kind == "ivfpq" and settings.code > GPU_CODE
+            self._fast = faiss.index_cpu_to_all_gpus(index, options)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest rows, int64 [queries, k], -1 where there are no more; and their distances, float32, ascending.
@@ -97,7 +104,7 @@ class Index:
         """
         if self.settings.kind == "hnsw":
             self._index.hnsw.efSearch = max(self.settings.effort, k)
-        scores, rows = self._index.search(queries, k)
+        scores, rows = (self._fast if k <= GPU_MOST else self._index).search(queries, k)
         if self.settings.metric == "l2":
             return rows, np.sqrt(np.maximum(scores, 0, out=scores), out=scores)
         return rows, np.subtract(1, scores, out=scores)

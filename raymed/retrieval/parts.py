@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import Places, Prepared
 from raymed.data.record import records_from
-from raymed.data.sources import Listing, Refusal, SourceSettings, Study, list_source, load_study
-from raymed.data.sources.listing import walk
-from raymed.data.sources.table import is_table
+from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, Study, list_source, load_study, recognise
+from raymed.data.sources.folders import is_picture
+from raymed.data.sources.listing import Tree, make_study, some, sorted_studies, walk
 from raymed.data.survey import OWN_LABELS
 
 PICTURES = 128  # of a part: 77 MB of colour pictures at 448 pixels
+BY_PATIENT = {2, 3}  # folders above a picture in <class>/<patient>/ and <class>/<patient>/<study>/
 Decoded = list[np.ndarray | Refusal]
 
 
@@ -62,16 +63,33 @@ def prepared_parts(prepared: Prepared, split: str) -> list[Part]:
 
 
 def source_listing(path: Path, settings: SourceSettings) -> Listing:
-    """The pictures of a folder or file; class folders with pictures directly in them are recognised as such.
+    """The pictures of a folder or file, as `list_source` reads them.
+
+    A folder of pictures that are not laid out by patients is taken as in the guide to retrieval: all of them, at any depth,
+    each labelled with the folder that it lies in.
 
     Raises:
         UserError: as `list_source`.
     """
-    if settings.format == "auto" and settings.labelled and path.is_dir() and not settings.patients:
-        files = [name for name in walk(path).files if not is_table(Path(name))]
-        if files and all(name.count("/") == 1 for name in files) and not settings.patient_regex:
-            settings = replace(settings, format="classes")
+    told = settings.format != "auto" or settings.patients or settings.patient_regex
+    if path.is_dir() and settings.labelled and not told and recognise(path) == "folders":
+        tree = walk(path)
+        pictures = [name for name in tree.files if is_picture(Path(name))]
+        if not {name.count("/") for name in pictures} <= BY_PATIENT:
+            return _labelled_by_folder(path, tree, pictures)
     return list_source(path, settings)
+
+
+def _labelled_by_folder(root: Path, tree: Tree, pictures: list[str]) -> Listing:
+    studies = []
+    for name in pictures:
+        folder = PurePosixPath(name).parent.name
+        slices = [Slice(name, name, None, 0, name)]
+        studies.append(make_study(name, name, folder or None, root.name, slices, tree.files))
+    notes = ["no patients are known: every picture counts as a patient of its own"]
+    if others := sorted(tree.files.keys() - set(pictures)):
+        notes.append(f"{len(others)} files that are not pictures were left out: {some(others)}")
+    return Listing(root, "classes", sorted_studies(studies), tree.refusals, tuple(notes), patients_known=False)
 
 
 def source_parts(listing: Listing, labels: str, image: ImageSettings) -> tuple[list[Part], dict[str, int]]:

@@ -111,16 +111,24 @@ def fetch_newest(run: Folder, into: Path) -> Path | None:
     Checkpoints that are not whole are passed over, each with a line that names it and what is wrong.
     """
     for name in sorted((name for name in run.names() if name.startswith(PREFIX)), reverse=True):
-        target = into / name
         try:
-            copy_to_local(run.child(name), target)
-            verify(target)
-        except (RunError, OSError, ValueError, KeyError) as error:
+            return fetch(run, name, into)
+        except (RunError, FileNotFoundError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is not whole (%s): trying the one before", name, error)
-            shutil.rmtree(target, ignore_errors=True)
-            continue
-        return target
+            shutil.rmtree(into / name, ignore_errors=True)
     return None
+
+
+def fetch(run: Folder, name: str, into: Path) -> Path:
+    """Copy a checkpoint of a run to a local folder.
+
+    Raises:
+        RunError, FileNotFoundError, ValueError, KeyError: it is not whole.
+        OSError: the storage does not answer, or there is no room for it here.
+    """
+    copy_to_local(run.child(name), into / name)
+    verify(into / name)
+    return into / name
 
 
 def verify(folder: Path) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from raymed.recipes.recipe import Batch, Recipe
 from raymed.training.best import Monitor
 from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore
 
+HOW = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes")  # of TrainSettings: how, not what
 NOT_FINITE = "the loss is not finite"
 
 
@@ -79,8 +80,23 @@ class TrainSettings:
             raise UserError("train.epochs, train.global_batch and train.micro_batch must be at least 1")
         if min(self.patience, self.min_delta, self.stall_minutes) < 0:
             raise UserError("train.patience, train.min_delta and train.stall_minutes must be at least 0")
+        if self.lr <= 0 or min(self.weight_decay, self.clip, self.checkpoint_steps) < 0:
+            raise UserError("train.lr must be above 0; train.weight_decay, clip and checkpoint_steps must not be below")
+        if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1 and 0 <= self.ema < 1):
+            raise UserError(
+                f"train.warmup {self.warmup:g} and train.final_lr {self.final_lr:g} are shares (of all steps, of train.lr): "
+                f"from 0 to 1; train.ema {self.ema:g} is below 1"
+            )
         if self.ema and self.zero_stage == 3:
             raise UserError("train.ema needs whole parameters on every worker: use train.zero_stage 1 or 2, or train.ema 0")
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what comes out; those that only say how it is done may change as a run goes on."""
+        return {name: value for name, value in asdict(self).items() if name not in HOW}
+
+    def how(self) -> dict[str, Any]:
+        """The others."""
+        return {name: getattr(self, name) for name in HOW}
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
@@ -108,6 +124,9 @@ class Engine:
         self.workers, self.worker = dist.get_world_size(), dist.get_rank()
         torch.manual_seed(seed)
         module = recipe.build().to(device)
+        adapt_to_float32 = getattr(module, "compute_in_float32", None)
+        if adapt_to_float32 and arithmetic(settings.precision, device) == "fp32":
+            adapt_to_float32()
         groups = [
             {
                 "name": group.name,

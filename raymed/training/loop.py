@@ -30,12 +30,13 @@ from raymed.errors import RunError, UserError
 from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.storage import Folder
 from raymed.training.best import Best
-from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal
+from raymed.training.checkpoint import PREFIX, Progress, fetch, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, TrainSettings, prepare_process
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.stall import StallGuard
 from raymed.training.verdict import wait_for_verdict
 
+PASSED_OVER = "passed_over"  # the fact that names checkpoints which were not whole when the run went on
 DESCRIPTION = "description"  # facts about the run, among what a worker reports
 RANK = "checkpoint_rank"  # by which Ray Train keeps checkpoints: the epoch if it is the best so far, else 0
 MODEL = "model"  # URI of the checkpoint that holds the best model so far
@@ -274,7 +275,8 @@ class Run:
         """Metrics as they are reported: with facts about the run, and the place of the best model, where there is one."""
         model = self.progress.model
         place = {MODEL: self.spec.folder.child(model).uri} if model else {}
-        return metrics | {DESCRIPTION: self.engine.description} | place
+        facts = self.engine.description | ({PASSED_OVER: ", ".join(self.passed_over)} if self.passed_over else {})
+        return metrics | {DESCRIPTION: facts} | place
 
     def _checkpoint_within_epoch(self) -> None:
         self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False)
@@ -313,10 +315,16 @@ class Run:
         self.saved_step = self.progress.global_step
 
     def _resume(self) -> Progress:
+        """Go on from the newest whole checkpoint. Worker 0 chooses it, so that no worker goes on from another."""
         with tempfile.TemporaryDirectory() as temporary:
-            newest = fetch_newest(self.spec.folder, Path(temporary))
-            if newest is None:
+            folder = Path(temporary)
+            newest = fetch_newest(self.spec.folder, folder) if self.worker == 0 else None
+            chosen = [newest.name if newest else ""]
+            dist.broadcast_object_list(chosen)
+            self.passed_over = [name for name in self.spec.folder.names() if name.startswith(PREFIX) and name > chosen[0]]
+            if not chosen[0]:
                 return Progress()
+            newest = newest or fetch(self.spec.folder, chosen[0], folder)
             progress = Progress.read(newest)
             self.engine.load(newest)
         return progress

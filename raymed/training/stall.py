@@ -16,6 +16,7 @@ log = logging.getLogger("raymed")
 STALLED = "stalled.txt"  # in the run's folder: where a worker stood when it was ended
 EXIT_CODE = 75
 SHOWN = 3  # innermost frames
+NOTE_SECONDS = 10.0  # for the note to be written
 
 
 class StallGuard:
@@ -50,7 +51,8 @@ class StallGuard:
         where = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(stack[-SHOWN:]))
         note = f"no step for {self._limit / 60:g} minutes (train.stall_minutes): worker {self._worker} stood in {where}"
         log.error("%s", note)
-        try:
-            self._folder.write(STALLED, note.encode())
-        finally:
-            os._exit(EXIT_CODE)  # an exception would wait for what hangs
+        # the storage may be what hangs
+        writing = threading.Thread(target=self._folder.write, args=(STALLED, note.encode()), daemon=True)
+        writing.start()
+        writing.join(NOTE_SECONDS)
+        os._exit(EXIT_CODE)  # an exception would wait for what hangs

@@ -12,7 +12,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job import Outcome
 from raymed.recipes.recipe import TrainingPass
-from raymed.tracking import check_reachable
+from raymed.tracking_address import check_reachable
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import Night
 

@@ -130,9 +130,13 @@ class Night:
         """Remove what an earlier search of this name left: its folder, its study and its runs in MLflow.
 
         Raises:
-            UserError: another process runs this search.
+            UserError: another process runs this search, or the folder is of something else.
         """
         with alone(self.study_path):
+            if self.template.folder.names() and not self.has_begun:
+                raise UserError(
+                    f"--resume never would remove {self.template.folder.uri}, which is no run's folder: give another --name"
+                )
             self.study_path.unlink(missing_ok=True)
             self.outbox.unlink(missing_ok=True)
             self.template.folder.delete()
@@ -143,7 +147,7 @@ class Night:
 
         Where nothing is searched there is one run, which a second trial tries again.
         """
-        storage = f"{self.template.folder.uri}/trials"
+        storage = self.template.folder.child("trials").uri
         if self.variants:
             listed = str(params[VARIANT])
             return dataclasses.replace(self.variants[listed], name=listed, storage=storage)
@@ -199,8 +203,14 @@ class Night:
         """
         trial = study.trials[-1]
         run = self.open_tracker().find(self.trial_key(trial))
+        failed = f"the run failed: {trial.user_attrs.get(REASON, 'no epoch was completed')}"
         if CHECKPOINT not in trial.user_attrs:
-            raise RunError(f"the run failed: {trial.user_attrs.get(REASON, 'no epoch was completed')}")
+            raise RunError(failed)
+        if trial.state == TrialState.FAIL:
+            raise RunError(
+                f"{failed}\nThe same command goes on from the last checkpoint. The best one is that of epoch "
+                f"{trial.user_attrs[BEST_EPOCH]}: {trial.user_attrs[CHECKPOINT]}"
+            )
         val_loss, epoch = best_value(trial), trial.user_attrs[BEST_EPOCH]
         checkpoint = trial.user_attrs[CHECKPOINT]
         lines = [
@@ -250,8 +260,9 @@ class Night:
             if study.trials and study.trials[-1].state == TrialState.FAIL and not study.waiting:
                 study.enqueue({})
             return dataclasses.replace(self.budget, trials=max(1, len(study.trials) + len(study.waiting)))
-        waiting = {str(params[VARIANT]) for params in study.waiting}
-        for name, trial in self.last_trials(study).items():
-            if trial.state == TrialState.FAIL and name not in waiting:
+        waiting, last = {str(params[VARIANT]) for params in study.waiting}, self.last_trials(study)
+        for name in self.variants:
+            missing = name not in last  # the search was lost while its runs were put in line
+            if name not in waiting and (missing or last[name].state == TrialState.FAIL):
                 study.enqueue({VARIANT: name})
         return Budget(trials=len(study.trials) + len(study.waiting))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,10 +11,12 @@ from optuna.trial import TrialState
 from raymed.data.prepared import Prepared
 from raymed.outbox import Outbox
 from raymed.tracking import Status, Tracker
-from raymed.training.loop import DESCRIPTION, RANK, FitSpec
+from raymed.training.loop import DESCRIPTION, PASSED_OVER, RANK, FitSpec
 from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.study import CHECKPOINT, Study
+
+log = logging.getLogger("raymed")
 
 STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
 
@@ -32,6 +34,7 @@ class Recorder:
         self._study, self._progress, self._watch = study, progress, watch
         self._runs: dict[int, str] = {}
         self._digests: dict[str, str] = {}
+        self._warned: set[int] = set()  # trials of which damaged checkpoints were told
         self._outbox = Outbox(night.outbox, f"the tracking server {tracker.uri}", self._deliver)
         self._outbox.put({"happened": "begin"})
 
@@ -45,6 +48,9 @@ class Recorder:
             within = f"{DESCRIPTION}/"  # Tune flattens what is reported
             facts = {name.removeprefix(within): value for name, value in result.items() if name.startswith(within)}
             entry |= {"epoch": int(result["epoch"]), "metrics": metrics, "facts": facts}
+            if PASSED_OVER in facts and number not in self._warned:
+                self._warned.add(number)
+                log.warning("trial %d went on from an earlier checkpoint: not whole are %s", number, facts[PASSED_OVER])
         self._outbox.put(entry)
         if happened != "start":
             self._progress.show(number, happened, result)
@@ -106,8 +112,9 @@ class Recorder:
                 self._night.trial_key(trial),
                 spec.name,
                 parent=self._parent,
-                tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold},
-                params={**spec.recipe.settings(), "train": dataclasses.asdict(spec.train), "seed": spec.seed},
+                tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
+                | {f"raymed.{name}": str(value) for name, value in spec.train.how().items()},
+                params={**spec.recipe.settings(), "train": spec.train.deciding(), "seed": spec.seed},
             )
             if spec.data not in self._digests:
                 self._digests[spec.data] = Prepared.open(spec.data).digest

@@ -5,12 +5,11 @@ Running the same night again goes on with it: finished trials stay, unfinished o
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -55,37 +54,18 @@ def _run(night: Night, watch: Watch | None) -> Study:
     budget = night.line_up(study)
     each, concurrent = night.resources()
     parent = _start_parent(night, tracker)
-    sources = _sources(night)
     verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
+    train = tune.with_parameters(
+        fit_trial, sources=_sources(night), each=each, verdicts=verdicts, keep_all=night.keep_checkpoints == "all"
+    )
     with (
         Progress(study, budget, night.label, lambda trial: night.spec(trial).train.epochs) as progress,
         Interrupt(verdicts) as interrupt,
     ):
         recorder = Recorder(night, tracker, parent, study, progress, watch)
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(
-                    fit_trial,
-                    sources=sources,
-                    each=each,
-                    verdicts=verdicts,
-                    keep_all=night.keep_checkpoints == "all",
-                ),
-                {"CPU": DRIVER_CPUS} | HEAD,  # a driver that is lost with its machine fails its trial
-            ),
-            tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study, budget, night.trial, interrupt),
-                scheduler=StudyScheduler(study, budget, verdicts, recorder.observe, interrupt),
-                num_samples=-1,
-                max_concurrent_trials=concurrent,
-                reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
-                trial_dirname_creator=lambda trial: trial.config["spec"].name,
-            ),
-            run_config=tune.RunConfig(
-                name=f"tune-{datetime.now():%Y%m%d-%H%M%S}", storage_path=night.template.folder.uri, verbose=0
-            ),
-        )
-        os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+        searcher = StudySearcher(study, budget, night.trial, interrupt)
+        scheduler = StudyScheduler(study, budget, verdicts, recorder.observe, interrupt)
+        tuner = _tuner(night, train, concurrent, searcher, scheduler)
         try:
             tuner.fit()
             if interrupt.told:
@@ -106,6 +86,28 @@ def _run(night: Night, watch: Watch | None) -> Study:
     return study
 
 
+def _tuner(
+    night: Night, train: Callable[..., None], concurrent: int, searcher: StudySearcher, scheduler: StudyScheduler
+) -> tune.Tuner:
+    """Ray Tune, which asks the study for trials, `concurrent` of them at a time."""
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    return tune.Tuner(
+        # a trial's driver that is lost with its machine fails its trial
+        tune.with_resources(train, {"CPU": DRIVER_CPUS} | HEAD),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
+            trial_dirname_creator=lambda trial: trial.config["spec"].name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{datetime.now():%Y%m%d-%H%M%S}", storage_path=night.template.folder.uri, verbose=0
+        ),
+    )
+
+
 def _sources(night: Night) -> dict[str, Staged | Streamed]:
     """The rows of all runs, each prepared data set decoded once, by its URI."""
     specs: dict[str, list[FitSpec]] = {}
@@ -120,9 +122,8 @@ def _sources(night: Night) -> dict[str, Staged | Streamed]:
 
 def _settings(template: FitSpec) -> dict[str, Any]:
     """What decides the results of a search's trials, and stays what it was when the search goes on."""
-    free = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes")
-    train = {name: value for name, value in dataclasses.asdict(template.train).items() if name not in free}
-    return {**template.recipe.settings(), "train": train, "sampling": repr(template.sampling), "seed": template.seed}
+    deciding = {"train": template.train.deciding(), "sampling": repr(template.sampling), "seed": template.seed}
+    return {**template.recipe.settings(), **deciding}
 
 
 def _digest(runs: Mapping[str, FitSpec]) -> str:

@@ -32,6 +32,7 @@ from raymed.tuning.space import Space, Value
 log = logging.getLogger("raymed")
 
 REASON, CHECKPOINT, BEST_EPOCH, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
+DECIDED = "decided"  # by epoch: why the trial was stopped after it, or nothing where it went on
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,22 @@ class Study:
         draft.add_trials(self.trials)
         params = draft.ask(self.space).params
         return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
+
+    def decided(self, number: int, epoch: int) -> str | None:
+        """Why a trial was stopped after an epoch; "" where it went on, and None where nothing was decided yet.
+
+        A decision is made once: the same epoch reported again, by a run that goes on, would meet other trials' later values.
+        """
+        trial = self.trial(number)
+        if trial.state.is_finished():
+            return str(trial.user_attrs.get(REASON) or "the trial has ended")
+        given: str | None = trial.user_attrs.get(DECIDED, {}).get(str(epoch))
+        return given
+
+    def decide(self, number: int, epoch: int, reason: str) -> None:
+        """Keep what was decided after an epoch; see `decided`."""
+        trial = self._trial(number)
+        trial.set_user_attr(DECIDED, {**trial.user_attrs.get(DECIDED, {}), str(epoch): reason})
 
     def report(self, number: int, epoch: int, result: Mapping[str, Any]) -> bool:
         """Record an epoch's best val_loss so far; True when successive halving says to stop the trial.
@@ -266,16 +283,20 @@ class StudyScheduler(FIFOScheduler):
 
     def _judge(self, trial: TuneTrial, epoch: int, result: dict[str, Any]) -> None:
         number = trial.config["number"]
-        halted = self._study.report(number, epoch, result)
-        used_up = self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs)
+        reason = self._study.decided(number, epoch)
+        if reason is None:
+            reason = ""
+            if self._study.report(number, epoch, result):
+                reason = f"stopped by successive halving after epoch {epoch}"
+            elif self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs):
+                reason = f"the budget was used up after epoch {epoch}"
+            self._study.decide(number, epoch, reason)
         self._observe(number, "epoch", result)
         if result["finished"]:
             self._end(trial, TrialState.COMPLETE)
-        elif halted:
-            self._end(trial, TrialState.PRUNED, f"stopped by successive halving after epoch {epoch}")
-        elif used_up:
-            self._end(trial, TrialState.PRUNED, f"the budget was used up after epoch {epoch}")
-        self._verdicts.give.remote(trial.config["spec"].name, epoch, bool(halted or used_up))
+        elif reason:
+            self._end(trial, TrialState.PRUNED, reason)
+        self._verdicts.give.remote(trial.config["spec"].name, epoch, bool(reason))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         if self._stays:

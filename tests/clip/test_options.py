@@ -59,6 +59,12 @@ def test_folds_share_no_patient_and_hold_every_class_in_equal_parts(options):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+def test_what_was_settled_when_data_were_prepared_is_not_passed_over(options):
+    prepared = options.prepared().folder.uri
+    with pytest.raises(UserError, match="--source, --folds cannot be followed"):
+        replace(options, data=prepared, folds="stratified").prepared()
+
+
 def test_plain_stratified_folds_divide_images_whoever_they_are_of(options):
     found = places(replace(options, folds="stratified"))
     assert len(found) == sum(SIZES.values())

@@ -100,6 +100,7 @@ def test_an_entry_changes_what_it_names_and_nothing_else(tmp_path):
         ({"use_cv": 1}, "'use_cv'"),
         ({"augmentation": "wild"}, "'augmentation'"),
         ({"temperature": -1}, "'temperature'"),
+        ({"output_dir": "OUT"}, "'output_dir' holds for all"),
     ],
 )
 def test_a_wrong_entry_is_named_by_its_key_and_the_others_are_read(tmp_path, entry, named):

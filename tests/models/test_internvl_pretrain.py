@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conversations import MIXED, SIZE, conversation
-from transformers import AutoTokenizer, InternVLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoTokenizer, InternVLForConditionalGeneration
 
+from raymed.data.image import ImageSettings, fit
 from raymed.data.record import Record
 from raymed.data.tiles import cut
 from raymed.models import internvl, internvl_pretrain
 from raymed.models.internvl_pretrain import InternVLChat
 from raymed.models.internvl_text import encode_turns
+from raymed.models.packed_attention import FLASH, PACKED
 from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.recipes.token_drop import TokenDropSettings
@@ -114,6 +116,40 @@ def test_an_exported_network_talks_under_plain_transformers(tmp_path: Path) -> N
     )
     answer = network.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=3, do_sample=False)
     assert answer.shape[1] == len(ids) + 3
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    picture = np.random.default_rng(0).integers(0, 256, (2 * SIZE, SIZE, 3), dtype=np.uint8)
+    theirs = processor(picture, return_tensors="pt")["pixel_values"]
+    ours = module.normalise(torch.from_numpy(stretch_and_cut(picture)), torch.float32)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=0.03)  # a grey level of 8 bits is 0.017
+
+
+def stretch_and_cut(picture: np.ndarray) -> np.ndarray:
+    """The tiles and the thumbnail that a picture of two tiles is prepared as: uint8 [3, 3, SIZE, SIZE]."""
+    thumbnail = fit(picture, ImageSettings(SIZE))
+    return np.stack([*cut(picture, SIZE), thumbnail]).transpose(0, 3, 1, 2).copy()
+
+
+def test_texts_alone_are_judged_by_the_same_parameters_under_zero_3() -> None:
+    """Each worker gathers the parameters of what it computes: one that left the pictures out would wait for ever."""
+    module = _module().eval()
+    seen: list[int] = []
+    module.image_backbone.register_forward_hook(lambda *_: seen.append(1))
+    words = RECIPE.encode([conversation("words", ())], None)
+    with torch.no_grad():
+        alone = _run(module, words)["token_losses"]
+        assert not seen
+        module.network.lm_head.weight.ds_id = 0  # as DeepSpeed marks the parameters that it has divided
+        torch.testing.assert_close(_run(module, words)["token_losses"], alone)
+    assert seen
+
+
+def test_in_float32_no_kernel_is_used_that_takes_16_bits_only() -> None:
+    module = _module()
+    for config in (module.network.config, module.network.model.language_model.config):
+        config._attn_implementation = FLASH
+    module.compute_in_float32()
+    _run(module, RECIPE.encode(MIXED, TrainingPass(0, 0)))["loss"].backward()
+    assert module.description["language_attention"] == PACKED
 
 
 def test_a_checkpoint_for_other_pictures_is_resampled_once_and_says_so(

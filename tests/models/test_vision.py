@@ -139,7 +139,7 @@ def test_wrong_keys_of_each_kind_are_named(tmp_path: Path) -> None:
         ({"preset": "resnet19"}, "'resnet19' is unknown; there are tiny"),
         ({"preset": "tiny", "language_lora": 4}, "model.language_lora is for InternVL"),
         ({"preset": "tiny", "attention": "eager"}, "no attention"),
-        ({"path": "nowhere"}, "nowhere is not a model folder"),
+        ({"path": "nowhere"}, "there is no model 'nowhere'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], says: str) -> None:

@@ -156,3 +156,21 @@ def test_another_model_is_not_overwritten(native: Path) -> None:
     with pytest.raises(UserError, match="another model"):
         VisionTower.read(native).write(native, "native")
     assert AutoModel.from_pretrained(native)
+
+
+def test_a_vit_that_wants_other_pixels_is_another_and_its_weights_do_not_go_without_saying_so(
+    network: InternVLForConditionalGeneration, native: Path, tmp_path: Path
+) -> None:
+    tower = VisionTower.read(native)
+    (tmp_path / "other").mkdir()
+    for file in native.iterdir():
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    config = json.loads((native / "config.json").read_text())
+    config["vision_config"] |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    other = VisionTower.read(tmp_path / "other")
+    assert other.digest != tower.digest, "features of both could be compared"
+    with pytest.raises(UserError, match=r"mean \(0.5, 0.5, 0.5\).*give a folder"):
+        other.write(tmp_path / "vit.pth", "native")
+    other.write(tmp_path / "vit", "native")
+    assert VisionTower.read(tmp_path / "vit").digest == other.digest

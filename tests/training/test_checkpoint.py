@@ -8,6 +8,7 @@ import pytest
 
 from raymed.errors import RunError
 from raymed.storage import Folder
+from raymed.training import checkpoint
 from raymed.training.checkpoint import SNAPSHOT, Progress, drop_damaged_snapshot, fetch_newest, new_name, seal, verify
 
 
@@ -55,6 +56,17 @@ def test_a_torn_checkpoint_is_never_loaded_and_the_one_before_is(tmp_path, caplo
     assert newest is not None
     assert Progress.read(newest).global_step == 3
     assert torn.name in caplog.text, "the line must name the checkpoint that was passed over"
+
+
+def test_a_storage_that_does_not_answer_is_no_reason_to_begin_anew(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "run", 3)
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "copy_to_local", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch_newest(Folder.at(tmp_path / "run"), tmp_path / "local")
 
 
 def test_a_kill_at_any_offset_of_the_write_leaves_nothing_that_loads(tmp_path):

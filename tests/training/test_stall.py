@@ -27,6 +27,11 @@ def test_a_worker_that_hangs_is_ended_and_its_note_says_where_it_stood(tmp_path)
     assert "worker 3" in note and "waits_for_ever" in note and "train.stall_minutes" in note
 
 
+def test_a_storage_that_hangs_too_does_not_keep_it(tmp_path):
+    blocked = HANGS.replace("StallGuard(0.01", "Folder.write = lambda *_: threading.Event().wait()\nStallGuard(0.01")
+    assert subprocess.run([sys.executable, "-c", blocked, str(tmp_path)], timeout=60).returncode == EXIT_CODE
+
+
 def test_a_worker_that_gets_on_or_has_ended_is_left_alone(tmp_path):
     guard = StallGuard(0.01, Folder.at(str(tmp_path)), worker=0)
     for _ in range(6):

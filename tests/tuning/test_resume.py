@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from raymed.errors import UserError
+from raymed.job import going_on
 from raymed.lung import LungOptions
 from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
@@ -33,6 +34,20 @@ def test_never_forgets_what_is_there_but_not_in_a_dry_run(prepared, tmp_path):
     study.ask(Budget(3))
     assert len(night_of(prepared, tmp_path, "never", dry_run=True).open_study().trials) == 1
     assert len(night_of(prepared, tmp_path, "never").open_study().trials) == 0
+
+
+def test_never_removes_no_folder_that_is_none_of_ours(prepared, tmp_path):
+    (tmp_path / "patients").mkdir()
+    (tmp_path / "patients" / "scan.png").write_bytes(b"dear")
+    with pytest.raises(UserError, match=r"would remove .*patients, which is no run's folder"):
+        night_of(prepared, tmp_path, "never", name="patients")
+    assert (tmp_path / "patients" / "scan.png").read_bytes() == b"dear"
+
+
+def test_the_command_to_go_on_with_begins_nothing_anew():
+    words = ["jobs/train_lung.py", "--resume", "never", "--name", "never more"]
+    assert going_on(words) == "python jobs/train_lung.py --resume must --name 'never more'"
+    assert going_on(["a.py", "--resume=never"]) == "python a.py --resume must"
 
 
 @pytest.mark.slow

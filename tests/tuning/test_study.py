@@ -1,5 +1,7 @@
 """The study is the one truth about a search: what it records must survive its process."""
 
+from types import SimpleNamespace
+
 import pytest
 from optuna.trial import TrialState
 
@@ -8,7 +10,7 @@ from raymed.storage import Folder
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import CHECKPOINT, CURVE, REASON, SECONDS, Halving, Study, best_value
+from raymed.tuning.study import CHECKPOINT, CURVE, REASON, SECONDS, Halving, Study, StudyScheduler, best_value
 
 SPACE = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
 DEFAULTS = {"x": 0.25, "y": "b"}
@@ -106,6 +108,37 @@ def test_an_epoch_reported_again_after_a_loss_is_decided_as_it_would_have_been(t
     assert again.report(number, 1, result(0.6, 1)), "the second of two is stopped"
     assert not open_study(tmp_path).report(0, 1, result(0.5, 1)), "the first went on"
     assert again.trials[0].user_attrs[SECONDS] == 1.0, "its seconds count once"
+
+
+class Told:
+    """What the scheduler tells runs: whether to stop after an epoch."""
+
+    def __init__(self):
+        self.give, self.stopped = self, {}
+
+    def remote(self, name, epoch, stop):
+        self.stopped[name, epoch] = stop
+
+
+def test_a_run_that_goes_on_meets_the_decision_that_was_made(tmp_path):
+    """Reported again after better trials came by, its rung would now stop it; and it trains on within the epoch, unasked."""
+    study, told, budget = open_study(tmp_path), Told(), Budget(10)
+    scheduler = StudyScheduler(study, budget, told, lambda *_: None, SimpleNamespace(told=False))
+
+    def report(number, epoch, loss):
+        trial = SimpleNamespace(config={"number": number, "spec": SimpleNamespace(name=f"trial-{number}")})
+        scheduler.on_trial_result(None, trial, {"epoch": epoch, "finished": 0.0, **result(loss, epoch)})
+        return told.stopped[f"trial-{number}", epoch]
+
+    for _ in range(3):
+        study.ask(budget)
+    assert [report(number, 1, loss) for number, loss in enumerate((0.7, 0.5, 0.6))] == [False, False, True]
+    for again in (study, open_study(tmp_path)):
+        scheduler._study = again
+        assert not report(0, 1, 0.7)
+        assert again.trial(0).state == TrialState.RUNNING
+    assert report(0, 2, 0.65) in (False, True), "its next epoch is taken as any other's"
+    assert report(2, 1, 0.6), "a trial that was stopped stays so"
 
 
 def test_each_way_of_ending_is_recorded_with_its_reason(tmp_path):

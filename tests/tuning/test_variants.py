@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 from optuna.trial import TrialState
 
-from raymed.errors import UserError
+from raymed.errors import RunError, UserError
 from raymed.recipes.lung import LungRecipe
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import VARIANT, Night, SearchSettings
 from raymed.tuning.space import Dimension
+from raymed.tuning.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,25 @@ def test_listed_runs_are_put_in_line_once_and_failed_ones_again(night, tmp_path)
     assert study.ask(budget) is None
 
 
+def test_runs_that_a_kill_kept_from_being_put_in_line_are_put_there(night, tmp_path, monkeypatch):
+    night = dataclasses.replace(night, template=dataclasses.replace(night.template, storage=str(tmp_path)))
+    enqueue, lined = Study.enqueue, []
+
+    def dying(study, params):
+        if len(lined) == 2:
+            raise KeyboardInterrupt
+        lined.append(params)
+        enqueue(study, params)
+
+    monkeypatch.setattr(Study, "enqueue", dying)
+    with pytest.raises(KeyboardInterrupt):
+        night.open_study()
+    monkeypatch.setattr(Study, "enqueue", enqueue)
+    study = night.open_study()
+    assert night.line_up(study).trials == 3
+    assert {params[VARIANT] for params in study.waiting} == set(night.variants)
+
+
 @pytest.mark.parametrize("dimension", [Dimension(1e-4, 1e-3), Dimension(choices=(0.1, 0.2)), Dimension(0, 2)])
 def test_a_search_that_would_begin_outside_of_its_space_is_refused(night, dimension):
     with pytest.raises(UserError, match=r"begins with train\.lr 0\.003"):
@@ -55,3 +75,14 @@ def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(night):
     with pytest.raises(UserError, match="val_loss"):
         watched = dataclasses.replace(night.template, train=TrainSettings(monitor="val_acc"))
         dataclasses.replace(night, template=watched, search=space, variants={})
+
+
+def test_a_run_that_failed_after_good_epochs_is_no_success(night, tmp_path):
+    template = dataclasses.replace(night.template, storage=str(tmp_path))
+    night = dataclasses.replace(night, template=template, variants={})
+    study = night.open_study()
+    number, _ = study.ask(night.line_up(study))
+    study.report(number, 1, {"val_loss": 0.5, "best_val_loss": 0.5, "best_epoch": 1, "model": "CHECKPOINT"})
+    study.tell(number, TrialState.FAIL, "the loss is not finite at step 9")
+    with pytest.raises(RunError, match=r"not finite at step 9\nThe same command goes on .* epoch 1: CHECKPOINT"):
+        night.outcome(study)
