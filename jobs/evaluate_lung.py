@@ -55,7 +55,7 @@ def main(options: Evaluate) -> Outcome:
     prepared = Prepared.open(options.data)
     notes = resolved.notes(prepared, options.split)
     slices = resolved.inference.slices if resolved.inference else SliceSettings()
-    rows = chosen_rows(prepared, options.split, options.fold, slices, options.seed)
+    rows = chosen_rows(prepared, options.split, options.fold, slices.unlimited, options.seed)
     if options.dry_run:
         return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
     logits, columns = predict_rows(open_model(resolved.network), prepared, rows, options.micro_batch, options.workers)

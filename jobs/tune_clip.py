@@ -10,14 +10,13 @@ interrupted search.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.clip.options import GUIDE, ClipOptions
 from raymed.cluster import connect
 from raymed.job import Outcome, run
-from raymed.system import SearchOptions
+from raymed.system import SearchOptions, for_search
 from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night
 from raymed.tuning.search import run_search
@@ -38,8 +37,7 @@ class TuneClip(ClipOptions, SearchOptions):
 
 def main(options: TuneClip) -> Outcome:
     connect()
-    options = options.small()
-    options = dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=options.max_epochs))
+    options = for_search(options).small()
     prepared = options.prepared()
     options.tell_data(prepared)
     night = options.night(prepared, options.budget)

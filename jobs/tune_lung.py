@@ -10,14 +10,13 @@ Defaults come from configs/tune_lung.yaml. The same command goes on with an inte
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.cluster import connect
 from raymed.job import Outcome, run
 from raymed.lung import LungOptions
-from raymed.system import SearchOptions
+from raymed.system import SearchOptions, for_search
 from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night
 from raymed.tuning.search import run_search
@@ -30,7 +29,7 @@ class TuneLung(LungOptions, SearchOptions):
 
 def main(options: TuneLung) -> Outcome:
     connect()
-    options = dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=options.max_epochs))
+    options = for_search(options)
     night = options.night(options.prepared(), options.budget)
     if options.dry_run:
         return describe(night)

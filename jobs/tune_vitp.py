@@ -10,14 +10,13 @@ ways to train, not backbones: what a ViT is worth shows in the task it is for.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.cluster import connect
 from raymed.errors import UserError
 from raymed.job import Outcome, run
-from raymed.system import SearchOptions
+from raymed.system import SearchOptions, for_search
 from raymed.tuning.estimate import describe
 from raymed.tuning.search import run_search
 from raymed.tuning.winner import register_winner
@@ -33,7 +32,7 @@ def main(options: TuneVitp) -> Outcome:
     if options.refit != "none":
         raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
     connect()
-    options = dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=options.max_epochs))
+    options = for_search(options)
     night = options.night(options.prepared(), options.budget)
     if options.dry_run:
         return describe(night)

@@ -100,9 +100,12 @@ def write(
 def _figures(judgement: Judgement, refit: Refit | None) -> list[str]:
     parts = []
     if refit is not None:
+        left = "no held-out patients are left to judge them on"
+        if "test" not in refit.splits:
+            left = "`jobs/evaluate_lung.py --split test` judges them on patients they have not seen"
         parts.append(
             f"**The figures belong to the model before refitting.** The registered weights come from the same "
-            f"configuration, trained again on {' + '.join(refit.splits)}; no held-out patients are left to judge them on."
+            f"configuration, trained again on {' + '.join(refit.splits)}; {left}."
         )
     if judgement.test is None:
         parts.append(

@@ -44,7 +44,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
         UserError: the input cannot be read, its folders may be classes instead of patients, or the CSV cannot be written.
     """
     listing = list_source(Path(options.input), options.source)
-    if not options.source.labelled:
+    if not options.source.labelled and not options.source.patient_regex:
         _refuse_classes(listing, inference)
     lost = [note(refusal) for refusal in listing.refusals if refusal.patient is None]
     slices = sum(len(study.slices) for study in listing.studies)
@@ -65,7 +65,8 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
 
 def _refuse_classes(listing: Listing, inference: Inference) -> None:
     """Folders named after the classes would be taken for patients, and all who lie in one for a single person."""
-    classes = sorted({study.patient for study in listing.studies if inference.labels.knows(study.patient)})
+    patients, labels = sorted({study.patient for study in listing.studies}), inference.labels
+    classes = [each for each in patients if labels.knows(each) and each not in labels.codes]  # 1 and 2 may well be patients
     if classes and listing.format in ("folders", "dicom", "nifti"):
         raise UserError(
             f"{listing.root}: {', '.join(classes)} are named like classes, not like patients. If the patients' folders lie "

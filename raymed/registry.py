@@ -184,8 +184,10 @@ class Resolved:
         if self.inference is None:
             recipe = json.loads((self.network / RECIPE_FILE).read_text("utf-8"))
             names = recipe.get("names", [])
-            own, given = (recipe["codes"], prepared.labels.codes) if "codes" in recipe else (names, prepared.labels.names)
-            if own != list(given):
+            own, given = [names], [prepared.labels.names]
+            if "codes" in recipe:
+                own, given = [names, recipe["codes"]], [prepared.labels.names, prepared.labels.codes]
+            if own != given:
                 raise UserError(
                     f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
                     f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
@@ -196,7 +198,8 @@ class Resolved:
                 f"{self.name} looks at pictures with {self.inference.image}, but {prepared.folder.uri} was prepared with "
                 f"{prepared.image}: prepare the data again with the model's settings"
             )
-        if self.inference.labels.codes != prepared.labels.codes:
+        own_labels, given_labels = self.inference.labels, prepared.labels
+        if (own_labels.codes, own_labels.names) != (given_labels.codes, given_labels.names):
             raise UserError(
                 f"{self.name} decides between {', '.join(self.inference.labels.names)}, but {prepared.folder.uri} has "
                 f"{', '.join(prepared.labels.names)}: prepare the data again with the model's label table"

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from raymed.data.image import ImageSettings
 from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
@@ -30,6 +30,8 @@ from raymed.tuning.budget import Budget, deadline
 from raymed.tuning.night import KeepCheckpoints, Night, SearchSettings
 
 log = logging.getLogger("raymed")
+
+Searching = TypeVar("Searching", bound="SystemOptions")  # and SearchOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +121,30 @@ class SystemOptions(JobOptions, ABC):
         if not self.dry_run:
             self.folder.check_writable()
         template = dataclasses.replace(template, name=name)
+        for data in {spec.data for spec in (template, *listed.values())}:
+            if f"{data}/".startswith(f"{template.folder.uri}/"):
+                raise UserError(
+                    f"the run's folder would be {template.folder.uri}, where the prepared data lie: give another --name"
+                )
         night = Night(template, self.search, budget, self.tracking, command, listed, self.keep_checkpoints)
         if self.resume == "must" and not night.has_begun:
             raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
         if self.resume == "never" and not self.dry_run:
             night.forget()
         return night
+
+
+def for_search(options: Searching) -> Searching:
+    """The options with `max_epochs` as the epochs of a trial.
+
+    Raises:
+        UserError: train.epochs says something else.
+    """
+    searched: Any = options  # SearchOptions too
+    most, given = searched.max_epochs, options.train.epochs
+    if given not in (type(options)().train.epochs, most):
+        raise UserError(f"train.epochs {given} is for single runs: leave it out, and say --max-epochs, which is {most} now")
+    return dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=most))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,10 @@ class MixtureSettings:
     def validation(self) -> SliceSettings:
         return SliceSettings(choice="all")
 
+    @property
+    def unlimited(self) -> MixtureSettings:
+        return self
+
     def choose(self, prepared: Prepared, rows: np.ndarray, seed: int, epoch: int | None) -> np.ndarray:
         """All rows, once."""
         return rows

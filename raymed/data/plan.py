@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -56,6 +56,11 @@ class Sampling(Protocol):
         """Which rows are judged."""
         ...
 
+    @property
+    def unlimited(self) -> Sampling:
+        """The same, of all patients."""
+        ...
+
     def choose(self, prepared: Prepared, rows: np.ndarray, seed: int, epoch: int | None) -> np.ndarray:
         """The rows of one split that are used, ascending; `epoch` is None in evaluation."""
         ...
@@ -99,6 +104,10 @@ class SliceSettings:
     @property
     def validation(self) -> SliceSettings:
         return self
+
+    @property
+    def unlimited(self) -> SliceSettings:
+        return replace(self, limit=0)
 
     def choose(self, prepared: Prepared, rows: np.ndarray, seed: int, epoch: int | None) -> np.ndarray:
         columns = prepared.columns(rows, ["patient", "study", "position"])

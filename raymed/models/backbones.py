@@ -6,11 +6,13 @@ remote code is run.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -192,19 +194,28 @@ def patch_size(config: PreTrainedConfig) -> int:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The backbone configuration in a local folder.
+    """The backbone configuration in a local folder, with the normalisation that its image processor is told.
 
     Raises:
         UserError: the folder has no configuration of a known model type.
     """
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise UserError(f"{folder} has no usable config.json: {error}") from error
     if config.model_type not in KINDS:
         raise UserError(
             f"{folder}: a model of type {config.model_type!r} is not a known image backbone; there are {', '.join(KINDS)}"
         )
+    processor = folder / "preprocessor_config.json"
+    if processor.is_file() and not hasattr(config, "image_mean"):
+        try:
+            told = json.loads(processor.read_text("utf-8"))
+            config.image_mean, config.image_std = told["image_mean"], told["image_std"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{processor} does not say how pictures are normalised: {error!r}. Correct or remove it"
+            ) from error
     return config
 
 

@@ -285,6 +285,10 @@ def check_settings(settings: ModelSettings, size: int) -> None:
     """
     if settings.dropout:
         raise UserError("model.dropout is for image backbones; InternVL has none: set it to 0")
+    if settings.attention == FLASH and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            f"model.attention {FLASH} needs the package flash-attn, which is not installed here: leave it at auto"
+        )
     config = config_of(settings, size)
     check_size(config, size)
     if _made_for(config) != size:

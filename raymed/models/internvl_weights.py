@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
@@ -135,7 +136,7 @@ def read_config(folder: Path) -> InternVLConfig:
             config = InternVLConfig.from_dict(content)
         else:
             raise UserError(f"{folder / CONFIG}: model_type {kind!r} is not InternVL")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise UserError(f"{folder / CONFIG}: not a valid configuration: {error}") from error
     text: Any = config.text_config
     if text.model_type != "qwen2":

@@ -122,6 +122,7 @@ def _refit(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
         night.trial(best.number, best.params),
         name=f"refit-{best.number:04d}-{'-'.join(splits)}",
         train_on=splits,
+        sampling=night.template.sampling.unlimited,
         last_epoch=best.user_attrs[BEST_EPOCH],
     )
     prepared = Prepared.open(spec.data)

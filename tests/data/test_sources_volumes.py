@@ -128,6 +128,19 @@ def test_a_slice_in_a_class_folder_but_in_no_patients_is_an_error(tmp_path: Path
         list_source(tmp_path, SourceSettings())
 
 
+def test_a_damaged_header_is_refused_with_the_patient_that_its_folder_names(tmp_path: Path) -> None:
+    for patient in ("p1", "p2", "p3"):
+        write_dicom(tmp_path / patient / "a.dcm", CHEST[0], 0, SeriesInstanceUID=f"1.2.{patient[1]}")
+    damaged = tmp_path / "p2" / "a.dcm"
+    content = damaged.read_bytes()
+    number = content.index(b"\x20\x00\x13\x00IS") + 8  # InstanceNumber, as text
+    damaged.write_bytes(content[:number] + b"x" + content[number + 1 :])
+    listing = list_source(tmp_path, SourceSettings(labelled=False))
+    assert [study.patient for study in listing.studies] == ["p1", "p3"]
+    (refusal,) = listing.refusals
+    assert (refusal.patient, refusal.where) == ("p2", "p2/a.dcm") and "damaged header" in refusal.reason
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -172,6 +172,15 @@ def test_png_dicom_and_nifti_of_real_patients_are_predicted_alike(prepared: Prep
     np.testing.assert_allclose(png.probabilities, dicom.probabilities, atol=1e-3)
 
 
+def test_patients_may_be_called_1_and_2(inference: Inference, tmp_path: Path) -> None:
+    """As the codes of classes are."""
+    for patient in ("1", "2", "57"):
+        (tmp_path / "new" / patient).mkdir(parents=True)
+        Image.fromarray(np.zeros((30, 30), np.uint8)).save(tmp_path / "new" / patient / "a.png")
+    options = PredictOptions(input=str(tmp_path / "new"), out=str(tmp_path / "out.csv"), dry_run=True)
+    assert "3 slices in 3 studies" in predict(options, inference, lambda: None).text  # type: ignore[arg-type, return-value]
+
+
 def test_class_folders_are_not_taken_for_patients(inference: Inference, tmp_path: Path) -> None:
     for name in ("normal/p1", "viral/p2"):
         (tmp_path / "in" / name).mkdir(parents=True)

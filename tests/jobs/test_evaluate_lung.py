@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from raymed.data.labels import LabelTable
+from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
+from raymed.evaluation.predict import Inference
 from raymed.recipes.lung import LungRecipe
+from raymed.registry import save
 
 JOB = Path(__file__).parent.parent.parent / "jobs" / "evaluate_lung.py"
 
@@ -36,9 +40,26 @@ def test_patients_are_the_means_of_the_slices_that_are_written_beside_them(prepa
 
 def test_a_bare_checkpoint_is_not_judged_by_other_classes(prepared: Prepared, tmp_path: Path) -> None:
     names = list(reversed(prepared.labels.names))
-    recipe = LungRecipe.for_data(LabelTable.of(names), prepared.size)
+    labels = LabelTable(
+        tuple(replace(row, name=name) for row, name in zip(prepared.labels.classes, names, strict=True))
+    )  # the same codes, which mean something else
+    recipe = LungRecipe.for_data(labels, prepared.size)
     recipe.export(recipe.build(), tmp_path / "model")
     job = runpy.run_path(str(JOB))
     options = job["Evaluate"](model=str(tmp_path / "model"), data=prepared.folder.uri, storage=str(tmp_path / "runs"))
     with pytest.raises(UserError, match=f"decides between {', '.join(names)}, but"):
         job["main"](options)
+
+
+def test_a_limit_of_training_does_not_leave_patients_out_of_judging(prepared: Prepared, tmp_path: Path) -> None:
+    assert SliceSettings(limit=2, per_patient=3).unlimited == SliceSettings(per_patient=3)
+    torch.manual_seed(0)
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe.export(recipe.build(), tmp_path / "network")
+    inference = Inference("limited", prepared.labels, prepared.image, SliceSettings(limit=2), 1.0, prepared.digest)
+    save(tmp_path / "network", inference, tmp_path / "model")
+    job = runpy.run_path(str(JOB))
+    options = job["Evaluate"](
+        model=str(tmp_path / "model"), data=prepared.folder.uri, split="all", storage=str(tmp_path / "runs"), bootstrap=10
+    )
+    assert job["main"](options).data["evaluation"]["patients"] == len(set(prepared.index["patient"].to_pylist()))

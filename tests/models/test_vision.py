@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,22 @@ def test_a_classification_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
     module = choice.build(ModelSettings(path=str(tmp_path)), CODES, 32)
     for name, value in saved.resnet.state_dict().items():
         assert torch.equal(module.backbone.state_dict()[name], value), name
+
+
+def test_a_checkpoint_sees_pictures_as_it_was_trained_to_also_once_it_is_exported(tmp_path: Path) -> None:
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    told = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(told))
+    module = choice.build(ModelSettings(path=str(tmp_path / "vit")), CODES, 32)
+    (tmp_path / "out").mkdir()
+    module.export(tmp_path / "out")
+    for found in (module, choice.load(tmp_path / "out", CODES, 32)):
+        grey = found.normalise(torch.full((1, 1, 32, 32), 255, dtype=torch.uint8), torch.float32)
+        torch.testing.assert_close(grey, torch.ones(1, 3, 32, 32))
+    (tmp_path / "vit" / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(UserError, match="does not say how"):
+        choice.build(ModelSettings(path=str(tmp_path / "vit")), CODES, 32)
 
 
 def test_a_vit_checkpoint_works_at_another_size(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 import pytest
 import ray
@@ -10,9 +11,17 @@ import ray
 from raymed.errors import UserError
 from raymed.job import going_on
 from raymed.lung import LungOptions
+from raymed.storage import Folder
+from raymed.system import SearchOptions, for_search
+from raymed.training.engine import TrainSettings
 from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedLung(LungOptions, SearchOptions):
+    """Options of a search."""
 
 
 def night_of(prepared, folder, resume, name="night", **changes):
@@ -42,6 +51,19 @@ def test_never_removes_no_folder_that_is_none_of_ours(prepared, tmp_path):
     with pytest.raises(UserError, match=r"would remove .*patients, which is no run's folder"):
         night_of(prepared, tmp_path, "never", name="patients")
     assert (tmp_path / "patients" / "scan.png").read_bytes() == b"dear"
+
+
+def test_a_run_does_not_go_into_the_data_that_it_reads(prepared, tmp_path):
+    """Where `--resume never` would remove them."""
+    folder = Folder.at(prepared.folder.uri)
+    with pytest.raises(UserError, match="where the prepared data lie"):
+        night_of(prepared, folder.path.rsplit("/", 1)[0], "auto", name=folder.path.rsplit("/", 1)[1])
+
+
+def test_a_search_says_how_long_its_trials_are_in_one_way():
+    assert for_search(SearchedLung(max_epochs=7)).train.epochs == 7
+    with pytest.raises(UserError, match=r"train\.epochs 30 .*--max-epochs, which is 7"):
+        for_search(SearchedLung(max_epochs=7, train=TrainSettings(epochs=30)))
 
 
 def test_the_command_to_go_on_with_begins_nothing_anew():

@@ -150,6 +150,8 @@ def _row(number: int, line: str, part: DataSet, root: Path, settings: SourceSett
         content = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} (column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError("not a conversation: it is nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     image = _image(content)

@@ -9,6 +9,7 @@ back, within 20 degrees) are taken; all others are refused rather than turned.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +85,14 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         others = [name for name in tree.files if name not in files]
         refusals = list(tree.refusals)
     headers: list[_Header] = []
+    refused: dict[str, str] = {}
     for name in files:
         try:
             headers.append(_read_header(root / name, name))
         except ImageError as error:
-            refusals.append(Refusal(name, name, None, str(error)))
+            refused[name] = str(error)
+    tops = {Path(header.path).parts[0] for header in headers if "/" in header.path}
+    refusals += [Refusal(name, name, _folder_patient(name, settings, tops)[0], why) for name, why in refused.items()]
     patients, labels = _name_patients(root, headers, settings)
     owners: dict[str, set[str]] = defaultdict(set)
     series: dict[tuple[str, str | None], list[_Header]] = defaultdict(list)  # under two labels it is two, which is refused
@@ -148,6 +152,15 @@ def _read_header(path: Path, name: str) -> _Header:
     if path.stat().st_size == 0:
         raise ImageError("the file is empty (0 bytes)")
     header = _read(path, pixels=False)
+    try:
+        return _checked(header, name)
+    except ImageError:
+        raise
+    except Exception as error:  # values are converted as they are asked for: whatever that raises, the header is damaged
+        raise ImageError(f"a damaged header: {type(error).__name__}: {error}") from error
+
+
+def _checked(header: pydicom.Dataset, name: str) -> _Header:
     if header.get("Modality") != "CT":
         raise ImageError(f"modality {header.get('Modality') or 'unknown'}, not CT: save it as PNG, windowed")
     if not header.get("Rows") or not header.get("Columns"):
@@ -187,6 +200,15 @@ def _numbers(value: object, count: int) -> np.ndarray | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
+def _folder_patient(name: str, settings: SourceSettings, tops: Collection[str]) -> tuple[str | None, str | None]:
+    """Patient and label of a file as its path says them; None for what it does not say."""
+    folders = list(Path(name).parts[:-1])
+    label = folders.pop(0) if settings.labelled and len(folders) > 1 else None
+    if settings.patient_regex:
+        return settings.patient_of(name), label
+    return (folders[0] if label is not None or (folders and len(tops) > 1) else None), label
+
+
 def _name_patients(
     root: Path, headers: list[_Header], settings: SourceSettings
 ) -> tuple[dict[str, str], dict[str, str | None]]:
@@ -200,13 +222,8 @@ def _name_patients(
     tops = {Path(header.path).parts[0] for header in headers if "/" in header.path}
     unnamed: list[str] = []
     for header in headers:
-        folders = list(Path(header.path).parts[:-1])
-        labels[header.path] = folders.pop(0) if settings.labelled and len(folders) > 1 else None
-        if settings.patient_regex:
-            patient = settings.patient_of(header.path)
-        elif labels[header.path] is not None or (folders and len(tops) > 1):
-            patient = folders[0]
-        else:
+        patient, labels[header.path] = _folder_patient(header.path, settings, tops)
+        if patient is None and not settings.patient_regex:
             patient = header.patient_id or None
         if patient is None:
             unnamed.append(header.path)

@@ -188,6 +188,8 @@ def inside(root: Path, path: str, where: str) -> str:
     Raises:
         UserError: absolute, or leaving `root`, be it through a link.
     """
+    if "\0" in path:
+        raise UserError(f"{where}: the path {path!r} holds a NUL character")
     tidy = posixpath.normpath(path.strip().replace("\\", "/"))
     if tidy.startswith("/") or re.match(r"[A-Za-z]:", tidy):
         raise UserError(f"{where}: absolute path {path!r}; write paths relative to {root} (or set --root)")
@@ -225,7 +227,10 @@ def make_study(
     """A study with its fingerprint; `stats` has the size and time of each path."""
     digest = blake2b(digest_size=16)
     for item in (patient, study, label or "", source):
-        digest.update(item.encode() + b"\0")
+        try:
+            digest.update(item.encode() + b"\0")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{slices[0].where}: {item!r} holds half of a character, and cannot be written down") from error
     for piece in slices:
         file = stats[piece.path]
         digest.update(f"{piece.id}\0{piece.position}\0{file.st_size}\0{file.st_mtime_ns}\0{piece.messages}\0".encode())

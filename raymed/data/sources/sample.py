@@ -34,6 +34,8 @@ def read_sample(line: bytes) -> Sample:
         raise ValueError("not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} (column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError("not a sample: it is nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     images = _images(content)
