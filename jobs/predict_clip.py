@@ -36,7 +36,7 @@ class PredictClip(PredictOptions):
 
     model: str
     texts: str | None = None
-    source: SourceSettings = field(default_factory=lambda: SourceSettings(format="classes"))
+    source: SourceSettings = field(default_factory=lambda: SourceSettings(format="classes", labelled=False))
 
 
 def main(options: PredictClip) -> Outcome:

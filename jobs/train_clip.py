@@ -36,9 +36,9 @@ def main(options: TrainClip) -> Outcome:
     runs = {name: spec for each in configurations for name, spec in each.specs.items()}
     if options.resume_from:
         begin_with = Path(options.resume_from).expanduser().resolve()
-        read_for(begin_with, runs[RUN])
         if options.resume == "never" and begin_with.is_relative_to(options.folder.path):
             raise UserError(f"--resume never may remove {begin_with}: copy it out of {options.folder.uri} first")
+        read_for(begin_with, runs[RUN])
     night = options.named(next(iter(runs.values())), Budget(len(runs)), runs)
     if options.dry_run:
         plan = describe(night)

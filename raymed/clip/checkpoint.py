@@ -18,6 +18,7 @@ import torch
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
+from raymed.models.clip import image_normalisation
 from raymed.recipes.clip import ClipRecipe
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, newest_step, publish
@@ -56,6 +57,7 @@ def pack(progress: Progress, state: TrainingState, recipe: ClipRecipe, config: M
         "class_to_idx": {name: place for place, name in enumerate(recipe.names)},
         "class_texts": {name: list(texts) for name, texts in zip(recipe.names, recipe.texts, strict=True)},
         "recipe": json.loads(json.dumps(recipe.settings())),
+        "normalisation": image_normalisation(recipe.model, recipe.size),
     }
 
 
@@ -155,9 +157,17 @@ def _require_same(path: Path, content: Mapping[str, Any], spec: FitSpec) -> None
     theirs, ours = sorted(content["class_to_idx"], key=content["class_to_idx"].get), list(recipe.names)
     if theirs != ours:
         raise UserError(f"{path} knows the classes {', '.join(theirs)}, and the data have {', '.join(ours)}")
-    for name in ("image_encoder", "text_encoder", "embed_dim"):
-        if content["config"][name] != getattr(recipe.model, name):
-            raise UserError(
-                f"{path} has {name} {content['config'][name]!r}, and the run has {getattr(recipe.model, name)!r}: "
-                "give the one it was trained with"
-            )
+    config, scale = content["config"], content["recipe"]["model"]["text_lr_scale"]
+    for name, its, runs in (
+        *((name, config[name], getattr(recipe.model, name)) for name in ("image_encoder", "text_encoder", "embed_dim")),
+        ("text_lr_scale", scale, recipe.model.text_lr_scale),
+        ("early_stopping_monitor", config["early_stopping_monitor"], spec.train.monitor),
+    ):
+        if its != runs:
+            raise UserError(f"{path} has {name} {its!r}, and the run has {runs!r}: give the one it was trained with")
+    fold = config["fold"] if not config["use_cv"] else config["fold"] - 1
+    if (config["data_digest"], fold) != (Prepared.open(spec.data).digest, spec.fold):
+        raise UserError(
+            f"{path} was trained on other data, splits or another fold: what it has learned may be validated on here. Give "
+            "the data, --random-state, --split and --fold that it was trained with"
+        )

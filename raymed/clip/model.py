@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from raymed.clip import checkpoint
 from raymed.data.image import ImageSettings
@@ -47,6 +48,8 @@ class Classifier:
         # an InternViT's width is known from its folder alone
         kept = model.image_weights if model.image_encoder == "internvit" else None
         module = replace(self.recipe, model=replace(model, image_weights=kept)).build()
+        vision: Any = module.image_encoder
+        vision.config.image_mean, vision.config.image_std = content["normalisation"]
         weights = content["model_state_dict"] | content["averaged_state_dict"]
         try:
             module.load_state_dict(weights)
@@ -70,6 +73,11 @@ def open_classifier(uri: str, tracker: Tracker, texts: Mapping[str, str | Sequen
     if uri.endswith(".pth"):
         path = Path(uri).expanduser()
         content = checkpoint.read(path)
+        if "normalisation" not in content:
+            raise UserError(
+                f"{path} is of an earlier raymed and does not say how its pictures were treated: train on from it "
+                "(--resume-from), which writes a new file"
+            )
         recipe = ClipRecipe.from_settings(content["recipe"])
         image = ImageSettings(**content["config"]["image"])
     else:

@@ -142,15 +142,17 @@ class ClipOptions(SystemOptions):
         """
         size = prepared_size(self.size)
         folds = self.n_splits if self.n_splits > 1 else 0
+        usual = type(self)()
+        given = [name for name in ("source", "folds", "split") if getattr(self, name) != getattr(usual, name)]
         if self.data is None:
+            if given:
+                raise UserError(f"--{', --'.join(given)} cannot be followed by phantom patients: give --data")
             return prepare_phantoms(self.folder, self.phantom, size, folds)
         if Folder.at(self.data).exists(MANIFEST):
             prepared = Prepared.open(self.data)
-            usual = ClipOptions(data=self.data)
-            if idle := [name for name in ("source", "folds", "split") if getattr(self, name) != getattr(usual, name)]:
+            if given:
                 raise UserError(
-                    f"--{', --'.join(idle)} cannot be followed: patients, splits and folds of {self.data} were settled when "
-                    "it was prepared"
+                    f"--{', --'.join(given)} cannot be followed: {self.data} is prepared, which settles patients and splits"
                 )
             if prepared.size != size:
                 raise UserError(
@@ -199,6 +201,8 @@ class ClipOptions(SystemOptions):
             raise UserError(f"--n-splits {self.n_splits}: a cross-validation has at least 2 folds")
         columns = prepared.index.select(["patient", "label", "fold"]).to_pydict()
         rows = [row for row in zip(*columns.values(), strict=True) if row[2] is not None]
+        if not rows:
+            raise UserError(f"{prepared.folder.uri} was prepared without folds: prepare it again with --split.folds")
         names, sizes = prepared.labels.names, Counter({patient: label for patient, label, _ in rows}.values())
         smallest = min(range(len(names)), key=lambda label: sizes[label])
         if sizes[smallest] < self.n_splits:

@@ -58,7 +58,8 @@ class RunOutput:
                 if not source.is_local:
                     copy_to_local(source, local)
                 self._write(local)
-            except FileNotFoundError:  # Ray Train keeps the best and the last; a later update is under way
+            # Ray Train, which keeps the best and the last, removed it meanwhile
+            except (OSError, IndexError, KeyError, RuntimeError):
                 log.info("%s: the files of this checkpoint come with a later one", checkpoint)
 
     def finish(self, best: str | None) -> None:
@@ -67,12 +68,14 @@ class RunOutput:
             self.update(best)
         with tempfile.TemporaryDirectory() as temporary:
             newest = fetch_newest(self.spec.folder, Path(temporary))
-            if newest is not None:
-                self._write(newest)
-        if self._epoch(LATEST):  # not the history of an earlier run in this folder
-            from raymed.evaluation.figures import training_history  # matplotlib is for the end
+            if newest is None:
+                return
+            self._write(newest)
+            if not self._epoch(LATEST, Progress.read(newest)):  # no epoch was completed: the history is an earlier run's
+                return
+        from raymed.evaluation.figures import training_history  # matplotlib is for the end
 
-            training_history(self.history()).savefig(self.folder / FIGURE)
+        training_history(self.history()).savefig(self.folder / FIGURE)
 
     def history(self) -> dict[str, list[float]]:
         content: dict[str, list[float]] = json.loads((self.folder / HISTORY).read_text("utf-8"))
@@ -82,8 +85,8 @@ class RunOutput:
         progress = Progress.read(checkpoint)
         if not progress.history or progress.step:
             return
-        late = progress.epoch > self._epoch(LATEST)
-        best = self.save_best and progress.best.epoch == progress.epoch != self._epoch(BEST)
+        late = progress.epoch > self._epoch(LATEST, progress)
+        best = self.save_best and progress.best.epoch == progress.epoch != self._epoch(BEST, progress)
         if not (late or best):
             return
         recipe = self.spec.recipe
@@ -95,8 +98,8 @@ class RunOutput:
             write_json(self.folder / HISTORY, clip_checkpoint.history(progress))
             clip_checkpoint.write(self.folder / LATEST, content)
 
-    def _epoch(self, name: str) -> int:
-        """The epoch of a checkpoint file of this run; 0 where there is none, or only one of other settings."""
+    def _epoch(self, name: str, progress: Progress) -> int:
+        """The epoch of a checkpoint file of this run; 0 where there is none, or only one of another run."""
         path = self.folder / name
         if not path.is_file():
             return 0
@@ -104,7 +107,9 @@ class RunOutput:
             content = clip_checkpoint.read(path)
         except UserError:  # some other program's, which is about to be replaced
             return 0
-        return int(content["epoch"]) if content["config"] == self.config else 0
+        ours, theirs = clip_checkpoint.history(progress), content["history"]
+        same = all(a == b for name in ours for a, b in zip(ours[name], theirs[name], strict=False))
+        return int(content["epoch"]) if content["config"] == self.config and same else 0
 
 
 class OutputWriter:

@@ -31,7 +31,7 @@ log = logging.getLogger("raymed")
 RUN = "run"  # name of the only run
 OF_THE_JOB = (  # options that an entry of a configuration file cannot have of its own
     "output_dir", "multi_config", "config_file", "resume_from", "storage", "tracking_uri", "dry_run", "json", "name",
-    "resume", "keep_checkpoints", "search",
+    "resume", "keep_checkpoints", "search", "workers", "min_workers",
 )  # fmt: skip
 
 
@@ -151,6 +151,8 @@ class Configuration:
             "version": version("raymed"),
             "recipe": recipe.settings(),
             "train": asdict(train),
+            "slices": asdict(options.slices),
+            "fold": options.fold,
         }
         plain: dict[str, Any] = json.loads(json.dumps(described))
         return plain
@@ -172,6 +174,7 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
         try:
             if isinstance(each, UserError):
                 raise each
+            each.check_modes()
             name = f"{each.model.image_encoder}_{Path(each.model.text_encoder).name}"
             taken = {other.name for other in found}
             names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
@@ -222,15 +225,22 @@ def _changed(options: TrainClip, entry: Mapping[str, Any], aliases: Aliases) -> 
     for key, value in entry.items():
         alias = aliases.get(key.replace("_", "-"))
         name = alias.option if alias else key
+        if alias and alias.says:
+            log.info("%s: %s", key, alias.says)
         if not name:
-            continue  # means nothing here, as its alias says
+            continue
         if name.split(".")[0] in OF_THE_JOB:
             raise UserError(f"key {key!r} holds for all configurations alike: give it on the command line")
         try:
-            get_setting(options, name)
+            now = get_setting(options, name)
         except UserError as error:
             known = sorted(each.replace("-", "_") for each in aliases)
             raise UserError(f"unknown key {key!r}; the keys are {', '.join(known)}, and every option's name") from error
+        if dataclasses.is_dataclass(now):
+            if not isinstance(value, dict):
+                raise UserError(f"key {key!r} has settings of its own: {{{', '.join(asdict(now))}}}")  # type: ignore[arg-type]
+            options = _changed(options, {f"{name}.{part}": each for part, each in value.items()}, aliases)
+            continue
         here = alias.values.get(json.dumps(value), value) if alias else value
         try:
             options = with_setting(options, name, _typed(type(options), name, here))

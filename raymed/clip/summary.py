@@ -126,7 +126,8 @@ def summarise(
             found |= judged.describe()
             judged.record(tracker, parent if each.options.use_cv else runs[done[0]], each.name, folder)
         if each.options.use_cv:
-            told = summarise_folds(each, list(histories.values()), judged)
+            numbers = [number for number, name in enumerate(each.specs, start=1) if name in done]
+            told = summarise_folds(each, numbers, list(histories.values()), judged)
             write_json(folder / SUMMARY, told)
             before = f"{each.name}/" if each.name else ""
             tracker.metrics(parent, {before + name: value for name, value in told["average_results"].items()})
@@ -145,12 +146,16 @@ def summarise(
 
 
 def summarise_folds(
-    configuration: Configuration, histories: Sequence[Mapping[str, Sequence[float]]], judged: Judged | None
+    configuration: Configuration,
+    numbers: Sequence[int],
+    histories: Sequence[Mapping[str, Sequence[float]]],
+    judged: Judged | None,
 ) -> dict[str, Any]:
     """The content of cv_summary.json: each fold's last epoch and its best one, mean and population std, all patients.
 
     Args:
-        histories: of each fold, as in its history.json.
+        numbers: of the folds that came to their end, from 1.
+        histories: of each of them, as in its history.json.
     """
     monitor = configuration.options.train.monitor
     folds: dict[str, list[float]] = {f"fold_{name}": [history[name][-1] for history in histories] for name in LISTS}
@@ -163,6 +168,7 @@ def summarise_folds(
         averages[name.replace("fold_", "std_", 1)] = float(np.std(values))
     return {
         "config": configuration.describe(),
+        "folds": list(numbers),
         "fold_results": folds | {"fold_best_epoch": [best_of(history, monitor)["best_epoch"] for history in histories]},
         "average_results": averages,
         **(judged.describe() if judged else {}),
@@ -193,7 +199,8 @@ def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judge
         ]
         if judged:
             lines.append("  per patient: " + ", ".join(f"{name} {spread(f'patient_{name}', 3)}" for name in judged.folds))
-        whose = "all patients, each judged by the fold that has not seen it"
+        whole = count == len(found["runs"])
+        whose = f"{'all' if whole else 'their'} patients, each judged by the fold that has not seen it"
     else:
         lines = [
             f"{title}best epoch {found['best_epoch']} of {found['epochs']}: "

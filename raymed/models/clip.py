@@ -28,11 +28,12 @@ from raymed.models.backbones import (
     feature_width,
     input_norm,
     make_backbone,
+    normalisation,
     pooled_features,
     read_config,
 )
 from raymed.models.model_folders import find_model
-from raymed.models.settings import ClipModelSettings
+from raymed.models.settings import LITE, ClipModelSettings
 from raymed.models.text_encoder import TextModel
 
 WEIGHTS = "model.safetensors"
@@ -244,10 +245,16 @@ def _image_path(weights: str) -> Path:
     return find_model(weights, "config.json and model.safetensors, or one file of timm's weights")
 
 
+def image_normalisation(settings: ClipModelSettings, size: int) -> list[list[float]]:
+    """Mean and deviation that the image encoder wants its pictures normalised with."""
+    return [list(each) for each in normalisation(_image_config(settings, size))]
+
+
 def _image_config(settings: ClipModelSettings, size: int) -> PreTrainedConfig:
     name = settings.image_encoder
-    if name not in (*PRESETS, INTERNVIT):
-        raise UserError(f"model.image_encoder {name!r} is unknown; there are {', '.join([*PRESETS, INTERNVIT])}")
+    known = [*(each for each in PRESETS if each != LITE), INTERNVIT]
+    if name not in known:
+        raise UserError(f"model.image_encoder {name!r} is unknown; there are {', '.join(known)}")
     path = None if settings.image_weights is None else _image_path(settings.image_weights)
     if name == INTERNVIT:
         if path is None or not path.is_dir():

@@ -87,7 +87,7 @@ class Night:
                     f"the search begins with {name} {value}, which search.space does not hold: {self.search.space[name]}. "
                     f"Widen it in a --config file, or give a --{name} within it (two whole numbers hold whole numbers only)"
                 )
-        if (self.search.space or self.variants) and self.template.min_workers:
+        if (self.search.space or len(self.variants) > 1) and self.template.min_workers:
             raise UserError("runs that share the cluster have a fixed number of workers: give --workers without a range")
 
     @property
@@ -180,7 +180,7 @@ class Night:
             UserError: not even one trial fits into the cluster.
         """
         have, workers = capacity(ray.cluster_resources()), self.template.workers
-        alone = not (self.search.space or self.variants or have["GPU"]) and is_own()
+        alone = not (self.search.space or len(self.variants) > 1 or have["GPU"]) and is_own()
         share = max(1, (os.cpu_count() or 1) // workers) if alone else 1
         each = resources(workers, self.search.cpus_per_worker or share, self.template.min_workers)
         fitting = int(have["CPU"] / (each.min_workers * each.cpus + DRIVER_CPUS))

@@ -17,6 +17,7 @@ from raymed.clip import checkpoint
 from raymed.clip.model import open_classifier
 from raymed.clip.output import BEST, HISTORY, LATEST, RunOutput
 from raymed.data.class_texts import class_texts
+from raymed.data.image import ImageSettings
 from raymed.data.plan import SliceSettings, micro_batches
 from raymed.errors import UserError
 from raymed.evaluation.predict import predict_rows
@@ -35,7 +36,16 @@ GUIDE_KEYS = {
     *("epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "train_loss", "train_acc", "val_loss"),
     *("val_acc", "best_val_acc", "best_val_loss", "config", "class_to_idx", "class_texts", "history"),
 }
-CONFIG = {"image_encoder": "tiny", "text_encoder": "characters", "embed_dim": 16, "learning_rate": 3e-3}
+CONFIG = {
+    "image_encoder": "tiny",
+    "text_encoder": "characters",
+    "embed_dim": 16,
+    "learning_rate": 3e-3,
+    "use_cv": False,
+    "fold": None,
+    "early_stopping_monitor": "val_acc",
+    "image": dataclasses.asdict(ImageSettings(size=35)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +111,9 @@ def trained(group, spec, prepared, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def output(trained, spec, tmp_path_factory):
-    output = RunOutput(tmp_path_factory.mktemp("output"), spec, CONFIG, True)
+def output(trained, spec, prepared, tmp_path_factory):
+    config = CONFIG | {"data_digest": prepared.digest}
+    output = RunOutput(tmp_path_factory.mktemp("output"), spec, config, True)
     output.update(str(trained[0]))
     return output
 
@@ -145,10 +156,35 @@ def test_an_epoch_that_is_not_the_best_leaves_the_best_file_alone(output, traine
 
 @pytest.mark.slow
 def test_files_of_an_earlier_run_with_other_settings_are_replaced(output, trained):
-    other = dataclasses.replace(output, config=CONFIG | {"learning_rate": 1.0})
+    other = dataclasses.replace(output, config=output.config | {"learning_rate": 1.0})
     other.update(str(trained[0]))
     assert torch.load(other.folder / LATEST, weights_only=True)["config"]["learning_rate"] == 1.0
     output.update(str(trained[0]))
+
+
+@pytest.mark.slow
+def test_files_of_an_earlier_run_with_the_same_settings_are_replaced(output, trained, tmp_path):
+    """Begun anew, or from another file, it has another history: its epochs must not be taken for this run's."""
+    content = checkpoint.read(output.folder / LATEST)
+    content |= {"epoch": 100, "history": {name: [9.0, 9.0] for name in content["history"]}}
+    other = dataclasses.replace(output, folder=tmp_path)
+    checkpoint.write(tmp_path / LATEST, content)
+    other.update(str(trained[0]))
+    assert torch.load(tmp_path / LATEST, weights_only=True)["epoch"] == 2
+    assert other.history() == output.history()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"fold": 1}, "another fold"),
+        ({"train": dataclasses.replace(TRAIN, monitor="val_loss")}, "early_stopping_monitor 'val_acc'"),
+    ],
+)
+def test_a_file_of_another_fold_or_measure_is_refused(output, spec, changes, named):
+    with pytest.raises(UserError, match=named):
+        checkpoint.read_for(output.folder / LATEST, dataclasses.replace(spec, **changes))
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,14 @@ def test_what_was_settled_when_data_were_prepared_is_not_passed_over(options):
     prepared = options.prepared().folder.uri
     with pytest.raises(UserError, match="--source, --folds cannot be followed"):
         replace(options, data=prepared, folds="stratified").prepared()
+    with pytest.raises(UserError, match="--split cannot be followed by phantom patients"):
+        ClipOptions(split="60/40/0").prepared()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Searched(ClipOptions):
+        split: str = "75/15/15"
+
+    assert Searched(data=prepared, size=options.size).prepared().folder.uri == prepared
 
 
 def test_plain_stratified_folds_divide_images_whoever_they_are_of(options):
@@ -99,7 +107,7 @@ def test_folds_that_cannot_be_are_errors_that_say_what_to_change(options):
         replace(options, n_splits=1).check_folds(prepared)
     with pytest.raises(UserError, match="prepared with 3 folds, not 4"):
         replace(options, n_splits=4).check_folds(prepared)
-    other = replace(options, data=prepared.folder.uri, size=40)
+    other = replace(options, data=prepared.folder.uri, size=40, source=ClipOptions().source)
     with pytest.raises(UserError, match="prepared at 22 pixels"):
         other.prepared()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymed.clip.options import GUIDE
+from raymed.clip.options import GUIDE, ClipOptions
 from raymed.clip.runs import TrainClip, read_configurations
 from raymed.errors import UserError
 from raymed.job import parse
@@ -101,6 +101,9 @@ def test_an_entry_changes_what_it_names_and_nothing_else(tmp_path):
         ({"augmentation": "wild"}, "'augmentation'"),
         ({"temperature": -1}, "'temperature'"),
         ({"output_dir": "OUT"}, "'output_dir' holds for all"),
+        ({"workers": 2}, "'workers' holds for all"),
+        ({"train": 3}, "'train' has settings of its own"),
+        ({"train": {"rate": 3}}, r"'train\.rate'"),
     ],
 )
 def test_a_wrong_entry_is_named_by_its_key_and_the_others_are_read(tmp_path, entry, named):
@@ -117,3 +120,9 @@ def test_a_file_that_is_no_list_of_configurations_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match=r"configs\.json"):
         read_configurations(path, options("--data-dir", "D"), GUIDE)
+
+
+def test_a_section_of_an_entry_changes_what_it_names_and_nothing_else(tmp_path):
+    (found,) = configurations(tmp_path, {"train": {"lr": 0.01}, "model": {"embed_dim": 32}})
+    assert (found.train.lr, found.train.epochs, found.train.global_batch) == (0.01, 100, 32)
+    assert (found.model.embed_dim, found.model.image_encoder) == (32, ClipOptions().model.image_encoder)

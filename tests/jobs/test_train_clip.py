@@ -172,3 +172,17 @@ def test_images_are_predicted_from_a_file_with_a_line_each(images, words, done, 
     lines = pd.read_csv(tmp_path / "out.csv")
     assert lines["patient_id"].tolist() == sorted(f"{name}/{number:02d}.png" for name in CLASSES for number in range(12))
     assert lines[["p_正常", "p_肺炎"]].sum(axis=1).to_numpy() == pytest.approx(1)
+
+
+def test_pictures_without_labels_are_predicted_however_they_come(images, done, tmp_path):
+    """A folder of pictures, deeper folders, one picture, a CSV: as the job's help and docs/clip.md say."""
+    (tmp_path / "flat" / "deep" / "er").mkdir(parents=True)
+    picture = next((images / CLASSES[0]).glob("*.png")).read_bytes()
+    for place in ("flat/a.png", "flat/deep/er/b.png"):
+        (tmp_path / place).write_bytes(picture)
+    (tmp_path / "flat.csv").write_text("image,patient_id\nflat/a.png,P7\n")
+    model = done[0] / "tiny_characters" / "checkpoint_best.pth"
+    for given, patients in (("flat", ["a.png", "deep/er/b.png"]), ("flat/a.png", ["a.png"]), ("flat.csv", ["P7"])):
+        arguments = ["--model", model, "--input", tmp_path / given, "--out", tmp_path / "out.csv", "--storage", tmp_path]
+        predict_clip.main(parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE))
+        assert pd.read_csv(tmp_path / "out.csv")["patient_id"].tolist() == patients
