@@ -28,6 +28,7 @@ from transformers import (
 
 from raymed.errors import UserError
 from raymed.models.efficientnet_lite import EfficientNetLiteConfig
+from raymed.models.model_folders import IMAGE_PROCESSOR
 from raymed.models.norm import convert_batch_norms
 from raymed.models.settings import LITE
 from raymed.models.starnet import StarNetConfig
@@ -207,7 +208,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise UserError(
             f"{folder}: a model of type {config.model_type!r} is not a known image backbone; there are {', '.join(KINDS)}"
         )
-    processor = folder / "preprocessor_config.json"
+    processor = folder / IMAGE_PROCESSOR
     if processor.is_file() and not hasattr(config, "image_mean"):
         try:
             told = json.loads(processor.read_text("utf-8"))

@@ -20,10 +20,10 @@ from transformers.utils import logging
 
 from raymed.errors import UserError
 from raymed.models.backbone_weights import refuse_keys
+from raymed.models.model_folders import IMAGE_PROCESSOR
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-IMAGE_PROCESSOR = "preprocessor_config.json"
 MOST_TILES = 12  # that InternVL cuts a picture into where it is asked
 REMOTE_VISION = "intern_vit_6b"  # model_type of every ViT in the original layout, also of the 300M one
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raymed.errors import UserError
 
+IMAGE_PROCESSOR = "preprocessor_config.json"  # how pictures are brought to what a network takes
 MODEL_FILES = "config.json and the weights"  # of a network's folder
 VARIABLE = "RAYMED_MODELS"  # one folder or several, separated as in PATH
 
