@@ -11,17 +11,14 @@ neighbours, and a sheet of queries with theirs, right and wrong marked. A CPU wi
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import asdict, dataclass, field
 
-from raymed.errors import UserError
-from raymed.evaluation.retrieval import Retrieval, judge
-from raymed.evaluation.retrieval_sheet import render, sheet_lines
-from raymed.evaluation.retrieval_summary import class_table, neighbour_table, remarks, table
+from raymed.evaluation.retrieval_run import Judging, evaluate
+from raymed.evaluation.retrieval_summary import class_table, table
 from raymed.job import Alias, JobOptions, Outcome, run
 from raymed.retrieval.features import Features
-from raymed.retrieval.gallery import Gallery, Neighbours, RetrievalSettings
+from raymed.retrieval.gallery import RetrievalSettings
 from raymed.tracking import Tracker
 
 log = logging.getLogger("raymed")
@@ -36,6 +33,7 @@ class EvaluateRetrieval(JobOptions):
     Attributes:
         gallery: Features that are searched: a folder of jobs/extract_features.py, or an npz.
         queries: Features that are asked about.
+        layer: Which of the gallery's layers (default: all).
         top_k: Which Top-k and mAP@k.
         retrieval: How the gallery is searched.
         bootstrap: Resamples of patients behind each interval.
@@ -44,6 +42,7 @@ class EvaluateRetrieval(JobOptions):
 
     gallery: str
     queries: str
+    layer: int | None = None
     top_k: list[int] = field(default_factory=lambda: [1, 3, 5])
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     bootstrap: int = 1000
@@ -51,68 +50,26 @@ class EvaluateRetrieval(JobOptions):
 
 
 def main(options: EvaluateRetrieval) -> Outcome:
+    judging = Judging(tuple(sorted(set(options.top_k))), options.bootstrap, options.seed)
     log.info("加载查询集特征... %s", options.queries)
     queries = Features.open(options.queries)
     log.info("加载候选集特征... %s", options.gallery)
-    features = Features.open(options.gallery)
-    queries.require_like(features)
-    log.info("查询集: (%d, %d), 候选集: (%d, %d)", len(queries), queries.width, len(features), features.width)
+    gallery = Features.open(options.gallery)
+    queries.require_like(gallery)
+    layers = gallery.layers if options.layer is None else [gallery.require_layer(options.layer)]
+    log.info("查询集: (%d, %d), 候选集: (%d, %d)", len(queries), queries.width, len(gallery), gallery.width)
     if options.dry_run:
-        return Outcome(f"would judge layers {features.layers} of {len(queries)} queries", {"queries": len(queries)})
-    ks = sorted(set(options.top_k))
-    if not ks or ks[0] < 1:
-        raise UserError(f"--top-k {options.top_k}: give numbers from 1 up, such as --top-k 1 3 5")
-    judged: dict[int, Retrieval] = {}
-    found: dict[int, Neighbours] = {}
-    for layer in features.layers:
-        gallery = Gallery(features, layer, options.retrieval)
-        log.info("构建 FAISS 索引... layer %d: %s", layer, gallery.index.path)
-        log.info("执行检索...")
-        found[layer] = gallery.search(queries, ks[-1])
-        judged[layer] = judge(gallery, queries, found[layer], ks, options.bootstrap, options.seed)
-    best = max(judged.values(), key=lambda each: (each.top[ks[0]].value, each.mean_average_precision[ks[-1]].value))
-    notes = remarks(gallery, queries, found[best.layer], best)
-    made = [(each.digest, each.manifest and (each.manifest.model, each.manifest.settings)) for each in (queries, features)]
-    described = repr((options.retrieval, ks, made, options.bootstrap, options.seed))
-    name = f"retrieval-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
-    folder = options.folder.child(name)
-    sheet = render(
-        name, list(judged.values()), best, sheet_lines(queries, features, found[best.layer], options.shown), notes
-    )
+        return Outcome(f"would judge layers {layers} of {len(queries)} queries", {"queries": len(queries)})
+    found = evaluate(gallery, queries, options.retrieval, layers, judging)
+    sheet, folder = found.sheet(options.shown), options.folder.child(found.name)
     folder.write("sheet.html", sheet.encode())
-    folder.write("neighbours.csv", neighbour_table(queries, features, found[best.layer]).to_csv(index=False).encode())
-    track(options, name, gallery, queries, list(judged.values()), best, sheet)
-    lines = [*notes, *table(list(judged.values()), best), *class_table(best)]
-    lines += [f"Top-{k} 准确率: {best.top[k].value:.4f} ({best.hits[k]}/{best.queries})" for k in ks]
-    lines += [f"sheet: {folder.uri}/sheet.html"]
-    data = {"name": name, "best": best.layer, "layers": [asdict(each) for each in judged.values()], "notes": notes}
-    return Outcome("\n".join(lines), data | {"sheet": f"{folder.uri}/sheet.html"})
-
-
-def track(
-    options: EvaluateRetrieval,
-    name: str,
-    gallery: Gallery,
-    queries: Features,
-    judged: list[Retrieval],
-    best: Retrieval,
-    sheet: str,
-) -> None:
-    """Record it in MLflow; the same evaluation again finds its run."""
-    tracker = Tracker.open(options.tracking, "raymed-retrieval")
-    params = {"retrieval": asdict(options.retrieval), "layer": best.layer, "top_k": list(best.top)}
-    tags = {"raymed.index": gallery.index.path}
-    for role, each in (("gallery", gallery.features), ("queries", queries)):
-        tags[f"raymed.{role}"] = each.name
-        if each.manifest is not None:
-            params |= {f"{role}_model": each.manifest.model, "features": each.manifest.settings}
-    run_id = tracker.run(name, name, tags=tags, params=params)
-    for role, each in (("gallery", gallery.features), ("queries", queries)):
-        tracker.input(run_id, role, each.digest, each.name, role)
-    layers = {f"layer_{each.layer}_{figure}": value for each in judged for figure, value in each.flat().items()}
-    tracker.metrics(run_id, best.flat() | (layers if len(judged) > 1 else {}))
-    tracker.text(run_id, sheet, "sheet.html")
-    tracker.finish(run_id, "FINISHED")
+    folder.write("neighbours.csv", found.table().to_csv(index=False).encode())
+    found.track(Tracker.open(options.tracking, "raymed-retrieval"), sheet)
+    best, where = found.best, f"{folder.uri}/sheet.html"
+    lines = [*found.notes, *table(found.judged, best), *class_table(best)]
+    lines += [f"Top-{k} 准确率: {best.top[k].value:.4f} ({best.hits[k]}/{best.queries})" for k in judging.ks]
+    data = {"name": found.name, "best": best.layer, "layers": [asdict(each) for each in found.judged], "notes": found.notes}
+    return Outcome("\n".join([*lines, f"sheet: {where}"]), data | {"sheet": where})
 
 
 if __name__ == "__main__":

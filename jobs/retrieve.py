@@ -54,9 +54,7 @@ def main(options: Retrieve) -> Outcome:
     manifest = features.manifest
     if manifest is None:
         raise UserError(f"{options.gallery} does not say which model it is of: take features of jobs/extract_features.py")
-    layer = features.layers[-1] if options.layer is None else options.layer
-    if layer not in features.layers:
-        raise UserError(f"{options.gallery} has features of the layers {features.layers}, not of {layer}")
+    layer = features.layers[-1] if options.layer is None else features.require_layer(options.layer)
     gallery = Gallery(features, layer, options.retrieval)
     tower = open_tower(options.model or manifest.model, options.tracking)
     queries, lines = query(Path(options.input).expanduser(), options.source, manifest, tower, options.patient)

@@ -14,8 +14,12 @@ from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import NONE, Gallery, Neighbours
 
 
-def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: Retrieval) -> list[str]:
-    """What a reader must not miss."""
+def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: Retrieval, layers: int = 1) -> list[str]:
+    """What a reader must not miss.
+
+    Args:
+        best: the judgement of these neighbours, the best of so many `layers`.
+    """
     notes = []
     if shared := gallery.shared_patients(queries):
         fate = "their pictures are not neighbours of their own"
@@ -30,7 +34,7 @@ def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: R
         notes.append(f"classes with fewer than {RARE} patients among the queries, whose intervals mean little: {some(rare)}")
     if lacking := int((neighbours.rows[:, -1] == NONE).sum()):
         notes.append(f"{lacking} queries have fewer than {neighbours.rows.shape[1]} neighbours that may be found")
-    if len(gallery.features.layers) > 1:
+    if layers > 1:
         notes.append(f"layer {best.layer} was chosen on these queries, which flatters it: choose on validation patients")
     return notes
 

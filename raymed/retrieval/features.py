@@ -176,6 +176,16 @@ class Features:
         vectors = {layer: each[rows] for layer, each in self.vectors.items()}
         return Features(self.name, self.manifest, **columns, vectors=vectors)
 
+    def require_layer(self, layer: int) -> int:
+        """A layer that there are features of.
+
+        Raises:
+            UserError: there are none of it.
+        """
+        if layer not in self.layers:
+            raise UserError(f"{self.name} has features of the layers {', '.join(map(str, self.layers))}, not of {layer}")
+        return layer
+
     def require_like(self, other: Features) -> None:
         """Make sure that distances between these features and the other ones mean something.
 
