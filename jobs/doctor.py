@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raymed import doctor
 from raymed.data.labels import LabelTable
+from raymed.errors import UserError
 from raymed.job import JobOptions, Outcome, run
 from raymed.models.settings import ModelSettings
 
@@ -40,12 +41,13 @@ class Doctor(JobOptions):
 
 
 def main(options: Doctor) -> Outcome:
-    findings = [
-        *doctor.machine(),
-        *doctor.ray_cluster(),
-        *doctor.storage(options.folder),
-        doctor.tracking(options.tracking),
-    ]
+    findings = [*doctor.machine(), *doctor.ray_cluster(), *doctor.storage(options.folder)]
+    try:
+        address = options.tracking
+        findings.append(doctor.tracking(address))
+    except UserError as error:  # remote storage, and no address given
+        address = None
+        findings.append(doctor.Finding("MLflow", "wrong", str(error)))
     if options.model.path:
         findings.append(doctor.model(options.model, LabelTable.open(options.labels), options.size))
     if options.data:
@@ -54,7 +56,7 @@ def main(options: Doctor) -> Outcome:
     lines = [str(each) for each in findings]
     if options.bundle and not options.dry_run:
         command = options.command or shlex.join(sys.argv)
-        doctor.write_bundle(Path(options.bundle), findings, command, options.data, options.tracking)
+        doctor.write_bundle(Path(options.bundle), findings, command, options.data, address)
         lines.append(f"support bundle: {Path(options.bundle).resolve()} (look into it before you send it)")
     lines.append(f"to mend: {', '.join(wrong)}" if wrong else "ready")
     data = {"ready": not wrong, "findings": [asdict(each) for each in findings]}

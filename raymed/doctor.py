@@ -205,9 +205,10 @@ def data(uri: str) -> Iterator[Finding]:
     yield Finding("splits", "ok", str(proof))
 
 
-def write_bundle(path: Path, findings: list[Finding], command: str, data_uri: str | None, tracking_uri: str) -> None:
+def write_bundle(path: Path, findings: list[Finding], command: str, data_uri: str | None, tracking_uri: str | None) -> None:
     """A zip to send when asking for help. It holds no picture, no patient id, and no message that could name one:
-    of tracebacks only the places in the code, of data only counts and settings, of runs only settings and status.
+    of tracebacks only the places in the code, of data only counts and settings, of runs only settings and status (none where
+    it is not known where they are tracked).
     """
     files = {
         "findings.json": json.dumps([_without_patients(each) for each in findings], indent=1),
@@ -215,7 +216,7 @@ def write_bundle(path: Path, findings: list[Finding], command: str, data_uri: st
         "packages.txt": "\n".join(sorted(f"{each.name}=={each.version}" for each in distributions())),
         "platform.txt": f"{platform.platform()}\nPython {sys.version}\n{os.cpu_count()} CPUs",
         "tracebacks.txt": "\n\n".join(_tracebacks()),
-        "runs.json": json.dumps(_runs(tracking_uri), indent=1),
+        "runs.json": json.dumps(_runs(tracking_uri) if tracking_uri else [], indent=1),
     }
     if data_uri and Folder.at(data_uri).exists(MANIFEST):
         with contextlib.suppress(UserError):  # the findings say what is wrong with it

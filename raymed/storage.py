@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raymed.errors import UserError
+
+SECRET = re.compile(r"[^/]*@|[^/:@]*:(?!\d+(?:/|$))[^@]*@")  # NAME@, or NAME:PASSWORD@ with slashes; not HOST:PORT/...@...
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def refuse_password(uri: str) -> None:
         UserError: the address has the form ``scheme://USER:PASSWORD@...``; the message does not repeat it.
     """
     scheme, separator, rest = uri.partition("://")
-    if separator and "@" in rest.split("/", 1)[0]:
+    if separator and SECRET.match(rest):
         raise UserError(
             f"the {scheme}:// address holds a name or password, and addresses are recorded. Leave it out, and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or AWS_PROFILE, in the environment"

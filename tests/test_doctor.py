@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -143,3 +144,12 @@ def test_the_job_says_what_to_mend_and_speaks_json(tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["ready"] is False
     assert [each["subject"] for each in answer["findings"] if each["state"] == "wrong"] == ["data"]
+
+
+def test_remote_storage_without_a_tracking_address_is_a_finding_among_the_others(tmp_path: Path) -> None:
+    command = [sys.executable, str(JOBS / "doctor.py"), "--storage", "mock://bucket/runs", "--bundle", "support.zip"]
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "wrong   MLflow" in done.stdout and "--tracking-uri" in done.stdout
+    assert "ok      Python" in done.stdout and (tmp_path / "support.zip").is_file()

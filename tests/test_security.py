@@ -22,7 +22,7 @@ from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
 from raymed.recipes.lung import LungRecipe
-from raymed.storage import Folder
+from raymed.storage import Folder, refuse_password
 from raymed.tracking import Tracker
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
@@ -49,13 +49,24 @@ def test_no_code_runs_what_stands_in_a_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://KEY:SECRET@bucket/raymed", "http://me:SECRET@server:5000", "postgresql://u:SECRET@db/x"]
+    "uri",
+    [
+        "s3://KEY:SECRET@bucket/raymed",
+        "http://me:SECRET@server:5000",
+        "postgresql://u:SECRET@db/x",
+        "postgresql://u:SECRET/with/slashes@db/x",
+    ],
 )
 def test_an_address_with_a_password_is_refused_and_not_repeated(uri: str) -> None:
     for use in (Folder.at, lambda address: Tracker.open(address, "x")):
         with pytest.raises(UserError, match="recorded") as refused:
             use(uri)
         assert "SECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a@b", "http://server:5000/a@b", "http://server:5000"])
+def test_an_address_without_a_password_is_taken(uri: str) -> None:
+    refuse_password(uri)
 
 
 def test_prepared_data_that_name_files_elsewhere_are_refused(tmp_path: Path) -> None:
