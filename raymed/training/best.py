@@ -7,8 +7,8 @@ from typing import Literal
 
 from raymed.errors import RunError
 
-Monitor = Literal["val_loss", "val_acc"]
-HIGHER_IS_BETTER = {"val_loss": False, "val_acc": True}
+Monitor = Literal["val_loss", "val_acc", "val_choice_loss"]
+HIGHER_IS_BETTER = {"val_loss": False, "val_acc": True, "val_choice_loss": False}
 
 
 @dataclass

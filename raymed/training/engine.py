@@ -50,7 +50,8 @@ class TrainSettings:
         precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them;
             `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
             Devices without them compute in fp32.
-        monitor: What the best epoch is chosen by: the lowest val_loss, or the highest val_acc where the system gives it.
+        monitor: What the best epoch is chosen by: the lowest val_loss; or, where the system gives it, the highest val_acc
+            (CLIP) or the lowest val_choice_loss (pretraining on questions with declared choices).
         patience: Stop after this many epochs without an improvement of it (0 = never).
         min_delta: A smaller change of it is no improvement; in percentage points for val_acc.
         checkpoint_steps: Checkpoint within an epoch every so many steps (0 = only after each epoch).

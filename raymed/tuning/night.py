@@ -24,7 +24,7 @@ from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import COPY, Journal, alone
 from raymed.tuning.space import Dimension, Space, Value, get_setting, with_setting
-from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Halving, Study, best_value
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, REASON, Halving, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
 PREDICTIONS = "predictions.npz"  # of a checkpoint: what a trial is compared by
@@ -211,10 +211,11 @@ class Night:
                 f"{failed}\nThe same command goes on from the last checkpoint. The best one is that of epoch "
                 f"{trial.user_attrs[BEST_EPOCH]}: {trial.user_attrs[CHECKPOINT]}"
             )
-        val_loss, epoch = best_value(trial), trial.user_attrs[BEST_EPOCH]
+        epoch, monitor = trial.user_attrs[BEST_EPOCH], self.template.train.monitor
+        val_loss, chosen = trial.user_attrs[CURVE][str(epoch)], "" if monitor == "val_loss" else f", chosen by {monitor}"
         checkpoint = trial.user_attrs[CHECKPOINT]
         lines = [
-            f"val_loss {val_loss:.4f} in epoch {epoch} of {trial.last_step}; checkpoint {checkpoint}",
+            f"val_loss {val_loss:.4f} in epoch {epoch} of {trial.last_step}{chosen}; checkpoint {checkpoint}",
             f"look at it: mlflow ui --backend-store-uri {self.tracking_uri}",
             advice.format(run_id=run, checkpoint=checkpoint),
         ]

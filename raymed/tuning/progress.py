@@ -19,6 +19,8 @@ from raymed.tuning.study import Study
 
 log = logging.getLogger("raymed")
 
+ALSO = {"val_acc": "  val_acc {:.1f} %", "val_choice_loss": "  val_choice_loss {:.4f}"}  # where a system gives them
+
 
 class Progress:
     """Shows trials under way, the best so far and the time left, on standard error."""
@@ -53,8 +55,8 @@ class Progress:
         trial = self._study.trial(number)
         if happened == "epoch":
             epoch, epochs = int(result["epoch"]), self._epochs(trial)
-            says = f"val_loss {result['val_loss']:.4f}" + (
-                f"  val_acc {result['val_acc']:.1f} %" if "val_acc" in result else ""
+            says = f"val_loss {result['val_loss']:.4f}" + "".join(
+                form.format(result[name]) for name, form in ALSO.items() if name in result
             )
             if self._live:
                 task = self._tasks.get(number)

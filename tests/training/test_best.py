@@ -40,7 +40,7 @@ def test_among_equal_epochs_the_first_is_the_best():
     assert follow([80.0, 80.0, 80.0]) == [(1, 0), (1, 1), (1, 2)]
 
 
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.sampled_from(["val_loss", "val_acc"]))
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.sampled_from(["val_loss", "val_acc", "val_choice_loss"]))
 def test_the_best_epoch_is_the_first_extreme_of_the_history(values, monitor):
     extreme = max(values) if monitor == "val_acc" else min(values)
     assert follow(values, monitor)[-1][0] == values.index(extreme) + 1

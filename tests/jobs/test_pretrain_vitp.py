@@ -1,0 +1,58 @@
+"""Pretraining as docs/vitp.md has it: from lines of questions to a ViT that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+JOBS = Path(__file__).parent.parent.parent / "jobs"
+SIZE, PATIENTS, EPOCHS = 56, 12, 3
+
+
+def done(name: str, folder: Path, *words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(JOBS.parent)}
+    ended = subprocess.run(
+        [sys.executable, str(JOBS / f"{name}.py"), *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_the_epoch_that_answers_questions_best_becomes_a_vit(tmp_path: Path) -> None:
+    draw, lines = np.random.default_rng(0), []
+    for number in range(PATIENTS):
+        Image.fromarray(draw.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        turns = [("human", "<image>\n<cls>: 0|1."), ("gpt", str(number % 2))]
+        said = [{"from": role, "value": text} for role, text in turns]
+        lines.append(json.dumps({"image": f"{number}.png", "patient_id": f"P{number}", "conversations": said}))
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines), "utf-8")
+    prepare = ["--source", "questions.jsonl", "--out", "CORPUS", "--image.size", str(SIZE), "--split.weights", "3/1/0"]
+    done("prepare_vitp", tmp_path, *prepare)
+
+    train = ["--train.epochs", str(EPOCHS), "--train.monitor", "val_choice_loss", "--mixture.max_tokens", "512"]
+    told = done("pretrain_vitp", tmp_path, "--data", "CORPUS", "--name", "questions", *train)
+    said = re.search(r"in epoch (\d) of 3, chosen by val_choice_loss; checkpoint (\S+)", told)
+    assert said, told
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("raymed-vitp")
+    (run,) = (each for each in client.search_runs([experiment.experiment_id]) if "val_choice_loss" in each.data.metrics)
+    history = {each.step: each.value for each in client.get_metric_history(run.info.run_id, "val_choice_loss")}
+    assert len(history) == EPOCHS and min(history, key=lambda epoch: history[epoch]) == int(said[1])
+
+    command = told[told.index("jobs/extract_vit.py") :].split()[1:]
+    assert "language model" in done("extract_vit", tmp_path, *command)
+    vit = AutoModel.from_pretrained(tmp_path / "VIT")
+    with torch.no_grad():
+        assert torch.isfinite(vit(torch.zeros(1, 3, SIZE, SIZE)).last_hidden_state).all()
