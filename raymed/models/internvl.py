@@ -352,4 +352,4 @@ def _adapt(network: InternVLForConditionalGeneration, settings: ModelSettings) -
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("every part of the model is frozen: nothing is left to train")
     if settings.gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        network.activation_checkpointing_enable({"use_reentrant": False})

@@ -142,7 +142,7 @@ def _build_member(settings: ModelSettings, classes: int, size: int) -> ImageClas
     if settings.freeze_vision:
         adapt.freeze(module.backbone, settings.trainable_blocks)
     if settings.gradient_checkpointing:
-        module.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        module.backbone.activation_checkpointing_enable({"use_reentrant": False})
     return module
 
 

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -199,8 +200,11 @@ def _spread(work: Work, parts: dict[str, Part], folder: Folder, workers: int, mi
     extractor = FeatureExtractor(work.tower, work.settings)
     if workers == 1:
         worker = Worker(extractor, folder, micro_batch)
-        for name, part, decoded in ahead((name, part, part.load()) for name, part in parts.items()):
-            yield worker.write(name, part, decoded)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            loaded = ((name, part, part.load(pool.map)) for name, part in parts.items())
+            # beside a GPU; CPUs that decode and compute at once only wait for each other
+            for name, part, decoded in ahead(loaded) if worker.device.type == "cuda" else loaded:
+                yield worker.write(name, part, decoded)
         return
     import ray
     import ray.data
@@ -238,7 +242,7 @@ def _spread(work: Work, parts: dict[str, Part], folder: Folder, workers: int, mi
 
 
 def _load(batch: Any) -> Any:
-    return batch | {"decoded": _one(batch["part"][0].load())}
+    return batch | {"decoded": _one(batch["part"][0].load(map))}
 
 
 def _one(value: Any) -> np.ndarray:

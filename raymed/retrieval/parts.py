@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +25,8 @@ from raymed.data.survey import OWN_LABELS
 PICTURES = 128  # of a part: 77 MB of colour pictures at 448 pixels
 BY_PATIENT = {2, 3}  # folders above a picture in <class>/<patient>/ and <class>/<patient>/<study>/
 Decoded = list[np.ndarray | Refusal]
+Mapping = Callable[..., Iterable[Any]]
+"""`map`, or the `map` of a pool of threads."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Part:
     Attributes:
         digest: names their content.
         rows: what is known of each, in the schema PICTURE.
-        load: decodes them in this order: uint8 [size, size, 1 or 3], or why a picture cannot be used.
+        load: decodes them in this order, file by file by the given `map`: uint8 [size, size, 1 or 3], or why a picture
+            cannot be used.
     """
 
     digest: str
     rows: list[dict[str, Any]]
-    load: Callable[[], Decoded]
+    load: Callable[[Mapping], Decoded]
 
 
 def prepared_parts(prepared: Prepared, split: str) -> list[Part]:
@@ -159,9 +163,15 @@ def _digest(content: str, rows: list[dict[str, Any]]) -> str:
     return hashlib.blake2b(f"{content}{rows}".encode(), digest_size=12).hexdigest()
 
 
-def _read(places: Places) -> Decoded:
+def _read(places: Places, _: Mapping) -> Decoded:
     return [record.images[0].pixels for record in records_from(places.read())]
 
 
-def _decode(root: Path, studies: list[Study], image: ImageSettings) -> Decoded:
-    return [result for study in studies for _, result in load_study(root, study, image)]
+def _decode(root: Path, studies: list[Study], image: ImageSettings, mapped: Mapping) -> Decoded:
+    files = [
+        replace(study, slices=tuple(slices))
+        for study in studies
+        for _, slices in groupby(study.slices, key=lambda piece: piece.path)
+    ]
+    loaded = mapped(lambda file: load_study(root, file, image), files)
+    return [result for _, result in chain.from_iterable(loaded)]

@@ -45,7 +45,7 @@ def query(
     if path.is_file() and listing.format == "folders" and not source.patient_regex:
         listing = replace(listing, patients_known=False)  # a single picture's name says nothing of its patient
     parts, _ = source_parts(listing, OWN_LABELS, image)
-    pairs = [pair for part in parts for pair in zip(part.rows, part.load(), strict=True)]
+    pairs = [pair for part in parts for pair in zip(part.rows, part.load(map), strict=True)]
     refusals = [*listing.refusals, *(result for _, result in pairs if isinstance(result, Refusal))]
     refused = [f"not used: {each.where}: {each.reason}" for each in refusals]
     usable = [(row, result) for row, result in pairs if not isinstance(result, Refusal)]

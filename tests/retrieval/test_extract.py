@@ -82,7 +82,7 @@ def test_every_good_picture_has_the_feature_it_has_alone(
     extractor = FeatureExtractor(work.tower, work.settings)
     for row, name in enumerate(found.ids):
         listing = source_listing(images / name, SourceSettings(labelled=False))
-        (picture,) = source_parts(listing, "source", work.image)[0][0].load()
+        (picture,) = source_parts(listing, "source", work.image)[0][0].load(map)
         alone = extract_module.compute(extractor, [picture], 1, torch.device("cpu"))  # type: ignore[list-item]
         for place, layer in enumerate(found.layers):
             np.testing.assert_allclose(found.vectors[layer][row], alone[place, 0], atol=1e-5)
