@@ -80,8 +80,9 @@ def main(options: Promote) -> Outcome:
 def register(options: Promote, tracker: Tracker, candidate: Candidate) -> Outcome:
     """For data without classes: the network and its validation loss."""
     run = tracker.describe(candidate.run_id)
-    val_loss = run.metrics["best_val_loss"]
-    found_by = f"The run {run.name}: val_loss {val_loss:.4f} in epoch {run.metrics['best_epoch']:.0f}; picked by a person."
+    epoch = int(run.metrics["best_epoch"])
+    val_loss = tracker.of_epoch(run.id, "val_loss", epoch)
+    found_by = f"The run {run.name}: val_loss {val_loss:.4f} in epoch {epoch}; picked by a person."
     registered = register_network(tracker, candidate, val_loss, found_by, options.alias, options.licence)
     text = [
         f"val_loss {val_loss:.4f}; the data have no classes to judge patients by",

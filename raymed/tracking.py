@@ -168,6 +168,11 @@ class Tracker:
         self._metrics(run_id, {**metrics, "epoch": epoch}, epoch)
         done.add(epoch)
 
+    def of_epoch(self, run_id: str, name: str, epoch: int) -> float:
+        """The value of a metric that `log_epoch` wrote."""
+        history = self.client.get_metric_history(run_id, metric_name(name))
+        return next(float(metric.value) for metric in history if metric.step == epoch)
+
     def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Write metrics that belong to the whole run, such as test figures; unchanged ones are not written again."""
         there = self.describe(run_id).metrics

@@ -120,7 +120,7 @@ def judge(
     hits = right(neighbours, queries, gallery.features)[labelled]
     relevant, candidates = (each[labelled] for each in _findable(gallery, queries))
     labels, patients = queries.labels[labelled], queries.owners[labelled]
-    weights = _Weights(labels, patients, bootstrap, seed)
+    weights = PatientResamples(labels, patients, bootstrap, seed)
     tops = {k: hits[:, :k].any(axis=1) for k in ks}
     return Retrieval(
         layer=gallery.layer,
@@ -157,7 +157,7 @@ def _findable(gallery: Gallery, queries: Features) -> tuple[np.ndarray, np.ndarr
     return relevant, np.array([len(features) - own[owner] for owner, _ in pairs], dtype=np.int64)
 
 
-class _Weights:
+class PatientResamples:
     """How often each patient is drawn, within classes, in each resample."""
 
     def __init__(self, labels: np.ndarray, patients: np.ndarray, count: int, seed: int) -> None:

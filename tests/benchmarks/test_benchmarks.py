@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from raymed.data.phantom import PhantomSettings
+from raymed.data.prepared import Prepared
+from raymed.recipes.vitp import VitpRecipe
 from raymed.storage import Folder
 from raymed.system import prepare_phantoms
 
@@ -142,3 +144,18 @@ def test_cross_validation_judges_the_same_patients_in_both_ways(
     figures = figures_of(capsys)
     assert figures["ours"]["patients"] == figures["plain"]["patients"] > 0
     assert figures["difference"]["low"] <= figures["difference"]["value"] <= figures["difference"]["high"]
+
+
+def test_a_backbone_that_was_not_trained_gains_nothing(
+    benchmark: Any, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    recipe = VitpRecipe(prepared.size)
+    for seed, gains in ((0, False), (1, True)):
+        torch.manual_seed(seed)
+        recipe.export(recipe.build(), tmp_path / str(seed))
+        benchmark("backbone").main(str(tmp_path / str(seed)), prepared.folder.uri, bootstrap=10)
+        figures = figures_of(capsys)
+        assert figures["before"]["queries"] == figures["after"]["queries"] > 0
+        assert (figures["difference"]["mAP@5"]["value"] != 0) == gains

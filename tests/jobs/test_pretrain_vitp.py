@@ -43,13 +43,18 @@ def test_the_epoch_that_answers_questions_best_becomes_a_vit(tmp_path: Path) -> 
 
     train = ["--train.epochs", str(EPOCHS), "--train.monitor", "val_choice_loss", "--mixture.max_tokens", "512"]
     told = done("pretrain_vitp", tmp_path, "--data", "CORPUS", "--name", "questions", *train)
-    said = re.search(r"in epoch (\d) of 3, chosen by val_choice_loss; checkpoint (\S+)", told)
+    said = re.search(r"val_loss (\S+) in epoch (\d) of 3, chosen by val_choice_loss; checkpoint (\S+)", told)
     assert said, told
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("raymed-vitp")
     (run,) = (each for each in client.search_runs([experiment.experiment_id]) if "val_choice_loss" in each.data.metrics)
     history = {each.step: each.value for each in client.get_metric_history(run.info.run_id, "val_choice_loss")}
-    assert len(history) == EPOCHS and min(history, key=lambda epoch: history[epoch]) == int(said[1])
+    assert len(history) == EPOCHS and min(history, key=lambda epoch: history[epoch]) == int(said[2])
+
+    val_losses = {each.step: each.value for each in client.get_metric_history(run.info.run_id, "val_loss")}
+    kept = f"val_loss {val_losses[int(said[2])]:.4f}"
+    assert said[0].startswith(kept)
+    assert kept in done("promote", tmp_path, run.info.run_id), "the registered checkpoint's own"
 
     command = told[told.index("jobs/extract_vit.py") :].split()[1:]
     assert "language model" in done("extract_vit", tmp_path, *command)
