@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def main(model: str, data: str, queries: str = "test", layer: int = -1, bootstra
     Args:
         model: The folder that a checkpoint holds under model/.
         data: Prepared pictures with labels.
-        queries: The split that is asked about.
+        queries: The split that is asked about, val or test.
         layer: Whose features, as in jobs/extract_features.py.
         bootstrap: Resamples of patients behind each interval.
         seed: Of random weights and resamples.
@@ -49,7 +49,8 @@ def main(model: str, data: str, queries: str = "test", layer: int = -1, bootstra
     recipe, trained = open_model(Path(model))
     torch.manual_seed(seed)
     found = {}
-    for when, module in (("before", recipe.build()), ("after", trained)):
+    plain = replace(recipe, model=replace(recipe.model, vision_lora=0, language_lora=0))  # type: ignore[type-var,attr-defined]
+    for when, module in (("before", plain.build()), ("after", trained)):
         vision: Any = module.network.model.vision_tower
         tower = VisionTower(vision.config, vision.state_dict(), {}, when).resized(prepared.size)
         work = Work(tower, FeatureSettings(layer=layer), prepared.image)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raymed.data.sources import SourceSettings
-from raymed.errors import UserError
 from raymed.evaluation.retrieval_summary import neighbour_table
 from raymed.job import JobOptions, Outcome, run
 from raymed.registry import open_tower
@@ -51,13 +50,10 @@ class Retrieve(JobOptions):
 
 def main(options: Retrieve) -> Outcome:
     features = Features.open(options.gallery)
-    manifest = features.manifest
-    if manifest is None:
-        raise UserError(f"{options.gallery} does not say which model it is of: take features of jobs/extract_features.py")
     layer = features.layers[-1] if options.layer is None else features.require_layer(options.layer)
     gallery = Gallery(features, layer, options.retrieval)
-    tower = open_tower(options.model or manifest.model, options.tracking)
-    queries, lines = query(Path(options.input).expanduser(), options.source, manifest, tower, options.patient)
+    tower = open_tower(options.model or features.require_manifest().model, options.tracking)
+    queries, lines = query(Path(options.input).expanduser(), options.source, features, tower, options.patient)
     table = neighbour_table(queries, features, gallery.search(queries, options.k))
     for name, cases in table.groupby("query", sort=False):
         lines.append(f"{name}: the nearest of {len(features)} pictures ({gallery.index.path})")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
+from raymed.data.choices import parse_choices
 from raymed.data.image import ImageSettings
 from raymed.data.packing import MixtureSettings
 from raymed.data.phantom import PhantomSettings
@@ -18,6 +21,7 @@ from raymed.system import SystemOptions
 from raymed.training.engine import TrainSettings
 
 SMALL = TrainSettings(epochs=6, global_batch=2, micro_batch=1, lr=3e-3, warmup=0.2, final_lr=0.0)  # from random weights
+AT_ONCE = 64  # samples read to see whether one asks a question
 PHANTOMS = PhantomSettings(patients=48, size=112, slices=(4, 4))
 
 
@@ -64,6 +68,11 @@ class VitpOptions(SystemOptions):
         return prepare_notes(self.folder, self.phantom, CorpusSettings(image=ImageSettings(self.phantom_size), split=split))
 
     def recipe(self, prepared: Prepared) -> VitpRecipe:
+        if self.train.monitor == "val_choice_loss" and not _asked(prepared, prepared.rows("val", self.fold)):
+            raise UserError(
+                "train.monitor is val_choice_loss, and no validation sample asks a question with declared choices "
+                "(<cls>: a|b.): leave it out, or prepare data whose val patients are asked some"
+            )
         if self.model.path is not None and self.train.lr == SMALL.lr:
             raise UserError(
                 f"train.lr {SMALL.lr:g} is for small networks from random weights and would ruin {self.model.path}: give "
@@ -77,3 +86,13 @@ class VitpOptions(SystemOptions):
             normalisation=self.normalisation,
             layout=self.layout,
         )
+
+
+def _asked(prepared: Prepared, rows: np.ndarray) -> bool:
+    """Whether any of the samples asks a question with declared choices."""
+    return any(
+        message.role == "human" and parse_choices(message.text)
+        for start in range(0, len(rows), AT_ONCE)
+        for record in prepared.read(rows[start : start + AT_ONCE])
+        for message in record.messages
+    )

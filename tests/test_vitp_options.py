@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from raymed.data.corpus import open_tokenizer_digest
+from raymed.data.phantom import PhantomSettings
 from raymed.errors import UserError
 from raymed.job import parse
 from raymed.models import internvl, internvl_pretrain
@@ -81,3 +83,12 @@ def test_a_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tokenizer_digest(internvl.tokenizer_of(settings)) == open_tokenizer_digest("Small")
     with pytest.raises(UserError, match=r"no model 'Large'.*Nothing is downloaded"):
         internvl.tokenizer_of(ModelSettings(path="Large"))
+
+
+def test_a_run_is_not_watched_by_a_figure_that_nothing_gives(tmp_path: Path) -> None:
+    """Found out before an epoch is trained, not after."""
+    options = VitpOptions(storage=str(tmp_path), phantom=PhantomSettings(patients=8, size=56, slices=(2, 2)))
+    prepared = options.prepared()
+    for monitor, reason in (("val_choice_loss", "no validation sample asks"), ("val_acc", "vitp does not give")):
+        with pytest.raises(UserError, match=reason):
+            replace(options, train=replace(options.train, monitor=monitor)).spec(prepared)

@@ -7,6 +7,7 @@ share of each global batch, and a resumed run cuts the same plan at its global s
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -226,6 +227,17 @@ def plan_epoch(
 def in_order(packs: Sequence[Pack], batch: int) -> tuple[GlobalBatch, ...]:
     """All packs once, in the given order: the plan of an evaluation."""
     return tuple(tuple(packs[start : start + batch]) for start in range(0, len(packs), batch))
+
+
+def showings(batches: Sequence[GlobalBatch]) -> tuple[GlobalBatch, ...]:
+    """At the place of each row, how often it was shown before, in the order of the batches."""
+    seen: Counter[int] = Counter()
+
+    def shown(row: int) -> int:
+        seen[row] += 1
+        return seen[row] - 1
+
+    return tuple(tuple(tuple(map(shown, pack)) for pack in batch) for batch in batches)
 
 
 def micro_batches(batch: GlobalBatch, size: int) -> list[GlobalBatch]:

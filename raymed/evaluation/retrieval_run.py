@@ -38,6 +38,9 @@ class Judging:
         if not self.ks or self.ks[0] < 1:
             raise UserError(f"--top-k {' '.join(map(str, self.ks))}: give numbers from 1 up, such as --top-k 1 3 5")
 
+        if self.bootstrap < 1:
+            raise UserError(f"--bootstrap is {self.bootstrap}: intervals need at least 1 resample")
+
     def rank(self, judged: Retrieval) -> tuple[float, float]:
         """What layers are compared by: Top-k of the smallest k, then mAP@k of the largest."""
         return judged.top[self.ks[0]].value, judged.mean_average_precision[self.ks[-1]].value

@@ -26,6 +26,9 @@ def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: R
         if gallery.settings.exclude != "patient":
             fate = "their own pictures count as neighbours, and the figures flatter the model"
         notes.append(f"{len(shared)} patients have queries and gallery pictures ({fate}): {some(shared)}")
+    if nameless := [f"{count} {what}" for what, count in _nameless(queries, gallery.features).items() if count]:
+        fate = "pictures of one patient may be each other's neighbours, and intervals are of pictures, too narrow"
+        notes.append(f"{' and '.join(nameless)} name no patient: {fate}")
     if best.unlabelled:
         notes.append(f"{best.unlabelled} queries have no label and are not judged")
     if best.hopeless:
@@ -37,6 +40,11 @@ def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: R
     if layers > 1:
         notes.append(f"layer {best.layer} was chosen on these queries, which flatters it: choose on validation patients")
     return notes
+
+
+def _nameless(queries: Features, gallery: Features) -> dict[str, int]:
+    """Pictures whose patient is not known."""
+    return {"queries": int((queries.patients == None).sum()), "gallery pictures": int((gallery.patients == None).sum())}  # noqa: E711
 
 
 def table(judged: Sequence[Retrieval], best: Retrieval) -> list[str]:

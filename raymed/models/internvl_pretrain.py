@@ -87,7 +87,7 @@ class InternVLChat(InternVL):
 
         Returns:
             `loss`: weighted sum of the cross-entropies, over the vocabulary and over declared choices. Without a gradient:
-            `token_losses`, float32 [learned], and `choice_losses` and the answers' `choice_probabilities`, float32
+            `token_losses`, float32 [learned], and `choice_losses` and the answers' `choice_log_probabilities`, float32
             [questions, most choices].
         """
         language_model = self.network.model.language_model
@@ -114,7 +114,7 @@ class InternVLChat(InternVL):
             "loss": loss,
             "token_losses": token_losses,
             "choice_losses": questions.losses(chosen),
-            "choice_probabilities": chosen.exp(),
+            "choice_log_probabilities": chosen,
         }
 
     def export_remote_code(self, folder: Path) -> None:

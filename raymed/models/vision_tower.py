@@ -181,7 +181,9 @@ class VisionTower:
             state = {key.removeprefix(_REMOTE): tensor.contiguous() for key, tensor in renamed.items()}
         else:
             raise UserError(f"the layout internvl is for InternViTs; {self.source} holds a {self.config.model_type}")
-        if (out / CONFIG).exists() and not (out / EXTRACTED).exists():
+        folder = out.parent if out.suffix in WEIGHT_FILES else out
+        taken = (folder / CONFIG).exists() and not (folder / EXTRACTED).exists()
+        if (taken and (folder == out or out.exists())) or out.resolve() == Path(self.source).expanduser().resolve():
             raise UserError(f"{out} holds another model already: choose another --out")
         mean, std = normalisation(self.config)
         if out.suffix in WEIGHT_FILES and (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):

@@ -144,6 +144,10 @@ class ClipRecipe:
         """Side of the pictures in prepared data, in pixels."""
         return prepared_size(self.size)
 
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        return ("val_loss", "val_acc")
+
     def build(self) -> nn.Module:
         """The towers with their starting weights: local ones where the settings name them, else from torch's generator."""
         from raymed.models import clip
@@ -242,7 +246,7 @@ class ClipRecipe:
                     firsts[label]
                     + generator(training.seed, training.epoch, f"prompt/{each}").integers(len(self.texts[label]))
                 )
-                for each, label in zip(ids, labels, strict=True)
+                for each, label in zip(training.keys(ids), labels, strict=True)
             ]
         )
 

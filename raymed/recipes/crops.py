@@ -63,7 +63,8 @@ def crop_pictures(
     if training is None or settings.preset == "none":
         scaled = F.interpolate(torch.from_numpy(pixels), (size, size), mode="bilinear", antialias=True)
         return scaled.numpy()
-    generators = [generator(training.seed, training.epoch, f"crop/{record}") for record in ids]
+    keys = training.keys(ids)
+    generators = [generator(training.seed, training.epoch, f"crop/{key}") for key in keys]
     draws = np.stack([each.uniform(-1, 1, 12) for each in generators])
     if settings.preset == "standard":
         varied = _turned(pixels, draws[:, :5], size)
@@ -74,7 +75,7 @@ def crop_pictures(
     cropped = _cropped(pixels, draws[:, :2], size)
     if settings.preset == "minimal":
         return np.where((draws[:, 2] < 0)[:, None, None, None], cropped[..., ::-1], cropped)
-    return augment(cropped, ids, AugmentSettings("xray"), training.seed, training.epoch)
+    return augment(cropped, keys, AugmentSettings("xray"), training.seed, training.epoch)
 
 
 def _cropped(pixels: np.ndarray, draws: np.ndarray, size: int) -> np.ndarray:

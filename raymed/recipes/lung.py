@@ -122,6 +122,10 @@ class LungRecipe:
     def name(self) -> str:
         return "lung"
 
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        return ("val_loss",)
+
     def build(self) -> nn.Module:
         """The network with its starting weights, from `model.path` or drawn from torch's generator."""
         from raymed.models import choice
@@ -142,7 +146,7 @@ class LungRecipe:
         labels = class_labels(records, required=training is not None)
         pixels = stack_pictures(records, self.size)
         if training is not None:
-            pixels = augment(pixels, ids, self.augment, training.seed, training.epoch)
+            pixels = augment(pixels, training.keys(ids), self.augment, training.seed, training.epoch)
         tensors = {"pixels": torch.from_numpy(pixels)}
         if labels is not None:
             tensors["labels"] = labels

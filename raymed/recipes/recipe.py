@@ -57,10 +57,20 @@ class Loss:
 
 @dataclass(frozen=True)
 class TrainingPass:
-    """Where in training a micro-batch is encoded. Augmentation draws from (seed, epoch, record id) and nothing else."""
+    """Where in training a micro-batch is encoded. Augmentation draws from (seed, epoch, `keys`) and nothing else.
+
+    Attributes:
+        showings: of each record, how often the epoch has shown it before; empty where each is shown once.
+    """
 
     seed: int
     epoch: int
+    showings: tuple[int, ...] = ()
+
+    def keys(self, ids: Sequence[str]) -> list[str]:
+        """Of each record, its id and which showing it is: one that is shown again is varied anew."""
+        shown = self.showings or (0,) * len(ids)
+        return [f"{name}\0{count}" if count else name for name, count in zip(ids, shown, strict=True)]
 
 
 class Recipe(Protocol):
@@ -69,6 +79,11 @@ class Recipe(Protocol):
     @property
     def name(self) -> str:
         """Name of the system, e.g. ``lung``: the MLflow experiment and the registered model are named after it."""
+        ...
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """Metrics of `judge` that the best epoch may be chosen by; `val_loss` among them."""
         ...
 
     def build(self) -> nn.Module:

@@ -133,6 +133,10 @@ class VitpRecipe:
     def name(self) -> str:
         return "vitp"
 
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        return ("val_loss", "val_choice_loss")
+
     def build(self) -> nn.Module:
         """The network with its starting weights, from `model.path` or drawn from torch's generator."""
         from raymed.models import internvl_pretrain
@@ -150,7 +154,8 @@ class VitpRecipe:
         Raises:
             UserError: a record's pictures do not fit its text or the recipe's size.
         """
-        samples = [self._sample(record, training) for record in records]
+        keys = training.keys([record.id for record in records]) if training else [""] * len(records)
+        samples = [self._sample(record, training, key) for record, key in zip(records, keys, strict=True)]
         arrays = lay(samples, self.loss_settings.weight)
         arrays["choice_weights"] *= np.float32(self.loss_settings.choice_weight)
         arrays["learned"] = np.array([sample.learned for sample in samples])
@@ -158,11 +163,11 @@ class VitpRecipe:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         return Batch(tensors, float(arrays["weights"].sum()), [record.id for record in records])
 
-    def _sample(self, record: Record, training: TrainingPass | None) -> Sample:
+    def _sample(self, record: Record, training: TrainingPass | None, key: str) -> Sample:
         sample = encode_sample(record, self.size, _tokenizer(self.model))
         if training is None:
             return sample
-        draws = generator(training.seed, training.epoch, record.id)
+        draws = generator(training.seed, training.epoch, key)
         sample.kept[sample.is_image] = self.token_drop.keep(int(sample.is_image.sum()), draws)
         if record.source in self.augmented and len(sample.tiles):
             return replace(sample, tiles=np.stack([_recompressed(tile, draws) for tile in sample.tiles]))
@@ -186,9 +191,9 @@ class VitpRecipe:
         choices are declared `choice_nll`, the same among them, how many `questions`, and how many are answered `right`."""
         with torch.no_grad():
             output = self._run(module, batch)
-        probabilities, answers = output["choice_probabilities"], batch.tensors["answers"]
-        choice_nll = -probabilities.gather(1, answers[:, None])[:, 0].log()
-        right = probabilities.argmax(1) == answers
+        chosen, answers = output["choice_log_probabilities"], batch.tensors["answers"]
+        choice_nll = -chosen.gather(1, answers[:, None])[:, 0]
+        right = chosen.argmax(1) == answers
         rows = len(batch.ids)
 
         def summed(values: torch.Tensor, counts: np.ndarray) -> np.ndarray:

@@ -176,6 +176,16 @@ class Features:
         vectors = {layer: each[rows] for layer, each in self.vectors.items()}
         return Features(self.name, self.manifest, **columns, vectors=vectors)
 
+    def require_manifest(self) -> FeatureManifest:
+        """How they were made.
+
+        Raises:
+            UserError: they do not say so.
+        """
+        if self.manifest is None:
+            raise UserError(f"{self.name} does not say which model it is of: take features of jobs/extract_features.py")
+        return self.manifest
+
     def require_layer(self, layer: int) -> int:
         """A layer that there are features of.
 

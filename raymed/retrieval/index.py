@@ -41,9 +41,9 @@ class IndexSettings:
     code: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("links", "effort", "probes", "code"):
-            if getattr(self, name) < 1:
-                raise UserError(f"index.{name} is {getattr(self, name)}: it must be at least 1")
+        for name, least in {"links": 2, "effort": 1, "cells": 0, "probes": 1, "code": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"index.{name} is {getattr(self, name)}: it must be at least {least}")
 
 
 class Index:

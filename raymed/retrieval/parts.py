@@ -75,13 +75,36 @@ def source_listing(path: Path, settings: SourceSettings) -> Listing:
     Raises:
         UserError: as `list_source`.
     """
-    told = settings.format != "auto" or settings.patients or settings.patient_regex
-    if path.is_dir() and settings.labelled and not told and recognise(path) == "folders":
+    if settings.labelled and _untold(path, settings):
         tree = walk(path)
         pictures = [name for name in tree.files if is_picture(Path(name))]
-        if not {name.count("/") for name in pictures} <= BY_PATIENT:
+        if not _by_patient(pictures):
             return _labelled_by_folder(path, tree, pictures)
     return list_source(path, settings)
+
+
+def asked_listing(path: Path, settings: SourceSettings) -> Listing:
+    """The pictures of a folder or file that somebody asks about, whose labels are not looked at.
+
+    Folders of patients in folders of classes are known as such; a single picture's name says nothing of its patient.
+
+    Raises:
+        UserError: as `list_source`.
+    """
+    in_classes = _untold(path, settings) and _by_patient([name for name in walk(path).files if is_picture(Path(name))])
+    listing = list_source(path, replace(settings, labelled=settings.labelled and in_classes))
+    alone = path.is_file() and listing.format == "folders" and not settings.patient_regex
+    return replace(listing, patients_known=False) if alone else listing
+
+
+def _untold(path: Path, settings: SourceSettings) -> bool:
+    """Whether it is a folder of pictures whose layout must speak for itself."""
+    told = settings.format != "auto" or settings.patients or settings.patient_regex
+    return path.is_dir() and not told and recognise(path) == "folders"
+
+
+def _by_patient(pictures: list[str]) -> bool:
+    return {name.count("/") for name in pictures} <= BY_PATIENT
 
 
 def _labelled_by_folder(root: Path, tree: Tree, pictures: list[str]) -> Listing:

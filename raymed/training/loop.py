@@ -23,7 +23,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from raymed.data.leak import guard
-from raymed.data.plan import EpochPlan, Sampling, SliceSettings, in_order, micro_batches, plan_epoch, share
+from raymed.data.plan import EpochPlan, Sampling, SliceSettings, in_order, micro_batches, plan_epoch, share, showings
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import RunError, UserError
@@ -81,6 +81,11 @@ class FitSpec:
             raise UserError(f"--workers is {self.workers}: it takes at least 1")
         if not 0 <= self.min_workers <= self.workers:
             raise UserError(f"between {self.min_workers} and {self.workers} workers is no range: write it as --workers 1:4")
+        if self.train.monitor not in self.recipe.monitors:
+            raise UserError(
+                f"train.monitor is {self.train.monitor}, which {self.recipe.name} does not give; it gives "
+                f"{', '.join(self.recipe.monitors)}"
+            )
 
     @property
     def folder(self) -> Folder:
@@ -239,15 +244,17 @@ class Run:
 
     def _training_batches(self, plan: EpochPlan, epoch: int, first_step: int) -> Iterator[list[tuple[Batch, bool]]]:
         """This worker's encoded micro-batches of each global batch from `first_step` on."""
-        shares = [
-            share(micro_batches(batch, self.spec.train.micro_batch), self.worker, self.workers)
-            for batch in plan.batches[first_step:]
-        ]
-        rows = [[row for pack in micro for row in pack] for step in shares for micro, _ in step]
-        records = self.reader.read(rows)
-        where = TrainingPass(self.spec.seed, epoch)
-        for step in shares:
-            yield [(self.spec.recipe.encode(next(records), where), counts) for _, counts in step]
+        shares, shown = (
+            [share(micro_batches(batch, self.spec.train.micro_batch), self.worker, self.workers) for batch in batches]
+            for batches in (plan.batches[first_step:], showings(plan.batches)[first_step:])
+        )
+        records = self.reader.read([[row for pack in micro for row in pack] for step in shares for micro, _ in step])
+        for step in shown:
+            passes = [
+                (TrainingPass(self.spec.seed, epoch, tuple(count for pack in micro for count in pack)), counts)
+                for micro, counts in step
+            ]
+            yield [(self.spec.recipe.encode(next(records), where), counts) for where, counts in passes]
 
     def _validate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Metrics over every validation row exactly once, and the predictions in row order; the same on all workers."""

@@ -6,7 +6,7 @@ from conftest import write_prepared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymed.data.plan import SliceSettings, choose, micro_batches, plan_epoch, row_weights, share, uniform
+from raymed.data.plan import SliceSettings, choose, micro_batches, plan_epoch, row_weights, share, showings, uniform
 from raymed.errors import UserError
 
 
@@ -98,6 +98,11 @@ def test_rows_are_weighted_by_how_rare_their_class_is(method, expected):
     assert [weights[label == LABELS].tolist() for label in range(3)] == [
         pytest.approx([value] * count, abs=5e-4) for value, count in zip(expected, [100, 50, 10], strict=True)
     ]
+
+
+def test_showings_of_a_row_are_counted_in_the_order_of_the_epoch():
+    batches = (((4, 7), (4,)), ((7,), (5, 4)))
+    assert showings(batches) == (((0, 0), (1,)), ((1,), (0, 2)))
 
 
 def test_weighted_epochs_have_as_many_rows_drawn_anew_and_count_what_is_left_out(tmp_path):

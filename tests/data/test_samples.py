@@ -77,7 +77,7 @@ def test_data_sets_give_samples_by_patient_and_study_and_say_how_they_are_used(f
     assert [piece.where for piece in listing.studies[1].slices] == ["chest.jsonl:1", "chest.jsonl:2"]
     assert (used["chest"]["lines"], used["chest"]["data_augment"], used["chest"]["max_dynamic_patch"]) == (4, True, 6)
     assert (used["text"]["lines"], used["text"]["repeat_time"], used["text"]["root"]) == (1, 2, ".")
-    assert listing.notes == () and listing.refusals == () and listing.patients_known
+    assert listing.notes == ("1 of 5 samples have no picture",) and listing.refusals == () and listing.patients_known
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,9 @@ def test_data_sets_give_samples_by_patient_and_study_and_say_how_they_are_used(f
         (line(question="<image><IMG_CONTEXT>"), "special token <IMG_CONTEXT>"),
         (line(patient_id=["x"]), "patient_id must be"),
         (line(patient_id="P9", study="S"), "study S is of P3 and of P9"),
+        (line(None, question="What?", images=["a.png"]), "named under 'images'"),
+        (line(answer="cut HERE").replace("HERE", r"\ud83d"), "half of a character"),
+        (line(patient_id="HERE").replace("HERE", r"\ud83d"), "half of a character"),
     ],
 )
 def test_every_wrong_line_is_named_with_file_and_line_before_anything_is_done(folder: Path, broken: str, named: str) -> None:

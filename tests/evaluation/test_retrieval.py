@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,3 +111,15 @@ def test_the_table_of_neighbours_has_ranks_and_no_missing_ones() -> None:
     assert lines["rank"].tolist() == [1, 2, 3] * 5
     assert lines.loc[0, ["query", "picture", "label", "right"]].tolist() == ["queries/0", "gallery/0", "a", True]
     assert table([found], found)[-1].startswith("chance")
+
+
+def test_pictures_without_a_patient_are_said_to_flatter_the_figures() -> None:
+    nameless = replace(GALLERY, patients=np.full(len(GALLERY), None, dtype=object))
+    gallery = Gallery(nameless, -1, RetrievalSettings())
+    found = gallery.search(QUERIES, 1)
+    (note,) = [
+        line
+        for line in remarks(gallery, QUERIES, found, judge(gallery, QUERIES, found, [1], 10))
+        if "name no patient" in line
+    ]
+    assert note.startswith(f"{len(GALLERY)} gallery pictures name no patient")

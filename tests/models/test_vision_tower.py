@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,19 @@ def test_another_model_is_not_overwritten(native: Path) -> None:
     with pytest.raises(UserError, match="another model"):
         VisionTower.read(native).write(native, "native")
     assert AutoModel.from_pretrained(native)
+
+
+def test_weights_do_not_replace_those_of_the_model_they_are_taken_from(native: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(native, model)
+    before = (model / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="another model already"):
+        VisionTower.read(model).write(model / "model.safetensors", "native")
+    assert (model / "model.safetensors").read_bytes() == before
+    alone = tmp_path / "vit.safetensors"
+    for _ in range(2):  # a command may be run again
+        VisionTower.read(model).write(alone, "native")
+    assert VisionTower.read(model).source == str(model) and alone.is_file()
 
 
 def test_a_vit_that_wants_other_pixels_is_another_and_its_weights_do_not_go_without_saying_so(

@@ -106,6 +106,25 @@ def test_a_sample_draws_the_same_tokens_in_any_batch_and_others_in_another_epoch
     assert not torch.equal(alone, DROPPING.encode([record], TrainingPass(3, 2)).tensors["kept"])
 
 
+def test_a_sample_that_is_shown_again_in_an_epoch_draws_other_tokens() -> None:
+    record = conversation("large", ((4, 3),))
+    alone = DROPPING.encode([record], EPOCH).tensors
+    once, offset = alone["kept"], len(alone["pixels"]) * (SIZE // 28) ** 2
+    twice = DROPPING.encode([record, record], replace(EPOCH, showings=(0, 1))).tensors["kept"]
+    again = twice[len(once) :] - offset
+    assert torch.equal(twice[: len(once)], once)
+    assert len(again) == len(once) and not torch.equal(again, once)
+    assert torch.equal(DROPPING.encode([record], replace(EPOCH, showings=(1,))).tensors["kept"], again)
+
+
+def test_a_right_choice_that_the_network_thinks_impossible_has_a_finite_loss() -> None:
+    module = RECIPE.build()
+    with torch.no_grad():
+        module.network.lm_head.weight *= 1e4  # type: ignore[union-attr, operator]
+    predicted = RECIPE.predict(module.eval(), RECIPE.encode(QUESTIONS, None))
+    assert predicted["choice_nll"].max() > 200 and np.isfinite(predicted["choice_nll"]).all()
+
+
 def test_nothing_is_dropped_or_recompressed_in_evaluation() -> None:
     recipe = replace(DROPPING, augmented=("made",))
     first, second = recipe.encode(MIXED, None), RECIPE.encode(MIXED, None)

@@ -176,14 +176,15 @@ def test_a_picture_asked_about_is_treated_as_the_gallery_was(images: Path, work:
     extract(work, parts_of(images, work), DATA, str(tmp_path))
     gallery = Features.open(str(tmp_path))
     assert gallery.manifest is not None
-    asked, _ = query(images / "well" / "2.png", SourceSettings(), gallery.manifest, work.tower)
+    asked, _ = query(images / "well" / "2.png", SourceSettings(), gallery, work.tower)
     place = gallery.ids.tolist().index("well/2.png")
     np.testing.assert_allclose(asked.vectors[2][0], gallery.vectors[2][place], atol=1e-5)
     assert asked.patients.tolist() == [None]
     with pytest.raises(UserError, match="no picture"):
-        query(images / "sick" / "broken.png", SourceSettings(), gallery.manifest, work.tower)
+        query(images / "sick" / "broken.png", SourceSettings(), gallery, work.tower)
     with pytest.raises(UserError, match="not the ViT"):
-        query(images / "well" / "2.png", SourceSettings(), replace(gallery.manifest, key="another"), work.tower)
+        other = replace(gallery, manifest=replace(gallery.manifest, key="another"))
+        query(images / "well" / "2.png", SourceSettings(), other, work.tower)
 
 
 @pytest.mark.slow
@@ -213,3 +214,29 @@ def test_real_slices_find_their_own_patient_unless_that_is_excluded(work: Work, 
         tops[exclude] = judge(gallery, slices, gallery.search(slices, 3), [1], bootstrap=10)
     assert tops["picture"].top[1].value > 0.9 and tops["picture"].hopeless == 0
     assert tops["patient"].top[1].value == 0 and tops["patient"].hopeless == len(slices) == 77
+
+
+@pytest.mark.parametrize("names", [("{label}/{patient}/{slice}.png"), ("{label}/{patient}/ct/{slice}.png")])
+def test_patients_in_class_folders_are_asked_about_as_they_were_extracted(names: str, work: Work, tmp_path: Path) -> None:
+    draw, root = np.random.default_rng(0), tmp_path / "images"
+    for label in ("sick", "well"):
+        for patient in range(2):
+            for place in range(2):
+                path = root / names.format(label=label, patient=f"{label}-{patient}", slice=place)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(draw.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)).save(path)
+    extract(work, parts_of(root, work), DATA, str(tmp_path / "out"))
+    gallery = Features.open(str(tmp_path / "out"))
+    asked, _ = query(root, SourceSettings(), gallery, work.tower)
+    assert asked.patients.tolist() == gallery.patients.tolist()
+    found = Gallery(gallery, 2, RetrievalSettings()).search(asked, 1)
+    assert (gallery.patients[found.rows[:, 0]] != asked.patients).all()
+
+
+def test_an_npz_of_a_sweep_can_be_asked(images: Path, work: Work, tmp_path: Path) -> None:
+    extract(work, parts_of(images, work), DATA, str(tmp_path / "out"))
+    write_npz(Features.open(str(tmp_path / "out")), tmp_path / "gallery.npz", str(images))
+    gallery = Features.open(str(tmp_path / "gallery.npz"))
+    asked, _ = query(images / "well" / "2.png", SourceSettings(), gallery, work.tower)
+    nearest = Gallery(gallery, gallery.layers[-1], RetrievalSettings(exclude="none")).search(asked, 1)
+    assert gallery.ids[nearest.rows[0, 0]].endswith("2.png") and nearest.distances[0, 0] < 1e-3

@@ -49,7 +49,7 @@ def _as_lines(path: Path, notes: list[str]) -> Path:
             raise UserError(f"{path} is a JSON array, and {target.name} beside it holds something else: remove one of them")
         if not target.exists():
             target.write_text(content, "utf-8")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}") from error
     except OSError as error:
         raise UserError(f"{path} is a JSON array, and {target} cannot be written: {error}. Convert it to JSONL") from error
@@ -64,7 +64,7 @@ def usage(path: Path, part: DataSet, most: int, notes: list[str]) -> dict[str, A
     if unknown:
         notes.append(f"data set {part.name}: keys that mean nothing here: {', '.join(unknown)}")
     repeat, augmented, tiles = entry.get("repeat_time", 1), entry.get("data_augment", False), entry.get("max_dynamic_patch")
-    if isinstance(repeat, bool) or not isinstance(repeat, int | float) or repeat <= 0 or (repeat > 1 and repeat % 1):
+    if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not repeat > 0 or (repeat > 1 and repeat % 1):
         raise UserError(
             f"{where}: repeat_time is {repeat!r}: below 1 it is the share of lines that is kept, from 1 up how often all "
             "are shown, a whole number"

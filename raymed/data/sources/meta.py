@@ -39,6 +39,8 @@ def read_meta(path: Path, root: Path) -> list[DataSet]:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not a meta file: it is nested too deeply") from error
     if not isinstance(content, dict) or not content or not all(isinstance(entry, dict) for entry in content.values()):
         raise UserError(f"{path}: a meta file maps each data set's name to its root and annotation")
     sets = []

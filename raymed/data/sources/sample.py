@@ -11,6 +11,8 @@ from raymed.data.record import Message
 from raymed.data.sources.conversations import read_name, read_turns
 from raymed.models.internvl_text import IMAGE, REQUIRED
 
+OTHER_NAMES = ("images", "image_path", "image_paths", "img", "picture")  # where other programs keep the picture
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -38,6 +40,10 @@ def read_sample(line: bytes) -> Sample:
         raise ValueError("not a sample: it is nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a character (one of two surrogates, as a cut emoji leaves it)") from error
     images = _images(content)
     return Sample(
         images=images,
@@ -94,6 +100,8 @@ def _with_choices(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 def _images(content: dict[str, Any]) -> tuple[str, ...]:
     given = content.get("image")
     if not given:
+        if other := next((key for key in OTHER_NAMES if content.get(key)), None):
+            raise ValueError(f"the picture is named under {other!r}: call it image")
         if content.get("video"):
             raise ValueError("a video; only pictures and text are read")
         return ()

@@ -124,7 +124,7 @@ class _Samples:
         self._first: dict[str, str] = {}  # id -> where it stands
         self._owners: dict[str, str] = {}  # study -> patient
         self._groups: dict[tuple[str, str, str], tuple[list[Slice], list[bytes]]] = {}
-        self._unknown = 0
+        self._unknown = self._unseen = 0
 
     def add_line(self, part: DataSet, most: int, line: bytes, number: int, offset: int) -> None:
         where = f"{part.annotation.name}:{number}"
@@ -144,6 +144,7 @@ class _Samples:
     def add(self, source: str, most: int, sample: Sample, where: str, line: tuple[str, int] | None) -> None:
         """Take in a sample whose paths are relative to the root; `line` says where it can be read again."""
         self.lines += 1
+        self._unseen += not sample.images
         content = repr((sample.images, sample.messages, sample.patient, sample.study))
         name = f"{source}/{blake2b(content.encode(), digest_size=8).hexdigest()}"
         patient = sample.patient
@@ -161,7 +162,8 @@ class _Samples:
             return
         study = f"{source}/{sample.study or patient}"
         if self._owners.setdefault(study, patient) != patient:
-            self._wrong.append((where, f"study {sample.study} is of {self._owners[study]} and of {patient}"))
+            reason = f"study {sample.study} is of {self._owners[study]} and of {patient}"
+            self._wrong.append((where, f"{reason}: give each patient's studies names of their own, or leave them out"))
             return
         if name in self._first:
             reason = f"the same as {self._first[name]}; to show a data set more often, use repeat_time"
@@ -196,6 +198,8 @@ class _Samples:
         if not studies:
             reasons = "".join(f"\n  {refusal.where}: {refusal.reason}" for refusal in self._refusals[:10])
             raise UserError(f"{self._root}: no sample can be used{reasons or ': there are no lines'}")
+        if self._unseen:
+            self.notes.append(f"{self._unseen} of {self.lines} samples have no picture")
         if self._unknown:
             self.notes.append(
                 f"{self._unknown} of {self.lines} samples name no patient: each picture, and each text without one, counts "
