@@ -37,7 +37,6 @@ class Judging:
     def __post_init__(self) -> None:
         if not self.ks or self.ks[0] < 1:
             raise UserError(f"--top-k {' '.join(map(str, self.ks))}: give numbers from 1 up, such as --top-k 1 3 5")
-
         if self.bootstrap < 1:
             raise UserError(f"--bootstrap is {self.bootstrap}: intervals need at least 1 resample")
 

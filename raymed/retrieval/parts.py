@@ -25,7 +25,7 @@ from raymed.data.survey import OWN_LABELS
 PICTURES = 128  # of a part: 77 MB of colour pictures at 448 pixels
 BY_PATIENT = {2, 3}  # folders above a picture in <class>/<patient>/ and <class>/<patient>/<study>/
 Decoded = list[np.ndarray | Refusal]
-Mapping = Callable[..., Iterable[Any]]
+Map = Callable[..., Iterable[Any]]
 """`map`, or the `map` of a pool of threads."""
 
 
@@ -42,7 +42,7 @@ class Part:
 
     digest: str
     rows: list[dict[str, Any]]
-    load: Callable[[Mapping], Decoded]
+    load: Callable[[Map], Decoded]
 
 
 def prepared_parts(prepared: Prepared, split: str) -> list[Part]:
@@ -186,11 +186,11 @@ def _digest(content: str, rows: list[dict[str, Any]]) -> str:
     return hashlib.blake2b(f"{content}{rows}".encode(), digest_size=12).hexdigest()
 
 
-def _read(places: Places, _: Mapping) -> Decoded:
+def _read(places: Places, _: Map) -> Decoded:
     return [record.images[0].pixels for record in records_from(places.read())]
 
 
-def _decode(root: Path, studies: list[Study], image: ImageSettings, mapped: Mapping) -> Decoded:
+def _decode(root: Path, studies: list[Study], image: ImageSettings, mapped: Map) -> Decoded:
     files = [
         replace(study, slices=tuple(slices))
         for study in studies
