@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from commands import done
 from PIL import Image
 from transformers import AutoModel
 
-JOBS = Path(__file__).parent.parent.parent / "jobs"
 SIZE, PATIENTS, EPOCHS = 56, 12, 3
-
-
-def done(name: str, folder: Path, *words: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(JOBS.parent)}
-    ended = subprocess.run(
-        [sys.executable, str(JOBS / f"{name}.py"), *words], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 @pytest.mark.slow

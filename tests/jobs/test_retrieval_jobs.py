@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
 import torch
+from commands import done, job
 from PIL import Image
 from transformers import AutoModel, InternVLVisionConfig
 
 from raymed.data.prepared import Prepared
 
-JOBS = Path(__file__).parent.parent.parent / "jobs"
 SIZE = 28
 
 
@@ -30,19 +27,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     AutoModel.from_config(config).save_pretrained(folder)
     return folder
-
-
-def job(name: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(JOBS.parent)}
-    return subprocess.run(
-        [sys.executable, str(JOBS / f"{name}.py"), *words], cwd=folder, env=environment, capture_output=True, text=True
-    )
-
-
-def done(name: str, folder: Path, *words: str) -> str:
-    ended = job(name, folder, *words)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 @pytest.mark.slow
