@@ -56,11 +56,6 @@ class ExtractFeatures(JobOptions, Input):
     micro_batch: int = 32
     workers: int = 1
 
-    def __post_init__(self) -> None:
-        for name in ("micro_batch", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
-
 
 def main(options: ExtractFeatures) -> Outcome:
     tower = open_tower(options.model, options.tracking)

@@ -111,6 +111,9 @@ def extract(
     Raises:
         UserError: `out` holds other features, cannot be written to, or there are too few CPUs or GPUs.
     """
+    for name, count in (("micro-batch", micro_batch), ("workers", workers)):
+        if count < 1:
+            raise UserError(f"--{name} is {count}: it must be at least 1")
     folder, key = Folder.at(out), work.key
     _require_own(folder, work.manifest(data))
     names = {f"{key}-{part.digest}.parquet": part for part in parts}

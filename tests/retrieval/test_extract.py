@@ -240,3 +240,9 @@ def test_an_npz_of_a_sweep_can_be_asked(images: Path, work: Work, tmp_path: Path
     asked, _ = query(images / "well" / "2.png", SourceSettings(), gallery, work.tower)
     nearest = Gallery(gallery, gallery.layers[-1], RetrievalSettings(exclude="none")).search(asked, 1)
     assert gallery.ids[nearest.rows[0, 0]].endswith("2.png") and nearest.distances[0, 0] < 1e-3
+
+
+@pytest.mark.parametrize("wrong", [{"micro_batch": 0}, {"workers": 0}, {"workers": -1}])
+def test_nothing_at_a_time_and_nobody_to_do_it_are_refused(images: Path, work: Work, tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(UserError, match="must be at least 1"):
+        extract(work, parts_of(images, work), DATA, str(tmp_path), **wrong)
