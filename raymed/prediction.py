@@ -41,8 +41,10 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
         open_network: called once it is known that there is something to predict.
 
     Raises:
-        UserError: the input cannot be read, its folders may be classes instead of patients, or the CSV cannot be written.
+        UserError: the model was made under another pixel rule, the input cannot be read, its folders may be classes instead
+            of patients, or the CSV cannot be written.
     """
+    inference.image.require_rule()
     listing = list_source(Path(options.input), options.source)
     if not options.source.labelled and not options.source.patient_regex:
         _refuse_classes(listing, inference)

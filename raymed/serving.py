@@ -35,6 +35,7 @@ class PatientModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         self.inference = Inference.read(Path(context.artifacts[INFERENCE]))
+        self.inference.image.require_rule()  # the code that comes with the model may have lost to an installed raymed
         self.predictor = Predictor(open_model(Path(context.artifacts[NETWORK])), MICRO_BATCH)
 
     def predict(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from raymed.data.image import ImageSettings
+from raymed.data.image import PIXEL_RULE, ImageSettings
 from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
 from raymed.data.plan import Sampling
 from raymed.data.prepare import PrepareSettings, prepare
@@ -84,6 +84,12 @@ class SystemOptions(JobOptions, ABC):
         """
         if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
             raise UserError(f"{prepared.folder.uri} has no train or no val patients: it can be predicted, not trained on")
+        if prepared.image.rule != PIXEL_RULE:
+            log.warning(
+                "%s was prepared by pixel rule %d, and this raymed reads files by rule %d: a model that is trained on it "
+                "cannot be asked about files. Prepare the data again",
+                *(prepared.folder.uri, prepared.image.rule, PIXEL_RULE),
+            )
         return FitSpec(
             name="",
             storage=self.folder.uri,

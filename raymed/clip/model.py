@@ -79,7 +79,7 @@ def open_classifier(uri: str, tracker: Tracker, texts: Mapping[str, str | Sequen
                 "(--resume-from), which writes a new file"
             )
         recipe = ClipRecipe.from_settings(content["recipe"])
-        image = ImageSettings(**content["config"]["image"])
+        image = ImageSettings.from_dict(content["config"]["image"])
     else:
         resolved = resolve_model(uri, tracker)
         path, inference = resolved.network, resolved.inference

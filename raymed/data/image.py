@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from raymed.errors import UserError
 
+# How files become pixels, as a number: raise it with every change after which some file gives other pixels, is used where it
+# was refused, or is refused where it was used. Prepared data of another number are read again, and models of another number
+# are not asked about files.
+PIXEL_RULE = 1
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -47,17 +52,39 @@ class ImageSettings:
         window: for slices in Hounsfield units: lung, mediastinum, bone, abdomen, brain, or "WIDTH,LEVEL".
         sixteen_bit: how a 16-bit picture (not in Hounsfield units) becomes 8 bit: "full" maps 0..65535 to 0..255 for all
             pictures alike; "stretch" maps each picture's own minimum..maximum to 0..255.
+        rule: the number of the pixel rule that they are used under: this raymed's, or the one that was recorded.
     """
 
     size: int = 448
     resize: Literal["squash", "pad"] = "squash"
     window: str = "lung"
     sixteen_bit: Literal["full", "stretch"] = "full"
+    rule: int = field(default=PIXEL_RULE, init=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"image size {self.size}: must be at least 1")
         _ = self.width_level
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageSettings:
+        """Settings as `asdict` gave them, under the pixel rule that was recorded; 1 where none was."""
+        settings = cls(**{name: value for name, value in values.items() if name != "rule"})
+        object.__setattr__(settings, "rule", values.get("rule", 1))
+        return settings
+
+    def require_rule(self) -> None:
+        """Make sure that files are read now as they were when these settings were recorded.
+
+        Raises:
+            UserError: they were recorded under another pixel rule.
+        """
+        if self.rule != PIXEL_RULE:
+            raise UserError(
+                f"pictures were read by pixel rule {self.rule}, and this raymed reads them by rule {PIXEL_RULE}: the same "
+                "file may give other pixels. Prepare the data again and train or extract on them; or use the raymed that "
+                "the model was made with (a registered model carries its code: mlflow models serve)"
+            )
 
     @property
     def width_level(self) -> tuple[float, float]:

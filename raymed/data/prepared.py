@@ -134,7 +134,7 @@ class Prepared:
     @cached_property
     def image(self) -> ImageSettings:
         """How pictures were windowed and resized; a picture to predict on must be treated alike."""
-        return ImageSettings(**self.manifest.settings["image"])
+        return ImageSettings.from_dict(self.manifest.settings["image"])
 
     @property
     def size(self) -> int:

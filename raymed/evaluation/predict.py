@@ -77,7 +77,7 @@ class Inference:
             return cls(
                 name=values["name"],
                 labels=LabelTable.from_dict(values["labels"]),
-                image=ImageSettings(**values["image"]),
+                image=ImageSettings.from_dict(values["image"]),
                 slices=SliceSettings(**values["slices"]),
                 temperature=float(values["temperature"]),
                 data=values["data"],

@@ -22,7 +22,7 @@ class Pictures:
         manifest = features.manifest
         self._prepared_uri = manifest.data["root"] if manifest and manifest.data["kind"] == "prepared" else None
         self._root = Path(manifest.data["root"]) if manifest else Path()
-        self._image = ImageSettings(**manifest.image) if manifest else ImageSettings()
+        self._image = ImageSettings.from_dict(manifest.image) if manifest else ImageSettings()
 
     def read(self, row: int) -> np.ndarray | None:
         """A row's picture, uint8 [size, size, 1 or 3]; None where it is not to be had any more."""

@@ -35,7 +35,7 @@ def query(
         UserError: there is no usable picture, the gallery does not say how it was made, or the ViT is another one than its.
     """
     made = gallery.require_manifest()
-    image = ImageSettings(**made.image)
+    image = ImageSettings.from_dict(made.image)
     work = Work(tower.resized(image.size), FeatureSettings(**made.settings), image)
     if work.key != made.key:
         raise UserError(

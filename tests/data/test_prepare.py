@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from raymed.data import shards
-from raymed.data.image import ImageSettings
-from raymed.data.prepare import PrepareSettings, prepare
+from raymed.data.image import PIXEL_RULE, ImageSettings
+from raymed.data.prepare import PrepareSettings, curate, plain_settings, prepare
 from raymed.data.prepared import Prepared
+from raymed.data.shards import LoadSlices
 from raymed.data.sources import list_source, load_study
 from raymed.data.split import SplitSettings
 from raymed.data.stream import stage
+from raymed.data.survey import survey
 from raymed.errors import UserError
 from raymed.storage import Folder
 
@@ -137,6 +139,19 @@ def test_other_image_settings_replace_every_shard(source: Path, out: str):
     assert (result.new, result.prepared.size) == (16, 24)
     assert not {path for path in files(out) if "shards" in path or "index" in path} & before.keys()
     assert result.prepared.read(np.array([0]))[0].images[0].pixels.shape == (24, 24, 1)
+
+
+def test_data_of_an_earlier_pixel_rule_are_read_again_and_have_another_digest(source: Path, out: str):
+    earlier = replace(SETTINGS, image=ImageSettings.from_dict(asdict(SETTINGS.image) | {"rule": 0}))
+    found, folder = survey(source, earlier, earlier.labels), Folder.at(out)
+    described = plain_settings(earlier, PrepareSettings)
+    first = curate(found, LoadSlices(source, SETTINGS.image), folder, earlier, described, ("image",)).prepared
+    assert Prepared.open(out).image.rule == 0
+    again = prepare(source, out, SETTINGS)
+    assert (again.new, again.kept) == (16, 0), "pixels of two rules would stand in one data set"
+    assert again.prepared.image.rule == PIXEL_RULE
+    assert again.prepared.digest != first.digest
+    assert splits(again.prepared) == splits(first)
 
 
 def test_a_lost_shard_is_made_again(source: Path, out: str):

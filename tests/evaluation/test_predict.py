@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raymed.data.image import ImageSettings
+from raymed.data.image import PIXEL_RULE, ImageSettings
 from raymed.data.plan import SliceSettings, choose
 from raymed.data.prepared import Prepared
 from raymed.data.sources import SourceSettings, list_source
@@ -21,6 +22,7 @@ from raymed.evaluation.predict import Inference, Model, predict_rows, predict_st
 from raymed.prediction import PredictOptions, predict
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
+from raymed.registry import Resolved
 
 REAL = os.environ.get("RAYMED_REAL_DATA")
 
@@ -145,6 +147,32 @@ def test_inference_settings_survive_their_file(inference: Inference, tmp_path: P
     path.write_text('{"name": "x"}')
     with pytest.raises(UserError, match=r"inference\.json does not describe a model"):
         Inference.read(path)
+
+
+def test_a_model_of_another_pixel_rule_is_not_asked_about_files(
+    model: Model, inference: Inference, prepared: Prepared, folders: Path, tmp_path: Path
+) -> None:
+    values = json.loads(inference.to_json())
+    values["image"]["rule"] = PIXEL_RULE - 1
+    path = tmp_path / "inference.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    earlier = Inference.read(path)
+    assert earlier != inference
+    with pytest.raises(UserError, match=rf"rule {PIXEL_RULE - 1}, and this raymed reads them by rule {PIXEL_RULE}"):
+        list(predict_studies(model, list_source(folders, SourceSettings(labelled=False)), earlier))
+    options = PredictOptions(input=str(folders), out=str(tmp_path / "out.csv"), dry_run=True)
+    with pytest.raises(UserError, match="pixel rule"):
+        predict(options, earlier, lambda: model)
+    with pytest.raises(UserError, match="prepare the data again"):
+        Resolved("earlier", tmp_path, earlier).notes(prepared, "test")
+
+
+def test_a_model_that_recorded_no_pixel_rule_is_of_the_first(inference: Inference, tmp_path: Path) -> None:
+    values = json.loads(inference.to_json())
+    del values["image"]["rule"]
+    path = tmp_path / "inference.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert Inference.read(path).image.rule == 1
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"recipe": "unknown"}', "[]"])

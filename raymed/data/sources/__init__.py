@@ -61,7 +61,11 @@ def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[
     """All slices of a study, decoded, windowed and fitted: uint8 [size, size, 1 or 3], or why that slice cannot be used.
 
     Never raises for a bad file.
+
+    Raises:
+        UserError: the settings were recorded under another pixel rule.
     """
+    settings.require_rule()
     loaded: list[tuple[Slice, np.ndarray | Refusal]] = []
     for path, group in groupby(study.slices, key=lambda piece: piece.path):
         slices = list(group)
@@ -78,7 +82,9 @@ def read_whole(path: Path, settings: ImageSettings) -> np.ndarray:
 
     Raises:
         ImageError: it cannot be used; for whatever reason.
+        UserError: the settings were recorded under another pixel rule.
     """
+    settings.require_rule()
     try:
         if nifti.is_nifti(path):
             raise ImageError("a volume, not a picture")
