@@ -18,7 +18,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from raymed.errors import RunError
+from raymed.errors import RunError, UserError
 from raymed.storage import Folder
 from raymed.training.best import Best
 
@@ -39,6 +39,7 @@ class Progress:
         best: the best epoch so far, and how long a better one has been waited for.
         model: name of the checkpoint that holds the best epoch's model; empty before the first.
         workers: how many workers wrote the checkpoint.
+        saved: how many checkpoints the run has written, this one included.
         sums: (sum, count) of what is logged of the epoch under way, over all workers.
         history: the metrics of each completed epoch.
     """
@@ -49,6 +50,7 @@ class Progress:
     best: Best = field(default_factory=Best)
     model: str = ""
     workers: int = 1
+    saved: int = 0
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -63,9 +65,28 @@ class Progress:
         return cls(**values)
 
 
-def new_name(global_step: int) -> str:
-    """A name that no earlier attempt has used, so that files of two attempts never mix."""
-    return f"{PREFIX}{global_step:08d}-{uuid.uuid4().hex[:8]}"
+def new_name(global_step: int, saved: int) -> str:
+    """A name that no other attempt uses, so that files of two attempts never mix; names sort as they were written.
+
+    Args:
+        saved: see `Progress`. A step may be saved twice: within its epoch, by a run that was told to leave, and at its end.
+    """
+    return f"{PREFIX}{global_step:08d}-{saved:06d}-{uuid.uuid4().hex[:8]}"
+
+
+def read_history(checkpoint: Folder) -> list[dict[str, float]]:
+    """The metrics of each epoch up to a checkpoint, as the run had them.
+
+    Raises:
+        UserError: the checkpoint is not there any more.
+    """
+    try:
+        history: list[dict[str, float]] = json.loads(checkpoint.read("progress.json"))["history"]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"the checkpoint {checkpoint.uri} is not there any more. --resume never trains the run anew"
+        ) from error
+    return history
 
 
 def seal(folder: Path, worker: int, workers: int) -> None:
@@ -78,7 +99,7 @@ def seal(folder: Path, worker: int, workers: int) -> None:
 def publish(folder: Path, run: Folder, global_step: int) -> None:
     """Seal a local folder and make it a checkpoint of a run, as if one worker had written it there."""
     seal(folder, 0, 1)
-    target = run.child(new_name(global_step))
+    target = run.child(new_name(global_step, 0))
     for path in sorted(folder.rglob("*"), key=lambda path: path.name.startswith("sealed-")):  # the list last
         if path.is_file():
             target.write(path.relative_to(folder).as_posix(), path.read_bytes())

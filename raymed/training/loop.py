@@ -294,7 +294,8 @@ class Run:
         Raises:
             UserError: the storage is full or cannot be written; earlier checkpoints are as they were.
         """
-        name: list[Any] = [new_name(self.progress.global_step)]
+        self.progress.saved += 1
+        name: list[Any] = [new_name(self.progress.global_step, self.progress.saved)]
         dist.broadcast_object_list(name)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)

@@ -17,14 +17,15 @@ from raymed.cluster import capacity, is_own
 from raymed.errors import RunError, UserError
 from raymed.job import Outcome
 from raymed.judgement import Candidate
+from raymed.storage import Folder
 from raymed.tracking import Tracker
-from raymed.training.checkpoint import PREFIX
+from raymed.training.checkpoint import PREFIX, read_history
 from raymed.training.fit import Resources, resources
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import COPY, Journal, alone
 from raymed.tuning.space import Dimension, Space, Value, get_setting, with_setting
-from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, REASON, Halving, Study
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Halving, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
 PREDICTIONS = "predictions.npz"  # of a checkpoint: what a trial is compared by
@@ -212,8 +213,9 @@ class Night:
                 f"{trial.user_attrs[BEST_EPOCH]}: {trial.user_attrs[CHECKPOINT]}"
             )
         epoch, monitor = trial.user_attrs[BEST_EPOCH], self.template.train.monitor
-        val_loss, chosen = trial.user_attrs[CURVE][str(epoch)], "" if monitor == "val_loss" else f", chosen by {monitor}"
+        chosen = "" if monitor == "val_loss" else f", chosen by {monitor}"
         checkpoint = trial.user_attrs[CHECKPOINT]
+        val_loss = read_history(Folder.at(checkpoint))[-1]["val_loss"]  # an earlier try may have trained that epoch
         lines = [
             f"val_loss {val_loss:.4f} in epoch {epoch} of {trial.last_step}{chosen}; checkpoint {checkpoint}",
             f"look at it: mlflow ui --backend-store-uri {self.tracking_uri}",

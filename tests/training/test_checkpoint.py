@@ -13,7 +13,7 @@ from raymed.training.checkpoint import SNAPSHOT, Progress, drop_damaged_snapshot
 
 
 def write_checkpoint(run: Path, step: int, workers: int = 2) -> Path:
-    folder = run / new_name(step)
+    folder = run / new_name(step, 1)
     folder.mkdir(parents=True)
     for worker in range(workers):
         part = run / f"part-{worker}"
@@ -34,6 +34,19 @@ def test_the_newest_whole_checkpoint_is_found_and_its_progress_survives(tmp_path
     assert newest is not None
     progress = Progress.read(newest)
     assert (progress.global_step, progress.sums) == (12, {"loss": (1.5, 3.0)})
+
+
+def test_of_two_checkpoints_of_one_step_the_later_is_the_newest(tmp_path):
+    """A run told to leave in its validation saves the epoch's last step; going on, it saves that step again."""
+    run = tmp_path / "run"
+    for saved in range(1, 12):
+        part = run / new_name(5, saved)
+        part.mkdir(parents=True)
+        Progress(epoch=saved, global_step=5).write(part)
+        seal(part, 0, 1)
+    newest = fetch_newest(Folder.at(run), tmp_path / "local")
+    assert newest is not None
+    assert Progress.read(newest).epoch == 11
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,8 +1,10 @@
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import optuna
 import pytest
+import yaml
 
 from raymed.errors import UserError
 from raymed.job import JobOptions, parse
@@ -67,3 +69,15 @@ def test_whole_number_bounds_draw_whole_numbers():
     assert isinstance(Dimension(1, 9).distribution(), optuna.distributions.IntDistribution)
     assert isinstance(Dimension(0.1, 0.9).distribution(), optuna.distributions.FloatDistribution)
     assert isinstance(Dimension(choices=("a", "b")).distribution(), optuna.distributions.CategoricalDistribution)
+
+
+def test_no_configuration_stops_trials_while_they_warm_up():
+    """Before the end of the warm-up a loss says more about the warm-up than about the settings."""
+    configs = {path.name: yaml.safe_load(path.read_text()) for path in Path("configs").glob("*.yaml")}
+    searched = {
+        name: config for name, config in configs.items() if "train.warmup" in config.get("search", {}).get("space", {})
+    }
+    assert len(searched) >= 2
+    for name, config in searched.items():
+        longest = config["search"]["space"]["train.warmup"]["high"] * config["max_epochs"]
+        assert longest <= config["search"]["halving"]["first_rung"], name

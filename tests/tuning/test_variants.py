@@ -1,12 +1,15 @@
 """A fixed list of runs, such as folds; that they train side by side is tested with the CLIP jobs."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 
 from raymed.errors import RunError, UserError
 from raymed.recipes.lung import LungRecipe
+from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
@@ -86,3 +89,24 @@ def test_a_run_that_failed_after_good_epochs_is_no_success(night, tmp_path):
     study.tell(number, TrialState.FAIL, "the loss is not finite at step 9")
     with pytest.raises(RunError, match=r"not finite at step 9\nThe same command goes on .* epoch 1: CHECKPOINT"):
         night.outcome(study)
+
+
+def test_a_run_that_was_tried_again_tells_its_best_epoch_though_that_lay_before_its_failure(night, tmp_path):
+    template = dataclasses.replace(night.template, storage=str(tmp_path), name="single")
+    single = dataclasses.replace(night, template=template, variants={}, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    study, folder = single.open_study(), Path(template.folder.path) / "trials" / "trial-0000"
+    best = folder / "step-00000002-000002-ab"
+    best.mkdir(parents=True)
+    history: list[dict[str, float]] = []
+    for state in (TrialState.FAIL, TrialState.COMPLETE):
+        number, _ = study.ask(single.line_up(study))
+        for loss in (0.9, 0.4) if state == TrialState.FAIL else (0.6,):
+            history.append({"val_loss": loss, "best_val_loss": min(loss, 0.4), "best_epoch": 2, "epoch": len(history) + 1})
+            study.report(number, len(history), {**history[-1], "model": str(best)})
+        study.tell(number, state)
+    Progress(epoch=2, history=history[:2]).write(best)
+    outcome = single.outcome(study)
+    assert (outcome.data["val_loss"], outcome.data["best_epoch"], outcome.data["epochs"]) == (0.4, 2, 3)
+    shutil.rmtree(best)
+    with pytest.raises(UserError, match="step-00000002-000002-ab is not there any more"):
+        single.outcome(study)
