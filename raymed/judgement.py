@@ -22,6 +22,7 @@ from raymed.evaluation.metrics import Evaluation, evaluate
 from raymed.evaluation.patients import Patients, decision_table, softmax, to_patients
 from raymed.evaluation.predict import Model, chosen_rows, predict_rows
 from raymed.recipes import RECIPE_FILE
+from raymed.seal import check_seal
 from raymed.storage import Folder
 from raymed.training.checkpoint import copy_to_local
 
@@ -98,8 +99,13 @@ class Candidate:
         return folder.child("model")
 
     def fetch(self, checkpoint: str, into: Path) -> Path:
-        """A local copy of a checkpoint's exported network."""
+        """A local copy of a checkpoint's exported network.
+
+        Raises:
+            UserError: it is not there any more, or damaged.
+        """
         copy_to_local(self.network(checkpoint), into)
+        check_seal(into)
         return into
 
 

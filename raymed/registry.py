@@ -31,6 +31,7 @@ from raymed.judgement import Candidate, Judgement, Refit, judge
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes import RECIPE_FILE, open_model
+from raymed.seal import check_seal, seal
 from raymed.tracking import Tracker
 
 log = logging.getLogger("raymed")
@@ -146,7 +147,7 @@ def register_network(
 
 
 def save(network: Path, inference: Inference, folder: Path) -> None:
-    """Write a self-contained pyfunc model: code, weights and inference settings."""
+    """Write a self-contained pyfunc model, sealed: code, weights and inference settings."""
     with tempfile.TemporaryDirectory() as temporary:
         settings = Path(temporary) / "inference.json"
         settings.write_text(inference.to_json(), encoding="utf-8")
@@ -159,6 +160,7 @@ def save(network: Path, inference: Inference, folder: Path) -> None:
             input_example=serving.EXAMPLE,
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in NEEDS],
         )
+    seal(folder)
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ def open_tower(uri: str, tracking: str) -> VisionTower:
 
 def _opened(uri: str, folder: Path) -> Resolved:
     if (folder / "MLmodel").is_file():
+        check_seal(folder)
         artifacts = mlflow.models.Model.load(str(folder)).flavors["python_function"]["artifacts"]
         inference = Inference.read(folder / artifacts[serving.INFERENCE]["path"])
         return Resolved(inference.name, folder / artifacts[serving.NETWORK]["path"], inference)

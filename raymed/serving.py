@@ -24,6 +24,7 @@ from raymed.data.sources import Refusal, SourceSettings, list_source, load_study
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference, Predictor, note, table, to_record
 from raymed.recipes import open_model
+from raymed.seal import check_seal
 
 NETWORK, INFERENCE = "network", "inference"  # names of the artefacts
 MICRO_BATCH = 32
@@ -34,6 +35,8 @@ class PatientModel(PythonModel):
     """Patients' pictures in, one decision per patient out."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        """Raises: UserError: a file of the model is damaged."""
+        check_seal(Path(context.artifacts[INFERENCE]).parent.parent)
         self.inference = Inference.read(Path(context.artifacts[INFERENCE]))
         self.inference.image.require_rule()  # the code that comes with the model may have lost to an installed raymed
         self.predictor = Predictor(open_model(Path(context.artifacts[NETWORK])), MICRO_BATCH)

@@ -20,6 +20,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.models.clip import image_normalisation
 from raymed.recipes.clip import ClipRecipe
+from raymed.seal import check_archive
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, newest_step, publish
 from raymed.training.engine import learning_rate
@@ -82,10 +83,11 @@ def read(path: Path) -> dict[str, Any]:
     """What `write` wrote; tensors are read from the disk as they are used.
 
     Raises:
-        UserError: no such file, or not one of a CLIP run of this raymed.
+        UserError: no such file, a damaged one, or not one of a CLIP run of this raymed.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint {path}: give checkpoint_latest.pth or checkpoint_best.pth of a run's output folder")
+    check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds on foreign bytes

@@ -16,6 +16,7 @@ from raymed.errors import UserError
 from raymed.evaluation.predict import Inference, Model
 from raymed.recipes.clip import ClipRecipe
 from raymed.registry import resolve_model
+from raymed.seal import check_seal
 from raymed.tracking import Tracker
 
 
@@ -39,9 +40,10 @@ class Classifier:
         """The network, ready to predict.
 
         Raises:
-            UserError: its files are not complete, or it cannot take the texts.
+            UserError: its files are damaged or not complete, or it cannot take the texts.
         """
         if self.path.is_dir():
+            check_seal(self.path)
             return self.asked, self.asked.load(self.path)
         content = checkpoint.read(self.path)
         model = self.recipe.model

@@ -17,6 +17,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from raymed.errors import UserError
 from raymed.models import timm_weights
+from raymed.seal import check_archive, check_seal
 
 log = logging.getLogger("raymed")
 
@@ -28,9 +29,10 @@ def load_weights(backbone: PreTrainedModel, path: Path) -> None:
     of timm's. A classification head among them is left out: the classes are others.
 
     Raises:
-        UserError: a key of the backbone is missing, unknown or of another shape.
+        UserError: a file is damaged, or a key of the backbone is missing, unknown or of another shape.
     """
     if path.is_dir():
+        check_seal(path)
         _load_folder(backbone, path)
     else:
         _load_timm(backbone, path)
@@ -51,8 +53,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a file: safetensors, or a pickle that holds nothing but tensors, perhaps under `state_dict`.
 
     Raises:
-        UserError: the file cannot be read safely, or holds something else.
+        UserError: the file is damaged or cannot be read safely, or holds something else.
     """
+    check_archive(file)
     try:
         state: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # damaged files raise many kinds

@@ -40,6 +40,7 @@ from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.packed_attention import FLASH
 from raymed.models.positions import fit_positions, start_positions
 from raymed.models.settings import ModelSettings
+from raymed.seal import check_seal
 
 log = logging.getLogger("raymed")
 
@@ -310,7 +311,9 @@ def build_network(settings: ModelSettings, size: int) -> InternVLForConditionalG
     """transformers' InternVL with its starting weights, adapted as the settings say."""
     attention = attention_kernel(settings.attention)
     if settings.path is not None:
-        network = load_internvl(find_model(settings.path, MODEL_FILES), attention)
+        folder = find_model(settings.path, MODEL_FILES)
+        check_seal(folder)
+        network = load_internvl(folder, attention)
         if _made_for(network.config) != size:
             fit_positions(network.model.vision_tower, size)
             network.config.image_seq_length = (size // 28) ** 2

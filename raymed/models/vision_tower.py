@@ -37,6 +37,7 @@ from raymed.models.internvl_weights import (
     remote_vision_config,
     side,
 )
+from raymed.seal import check_seal, seal
 
 log = logging.getLogger("raymed")
 
@@ -82,10 +83,12 @@ class VisionTower:
             source: what to call it, where the path is a copy.
 
         Raises:
-            UserError: nothing readable there, no ViT in it, or a key that is missing, unknown or of another shape.
+            UserError: nothing readable there, damaged files, no ViT in it, or a key that is missing, unknown or of another
+                shape.
         """
         config: PreTrainedConfig | None = None
         if path.is_dir():
+            check_seal(path)
             config, state = _folder_config(path), read_state(path)
         elif path.suffix in WEIGHT_FILES and path.is_file():
             state = read_weights(path)
@@ -200,6 +203,7 @@ class VisionTower:
             _save(state, out / WEIGHTS)
             (out / CONFIG).write_text(json.dumps(content, indent=2), "utf-8")
             (out / EXTRACTED).write_text(json.dumps(self.origin(), indent=1), "utf-8")
+            seal(out)
         except OSError as error:
             raise UserError(f"cannot write {out}: {error}. Free space, or choose another --out") from error
 

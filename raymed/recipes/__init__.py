@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymed.errors import UserError
+from raymed.seal import check_seal, seal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,8 +28,9 @@ def open_model(folder: Path) -> tuple[Recipe, nn.Module]:
     """The recipe and the network that `Recipe.export` wrote into a folder, ready to predict.
 
     Raises:
-        UserError: the folder holds no exported model, one of an unknown recipe, or one that is not complete.
+        UserError: the folder holds no exported model, one of an unknown recipe, or one that is damaged or not complete.
     """
+    check_seal(folder)
     name = _read(folder).get("recipe")
     if name not in RECIPES:
         raise UserError(
@@ -41,8 +43,9 @@ def open_model(folder: Path) -> tuple[Recipe, nn.Module]:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write a recipe's settings beside its exported weights."""
+    """Write a recipe's settings beside its exported weights and seal the folder, which ends an export."""
     (folder / RECIPE_FILE).write_text(json.dumps(settings, ensure_ascii=False, indent=2), "utf-8")
+    seal(folder)
 
 
 def read_settings(folder: Path, recipe: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ run that was killed while writing, or a file cut short by a full disk, is passed
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 from pyarrow import fs
 
 from raymed.errors import RunError, UserError
+from raymed.seal import digest_of_file
 from raymed.storage import Folder
 from raymed.training.best import Best
 
@@ -91,7 +91,7 @@ def read_history(checkpoint: Folder) -> list[dict[str, float]]:
 
 def seal(folder: Path, worker: int, workers: int) -> None:
     """List this worker's files with sizes and digests; written last, it makes the worker's part valid."""
-    files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {str(path.relative_to(folder)): digest_of_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     sealed = {"workers": workers, "files": files}
     (folder / f"sealed-{worker:03d}.json").write_text(json.dumps(sealed), encoding="utf-8")
 
@@ -166,7 +166,7 @@ def verify(folder: Path) -> None:
         if not path.is_file():
             raise RunError(f"{path.name} is missing")
         for name, digest in json.loads(path.read_text(encoding="utf-8"))["files"].items():
-            if not (folder / name).is_file() or _digest(folder / name) != digest:
+            if not (folder / name).is_file() or digest_of_file(folder / name) != digest:
                 raise RunError(f"{name} is missing or damaged")
 
 
@@ -174,8 +174,3 @@ def copy_to_local(source: Folder, target: Path) -> None:
     """Copy a folder from any storage to a local path."""
     target.mkdir(parents=True, exist_ok=True)
     fs.copy_files(source.path, str(target), source_filesystem=source.filesystem, destination_filesystem=fs.LocalFileSystem())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,89 @@
+"""Digests of files, kept beside them: a model whose files were damaged or exchanged is not used.
+
+A seal vouches for files against damage, not against a person who can write both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+from raymed.errors import UserError
+
+log = logging.getLogger("raymed")
+
+SEAL = "sealed.json"
+UNSEALED = ("__pycache__",)  # written by whoever runs what is sealed
+
+
+def seal(folder: Path) -> None:
+    """List the digests of a folder's files in `SEAL`; written last. A sealed folder within counts by its own list."""
+    files = {path.relative_to(folder).as_posix(): digest_of_file(path) for path in _files(folder)}
+    (folder / SEAL).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+
+
+def check_seal(folder: Path) -> None:
+    """Refuse a folder with a file that is not as its list says; a line tells of a folder without a list.
+
+    Raises:
+        UserError: a file is missing, damaged or exchanged, or the list itself is damaged; the message names the file.
+    """
+    path = folder / SEAL
+    if not path.is_file():
+        log.warning("%s has no list of digests (%s): damage to its files would not be noticed", folder, SEAL)
+        return
+    try:
+        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        wrong = next((name for name, digest in files.items() if not _is(folder / name, digest)), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): copy the model again from where it was made") from error
+    if wrong is not None:
+        raise UserError(
+            f"{folder / wrong} is missing, damaged or exchanged: it is not the file that {SEAL} lists. "
+            "Copy the model again from where it was made, or register it again (jobs/promote.py RUN_ID)"
+        )
+
+
+def check_archive(file: Path) -> None:
+    """Refuse a file of `torch.save` with a damaged record. Each has a CRC-32, which torch itself does not look at.
+
+    Whatever is no archive, as files of an older torch and safetensors, is left to who reads it.
+
+    Raises:
+        UserError: a record is damaged, or the archive's own list is.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            wrong = archive.testzip()
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{file} is damaged ({error}): copy it again from where it was made") from error
+    if wrong is not None:
+        raise UserError(f"{file} is damaged in its record {wrong}: copy it again from where it was made")
+
+
+def digest_of_file(path: Path) -> str:
+    """BLAKE2b of a file, 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and digest_of_file(path) == digest
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that a folder's list holds: of sealed folders within only their list."""
+    inner = {path.parent for path in folder.rglob(SEAL)} - {folder}
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not set(path.relative_to(folder).parts) & set(UNSEALED)
+        and path != folder / SEAL
+        and (path.name == SEAL or not inner & set(path.parents))
+    ]
