@@ -12,15 +12,8 @@ from typing import Literal
 
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
-from raymed.evaluation.metrics import evaluate, judge_patients
-from raymed.evaluation.patients import decision_table, softmax, to_patients
-from raymed.evaluation.predict import chosen_rows, predict_rows
-from raymed.evaluation.summary import lines
 from raymed.job import JobOptions, Outcome, run
-from raymed.recipes import open_model
-from raymed.registry import resolve_model
 from raymed.storage import Folder
-from raymed.tracking import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +44,14 @@ class Evaluate(JobOptions):
 
 
 def main(options: Evaluate) -> Outcome:
+    from raymed.evaluation.metrics import evaluate, judge_patients
+    from raymed.evaluation.patients import decision_table, softmax, to_patients
+    from raymed.evaluation.predict import chosen_rows, predict_rows
+    from raymed.evaluation.summary import lines
+    from raymed.recipes import open_model
+    from raymed.registry import resolve_model
+    from raymed.tracking import Tracker
+
     resolved = resolve_model(options.model, Tracker.open(options.tracking))
     prepared = Prepared.open(options.data)
     notes = resolved.notes(prepared, options.split)

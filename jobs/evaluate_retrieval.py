@@ -14,12 +14,8 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field
 
-from raymed.evaluation.retrieval_run import Judging, evaluate
-from raymed.evaluation.retrieval_summary import class_table, table
 from raymed.job import Alias, JobOptions, Outcome, run
-from raymed.retrieval.features import Features
-from raymed.retrieval.gallery import RetrievalSettings
-from raymed.tracking import Tracker
+from raymed.retrieval.settings import RetrievalSettings
 
 log = logging.getLogger("raymed")
 
@@ -50,6 +46,11 @@ class EvaluateRetrieval(JobOptions):
 
 
 def main(options: EvaluateRetrieval) -> Outcome:
+    from raymed.evaluation.retrieval_run import Judging, evaluate
+    from raymed.evaluation.retrieval_summary import class_table, table
+    from raymed.retrieval.features import Features
+    from raymed.tracking import Tracker
+
     judging = Judging(tuple(sorted(set(options.top_k))), options.bootstrap, options.seed)
     log.info("加载查询集特征... %s", options.queries)
     queries = Features.open(options.queries)

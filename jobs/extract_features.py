@@ -18,10 +18,7 @@ from typing import Literal
 
 from raymed.errors import UserError
 from raymed.job import Alias, JobOptions, Outcome, run
-from raymed.models.features import FeatureSettings
-from raymed.registry import open_tower
-from raymed.retrieval.extract import Work, extract
-from raymed.retrieval.features import Features, write_npz
+from raymed.models.settings import FeatureSettings
 from raymed.retrieval.input import Input
 from raymed.storage import Folder
 
@@ -58,6 +55,10 @@ class ExtractFeatures(JobOptions, Input):
 
 
 def main(options: ExtractFeatures) -> Outcome:
+    from raymed.registry import open_tower
+    from raymed.retrieval.extract import Work, extract
+    from raymed.retrieval.features import Features, write_npz
+
     tower = open_tower(options.model, options.tracking)
     opened = options.open(tower.size)
     log.info("找到 %d 张图像 (pictures), %d parts", opened.pictures, len(opened.parts))

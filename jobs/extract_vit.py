@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.job import Alias, JobOptions, Outcome, run
-from raymed.models.vision_tower import Layout
-from raymed.registry import open_tower
+from raymed.models.settings import Layout
 
 GUIDE = {"checkpoint": Alias("model"), "output": Alias("out")}
 
@@ -48,6 +47,8 @@ def named(words: list[str]) -> list[str]:
 
 
 def main(options: ExtractVit) -> Outcome:
+    from raymed.registry import open_tower
+
     tower = open_tower(options.model, options.tracking)
     tower = tower.resized(options.size or tower.size, options.patch)
     out = Path(options.out).expanduser().resolve()

@@ -13,13 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raymed.clip.model import open_classifier
 from raymed.data.class_texts import read_class_texts
 from raymed.data.sources import SourceSettings
 from raymed.data.sources.table import is_table
 from raymed.job import Alias, Outcome, run
 from raymed.prediction import PredictOptions, predict
-from raymed.tracking import Tracker
 
 GUIDE = {"patients": Alias("source.patients"), "patient-regex": Alias("source.patient_regex")}
 
@@ -40,6 +38,9 @@ class PredictClip(PredictOptions):
 
 
 def main(options: PredictClip) -> Outcome:
+    from raymed.clip.model import open_classifier
+    from raymed.tracking import Tracker
+
     if options.source.format == "classes" and is_table(Path(options.input)):
         options = replace(options, source=replace(options.source, format="csv"))
     texts = read_class_texts(Path(options.texts).expanduser()) if options.texts else None

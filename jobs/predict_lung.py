@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from raymed.errors import UserError
 from raymed.job import Outcome, run
 from raymed.prediction import PredictOptions, predict
-from raymed.recipes import open_model
-from raymed.registry import resolve_model
-from raymed.tracking import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +29,10 @@ class PredictLung(PredictOptions):
 
 
 def main(options: PredictLung) -> Outcome:
+    from raymed.recipes import open_model
+    from raymed.registry import resolve_model
+    from raymed.tracking import Tracker
+
     resolved = resolve_model(options.model, Tracker.open(options.tracking))
     if resolved.inference is None:
         raise UserError(

@@ -12,11 +12,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from raymed.data.counts import table
-from raymed.data.prepare import PrepareResult, PrepareSettings, expected_split, prepare, seconds_per_slice
+from raymed.data.settings import PrepareSettings
 from raymed.data.survey import survey
 from raymed.job import JobOptions, Outcome, run
+
+if TYPE_CHECKING:
+    from raymed.data.prepare import PrepareResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +36,16 @@ class PrepareOptions(JobOptions, PrepareSettings):
 
 
 def main(options: PrepareOptions) -> Outcome:
+    from raymed.data.prepare import prepare
+
     return plan(options) if options.dry_run else summary(prepare(Path(options.source), options.out, options))
 
 
 def plan(options: PrepareOptions) -> Outcome:
     """What would be done."""
+    from raymed.data.counts import table
+    from raymed.data.prepare import expected_split, seconds_per_slice
+
     found = survey(Path(options.source), options, options.labels)
     patients = expected_split(found, options)
     cpus = os.cpu_count() or 1
@@ -57,6 +65,8 @@ def plan(options: PrepareOptions) -> Outcome:
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
+    from raymed.data.counts import table
+
     manifest = result.prepared.manifest
     lines = [
         *table(manifest.patients, manifest.slices),

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from raymed.data.corpus import CorpusSettings, prepare_corpus, survey_corpus
-from raymed.data.counts import table
-from raymed.data.prepare import PrepareResult, expected_split
+from raymed.data.settings import CorpusSettings
 from raymed.job import JobOptions, Outcome, run
+
+if TYPE_CHECKING:
+    from raymed.data.prepare import PrepareResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,17 @@ class PrepareVitpOptions(JobOptions, CorpusSettings):
 
 
 def main(options: PrepareVitpOptions) -> Outcome:
+    from raymed.data.corpus import prepare_corpus
+
     return plan(options) if options.dry_run else summary(prepare_corpus(Path(options.source), options.out, options))
 
 
 def plan(options: PrepareVitpOptions) -> Outcome:
     """What would be done."""
+    from raymed.data.corpus import survey_corpus
+    from raymed.data.counts import table
+    from raymed.data.prepare import expected_split
+
     found, used = survey_corpus(Path(options.source), options)
     patients = expected_split(found, options)["unlabelled"]
     lines = [
@@ -53,6 +61,8 @@ def plan(options: PrepareVitpOptions) -> Outcome:
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
+    from raymed.data.counts import table
+
     prepared, manifest = result.prepared, result.prepared.manifest
     tokens = int(prepared.columns(prepared.rows("all"), ["cost"])["cost"].sum())
     lines = [

@@ -14,17 +14,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from raymed.cluster import connect
 from raymed.job import Outcome, run
 from raymed.tuning.budget import Budget
-from raymed.tuning.estimate import describe
-from raymed.tuning.search import run_search
 from raymed.vitp import VitpOptions
 
 MEDICAL = Path(__file__).parent.parent / "configs" / "vitp_medical.yaml"
 
 
 def main(options: VitpOptions) -> Outcome:
+    from raymed.cluster import connect
+    from raymed.tuning.estimate import describe
+    from raymed.tuning.search import run_search
+
     connect()
     night = options.night(options.prepared(), Budget(trials=1))
     if options.dry_run:

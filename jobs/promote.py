@@ -11,13 +11,13 @@ the data have no classes, as for pretraining, there is nobody to judge: the netw
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from raymed.data.prepared import Prepared
-from raymed.evaluation.summary import lines
 from raymed.job import JobOptions, Outcome, run
-from raymed.judgement import Candidate
-from raymed.registry import CHAMPION, judge_and_register, register_network
-from raymed.tracking import Tracker
+
+if TYPE_CHECKING:
+    from raymed.judgement import Candidate
+    from raymed.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Promote(JobOptions):
     """
 
     run_id: str
-    alias: str = CHAMPION
+    alias: str = "champion"
     licence: str = ""
     micro_batch: int = 32
     workers: int = 1
@@ -42,6 +42,12 @@ class Promote(JobOptions):
 
 
 def main(options: Promote) -> Outcome:
+    from raymed.data.prepared import Prepared
+    from raymed.evaluation.summary import lines
+    from raymed.judgement import Candidate
+    from raymed.registry import judge_and_register
+    from raymed.tracking import Tracker
+
     tracker = Tracker.open(options.tracking)
     candidate = Candidate.of_run(tracker, options.run_id)
     prepared = Prepared.open(candidate.data)
@@ -79,6 +85,8 @@ def main(options: Promote) -> Outcome:
 
 def register(options: Promote, tracker: Tracker, candidate: Candidate) -> Outcome:
     """For data without classes: the network and its validation loss."""
+    from raymed.registry import register_network
+
     run = tracker.describe(candidate.run_id)
     epoch = int(run.metrics["best_epoch"])
     val_loss = tracker.of_epoch(run.id, "val_loss", epoch)

@@ -13,12 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raymed.data.sources import SourceSettings
-from raymed.evaluation.retrieval_summary import neighbour_table
 from raymed.job import JobOptions, Outcome, run
-from raymed.registry import open_tower
-from raymed.retrieval.features import Features
-from raymed.retrieval.gallery import Gallery, RetrievalSettings
-from raymed.retrieval.query import query
+from raymed.retrieval.settings import RetrievalSettings
 
 SHOWN = ["rank", "distance", "label", "patient", "picture"]
 
@@ -49,6 +45,12 @@ class Retrieve(JobOptions):
 
 
 def main(options: Retrieve) -> Outcome:
+    from raymed.evaluation.retrieval_summary import neighbour_table
+    from raymed.registry import open_tower
+    from raymed.retrieval.features import Features
+    from raymed.retrieval.gallery import Gallery
+    from raymed.retrieval.query import query
+
     features = Features.open(options.gallery)
     layer = features.layers[-1] if options.layer is None else features.require_layer(options.layer)
     gallery = Gallery(features, layer, options.retrieval)

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raymed.clip.checkpoint import read_for, start_from
-from raymed.clip.options import GUIDE
-from raymed.clip.output import OutputWriter
-from raymed.clip.runs import RUN, TrainClip, default_output, list_configurations
-from raymed.clip.summary import summarise
-from raymed.cluster import connect
+from raymed.clip.options import GUIDE, TrainClip
 from raymed.errors import UserError
 from raymed.job import Outcome, run
 from raymed.tuning.budget import Budget
-from raymed.tuning.estimate import describe
-from raymed.tuning.search import run_search
-from raymed.tuning.study import CHECKPOINT
 
 
 def main(options: TrainClip) -> Outcome:
+    from raymed.clip.checkpoint import read_for, start_from
+    from raymed.clip.output import OutputWriter
+    from raymed.clip.runs import RUN, default_output, list_configurations
+    from raymed.clip.summary import summarise
+    from raymed.cluster import connect
+    from raymed.tuning.estimate import describe
+    from raymed.tuning.search import run_search
+    from raymed.tuning.study import CHECKPOINT
+
     options = options.small()
     configurations, wrong = list_configurations(options, GUIDE)
     for each in {each.prepared.folder.uri: each for each in configurations}.values():

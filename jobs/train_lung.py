@@ -9,15 +9,16 @@ The same command goes on with an interrupted run. Judge and register the result 
 
 from __future__ import annotations
 
-from raymed.cluster import connect
 from raymed.job import Outcome, run
 from raymed.lung import LungOptions
 from raymed.tuning.budget import Budget
-from raymed.tuning.estimate import describe
-from raymed.tuning.search import run_search
 
 
 def main(options: LungOptions) -> Outcome:
+    from raymed.cluster import connect
+    from raymed.tuning.estimate import describe
+    from raymed.tuning.search import run_search
+
     connect()
     prepared = options.prepared()
     night = options.night(prepared, Budget(trials=1))

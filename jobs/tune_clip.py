@@ -14,12 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.clip.options import GUIDE, ClipOptions
-from raymed.cluster import connect
 from raymed.job import Outcome, run
 from raymed.system import SearchOptions, for_search
-from raymed.tuning.estimate import describe
-from raymed.tuning.morning import judge_night
-from raymed.tuning.search import run_search
 
 SEARCH_GUIDE = {name: alias for name, alias in GUIDE.items() if name != "epochs"}  # here --epochs are those of all trials
 
@@ -36,6 +32,11 @@ class TuneClip(ClipOptions, SearchOptions):
 
 
 def main(options: TuneClip) -> Outcome:
+    from raymed.cluster import connect
+    from raymed.tuning.estimate import describe
+    from raymed.tuning.morning import judge_night
+    from raymed.tuning.search import run_search
+
     connect()
     options = for_search(options).small()
     prepared = options.prepared()

@@ -13,13 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.cluster import connect
 from raymed.job import Outcome, run
 from raymed.lung import LungOptions
 from raymed.system import SearchOptions, for_search
-from raymed.tuning.estimate import describe
-from raymed.tuning.morning import judge_night
-from raymed.tuning.search import run_search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +24,11 @@ class TuneLung(LungOptions, SearchOptions):
 
 
 def main(options: TuneLung) -> Outcome:
+    from raymed.cluster import connect
+    from raymed.tuning.estimate import describe
+    from raymed.tuning.morning import judge_night
+    from raymed.tuning.search import run_search
+
     connect()
     options = for_search(options)
     night = options.night(options.prepared(), options.budget)

@@ -13,13 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.cluster import connect
 from raymed.errors import UserError
 from raymed.job import Outcome, run
 from raymed.system import SearchOptions, for_search
-from raymed.tuning.estimate import describe
-from raymed.tuning.search import run_search
-from raymed.tuning.winner import register_winner
 from raymed.vitp import VitpOptions
 
 
@@ -29,6 +25,11 @@ class TuneVitp(VitpOptions, SearchOptions):
 
 
 def main(options: TuneVitp) -> Outcome:
+    from raymed.cluster import connect
+    from raymed.tuning.estimate import describe
+    from raymed.tuning.search import run_search
+    from raymed.tuning.winner import register_winner
+
     if options.refit != "none":
         raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
     connect()

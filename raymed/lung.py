@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.models.settings import ModelSettings
-from raymed.recipes.augment import AugmentSettings
-from raymed.recipes.lung import LossSettings, LungRecipe
+from raymed.recipes.settings import AugmentSettings, LossSettings
 from raymed.system import SystemOptions, prepare_phantoms
-from raymed.training.engine import TrainSettings
+from raymed.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from raymed.recipes.lung import LungRecipe
 
 log = logging.getLogger("raymed")
 
@@ -46,7 +49,8 @@ class LungOptions(SystemOptions):
         return prepare_phantoms(self.folder, self.phantom, self.phantom_size)
 
     def recipe(self, prepared: Prepared) -> LungRecipe:
-        from raymed.models.choice import family_of  # with transformers: not before data are made
+        from raymed.models.choice import family_of
+        from raymed.recipes.lung import LungRecipe
 
         recipe = LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss_settings, self.augment)
         if self.model.path and self.train.lr >= TrainSettings.lr and family_of(self.model) == "internvl":

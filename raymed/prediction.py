@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from raymed.data.sources import Listing, SourceSettings, list_source
 from raymed.errors import UserError
-from raymed.evaluation.predict import Inference, Model, note, predict_studies, table
 from raymed.job import JobOptions, Outcome
 from raymed.storage import Folder
+
+if TYPE_CHECKING:
+    from raymed.evaluation.predict import Inference, Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
         UserError: the model was made under another pixel rule, the input cannot be read, its folders may be classes instead
             of patients, or the CSV cannot be written.
     """
+    import pandas as pd
+
+    from raymed.evaluation.predict import note, predict_studies, table
+
     inference.image.require_rule()
     listing = list_source(Path(options.input), options.source)
     if not options.source.labelled and not options.source.patient_regex:

@@ -1,4 +1,7 @@
-"""What the jobs of every system share: options of a training run or search, and the run or search those describe."""
+"""What the jobs of every system share: options of a training run or search, and the run or search those describe.
+
+Options are read, and explained by ``--help``, without what trains: modules that hold options import it where they use it.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from raymed.data.image import PIXEL_RULE, ImageSettings
 from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
 from raymed.data.plan import Sampling
-from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
+from raymed.data.settings import PrepareSettings
 from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.job import JobOptions
-from raymed.recipes.recipe import Recipe
 from raymed.storage import Folder
-from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.settings import TrainSettings
 from raymed.tuning.budget import Budget, deadline
-from raymed.tuning.night import KeepCheckpoints, Night, SearchSettings
+from raymed.tuning.settings import KeepCheckpoints, SearchSettings
+
+if TYPE_CHECKING:
+    from raymed.recipes.recipe import Recipe
+    from raymed.training.loop import FitSpec
+    from raymed.tuning.night import Night
 
 log = logging.getLogger("raymed")
 
@@ -82,6 +88,8 @@ class SystemOptions(JobOptions, ABC):
         Raises:
             UserError: there is nothing to train or to validate on.
         """
+        from raymed.training.loop import FitSpec
+
         if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
             raise UserError(f"{prepared.folder.uri} has no train or no val patients: it can be predicted, not trained on")
         if prepared.image.rule != PIXEL_RULE:
@@ -109,6 +117,8 @@ class SystemOptions(JobOptions, ABC):
 
     def named(self, template: FitSpec, budget: Budget, variants: Mapping[str, FitSpec] | None = None) -> Night:
         """A search from `template`, or the listed runs, under the name that settings and data give it."""
+        from raymed.tuning.night import Night
+
         listed = dict(variants or {})
         described = json.dumps(
             [
@@ -182,6 +192,8 @@ class SearchOptions:
 
 def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int, folds: int = 5) -> Prepared:
     """Make and prepare the embedded patients under the storage; what is there already is kept."""
+    from raymed.data.prepare import prepare
+
     described = hashlib.blake2b(repr((VERSION, phantom, size, folds)).encode(), digest_size=3).hexdigest()
     scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
     storage.check_writable()

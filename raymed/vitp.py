@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -12,13 +12,17 @@ from raymed.data.image import ImageSettings
 from raymed.data.packing import MixtureSettings
 from raymed.data.phantom import PhantomSettings
 from raymed.data.prepared import Prepared
+from raymed.data.settings import CorpusSettings
 from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
+from raymed.recipes.settings import ChatLossSettings
 from raymed.recipes.token_drop import TokenDropSettings
-from raymed.recipes.vitp import ChatLossSettings, VitpRecipe
 from raymed.system import SystemOptions
-from raymed.training.engine import TrainSettings
+from raymed.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from raymed.recipes.vitp import VitpRecipe
 
 SMALL = TrainSettings(epochs=6, global_batch=2, micro_batch=1, lr=3e-3, warmup=0.2, final_lr=0.0)  # from random weights
 AT_ONCE = 64  # samples read to see whether one asks a question
@@ -61,13 +65,14 @@ class VitpOptions(SystemOptions):
     def prepared(self) -> Prepared:
         if self.data is not None:
             return Prepared.open(self.data)
-        from raymed.data.corpus import CorpusSettings  # with a tokenizer: not before data are made
         from raymed.data.phantom_notes import prepare_notes
 
         split = SplitSettings("75/25/0", folds=0)
         return prepare_notes(self.folder, self.phantom, CorpusSettings(image=ImageSettings(self.phantom_size), split=split))
 
     def recipe(self, prepared: Prepared) -> VitpRecipe:
+        from raymed.recipes.vitp import VitpRecipe
+
         if self.train.monitor == "val_choice_loss" and not _asked(prepared, prepared.rows("val", self.fold)):
             raise UserError(
                 "train.monitor is val_choice_loss, and no validation sample asks a question with declared choices "

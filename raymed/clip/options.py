@@ -9,27 +9,29 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from raymed.data.class_texts import ClassTexts, class_texts, read_class_texts, tell_missing
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.phantom import PhantomSettings
 from raymed.data.plan import SliceSettings
-from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import MANIFEST, Prepared
+from raymed.data.settings import PrepareSettings
 from raymed.data.sources import SourceSettings
 from raymed.data.split import SplitSettings
 from raymed.data.survey import survey
 from raymed.errors import UserError
 from raymed.job import Alias
 from raymed.models.settings import ClipModelSettings
-from raymed.recipes.clip import ClipLossSettings, ClipRecipe
-from raymed.recipes.crops import ClipAugmentSettings, prepared_size
+from raymed.recipes.settings import ClipAugmentSettings, ClipLossSettings
 from raymed.storage import Folder
 from raymed.system import SystemOptions, prepare_phantoms
-from raymed.training.engine import TrainSettings
+from raymed.training.settings import TrainSettings
 from raymed.tuning.space import get_setting, with_setting
+
+if TYPE_CHECKING:
+    from raymed.recipes.clip import ClipRecipe
 
 log = logging.getLogger("raymed")
 
@@ -140,6 +142,9 @@ class ClipOptions(SystemOptions):
         Raises:
             UserError: the data cannot be prepared, or were prepared at another size.
         """
+        from raymed.data.prepare import prepare
+        from raymed.recipes.crops import prepared_size
+
         size = prepared_size(self.size)
         folds = self.n_splits if self.n_splits > 1 else 0
         usual = type(self)()
@@ -230,6 +235,8 @@ class ClipOptions(SystemOptions):
         return found
 
     def _recipe(self, labels: LabelTable) -> ClipRecipe:
+        from raymed.recipes.clip import ClipRecipe
+
         texts = class_texts(labels.names, self.text_template, self._given_texts())
         return ClipRecipe.for_data(labels, self.size, texts, self.model, self.loss_settings, self.augment)
 
@@ -237,3 +244,43 @@ class ClipOptions(SystemOptions):
         if self.class_texts_file is None:
             return self.class_texts
         return read_class_texts(Path(self.class_texts_file).expanduser()) | self.class_texts
+
+
+def _watching_accuracy() -> TrainSettings:
+    return dataclasses.replace(ClipOptions().train, monitor="val_acc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClip(ClipOptions):
+    """Options of CLIP training.
+
+    Attributes:
+        output_dir: Folder for configuration, checkpoints and history (default: a folder of the run's in the storage).
+        use_cv: Cross-validation: one run for each fold.
+        multi_config: Train every configuration in --config-file.
+        config_file: JSON list of configurations, each with the options that differ from those given here.
+        resume_from: Go on from this .pth file; an interrupted run goes on by itself when it is started again.
+        save_best: Write checkpoint_best.pth as well.
+        train: How it is trained: the learning rate falls along a cosine from the first step on.
+    """
+
+    output_dir: str | None = None
+    use_cv: bool = False
+    multi_config: bool = False
+    config_file: str | None = None
+    resume_from: str | None = None
+    save_best: bool = True
+    train: TrainSettings = field(default_factory=_watching_accuracy)
+
+    def check_modes(self) -> None:
+        """Raises: UserError: options that do not go together."""
+        if self.config_file and not self.multi_config:
+            raise UserError("--config-file is read in the mode --multi-config: add that, or leave the file out")
+        if self.multi_config and not self.config_file:
+            raise UserError("--multi-config needs --config-file FILE.json, see configs/train_clip_config.json")
+        if self.resume_from and (self.use_cv or self.multi_config):
+            raise UserError(
+                "--resume-from is for a single run; folds and configurations go on when the command is run again"
+            )
+        if self.use_cv and self.fold is not None:
+            raise UserError("--use-cv trains every fold: leave --fold out")

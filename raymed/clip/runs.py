@@ -8,20 +8,19 @@ import json
 import logging
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from raymed.clip.options import ClipOptions
+from raymed.clip.options import TrainClip
 from raymed.clip.output import CONFIG, RunOutput, write_json
 from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
 from raymed.job import Aliases
-from raymed.training.engine import TrainSettings
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import VARIANT, Night
 from raymed.tuning.space import get_setting, with_setting
@@ -33,46 +32,6 @@ OF_THE_JOB = (  # options that an entry of a configuration file cannot have of i
     "output_dir", "multi_config", "config_file", "resume_from", "storage", "tracking_uri", "dry_run", "json", "name",
     "resume", "keep_checkpoints", "search", "workers", "min_workers",
 )  # fmt: skip
-
-
-def _watching_accuracy() -> TrainSettings:
-    return dataclasses.replace(ClipOptions().train, monitor="val_acc")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainClip(ClipOptions):
-    """Options of CLIP training.
-
-    Attributes:
-        output_dir: Folder for configuration, checkpoints and history (default: a folder of the run's in the storage).
-        use_cv: Cross-validation: one run for each fold.
-        multi_config: Train every configuration in --config-file.
-        config_file: JSON list of configurations, each with the options that differ from those given here.
-        resume_from: Go on from this .pth file; an interrupted run goes on by itself when it is started again.
-        save_best: Write checkpoint_best.pth as well.
-        train: How it is trained: the learning rate falls along a cosine from the first step on.
-    """
-
-    output_dir: str | None = None
-    use_cv: bool = False
-    multi_config: bool = False
-    config_file: str | None = None
-    resume_from: str | None = None
-    save_best: bool = True
-    train: TrainSettings = field(default_factory=_watching_accuracy)
-
-    def check_modes(self) -> None:
-        """Raises: UserError: options that do not go together."""
-        if self.config_file and not self.multi_config:
-            raise UserError("--config-file is read in the mode --multi-config: add that, or leave the file out")
-        if self.multi_config and not self.config_file:
-            raise UserError("--multi-config needs --config-file FILE.json, see configs/train_clip_config.json")
-        if self.resume_from and (self.use_cv or self.multi_config):
-            raise UserError(
-                "--resume-from is for a single run; folds and configurations go on when the command is run again"
-            )
-        if self.use_cv and self.fold is not None:
-            raise UserError("--use-cv trains every fold: leave --fold out")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,14 @@ import numpy as np
 
 from raymed.data.image import ImageError, ImageSettings
 from raymed.data.labels import LabelTable
-from raymed.data.prepare import CurationSettings, PrepareResult, curate, expected_split, plain_settings
+from raymed.data.prepare import PrepareResult, curate, expected_split, plain_settings
 from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.record import Image, Message
+from raymed.data.settings import CorpusSettings
 from raymed.data.shards import Content
 from raymed.data.sources import Refusal, Slice, Study, read_whole
 from raymed.data.sources.sample import read_sample
-from raymed.data.sources.samples import SampleSettings, list_samples
-from raymed.data.split import SplitSettings
+from raymed.data.sources.samples import list_samples
 from raymed.data.survey import Survey
 from raymed.data.tiles import TOKEN_SIDE, TileSettings, grid, stretch, tile_count
 from raymed.errors import UserError
@@ -34,34 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("raymed")
 
 TOKENIZER_FILES = "config.json and the tokenizer's files"  # of a model's folder
-
-
-@dataclass(frozen=True)
-class CorpusSettings(CurationSettings, SampleSettings):
-    """How samples become prepared data for pretraining.
-
-    Attributes:
-        split: shares of train/val/test patients.
-        tiles: into how many tiles a picture is cut; image.size is the side of a tile.
-        tokenizer: the model that will be trained, by which samples are measured: its folder, or the name of a preset.
-        max_tokens: tokens of the longest sample, image tokens included; longer ones go to the quarantine.
-    """
-
-    split: SplitSettings = field(default_factory=lambda: SplitSettings("98/2/0", folds=0))
-    tiles: TileSettings = field(default_factory=TileSettings)
-    tokenizer: str = "internvl-tiny"
-    max_tokens: int = 4096
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.image.resize != "squash":
-            raise UserError("image.resize pad is not for tiles, to which a picture is stretched: leave it at squash")
-        if self.image.size % TOKEN_SIDE:
-            lower = max(TOKEN_SIDE, self.image.size // TOKEN_SIDE * TOKEN_SIDE)
-            raise UserError(
-                f"image.size is {self.image.size}: InternVL takes tiles whose side is a multiple of {TOKEN_SIDE}, "
-                f"for example {lower} or {lower + TOKEN_SIDE}"
-            )
 
 
 @dataclass(frozen=True)

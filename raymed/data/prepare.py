@@ -13,10 +13,10 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,9 +29,10 @@ from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.quarantine import Line, Quarantine
 from raymed.data.record import INDEX, input_pictures
+from raymed.data.settings import CurationSettings, PrepareSettings
 from raymed.data.shards import SHARDS, UNFINISHED, Load, LoadSlices, write_shards
-from raymed.data.sources import SourceSettings, load_study
-from raymed.data.split import Assignment, SplitSettings, assign, read_split_file
+from raymed.data.sources import load_study
+from raymed.data.split import Assignment, assign, read_split_file
 from raymed.data.survey import UNLABELLED, Survey, class_name, survey
 from raymed.errors import UserError
 from raymed.storage import Folder
@@ -44,41 +45,6 @@ SOMETIMES = ("further", "bytes")  # columns that say something of some sources o
 SAMPLE = 4  # slices a study that an estimate opens
 STUDIES = pa.schema([("study", pa.string()), ("fingerprint", pa.string()), ("refused", pa.string())])
 ORDER = [(name, "ascending") for name in ("patient", "study", "position", "id")]
-
-
-@dataclass(frozen=True)
-class CurationSettings:
-    """How what was found becomes prepared data.
-
-    Attributes:
-        seed: which of the possible divisions into splits is taken.
-        image: size, windowing and resizing of the pictures.
-        split: shares of train/val/test, and folds.
-        near_duplicates: pictures that two patients share, re-encoded or resized: group keeps those patients in one split,
-            warn only lists them, error stops.
-        max_quarantine: stop when more than this share of the slices cannot be used, e.g. 5%.
-        pseudonymise: replace the names of patients, studies and slices by keyed hashes. The value is the file of the key,
-            made where there is none; keep it, and the table that is written beside it, where the originals are.
-    """
-
-    seed: int = 0
-    image: ImageSettings = field(default_factory=ImageSettings)
-    split: SplitSettings = field(default_factory=SplitSettings)
-    near_duplicates: Literal["group", "warn", "error"] = "group"
-    max_quarantine: str = "5%"
-    pseudonymise: str | None = None
-
-
-@dataclass(frozen=True)
-class PrepareSettings(CurationSettings, SourceSettings):
-    """How raw studies become prepared data; the fields of `SourceSettings` say how the source is read.
-
-    Attributes:
-        labels: a label table: a YAML file, the name of one that comes with raymed, or source, which takes the labels as they
-            are written, sorted.
-    """
-
-    labels: str = "lung"
 
 
 @dataclass(frozen=True)

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymed.errors import UserError
 from raymed.models.backbones import input_norm
 from raymed.models.internvl import attention_kernel
 from raymed.models.precision import arithmetic
+from raymed.models.settings import FeatureSettings
 from raymed.models.vision_tower import VisionTower
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What a picture's features are.
-
-    Attributes:
-        layer: whose output: 0 is the embeddings, 1 the first block, -1 the last block, -2 the one before it.
-        sweep: so many layers in one pass, that one and those before it, to choose among them later.
-        pooling: mean of the patches' tokens, cls for the class token, or all for the mean of both.
-        normalise: divide each vector by its length.
-        precision: bf16 is faster where the hardware has it; features differ in their third digit.
-    """
-
-    layer: int = -1
-    sweep: int = 1
-    pooling: Literal["mean", "cls", "all"] = "mean"
-    normalise: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    def layers(self, blocks: int) -> tuple[int, ...]:
-        """The layers that are asked of a ViT with so many blocks, counted from the embeddings, ascending.
-
-        Raises:
-            UserError: it has no such layers.
-        """
-        last = self.layer if self.layer >= 0 else blocks + 1 + self.layer
-        if not (0 <= last <= blocks and 1 <= self.sweep <= last + 1):
-            raise UserError(
-                f"features.layer {self.layer} and features.sweep {self.sweep}: the ViT has the layers 0 (its embeddings) to "
-                f"{blocks}, or -{blocks + 1} to -1"
-            )
-        return tuple(range(last - self.sweep + 1, last + 1))
 
 
 class FeatureExtractor(nn.Module):

@@ -27,7 +27,7 @@ from transformers import (
 from raymed.errors import UserError
 from raymed.models import adapt
 from raymed.models.backbones import input_norm, normalisation
-from raymed.models.internvl_text import CONTEXT, TURN_END, ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
+from raymed.models.internvl_text import ChoicePrompt, byte_tokenizer, read_tokenizer, token_id
 from raymed.models.internvl_weights import (
     WEIGHTS,
     load_internvl,
@@ -36,6 +36,7 @@ from raymed.models.internvl_weights import (
     untied,
     write_image_processor,
 )
+from raymed.models.marks import CONTEXT, TURN_END
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.packed_attention import FLASH
 from raymed.models.positions import fit_positions, start_positions

@@ -14,13 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
 from raymed.errors import UserError
+from raymed.models.marks import CONTEXT, IMAGE, IMAGE_END, IMAGE_START, PADDING, REQUIRED, TURN_END, TURN_START
 
-IMAGE = "<image>"  # where a turn of text has its picture
-CONTEXT = "<IMG_CONTEXT>"  # one per image token in the sequence
-IMAGE_START, IMAGE_END = "<img>", "</img>"
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-PADDING = "<|endoftext|>"
-REQUIRED = (TURN_START, TURN_END, IMAGE_START, IMAGE_END, CONTEXT)
 NO_LOSS = -100
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "fp32", "bf16", "amp"]
+from raymed.models.settings import Precision
+
 Arithmetic = Literal["fp32", "bf16", "amp"]
 
 log = logging.getLogger("raymed")

@@ -7,6 +7,8 @@ from typing import Literal
 
 from raymed.errors import UserError
 
+Precision = Literal["auto", "fp32", "bf16", "amp"]
+Layout = Literal["native", "internvl"]
 LITE = "efficientnet-lite0"  # the preset with learned weights
 
 
@@ -116,3 +118,36 @@ class ClipModelSettings:
             raise UserError(f"model.temperature is {self.temperature}: it must be between 0.01 and 10")
         if self.text_lr_scale <= 0:
             raise UserError(f"model.text_lr_scale is {self.text_lr_scale}: it must be above 0 (model.freeze_text freezes)")
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What a picture's features are.
+
+    Attributes:
+        layer: whose output: 0 is the embeddings, 1 the first block, -1 the last block, -2 the one before it.
+        sweep: so many layers in one pass, that one and those before it, to choose among them later.
+        pooling: mean of the patches' tokens, cls for the class token, or all for the mean of both.
+        normalise: divide each vector by its length.
+        precision: bf16 is faster where the hardware has it; features differ in their third digit.
+    """
+
+    layer: int = -1
+    sweep: int = 1
+    pooling: Literal["mean", "cls", "all"] = "mean"
+    normalise: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def layers(self, blocks: int) -> tuple[int, ...]:
+        """The layers that are asked of a ViT with so many blocks, counted from the embeddings, ascending.
+
+        Raises:
+            UserError: it has no such layers.
+        """
+        last = self.layer if self.layer >= 0 else blocks + 1 + self.layer
+        if not (0 <= last <= blocks and 1 <= self.sweep <= last + 1):
+            raise UserError(
+                f"features.layer {self.layer} and features.sweep {self.sweep}: the ViT has the layers 0 (its embeddings) to "
+                f"{blocks}, or -{blocks + 1} to -1"
+            )
+        return tuple(range(last - self.sweep + 1, last + 1))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,11 +37,10 @@ from raymed.models.internvl_weights import (
     remote_vision_config,
     side,
 )
+from raymed.models.settings import Layout
 from raymed.seal import check_seal, seal
 
 log = logging.getLogger("raymed")
-
-Layout = Literal["native", "internvl"]
 
 EXTRACTED = "extracted.json"  # where the ViT came from, beside its weights
 WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".pt")

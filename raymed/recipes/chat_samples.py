@@ -52,7 +52,8 @@ def encode_sample(record: Record, size: int, tokenizer: PreTrainedTokenizerBase)
     Raises:
         UserError: its pictures do not fit its text or the size, or a question its declared choices.
     """
-    from raymed.models.internvl_text import CONTEXT, choice_questions, encode_turns, token_id
+    from raymed.models.internvl_text import choice_questions, encode_turns, token_id
+    from raymed.models.marks import CONTEXT
 
     pictures = list(_tiles(record, size))
     image_tokens = [len(tiles) * (size // TOKEN_SIDE) ** 2 for tiles in pictures]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,37 +21,14 @@ from raymed.errors import UserError
 from raymed.models.settings import ClipModelSettings
 from raymed.recipes import read_settings, write_settings
 from raymed.recipes.augment import generator
-from raymed.recipes.crops import ClipAugmentSettings, crop_pictures, prepared_size
+from raymed.recipes.crops import crop_pictures, prepared_size
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.pictures import class_labels, stack_pictures
 from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
+from raymed.recipes.settings import ClipAugmentSettings, ClipLossSettings
 
 if TYPE_CHECKING:
     from raymed.data.labels import LabelTable
-
-
-@dataclass(frozen=True)
-class ClipLossSettings:
-    """What the towers are trained on.
-
-    Attributes:
-        kind: `class`: cross-entropy of a picture over all classes; `clip`: the symmetric contrastive loss over the pictures
-            of a micro-batch and the texts of their classes, which cannot fall below the logarithm of how often a class
-            occurs there, so that its value says little.
-        text_to_image: weight of the direction from class texts to the micro-batch's pictures, added to `class`; `clip` has
-            it already.
-    """
-
-    kind: Literal["class", "clip"] = "class"
-    text_to_image: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.text_to_image < 0:
-            raise UserError(f"loss_settings.text_to_image is {self.text_to_image}: it must be at least 0")
-        if self.text_to_image and self.kind == "clip":
-            raise UserError(
-                "loss_settings.text_to_image is for the class loss; the clip loss has that direction: set it to 0"
-            )
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,14 @@ whole picture is scaled down instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from raymed.recipes.augment import AugmentSettings, augment, generator
+from raymed.recipes.augment import augment, generator
 from raymed.recipes.recipe import TrainingPass
+from raymed.recipes.settings import AugmentSettings, ClipAugmentSettings
 
 MARGIN = 1.1
 DEGREES = 15.0
@@ -26,19 +25,6 @@ ERASED_SHARE = 0.1  # of the pictures
 ASPECT = (0.3, 3.3)  # of the erased rectangle
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's, 0 after normalising
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-
-
-@dataclass(frozen=True)
-class ClipAugmentSettings:
-    """How training pictures are varied.
-
-    Attributes:
-        preset: `none`; `minimal`: random crop, mirroring; `standard`: also turned upside down, rotation, colours, an erased
-            rectangle; `radiograph`: random crop, exposure (contrast, gamma), slight geometry, never mirrored: for X-rays and
-            whatever else has a left and a right.
-    """
-
-    preset: Literal["none", "minimal", "standard", "radiograph"] = "standard"
 
 
 def prepared_size(size: int) -> int:

@@ -21,35 +21,14 @@ from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
 from raymed.recipes import read_settings, write_settings
-from raymed.recipes.augment import AugmentSettings, augment
+from raymed.recipes.augment import augment
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.pictures import class_labels, stack_pictures
 from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
+from raymed.recipes.settings import AugmentSettings, LossSettings
 
 if TYPE_CHECKING:
     from raymed.data.labels import LabelTable
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """The loss of one slice: choice_weight * choice loss + lm_weight * language loss.
-
-    Attributes:
-        label_smoothing: share of the choice loss's target that is spread evenly over all classes.
-        choice_weight: weight of the cross-entropy over the declared choices.
-        lm_weight: weight of the cross-entropy over the whole vocabulary, for the answer and the end of the turn; read by
-            the internvl family only.
-    """
-
-    label_smoothing: float = 0.01
-    choice_weight: float = 1.0
-    lm_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"loss_settings.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
-        if self.choice_weight <= 0 or self.lm_weight < 0:
-            raise UserError("loss_settings.choice_weight must be above 0, and loss_settings.lm_weight at least 0")
 
 
 @dataclass(frozen=True)

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from raymed.errors import UserError
 from raymed.retrieval.features import Features
-from raymed.retrieval.index import Index, IndexSettings
-from raymed.retrieval.projection import Projection, ProjectionSettings, unit
+from raymed.retrieval.index import Index
+from raymed.retrieval.projection import Projection, unit
+from raymed.retrieval.settings import RetrievalSettings
 
 NONE = -1  # the row of a neighbour that there is not
 FEW = 32  # pictures of one patient in the gallery
-
-
-@dataclass(frozen=True)
-class RetrievalSettings:
-    """How a gallery is searched.
-
-    Attributes:
-        index: the index.
-        projection: what is done to features before.
-        expand: search again with the mean of the query and so many of its nearest pictures (query expansion; 0 = once).
-        exclude: what is never a neighbour: pictures of the query's own patient, the query's own picture, or nothing.
-    """
-
-    index: IndexSettings = field(default_factory=IndexSettings)
-    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
-    expand: int = 0
-    exclude: Literal["patient", "picture", "none"] = "patient"
-
-    def __post_init__(self) -> None:
-        if self.expand < 0:
-            raise UserError(f"expand is {self.expand}: it must be at least 0")
 
 
 @dataclass(frozen=True, eq=False)

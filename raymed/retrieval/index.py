@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from raymed.errors import UserError
+from raymed.retrieval.settings import IndexSettings
 
 log = logging.getLogger("raymed")
 
@@ -16,34 +16,6 @@ TRAINING_PER_CELL = 39  # faiss warns below that
 PQ_CENTRES = 256  # of a code of one byte
 GPU_CODE = 48  # bytes of a code whose distance tables fit into a GPU's shared memory in float32; longer ones are halved
 GPU_MOST = 2048  # neighbours that faiss finds on a GPU
-
-
-@dataclass(frozen=True)
-class IndexSettings:
-    """How neighbours are found.
-
-    Attributes:
-        kind: flat compares with every picture; hnsw walks a graph; ivfpq looks into some cells of compressed vectors.
-        metric: l2 or cosine; on vectors of length 1 both give the same order.
-        links: hnsw: neighbours that each picture is linked to.
-        effort: hnsw: candidates kept while searching; more find more of the true neighbours, and take longer.
-        cells: ivfpq: how many cells (0 = four times the square root of the gallery).
-        probes: ivfpq: cells that a query looks into.
-        code: ivfpq: bytes that a vector is compressed to; the width must be a multiple of it.
-    """
-
-    kind: Literal["flat", "hnsw", "ivfpq"] = "flat"
-    metric: Literal["l2", "cosine"] = "l2"
-    links: int = 32
-    effort: int = 128
-    cells: int = 0
-    probes: int = 32
-    code: int = 64
-
-    def __post_init__(self) -> None:
-        for name, least in {"links": 2, "effort": 1, "cells": 0, "probes": 1, "code": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"index.{name} is {getattr(self, name)}: it must be at least {least}")
 
 
 class Index:

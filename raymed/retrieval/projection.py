@@ -8,21 +8,9 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from raymed.errors import UserError
+from raymed.retrieval.settings import ProjectionSettings
 
 SMALLEST_DEVIATION = 1e-6  # a dimension that varies less tells nothing, and is not blown up
-
-
-@dataclass(frozen=True)
-class ProjectionSettings:
-    """What is done to features before they are compared; afterwards they have length 1 again.
-
-    Attributes:
-        pca: keep so many principal components (0 = all dimensions as they are).
-        whiten: subtract each dimension's mean and divide by its standard deviation.
-    """
-
-    pca: int = 0
-    whiten: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,8 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,81 +22,12 @@ from torch import nn
 
 from raymed.errors import RunError, UserError
 from raymed.models.norm import settle_batch_norms, uncounted
-from raymed.models.precision import Precision, arithmetic
+from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Recipe
-from raymed.training.best import Monitor
+from raymed.training.settings import TrainSettings
 from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore
 
-HOW = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes")  # of TrainSettings: how, not what
 NOT_FINITE = "the loss is not finite"
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a model is trained.
-
-    Attributes:
-        epochs: Most epochs.
-        global_batch: Packs (slices) per optimizer step, over all workers.
-        micro_batch: Packs per forward pass; the rest of the global batch is accumulated. Lower it when memory is short.
-        lr: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay; never on norms and biases.
-        warmup: Share of all steps over which the learning rate rises linearly.
-        final_lr: Learning rate at the end of the cosine, as a share of the peak.
-        clip: Largest gradient norm (0 = no clipping).
-        ema: Decay of the averaged weights that are evaluated and kept (0 = off; not with ZeRO 3).
-        zero_stage: DeepSpeed ZeRO stage, 1, 2 or 3.
-        precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them;
-            `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
-            Devices without them compute in fp32.
-        monitor: What the best epoch is chosen by: the lowest val_loss; or, where the system gives it, the highest val_acc
-            (CLIP) or the lowest val_choice_loss (pretraining on questions with declared choices).
-        patience: Stop after this many epochs without an improvement of it (0 = never).
-        min_delta: A smaller change of it is no improvement; in percentage points for val_acc.
-        checkpoint_steps: Checkpoint within an epoch every so many steps (0 = only after each epoch).
-        stall_minutes: A step, or a checkpoint, that takes longer is taken for a hang: the workers are started again from the
-            last checkpoint, and a run that hangs again fails (0 = never).
-    """
-
-    epochs: int = 10
-    global_batch: int = 16
-    micro_batch: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    final_lr: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.0
-    zero_stage: Literal[1, 2, 3] = 1
-    precision: Precision = "auto"
-    monitor: Monitor = "val_loss"
-    patience: int = 0
-    min_delta: float = 0.0
-    checkpoint_steps: int = 0
-    stall_minutes: float = 30.0
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.global_batch, self.micro_batch) < 1:
-            raise UserError("train.epochs, train.global_batch and train.micro_batch must be at least 1")
-        if min(self.patience, self.min_delta, self.stall_minutes) < 0:
-            raise UserError("train.patience, train.min_delta and train.stall_minutes must be at least 0")
-        if self.lr <= 0 or min(self.weight_decay, self.clip, self.checkpoint_steps) < 0:
-            raise UserError("train.lr must be above 0; train.weight_decay, clip and checkpoint_steps must not be below")
-        if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1 and 0 <= self.ema < 1):
-            raise UserError(
-                f"train.warmup {self.warmup:g} and train.final_lr {self.final_lr:g} are shares (of all steps, of train.lr): "
-                f"from 0 to 1; train.ema {self.ema:g} is below 1"
-            )
-        if self.ema and self.zero_stage == 3:
-            raise UserError("train.ema needs whole parameters on every worker: use train.zero_stage 1 or 2, or train.ema 0")
-
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide what comes out; those that only say how it is done may change as a run goes on."""
-        return {name: value for name, value in asdict(self).items() if name not in HOW}
-
-    def how(self) -> dict[str, Any]:
-        """The others."""
-        return {name: getattr(self, name) for name in HOW}
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import ray
 from optuna.trial import FrozenTrial, TrialState
@@ -24,35 +23,14 @@ from raymed.training.fit import Resources, resources
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import COPY, Journal, alone
-from raymed.tuning.space import Dimension, Space, Value, get_setting, with_setting
-from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Halving, Study
+from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
+from raymed.tuning.space import Dimension, Value, get_setting, with_setting
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
 PREDICTIONS = "predictions.npz"  # of a checkpoint: what a trial is compared by
 
-KeepCheckpoints = Literal["best", "all", "champion"]
 VARIANT = "run"  # the name of a listed run, among a trial's settings
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How a search is run.
-
-    Attributes:
-        space: Settings that are searched, by dotted name (see raymed/tuning/space.py).
-        halving: When trials are stopped early.
-        concurrent: Trials at once (0 = as many as the cluster holds).
-        cpus_per_worker: CPUs of each training worker (0 = one; of a single run on this machine, all there are between them).
-    """
-
-    space: Space = field(default_factory=dict)
-    halving: Halving = field(default_factory=Halving)
-    concurrent: int = 0
-    cpus_per_worker: int = 0
-
-    def __post_init__(self) -> None:
-        if self.concurrent < 0 or self.cpus_per_worker < 0:
-            raise UserError("search.concurrent and search.cpus_per_worker are counts: 0, or how many")
 
 
 @dataclass(frozen=True)

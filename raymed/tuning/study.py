@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +26,13 @@ from raymed.training.loop import MODEL, FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import Journal
+from raymed.tuning.settings import Halving
 from raymed.tuning.space import Space, Value
 
 log = logging.getLogger("raymed")
 
 REASON, CHECKPOINT, BEST_EPOCH, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
 DECIDED = "decided"  # by epoch: why the trial was stopped after it, or nothing where it went on
-
-
-@dataclass(frozen=True)
-class Halving:
-    """Asynchronous successive halving on epochs.
-
-    Attributes:
-        first_rung: Epochs before the first decision (0 = never stop a trial early).
-        reduction: At each rung one in so many goes on; the next rung is this many times later.
-    """
-
-    first_rung: int = 1
-    reduction: int = 3
-
-    def __post_init__(self) -> None:
-        if self.first_rung < 0 or self.reduction < 2:
-            raise UserError("search.halving needs a first_rung from 0 up and a reduction from 2 up")
 
 
 class Study:

@@ -9,7 +9,7 @@ from typing import Any
 from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
 from raymed.data.sources.conversations import read_name, read_turns
-from raymed.models.internvl_text import IMAGE, REQUIRED
+from raymed.models.marks import IMAGE, REQUIRED
 
 OTHER_NAMES = ("images", "image_path", "image_paths", "img", "picture")  # where other programs keep the picture
 

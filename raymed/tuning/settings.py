@@ -1,0 +1,49 @@
+"""How a search is run, as a person says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raymed.errors import UserError
+from raymed.tuning.space import Space
+
+KeepCheckpoints = Literal["best", "all", "champion"]
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving on epochs.
+
+    Attributes:
+        first_rung: Epochs before the first decision (0 = never stop a trial early).
+        reduction: At each rung one in so many goes on; the next rung is this many times later.
+    """
+
+    first_rung: int = 1
+    reduction: int = 3
+
+    def __post_init__(self) -> None:
+        if self.first_rung < 0 or self.reduction < 2:
+            raise UserError("search.halving needs a first_rung from 0 up and a reduction from 2 up")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a search is run.
+
+    Attributes:
+        space: Settings that are searched, by dotted name (see raymed/tuning/space.py).
+        halving: When trials are stopped early.
+        concurrent: Trials at once (0 = as many as the cluster holds).
+        cpus_per_worker: CPUs of each training worker (0 = one; of a single run on this machine, all there are between them).
+    """
+
+    space: Space = field(default_factory=dict)
+    halving: Halving = field(default_factory=Halving)
+    concurrent: int = 0
+    cpus_per_worker: int = 0
+
+    def __post_init__(self) -> None:
+        if self.concurrent < 0 or self.cpus_per_worker < 0:
+            raise UserError("search.concurrent and search.cpus_per_worker are counts: 0, or how many")
