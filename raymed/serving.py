@@ -92,7 +92,7 @@ def _records(patient: str, number: int, image: Any, settings: ImageSettings) -> 
     """The usable slices of one input row, and notes on the others."""
     if not isinstance(image, str | Path):
         return _from_array(patient, number, image, settings)
-    listing = list_source(Path(image), SourceSettings(labelled=False))
+    listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"))
     if len({study.patient for study in listing.studies}) > 1:
         raise UserError(f"{image} holds several patients: give one row per patient, or use jobs/predict_lung.py")
     records, notes = [], [note(refusal) for refusal in listing.refusals]

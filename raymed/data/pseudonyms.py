@@ -95,7 +95,7 @@ class Pseudonyms:
         ]
         if named:
             raise UserError(f"{len(named)} texts name their patient, e.g. {'; '.join(named[:10])}. Remove the names first")
-        patients = {study.patient for study in found.listing.studies}
+        patients = {study.patient for study in found.listing.studies} | {each.patient for each in found.listing.refusals}
         refusals = tuple(self._refusal(refusal) for refusal in found.listing.refusals)
         self._remember(found, found.listing.refusals)
         listed = {id(study): self._study(study, patients) for study in found.listing.studies}
@@ -121,7 +121,7 @@ class Pseudonyms:
             raise UserError(f"{len(unknown)} pseudonyms are of another key or other data, e.g. {', '.join(unknown[:3])}")
         return pattern.sub(lambda match: written(originals[match[0]]), text)
 
-    def _study(self, study: Study, patients: set[str]) -> Study:
+    def _study(self, study: Study, patients: set[str | None]) -> Study:
         patient = self.patient(study.patient)
         name = patient if study.study == study.patient else self.of("study", study.study)
         slices = []
@@ -151,6 +151,8 @@ class Pseudonyms:
                 rows["study", study.study] = self.of("study", study.study)
         for refusal in refusals:
             rows["file", refusal.id] = self.of("file", refusal.id)
+            if refusal.patient is not None:
+                rows["patient", refusal.patient] = self.patient(refusal.patient)
         content = io.StringIO()
         writer = csv.writer(content)
         writer.writerow(COLUMNS)

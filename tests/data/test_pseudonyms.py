@@ -182,3 +182,13 @@ def test_a_split_file_speaks_of_patients_by_their_own_names(tmp_path: Path) -> N
     known = Pseudonyms.open(key, prepared.folder)
     of = dict(zip(prepared.index["patient"].to_pylist(), prepared.index["split"].to_pylist(), strict=True))
     assert of == {known.patient(name): ("train", "val", "test")[number // 4] for number, name in enumerate(NAMES)}
+
+
+def test_a_patient_without_a_picture_is_in_the_table_and_under_no_name_of_his_own(tmp_path: Path) -> None:
+    (tmp_path / "in" / "normal" / "Jane").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "in" / "normal" / "Jane" / "0.png")
+    (tmp_path / "in" / "normal" / "Doe").mkdir()
+    pseudonyms = Pseudonyms.open(tmp_path / "owner" / "key")
+    (refusal,) = pseudonyms.rename(survey(tmp_path / "in", SourceSettings(), "lung")).listing.refusals
+    assert "Doe" not in repr(refusal)
+    assert pseudonyms.reveal(f"{refusal.patient}") == "Doe"

@@ -96,7 +96,7 @@ def test_two_series_in_one_folder_are_two_studies(tmp_path: Path) -> None:
 
 def test_patients_are_named_by_their_folders_and_labelled_by_the_class_above(tmp_path: Path) -> None:
     write_dicom(tmp_path / "viral" / "P1" / "scan" / "a.dcm", CHEST[0], 0, series="1.1")
-    write_dicom(tmp_path / "normal" / "P2" / "1.2.840.1", CHEST[0], 0, series="1.2")
+    write_dicom(tmp_path / "normal" / "P2" / "1.2.840.1", CHEST[0], 0, series="1.2", PatientID="MRN-2")
     (tmp_path / "normal" / "P2" / "readme.txt").write_text("x")
     listing = list_source(tmp_path, SourceSettings())
     assert [(study.patient, study.label) for study in listing.studies] == [("P1", "viral"), ("P2", "normal")]
@@ -130,7 +130,7 @@ def test_a_slice_in_a_class_folder_but_in_no_patients_is_an_error(tmp_path: Path
 
 def test_a_damaged_header_is_refused_with_the_patient_that_its_folder_names(tmp_path: Path) -> None:
     for patient in ("p1", "p2", "p3"):
-        write_dicom(tmp_path / patient / "a.dcm", CHEST[0], 0, SeriesInstanceUID=f"1.2.{patient[1]}")
+        write_dicom(tmp_path / patient / "a.dcm", CHEST[0], 0, SeriesInstanceUID=f"1.2.{patient[1]}", PatientID=patient)
     damaged = tmp_path / "p2" / "a.dcm"
     content = damaged.read_bytes()
     number = content.index(b"\x20\x00\x13\x00IS") + 8  # InstanceNumber, as text

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from raymed.data.sources.listing import Listing, Slice, SourceSettings, make_study, some, sorted_studies, walk
+from raymed.data.sources.patients import with_patients
 from raymed.data.sources.table import read_rows
 from raymed.errors import UserError
 
@@ -43,9 +44,11 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     others = sorted(files.keys() - set(images))
     notes = [f"{len(others)} files that are no images of a class folder were left out: {some(others)}"] if others else []
     known = bool(settings.patients or settings.patient_regex)
+    refusals = with_patients(tree.refusals, tree, 0, settings)
     if not known:
+        refusals = [replace(refusal, patient=refusal.id) for refusal in refusals]
         notes.append("no patients are known: every image counts as a patient of its own")
-    return Listing(root, "classes", sorted_studies(studies), tree.refusals, tuple(notes), known)
+    return Listing(root, "classes", sorted_studies(studies), tuple(refusals), tuple(notes), known)
 
 
 def class_names(root: Path, images: Iterable[str]) -> list[str]:

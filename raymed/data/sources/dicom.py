@@ -9,9 +9,9 @@ back, within 20 degrees) are taken; all others are refused rather than turned.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pydicom
@@ -24,12 +24,14 @@ from raymed.data.sources.listing import (
     Refusal,
     Slice,
     SourceSettings,
+    Tree,
     make_study,
     natural_key,
     some,
     sorted_studies,
     walk,
 )
+from raymed.data.sources.patients import Person, require_persons, silent_patients, with_patients
 from raymed.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -37,6 +39,8 @@ AXIAL_WITHIN = 20.0  # degrees
 HEADER = (
     "Modality",
     "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
     "SeriesInstanceUID",
     "InstanceNumber",
     "ImagePositionPatient",
@@ -51,7 +55,6 @@ HEADER = (
 class _Header:
     path: str
     series: str
-    patient_id: str
     height: float  # along the slice normal, towards the head, in mm
     instance: int
 
@@ -77,23 +80,28 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         UserError: a patient cannot be named, or one series lies in the folders of two patients.
     """
     root = path.parent if path.is_file() else path
-    if path.is_file():
-        files, refusals, others = {path.name: path.stat()}, [], []
-    else:
-        tree = walk(root)
-        files = {name: stat for name, stat in tree.files.items() if is_dicom(root / name)}
-        others = [name for name in tree.files if name not in files]
-        refusals = list(tree.refusals)
+    tree = Tree({path.name: path.stat()}) if path.is_file() else walk(root)
+    files = tree.files if path.is_file() else {name: stat for name, stat in tree.files.items() if is_dicom(root / name)}
+    others = [name for name in tree.files if name not in files]
     headers: list[_Header] = []
+    persons: dict[str, Person] = {}
     refused: dict[str, str] = {}
     for name in files:
         try:
-            headers.append(_read_header(root / name, name))
+            dataset = _read(root / name, pixels=False)
+            persons[name] = _person(dataset)
+            headers.append(_checked(dataset, name))
         except ImageError as error:
             refused[name] = str(error)
-    tops = {Path(header.path).parts[0] for header in headers if "/" in header.path}
-    refusals += [Refusal(name, name, _folder_patient(name, settings, tops)[0], why) for name, why in refused.items()]
-    patients, labels = _name_patients(root, headers, settings)
+        except Exception as error:  # values are converted as they are asked for: whatever that raises, the header is damaged
+            refused[name] = f"a damaged header: {type(error).__name__}: {error}"
+    naming = _Naming.of(tree, persons, settings)
+    patients, labels = _name_patients(root, headers, naming)
+    refusals = with_patients(tree.refusals, tree, naming.depth, settings)
+    refusals += [Refusal(name, name, naming.patient(name), why) for name, why in refused.items()]
+    listed = [*files, *(refusal.id for refusal in tree.refusals)]
+    named = [*patients.values(), *(refusal.patient for refusal in refusals)]
+    refusals += silent_patients(tree, listed, named, naming.depth, settings, "a DICOM file")
     owners: dict[str, set[str]] = defaultdict(set)
     series: dict[tuple[str, str | None], list[_Header]] = defaultdict(list)  # under two labels it is two, which is refused
     for header in headers:
@@ -106,6 +114,8 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         members.sort(key=lambda header: (header.height, header.instance, natural_key(header.path)))
         slices = [Slice(header.path, header.path, None, at, header.path) for at, header in enumerate(members)]
         studies.append(make_study(patients[members[0].path], uid, label, root.name, slices, files))
+    if settings.patient_ids == "agree":
+        require_persons(root, patients, persons)
     notes = (f"{len(others)} files that are not DICOM were left out: {some(others)}",) if others else ()
     return Listing(root, "dicom", sorted_studies(studies), tuple(refusals), notes)
 
@@ -134,6 +144,8 @@ def read_slice(path: Path, settings: ImageSettings) -> np.ndarray:
 
 def _read(path: Path, pixels: bool) -> pydicom.Dataset:
     try:
+        if path.stat().st_size == 0:
+            raise ImageError("the file is empty (0 bytes)")
         if pixels:
             return pydicom.dcmread(path)
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
@@ -143,24 +155,17 @@ def _read(path: Path, pixels: bool) -> pydicom.Dataset:
         raise ImageError("not a readable DICOM file") from error
 
 
-def _read_header(path: Path, name: str) -> _Header:
+def _person(header: pydicom.Dataset) -> Person:
+    said = (str(header.get(tag) or "").strip() for tag in ("PatientID", "PatientBirthDate", "PatientSex"))
+    return Person(*said)
+
+
+def _checked(header: pydicom.Dataset, name: str) -> _Header:
     """What grouping and ordering need.
 
     Raises:
         ImageError: not an axial CT slice.
     """
-    if path.stat().st_size == 0:
-        raise ImageError("the file is empty (0 bytes)")
-    header = _read(path, pixels=False)
-    try:
-        return _checked(header, name)
-    except ImageError:
-        raise
-    except Exception as error:  # values are converted as they are asked for: whatever that raises, the header is damaged
-        raise ImageError(f"a damaged header: {type(error).__name__}: {error}") from error
-
-
-def _checked(header: pydicom.Dataset, name: str) -> _Header:
     if header.get("Modality") != "CT":
         raise ImageError(f"modality {header.get('Modality') or 'unknown'}, not CT: save it as PNG, windowed")
     if not header.get("Rows") or not header.get("Columns"):
@@ -187,7 +192,6 @@ def _checked(header: pydicom.Dataset, name: str) -> _Header:
     return _Header(
         path=name,
         series=str(header.SeriesInstanceUID),
-        patient_id=str(header.get("PatientID") or "").strip(),
         height=float(np.dot(place, normal)),
         instance=int(header.get("InstanceNumber") or 0),
     )
@@ -200,35 +204,62 @@ def _numbers(value: object, count: int) -> np.ndarray | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
-def _folder_patient(name: str, settings: SourceSettings, tops: Collection[str]) -> tuple[str | None, str | None]:
-    """Patient and label of a file as its path says them; None for what it does not say."""
-    folders = list(Path(name).parts[:-1])
-    label = folders.pop(0) if settings.labelled and len(folders) > 1 else None
-    if settings.patient_regex:
-        return settings.patient_of(name), label
-    return (folders[0] if label is not None or (folders and len(tops) > 1) else None), label
+@dataclass(frozen=True)
+class _Naming:
+    """What names the patient of a file: its folder, or its header.
+
+    Attributes:
+        depth: of the patients' folders: 2 below those of the classes, 1 where several folders lie in the root; 0 where the
+            PatientID alone says who it is.
+        persons: of each readable file.
+        ids: the PatientID of a folder's files, where they have one.
+    """
+
+    settings: SourceSettings
+    depth: int
+    persons: Mapping[str, Person]
+    ids: Mapping[str | None, str]
+
+    @classmethod
+    def of(cls, tree: Tree, persons: Mapping[str, Person], settings: SourceSettings) -> _Naming:
+        tops = {PurePosixPath(name).parts[0] for name in (*tree.folders, *(name for name in tree.files if "/" in name))}
+        labelled = settings.labelled and any(name.count("/") > 1 for name in persons)
+        naming = cls(settings, 2 if labelled else int(len(tops) > 1), persons, {})
+        ids: dict[str | None, set[str]] = defaultdict(set)
+        for name, person in persons.items():
+            ids[naming.folder(name)].add(person.patient_id)
+        return replace(naming, ids={folder: min(each) for folder, each in ids.items() if len(each) == 1})
+
+    def label(self, name: str) -> str | None:
+        folders = PurePosixPath(name).parts[:-1]
+        return folders[0] if self.settings.labelled and len(folders) > 1 else None
+
+    def folder(self, name: str) -> str | None:
+        """The patient as the path says it."""
+        if self.settings.patient_regex:
+            return self.settings.patient_of(name)
+        folders = PurePosixPath(name).parts[: self.depth + 1][:-1]
+        return folders[-1] if folders else None
+
+    def patient(self, name: str) -> str | None:
+        folder = self.folder(name)
+        if self.settings.patient_ids != "header" and (folder is not None or self.settings.patient_regex):
+            return folder
+        known = self.persons[name].patient_id if name in self.persons else self.ids.get(folder)
+        return known or folder
 
 
-def _name_patients(
-    root: Path, headers: list[_Header], settings: SourceSettings
-) -> tuple[dict[str, str], dict[str, str | None]]:
+def _name_patients(root: Path, headers: list[_Header], naming: _Naming) -> tuple[dict[str, str], dict[str, str | None]]:
     """Patient and label of every file.
 
     With labels, a file at least two folders deep lies in ``<class>/<patient>/``. Otherwise, several folders below the root
     are several patients; files in one folder belong to their PatientID.
     """
-    patients: dict[str, str] = {}
-    labels: dict[str, str | None] = {}
-    tops = {Path(header.path).parts[0] for header in headers if "/" in header.path}
-    unnamed: list[str] = []
-    for header in headers:
-        patient, labels[header.path] = _folder_patient(header.path, settings, tops)
-        if patient is None and not settings.patient_regex:
-            patient = header.patient_id or None
-        if patient is None:
-            unnamed.append(header.path)
-        else:
-            patients[header.path] = patient
+    settings = naming.settings
+    labels = {header.path: naming.label(header.path) for header in headers}
+    named = {header.path: naming.patient(header.path) for header in headers}
+    patients = {path: patient for path, patient in named.items() if patient is not None}
+    unnamed = [path for path, patient in named.items() if patient is None]
     classes = {label for label in labels.values() if label is not None}
     loose = [path for path, label in labels.items() if label is None and Path(path).parts[0] in classes]
     if loose:

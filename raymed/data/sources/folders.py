@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raymed.data.image import SUFFIXES
 from raymed.data.sources.listing import Listing, Slice, SourceSettings, make_study, some, sorted_studies, walk
+from raymed.data.sources.patients import silent_patients, with_patients
 from raymed.errors import UserError
 
 
@@ -45,8 +46,13 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         )
         for (patient, study, label), names in groups.items()
     ]
+    depth = 2 if settings.labelled else 1
+    refusals = with_patients(tree.refusals, tree, depth, settings)
+    owners = [key[0] for key in keys.values()] + [refusal.patient for refusal in refusals]
+    listed = [*pictures, *(refusal.id for refusal in refusals)]
+    refusals += silent_patients(tree, listed, owners, depth, settings, "a picture")
     notes = (f"{len(others)} files that are not pictures were left out: {some(others)}",) if others else ()
-    return Listing(path, "folders", sorted_studies(studies), tree.refusals, notes)
+    return Listing(path, "folders", sorted_studies(studies), tuple(refusals), notes)
 
 
 def _single(path: Path, settings: SourceSettings) -> Listing:

@@ -47,6 +47,8 @@ class SourceSettings:
         format: how the input is laid out; auto looks at its content.
         labelled: whether labels are read (class folders, label column, answers).
         patient_regex: a regular expression searched in each picture's path; its first group is the patient.
+        patient_ids: the PatientID of DICOM files: agree means that each patient has one, and no two patients share one;
+            header calls patients by it; folder does not look at it, for files whose ids were replaced.
         patients: a CSV with the columns image and patient_id, which says whose the images of class folders are.
         root: the folder that paths in a CSV or a meta file are relative to, if not the file's own.
         columns: names of a CSV's columns, where they are not the usual ones.
@@ -55,6 +57,7 @@ class SourceSettings:
     format: Format = "auto"
     labelled: bool = True
     patient_regex: str | None = None
+    patient_ids: Literal["agree", "header", "folder"] = "agree"
     patients: str | None = None
     root: str | None = None
     columns: Columns = field(default_factory=Columns)
@@ -150,10 +153,17 @@ class Listing:
 
 @dataclass(frozen=True)
 class Tree:
-    """The files below a folder: path relative to it -> size and time, in natural order; and what was not followed."""
+    """What lies below a folder; paths are relative to it.
+
+    Attributes:
+        files: size and time of each, in natural order.
+        refusals: links that were not followed.
+        folders: in natural order, with links that may stand for one.
+    """
 
     files: dict[str, os.stat_result]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[Refusal, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 def walk(root: Path) -> Tree:
@@ -164,6 +174,7 @@ def walk(root: Path) -> Tree:
     """
     files: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
+    folders: list[str] = []
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -174,12 +185,25 @@ def walk(root: Path) -> Tree:
         for entry in entries:
             path = posixpath.join(folder, entry.name)
             if entry.is_symlink() and not (entry.is_file() and _stays_inside(Path(entry.path), root)):
-                refusals.append(Refusal(path, path, None, "a link that is broken, or to a folder or outside the source"))
+                refusals.append(Refusal(path, path, None, _link(entry)))
+                if not entry.is_file():
+                    folders.append(path)
             elif entry.is_dir():
                 pending.append(path)
+                folders.append(path)
             elif entry.is_file():
                 files[path] = entry.stat()
-    return Tree({path: files[path] for path in sorted(files, key=natural_key)}, tuple(refusals))
+    ordered = {path: files[path] for path in sorted(files, key=natural_key)}
+    return Tree(ordered, tuple(refusals), tuple(sorted(folders, key=natural_key)))
+
+
+def _link(entry: os.DirEntry[str]) -> str:
+    """Why a symbolic link is not followed."""
+    if entry.is_file():
+        return "a symbolic link to a file outside the source: put the file itself there"
+    if entry.is_dir():
+        return "a symbolic link to a folder, which is not followed: put the folder itself there"
+    return "a symbolic link that leads nowhere"
 
 
 def inside(root: Path, path: str, where: str) -> str:

@@ -22,11 +22,13 @@ from raymed.data.sources.listing import (
     Slice,
     SourceSettings,
     Study,
+    Tree,
     make_study,
     some,
     sorted_studies,
     walk,
 )
+from raymed.data.sources.patients import silent_patients, with_patients
 from raymed.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -52,6 +54,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         files: dict[str, os.stat_result] = {path.name: path.stat()}
         refusals: list[Refusal] = []
         others: list[str] = []
+        tree = Tree(files)
     else:
         tree = walk(root)
         files = {name: stat for name, stat in tree.files.items() if is_nifti(Path(name))}
@@ -67,6 +70,11 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             continue
         slices = [Slice(f"{name}#{frame}", name, frame, at, f"{name}#{frame}") for at, frame in enumerate(frames)]
         studies.append(make_study(patient, name, label, root.name, slices, files))
+    depth = 2 if settings.labelled else 1
+    refusals = with_patients(refusals, tree, depth, settings)
+    owners = [study.patient for study in studies] + [refusal.patient for refusal in refusals]
+    listed = [*files, *(refusal.id for refusal in refusals)]
+    refusals += silent_patients(tree, listed, owners, depth, settings, "a NIfTI volume")
     notes = (f"{len(others)} files that are not NIfTI were left out: {some(others)}",) if others else ()
     return Listing(root, "nifti", sorted_studies(studies), tuple(refusals), notes)
 
