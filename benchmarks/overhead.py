@@ -121,9 +121,9 @@ def time_bare_loop(spec: FitSpec) -> list[float]:
         {"params": group.parameters, "lr": spec.train.lr, "weight_decay": spec.train.weight_decay if group.decay else 0.0}
         for group in spec.recipe.groups(module)
     ]
-    engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=groups, config=deepspeed_config(spec.train, torch.device("cpu"))
-    )
+    trained = sum(parameter.numel() for group in spec.recipe.groups(module) for parameter in group.parameters)
+    config = deepspeed_config(spec.train, torch.device("cpu"), workers=1, trained=trained)
+    engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=config)
     prepared, where, seconds = Prepared.open(spec.data), TrainingPass(spec.seed, 0), []
     batches = [
         spec.recipe.encode(prepared.read([row for pack in each for row in pack]), where).tensors

@@ -10,7 +10,6 @@ import re
 import shutil
 import socket
 import sys
-import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -31,16 +30,7 @@ from raymed.storage import Folder
 GIB = 1 << 30
 LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a night's checkpoints; Ray's object store before it falls back to slow disk
 TRACEBACKS = 3
-INSTALL = {
-    "g++": "apt-get install g++",
-    "ninja": "apt-get install ninja-build",
-    "nvcc": "install the CUDA toolkit of PyTorch's CUDA version, and put its bin folder on the PATH",
-    "Python.h": "apt-get install python3.11-dev",
-}
-EXTRAS = {
-    "faiss": "image retrieval is not available: pip install 'raymed[cpu]' (or [gpu])",
-    "flash_attn": "attention runs on PyTorch's SDPA, slower on long sequences: for GPUs see the README, What it needs",
-}
+FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12")  # all of them are the module `faiss`
 
 
 @dataclass(frozen=True)
@@ -62,16 +52,16 @@ class Finding:
 
 
 def machine() -> Iterator[Finding]:
-    """Python, packages, accelerators and compilers."""
+    """Python, packages, accelerators, and what computes on them."""
     fits = (3, 11) <= sys.version_info[:2] < (3, 13)
     yield Finding("Python", "ok" if fits else "wrong", platform.python_version() + ("" if fits else ": use 3.11 or 3.12"))
     yield from packages()
     yield from accelerators()
-    yield from toolchain()
+    yield from kernels()
 
 
 def packages() -> Iterator[Finding]:
-    """raymed's own requirements and the optional packages."""
+    """raymed's own requirements."""
     wrong: list[str] = []
     there: list[str] = []
     for requirement in map(Requirement, requires("raymed") or []):
@@ -86,38 +76,62 @@ def packages() -> Iterator[Finding]:
     if wrong:
         yield Finding("packages", "wrong", f"{', '.join(wrong)}: run `make setup`, or pip install -e '.[cpu]' again")
     yield Finding("packages", "ok", ", ".join(there))
-    for module, meaning in EXTRAS.items():
-        found = _module_version(module)
-        yield Finding(module, "ok" if found else "missing", found or meaning)
 
 
 def accelerators() -> Iterator[Finding]:
     """GPUs as PyTorch sees them."""
     import torch
 
+    from raymed.models.precision import has_bf16
+
     count = torch.cuda.device_count()
     cpus = f"{os.cpu_count()} CPUs"
-    if not count:
+    if not count and shutil.which("nvidia-smi"):
+        meaning = (
+            f"torch {torch.__version__} is a build for CPUs: pip install --force-reinstall one for CUDA, of the same version"
+            if torch.version.cuda is None
+            else f"torch {torch.__version__} finds no driver for CUDA {torch.version.cuda}: compare nvidia-smi"
+        )
+        yield Finding("GPU", "wrong", f"there is one, and it cannot be used: {meaning}")
+    elif not count:
         yield Finding("GPU", "missing", f"none: training and prediction run on {cpus}; small presets are meant for that")
     for place in range(count):
         each = torch.cuda.get_device_properties(place)
-        yield Finding("GPU", "ok", f"{each.name}, {each.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}, {cpus}")
+        kind = "bf16" if has_bf16(torch.device("cuda", place)) else "no bf16: computes in fp32"
+        memory = f"{each.total_memory / GIB:.0f} GiB"
+        yield Finding("GPU", "ok", f"{each.name}, {memory}, {kind}, CUDA {torch.version.cuda}, {cpus}")
 
 
-def toolchain() -> Iterator[Finding]:
-    """What DeepSpeed compiles its fused optimizer with, on first use on a GPU; a CPU needs nothing compiled."""
+def kernels() -> Iterator[Finding]:
+    """What computes where there is a choice, and what is missing for more."""
     import torch
 
+    from raymed.models.packed_attention import flash_attn_version
+
     gpu = torch.cuda.device_count() > 0
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    places = {
-        tool: shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent)) for tool in ("g++", "ninja")
-    }
-    if gpu:
-        places |= {"nvcc": shutil.which("nvcc"), "Python.h": str(header) if header.exists() else None}
-    for tool, place in places.items():
-        meaning = f"training on a GPU needs it (DeepSpeed compiles its optimizer there): {INSTALL[tool]}"
-        yield Finding(tool, "ok" if place else "wrong" if gpu else "missing", place or meaning)
+    yield Finding("optimizer", "ok", "torch's AdamW" + (", fused; nothing needs to be compiled" if gpu else ""))
+    attention = "torch's SDPA"
+    if flash := flash_attn_version():
+        attention = f"flash-attn {flash} on GPUs in bf16, else {attention}"
+    elif gpu:
+        attention += (
+            ", packed samples one by one; for long packs pip install 'raymed[flash-attn]', which takes long to compile "
+            f"(nvcc of CUDA {torch.version.cuda}, g++)"
+        )
+    yield Finding("attention", "missing" if gpu and not flash else "ok", attention)
+    faiss = {name: _version(name) for name in FAISS if _version(name)}
+    installed = ", ".join(f"{name} {number}" for name, number in faiss.items())
+    if len(faiss) > 1:
+        meaning = f"{installed} overwrite each other: pip uninstall -y {' '.join(faiss)}, then install one of them again"
+        yield Finding("faiss", "wrong", meaning)
+    elif not faiss:
+        meaning = f"image retrieval is not available: pip install 'raymed[{'gpu' if gpu else 'cpu'}]'"
+        yield Finding("faiss", "missing", meaning)
+    elif gpu and "faiss-cpu" in faiss:
+        meaning = "pip uninstall -y faiss-cpu, then pip install 'raymed[gpu]'"
+        yield Finding("faiss", "missing", f"{installed} searches on the CPU; for the GPU {meaning}")
+    else:
+        yield Finding("faiss", "ok", installed)
 
 
 def ray_cluster() -> Iterator[Finding]:
@@ -266,13 +280,12 @@ def _manifest(folder: Folder) -> dict[str, object]:
     return {name: getattr(manifest, name) for name in known}
 
 
-def _module_version(module: str) -> str:
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
+def _version(distribution: str) -> str:
+    """Of an installed package; empty where it is not there."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
         return ""
-    names = {"faiss": ("faiss-cpu", "faiss-gpu"), "flash_attn": ("flash-attn",)}[module]
-    return ", ".join(f"{each.name} {each.version}" for each in distributions() if each.name in names) or "installed"
 
 
 def _answers(address: str) -> bool:

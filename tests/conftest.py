@@ -26,6 +26,13 @@ RAY_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-tests-only
 _STATUS = pytest.StashKey[int]()
 
 
+def install(folder: Path, name: str, version: str) -> None:
+    """The traces of a package of that name, for `importlib.metadata` to find once `folder` is on the path."""
+    traces = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    traces.mkdir()
+    (traces / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
 def write_prepared(folder: Path, patients: int = 24, slices: int = 4, size: int = 28, seed: int = 0) -> Prepared:
     """Prepared data of four classes that a small model can learn: a bright square whose corner is the class.
 

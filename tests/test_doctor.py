@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_prepared
+from conftest import install, write_prepared
 
 from raymed import doctor
 from raymed.data.labels import LabelTable
@@ -31,21 +32,35 @@ def states(findings: list[Finding]) -> dict[str, str]:
 
 def test_this_machine_can_train() -> None:
     found = states(list(doctor.machine()))
-    assert {name: found[name] for name in ("Python", "packages", "g++", "ninja")} == {
-        "Python": "ok",
-        "packages": "ok",
-        "g++": "ok",
-        "ninja": "ok",
-    }
+    assert {found[name] for name in ("Python", "packages", "optimizer", "attention", "faiss")} == {"ok"}
 
 
-def test_a_missing_compiler_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (compiler,) = (each for each in doctor.toolchain() if each.subject == "g++")
-    assert compiler.state == "missing" and "apt-get install g++" in compiler.text
+def findings_of(found: Iterator[Finding]) -> dict[str, Finding]:
+    return {each.subject: each for each in found}
+
+
+def test_on_a_gpu_it_says_what_computes_and_what_is_missing_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    nvcc = next(each for each in doctor.toolchain() if each.subject == "nvcc")
-    assert nvcc.state == "wrong" and "CUDA toolkit" in nvcc.text, "a GPU machine without it is not ready"
+    found = findings_of(doctor.kernels())
+    assert found["optimizer"].state == "ok" and "fused" in found["optimizer"].text
+    assert found["attention"].state == "missing" and "raymed[flash-attn]" in found["attention"].text
+    assert found["faiss"].state == "missing" and "raymed[gpu]" in found["faiss"].text
+
+
+def test_two_packages_of_faiss_are_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(tmp_path, "faiss-gpu", "1.15.1")
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = findings_of(doctor.kernels())["faiss"]
+    assert finding.state == "wrong" and "pip uninstall -y faiss-cpu faiss-gpu" in finding.text
+
+
+def test_a_gpu_that_this_build_of_torch_cannot_use_is_wrong_and_not_just_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "nvidia-smi").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (finding,) = doctor.accelerators()
+    assert finding.state == "wrong" and "build for CPUs" in finding.text
 
 
 def test_a_cluster_that_does_not_answer_is_told_from_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:

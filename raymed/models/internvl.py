@@ -6,7 +6,6 @@ through the output layer: with 151,674 tokens in the vocabulary, logits at every
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ from raymed.models.internvl_weights import (
 )
 from raymed.models.marks import CONTEXT, TURN_END
 from raymed.models.model_folders import MODEL_FILES, find_model
-from raymed.models.packed_attention import FLASH
+from raymed.models.packed_attention import FLASH, flash_attn_version
 from raymed.models.positions import fit_positions, start_positions
 from raymed.models.settings import ModelSettings
 from raymed.seal import check_seal
@@ -131,8 +130,7 @@ def attention_kernel(wanted: str) -> str:
     """transformers' name of the attention kernel that `wanted` stands for on this machine."""
     if wanted != "auto":
         return wanted
-    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-    return FLASH if flash else "sdpa"
+    return FLASH if torch.cuda.is_available() and flash_attn_version() else "sdpa"
 
 
 class InternVL(nn.Module):
@@ -287,7 +285,7 @@ def check_settings(settings: ModelSettings, size: int) -> None:
     """
     if settings.dropout:
         raise UserError("model.dropout is for image backbones; InternVL has none: set it to 0")
-    if settings.attention == FLASH and importlib.util.find_spec("flash_attn") is None:
+    if settings.attention == FLASH and not flash_attn_version():
         raise UserError(
             f"model.attention {FLASH} needs the package flash-attn, which is not installed here: leave it at auto"
         )

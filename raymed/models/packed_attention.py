@@ -6,6 +6,7 @@ is torch's scaled dot product, sample by sample: no matrix of the whole sequence
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -50,6 +51,17 @@ def packed_attention(
 
 
 AttentionInterface.register(PACKED, packed_attention)
+
+
+def flash_attn_version() -> str:
+    """Version of the package flash-attn; empty where it is not installed.
+
+    The package flash-attn-4 brings a module of the same name, without the kernels that `FLASH` stands for.
+    """
+    try:
+        return version("flash-attn")
+    except PackageNotFoundError:
+        return ""
 
 
 def use_packed(language_model: PreTrainedModel) -> None:

@@ -25,9 +25,11 @@ from raymed.models.norm import settle_batch_norms, uncounted
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Recipe
 from raymed.training.settings import TrainSettings
-from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore
+from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
 
 NOT_FINITE = "the loss is not finite"
+GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
+LARGEST_BUCKET = 500_000_000  # numbers that DeepSpeed sums over workers at once; it makes room for all of them
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
@@ -58,6 +60,7 @@ class Engine:
         adapt_to_float32 = getattr(module, "compute_in_float32", None)
         if adapt_to_float32 and arithmetic(settings.precision, device) == "fp32":
             adapt_to_float32()
+        named = recipe.groups(module)
         groups = [
             {
                 "name": group.name,
@@ -65,12 +68,13 @@ class Engine:
                 "lr": settings.lr * group.lr_scale,
                 "weight_decay": settings.weight_decay if group.decay else 0.0,
             }
-            for group in recipe.groups(module)
+            for group in named
         ]
+        trained = sum(parameter.numel() for group in named for parameter in group.parameters)
         self._engine, _, _, _ = deepspeed.initialize(
             model=module,
             model_parameters=groups,
-            config=deepspeed_config(settings, device),
+            config=deepspeed_config(settings, device, self.workers, trained),
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: learning_rate(step, total_steps, settings)
             ),
@@ -111,7 +115,7 @@ class Engine:
             (sum, count) per logged name over all workers, ``loss`` included.
 
         Raises:
-            RunError: the loss is not a finite number.
+            RunError: the loss, or its gradient, is not a finite number.
         """
         self.module.train()
         units = self._totals({"": (sum(batch.units for batch, counts in shares if counts), 0.0)})[""][0]
@@ -132,6 +136,8 @@ class Engine:
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         self._last_norm = float(norm) if norm is not None else 0.0
+        if not math.isfinite(self._last_norm):  # DeepSpeed has left the step out, and would go on without a word
+            raise RunError(f"{GRADIENT_NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
         settle_batch_norms(self.module, self.reduce)
         if self._averaged:
             _update_average(self._averaged, self.module, min(self.settings.ema, (1 + global_step) / (10 + global_step)))
@@ -179,6 +185,7 @@ class Engine:
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=SHARDS)
         if loaded is None:
             raise RunError(f"DeepSpeed cannot load the checkpoint in {folder}")
+        settle_kernel(self._engine.optimizer.optimizer)
         if self._averaged:
             self._averaged = load_file(folder / AVERAGED, device=str(self.device))
 
@@ -221,28 +228,40 @@ class Engine:
         return Batch(moved, batch.units, batch.ids)
 
 
-def deepspeed_config(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's configuration; accumulation is ours, because the last global batch of an epoch may be smaller."""
+def deepspeed_config(settings: TrainSettings, device: torch.device, workers: int, trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration; accumulation is ours, because the last global batch of an epoch may be smaller.
+
+    Args:
+        trained: numbers in all trained parameters.
+    """
     computed = arithmetic(settings.precision, device)
+    on_gpu, several = device.type == "cuda", workers > 1
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.clip,
-        "bf16": {"enabled": computed == "bf16"},
-        # No module's gradients are sent in bf16: their sum over workers stays exact to fp32.
+        # A gradient that is not finite leaves weights and moments alone, and `Engine.step` says so.
+        "bf16": {"enabled": computed == "bf16", "check_grad_overflow": True},
+        # No module's gradients are sent in bf16: their sum over workers stays exact to fp32. Over the micro-batches of one
+        # worker bf16 weights add theirs up in bf16, so few large micro-batches are the more exact.
         "torch_autocast": {
             "enabled": computed == "amp",
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
-        "communication_data_type": "fp32",
-        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": device.type == "cuda"},
+        **({"communication_data_type": "fp32"} if several else {}),  # alone, gradients would be cast there and back
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            # ZeRO 1 sums gradients in the update itself, when there is nothing left to overlap with.
+            "overlap_comm": on_gpu and several and settings.zero_stage > 1,
+            "reduce_bucket_size": min(LARGEST_BUCKET, trained),
+        },
         "zero_allow_untested_optimizer": True,
-        # torch's AdamW on a CPU needs no compiled op; on a GPU DeepSpeed's fused one is built once.
+        # torch's AdamW needs nothing compiled; on a GPU its fused kernel updates a group at once.
         "optimizer": {
             "type": "AdamW",
-            "params": {"lr": settings.lr, "weight_decay": settings.weight_decay, "torch_adam": device.type == "cpu"},
+            "params": {"lr": settings.lr, "weight_decay": settings.weight_decay, "torch_adam": True, "fused": on_gpu},
         },
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,

@@ -113,8 +113,9 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
     state.check(module)
     # AdamW makes its state in its first step; here it must be there to be filled.
     for flat in zero.fp32_partitioned_groups_flat if sharded else zero.single_partition_of_fp32_groups:
-        step = torch.tensor(float(state.step)) if isinstance(zero.optimizer, torch.optim.AdamW) else state.step
+        step = torch.tensor(float(state.step))
         zero.optimizer.state[flat] = {"step": step} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
+    settle_kernel(zero.optimizer)
     if not sharded:
         zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in module.named_parameters():
@@ -133,6 +134,19 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
     for group, lr in zip(zero.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
     engine.global_steps = state.step
+
+
+def settle_kernel(optimizer: torch.optim.AdamW) -> None:
+    """Let AdamW go on with the kernel it was made with, after its state came from a checkpoint.
+
+    torch takes a group's options from the file, its kernel among them: a CPU's checkpoint would make a GPU slow. The fused
+    kernel counts steps where the parameters are, the others on the CPU.
+    """
+    kernel = {name: optimizer.defaults[name] for name in ("fused", "foreach")}
+    for group in optimizer.param_groups:
+        group |= kernel
+    for parameter, state in optimizer.state.items():
+        state["step"] = state["step"].to(parameter.device if kernel["fused"] else "cpu")
 
 
 def _set(parameter: Any, value: torch.Tensor, moment: str | None, engine: DeepSpeedEngine) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import install
 from transformers import InternVLForConditionalGeneration
 
 from raymed.data.record import Message
@@ -111,3 +114,16 @@ def test_bf16_computes_in_bf16_and_agrees(classifier: internvl.InternVLClassifie
 def test_attention_kernel_is_told(classifier: internvl.InternVLClassifier) -> None:
     assert classifier.description["attention"] == internvl.attention_kernel("auto")
     assert internvl.attention_kernel("eager") == "eager"
+
+
+def test_flash_attn_4_is_not_taken_for_flash_attn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").touch()
+    install(tmp_path, "flash-attn-4", "4.0.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert internvl.attention_kernel("auto") == "sdpa"
+    with pytest.raises(UserError, match="needs the package flash-attn"):
+        internvl.check_settings(ModelSettings(preset="internvl-tiny", attention="flash_attention_2"), 56)
+    install(tmp_path, "flash-attn", "2.8.3")
+    assert internvl.attention_kernel("auto") == "flash_attention_2"

@@ -1,10 +1,23 @@
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from itertools import product
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
 
-from raymed.errors import UserError
-from raymed.training.engine import TrainSettings, learning_rate
+from raymed.errors import RunError, UserError
+from raymed.models import precision
+from raymed.recipes.recipe import Batch, Loss, ParameterGroup
+from raymed.training.engine import Engine, deepspeed_config, learning_rate, prepare_process
+from raymed.training.settings import TrainSettings
+from raymed.training.state import settle_kernel
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_the_learning_rate_rises_linearly_peaks_once_and_ends_at_its_floor():
@@ -34,3 +47,100 @@ assert "deepspeed" in sys.modules and "mlflow" not in sys.modules
 import mlflow.version
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("workers", "trained", "bucket"), [(1, 1000, 1000), (2, 1000, 1000), (2, 10**9, 500_000_000)])
+def test_deepspeed_makes_room_for_no_more_gradients_than_there_are_and_casts_none_for_a_worker_alone(
+    workers, trained, bucket
+):
+    config = deepspeed_config(TrainSettings(precision="fp32"), CUDA, workers, trained)
+    assert config["zero_optimization"]["reduce_bucket_size"] == bucket
+    assert ("communication_data_type" in config) == (workers > 1)
+
+
+@pytest.mark.slow
+def test_what_is_configured_for_a_gpu_starts_and_steps_under_each_zero_stage_and_precision():
+    """There is no GPU here: DeepSpeed gets a GPU's configuration and computes on the CPU, whose AdamW is fused as well."""
+    torch.multiprocessing.start_processes(_start_as_on_a_gpu, nprocs=1, start_method="spawn")
+
+
+def _start_as_on_a_gpu(_: int) -> None:
+    _alone()
+    import deepspeed
+
+    precision.has_bf16 = lambda device: True  # the card that is not there
+    for stage, kind, workers in product((1, 2, 3), ("fp32", "bf16", "amp"), (1, 2)):
+        network = nn.Linear(4, 4)
+        config = deepspeed_config(TrainSettings(precision=kind, zero_stage=stage), CUDA, workers, 20)
+        engine, optimizer, *_ = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=config)
+        kernel = optimizer.optimizer
+        assert (type(kernel), kernel.param_groups[0]["fused"]) == (torch.optim.AdamW, True), "compiled, or slow"
+        if not config["zero_optimization"]["overlap_comm"]:  # which takes streams
+            engine.backward(engine(torch.ones(2, 4, dtype=torch.bfloat16 if kind == "bf16" else None)).float().sum())
+            engine.step()
+            assert engine.was_step_applied()
+
+
+def _alone() -> None:
+    """A process group of one, in this process."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    prepare_process(CPU)
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A recipe whose loss is finite and whose gradient is not: the square root of zero."""
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(3, 3)
+
+    def groups(self, module: nn.Module) -> list[ParameterGroup]:
+        return [ParameterGroup("all", list(module.parameters()))]
+
+    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+        return Loss((0 * module(batch.tensors["x"]).float()).sqrt().sum())
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_weights_alone():
+    torch.multiprocessing.start_processes(_meet_a_slope, nprocs=1, start_method="spawn")
+
+
+def _meet_a_slope(_: int) -> None:
+    _alone()
+    for stage, kind, clip in product((1, 2, 3), ("fp32", "bf16"), (0.0, 1.0)):
+        engine = Engine(Slope(), TrainSettings(zero_stage=stage, precision=kind, clip=clip), 10, 0, CPU)  # type: ignore[arg-type]
+        before = _weights(engine)
+        x = torch.ones(2, 3, dtype=torch.bfloat16 if kind == "bf16" else None)
+        with pytest.raises(RunError, match="gradient is not finite at step 7"):
+            engine.step([(Batch({"x": x}, 2, []), True)], 7)
+        assert torch.equal(before, _weights(engine)), (stage, kind, clip)
+
+
+def _weights(engine: Engine) -> torch.Tensor:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([engine.module.weight], enabled=engine.settings.zero_stage == 3):
+        return engine.module.weight.detach().clone()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_checkpoint_of_another_device_does_not_change_the_kernel(fused):
+    """Parameters on `meta` stand for a card's."""
+
+    def adamw(fused: bool, device: str) -> torch.optim.AdamW:
+        parameter = nn.Parameter(torch.zeros(2, device=device))
+        optimizer = torch.optim.AdamW([parameter], fused=fused)
+        step = torch.tensor(3.0, device=device if fused else "cpu")
+        optimizer.state[parameter] = {"step": step, "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
+        return optimizer
+
+    optimizer = adamw(fused, "meta" if fused else "cpu")
+    optimizer.load_state_dict(adamw(not fused, "cpu").state_dict())
+    assert optimizer.param_groups[0]["fused"] != fused, "torch no longer takes options from the file: the mend can go"
+    settle_kernel(optimizer)
+    assert optimizer.param_groups[0]["fused"] == fused
+    (state,) = optimizer.state.values()
+    assert state["step"].device.type == ("meta" if fused else "cpu")
