@@ -52,7 +52,7 @@ def main(options: TrainClip) -> Outcome:
         start_from(begin_with, outputs[RUN].spec)
     for each in configurations:
         each.start(output)
-    with OutputWriter(outputs) as writer:
+    with night.alone(), OutputWriter(outputs) as writer:
         trials = night.last_trials(run_search(night, writer.watch))
         writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})
     return summarise(configurations, outputs, trials, night, output, wrong)

@@ -44,7 +44,8 @@ def main(options: TuneClip) -> Outcome:
     night = options.night(prepared, options.budget)
     if options.dry_run:
         return describe(night)
-    return judge_night(night, run_search(night), options.refit)
+    with night.alone():
+        return judge_night(night, run_search(night), options.refit)
 
 
 if __name__ == "__main__":

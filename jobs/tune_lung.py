@@ -34,7 +34,8 @@ def main(options: TuneLung) -> Outcome:
     night = options.night(options.prepared(), options.budget)
     if options.dry_run:
         return describe(night)
-    return judge_night(night, run_search(night), options.refit)
+    with night.alone():
+        return judge_night(night, run_search(night), options.refit)
 
 
 if __name__ == "__main__":

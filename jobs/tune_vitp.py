@@ -37,7 +37,8 @@ def main(options: TuneVitp) -> Outcome:
     night = options.night(options.prepared(), options.budget)
     if options.dry_run:
         return describe(night)
-    return register_winner(night, run_search(night))
+    with night.alone():
+        return register_winner(night, run_search(night))
 
 
 if __name__ == "__main__":

@@ -10,19 +10,20 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pyarrow import fs
 
 
 @contextmanager
-def object_store() -> Iterator[str]:
-    """The URI of an empty bucket, for as long as the server runs."""
+def object_store(log: Path | None = None) -> Iterator[str]:
+    """The URI of an empty bucket, for as long as the server runs; each request that it answers is a line of `log`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log.open("wb") if log else subprocess.DEVNULL)
     before = dict(os.environ)
     os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "eu-central-1"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}

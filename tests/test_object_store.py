@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from object_store import object_store
 
 from raymed.errors import UserError
+from raymed.lease import lease
 from raymed.storage import Folder
 from raymed.training.checkpoint import Progress, fetch_newest, newest_step, publish
 from raymed.tuning.journal import Journal
@@ -16,8 +18,13 @@ pytestmark = pytest.mark.slow  # the server takes its time to start
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with object_store() as uri:
+def log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("store") / "requests.log"
+
+
+@pytest.fixture(scope="module")
+def bucket(log) -> Iterator[str]:
+    with object_store(log) as uri:
         yield uri
 
 
@@ -58,5 +65,31 @@ def test_a_fresh_head_finds_the_record_of_the_search_in_the_storage(bucket, tmp_
     journal = Journal(tmp_path / "old-head" / "study.journal", folder)
     for number in range(5):
         journal.append_logs([{"number": number}])
+    journal.close()
     fresh = Journal(tmp_path / "fresh-head" / "study.journal", folder)
     assert [entry["number"] for entry in fresh.read_logs(0)] == list(range(5))
+
+
+def test_a_report_costs_one_request(bucket, log, tmp_path):
+    journal = Journal(tmp_path / "study.journal", Folder.at(f"{bucket}/runs/counted"))
+    before = log.read_bytes().splitlines()
+    with journal.together():
+        for number in range(8):
+            journal.append_logs([{"number": number}])
+    journal.close()
+    requests = [line for line in log.read_bytes().splitlines()[len(before) :] if b"HTTP/1" in line]
+    assert len(requests) == 1, requests
+
+
+def test_two_heads_on_one_bucket_do_not_both_write_a_search(bucket):
+    """The other head died: its claim expires by the store's own clock."""
+    storage = Folder.at(f"{bucket}/runs")
+    claims = storage.child(".leases/night")
+    claims.write("other.json", b'{"host": "elsewhere", "machine": "elsewhere", "pid": 1, "started": "1"}')
+    with pytest.raises(UserError, match="1 on elsewhere"), lease(storage, "night"):
+        pass
+    assert claims.names() == ["other.json"]
+    claims.delete("other.json")
+    with lease(storage, "night"):
+        assert len(claims.names()) == 1
+    assert claims.names() == []

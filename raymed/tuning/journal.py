@@ -1,87 +1,208 @@
-"""The file that a study lies in: whole lines, one writer at a time, and a copy beside the search's checkpoints.
+"""The file that a study lies in: entries with checksums, written by one process at a time, a copy beside the checkpoints.
 
-The copy is what a new head starts from where the file lay on the old one's disk, and what takes over from a damaged file.
+The copy is what a new head starts from where the file lay on the old one's disk, and what takes over from a damaged file. A
+journal begins with a generation, a random name: two journals of one generation hold one search, up to different moments.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
+import os
+import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal._storage import JournalOperation
 
+from raymed.entries import checksum, from_line, has_checksum, plain, to_line
 from raymed.errors import UserError
+from raymed.mirror import Mirror
 from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
 
 COPY = "study.journal.copy"
+GENERATION = "generation"
 
 
-class Journal(JournalFileBackend):
-    """Optuna's journal file, copied to a folder after every entry."""
+class Journal(BaseJournalBackend):
+    """Where Optuna keeps a study: a local file, copied to a folder after every entry. What is damaged is not believed."""
 
     def __init__(self, path: Path, folder: Folder) -> None:
-        """Open or create the file at `path`, whose copy lies in `folder`; what is damaged is replaced by the copy."""
-        self._folder = folder
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(path, folder)
-        super().__init__(str(path))
+        """Open or create the file at `path`, whose copy lies in `folder`.
+
+        Raises:
+            UserError: the file cannot be read or written.
+        """
+        self._path, self._lock = path, threading.RLock()
+        self._gathered: list[bytes] | None = None  # lines that are appended but not written yet; see `together`
+        self._torn = False  # a write failed, and may have left a part
+        self._mirror = Mirror(folder, COPY, self._content)
+        with self._told_what_to_do():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            record = _best(path, folder)
+            self._lines, self._length = record.lines, len(record.content)
+            if not record.is_current:
+                _write_whole(path, record.content)
+
+    @property
+    def generation(self) -> str:
+        """Names this search: another one under the same name has another."""
+        return str(from_line(self._lines[0])[GENERATION])
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        for place in range(1 + log_number_from, len(self._lines)):
+            yield from_line(self._lines[place], checksum(self._lines[place - 1]))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with self._lock:
+            lines: list[bytes] = []
+            for entry in logs:
+                lines.append(to_line(entry, checksum((lines or self._lines)[-1])))
+            self._lines += lines
+            if self._gathered is None:
+                self._write(lines)
+            else:
+                self._gathered += lines
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is appended within is written at its end, at once."""
+        with self._lock:
+            self._gathered = []
+            try:
+                yield
+            finally:
+                lines, self._gathered = self._gathered, None
+                if lines:
+                    self._write(lines)
+
+    def close(self) -> None:
+        """Wait for the copy."""
+        self._mirror.close()
+
+    def _write(self, lines: list[bytes]) -> None:
+        """Append to the file, durably.
+
+        Raises:
+            UserError: it cannot be written, or another process has written it.
+        """
+        content = b"".join(lines)
+        with self._told_what_to_do(), self._path.open("r+b") as file:
+            if not self._torn and file.seek(0, os.SEEK_END) != self._length:
+                raise UserError(f"another process has written {self._path}: this one ends. Run the command once at a time")
+            self._torn = True
+            file.seek(self._length)
+            file.truncate()
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._torn = False
+        self._length += len(content)
+        self._mirror.renew()
+
+    def _content(self) -> bytes:
+        return self._path.read_bytes()[: self._length]
+
+    @contextmanager
+    def _told_what_to_do(self) -> Iterator[None]:
         try:
-            super().append_logs(logs)
+            yield
         except OSError as error:
             raise UserError(
-                f"the search's record {self._file_path} cannot be written: {error}. "
+                f"the search's record {self._path} cannot be written: {error}. "
                 "Free space or mend the permissions, and run the same command again"
             ) from error
-        self._folder.write(COPY, Path(self._file_path).read_bytes())
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold a search's journal for this process; a process that is killed lets go of it.
+@dataclass(frozen=True)
+class _Record:
+    """The lines of a file, a header first, up to the first that is not what was written.
 
-    Raises:
-        UserError: another process holds it.
+    Attributes:
+        is_current: whether the file holds these lines and nothing else.
+        damage: what is wrong with the first line that is left out.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{path}.held", timeout=0):
-            Path(f"{path}.lock").unlink(missing_ok=True)  # Optuna's own lock, left by a killed process
-            yield
-    except Timeout as error:
-        raise UserError(f"this search is running in another process, which holds {path}: wait for it, or stop it") from error
+
+    lines: list[bytes] = field(default_factory=list)
+    is_current: bool = False
+    damage: str = ""
+
+    @classmethod
+    def read(cls, content: bytes) -> _Record:
+        lines = content.splitlines(keepends=True)
+        if not lines or has_checksum(lines[0]):
+            return cls._read(lines)
+        return cls._upgraded(lines)
+
+    @classmethod
+    def new(cls, generation: str) -> _Record:
+        return cls([to_line({GENERATION: generation})])
+
+    @classmethod
+    def _read(cls, lines: list[bytes]) -> _Record:
+        for place, line in enumerate(lines):
+            try:
+                entry = from_line(line, checksum(lines[place - 1]) if place else "")
+                if not place and GENERATION not in entry:
+                    raise ValueError("it begins no search's record")
+            except ValueError as error:
+                return cls(lines[:place], damage=f"line {place + 1}: {error}")
+        return cls(lines, is_current=bool(lines))
+
+    @classmethod
+    def _upgraded(cls, lines: list[bytes]) -> _Record:
+        """A record from before lines had checksums: what is an operation of Optuna's is believed."""
+        record = cls.new(hashlib.blake2b(lines[0], digest_size=16).hexdigest())  # the same for the file and its copy
+        operations = {int(operation) for operation in JournalOperation}
+        for place, line in enumerate(lines):
+            try:
+                entry = plain(line)
+                if not line.endswith(b"\n") or entry.get("op_code") not in operations or "worker_id" not in entry:
+                    raise ValueError("it is cut off, or no operation of a study")
+            except ValueError as error:
+                return cls(record.lines if place else [], damage=f"line {place + 1}: {error}")
+            record.lines.append(to_line(entry, checksum(record.lines[-1])))
+        return record
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(self.lines)
+
+    def begins(self, other: _Record) -> bool:
+        """Whether the other record holds all of this one. A checksum stands for all lines up to its own."""
+        count = len(self.lines)
+        return not count or (count <= len(other.lines) and checksum(self.lines[-1]) == checksum(other.lines[count - 1]))
 
 
-def _mend(path: Path, folder: Folder) -> None:
+def _best(path: Path, folder: Folder) -> _Record:
+    """The file, or its copy where that holds more or something else; a line tells what was taken, and why."""
     content = path.read_bytes() if path.is_file() else b""
-    copy = folder.read(COPY) if folder.exists(COPY) else b""
-    whole = content[: _whole(content)]
-    saved = copy[: _whole(copy)]
-    if len(saved) > len(whole):
-        log.warning("the search's record %s is missing or damaged: going on with its copy in %s", path, folder.uri)
-        path.write_bytes(saved)
-    elif len(whole) < len(content):
-        log.warning("the last entry of the search's record %s was cut off while it was written: left out", path)
-        path.write_bytes(whole)
+    mine, copy = _Record.read(content), _Record.read(folder.read(COPY) if folder.exists(COPY) else b"")
+    is_enough = copy.begins(mine)
+    best = mine if is_enough else copy
+    if is_enough and not mine.damage:
+        return mine if mine.lines else _Record.new(uuid.uuid4().hex)
+    if mine.damage:
+        wrong = f"is damaged ({mine.damage})"
+    elif not mine.lines:
+        wrong = "is missing"
+    else:
+        wrong = "lacks what its copy holds" if mine.begins(copy) else "is not that of the search in the storage"
+    taken = "what it holds before that" if is_enough else f"its copy in {folder.uri}"
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.aside")
+    if content:
+        _write_whole(aside, content)
+        wrong += f", and kept as {aside.name}"
+    log.warning("the search's record %s %s: going on with %s, %d entries", path, wrong, taken, max(0, len(best.lines) - 1))
+    return _Record(best.lines) if best.lines else _Record.new(uuid.uuid4().hex)
 
 
-def _whole(content: bytes) -> int:
-    """Length of the entries up to the first that is damaged."""
-    length = 0
-    for line in content.splitlines(keepends=True):
-        try:
-            json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        length += len(line)
-    return length
+def _write_whole(path: Path, content: bytes) -> None:
+    Folder.at(path.parent).write(path.name, content)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from raymed.cluster import capacity, is_own
 from raymed.errors import RunError, UserError
 from raymed.job import Outcome
 from raymed.judgement import Candidate
+from raymed.lease import lease
 from raymed.storage import Folder
 from raymed.tracking import Tracker
 from raymed.training.checkpoint import PREFIX, read_history
 from raymed.training.fit import Resources, resources
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.journal import COPY, Journal, alone
+from raymed.tuning.journal import COPY, Journal
 from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
 from raymed.tuning.space import Dimension, Value, get_setting, with_setting
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Study
@@ -105,13 +107,21 @@ class Night:
         """Whether an earlier search of this name left a record."""
         return self.study_path.is_file() or self.template.folder.exists(COPY)
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the search's lease: no other process, on whatever machine, searches, judges, refits or forgets meanwhile.
+
+        Raises (on entering):
+            UserError: another process holds it.
+        """
+        return lease(Folder.at(self.template.storage), self.name)
+
     def forget(self) -> None:
         """Remove what an earlier search of this name left: its folder, its study and its runs in MLflow.
 
         Raises:
             UserError: another process runs this search, or the folder is of something else.
         """
-        with alone(self.study_path):
+        with self.alone():
             if self.template.folder.names() and not self.has_begun:
                 raise UserError(
                     f"--resume never would remove {self.template.folder.uri}, which is no run's folder: give another --name"

@@ -27,7 +27,6 @@ from raymed.training.fit import fit_trial
 from raymed.training.loop import FitSpec
 from raymed.training.verdict import Verdicts
 from raymed.tuning.interrupt import Interrupt
-from raymed.tuning.journal import alone
 from raymed.tuning.night import DRIVER_CPUS, Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import Recorder, Watch
@@ -45,7 +44,7 @@ def run_search(night: Night, watch: Watch | None = None) -> Study:
     Raises:
         UserError: another process runs this search.
     """
-    with alone(night.study_path):
+    with night.alone():
         return _run(night, watch)
 
 
@@ -83,6 +82,7 @@ def _run(night: Night, watch: Watch | None) -> Study:
             raise
         finally:
             recorder.close()
+            study.close()
     return study
 
 

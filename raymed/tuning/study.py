@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Study:
             UserError: the journal holds something else, or a search with another space.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._journal = journal
         self.halving = halving
         self.seed, self.space = seed, {name: dimension.distribution() for name, dimension in space.items()}
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
@@ -72,6 +74,14 @@ class Study:
         self.mistake = ""  # why not even the first trial can begin: something that the user can mend
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is recorded within is written at its end, at once."""
+        return self._journal.together()
+
+    def close(self) -> None:
+        """Wait for the record's copy."""
+        self._journal.close()
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -269,11 +279,12 @@ class StudyScheduler(FIFOScheduler):
         reason = self._study.decided(number, epoch)
         if reason is None:
             reason = ""
-            if self._study.report(number, epoch, result):
-                reason = f"stopped by successive halving after epoch {epoch}"
-            elif self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs):
-                reason = f"the budget was used up after epoch {epoch}"
-            self._study.decide(number, epoch, reason)
+            with self._study.together():
+                if self._study.report(number, epoch, result):
+                    reason = f"stopped by successive halving after epoch {epoch}"
+                elif self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs):
+                    reason = f"the budget was used up after epoch {epoch}"
+                self._study.decide(number, epoch, reason)
         self._observe(number, "epoch", result)
         if result["finished"]:
             self._end(trial, TrialState.COMPLETE)

@@ -137,8 +137,21 @@ def test_a_run_that_goes_on_meets_the_decision_that_was_made(tmp_path):
         scheduler._study = again
         assert not report(0, 1, 0.7)
         assert again.trial(0).state == TrialState.RUNNING
-    assert report(0, 2, 0.65) in (False, True), "its next epoch is taken as any other's"
+    assert not report(0, 2, 0.65), "its next epoch is no rung, so it goes on"
+    assert again.trial(0).intermediate_values == {1: 0.7, 2: 0.65}, "and is recorded as any other's"
+    assert report(0, 3, 0.65) is False, "alone on the next rung, it goes on"
     assert report(2, 1, 0.6), "a trial that was stopped stays so"
+
+
+def test_the_best_trial_has_the_lowest_loss_of_those_that_left_a_checkpoint(tmp_path):
+    study = open_study(tmp_path)
+    for loss, checkpoint in ((0.7, "a"), (0.5, "b"), (0.9, "c"), (0.1, None)):
+        number, _ = study.ask(Budget(10))
+        study.report(
+            number, 1, {**result(loss, 1), "model": checkpoint} if checkpoint else {"val_loss": loss, "best_val_loss": loss}
+        )
+        study.tell(number, TrialState.FAIL if checkpoint == "b" else TrialState.COMPLETE)
+    assert study.best.user_attrs[CHECKPOINT] == "b"
 
 
 def test_each_way_of_ending_is_recorded_with_its_reason(tmp_path):

@@ -1,0 +1,120 @@
+"""One process holds a lease, wherever it runs, and one that died or was cut off loses it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymed import lease as leases
+from raymed.errors import UserError
+from raymed.lease import lease
+from raymed.storage import Folder
+
+ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
+
+
+def hold(storage: Path, held: Any, release: Any) -> None:
+    with lease(Folder.at(storage), "night"):
+        held.set()
+        release.wait()
+
+
+def claims(storage: Path) -> list[Path]:
+    return sorted((storage / ".leases" / "night").glob("*.json"))
+
+
+def test_a_second_process_is_refused_and_a_killed_one_lets_go_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held, release))
+    other.start()
+    assert held.wait(120)
+    with (
+        pytest.raises(UserError, match=rf"'night' is running in another process \({other.pid} on"),
+        lease(Folder.at(tmp_path), "night"),
+    ):
+        pass
+    assert len(claims(tmp_path)) == 1, "who was refused leaves no claim"
+    with lease(Folder.at(tmp_path), "another night"):
+        pass
+    os.kill(int(other.pid or 0), signal.SIGKILL)
+    os.waitid(os.P_PID, int(other.pid or 0), os.WEXITED | os.WNOWAIT)  # dead, but still in the table of processes
+    with lease(Folder.at(tmp_path), "night"), lease(Folder.at(tmp_path), "night"):
+        assert len(claims(tmp_path)) == 1
+    other.join()
+    assert not claims(tmp_path)
+
+
+def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a_minute(tmp_path: Path) -> None:
+    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(ELSEWHERE))
+    past = time.time() - leases.EXPIRES + 10
+    os.utime(claim, (past, past))
+    with pytest.raises(UserError, match=r"1 on elsewhere, last seen 5\d s ago"), lease(Folder.at(tmp_path), "night"):
+        pass
+    os.utime(claim, (past - 20, past - 20))
+    with lease(Folder.at(tmp_path), "night"):
+        assert not claim.exists()
+
+
+def test_of_many_that_come_at_once_at_most_one_holds_it(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+from raymed.errors import UserError
+from raymed.lease import lease
+from raymed.storage import Folder
+while time.time() < {time.time() + 6}: pass
+for _ in range(30):
+    try:
+        with lease(Folder.at({str(tmp_path)!r}), "night"):
+            file = open({str(tmp_path / "inside")!r}, "x"); file.close()
+            import os; time.sleep(0.005); os.unlink(file.name)
+            print("held")
+    except UserError: pass
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
+    ]
+    said = [process.communicate(timeout=100) for process in processes]
+    assert [error.decode()[-300:] for _, error in said] == [""] * 4, "two were inside at once"
+    assert any(out for out, _ in said)
+
+
+def test_a_process_whose_claim_was_taken_for_dead_ends(tmp_path: Path) -> None:
+    script = f"""
+from raymed import lease
+from raymed.storage import Folder
+import time
+lease.BEAT = 0.1
+with lease.lease(Folder.at({str(tmp_path)!r}), "night"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        claims(tmp_path)[0].unlink()
+        _, error = process.communicate(timeout=30)
+    assert b"another process has taken night over" in error
+    assert b"KeyboardInterrupt" in error
+
+
+def test_a_damaged_claim_counts_by_its_age(tmp_path: Path) -> None:
+    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text("nul")
+    with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "night"):
+        pass
+    os.utime(claim, (1, 1))
+    with lease(Folder.at(tmp_path), "night"):
+        pass
