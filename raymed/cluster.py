@@ -64,8 +64,25 @@ def _require_token() -> None:
         log.warning("Ray works without a token: whoever reaches this machine can run code on it. Unset RAY_AUTH_MODE")
 
 
+def cpus_per_gpu() -> int:
+    """The CPUs that go with each GPU of a machine; on the head, where jobs and trials have their drivers, these keep one.
+
+    Of machines that are still to come it is the mean that ``RAYMED_CAPACITY`` says.
+    """
+    have = ray.cluster_resources()
+    shares = [
+        (each["Resources"].get("CPU", 0) - ("node:__internal_head__" in each["Resources"])) / each["Resources"]["GPU"]
+        for each in ray.nodes()
+        if each["Alive"] and each["Resources"].get("GPU")
+    ]
+    if not shares:
+        will = capacity(have)
+        shares = [(will["CPU"] - have.get("CPU", 0.0)) / will["GPU"]]
+    return max(1, int(min(shares)))
+
+
 def capacity(have: Mapping[str, float]) -> dict[str, float]:
-    """CPUs and GPUs of a cluster: what it has, or what ``RAYMED_CAPACITY`` (``CPU=64,GPU=8``) says that it can grow to.
+    """CPUs and GPUs of a cluster: what it has, or what ``RAYMED_CAPACITY`` (``CPU=72,GPU=8``) says that it can grow to.
 
     Raises:
         UserError: the variable is not of that form.
@@ -73,7 +90,7 @@ def capacity(have: Mapping[str, float]) -> dict[str, float]:
     found = {name: have.get(name, 0.0) for name in ("CPU", "GPU")}
     text = os.environ.get("RAYMED_CAPACITY", "")
     if text and not re.fullmatch(r"(CPU|GPU)=\d+(,(CPU|GPU)=\d+)*", text):
-        raise UserError(f"RAYMED_CAPACITY is {text!r}: write it as CPU=64,GPU=8, what the cluster can grow to")
+        raise UserError(f"RAYMED_CAPACITY is {text!r}: write it as CPU=72,GPU=8, what the cluster can grow to")
     for name, value in (part.split("=") for part in text.split(",") if part):
         found[name] = max(found[name], float(value))
     return found

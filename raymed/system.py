@@ -173,6 +173,8 @@ class SearchOptions:
         epochs: Most epochs over all trials (0 = no limit).
         hours: Most hours; trials under way then stop at their next epoch (0 = no limit).
         until: End at this time of day instead, such as 07:00.
+        timezone: Time zone of `until`, such as Europe/Berlin (default: that of the machine the job runs on; a cluster's is
+            mostly UTC).
         refit: Train the winner again on more rows: train and val (trainval) or every split (all).
     """
 
@@ -181,13 +183,14 @@ class SearchOptions:
     epochs: int = 0
     hours: float = 0.0
     until: str = ""
+    timezone: str = ""
     refit: Literal["none", "trainval", "all"] = "none"
 
     @property
     def budget(self) -> Budget:
         if self.trials < 1 or self.epochs < 0 or self.hours < 0:
             raise UserError("--trials must be at least 1, --epochs and --hours at least 0 (which is no limit)")
-        return Budget(self.trials, self.epochs, deadline(self.hours, self.until))
+        return Budget(self.trials, self.epochs, deadline(self.hours, self.until, self.timezone), self.timezone)
 
 
 def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int, folds: int = 5) -> Prepared:

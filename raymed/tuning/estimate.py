@@ -47,7 +47,8 @@ def describe(night: Night) -> Outcome:
         f"resources  {concurrent} at once, each {each.workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
         f"runs       {', '.join(night.variants)}"
         if night.variants
-        else f"search     {night.budget.trials} trials over {', '.join(night.defaults) or 'no settings'}",
+        else f"search     {night.budget.trials} trials over {', '.join(night.defaults) or 'no settings'}"
+        + (f", until {night.budget.end}" if night.budget.deadline else ""),
     ]
     seconds = (
         _seconds_per_record(spec, prepared, module, each.cpus)

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from optuna.trial import FrozenTrial, TrialState
 
-from raymed.cluster import capacity, is_own
+from raymed.cluster import capacity, cpus_per_gpu, is_own
 from raymed.errors import RunError, UserError
 from raymed.job import Outcome
 from raymed.judgement import Candidate
@@ -170,7 +170,7 @@ class Night:
         """
         have, workers = capacity(ray.cluster_resources()), self.template.workers
         alone = not (self.search.space or len(self.variants) > 1 or have["GPU"]) and is_own()
-        share = max(1, (os.cpu_count() or 1) // workers) if alone else 1
+        share = max(1, (os.cpu_count() or 1) // workers) if alone else cpus_per_gpu() if have["GPU"] else 1
         each = resources(workers, self.search.cpus_per_worker or share, self.template.min_workers)
         fitting = int(have["CPU"] / (each.min_workers * each.cpus + DRIVER_CPUS))
         if each.gpu:

@@ -52,6 +52,8 @@ def _run(night: Night, watch: Watch | None) -> Study:
     study, tracker = night.open_study(), night.open_tracker()
     budget = night.line_up(study)
     each, concurrent = night.resources()
+    if budget.deadline:
+        log.info("the search ends at %s, or earlier", budget.end)
     parent = _start_parent(night, tracker)
     verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     train = tune.with_parameters(

@@ -36,7 +36,8 @@ class SearchSettings:
         space: Settings that are searched, by dotted name (see raymed/tuning/space.py).
         halving: When trials are stopped early.
         concurrent: Trials at once (0 = as many as the cluster holds).
-        cpus_per_worker: CPUs of each training worker (0 = one; of a single run on this machine, all there are between them).
+        cpus_per_worker: CPUs of each training worker (0 = with GPUs, a GPU's share of its machine's; without them one,
+            or, of a single run on this machine, all there are between them).
     """
 
     space: Space = field(default_factory=dict)

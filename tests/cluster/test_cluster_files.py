@@ -12,9 +12,17 @@ import boto3
 import pytest
 import yaml
 from moto import mock_aws
+from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.commands import _bootstrap_config
+from ray.autoscaler._private.event_summarizer import EventSummarizer
+from ray.autoscaler._private.node_launcher import BaseNodeLauncher
+from ray.autoscaler._private.node_provider_availability_tracker import NodeProviderAvailabilityTracker
+from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
 from ray.autoscaler._private.providers import _get_node_provider
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler
+from ray.autoscaler._private.util import ConcurrentCounter, prepare_config, validate_config, with_envs
+from ray.autoscaler.node_launch_exception import NodeLaunchException
+from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from raymed.cluster import capacity
@@ -68,10 +76,61 @@ def test_the_stated_capacity_is_what_the_cluster_can_grow_to(monkeypatch: pytest
     stated = re.search(r"export .*RAYMED_CAPACITY=(\S+)", "\n".join(config["setup_commands"]))
     assert stated is not None
     monkeypatch.setenv("RAYMED_CAPACITY", stated[1])
-    workers = [each for name, each in config["available_node_types"].items() if name != config["head_node_type"]]
-    assert len(workers) > 1
-    for worker in workers:
-        assert {name: worker["resources"][name] * config["max_workers"] for name in ("CPU", "GPU")} == capacity({})
+    types = dict(config["available_node_types"])
+    head = types.pop(config["head_node_type"])["resources"]
+    assert len(types) > 1
+    for worker in types.values():
+        machines = {name: worker["resources"][name] * config["max_workers"] for name in ("CPU", "GPU")}
+        assert {name: machines[name] + head.get(name, 0) for name in machines} == capacity({})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_starts_with_the_older_autoscaler_and_a_thread_for_each_cpu(name: str, tmp_path: Path) -> None:
+    """`ray up` exports the contrary before each command. `ray` is a program here that shows what it was started with."""
+    config = load(name)
+    (tmp_path / "raymed" / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "raymed" / ".venv" / "bin" / "activate").write_text(f"PATH={tmp_path}:$PATH\n")
+    (tmp_path / "ray").write_text("#!/bin/bash\necho $1 v2=$RAY_enable_autoscaler_v2 threads=${OMP_NUM_THREADS-unset}\n")
+    (tmp_path / "ray").chmod(0o755)
+    (writes,) = (line for line in config["setup_commands"] if "cat > ~/raymed.env" in line)
+    starts = [line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "ray start" in line]
+    for command in (writes, *with_envs(starts, {"RAY_enable_autoscaler_v2": "1"})):
+        line = " ".join(_with_interactive(command)).replace(" --login -c -i ", " -c ")
+        done = subprocess.run(
+            line, shell=True, capture_output=True, text=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        )
+        assert done.returncode == 0, done.stderr
+        assert command == writes or done.stdout == "start v2=0 threads=unset\n"
+
+
+def test_the_autoscaler_takes_the_other_type_while_the_first_cannot_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's scheduler and launcher; only the cloud that has no machine is played."""
+    config = load("cluster.yaml")
+    types, head = config["available_node_types"], config["head_node_type"]
+    named = re.search(r"RAY_AUTOSCALER_UTILIZATION_SCORER=(\S+)", "\n".join(config["setup_commands"]))
+    assert named is not None
+    asked: list[str] = []
+
+    class Empty(NodeProvider):
+        def create_node_with_resources_and_labels(self, node_config: Any, tags: dict[str, str], *_: Any) -> None:
+            asked.append(tags[TAG_RAY_USER_NODE_TYPE])
+            raise NodeLaunchException("InsufficientInstanceCapacity", "there is no spot capacity", None)
+
+    def wanted() -> dict[str, int]:
+        scheduler = ResourceDemandScheduler(provider, types, config["max_workers"], head, config["upscaling_speed"])
+        return scheduler.get_nodes_to_launch([], {head: 1}, [{"CPU": 8, "GPU": 1}] * 3, {}, [], {}, [], tracker.summary())[0]
+
+    provider, tracker = Empty(config["provider"], "raymed"), NodeProviderAvailabilityTracker()
+    metrics = AutoscalerPrometheusMetrics("made-up")
+    launcher = BaseNodeLauncher(provider, ConcurrentCounter(), EventSummarizer(), tracker, None, metrics, types)
+    (first,) = wanted()
+    launcher._launch_node(config, 1, first)
+    assert asked == [first] and list(wanted()) == [first], "Ray now minds by itself: `raymed.autoscaler` can go"
+    monkeypatch.setenv("RAY_AUTOSCALER_UTILIZATION_SCORER", named[1])
+    (second,) = wanted()
+    assert {first, second} == types.keys() - {head}
+    launcher._launch_node(config, 1, second)
+    assert list(wanted()) == [first], "with none to be had, the usual order holds"
 
 
 @pytest.fixture
