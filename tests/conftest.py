@@ -18,7 +18,7 @@ import pytest
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
-from raymed.data.record import INDEX, RECORD
+from raymed.data.record import INDEX, RECORD, picture_digest
 
 RAY_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-tests-only-0123456789abcdef0"}
 """Environment of a cluster that a test starts in processes of its own."""
@@ -59,7 +59,7 @@ def write_prepared(folder: Path, patients: int = 24, slices: int = 4, size: int 
                     "images": [_image(pixels)],
                     "messages": [],
                     "cost": pixels.size,
-                    "digest": digest_of(pixels.tobytes())[:16].encode(),
+                    "digest": picture_digest(pixels),
                     "hash": None,
                     "group": f"p{patient:03d}",
                     "split": split,

@@ -134,7 +134,7 @@ def grouped(index: pa.Table, folder: Folder, mode: str) -> tuple[pa.Table, list[
         order = np.argsort(row_of[wanted], kind="stable")
         for some in (order[start : start + READ] for start in range(0, len(order), READ)):
             rows, at = np.unique(row_of[wanted[some]], return_inverse=True)
-            records = records_from(Places(folder, index.select(LAYOUT).take(pa.array(rows)).to_pydict()).read())
+            records = records_from(Places.of(folder, index, rows).read())
             inputs = [[image for image in record.images if image.role == "input"] for record in records]
             for target, row, place in zip(some, at, place_of[wanted[some]], strict=True):
                 found[target] = thumbnail(inputs[row][place].pixels)

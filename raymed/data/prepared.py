@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raymed.data.image import ImageSettings
+from raymed.data.integrity import DESCRIBED, describe, require_same
 from raymed.data.labels import LabelTable
 from raymed.data.record import INDEX, RECORD, Record, records_from
 from raymed.data.split import SPLITS, split_of_rows
@@ -24,6 +25,7 @@ from raymed.storage import Folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LOCATED = ["shard", "row_group", "row", *DESCRIBED]  # columns of the index by which a record is found and checked
 OPEN_SHARDS = 16  # kept by a process: opening one costs as much as reading a row, and holds about a MiB
 
 
@@ -170,6 +172,20 @@ class Prepared:
         """
         return records_from(self.places(rows).read())
 
+    def check_shards(self, shards: Sequence[str]) -> None:
+        """Read shards from beginning to end.
+
+        Raises:
+            UserError: names one that is missing or cannot be read.
+        """
+        for shard in shards:
+            try:
+                file = _open_shard(self.folder.uri, shard)
+                for row_group in range(file.num_row_groups):
+                    file.read_row_group(row_group, use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise _unreadable(self.folder, shard, error) from error
+
     def pixel_bytes(self, rows: np.ndarray) -> int:
         """How much memory the decoded pictures of `rows` take."""
         taken = self.index.select(["bytes", "cost"]).take(pa.array(rows))
@@ -177,25 +193,35 @@ class Prepared:
 
     def places(self, rows: np.ndarray | Sequence[int]) -> Places:
         """Where the records of `rows` lie: small enough to send to the task that reads them."""
-        wanted = pa.array(np.asarray(rows, dtype=np.int64))
-        return Places(self.folder, self.index.select(["shard", "row_group", "row"]).take(wanted).to_pydict())
+        return Places.of(self.folder, self.index, rows)
 
 
 @dataclass(frozen=True)
 class Places:
-    """The places of some records in the shards of a folder, in an order."""
+    """The places of some records in the shards of a folder, in an order.
+
+    Attributes:
+        folder: of the prepared data.
+        lines: what the index says of the records, columns `LOCATED`.
+    """
 
     folder: Folder
-    columns: dict[str, list[Any]]
+    lines: pa.Table
+
+    @classmethod
+    def of(cls, folder: Folder, index: pa.Table, rows: np.ndarray | Sequence[int]) -> Places:
+        """The places of rows of an index."""
+        return cls(folder, index.select(LOCATED).take(pa.array(np.asarray(rows, dtype=np.int64))))
 
     def read(self) -> pa.Table:
         """The records as a table in `RECORD`'s schema, in the given order. Each row group that holds one is read once.
 
         Raises:
-            UserError: a shard is missing or damaged.
+            UserError: a shard is missing, damaged or exchanged.
         """
+        columns = self.lines.select(["shard", "row_group", "row"]).to_pydict()
         groups: dict[str, dict[int, list[int]]] = {}
-        for asked, (shard, row_group) in enumerate(zip(self.columns["shard"], self.columns["row_group"], strict=True)):
+        for asked, (shard, row_group) in enumerate(zip(columns["shard"], columns["row_group"], strict=True)):
             groups.setdefault(shard, {}).setdefault(row_group, []).append(asked)
         tables: list[pa.Table] = []
         order: list[int] = []
@@ -204,13 +230,21 @@ class Places:
                 file = _open_shard(self.folder.uri, shard)
                 for row_group, asked_rows in row_groups.items():
                     table = file.read_row_group(row_group, use_threads=False)
-                    tables.append(table.take([self.columns["row"][asked] for asked in asked_rows]))
+                    tables.append(table.take([columns["row"][asked] for asked in asked_rows]))
                     order.extend(asked_rows)
-            except (OSError, pa.ArrowInvalid, IndexError) as error:
-                where = f"{self.folder.uri}/shards/{shard}"
-                raise UserError(f"cannot read the shard {where}: {error}. Prepare the data again") from error
+            except (OSError, pa.ArrowException, IndexError) as error:
+                raise _unreadable(self.folder, shard, error) from error
         found = pa.concat_tables(tables) if tables else RECORD.empty_table()
-        return found if order == sorted(order) else found.take(np.argsort(order))
+        found = found if order == sorted(order) else found.take(np.argsort(order))
+        require_same(describe(found), self.lines, self.folder)
+        return found
+
+
+def _unreadable(folder: Folder, shard: str, error: Exception) -> UserError:
+    return UserError(
+        f"cannot read the shard {folder.uri}/shards/{shard}: {error}. Remove it, where it is there, and prepare the data "
+        "again, which reads its patients anew"
+    )
 
 
 @lru_cache(maxsize=OPEN_SHARDS)

@@ -6,6 +6,7 @@ not a PNG decode; the index holds every column but the pixels, and says where th
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,15 @@ class Record:
     source: str
     images: tuple[Image, ...]
     messages: tuple[Message, ...]
+
+
+def picture_digest(pixels: np.ndarray | None) -> bytes:
+    """By what a prepared picture is known: BLAKE2b of its shape and pixels, 16 bytes; None stands for no picture."""
+    digest = hashlib.blake2b(digest_size=16)
+    if pixels is not None:
+        digest.update("x".join(map(str, pixels.shape)).encode() + b"\0")
+        digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()
 
 
 def input_pictures(index: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ import ray
 from raymed.cluster import connect
 from raymed.data.duplicates import perceptual_hash
 from raymed.data.image import ImageSettings
-from raymed.data.record import INDEX, RECORD, Image, Message
+from raymed.data.record import INDEX, RECORD, Image, Message, picture_digest
 from raymed.data.sources import Refusal, Slice, Study, load_study
 from raymed.data.survey import Survey
 from raymed.errors import UserError
@@ -220,11 +220,7 @@ def _image(image: Image) -> dict[str, Any]:
 
 def _recognisable(pixels: np.ndarray | None) -> dict[str, bytes | None]:
     """By what a picture is found again: digest and hash. Those of no picture say that there is none."""
-    if pixels is None:
-        return {"digest": hashlib.blake2b(digest_size=16).digest(), "hash": None}
-    shape = "x".join(map(str, pixels.shape))
-    digest = hashlib.blake2b(f"{shape}\0".encode() + pixels.tobytes(), digest_size=16).digest()
-    return {"digest": digest, "hash": perceptual_hash(pixels)}
+    return {"digest": picture_digest(pixels), "hash": None if pixels is None else perceptual_hash(pixels)}
 
 
 def _parquet(table: pa.Table) -> pa.Buffer:

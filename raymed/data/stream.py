@@ -21,8 +21,10 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from raymed.data.integrity import describe, require_same
 from raymed.data.prepared import Places, Prepared
-from raymed.data.record import Record, records_from
+from raymed.data.record import RECORD, Record, records_from
+from raymed.errors import UserError
 
 log = logging.getLogger("raymed")
 
@@ -98,7 +100,11 @@ class Streamed:
 
 
 def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
-    """Read `rows` (ascending) from the shards into the object store, with Ray Data."""
+    """Read `rows` (ascending) from the shards into the object store, with Ray Data, and check them against the index.
+
+    Raises:
+        UserError: a shard is missing, damaged or exchanged.
+    """
     columns = prepared.columns(rows, ["shard", "id"])
     shards = sorted(set(columns["shard"]))
     kept = pa.array([f"{shard}/{name}" for shard, name in zip(columns["shard"], columns["id"], strict=True)], pa.string())
@@ -112,34 +118,53 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     # Without a claim on CPUs: blocks that are lost with a machine come back while workers hold every CPU there is.
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     at_once = cpus if len(shards) > cpus else None
-    dataset = (
-        ray.data.read_parquet(
-            [f"{prepared.folder.path}/shards/{shard}" for shard in shards],
-            filesystem=prepared.folder.filesystem,
-            include_paths=True,
-            num_cpus=0,
-            concurrency=at_once,
+    try:
+        dataset = (
+            ray.data.read_parquet(
+                [f"{prepared.folder.path}/shards/{shard}" for shard in shards],
+                filesystem=prepared.folder.filesystem,
+                include_paths=True,
+                num_cpus=0,
+                concurrency=at_once,
+            )
+            .map_batches(
+                chosen,
+                batch_format="pyarrow",
+                batch_size=None,
+                num_cpus=0,
+                concurrency=at_once,
+            )
+            .materialize()
         )
-        .map_batches(
-            chosen,
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=0,
-            concurrency=at_once,
-        )
-        .materialize()
-    )
-    blocks = [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+        blocks = [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+        parts = _describe_all(blocks, cpus)
+    except Exception:  # Ray Data's error of a shard that cannot be read does not always name it
+        prepared.check_shards(shards)
+        raise
+    sizes = [part.num_rows for part in parts]
+    found = pa.concat_tables(parts) if parts else describe(RECORD.empty_table())
     row_of = dict(zip(columns["id"], rows.tolist(), strict=True))
-    located = [
-        (row_of[name], block, place)
-        for block, names in enumerate(ray.get([_ids.remote(ref) for ref in blocks]))
-        for place, name in enumerate(names)
-    ]
-    table = np.array(sorted(located), dtype=np.int64).reshape(-1, 3)
-    if len(table) != len(rows):
-        raise RuntimeError(f"{len(rows)} rows were to be staged, {len(table)} were found in the shards")
-    return Staged(blocks, table[:, 0], table[:, 1], table[:, 2])
+    row = np.array([row_of[name] for name in found["id"].to_pylist()], dtype=np.int64)
+    if len(row) != len(rows):
+        lost = np.isin(rows, row, invert=True)
+        shard, name = columns["shard"][lost][0], columns["id"][lost][0]
+        raise UserError(
+            f"{prepared.folder.uri}/shards/{shard} does not hold the record {name} that the index names, nor do the shards "
+            f"hold {int(lost.sum()) - 1} others: damaged or exchanged. Remove it and prepare the data again"
+        )
+    order = np.argsort(row)
+    block = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.arange(len(row)) - np.repeat(np.cumsum([0, *sizes])[:-1], sizes)
+    require_same(found.take(order), prepared.places(rows).lines, prepared.folder)
+    return Staged(blocks, row[order], block[order], place[order])
+
+
+def _describe_all(blocks: Sequence[ray.ObjectRef], at_once: int) -> list[pa.Table]:
+    """What the blocks' records say of themselves."""
+    parts: list[pa.Table] = []
+    for start in range(0, len(blocks), at_once):
+        parts += ray.get([_describe.remote(ref) for ref in blocks[start : start + at_once]])
+    return parts
 
 
 def fits_in_memory(prepared: Prepared, rows: np.ndarray) -> bool:
@@ -201,8 +226,8 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
 
 
 @ray.remote(num_cpus=0)
-def _ids(table: pa.Table) -> list[str]:
-    return table["id"].to_pylist()
+def _describe(block: pa.Table) -> pa.Table:
+    return describe(block)
 
 
 def _read_slot(batch: Any) -> Any:

@@ -17,6 +17,7 @@ from raymed.data import stream
 from raymed.data.plan import micro_batches, plan_epoch, share
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, Streamed, ahead, open_reader, stage
+from raymed.errors import UserError
 
 Source = Callable[[Prepared, np.ndarray], Staged | Streamed]
 SOURCES = {"staged": stage, "streamed": lambda prepared, rows: Streamed(prepared)}
@@ -98,7 +99,7 @@ def test_a_row_that_its_shard_has_lost_is_an_error(tmp_path: Path, cluster: None
     shard = prepared.columns(prepared.rows("all")[:1], ["shard"])["shard"][0]
     (tmp_path / "data" / "shards" / shard).write_bytes((tmp_path / "other" / "shards" / shard).read_bytes())
     assert len(other.rows("all")) < len(prepared.rows("all"))
-    with pytest.raises(RuntimeError, match="were found in the shards"):
+    with pytest.raises(UserError, match=rf"{shard} does not hold the record"):
         stage(prepared, prepared.rows("all"))
 
 
