@@ -13,6 +13,7 @@ from typing import Literal
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.job import JobOptions, Outcome, run
+from raymed.spreadsheet import to_csv
 from raymed.storage import Folder
 
 
@@ -83,7 +84,7 @@ def main(options: Evaluate) -> Outcome:
         which = {"patient_id": columns["patient"], **{name: columns[name] for name in ("study", "position", "id")}}
         each_slice = decision_table(which, columns["label"], probabilities, names)
         for name, table in (("patients", per_patient), ("slices", each_slice)):
-            folder.write(f"{name}.csv", table.to_csv(index=False).encode())
+            folder.write(f"{name}.csv", to_csv(table))
         text.append(f"every patient and slice: {folder.uri}/patients.csv and slices.csv")
     text.append(f"{resolved.name} on {evaluation.patients} patients ({options.split}) of {prepared.folder.uri}")
     data = {"model": resolved.name, "data": prepared.digest, "split": options.split, "notes": notes}

@@ -49,6 +49,7 @@ def main(options: EvaluateRetrieval) -> Outcome:
     from raymed.evaluation.retrieval_run import Judging, evaluate
     from raymed.evaluation.retrieval_summary import class_table, table
     from raymed.retrieval.features import Features
+    from raymed.spreadsheet import to_csv
     from raymed.tracking import Tracker
 
     judging = Judging(tuple(sorted(set(options.top_k))), options.bootstrap, options.seed)
@@ -64,7 +65,7 @@ def main(options: EvaluateRetrieval) -> Outcome:
     found = evaluate(gallery, queries, options.retrieval, layers, judging)
     sheet, folder = found.sheet(options.shown), options.folder.child(found.name)
     folder.write("sheet.html", sheet.encode())
-    folder.write("neighbours.csv", found.table().to_csv(index=False).encode())
+    folder.write("neighbours.csv", to_csv(found.table()))
     found.track(Tracker.open(options.tracking, "raymed-retrieval"), sheet)
     best, where = found.best, f"{folder.uri}/sheet.html"
     lines = [*found.notes, *table(found.judged, best), *class_table(best)]

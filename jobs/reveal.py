@@ -1,6 +1,6 @@
 """Put the original names back into a file that speaks of pseudonyms. For the owner of the data, who has the key.
 
-    python jobs/reveal.py runs/night/patients.csv secret/key          # writes secret/patients.csv, beside the key
+    python jobs/reveal.py runs/night/patients.csv ~/.raymed/keys/hospital    # writes patients.csv beside the key
 
 The key is the file that jobs/prepare_lung.py --pseudonymise was given.
 """
@@ -17,6 +17,7 @@ from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
 from raymed.job import JobOptions, Outcome, run
+from raymed.spreadsheet import neutral, original
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def revealed(text: str, suffix: str, pseudonyms: Pseudonyms) -> str:
     if suffix == ".csv":
         out = io.StringIO()
         rows = csv.reader(io.StringIO(text, newline=""))
-        csv.writer(out, lineterminator="\n").writerows([pseudonyms.reveal(cell) for cell in row] for row in rows)
+        csv.writer(out, lineterminator="\n").writerows(
+            [neutral(pseudonyms.reveal(original(cell))) for cell in row] for row in rows
+        )
         return out.getvalue()
     return pseudonyms.reveal(text, html.escape if suffix in (".html", ".htm") else str)
 

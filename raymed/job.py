@@ -61,6 +61,7 @@ class JobOptions:
         seed: Seed of splits, order, augmentation, starting weights and search.
         dry_run: Check data, resources and memory, print the plan, and do nothing else.
         json: Print the summary as one JSON object on standard output; logs go to standard error.
+        group_readable: Let this user's group read what is written; otherwise nobody else can.
     """
 
     storage: str = field(default_factory=default_storage)
@@ -68,6 +69,7 @@ class JobOptions:
     seed: int = 0
     dry_run: bool = False
     json: bool = False
+    group_readable: bool = False
 
     @property
     def folder(self) -> Folder:
@@ -154,6 +156,7 @@ def run(
     try:
         options = parse(options_type, words, positional, defaults, aliases, script)
         as_json = options.json
+        os.umask(0o027 if options.group_readable else 0o077)  # most of what is written is about patients
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the outcome: libraries print to it too
             outcome = main(options)
         code, text, data, failed = outcome.code, outcome.text, outcome.data, False

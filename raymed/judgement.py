@@ -23,6 +23,7 @@ from raymed.evaluation.patients import Patients, decision_table, softmax, to_pat
 from raymed.evaluation.predict import Model, chosen_rows, predict_rows
 from raymed.recipes import RECIPE_FILE
 from raymed.seal import check_seal
+from raymed.spreadsheet import to_csv
 from raymed.storage import Folder
 from raymed.training.checkpoint import copy_to_local
 
@@ -153,7 +154,7 @@ class Judgement:
             for split, patients in (("val", self.validation_patients), ("test", self.test_patients))
             if patients is not None
         ]
-        return pd.concat(tables).to_csv(index=False).encode()
+        return to_csv(pd.concat(tables))
 
     def hardest(self, prepared: Prepared, count: int = 6, slices: int = 16) -> list[HardPatient]:
         """The judged patients whose own class got the least probability (test patients where there are any)."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from raymed.data.sources import Listing, SourceSettings, list_source
 from raymed.errors import UserError
 from raymed.job import JobOptions, Outcome
+from raymed.spreadsheet import to_csv
 from raymed.storage import Folder
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     predictions = predict_studies(open_network(), listing, inference, options.micro_batch, options.workers)
     lines = pd.DataFrame(table(predictions, inference))
     out = Path(options.out).expanduser().resolve()
-    Folder.at(out.parent).write(out.name, lines.to_csv(index=False).encode())
+    Folder.at(out.parent).write(out.name, to_csv(lines))
     undecided = int(lines["decision"].isna().sum())
     decided = lines["decision"].value_counts().to_dict()
     text = [*warnings, found, f"decided: {decided}; without a usable slice: {undecided} patients", f"predictions: {out}"]

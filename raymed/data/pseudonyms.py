@@ -19,9 +19,11 @@ from pathlib import Path
 from raymed.data.sources import Refusal, Study
 from raymed.data.survey import Survey
 from raymed.errors import UserError
+from raymed.spreadsheet import neutral, original
 from raymed.storage import Folder
 
 KEY_LENGTH = 32  # bytes
+KEYS = "~/.raymed/keys"  # where keys are kept
 COLUMNS = ("kind", "pseudonym", "original")
 
 
@@ -44,13 +46,18 @@ class Pseudonyms:
             prepared: the folder that data are prepared into; the key must not lie in it.
 
         Raises:
-            UserError: the file is no key, others can read it, or it lies where the prepared data go.
+            UserError: the file is no key, others can read it, or it lies in a checkout or where the prepared data go.
         """
         path = Path(file).expanduser().absolute()
+        if (sent := _checkout(path)) is not None:
+            raise UserError(
+                f"the key {path} would lie in {sent}, which is sent to clusters as a whole (ray job submit --working-dir, "
+                f"ray up): keep it and its table of names elsewhere, such as {KEYS}/{path.name}"
+            )
         if prepared and prepared.is_local and path.resolve().is_relative_to(prepared.path):
             raise UserError(f"the key {path} would lie among the prepared data {prepared.uri}: keep it with the originals")
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write_private(path, secrets.token_hex(KEY_LENGTH) + "\n")
         if path.stat().st_mode & 0o077:
             raise UserError(f"the key {path} can be read by others: chmod 600 {path}")
@@ -156,14 +163,24 @@ class Pseudonyms:
         content = io.StringIO()
         writer = csv.writer(content)
         writer.writerow(COLUMNS)
-        writer.writerows((kind, pseudonym, original) for (kind, original), pseudonym in sorted(rows.items()))
+        writer.writerows((kind, pseudonym, neutral(name)) for (kind, name), pseudonym in sorted(rows.items()))
         _write_private(self.table, content.getvalue())
 
     def _rows(self) -> list[dict[str, str]]:
         if not self.table.exists():
             return []
         with self.table.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            return [row | {"original": original(row["original"])} for row in csv.DictReader(file)]
+
+
+def _checkout(path: Path) -> Path | None:
+    """The checkout of this or another project that a file lies in, below the home folder; None where it is in none."""
+    above = path.resolve().parents
+    if Path.home() in above:
+        above = above[: above.index(Path.home())]
+    return next(
+        (folder for folder in above if (folder / ".git").exists() or (folder / "jobs/prepare_lung.py").exists()), None
+    )
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymed.errors import UserError
+from raymed.spreadsheet import original
 
 SPLITS = ("train", "val", "test")
 
@@ -143,7 +144,7 @@ def read_split_file(
                     f"{path}:1: no column {' and '.join(sorted(missing))}. A split file has patient_id and split"
                 )
             for row in reader:
-                patient, split = (row["patient_id"] or "").strip(), (row["split"] or "").strip()
+                patient, split = original((row["patient_id"] or "").strip()), (row["split"] or "").strip()
                 if split not in SPLITS:
                     raise UserError(
                         f"{path}:{reader.line_num}: split {split!r} of patient {patient!r} is not train, val or test"

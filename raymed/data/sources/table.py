@@ -1,7 +1,8 @@
 """A CSV with one picture a line: image, patient_id, label, and optionally study, slice order and source.
 
 UTF-8, with comma, semicolon or tab between the cells. Columns are found under their usual names or named in the
-settings. An empty label cell means that the picture has no label.
+settings. An apostrophe in front of what would be a formula is no part of a text. An empty label cell means that the picture
+has no label.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from raymed.data.sources.listing import (
     sorted_studies,
 )
 from raymed.errors import UserError
+from raymed.spreadsheet import original
 
 # the first name that the header has is taken; letter case does not matter
 USUAL_NAMES = {
@@ -163,7 +165,7 @@ def read_cells(
                 continue
             if len(cells) != len(header):
                 raise UserError(f"{path}:{reader.line_num}: {len(cells)} cells, but the header has {len(header)}")
-            yield reader.line_num, {key: cells[at].strip() for key, at in columns.items()}
+            yield reader.line_num, {key: original(cells[at].strip()) for key, at in columns.items()}
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not a valid CSV line: {error}") from error
 
