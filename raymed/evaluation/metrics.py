@@ -9,23 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from raymed.errors import UserError
+from raymed.evaluation.estimate import Estimate, bootstrapped, flatten, share
 from raymed.evaluation.patients import UNKNOWN, Patients, softmax, to_patients
 from raymed.evaluation.resampling import BINS, WeightedFigures, bins_of, losses, resamples, weigh
 
 RARE = 5  # a class with fewer patients is marked, and macro figures are also given without it
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -108,11 +99,7 @@ class Evaluation:
         for figures in self.classes:
             for kind in ("sensitivity", "specificity", "precision", "f1", "auc"):
                 named[f"{kind}_{figures.name}"] = getattr(figures, kind)
-        flat: dict[str, float] = {}
-        for name, estimate in named.items():
-            if estimate is not None:
-                flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        return flat
+        return flatten(named)
 
 
 def judge_patients(logits: np.ndarray, columns: dict[str, np.ndarray], class_names: Sequence[str]) -> dict[str, float]:
@@ -151,7 +138,7 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
 
     Shares of patients (accuracy, sensitivity, specificity, precision) have Wilson score intervals (Wilson 1927), which keep
     their width when everybody is right; all other figures have percentile bootstrap intervals over patients, resampled
-    within classes (Efron & Tibshirani 1993).
+    within classes (Efron & Tibshirani 1993), and none where a class has one patient only.
 
     Raises:
         UserError: a patient has no label, or there is no patient.
@@ -170,9 +157,9 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
                 support=hits + misses,
                 decided=hits + false_alarms,
                 rare=bool(rare[c]),
-                sensitivity=_share(hits, hits + misses),
-                specificity=_share(rejections, rejections + false_alarms),
-                precision=_share(hits, hits + false_alarms),
+                sensitivity=share(hits, hits + misses),
+                specificity=share(rejections, rejections + false_alarms),
+                precision=share(hits, hits + false_alarms),
                 f1=per_class["f1"][c],
                 auc=per_class["auc"][c],
             )
@@ -204,7 +191,7 @@ def difference_interval(a: Patients, b: Patients, bootstrap: int = 1000, seed: i
         )
     difference = losses(a.labels, a.probabilities) - losses(b.labels, b.probabilities)
     drawn = np.concatenate([weights @ difference for weights in resamples(a.labels, bootstrap, seed)]) / len(difference)
-    return _interval(float(difference.mean()), drawn)
+    return bootstrapped(float(difference.mean()), drawn, a.labels)
 
 
 def _require_labels(patients: Patients) -> None:
@@ -236,34 +223,25 @@ def _estimates(
     drawn = [weigh(labels, probabilities, weights) for weights in resamples(labels, bootstrap, seed)]
     parts = [figures.named(rare) for figures in drawn]
     metrics = {
-        name: _interval(float(value[0]), np.concatenate([part[name] for part in parts]))
+        name: bootstrapped(float(value[0]), np.concatenate([part[name] for part in parts]), labels)
         for name, value in point.named(rare).items()
     }
     right = int((probabilities.argmax(axis=1) == labels).sum())
-    share = _share(right, len(labels))
-    assert share is not None  # there is at least one patient
-    metrics["accuracy"] = share
-    return metrics, {kind: _by_class(kind, point, drawn) for kind in ("f1", "auc")}
+    accuracy = share(right, len(labels))
+    assert accuracy is not None  # there is at least one patient
+    metrics["accuracy"] = accuracy
+    return metrics, {kind: _by_class(kind, point, drawn, labels) for kind in ("f1", "auc")}
 
 
-def _by_class(kind: str, point: WeightedFigures, drawn: list[WeightedFigures]) -> list[Estimate | None]:
+def _by_class(kind: str, point: WeightedFigures, drawn: list[WeightedFigures], labels: np.ndarray) -> list[Estimate | None]:
+    """A figure of each class: of a single patient's class there is no other patient to draw instead."""
     values, resampled = getattr(point, kind)[0], np.concatenate([getattr(figures, kind) for figures in drawn])
     return [
-        _interval(float(value), column) if np.isfinite(value) else None
-        for value, column in zip(values, resampled.T, strict=True)
+        bootstrapped(float(value), column, labels if (labels == label).sum() > 1 else np.array([label]))
+        if np.isfinite(value)
+        else None
+        for label, (value, column) in enumerate(zip(values, resampled.T, strict=True))
     ]
-
-
-def _interval(value: float, resampled: np.ndarray) -> Estimate:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
-
-
-def _share(count: int, of: int) -> Estimate | None:
-    if of == 0:
-        return None
-    interval = binomtest(count, of).proportion_ci(method="wilson")
-    return Estimate(count / of, float(interval.low), float(interval.high))
 
 
 def _confusion(patients: Patients) -> np.ndarray:

@@ -20,7 +20,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from raymed.evaluation import figures, search_figures
-from raymed.evaluation.metrics import Estimate, Evaluation
+from raymed.evaluation.estimate import Estimate
+from raymed.evaluation.metrics import Evaluation
 from raymed.evaluation.style import as_svg
 
 THUMBNAIL = 160  # pixels: enough to see what kind of slice it is, without a page of tens of megabytes
@@ -116,7 +117,8 @@ class SearchReport:
         data: what was trained and judged on.
         cost: what it took, as words by name, e.g. ``{"CPU hours": "3.1"}``.
         command: what to type to get this search again.
-        importance: share of the differences between trials by parameter; empty when there are too few trials.
+        importance: share of each parameter in what tells the best trials from the others (PED-ANOVA); empty when there are
+            too few trials.
         versions: of packages.
         notes: sentences that a reader must not miss.
     """
@@ -222,7 +224,8 @@ def _figures(
     if report.importance:
         largest = max(report.importance, key=lambda name: report.importance[name])
         drawn["importance"] = as_svg(
-            search_figures.importance(report.importance), f"Importance of the parameters; the most important is {largest}."
+            search_figures.importance(report.importance),
+            f"PED-ANOVA importance; the most important parameter is {largest}.",
         )
     if varied and len(with_loss) > 1:
         drawn["parallel"] = as_svg(
@@ -243,9 +246,9 @@ def _estimate(estimate: Estimate, name: str) -> dict[str, str]:
     if name in SHARES:
         return {
             "value": f"{100 * estimate.value:.1f} %",
-            "interval": f"{100 * estimate.low:.1f} – {100 * estimate.high:.1f}",
+            "interval": estimate.interval(digits=1, scale=100, between=" – "),
         }
-    return {"value": f"{estimate.value:.3f}", "interval": f"{estimate.low:.3f} – {estimate.high:.3f}"}
+    return {"value": f"{estimate.value:.3f}", "interval": estimate.interval(between=" – ")}
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from raymed.errors import UserError
-from raymed.evaluation.metrics import Estimate
+from raymed.evaluation.estimate import Estimate, bootstrapped, flatten
 from raymed.evaluation.resampling import resamples
 from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import Gallery, Neighbours
@@ -67,10 +67,8 @@ class Retrieval:
 
     def flat(self) -> dict[str, float]:
         """Every figure under one name each, for a metric store: ``top_1``, ``top_1_low``, ``map_5``, ``top_1/viral`` ..."""
-        flat: dict[str, float] = {}
-        for name, figures in (("top", self.top), ("map", self.mean_average_precision)):
-            for k, each in figures.items():
-                flat |= {f"{name}_{k}": each.value, f"{name}_{k}_low": each.low, f"{name}_{k}_high": each.high}
+        named = {f"top_{k}": each for k, each in self.top.items()}
+        flat = flatten(named | {f"map_{k}": each for k, each in self.mean_average_precision.items()})
         flat |= {f"chance_top_{k}": value for k, value in self.chance.items()}
         return flat | {f"top_{k}/{each.name}": value for each in self.classes for k, value in each.top.items()}
 
@@ -165,11 +163,11 @@ class PatientResamples:
         pairs = [f"{label}\0{patient}" for label, patient in zip(labels, patients, strict=True)]
         _, first, self._owner = np.unique(pairs, return_index=True, return_inverse=True)
         self._sizes = np.bincount(self._owner)
+        self._classes = np.unique(labels[first].astype(str), return_inverse=True)[1]  # of each patient
         self._draw = partial(resamples, labels[first].astype(str), count, seed)  # again each time: together they are large
 
     def mean(self, values: np.ndarray) -> Estimate:
         """The mean over pictures, with its 95 % interval."""
         sums = np.bincount(self._owner, weights=values)
         means = np.concatenate([drawn @ sums / (drawn @ self._sizes) for drawn in self._draw()])
-        low, high = np.quantile(means, [0.025, 0.975])
-        return Estimate(float(values.mean()), float(low), float(high))
+        return bootstrapped(float(values.mean()), means, self._classes)

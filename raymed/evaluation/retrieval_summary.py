@@ -53,7 +53,7 @@ def table(judged: Sequence[Retrieval], best: Retrieval) -> list[str]:
     lines = ["layer   " + "".join(f"{f'Top-{k}':22}" for k in ks) + "".join(f"{f'mAP@{k}':22}" for k in ks)]
     for each in judged:
         figures = [*each.top.values(), *each.mean_average_precision.values()]
-        cells = "".join(f"{f'{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]':22}" for one in figures)
+        cells = "".join(f"{one!s:22}" for one in figures)
         lines.append(f"{each.layer:<8}{cells}" + ("  <- best" if each is best and len(judged) > 1 else ""))
     return [*lines, "chance  " + "".join(f"{value:<22.3f}" for value in best.chance.values())]
 

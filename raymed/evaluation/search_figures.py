@@ -77,7 +77,7 @@ def history(losses: Mapping[int, float], finished: Mapping[int, bool], failed: S
 
 @styled
 def importance(shares: Mapping[str, float]) -> Figure:
-    """How much of the differences between trials each parameter explains, largest first."""
+    """Share of each parameter in what tells the best trials from the others, largest first."""
     names = sorted(shares, key=lambda name: shares[name])
     figure = Figure(figsize=(6.4, 0.7 + 0.34 * len(names)))
     axes = figure.subplots()
@@ -89,7 +89,10 @@ def importance(shares: Mapping[str, float]) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="share of the differences explained", xlim=(0, max([*shares.values(), 0.01]) * 1.12))
+    axes.set(
+        xlabel="PED-ANOVA: share in what the best trials have in common",
+        xlim=(0, max([*shares.values(), 0.01]) * 1.12),
+    )
     return figure
 
 

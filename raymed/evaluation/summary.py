@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from unicodedata import east_asian_width
 
-from raymed.evaluation.metrics import Estimate, Evaluation
+from raymed.evaluation.estimate import Estimate
+from raymed.evaluation.metrics import Evaluation
 
 COLUMNS = ("sensitivity", "specificity", "precision", "auc")
 
@@ -31,7 +32,7 @@ def lines(evaluation: Evaluation) -> list[str]:
 
 def show(estimate: Estimate | None) -> str:
     """A figure and its interval; a dash where it cannot be formed."""
-    return "–" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return "–" if estimate is None else str(estimate)
 
 
 def _pad(text: str, width: int) -> str:

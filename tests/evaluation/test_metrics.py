@@ -8,6 +8,7 @@ import pytest
 from sklearn import metrics as reference
 
 from raymed.errors import RunError, UserError
+from raymed.evaluation import summary
 from raymed.evaluation.metrics import difference_interval, evaluate, judge_patients
 from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.resampling import resamples, weigh
@@ -189,3 +190,20 @@ def test_a_thousand_resamples_of_five_hundred_patients_take_seconds() -> None:
     started = time.perf_counter()
     evaluate(some_patients((125,) * 4), NAMES)
     assert time.perf_counter() - started < 10  # 0.4 s on an idle core
+
+
+def test_what_one_patient_cannot_show_has_no_interval_and_says_so() -> None:
+    one = evaluate(some_patients((1, 0, 0, 0)), NAMES, bootstrap=50)
+    for name, estimate in one.metrics.items():
+        if name == "accuracy":  # a share: Wilson's interval holds of one patient, too
+            assert estimate.low is not None and estimate.high is not None and estimate.low < estimate.high
+        else:
+            assert str(estimate) == f"{estimate.value:.3f} not estimable (1 patient)", name
+            assert f"{name}_low" not in one.flat() and name in one.flat()
+    assert "0.000 [0.000" not in "\n".join(summary.lines(one))
+    each = evaluate(some_patients((1, 1, 1, 1)), NAMES, bootstrap=50)
+    assert "not estimable (1 patient of each class)" in str(each.metrics["loss"])
+    mixed = evaluate(some_patients((9, 9, 9, 1)), NAMES, bootstrap=50)
+    assert mixed.metrics["loss"].low is not None and mixed.classes[0].auc and mixed.classes[0].auc.low is not None
+    for figure in (mixed.classes[3].auc, mixed.classes[3].f1):
+        assert "not estimable (1 patient)" in str(figure)
