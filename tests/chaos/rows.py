@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import signals
 import small_signals
 from conftest import RAY_TOKEN, write_prepared
+from damage_rows import damaged_models, damaged_shards
 from leak_rows import leaks
 from ray import cloudpickle
 from ray.train import UserCallback
@@ -269,6 +270,8 @@ ROWS: dict[str, tuple[Row, int, int]] = {
     "many_writers": (many_writers, 50, 0),
     "leaks": (leaks, 5, 1),
     "damaged_samples": (damaged_samples, 1000, 100),
+    "damaged_models": (damaged_models, 200, 0),
+    "damaged_shards": (damaged_shards, 200, 0),
     "bad_trials": (bad_trials, 1, 0),
     "stopped_trials": (stopped_trials, 40, 0),
     "head_lost": (head_lost, 1, 0),
