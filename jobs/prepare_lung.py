@@ -44,7 +44,8 @@ def main(options: PrepareOptions) -> Outcome:
 def plan(options: PrepareOptions) -> Outcome:
     """What would be done."""
     from raymed.data.counts import table
-    from raymed.data.prepare import expected_split, seconds_per_slice
+    from raymed.data.prepare import expected_split
+    from raymed.data.reading import seconds_per_slice
 
     found = survey(Path(options.source), options, options.labels)
     patients = expected_split(found, options)
@@ -65,19 +66,20 @@ def plan(options: PrepareOptions) -> Outcome:
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
-    from raymed.data.counts import table
+    from raymed.data.counts import left_out, table
 
     manifest = result.prepared.manifest
     lines = [
         *table(manifest.patients, manifest.slices),
         f"studies: {result.new} read, {result.kept} unchanged; slices left out by label: {manifest.ignored or 'none'}",
         f"quarantined: {manifest.quarantined} slices (quarantine.jsonl)",
+        *left_out(manifest),
         f"patients that share near-duplicate pictures: {manifest.near_duplicates or 'none'}",
         str(result.guard),
         f"prepared data: {result.prepared.folder.uri} (digest {manifest.digest})",
     ]
     data = {"out": result.prepared.folder.uri, "new": result.new, "kept": result.kept}
-    known = ("digest", "patients", "slices", "quarantined", "ignored", "near_duplicates")
+    known = ("digest", "patients", "slices", "quarantined", "left_out", "ignored", "near_duplicates")
     return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
 
 

@@ -61,7 +61,7 @@ def plan(options: PrepareVitpOptions) -> Outcome:
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
-    from raymed.data.counts import table
+    from raymed.data.counts import left_out, table
 
     prepared, manifest = result.prepared, result.prepared.manifest
     tokens = int(prepared.columns(prepared.rows("all"), ["cost"])["cost"].sum())
@@ -71,12 +71,13 @@ def summary(result: PrepareResult) -> Outcome:
         *_uses(manifest.settings["datasets"]),
         f"studies: {result.new} read, {result.kept} unchanged; tokens: {tokens} in all",
         f"quarantined: {manifest.quarantined} samples (quarantine.jsonl)",
+        *left_out(manifest),
         f"patients that share near-duplicate pictures: {len(manifest.near_duplicates)} groups",
         str(result.guard),
         f"prepared data: {prepared.folder.uri} (digest {manifest.digest})",
     ]
     data = {"out": prepared.folder.uri, "new": result.new, "kept": result.kept, "tokens": tokens}
-    known = ("digest", "patients", "sources", "quarantined")
+    known = ("digest", "patients", "sources", "quarantined", "left_out")
     return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
 
 

@@ -86,6 +86,7 @@ def write(
         f"{temperature}.",
         "## Data",
         f"Prepared data with digest `{prepared.digest}`; {manifest.quarantined} slices in quarantine, "
+        f"{len(manifest.left_out)} patients without a usable slice, "
         f"{len(manifest.near_duplicates)} groups of near-duplicates kept together.",
         _counts(manifest.patients),
         "No patient, study, picture or near-duplicate group is in two splits (checked again before judging).",

@@ -142,8 +142,6 @@ def prepare_corpus(source: Path, out: str, settings: CorpusSettings) -> PrepareR
     """
     digest = open_tokenizer_digest(settings.tokenizer)
     found, used = survey_corpus(source, settings)
-    for note in found.listing.notes:
-        log.warning("%s", note)
     folder = Folder.at(out)
     load = LoadSamples(
         root=found.listing.root,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raymed.data.prepare import UNSPLIT
+from raymed.data.prepared import Manifest
+from raymed.data.publish import UNSPLIT
 from raymed.data.split import SPLITS
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -19,3 +20,9 @@ def table(patients: Counts, slices: Counts | None = None, head: str = "") -> lis
         cells = [f"{counts.get(split, 0)}" + (f" ({slices[name].get(split, 0)})" if slices else "") for split in order]
         lines.append(f"{name:<20}" + "".join(f"{cell:>16}" for cell in cells))
     return lines
+
+
+def left_out(manifest: Manifest) -> list[str]:
+    """The patients without a usable slice, a line each with the reason, below a line that counts them."""
+    head = f"patients without a usable slice: {len(manifest.left_out) or 'none'}"
+    return [head, *(f"  {patient}: {reason}" for patient, reason in manifest.left_out.items())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -52,6 +52,8 @@ class Manifest:
         ignored: slices left out because their label is on the ignore list, per label.
         shards: records per shard file.
         versions: of the packages that made the pixels.
+        left_out: patients of whom no slice can be used, each with the commonest reason.
+        notes: what a person should know of the source.
     """
 
     digest: str
@@ -71,6 +73,8 @@ class Manifest:
     ignored: dict[str, int]
     shards: dict[str, int]
     versions: dict[str, str]
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     def to_json(self) -> bytes:
@@ -86,7 +90,9 @@ class Manifest:
             raise UserError(f"{where} is not a manifest of prepared data. Prepare the data again") from error
         if version != FORMAT:
             raise UserError(f"{where} has format {version}, this raymed reads format {FORMAT}. Prepare the data again")
-        wrong = {field.name for field in fields(cls)} ^ values.keys()
+        known = fields(cls)  # those with a default may be missing: an earlier raymed did not write them
+        required = {each.name for each in known if each.default is MISSING and each.default_factory is MISSING}
+        wrong = (required - values.keys()) | (values.keys() - {each.name for each in known})
         if wrong:
             raise UserError(f"{where}: keys that are missing or unknown: {', '.join(sorted(wrong))}. Prepare the data again")
         return cls(**values)

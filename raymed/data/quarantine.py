@@ -1,11 +1,11 @@
-"""Slices that cannot be used: each with its reason, and a limit to how many there may be."""
+"""Slices and patients that cannot be used: each with its reason, and a limit to how many there may be."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -23,7 +23,7 @@ class Quarantine:
 
     Args:
         kept: the refused slices of studies that were read in an earlier run.
-        limit: the share of all slices that may be refused, e.g. ``5%``.
+        limit: the share of all slices, and of all patients, that may be refused, e.g. ``5%``.
 
     Raises:
         UserError: more than the limit are refused, here or when `add` brings them.
@@ -62,6 +62,30 @@ class Quarantine:
             by_reason[line["reason"]].append(line)
         common = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:NAMED]
         return "; ".join(f"{reason} ({len(lines)}, e.g. {lines[0]['where']})" for reason, lines in common)
+
+    def left_out(self, used: Collection[str]) -> dict[str, str]:
+        """The patients of whom nothing is used, each with the commonest reason.
+
+        Args:
+            used: the patients of whom something is.
+
+        Raises:
+            UserError: they are more than the limit's share of all patients.
+        """
+        reasons: dict[str, Counter[str]] = defaultdict(Counter)
+        for line in self.lines:
+            if line["patient"] is not None and line["patient"] not in used:
+                reasons[line["patient"]][line["reason"]] += 1
+        lost = {patient: counts.most_common(1)[0][0] for patient, counts in sorted(reasons.items())}
+        total = len(lost) + len(used)
+        if len(lost) > self._limit * total:
+            named = "; ".join(f"{patient}: {reason}" for patient, reason in list(lost.items())[:NAMED])
+            more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+            raise UserError(
+                f"{len(lost)} of {total} patients have no slice that can be used, more than max_quarantine "
+                f"{float(self._limit):.1%}: {named}{more}. Mend the source, or raise --max-quarantine"
+            )
+        return lost
 
     def _require_few(self) -> None:
         if self._count > self._limit * self._total:

@@ -23,7 +23,7 @@ class CurationSettings:
         split: shares of train/val/test, and folds.
         near_duplicates: pictures that two patients share, re-encoded or resized: group keeps those patients in one split,
             warn only lists them, error stops.
-        max_quarantine: stop when more than this share of the slices cannot be used, e.g. 5%.
+        max_quarantine: stop when more than this share of the slices, or of the patients, cannot be used, e.g. 5%.
         pseudonymise: replace the names of patients, studies and slices by keyed hashes. The value is the file of the key,
             made where there is none; keep it, and the table that is written beside it, where the originals are.
     """

@@ -83,6 +83,7 @@ class DataSummary:
         patients: by class and split, as the manifest counts them.
         slices: likewise.
         quarantined: slices refused when the data were prepared.
+        left_out: patients of whom no slice can be used.
         near_duplicates: groups of patients kept in one split because pictures of theirs are near-duplicates.
         guard: what the leak guard proved, in words.
     """
@@ -92,6 +93,7 @@ class DataSummary:
     patients: Mapping[str, Mapping[str, int]]
     slices: Mapping[str, Mapping[str, int]]
     quarantined: int
+    left_out: int
     near_duplicates: int
     guard: str
 

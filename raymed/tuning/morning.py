@@ -182,6 +182,7 @@ def _report(
             patients=manifest.patients,
             slices=manifest.slices,
             quarantined=manifest.quarantined,
+            left_out=len(manifest.left_out),
             near_duplicates=len(manifest.near_duplicates),
             guard=str(guard(prepared.index, night.template.fold)),
         ),

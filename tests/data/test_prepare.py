@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from raymed.data import shards
+from raymed.data.counts import left_out
 from raymed.data.image import PIXEL_RULE, ImageSettings
 from raymed.data.prepare import PrepareSettings, curate, plain_settings, prepare
 from raymed.data.prepared import Prepared
@@ -190,6 +191,21 @@ def test_a_bad_slice_goes_to_the_quarantine_and_takes_no_neighbour_along(source:
     prepare(source, out, replace(SETTINGS, max_quarantine="10%"))
     assert Path(out, "quarantine.jsonl").read_text("utf-8").count("\n") == 2
     assert files(out) != before
+
+
+def test_a_patient_of_whom_nothing_is_left_is_named_and_stays_named(source: Path, out: str):
+    for path in (source / "normal" / "p00").iterdir():
+        path.write_bytes(b"no picture")
+    (source / "viral" / "empty").mkdir()
+    with pytest.raises(
+        UserError, match=r"2 of 17 patients have no slice that can be used.*empty: an empty folder; p00: not a"
+    ):
+        prepare(source, out, replace(SETTINGS, max_quarantine="10%"))
+    manifest = prepare(source, out, replace(SETTINGS, max_quarantine="20%")).prepared.manifest
+    assert manifest.left_out.keys() == {"empty", "p00"}
+    assert left_out(manifest)[:2] == ["patients without a usable slice: 2", "  empty: an empty folder"]
+    add_patient(source, "viral", "zz-new", seed=60)
+    assert prepare(source, out, replace(SETTINGS, max_quarantine="20%")).prepared.manifest.left_out == manifest.left_out
 
 
 def test_too_many_bad_slices_stop_it_and_leave_the_old_data_alone(source: Path, out: str):

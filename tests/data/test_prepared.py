@@ -31,6 +31,14 @@ def test_a_manifest_of_another_kind_is_an_error(copy: Path, change: dict[str, ob
         Prepared.open(str(copy))
 
 
+def test_a_manifest_of_an_earlier_raymed_is_read_and_its_splits_are_kept(copy: Path):
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    for name in ("left_out", "notes"):
+        del manifest[name]
+    (copy / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    assert Prepared.open(str(copy)).manifest.left_out == {}
+
+
 def test_an_index_that_was_exchanged_is_an_error(copy: Path):
     index = pq.read_table(copy / "index.parquet")
     pq.write_table(index.slice(1), copy / "index.parquet")

@@ -95,6 +95,7 @@ def morning() -> SearchReport:
             patients=counts,
             slices={name: {split: 33 * count for split, count in row.items()} for name, row in counts.items()},
             quarantined=17,
+            left_out=2,
             near_duplicates=2,
             guard="no patient, study, near-duplicate group or picture is in two splits",
         ),

@@ -1,0 +1,117 @@
+"""What is written beside the shards: index, studies, quarantine, and last the manifest, which makes them prepared data."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raymed.data.duplicates import LAYOUT
+from raymed.data.image import ImageSettings
+from raymed.data.prepared import MANIFEST, Manifest, digest_of
+from raymed.data.quarantine import Quarantine
+from raymed.data.record import input_pictures
+from raymed.data.settings import CurationSettings, PrepareSettings
+from raymed.data.shards import SHARDS, UNFINISHED
+from raymed.data.survey import Survey, class_name
+from raymed.storage import Folder
+
+UNSPLIT = "unsplit"  # the split of rows that are in none, in counts
+SOMETIMES = ("further", "bytes")  # columns that say something of some sources only
+STUDIES = pa.schema([("study", pa.string()), ("fingerprint", pa.string()), ("refused", pa.string())])
+
+
+def publish(
+    folder: Folder,
+    index: pa.Table,
+    found: Survey,
+    settings: CurationSettings,
+    described: dict[str, Any],
+    quarantine: Quarantine,
+    left_out: Mapping[str, str],
+    groups: list[list[str]],
+) -> Manifest:
+    """Write index, studies and quarantine beside the old ones, then the manifest, then remove what it does not name."""
+    studies = pa.table(
+        {
+            "study": [study.study for study in found.studies],
+            "fingerprint": [study.fingerprint for study in found.studies],
+            "refused": [json.dumps(quarantine.of_study(study.study)) for study in found.studies],
+        },
+        schema=STUDIES,
+    )
+    index_bytes, studies_bytes, lines = _parquet(index), _parquet(studies), quarantine.to_jsonl()
+    splits = [split or UNSPLIT for split in index["split"].to_pylist()]
+    classes = [class_name(found.labels, label) for label in index["label"].to_pylist()]
+    patients = set(zip(index["patient"].to_pylist(), classes, splits, strict=True))
+    pictures = input_pictures(index)
+    structured = pictures.filter(pc.is_valid(pictures["hash"]))
+    manifest = Manifest(
+        digest=_content_digest(index, found, settings.image, described),
+        index=f"index-{digest_of(index_bytes)[:12]}.parquet",
+        index_digest=digest_of(index_bytes),
+        studies=f"studies-{digest_of(studies_bytes)[:12]}.parquet",
+        quarantine_digest=digest_of(lines),
+        source=settings.pseudonymise or str(found.listing.root),
+        labels=found.labels.to_dict(),
+        settings=described,
+        patients=counts((name, split) for _, name, split in patients),
+        slices=counts(zip(classes, splits, strict=True)),
+        sources=counts(zip(index["source"].to_pylist(), splits, strict=True)),
+        near_duplicates=groups,
+        same_pixels=structured.num_rows - pc.count_distinct(structured["digest"]).as_py(),
+        quarantined=len(quarantine.lines),
+        left_out=dict(left_out),
+        notes=list(found.listing.notes),
+        ignored=found.ignored,
+        shards=dict(sorted(Counter(index["shard"].to_pylist()).items())),
+        versions={name: version(name) for name in ("raymed", "numpy", "pillow", "pyarrow", "pydicom", "nibabel")}
+        | {"python": platform.python_version()},
+    )
+    folder.write(manifest.index, index_bytes)
+    folder.write(manifest.studies, studies_bytes)
+    folder.write("quarantine.jsonl", lines)
+    folder.write(MANIFEST, manifest.to_json())
+    for name in folder.names():
+        if re.fullmatch(r"(index|studies)-[0-9a-f]{12}\.parquet", name) and name not in (manifest.index, manifest.studies):
+            folder.delete(name)
+    for name in folder.child(SHARDS).names():
+        if name not in manifest.shards:
+            folder.delete(f"{SHARDS}/{name}")
+    folder.delete(UNFINISHED)
+    return manifest
+
+
+def _content_digest(index: pa.Table, found: Survey, image: ImageSettings, described: dict[str, Any]) -> str:
+    """Of what the rows are, not of where they lie; independent of versions and machines."""
+    common = {each.name for each in fields(PrepareSettings)}
+    more = {name: value for name, value in described.items() if name not in common}
+    settings = [found.labels.to_dict(), asdict(image), *([more] if more else [])]
+    parts = [json.dumps(settings, sort_keys=True).encode()]
+    unused = {name for name in SOMETIMES if index[name].null_count == index.num_rows}
+    for name in index.column_names:
+        if name not in LAYOUT and name not in unused:
+            parts.append(digest_of(repr((name, index[name].to_pylist())).encode()).encode())
+    return digest_of(b"\0".join(parts))
+
+
+def counts(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for (name, split), count in sorted(Counter(pairs).items()):
+        counts[name][split] = count
+    return dict(counts)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,50 @@
+"""What cannot be used is counted by slice and by patient, with reasons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raymed.data.labels import LabelTable
+from raymed.data.quarantine import Quarantine
+from raymed.data.sources import Listing, Refusal, Slice, Study
+from raymed.data.survey import Survey
+from raymed.errors import UserError
+
+
+def quarantine(patients: int, limit: str, refusals: tuple[Refusal, ...] = ()) -> Quarantine:
+    """Of patients of three slices each."""
+    studies = tuple(
+        Study(f"p{n}", f"p{n}", None, "", tuple(Slice(f"p{n}/{k}", "", None, k, "") for k in range(3)), "")
+        for n in range(patients)
+    )
+    listing = Listing(Path(), "folders", studies, refusals)
+    return Quarantine(Survey(listing, LabelTable(()), studies, {}), {}, limit)
+
+
+def refused(*slices: tuple[str, int, str]) -> pa.Table:
+    rows = [
+        {"study": patient, "patient": patient, "id": f"{patient}/{k}", "where": f"{patient}/{k}", "reason": reason}
+        for patient, k, reason in slices
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def test_a_patient_left_without_a_slice_is_named_with_the_commonest_reason() -> None:
+    kept = quarantine(24, "6%", (Refusal("x", "x", "empty", "an empty folder"), Refusal("y", "y", None, "a link")))
+    kept.add(refused(("p7", 0, "NaN pixels"), ("p7", 1, "NaN pixels")))
+    used = {f"p{n}" for n in range(24)}
+    assert kept.left_out(used) == {"empty": "an empty folder"}
+    with pytest.raises(UserError, match=r"2 of 25 patients have no slice.*6\.0%: empty: an empty folder; p7: NaN pixels\."):
+        kept.left_out(used - {"p7"})
+
+
+def test_few_slices_may_be_many_patients() -> None:
+    lost = [("p1", k, "truncated") for k in range(3)]
+    kept = quarantine(10, "10%")
+    kept.add(refused(*lost))
+    assert kept.left_out({f"p{n}" for n in range(10) if n != 1}) == {"p1": "truncated"}
+    with pytest.raises(UserError, match=r"1 of 9 patients"):
+        kept.left_out({f"p{n}" for n in range(2, 10)})
