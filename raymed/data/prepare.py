@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from raymed.data.duplicates import grouped, require_distinct
 from raymed.data.leak import GuardSummary, guard
@@ -34,6 +36,7 @@ from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
 
+LOCK = "prepare.lock"
 ORDER = [(name, "ascending") for name in ("patient", "study", "position", "id")]
 
 
@@ -94,33 +97,56 @@ def curate(
     """
     for note in found.listing.notes:
         log.warning("%s", note)
-    old = _open_earlier(folder)
-    refused = _unchanged(old, found, described, deciding) if old else {}
-    kept = len(refused)
-    todo = [study for study in found.studies if study.study not in refused]
+    with _alone(folder):
+        old = _open_earlier(folder)
+        refused = _unchanged(old, found, described, deciding) if old else {}
+        kept = len(refused)
+        todo = [study for study in found.studies if study.study not in refused]
 
-    quarantine = Quarantine(found, refused, settings.max_quarantine)
-    tables = [old.index.filter(pc.is_in(old.index["study"], pa.array(refused, pa.string())))] if old else []
-    progress = ReadingProgress(sum(len(study.slices) for study in todo))
-    for outcome in write_shards(found, todo, load, folder):
-        tables.append(outcome.filter(pc.is_null(outcome["reason"])).select(INDEX.names).cast(INDEX))
-        quarantine.add(outcome.filter(pc.is_valid(outcome["reason"])))
-        progress.add(outcome.num_rows)
+        quarantine = Quarantine(found, refused, settings.max_quarantine)
+        tables = [old.index.filter(pc.is_in(old.index["study"], pa.array(refused, pa.string())))] if old else []
+        progress = ReadingProgress(sum(len(study.slices) for study in todo))
+        for outcome in write_shards(found, todo, load, folder):
+            tables.append(outcome.filter(pc.is_null(outcome["reason"])).select(INDEX.names).cast(INDEX))
+            quarantine.add(outcome.filter(pc.is_valid(outcome["reason"])))
+            progress.add(outcome.num_rows)
 
-    if old and not todo and settings.split.file is None and _same(old, found, described, quarantine):
-        return PrepareResult(old, 0, kept, guard(old.index))
-    index = pa.concat_tables(tables)
-    if not index.num_rows:
-        raise UserError(f"{found.listing.root}: nothing can be used: {quarantine.reasons()}")
-    left_out = quarantine.left_out(set(index["patient"].to_pylist())) if found.listing.patients_known else {}
-    require_distinct(index, found.listing.patients_known)
-    index, groups = grouped(index, folder, settings.near_duplicates)
-    index = _split(index, found, settings, _assignments(old, described)).sort_by(ORDER).combine_chunks()
-    proof = guard(index)
-    for fold in range(pc.max(pc.add(index["fold"], 1)).as_py() or 0):
-        guard(index, fold)
-    manifest = publish(folder, index, found, settings, described, quarantine, left_out, groups)
-    return PrepareResult(Prepared(folder, manifest, index), len(todo), kept, proof)
+        if old and not todo and settings.split.file is None and _same(old, found, described, quarantine):
+            return PrepareResult(old, 0, kept, guard(old.index))
+        index = pa.concat_tables(tables)
+        if not index.num_rows:
+            raise UserError(f"{found.listing.root}: nothing can be used: {quarantine.reasons()}")
+        left_out = quarantine.left_out(set(index["patient"].to_pylist())) if found.listing.patients_known else {}
+        require_distinct(index, found.listing.patients_known)
+        index, groups = grouped(index, folder, settings.near_duplicates)
+        index = _split(index, found, settings, _assignments(old, described)).sort_by(ORDER).combine_chunks()
+        proof = guard(index)
+        for fold in range(pc.max(pc.add(index["fold"], 1)).as_py() or 0):
+            guard(index, fold)
+        manifest = publish(folder, index, found, settings, described, quarantine, left_out, groups)
+        return PrepareResult(Prepared(folder, manifest, index), len(todo), kept, proof)
+
+
+@contextmanager
+def _alone(folder: Folder) -> Iterator[None]:
+    """Waits for another process that prepares into the folder. Object stores know no such lock."""
+    if not folder.is_local:
+        yield
+        return
+    try:
+        Path(folder.path).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder.path}/{LOCK}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process prepares into %s: waiting until it has ended", folder.uri)
+            lock.acquire()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.uri}: {error}. Free space, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def expected_split(found: Survey, settings: CurationSettings) -> dict[str, dict[str, int]]:

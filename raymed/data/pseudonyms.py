@@ -6,6 +6,7 @@ day and in every hospital that shares it. The key, and the table that leads back
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hmac
 import io
@@ -15,6 +16,8 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock
 
 from raymed.data.sources import Refusal, Study
 from raymed.data.survey import Survey
@@ -58,7 +61,7 @@ class Pseudonyms:
             raise UserError(f"the key {path} would lie among the prepared data {prepared.uri}: keep it with the originals")
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_private(path, secrets.token_hex(KEY_LENGTH) + "\n")
+            _write_private(path, secrets.token_hex(KEY_LENGTH) + "\n", anew=True)
         if path.stat().st_mode & 0o077:
             raise UserError(f"the key {path} can be read by others: chmod 600 {path}")
         text = path.read_text(encoding="utf-8", errors="replace").strip()
@@ -151,20 +154,21 @@ class Pseudonyms:
 
     def _remember(self, found: Survey, refusals: Iterable[Refusal]) -> None:
         """Add to the table who is new; nobody is ever removed."""
-        rows = {(row["kind"], row["original"]): row["pseudonym"] for row in self._rows()}
-        for study in found.listing.studies:
-            rows["patient", study.patient] = self.patient(study.patient)
-            if study.study != study.patient:
-                rows["study", study.study] = self.of("study", study.study)
-        for refusal in refusals:
-            rows["file", refusal.id] = self.of("file", refusal.id)
-            if refusal.patient is not None:
-                rows["patient", refusal.patient] = self.patient(refusal.patient)
-        content = io.StringIO()
-        writer = csv.writer(content)
-        writer.writerow(COLUMNS)
-        writer.writerows((kind, pseudonym, neutral(name)) for (kind, name), pseudonym in sorted(rows.items()))
-        _write_private(self.table, content.getvalue())
+        with FileLock(f"{self.table}.lock"):  # other data may be prepared with the same key
+            rows = {(row["kind"], row["original"]): row["pseudonym"] for row in self._rows()}
+            for study in found.listing.studies:
+                rows["patient", study.patient] = self.patient(study.patient)
+                if study.study != study.patient:
+                    rows["study", study.study] = self.of("study", study.study)
+            for refusal in refusals:
+                rows["file", refusal.id] = self.of("file", refusal.id)
+                if refusal.patient is not None:
+                    rows["patient", refusal.patient] = self.patient(refusal.patient)
+            content = io.StringIO()
+            writer = csv.writer(content)
+            writer.writerow(COLUMNS)
+            writer.writerows((kind, pseudonym, neutral(name)) for (kind, name), pseudonym in sorted(rows.items()))
+            _write_private(self.table, content.getvalue())
 
     def _rows(self) -> list[dict[str, str]]:
         if not self.table.exists():
@@ -183,8 +187,24 @@ def _checkout(path: Path) -> Path | None:
     )
 
 
-def _write_private(path: Path, text: str) -> None:
+def _write_private(path: Path, text: str, anew: bool = False) -> None:
+    """Write a file whole, for its owner alone, so that it is still there when the power fails.
+
+    Args:
+        anew: leave a file that is there already, be it since a moment, as it is.
+    """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
-    temporary.replace(path)
+        file.flush()
+        os.fsync(file.fileno())
+    if anew:
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(temporary)  # fails where there is one, unlike renaming
+        temporary.unlink()
+    else:
+        temporary.replace(path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)

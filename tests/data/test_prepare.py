@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from filelock import FileLock
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -153,6 +155,18 @@ def test_data_of_an_earlier_pixel_rule_are_read_again_and_have_another_digest(so
     assert again.prepared.image.rule == PIXEL_RULE
     assert again.prepared.digest != first.digest
     assert splits(again.prepared) == splits(first)
+
+
+def test_two_who_prepare_into_one_folder_do_it_one_after_the_other(source: Path, out: str, caplog: pytest.LogCaptureFixture):
+    Path(out).mkdir()
+    with ThreadPoolExecutor() as pool:
+        with FileLock(f"{out}/prepare.lock"):
+            waiting = pool.submit(prepare, source, out, SETTINGS)
+            while "waiting until it has ended" not in caplog.text:
+                assert not waiting.done()
+                time.sleep(0.01)
+            assert not Path(out, "manifest.json").exists()
+        assert waiting.result().new == 16
 
 
 def test_a_lost_shard_is_made_again(source: Path, out: str):

@@ -7,14 +7,17 @@ import io
 import json
 import os
 import runpy
+import secrets
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -192,3 +195,36 @@ def test_a_patient_without_a_picture_is_in_the_table_and_under_no_name_of_his_ow
     (refusal,) = pseudonyms.rename(survey(tmp_path / "in", SourceSettings(), "lung")).listing.refusals
     assert "Doe" not in repr(refusal)
     assert pseudonyms.reveal(f"{refusal.patient}") == "Doe"
+
+
+def test_two_first_uses_of_a_key_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[Pseudonyms] = []
+    draw = secrets.token_hex
+
+    def draw_late(length: int) -> str:
+        """Another process makes the key while this one is about to."""
+        if not others:
+            others.append(Pseudonyms(tmp_path / "none", b""))
+            others[0] = Pseudonyms.open(tmp_path / "key")
+        return draw(length)
+
+    monkeypatch.setattr("raymed.data.pseudonyms.secrets.token_hex", draw_late)
+    first = Pseudonyms.open(tmp_path / "key")
+    assert first.key_name == others[0].key_name == Pseudonyms.open(tmp_path / "key").key_name
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_the_table_of_a_key_keeps_what_others_write_meanwhile(tmp_path: Path) -> None:
+    pseudonyms = Pseudonyms.open(tmp_path / "key")
+    (tmp_path / "in" / "normal" / "Jane").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "in" / "normal" / "Jane" / "0.png")
+    found = survey(tmp_path / "in", SourceSettings(), "lung")
+    with ThreadPoolExecutor() as pool:
+        with FileLock(f"{pseudonyms.table}.lock"):
+            waiting = pool.submit(pseudonyms.rename, found)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+            john = f"kind,pseudonym,original\npatient,{pseudonyms.patient('John')},John\n"
+            pseudonyms.table.write_text(john, encoding="utf-8")
+        waiting.result(timeout=30)
+    assert pseudonyms.reveal(f"{pseudonyms.patient('Jane')} {pseudonyms.patient('John')}") == "Jane John"
