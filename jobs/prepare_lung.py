@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymed.data.settings import PrepareSettings
+from raymed.data.sources.names import SOURCE_NAMES
 from raymed.data.survey import survey
 from raymed.job import JobOptions, Outcome, run
 
@@ -84,4 +85,4 @@ def summary(result: PrepareResult) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(PrepareOptions, main)
+    run(PrepareOptions, main, aliases=SOURCE_NAMES)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymed.data.settings import CorpusSettings
+from raymed.data.sources.names import SAMPLE_NAMES
 from raymed.job import JobOptions, Outcome, run
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def plan(options: PrepareVitpOptions) -> Outcome:
     from raymed.data.corpus import survey_corpus
     from raymed.data.counts import table
     from raymed.data.prepare import expected_split
+    from raymed.data.sources.listing import by_reason
 
     found, used = survey_corpus(Path(options.source), options)
     patients = expected_split(found, options)["unlabelled"]
@@ -52,7 +54,7 @@ def plan(options: PrepareVitpOptions) -> Outcome:
         *table({"all": patients}),
         *_uses(used),
         f"{found.slices} samples in order; refused already: {len(found.listing.refusals)}",
-        *(f"  {refusal.where}: {refusal.reason}" for refusal in found.listing.refusals[:10]),
+        *(f"  {line}" for line in by_reason((refusal.where, refusal.reason) for refusal in found.listing.refusals)),
         f"dry run: nothing was written to {options.out}",
     ]
     data = {"samples": found.slices, "patients": patients, "refused": len(found.listing.refusals), "datasets": used}
@@ -90,4 +92,4 @@ def _uses(used: dict[str, dict[str, object]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(PrepareVitpOptions, main)
+    run(PrepareVitpOptions, main, aliases=SAMPLE_NAMES)

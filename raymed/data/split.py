@@ -135,6 +135,8 @@ def read_split_file(
         UserError: the file cannot be read, lacks a column, names an unknown split, contradicts itself, or misses a patient.
     """
     given: dict[str, Assignment] = {}
+    if not Path(path).is_file():
+        raise UserError(f"the split file {path} is no regular file: give a CSV with the columns patient_id and split")
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -231,8 +233,15 @@ def _require_enough(label_of: Mapping[str, Label], shares: Mapping[str, Fraction
         named = ", ".join(f"class {label}: {size}" for label, size in sorted(short.items(), key=str))
         raise UserError(
             f"too few patients for {len(shares)} splits ({'/'.join(shares)}), one each is needed: {named}. "
-            "Add patients, put the label on the label table's ignore list, or use one split (split.weights 0/0/100)"
+            f"Add patients, put the label on the label table's ignore list, or, {_trial(sizes)}"
         )
+
+
+def _trial(sizes: Mapping[Label, int]) -> str:
+    """What lets so few patients through, though it proves nothing."""
+    if min(sizes.values()) > 1:
+        return "for a trial without a test split, pass --split.weights 75/25/0 --split.folds 0"
+    return "to predict or judge them only, pass --split.weights 0/0/100 --split.folds 0"
 
 
 def _require_present(split_of: Mapping[str, str], label_of: Mapping[str, Label], shares: Mapping[str, Fraction]) -> None:

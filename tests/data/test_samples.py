@@ -195,7 +195,7 @@ def test_lost_pictures_and_repeated_lines_go_to_the_quarantine_with_their_reason
     (folder / "more.jsonl").write_text("\n".join(lines), "utf-8")
     refusals = listed(folder / "more.jsonl")[0].refusals
     assert [(refusal.where, refusal.reason.split(";")[0]) for refusal in refusals] == [
-        ("more.jsonl:1", "picture 2 of 2 does not exist"),
+        ("more.jsonl:1", "picture 2 of 2: the file does not exist"),
         ("more.jsonl:3", "the same as more.jsonl:2"),
     ]
 

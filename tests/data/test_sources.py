@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from raymed.data.choices import parse_choices
 from raymed.data.image import ImageSettings
 from raymed.data.sources import Columns, Listing, Refusal, SourceSettings, list_source, load_study
-from raymed.data.sources.listing import natural_key
+from raymed.data.sources.listing import by_reason, natural_key
 from raymed.errors import UserError
 
 REAL = Path(os.environ.get("RAYMED_REAL_DATA", "/nonexistent"))
@@ -265,7 +266,7 @@ def test_csv_path_through_a_link_out_of_the_root_is_an_error(tmp_path: Path) -> 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link").symlink_to(tmp_path / "outside")
     path = table(tmp_path / "data", "image,patient_id,label\nlink/a.png,P1,viral\n")
-    with pytest.raises(UserError, match="leaves the folder"):
+    with pytest.raises(UserError, match="through a symbolic link out of the folder"):
         list_source(path, SourceSettings())
     inside = table(tmp_path, "image,patient_id,label\noutside/a.png,P1,viral\n")
     moved = inside.rename(tmp_path / "data" / "labels.csv")
@@ -416,6 +417,41 @@ def test_wrong_meta_file_is_an_error_that_names_it(tmp_path: Path, content: str)
     (tmp_path / "meta.json").write_text(content)
     with pytest.raises(UserError, match=r"meta.json"):
         list_source(tmp_path / "meta.json", SourceSettings())
+
+
+# what is no file
+
+
+@pytest.mark.parametrize("kind", ["auto", "csv", "conversations"])
+def test_devices_and_pipes_are_refused_and_not_read_to_their_end(tmp_path: Path, kind: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (Path("/dev/zero"), tmp_path / "pipe.csv"):
+        with pytest.raises(UserError, match="neither a file nor a folder"):
+            list_source(path, SourceSettings(format=kind))
+
+
+def test_what_a_list_names_and_is_not_there_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    picture(tmp_path / "a.png")
+    lines = "".join(f"{name},P{at},viral\n" for at, name in enumerate(["a.png", "gone.png", "folder.png", "lost.png"]))
+    listing = list_source(table(tmp_path, f"image,patient_id,label\n{lines}"), SourceSettings())
+    assert [refusal.reason for refusal in listing.refusals] == [
+        "a symbolic link that leads nowhere",
+        "not a regular file",
+        "the file does not exist",
+    ]
+
+
+def test_what_is_wrong_is_grouped_by_reason_with_three_places_each() -> None:
+    wrong = [(f"a:{line}", f"the path '../{line}.png' leaves the folder") for line in range(7)] + [("b:1", "no image")]
+    assert by_reason(wrong) == [
+        "a:0: the path '../0.png' leaves the folder",
+        "a:1: the path '../1.png' leaves the folder",
+        "a:2: the path '../2.png' leaves the folder",
+        "... 7 such in all",
+        "b:1: no image",
+    ]
 
 
 # real data

@@ -30,7 +30,18 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(source: Path, tmp_path: Path):
-    done = run("--source", source, "--out", tmp_path / "out", "--dry-run", "--json", "--image.size", 28)
+    done = run(
+        "--source",
+        source,
+        "--out",
+        tmp_path / "out",
+        "--dry-run",
+        "--json",
+        "--image.size",
+        28,
+        "--source.format",
+        "folders",
+    )
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     assert data["patients"] == {name: {"test": 1, "train": 1, "val": 1} for name in ("normal", "viral")}

@@ -45,6 +45,8 @@ def list_source(path: Path, settings: SourceSettings) -> Listing:
     path = Path(path).expanduser().absolute()
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is neither a file nor a folder, but a device, pipe or socket: save what it gives as a file")
     kind = recognise(path) if settings.format == "auto" else settings.format
     if settings.patients:
         if kind not in ("folders", "classes"):
@@ -123,7 +125,7 @@ def recognise(path: Path) -> str:
         raise UserError(f"{path}: no images found (looked for pictures, CSV, JSON, JSONL, DICOM and NIfTI files)")
     if len(examples) > 1:
         listed = ", ".join(f"{kind} (e.g. {name})" for kind, name in examples.items())
-        raise UserError(f"{path} holds several formats: {listed}. Choose one with --format, for prediction --source.format")
+        raise UserError(f"{path} holds several formats: {listed}. Choose one with --source.format")
     return next(iter(examples))
 
 

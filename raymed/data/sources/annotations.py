@@ -20,13 +20,13 @@ def data_sets(path: Path, root: Path, notes: list[str]) -> list[DataSet]:
         return [DataSet(path.stem, ".", path, {})]
     if path.suffix.lower() != ".json":
         raise UserError(f"{path}: lines of conversation end in .jsonl, a meta file or an array in .json, a table in .csv")
-    if _is_array(path):
+    if is_array(path):
         lines = _as_lines(path, notes)
         return [DataSet(lines.stem, ".", lines, {})]
     sets = []
     for part in read_meta(path, root):
         annotation = part.annotation
-        if annotation.suffix.lower() == ".json" and _is_array(annotation):
+        if annotation.suffix.lower() == ".json" and is_array(annotation):
             annotation = _as_lines(annotation, notes)
         if not annotation.name.endswith("jsonl"):
             raise UserError(f"{path}: {part.name}: the annotation {annotation.name} must end in jsonl, or be a JSON array")
@@ -34,7 +34,8 @@ def data_sets(path: Path, root: Path, notes: list[str]) -> list[DataSet]:
     return sets
 
 
-def _is_array(path: Path) -> bool:
+def is_array(path: Path) -> bool:
+    """Whether a JSON file holds an array."""
     with path.open("rb") as file:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 

@@ -1,7 +1,8 @@
 """Conversations about pictures: JSONL lines, alone or named by a meta JSON ``{name: {root, annotation, ...}}``.
 
 A line has `image`, `conversations` (turns of `from` and `value`), and a patient: a field `patient_id` or `patient`, or
-found in the image's path by `patient_regex`. The label is the answer to a multiple-choice question ``<cls>: 0|1|2|3.``.
+found in the image's path by `patient_regex`; where no line has one, each image is a patient of its own. The label is the
+answer to a multiple-choice question ``<cls>: 0|1|2|3.``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from raymed.data.sources.listing import (
     Refusal,
     Slice,
     SourceSettings,
+    absence,
     file_stat,
     inside,
     make_study,
@@ -29,7 +31,7 @@ from raymed.data.sources.listing import (
     read_text,
     sorted_studies,
 )
-from raymed.data.sources.meta import DataSet, read_meta
+from raymed.data.sources.meta import DataSet, meta_root, read_meta
 from raymed.errors import UserError
 
 ROLES = ("system", "human", "gpt")
@@ -40,8 +42,8 @@ SHOWN = 10
 class _Row:
     line: int
     path: str
-    patient: str
-    study: str
+    patient: str | None
+    study: str | None
     label: str | None
     messages: tuple[Message, ...]
 
@@ -71,9 +73,15 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         if len(found) != 1:
             raise UserError(f"{path} holds {len(found)} JSON or JSONL files; name the one to use")
         path = found[0]
-    root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
-    sets = read_meta(path, root) if path.suffix.lower() == ".json" else [DataSet(root.name, ".", path, {})]
-    notes = [note for part in sets for note in _notes(part)]
+    notes: list[str] = []
+    if path.suffix.lower() == ".json":
+        root = meta_root(path, settings.root, notes)
+        sets = read_meta(path, root)
+    else:
+        root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
+        sets = [DataSet(root.name, ".", path, {})]
+    notes += [note for part in sets for note in _notes(part)]
+    known = True
     stats: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
     studies = []
@@ -83,6 +91,12 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         lines_of: dict[str, int] = defaultdict(int)
         for row in rows:
             lines_of[row.path] += 1
+        if rows[0].patient is None:
+            known = False
+            notes.append(
+                f"{part.name}: no line names a patient, so each of the {len(lines_of)} pictures counts as a patient of its "
+                "own: a person with two of them may be in two splits. Add a field `patient_id`, or pass --patient-regex"
+            )
         groups: dict[tuple[str, str, str | None], list[Slice]] = defaultdict(list)
         for row in sorted(rows, key=lambda row: natural_key(row.path)):
             where = f"{part.annotation.name}:{row.line}"
@@ -92,15 +106,16 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             seen.add(name)
             stat = file_stat(root / row.path)
             if stat is None:
-                refusals.append(Refusal(name, where, row.patient, "the file does not exist"))
+                refusals.append(Refusal(name, where, row.patient or row.path, absence(root / row.path)))
                 continue
             stats[row.path] = stat
-            group = groups[row.patient, row.study, row.label]
+            patient = row.patient or row.path
+            group = groups[patient, row.study or patient, row.label]
             group.append(Slice(name, row.path, None, len(group), where, row.messages))
         studies += [
             make_study(patient, study, label, part.name, slices, stats) for (patient, study, label), slices in groups.items()
         ]
-    return Listing(root, "conversations", sorted_studies(studies), tuple(refusals), tuple(notes))
+    return Listing(root, "conversations", sorted_studies(studies), tuple(refusals), tuple(notes), known)
 
 
 def _notes(part: DataSet) -> list[str]:
@@ -118,15 +133,20 @@ def _notes(part: DataSet) -> list[str]:
 
 def _read_lines(part: DataSet, root: Path, settings: SourceSettings) -> list[_Row]:
     rows: list[_Row] = []
-    broken: list[str] = []
+    broken: list[tuple[int, str]] = []
     for number, line in _lines(part.annotation):
         try:
             rows.append(_row(number, line, part, root, settings))
         except ValueError as error:
-            broken.append(f"{part.annotation}:{number}: {error}")
+            broken.append((number, f"{part.annotation}:{number}: {error}"))
+    if any(row.patient is not None for row in rows):
+        reason = "no patient, though other lines name theirs: add a field `patient_id`, or pass --patient-regex"
+        unnamed = [(row.line, f"{part.annotation}:{row.line}: {reason}") for row in rows if row.patient is None]
+        broken = sorted([*broken, *unnamed])
     if broken:
         more = f"\nand {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-        raise UserError(f"{len(broken)} lines cannot be used; mend or remove them:\n" + "\n".join(broken[:SHOWN]) + more)
+        shown = "\n".join(text for _, text in broken[:SHOWN])
+        raise UserError(f"{len(broken)} lines cannot be used; mend or remove them:\n{shown}{more}")
     if not rows:
         raise UserError(f"{part.annotation}: has no lines")
     return rows
@@ -160,7 +180,7 @@ def _row(number: int, line: str, part: DataSet, root: Path, settings: SourceSett
     path = inside(root, f"{part.folder}/{image}", where)
     messages = read_turns(content)
     patient = _patient(content, path, settings)
-    study = read_name(content, "study") or read_name(content, "study_id") or patient
+    study = read_name(content, "study") or read_name(content, "study_id")
     return _Row(number, path, patient, study, _label(messages) if settings.labelled else None, messages)
 
 
@@ -195,14 +215,12 @@ def read_turns(content: dict[str, Any]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _patient(content: dict[str, Any], path: str, settings: SourceSettings) -> str:
+def _patient(content: dict[str, Any], path: str, settings: SourceSettings) -> str | None:
     patient = read_name(content, "patient_id") or read_name(content, "patient")
     if patient is None and settings.patient_regex:
         patient = settings.patient_of(path)
         if patient is None:
             raise ValueError(f"patient_regex {settings.patient_regex!r} does not match {path}")
-    if patient is None:
-        raise ValueError("no patient: add a field `patient_id`, or pass --patient-regex to find it in the path")
     return patient
 
 

@@ -15,6 +15,8 @@ from typing import Literal
 from raymed.data.record import Message
 from raymed.errors import UserError
 
+EXAMPLES = 3  # of each reason
+
 Format = Literal["auto", "folders", "classes", "csv", "conversations", "dicom", "nifti"]
 
 
@@ -217,8 +219,10 @@ def inside(root: Path, path: str, where: str) -> str:
     tidy = posixpath.normpath(path.strip().replace("\\", "/"))
     if tidy.startswith("/") or re.match(r"[A-Za-z]:", tidy):
         raise UserError(f"{where}: absolute path {path!r}; write paths relative to {root}, or to what --root names")
-    if tidy == ".." or tidy.startswith("../") or not _stays_inside(root / tidy, root):
+    if tidy == ".." or tidy.startswith("../"):
         raise UserError(f"{where}: the path {path!r} leaves the folder {root}; move the files or set --root")
+    if not _stays_inside(root / tidy, root):
+        raise UserError(f"{where}: the path {path!r} leads through a symbolic link out of the folder {root}; copy the files")
     return tidy
 
 
@@ -243,6 +247,28 @@ def file_stat(path: Path) -> os.stat_result | None:
     except OSError:
         return None
     return result if stat.S_ISREG(result.st_mode) else None
+
+
+def absence(path: Path) -> str:
+    """Why there is no regular file at a path."""
+    if path.is_symlink() and not path.exists():
+        return "a symbolic link that leads nowhere"
+    return "not a regular file" if path.exists() else "the file does not exist"
+
+
+def by_reason(wrong: Iterable[tuple[str, str]]) -> list[str]:
+    """Places and what is wrong there, as lines: for each kind of reason, the commonest first, how often, and three places.
+
+    Reasons that differ only in numbers and in what they quote are of one kind.
+    """
+    kinds: dict[str, list[str]] = {}
+    for where, reason in wrong:
+        kinds.setdefault(re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "", reason), []).append(f"{where}: {reason}")
+    lines = []
+    for members in sorted(kinds.values(), key=len, reverse=True):
+        more = [f"... {len(members)} such in all"] if len(members) > EXAMPLES else []
+        lines += [*members[:EXAMPLES], *more]
+    return lines
 
 
 def make_study(

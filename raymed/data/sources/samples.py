@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -17,14 +16,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raymed.data.record import Message
-from raymed.data.sources.annotations import data_sets, kept_lines, usage
-from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, Study, file_stat, inside
-from raymed.data.sources.meta import DataSet
+from raymed.data.sources.annotations import data_sets, is_array, kept_lines, usage
+from raymed.data.sources.listing import (
+    Listing,
+    Refusal,
+    Slice,
+    SourceSettings,
+    Study,
+    absence,
+    by_reason,
+    file_stat,
+    inside,
+)
+from raymed.data.sources.meta import DataSet, meta_root
 from raymed.data.sources.sample import Sample, read_sample, with_marks
 from raymed.data.sources.table import is_table, read_cells
 from raymed.errors import UserError
 
-SHOWN = 100
 USUAL_NAMES = {
     "image": ("image", "image_path", "path", "file", "filename", "file_name"),
     "text": ("text", "caption", "report", "note", "answer"),
@@ -95,9 +103,11 @@ def list_samples(
     """
     path = path.expanduser().absolute()
     if not path.is_file():
-        raise UserError(f"no such file: {path}. Give a meta JSON, a JSONL file, or a CSV")
-    root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
-    samples = _Samples(root, settings.source_settings, private)
+        raise UserError(f"{path}: {absence(path)}. Give a meta JSON, a JSONL file, or a CSV")
+    root, notes = Path(settings.root).expanduser().absolute() if settings.root else path.parent, list[str]()
+    if path.suffix.lower() == ".json" and not is_array(path):
+        root = meta_root(path, settings.root, notes)
+    samples = _Samples(root, settings.source_settings, private, notes)
     if settings.format == "table" or (settings.format == "auto" and is_table(path)):
         used = {path.stem: usage(path, DataSet(path.stem, ".", path, {}), most, samples.notes)}
         for number, sample in _table_rows(path, root, settings):
@@ -115,9 +125,9 @@ def list_samples(
 class _Samples:
     """Samples in the making: grouped by patient and study, and everything that is wrong with them."""
 
-    def __init__(self, root: Path, settings: SourceSettings, private: bool) -> None:
+    def __init__(self, root: Path, settings: SourceSettings, private: bool, notes: list[str]) -> None:
         self.lines = 0
-        self.notes: list[str] = []
+        self.notes = notes
         self._root, self._settings, self._private = root, settings, private
         self._wrong: list[tuple[str, str]] = []
         self._refusals: list[Refusal] = []
@@ -172,7 +182,8 @@ class _Samples:
         self._first[name] = where
         stats = [file_stat(self._root / image) for image in sample.images]
         if None in stats:
-            lost = f"picture {stats.index(None) + 1} of {len(stats)} does not exist"
+            place = stats.index(None)
+            lost = f"picture {place + 1} of {len(stats)}: {absence(self._root / sample.images[place])}"
             self._refusals.append(Refusal(name, where, patient, lost))
             return
         slices, digests = self._groups.setdefault((patient, study, source), ([], [b""]))
@@ -184,20 +195,15 @@ class _Samples:
     def listing(self) -> Listing:
         """Raises: UserError: anything was wrong."""
         if self._wrong:
-            kinds = Counter(re.sub(r"\d+", "N", reason) for _, reason in self._wrong).most_common(SHOWN)
-            counts = "\n".join(f"  {count} x {reason}" for reason, count in kinds)
-            lines = "\n".join(f"{where}: {reason}" for where, reason in self._wrong[:SHOWN])
-            more = f"\nand {len(self._wrong) - SHOWN} more" if len(self._wrong) > SHOWN else ""
-            raise UserError(
-                f"{len(self._wrong)} of {self.lines} lines cannot be used; mend or remove them:\n{lines}{more}\n{counts}"
-            )
+            lines = "\n".join(by_reason(self._wrong))
+            raise UserError(f"{len(self._wrong)} of {self.lines} lines cannot be used; mend or remove them:\n{lines}")
         studies = [
             Study(patient, study, None, source, tuple(slices), digests[0].hex())
             for (patient, study, source), (slices, digests) in self._groups.items()
         ]
         if not studies:
-            reasons = "".join(f"\n  {refusal.where}: {refusal.reason}" for refusal in self._refusals[:10])
-            raise UserError(f"{self._root}: no sample can be used{reasons or ': there are no lines'}")
+            reasons = "\n".join(by_reason((refusal.where, refusal.reason) for refusal in self._refusals))
+            raise UserError(f"{self._root}: no sample can be used: {reasons or 'there are no lines'}")
         if self._unseen:
             self.notes.append(f"{self._unseen} of {self.lines} samples have no picture")
         if self._unknown:

@@ -22,6 +22,7 @@ from raymed.data.sources.listing import (
     Refusal,
     Slice,
     SourceSettings,
+    absence,
     file_stat,
     inside,
     make_study,
@@ -96,7 +97,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         lines[row.path] = row.line
         stat = file_stat(root / row.path)
         if stat is None:
-            refusals.append(Refusal(row.path, where, row.patient, "the file does not exist"))
+            refusals.append(Refusal(row.path, where, row.patient, absence(root / row.path)))
         else:
             stats[row.path] = stat
             groups[row.patient, row.study].append(row)
