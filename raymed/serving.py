@@ -18,6 +18,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 
+from raymed.data.hounsfield import require_hounsfield, without_padding
 from raymed.data.image import ImageError, ImageSettings, apply_window, fit
 from raymed.data.record import Record
 from raymed.data.sources import Refusal, SourceSettings, list_source, load_study
@@ -122,7 +123,12 @@ def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) 
     if slices.dtype == np.int64 and slices.min() >= 0 and slices.max() <= 255:  # from JSON, which knows no uint8
         slices = slices.astype(np.uint8)
     if slices.dtype == np.int16:
-        slices = apply_window(slices, *settings.width_level)
+        hu, values = zip(*(without_padding(piece.astype(np.float32)) for piece in slices), strict=True)
+        try:
+            require_hounsfield(values)
+        except ImageError as error:
+            return [], [f"array {number}: {error}"]
+        slices = apply_window(np.stack(hu), *settings.width_level)
     if slices.dtype != np.uint8:
         return [], [f"array {number}: {slices.dtype}; give uint8 as displayed, or int16 in Hounsfield units"]
     records, notes = [], []

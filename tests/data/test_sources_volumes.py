@@ -8,9 +8,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from volume_files import CHEST, SIDE, shown, write_dicom, write_nifti, write_series
 
 from raymed.data.image import ImageSettings
 from raymed.data.sources import Listing, Refusal, SourceSettings, list_source, load_study
@@ -18,59 +16,7 @@ from raymed.errors import UserError
 
 REAL = Path(os.environ.get("RAYMED_REAL_DATA", "/nonexistent"))
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="RAYMED_REAL_DATA is not set")
-SIDE = 16
-# rows to the back, columns to the patient's left, slices to the head; air, and soft tissue front left low down
-CHEST = np.random.default_rng(0).integers(-1000, -700, (5, SIDE, SIDE)).astype(np.int16)
-CHEST[:2, 2:5, 9:14] = 40
 SETTINGS = ImageSettings(size=SIDE)
-AXIAL = [1, 0, 0, 0, 1, 0]
-
-
-def shown(hu: np.ndarray) -> np.ndarray:
-    return np.clip((hu + 1350.0) * 255 / 1500, 0, 255).astype(np.uint8)
-
-
-def write_dicom(
-    path: Path, plane: np.ndarray, height: float, instance: int = 1, series: str = "1.2.3", **changes: object
-) -> None:
-    """A CT slice; `changes` set or, with None, remove header fields."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    fields = {
-        "SOPClassUID": CTImageStorage,
-        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-        "Modality": "CT",
-        "PatientID": "MRN-1",
-        "SeriesInstanceUID": series,
-        "InstanceNumber": instance,
-        "ImagePositionPatient": [0, 0, height],
-        "ImageOrientationPatient": AXIAL,
-        "Rows": plane.shape[0],
-        "Columns": plane.shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 0,
-        "RescaleSlope": 1,
-        "RescaleIntercept": -1024,
-        "PixelData": (plane.astype(np.int32) + 1024).astype(np.uint16).tobytes(),
-    }
-    for name, value in {**fields, **changes}.items():
-        if value is not None:
-            setattr(file, name, value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file.save_as(path, enforce_file_format=True)
-
-
-def write_series(folder: Path, **changes: object) -> None:
-    """CHEST, its files and instance numbers running against the anatomy."""
-    for at, plane in enumerate(CHEST):
-        number = len(CHEST) - at
-        write_dicom(folder / f"IM{number:04d}", plane, -300 + 8.0 * at, number, **changes)
 
 
 def pixels(listing: Listing, at: int = 0) -> np.ndarray:
@@ -149,7 +95,7 @@ def test_a_damaged_header_is_refused_with_the_patient_that_its_folder_names(tmp_
         ({"ImageOrientationPatient": [1, 0, 0, 0, 0.9, 0.44]}, "not an axial slice"),
         ({"ImageOrientationPatient": None}, "orientation are unknown"),
         ({"ImagePositionPatient": None}, "order and orientation"),
-        ({"Modality": "DX"}, "modality DX"),
+        ({"Modality": "MR"}, "modality MR"),
         ({"SeriesInstanceUID": None}, "SeriesInstanceUID"),
         ({"NumberOfFrames": 3}, "3 frames"),
         ({"Rows": 20000, "Columns": 20000}, "megapixels"),
@@ -174,7 +120,7 @@ def test_files_that_are_no_dicom_are_refused(tmp_path: Path, content: bytes) -> 
     ("changes", "reason"),
     [
         ({"RescaleSlope": None}, "Hounsfield"),
-        ({"RescaleType": "US"}, "values are in US"),
+        ({"RescaleType": "OD"}, "values are in OD"),
         ({"PixelData": b"\0" * 10}, "cannot be decoded"),
     ],
 )
@@ -188,19 +134,6 @@ def test_pixels_without_units_or_cut_short_are_refused_when_loaded(tmp_path: Pat
 def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     write_series(tmp_path, PhotometricInterpretation="MONOCHROME1")
     assert np.array_equal(pixels(list_source(tmp_path, SourceSettings())), 255 - shown(CHEST))
-
-
-def write_nifti(
-    path: Path, codes: str = "LPS", spacing: tuple[float, float, float] = (1, 1, 3), hu: np.ndarray = CHEST
-) -> Path:
-    """A volume stored along any axes, e.g. "RAS"."""
-    displayed = np.transpose(hu, (2, 1, 0))  # columns to the left, rows to the back, slices to the head
-    to_ras = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
-    turn = nibabel.orientations.ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(codes))
-    stored = nibabel.apply_orientation(displayed, turn)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(stored, to_ras @ inv_ornt_aff(turn, displayed.shape)), path)
-    return path
 
 
 ORIENTATIONS = [
@@ -227,7 +160,7 @@ def test_scaled_volume_in_a_gzip_and_one_of_floats_with_nan(tmp_path: Path) -> N
         for piece, result in load_study(tmp_path, listing.studies[0], SETTINGS)
         if isinstance(result, Refusal)
     }
-    assert reasons == {3: "NaN pixels"}
+    assert reasons == {3: "NaN or infinite values"}
 
 
 def test_volumes_are_named_by_folder_and_file(tmp_path: Path) -> None:
@@ -288,7 +221,7 @@ def test_values_that_are_not_hounsfield_units_and_cut_files_are_refused_when_loa
 def test_a_folder_with_two_formats_is_not_guessed_about(tmp_path: Path) -> None:
     write_nifti(tmp_path / "viral" / "P1.nii")
     write_dicom(tmp_path / "viral" / "P2" / "a.dcm", CHEST[0], 0)
-    with pytest.raises(UserError, match=r"--format"):
+    with pytest.raises(UserError, match=r"--source\.format"):
         list_source(tmp_path, SourceSettings())
     assert list_source(tmp_path, SourceSettings(format="dicom")).studies[0].patient == "P2"
 

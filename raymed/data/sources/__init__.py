@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from raymed.data.image import ImageError, ImageSettings, eight_bit, fit, read_picture
 from raymed.data.sources import class_folders, conversations, dicom, folders, nifti, table
+from raymed.data.sources.dicom_pixels import read_series, read_slice
 from raymed.data.sources.listing import (
     Columns,
     Listing,
@@ -68,10 +70,14 @@ def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[
         UserError: the settings were recorded under another pixel rule.
     """
     settings.require_rule()
+    series = [path for path in dict.fromkeys(piece.path for piece in study.slices) if dicom.is_dicom(root / path)]
+    dicom_results = dict(zip(series, read_series([root / path for path in series], settings), strict=True))
     loaded: list[tuple[Slice, np.ndarray | Refusal]] = []
     for path, group in groupby(study.slices, key=lambda piece: piece.path):
         slices = list(group)
-        for piece, result in zip(slices, _load_file(root / path, slices, settings), strict=True):
+        known = path in dicom_results
+        results = [dicom_results[path]] * len(slices) if known else _load_file(root / path, slices, settings)
+        for piece, result in zip(slices, results, strict=True):
             if isinstance(result, str):
                 loaded.append((piece, Refusal(piece.id, piece.where, study.patient, _unnamed(result, root, path))))
             else:
@@ -80,7 +86,7 @@ def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[
 
 
 def read_whole(path: Path, settings: ImageSettings) -> np.ndarray:
-    """A picture or DICOM slice of its own size, windowed: uint8 [height, width, 1 or 3].
+    """A picture or DICOM file of its own size, windowed: uint8 [height, width, 1 or 3].
 
     Raises:
         ImageError: it cannot be used; for whatever reason.
@@ -90,7 +96,8 @@ def read_whole(path: Path, settings: ImageSettings) -> np.ndarray:
     try:
         if nifti.is_nifti(path):
             raise ImageError("a volume, not a picture")
-        return eight_bit(_read_stored(path, settings), settings.sixteen_bit)
+        stored = read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path)
+        return eight_bit(stored, settings.sixteen_bit)
     except ImageError:
         raise
     except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable
@@ -141,12 +148,8 @@ _FILE_KINDS = {
 def _unnamed(reason: str, root: Path, path: str) -> str:
     """The reason without the file's name, which decoders like to repeat: `Refusal.where` has it, or its pseudonym."""
     for name in (str(root / path), path, Path(path).name):
-        reason = reason.replace(name, "the file")
+        reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "the file", reason)
     return reason
-
-
-def _read_stored(path: Path, settings: ImageSettings) -> np.ndarray:
-    return dicom.read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path)
 
 
 def _load_file(path: Path, slices: list[Slice], settings: ImageSettings) -> list[np.ndarray | str]:
@@ -154,10 +157,11 @@ def _load_file(path: Path, slices: list[Slice], settings: ImageSettings) -> list
     try:
         if nifti.is_nifti(path):
             frames = [piece.frame for piece in slices if piece.frame is not None]
-            if len(frames) < len(slices):
+            axes = slices[0].axes
+            if axes is None or len(frames) < len(slices):
                 raise ImageError("a volume, not a picture: give the NIfTI files themselves as the source")
-            return nifti.read_slices(path, frames, settings)
-        return [fit(_read_stored(path, settings), settings)] * len(slices)
+            return nifti.read_slices(path, frames, axes, settings)
+        return [fit(read_picture(path), settings)] * len(slices)
     except ImageError as error:
         return [str(error)] * len(slices)
     except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable

@@ -18,6 +18,7 @@ from typing import Any
 
 from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
+from raymed.data.sources.dicom import sort_named
 from raymed.data.sources.listing import (
     Listing,
     Refusal,
@@ -97,8 +98,15 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
                 f"{part.name}: no line names a patient, so each of the {len(lines_of)} pictures counts as a patient of its "
                 "own: a person with two of them may be in two splits. Add a field `patient_id`, or pass --patient-regex"
             )
+        owners = {
+            row.path: (row.patient or row.path, row.study or row.patient or row.path)
+            for row in rows
+            if file_stat(root / row.path)
+        }
+        dicom = sort_named(root, owners, settings)
+        unusable = dicom.refused | dicom.left_out
         groups: dict[tuple[str, str, str | None], list[Slice]] = defaultdict(list)
-        for row in sorted(rows, key=lambda row: natural_key(row.path)):
+        for row in sorted(rows, key=lambda row: (dicom.place(row.path).position, natural_key(row.path))):
             where = f"{part.annotation.name}:{row.line}"
             name = row.path if lines_of[row.path] == 1 else f"{row.path}?{_digest(row.messages)}"
             if name in seen:
@@ -108,13 +116,18 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             if stat is None:
                 refusals.append(Refusal(name, where, row.patient or row.path, absence(root / row.path)))
                 continue
+            if row.path in unusable:
+                expected = row.path in dicom.left_out
+                refusals.append(Refusal(name, where, row.patient or row.path, unusable[row.path], expected))
+                continue
             stats[row.path] = stat
-            patient = row.patient or row.path
-            group = groups[patient, row.study or patient, row.label]
-            group.append(Slice(name, row.path, None, len(group), where, row.messages))
+            place, patient = dicom.place(row.path), row.patient or row.path
+            group = groups[patient, (row.study or patient) + place.study, row.label]
+            group.append(Slice(name, row.path, None, len(group), where, row.messages, place.geometry))
         studies += [
             make_study(patient, study, label, part.name, slices, stats) for (patient, study, label), slices in groups.items()
         ]
+        notes += dicom.notes()
     return Listing(root, "conversations", sorted_studies(studies), tuple(refusals), tuple(notes), known)
 
 

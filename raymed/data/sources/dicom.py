@@ -1,32 +1,29 @@
-"""CT series in DICOM files: ``<class>/<patient>/.../file``, or any folder of files where there are no labels.
+"""CT series and X-rays in DICOM files: ``<class>/<patient>/.../file``, or any folder of files where there are no labels.
 
-A series is one study; its slices run from the feet to the head, by their position along the slice normal (instance
-numbers may run either way). Only what the pixels need is read from the headers, and PatientID where no folder names the
-patient. Pixels are shown as stored, so only axial slices stored the usual way (rows to the patient's left, columns to the
-back, within 20 degrees) are taken; all others are refused rather than turned.
+A series is one study; its slices run from the feet to the head (`dicom_series`). Only what grouping needs is read from the
+headers (`dicom_header`), and PatientID where no folder names the patient.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
-from pydicom.multival import MultiValue
 
-from raymed.data.image import MAX_PIXELS, ImageError, ImageSettings, apply_window
+from raymed.data.image import ImageError
+from raymed.data.sources.dicom_header import Header, NotWantedError, open_file, read_header
+from raymed.data.sources.dicom_series import order
 from raymed.data.sources.listing import (
+    Geometry,
     Listing,
     Refusal,
     Slice,
     SourceSettings,
     Tree,
     make_study,
-    natural_key,
     some,
     sorted_studies,
     walk,
@@ -35,28 +32,52 @@ from raymed.data.sources.patients import Person, require_persons, silent_patient
 from raymed.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-AXIAL_WITHIN = 20.0  # degrees
-HEADER = (
-    "Modality",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "SeriesInstanceUID",
-    "InstanceNumber",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-)
 
 
 @dataclass(frozen=True)
-class _Header:
-    path: str
-    series: str
-    height: float  # along the slice normal, towards the head, in mm
-    instance: int
+class Place:
+    """Where a file belongs: in which study of its series, at which position, and how large it is."""
+
+    study: str
+    position: int
+    geometry: Geometry
+
+
+ELSEWHERE = Place("", 0, Geometry())
+
+
+@dataclass
+class Sorted:
+    """DICOM files, sorted into studies.
+
+    Attributes:
+        persons: of each file whose header can be read.
+        places: path -> where it belongs, of files that can be used.
+        refused: path -> reason.
+        left_out: path -> reason, of files with which nothing is wrong.
+        gaps: in words.
+    """
+
+    persons: dict[str, Person] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    gaps: list[str] = field(default_factory=list)
+
+    def refusals(self, names: Mapping[str, tuple[str, str, str | None]]) -> list[Refusal]:
+        """What is not used; `names` gives id, where and patient of each path."""
+        return [
+            Refusal(*names[path], reason, expected)
+            for reasons, expected in ((self.refused, False), (self.left_out, True))
+            for path, reason in reasons.items()
+        ]
+
+    def place(self, path: str) -> Place:
+        """Where a file belongs; nowhere in particular if it is of another kind."""
+        return self.places.get(path, ELSEWHERE)
+
+    def notes(self) -> tuple[str, ...]:
+        return (f"{len(self.gaps)} gaps in series: {some(self.gaps, 5)}",) if self.gaps else ()
 
 
 def is_dicom(path: Path) -> bool:
@@ -73,135 +94,123 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def list_studies(path: Path, settings: SourceSettings) -> Listing:
-    """One study per series. Files that are no usable axial CT slice are refused.
+def read_headers(root: Path, names: Iterable[str], settings: SourceSettings) -> tuple[list[Header], Sorted]:
+    """The headers of files that can be used, and why others cannot."""
+    headers: list[Header] = []
+    result = Sorted()
+    for name in names:
+        try:
+            dataset = open_file(root / name, pixels=False)
+            result.persons[name] = _person(dataset)
+            headers.append(read_header(dataset, name, settings.derived))
+        except NotWantedError as error:
+            result.left_out[name] = str(error)
+        except ImageError as error:
+            result.refused[name] = str(error)
+        except Exception as error:  # values are converted as they are asked for: whatever that raises, the header is damaged
+            result.refused[name] = f"a damaged header: {type(error).__name__}: {error}"
+    return headers, result
+
+
+def sort_series(root: Path, headers: Iterable[Header], result: Sorted) -> None:
+    """Add the places of files to `result`; each series is one study, or one for each of its phases."""
+    series: dict[str, list[Header]] = defaultdict(list)
+    for header in headers:
+        series[header.series].append(header)
+    for uid, members in series.items():
+        ordered = order(root, members)
+        result.refused |= ordered.refused
+        result.left_out |= ordered.left_out
+        result.gaps += ordered.gaps
+        for number, phase in enumerate(ordered.phases, start=1):
+            study = uid if len(ordered.phases) == 1 else f"{uid}/phase-{number}"
+            result.places |= {header.path: Place(study, at, header.geometry) for at, header in enumerate(phase)}
+
+
+def sort_named(root: Path, studies: Mapping[str, tuple[str, str]], settings: SourceSettings) -> Sorted:
+    """Files that a table names, sorted as those of a folder are; files of other kinds are passed over.
+
+    Args:
+        studies: path -> patient and study, as the table says. `Place.study` is what to add to the study's name: nothing, but
+            where it holds several series of CT, or phases of one.
 
     Raises:
-        UserError: a patient cannot be named, or one series lies in the folders of two patients.
+        UserError: one series is of two patients, or patients are not persons.
+    """
+    headers, result = read_headers(root, (name for name in studies if is_dicom(root / name)), settings)
+    patients = {header.path: studies[header.path][0] for header in headers}
+    _require_one_owner(root, headers, patients)
+    if settings.patient_ids == "agree":
+        require_persons(root, patients, result.persons)
+    groups: dict[tuple[str, str], list[Header]] = defaultdict(list)
+    for header in headers:
+        groups[studies[header.path]].append(header)
+    for members in groups.values():
+        sort_series(root, members, result)
+        sections = [header for header in members if header.height is not None and header.path in result.places]
+        several = len({result.places[header.path].study for header in sections}) > 1
+        for header in members:
+            if place := result.places.get(header.path):
+                more = f"/{place.study}" if several and header.height is not None else ""
+                result.places[header.path] = replace(place, study=more)
+    return result
+
+
+def list_studies(path: Path, settings: SourceSettings) -> Listing:
+    """One study per series. Files that are no usable axial CT slice or X-ray are refused, or left out.
+
+    Raises:
+        UserError: a patient cannot be named, one series lies in the folders of two patients, or patients are not persons.
     """
     root = path.parent if path.is_file() else path
     tree = Tree({path.name: path.stat()}) if path.is_file() else walk(root)
     files = tree.files if path.is_file() else {name: stat for name, stat in tree.files.items() if is_dicom(root / name)}
     others = [name for name in tree.files if name not in files]
-    headers: list[_Header] = []
-    persons: dict[str, Person] = {}
-    refused: dict[str, str] = {}
-    for name in files:
-        try:
-            dataset = _read(root / name, pixels=False)
-            persons[name] = _person(dataset)
-            headers.append(_checked(dataset, name))
-        except ImageError as error:
-            refused[name] = str(error)
-        except Exception as error:  # values are converted as they are asked for: whatever that raises, the header is damaged
-            refused[name] = f"a damaged header: {type(error).__name__}: {error}"
-    naming = _Naming.of(tree, persons, settings)
+    headers, result = read_headers(root, files, settings)
+    naming = _Naming.of(tree, result.persons, settings)
     patients, labels = _name_patients(root, headers, naming)
+    _require_one_owner(root, headers, patients)
+    by_label: dict[str | None, list[Header]] = defaultdict(list)  # a series under two labels is two, which is refused
+    for header in headers:
+        by_label[labels[header.path]].append(header)
+    studies = []
+    for label, members in by_label.items():
+        sort_series(root, members, result)
+        groups: dict[str, list[str]] = defaultdict(list)
+        for header in members:
+            if header.path in result.places:
+                groups[result.places[header.path].study].append(header.path)
+        for study, names in groups.items():
+            names.sort(key=lambda name: result.places[name].position)
+            slices = [
+                Slice(name, name, None, at, name, geometry=result.places[name].geometry) for at, name in enumerate(names)
+            ]
+            studies.append(make_study(patients[names[0]], study, label, root.name, slices, files))
+    if settings.patient_ids == "agree":
+        require_persons(root, patients, result.persons)
     refusals = with_patients(tree.refusals, tree, naming.depth, settings)
-    refusals += [Refusal(name, name, naming.patient(name), why) for name, why in refused.items()]
+    refusals += result.refusals({name: (name, name, patients.get(name) or naming.patient(name)) for name in files})
     listed = [*files, *(refusal.id for refusal in tree.refusals)]
     named = [*patients.values(), *(refusal.patient for refusal in refusals)]
     refusals += silent_patients(tree, listed, named, naming.depth, settings, "a DICOM file")
+    notes = (f"{len(others)} files that are not DICOM were left out: {some(others)}",) if others else ()
+    return Listing(root, "dicom", sorted_studies(studies), tuple(refusals), notes + result.notes())
+
+
+def _require_one_owner(root: Path, headers: list[Header], patients: dict[str, str]) -> None:
     owners: dict[str, set[str]] = defaultdict(set)
-    series: dict[tuple[str, str | None], list[_Header]] = defaultdict(list)  # under two labels it is two, which is refused
     for header in headers:
         owners[header.series].add(patients[header.path])
-        series[header.series, labels[header.path]].append(header)
-    studies = []
-    for (uid, label), members in series.items():
-        if len(owners[uid]) > 1:
-            raise UserError(f"{root}: one series lies in the folders of several patients: {some(sorted(owners[uid]))}")
-        members.sort(key=lambda header: (header.height, header.instance, natural_key(header.path)))
-        slices = [Slice(header.path, header.path, None, at, header.path) for at, header in enumerate(members)]
-        studies.append(make_study(patients[members[0].path], uid, label, root.name, slices, files))
-    if settings.patient_ids == "agree":
-        require_persons(root, patients, persons)
-    notes = (f"{len(others)} files that are not DICOM were left out: {some(others)}",) if others else ()
-    return Listing(root, "dicom", sorted_studies(studies), tuple(refusals), notes)
-
-
-def read_slice(path: Path, settings: ImageSettings) -> np.ndarray:
-    """One CT slice, windowed: uint8 [height, width, 1], as stored. MONOCHROME1 (low values bright) is inverted.
-
-    Raises:
-        ImageError: not in Hounsfield units, or the pixels cannot be decoded.
-    """
-    dataset = _read(path, pixels=True)
-    if dataset.get("SamplesPerPixel", 1) != 1:
-        raise ImageError("a colour picture, not a CT slice")
-    if str(dataset.get("RescaleType") or "HU") != "HU":
-        raise ImageError(f"values are in {dataset.RescaleType}, not in Hounsfield units")
-    if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
-        raise ImageError("no rescale slope and intercept: Hounsfield units are unknown")
-    try:
-        stored = dataset.pixel_array
-    except Exception as error:  # every decoder plugin has its own kinds
-        raise ImageError(f"the pixels cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
-    hu = stored * np.float32(dataset.RescaleSlope) + np.float32(dataset.RescaleIntercept)
-    shown = apply_window(hu, *settings.width_level)[:, :, None]
-    return 255 - shown if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else shown
-
-
-def _read(path: Path, pixels: bool) -> pydicom.Dataset:
-    try:
-        if path.stat().st_size == 0:
-            raise ImageError("the file is empty (0 bytes)")
-        if pixels:
-            return pydicom.dcmread(path)
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
-    except FileNotFoundError as error:
-        raise ImageError("the file does not exist") from error
-    except (InvalidDicomError, OSError, ValueError, EOFError) as error:
-        raise ImageError("not a readable DICOM file") from error
-
-
-def _person(header: pydicom.Dataset) -> Person:
-    said = (str(header.get(tag) or "").strip() for tag in ("PatientID", "PatientBirthDate", "PatientSex"))
-    return Person(*said)
-
-
-def _checked(header: pydicom.Dataset, name: str) -> _Header:
-    """What grouping and ordering need.
-
-    Raises:
-        ImageError: not an axial CT slice.
-    """
-    if header.get("Modality") != "CT":
-        raise ImageError(f"modality {header.get('Modality') or 'unknown'}, not CT: save it as PNG, windowed")
-    if not header.get("Rows") or not header.get("Columns"):
-        raise ImageError("no picture in the file")
-    if header.Rows * header.Columns > MAX_PIXELS:
-        raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels ({header.Columns} x {header.Rows})")
-    if int(header.get("NumberOfFrames") or 1) > 1:
-        raise ImageError(f"{header.NumberOfFrames} frames in one file; convert to one file per slice or to NIfTI")
-    if not header.get("SeriesInstanceUID"):
-        raise ImageError("no SeriesInstanceUID: which series it belongs to is unknown")
-    place = _numbers(header.get("ImagePositionPatient"), 3)
-    axes = _numbers(header.get("ImageOrientationPatient"), 6)
-    if place is None or axes is None:
-        raise ImageError("no ImagePositionPatient or ImageOrientationPatient: order and orientation are unknown")
-    along_row, along_column = axes[:3], axes[3:]
-    # patient axes are left, back, head (DICOM PS3.3 C.7.6.2.1.1)
-    for direction, axis in ((along_row, 0), (along_column, 1)):
-        if direction[axis] < np.cos(np.radians(AXIAL_WITHIN)) * np.linalg.norm(direction) or not direction.any():
-            raise ImageError(
-                "not an axial slice stored the usual way (rows to the left, columns to the back): "
-                f"ImageOrientationPatient {axes.round(3).tolist()}"
+    for names in owners.values():
+        if len(names) > 1:
+            raise UserError(
+                f"{root}: one series is of several patients: {some(sorted(names))}. Put all of its files under one"
             )
-    normal = np.cross(along_row, along_column)
-    return _Header(
-        path=name,
-        series=str(header.SeriesInstanceUID),
-        height=float(np.dot(place, normal)),
-        instance=int(header.get("InstanceNumber") or 0),
-    )
 
 
-def _numbers(value: object, count: int) -> np.ndarray | None:
-    if not isinstance(value, MultiValue) or len(value) != count:
-        return None
-    numbers = np.array([float(item) for item in value])
-    return numbers if np.isfinite(numbers).all() else None
+def _person(dataset: pydicom.Dataset) -> Person:
+    said = (str(dataset.get(tag) or "").strip() for tag in ("PatientID", "PatientBirthDate", "PatientSex"))
+    return Person(*said)
 
 
 @dataclass(frozen=True)
@@ -249,7 +258,7 @@ class _Naming:
         return known or folder
 
 
-def _name_patients(root: Path, headers: list[_Header], naming: _Naming) -> tuple[dict[str, str], dict[str, str | None]]:
+def _name_patients(root: Path, headers: list[Header], naming: _Naming) -> tuple[dict[str, str], dict[str, str | None]]:
     """Patient and label of every file.
 
     With labels, a file at least two folders deep lies in ``<class>/<patient>/``. Otherwise, several folders below the root

@@ -54,6 +54,9 @@ class SourceSettings:
         patients: a CSV with the columns image and patient_id, which says whose the images of class folders are.
         root: the folder that paths in a CSV or a meta file are relative to, if not the file's own.
         columns: names of a CSV's columns, where they are not the usual ones.
+        derived: also take CT images that were computed from others (MPR, MIP) and localizers, where they are axial.
+        orientation: what to believe of a NIfTI volume that does not say where left, front and head are, or says it twice
+            in two ways: sform, qform, or where its stored axes point to, such as LPS (left, back, head) or RAS.
     """
 
     format: Format = "auto"
@@ -63,6 +66,8 @@ class SourceSettings:
     patients: str | None = None
     root: str | None = None
     columns: Columns = field(default_factory=Columns)
+    derived: bool = False
+    orientation: str | None = None
 
     def patient_of(self, path: str) -> str | None:
         """The patient that `patient_regex` finds in a path; None where it does not match."""
@@ -70,6 +75,14 @@ class SourceSettings:
         return (match.group(1) or None) if match else None
 
     def __post_init__(self) -> None:
+        axes = {"L": "LR", "R": "LR", "P": "AP", "A": "AP", "S": "SI", "I": "SI"}
+        if self.orientation not in (None, "sform", "qform") and (
+            len(self.orientation) != 3 or len({axes.get(letter) for letter in self.orientation} - {None}) != 3
+        ):
+            raise UserError(
+                f"orientation {self.orientation!r}: give sform, qform, or three letters that say to where the first, second "
+                "and third stored axis point, such as LPS (left, back, head) or RAS (right, front, head)"
+            )
         if self.patient_regex is None:
             return
         try:
@@ -78,6 +91,21 @@ class SourceSettings:
             raise UserError(f"patient_regex {self.patient_regex!r} is not a regular expression: {error}") from error
         if groups < 1:
             raise UserError(f"patient_regex {self.patient_regex!r} needs a group in parentheses around the patient")
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How large a picture is, in mm; None where its file does not say.
+
+    Attributes:
+        pixel_spacing: between the centres of two pixels.
+        slice_thickness: of a slice of a volume.
+        field_of_view: width of the picture.
+    """
+
+    pixel_spacing: float | None = None
+    slice_thickness: float | None = None
+    field_of_view: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +119,8 @@ class Slice:
         position: order within the study, from 0.
         where: place to name in messages, e.g. ``labels.csv:17`` or the path.
         messages: the turns of text that come with the picture.
+        geometry: its size, as far as the file says.
+        axes: of a slice of a volume, to where its stored axes point, such as LPS (left, back, head).
     """
 
     id: str
@@ -99,6 +129,8 @@ class Slice:
     position: int
     where: str
     messages: tuple[Message, ...] = ()
+    geometry: Geometry = Geometry()
+    axes: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +156,18 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One slice or file that is not used, and why."""
+    """One slice or file that is not used, and why.
+
+    Attributes:
+        expected: nothing is wrong with it, it is only not what is asked for, as a localizer: it is left out, and does not
+            count as damage.
+    """
 
     id: str
     where: str
     patient: str | None
     reason: str
+    expected: bool = False
 
 
 @dataclass(frozen=True)
@@ -284,6 +322,7 @@ def make_study(
     for piece in slices:
         file = stats[piece.path]
         digest.update(f"{piece.id}\0{piece.position}\0{file.st_size}\0{file.st_mtime_ns}\0{piece.messages}\0".encode())
+        digest.update(f"{piece.axes}\0".encode() if piece.axes else b"")
     return Study(patient, study, label, source, tuple(slices), digest.hexdigest())
 
 

@@ -2,21 +2,25 @@
 
 Each volume is one study of axial slices from the feet to the head, shown as radiologists see them: the patient's right on
 the left of the picture, the front at the top. Where the axes point comes from the affine; volumes whose affine is not
-set, or tilted by more than 20 degrees, are refused.
+set, or says two things, are refused unless `orientation` settles it; so are those that are tilted by more than 20 degrees.
 """
 
 from __future__ import annotations
 
-import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import axcodes2ornt, ornt_transform
 
+from raymed.data.hounsfield import Values, require_hounsfield, without_padding
 from raymed.data.image import MAX_PIXELS, ImageError, ImageSettings, apply_window, fit
+from raymed.data.sources.dicom_header import AXIAL_WITHIN, SQUARE_WITHIN
 from raymed.data.sources.listing import (
+    Geometry,
     Listing,
     Refusal,
     Slice,
@@ -32,9 +36,9 @@ from raymed.data.sources.patients import silent_patients, with_patients
 from raymed.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
-AXIAL_WITHIN = 20.0  # degrees
+DATA_SET_FOLDERS = ("imagesTr", "imagesTs", "imagesVal", "labelsTr", "labelsTs", "images", "train", "val", "test")
+MANY_VOLUMES = 12  # more are not of one patient
 MAX_VOXELS = 2**30
-AIR = -200  # Hounsfield units; every scan of a chest has voxels far below
 DISPLAYED = axcodes2ornt(("L", "P", "S"))  # columns grow to the left, rows to the back, slices to the head
 
 
@@ -47,46 +51,50 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     """One study per volume, from the headers alone. Volumes that cannot be shown rightly are refused.
 
     Raises:
-        UserError: `patient_regex` does not match.
+        UserError: `patient_regex` does not match, or the volumes of many patients lie in one folder.
     """
     root = path.parent if path.is_file() else path
-    if path.is_file():
-        files: dict[str, os.stat_result] = {path.name: path.stat()}
-        refusals: list[Refusal] = []
-        others: list[str] = []
-        tree = Tree(files)
-    else:
-        tree = walk(root)
-        files = {name: stat for name, stat in tree.files.items() if is_nifti(Path(name))}
-        others = [name for name in tree.files if name not in files]
-        refusals = list(tree.refusals)
+    tree = Tree({path.name: path.stat()}) if path.is_file() else walk(root)
+    files = {name: stat for name, stat in tree.files.items() if is_nifti(Path(name))}
+    others = [name for name in tree.files if name not in files]
+    owners = {name: _name_patient(root, name, settings) for name in files}
+    if settings.patient_regex is None:
+        _require_patients(root, owners)
+    refusals = list(tree.refusals)
     studies: list[Study] = []
-    for name in files:
-        patient, label = _name_patient(root, name, settings)
+    for name, (patient, label) in owners.items():
         try:
-            frames = _displayed_frames(_open(root / name))
+            volume = _open(root / name)
+            axes = _axes(volume, settings.orientation)
         except ImageError as error:
             refusals.append(Refusal(name, name, patient, str(error)))
             continue
-        slices = [Slice(f"{name}#{frame}", name, frame, at, f"{name}#{frame}") for at, frame in enumerate(frames)]
+        geometry = _geometry(volume, axes)
+        slices = [
+            Slice(f"{name}#{frame}", name, frame, at, f"{name}#{frame}", geometry=geometry, axes=axes)
+            for at, frame in enumerate(_displayed_frames(volume.shape, axes))
+        ]
         studies.append(make_study(patient, name, label, root.name, slices, files))
     depth = 2 if settings.labelled else 1
     refusals = with_patients(refusals, tree, depth, settings)
-    owners = [study.patient for study in studies] + [refusal.patient for refusal in refusals]
+    named = [study.patient for study in studies] + [refusal.patient for refusal in refusals]
     listed = [*files, *(refusal.id for refusal in refusals)]
-    refusals += silent_patients(tree, listed, owners, depth, settings, "a NIfTI volume")
+    refusals += silent_patients(tree, listed, named, depth, settings, "a NIfTI volume")
     notes = (f"{len(others)} files that are not NIfTI were left out: {some(others)}",) if others else ()
     return Listing(root, "nifti", sorted_studies(studies), tuple(refusals), notes)
 
 
-def read_slices(path: Path, frames: list[int], settings: ImageSettings) -> list[np.ndarray | str]:
+def read_slices(path: Path, frames: list[int], axes: str, settings: ImageSettings) -> list[np.ndarray | str]:
     """The stored slices `frames` of a volume, windowed and fitted: uint8 [size, size, 1], or why one cannot be used.
+
+    Args:
+        axes: to where its stored axes point, such as LPS.
 
     Raises:
         ImageError: the volume cannot be used as a whole.
     """
     volume = _open(path)
-    turn = _turn(volume)
+    turn = _turn(axes)
     proxy = volume.dataobj
     assert isinstance(proxy, ArrayProxy)
     try:
@@ -95,30 +103,32 @@ def read_slices(path: Path, frames: list[int], settings: ImageSettings) -> list[
         raise ImageError(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
     slope, intercept = np.float32(proxy.slope), np.float32(proxy.inter)
     axis = _slice_axis(turn)
-    if float(np.fmin.reduce(stored, axis=None)) * slope + intercept > AIR:
-        raise ImageError(f"no voxel below {AIR}: the values are not in Hounsfield units")
-    results: list[np.ndarray | str] = []
-    for frame in frames:
-        plane = np.take(stored, frame, axis=axis)
-        hu = _show(plane, turn, axis).astype(np.float32) * slope + intercept
+    wanted = set(frames)
+    scanned: list[Values] = []
+    shown: dict[int, np.ndarray | str] = {}
+    for frame in range(stored.shape[axis]):
         try:
-            results.append(fit(apply_window(hu, *settings.width_level)[:, :, None], settings))
+            with np.errstate(over="ignore", invalid="ignore"):
+                plane = np.take(stored, frame, axis=axis).astype(np.float32) * slope + intercept
+            hu, values = without_padding(plane)
+            scanned.append(values)
+            if frame in wanted:
+                shown[frame] = fit(apply_window(_show(hu, turn, axis), *settings.width_level)[:, :, None], settings)
         except ImageError as error:
-            results.append(str(error))
-    return results
+            shown[frame] = str(error)
+    require_hounsfield(scanned)
+    return [shown[frame] for frame in frames]
 
 
 def _open(path: Path) -> nibabel.Nifti1Image:
     """The volume, its header read and checked, its voxels not yet read.
 
     Raises:
-        ImageError: no readable header, or not one three-dimensional volume of numbers with a valid affine.
+        ImageError: no readable header, or not one three-dimensional volume of numbers.
     """
     try:
         volume = nibabel.Nifti1Image.from_filename(path)
         shape, kind = volume.shape, volume.get_data_dtype()
-        affine_set = bool(volume.header["sform_code"] > 0 or volume.header["qform_code"] > 0)
-        affine = np.asarray(volume.affine, np.float64)
     except FileNotFoundError as error:
         raise ImageError("the file does not exist") from error
     except Exception as error:  # damaged headers raise many kinds
@@ -129,39 +139,85 @@ def _open(path: Path) -> nibabel.Nifti1Image:
         raise ImageError(f"voxels of type {kind}, not numbers")
     if np.prod(shape, dtype=np.int64) > MAX_VOXELS or max(shape) ** 2 > MAX_PIXELS:
         raise ImageError(f"its shape {shape} is too large")
-    if not affine_set or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise ImageError("no valid sform or qform: where left, front and head are is unknown")
     return volume
 
 
-def _turn(volume: nibabel.Nifti1Image) -> np.ndarray:
-    """For each stored axis: which displayed axis it is (0 columns, 1 rows, 2 slices), and 1 or -1 for its direction.
+def _axes(volume: nibabel.Nifti1Image, orientation: str | None) -> str:
+    """To where the stored axes point, e.g. LPS: left or right, posterior or anterior, superior or inferior.
 
     Raises:
-        ImageError: tilted, or pixels that are far from square.
+        ImageError: unknown, told in two ways, tilted, or pixels that are far from square.
     """
-    affine = np.asarray(volume.affine, np.float64)
-    orientation = io_orientation(affine)
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if np.isnan(orientation).any() or np.abs(axes).max(axis=0).min() < np.cos(np.radians(AXIAL_WITHIN)):
-        raise ImageError(f"its axes are tilted by more than {AXIAL_WITHIN:.0f} degrees against the patient's")
-    turn = ornt_transform(orientation, DISPLAYED)
+    try:
+        told = {"sform": volume.get_sform(coded=True), "qform": volume.get_qform(coded=True)}
+    except Exception as error:  # quaternions that are none, and more
+        raise ImageError("not a readable NIfTI file: a damaged affine") from error
+    affines = {name: np.asarray(affine, np.float64) for name, (affine, code) in told.items() if code > 0}
+    if orientation in told:
+        affines = {name: affine for name, affine in affines.items() if name == orientation}
+    affines = {name: affine for name, affine in affines.items() if _is_set(affine)}
+    given = orientation if orientation not in told else None
+    if not affines and given:
+        _require_square(volume.header.get_zooms()[:3], given)
+        return given
+    if not affines:
+        raise ImageError(
+            "no valid sform or qform (missing, or the identity that programs write by default): where left, front and head "
+            "are is unknown; if you know, pass --orientation with to where the stored axes point, such as LPS"
+        )
+    codes = {name: "".join(code or "?" for code in nibabel.aff2axcodes(affine)) for name, affine in affines.items()}
+    if len(set(codes.values())) > 1:
+        if given:
+            return given
+        raise ImageError(
+            f"sform says {codes['sform']} and qform {codes['qform']}: where left, front and head are is unknown; pass "
+            "--orientation sform or --orientation qform"
+        )
+    affine = next(iter(affines.values()))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    columns, rows = (spacing[list(turn[:, 0]).index(axis)] for axis in (0, 1))
-    if max(columns, rows) > 1.1 * min(columns, rows):
-        raise ImageError(f"axial pixels are not square ({columns:.2f} x {rows:.2f} mm); resample the volume first")
-    return turn
+    if np.abs(affine[:3, :3] / spacing).max(axis=0).min() < np.cos(np.radians(AXIAL_WITHIN)):
+        raise ImageError(f"its axes are tilted by more than {AXIAL_WITHIN:.0f} degrees against the patient's")
+    axes = next(iter(codes.values()))
+    _require_square(spacing, axes)
+    return axes
+
+
+def _is_set(affine: np.ndarray) -> bool:
+    valid = bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) >= 1e-6
+    return valid and not np.array_equal(affine, np.eye(4))
+
+
+def _turn(axes: str) -> np.ndarray:
+    """For each stored axis: which displayed axis it is (0 columns, 1 rows, 2 slices), and 1 or -1 for its direction."""
+    return ornt_transform(axcodes2ornt(tuple(axes)), DISPLAYED)
 
 
 def _slice_axis(turn: np.ndarray) -> int:
     return list(turn[:, 0]).index(2)
 
 
-def _displayed_frames(volume: nibabel.Nifti1Image) -> list[int]:
+def _require_square(spacing: Sequence[float], axes: str) -> None:
+    """Raises: ImageError: axial pixels that are far from square."""
+    columns, rows = (spacing[list(_turn(axes)[:, 0]).index(axis)] for axis in (0, 1))
+    if max(columns, rows) > SQUARE_WITHIN * min(columns, rows):
+        raise ImageError(f"axial pixels are not square ({columns:.2f} x {rows:.2f} mm); resample the volume first")
+
+
+def _geometry(volume: nibabel.Nifti1Image, axes: str) -> Geometry:
+    """As the header says; nothing where it holds the sizes of a file to which nobody gave any."""
+    spacing = [float(size) for size in volume.header.get_zooms()[:3]]
+    if spacing == [1.0, 1.0, 1.0]:
+        return Geometry()
+    displayed = list(_turn(axes)[:, 0])
+    column, axis = displayed.index(0), displayed.index(2)
+    return Geometry(spacing[column], spacing[axis], spacing[column] * volume.shape[column])
+
+
+def _displayed_frames(shape: Sequence[int], axes: str) -> list[int]:
     """Stored slice numbers from the feet to the head."""
-    turn = _turn(volume)
+    turn = _turn(axes)
     axis = _slice_axis(turn)
-    frames = list(range(volume.shape[axis]))
+    frames = list(range(shape[axis]))
     return frames if turn[axis, 1] > 0 else frames[::-1]
 
 
@@ -185,3 +241,14 @@ def _name_patient(root: Path, name: str, settings: SourceSettings) -> tuple[str,
         return patient, label
     stem = PurePosixPath(name).name
     return (folders[0] if folders else stem[: stem.lower().rindex(".nii")]), label
+
+
+def _require_patients(root: Path, owners: Mapping[str, tuple[str, str | None]]) -> None:
+    """Raises: UserError: a folder is named as patients' folders are, and holds a data set."""
+    volumes = Counter(patient for name, (patient, _) in owners.items() if patient in PurePosixPath(name).parts[:-1])
+    for patient, count in volumes.items():
+        if count > MANY_VOLUMES or (patient in DATA_SET_FOLDERS and count > 1):
+            raise UserError(
+                f"{root}: {count} volumes lie in the folder {patient!r}, as if they were of one patient. If each volume "
+                "is a patient, pass --patient-regex '([^/]+)[.]nii'; if all are of one, --patient-regex '([^/]+)/[^/]+$'"
+            )

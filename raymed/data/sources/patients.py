@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 
 from raymed.data.sources.listing import Refusal, SourceSettings, Tree, some
@@ -50,10 +50,7 @@ def with_patients(refusals: Iterable[Refusal], tree: Tree, depth: int, settings:
         inside = len(parts) > depth or (len(parts) == depth and path in tree.folders)
         return parts[depth - 1] if depth and inside else None
 
-    return [
-        each if each.patient is not None else Refusal(each.id, each.where, patient(each.id), each.reason)
-        for each in refusals
-    ]
+    return [each if each.patient is not None else replace(each, patient=patient(each.id)) for each in refusals]
 
 
 def silent_patients(

@@ -2,7 +2,7 @@
 
 UTF-8, with comma, semicolon or tab between the cells. Columns are found under their usual names or named in the
 settings. An apostrophe in front of what would be a formula is no part of a text. An empty label cell means that the picture
-has no label.
+has no label. DICOM files are checked and ordered as in a folder (`dicom`), but where the column `position` orders them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from raymed.data.sources.dicom import sort_named
 from raymed.data.sources.listing import (
     Listing,
     Refusal,
@@ -89,7 +90,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     stats: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
     lines: dict[str, int] = {}
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    there: list[Row] = []
     for row in read_rows(path, root, settings):
         where = f"{path.name}:{row.line}"
         if row.path in lines:
@@ -100,24 +101,31 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             refusals.append(Refusal(row.path, where, row.patient, absence(root / row.path)))
         else:
             stats[row.path] = stat
-            groups[row.patient, row.study].append(row)
+            there.append(row)
     if not lines:
         raise UserError(f"{path}: has no lines below its header")
+    dicom = sort_named(root, {row.path: (row.patient, row.study) for row in there}, settings)
+    refusals += dicom.refusals({row.path: (row.path, f"{path.name}:{row.line}", row.patient) for row in there})
+    unusable = dicom.refused.keys() | dicom.left_out.keys()
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in there:
+        if row.path not in unusable:
+            groups[row.patient, row.study + dicom.place(row.path).study].append(row)
     studies = []
     for (patient, study), rows in groups.items():
-        ordered = sorted(rows, key=lambda row: (row.position or 0.0, natural_key(row.path)))
+        ordered = sorted(rows, key=lambda row: (row.position or 0.0, dicom.place(row.path).position, natural_key(row.path)))
         sources = sorted({row.source for row in rows})
         if len(sources) > 1:
             raise UserError(f"{path}: study {study} of patient {patient} has several sources: {some(sources)}")
         # one study with two labels becomes two, so that whoever checks labels sees both
         for label in sorted({row.label for row in rows}, key=str):
             slices = [
-                Slice(row.path, row.path, None, position, f"{path.name}:{row.line}")
+                Slice(row.path, row.path, None, position, f"{path.name}:{row.line}", geometry=dicom.place(row.path).geometry)
                 for position, row in enumerate(ordered)
                 if row.label == label
             ]
             studies.append(make_study(patient, study, label, sources[0], slices, stats))
-    return Listing(root, "csv", sorted_studies(studies), tuple(refusals))
+    return Listing(root, "csv", sorted_studies(studies), tuple(refusals), dicom.notes())
 
 
 def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]:
