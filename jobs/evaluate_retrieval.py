@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field
 
-from raymed.job import Alias, JobOptions, Outcome, run
+from raymed.command_line import Alias
+from raymed.job import JobOptions, Outcome, run
 from raymed.retrieval.settings import RetrievalSettings
 
 log = logging.getLogger("raymed")

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from raymed.command_line import Alias
 from raymed.errors import UserError
-from raymed.job import Alias, JobOptions, Outcome, run
+from raymed.job import JobOptions, Outcome, run
 from raymed.models.settings import FeatureSettings
 from raymed.retrieval.input import Input
 from raymed.storage import Folder

@@ -15,7 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.job import Alias, JobOptions, Outcome, run
+from raymed.command_line import Alias
+from raymed.job import JobOptions, Outcome, run
 from raymed.models.settings import Layout
 
 GUIDE = {"checkpoint": Alias("model"), "output": Alias("out")}

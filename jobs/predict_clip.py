@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from raymed.command_line import Alias
 from raymed.data.class_texts import read_class_texts
 from raymed.data.sources import SourceSettings
 from raymed.data.sources.table import is_table
-from raymed.job import Alias, Outcome, run
+from raymed.job import Outcome, run
 from raymed.prediction import PredictOptions, predict
 
 GUIDE = {"patients": Alias("source.patients"), "patient-regex": Alias("source.patient_regex")}

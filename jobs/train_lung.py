@@ -9,12 +9,22 @@ The same command goes on with an interrupted run. Judge and register the result 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from raymed.job import Outcome, run
 from raymed.lung import LungOptions
 from raymed.tuning.budget import Budget
 
 
-def main(options: LungOptions) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class TrainLung(LungOptions):
+    """Options of training a lung model."""
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("train.epochs", "train.zero_stage")
+
+
+def main(options: TrainLung) -> Outcome:
     from raymed.cluster import connect
     from raymed.tuning.estimate import describe
     from raymed.tuning.search import run_search
@@ -28,4 +38,4 @@ def main(options: LungOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(LungOptions, main)
+    run(TrainLung, main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
@@ -31,6 +31,15 @@ class LungOptions(SystemOptions):
         loss_settings: The loss.
         augment: How training pictures are varied.
     """
+
+    MATTERS: ClassVar[tuple[str, ...]] = (
+        "data",
+        "slices.per_patient",
+        "slices.limit",
+        "model.preset",
+        "model.path",
+        "augment.preset",
+    )
 
     data: str | None = None
     phantom_size: int = 112

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from raymed.data.image import PIXEL_RULE, ImageSettings
 from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
@@ -58,6 +58,8 @@ class SystemOptions(JobOptions, ABC):
         train: How it is trained.
         search: Search space, early stopping and resources of trials.
     """
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("name", "resume", "workers", "fold", "train.global_batch", "train.lr")
 
     phantom: PhantomSettings = field(default_factory=PhantomSettings)
     name: str = ""
@@ -177,6 +179,8 @@ class SearchOptions:
             mostly UTC).
         refit: Train the winner again on more rows: train and val (trainval) or every split (all).
     """
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("trials", "max_epochs", "hours", "until", "refit")
 
     trials: int = 20
     max_epochs: int = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -46,6 +46,15 @@ class VitpOptions(SystemOptions):
         layout: Layout of checkpoints: native for transformers, internvl as in InternVL's own code.
         train: How it is trained; a pack is a sequence of up to mixture.max_tokens tokens, or, without packing, a sample.
     """
+
+    MATTERS: ClassVar[tuple[str, ...]] = (
+        "data",
+        "mixture.max_tokens",
+        "model.path",
+        "token_drop.rate",
+        "token_drop.mode",
+        "layout",
+    )
 
     data: str | None = None
     phantom: PhantomSettings = PHANTOMS

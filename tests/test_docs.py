@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from raymed.command_line import Aliases, parse
 from raymed.data.labels import LabelTable
-from raymed.job import Aliases, parse
 from raymed.tuning.space import get_setting
 
 ROOT = Path(__file__).parent.parent

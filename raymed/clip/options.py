@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from raymed.command_line import Alias
 from raymed.data.class_texts import ClassTexts, class_texts, read_class_texts, tell_missing
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
@@ -22,7 +23,6 @@ from raymed.data.sources import SourceSettings
 from raymed.data.split import SplitSettings
 from raymed.data.survey import survey
 from raymed.errors import UserError
-from raymed.job import Alias
 from raymed.models.settings import ClipModelSettings
 from raymed.recipes.settings import ClipAugmentSettings, ClipLossSettings
 from raymed.storage import Folder
@@ -103,6 +103,11 @@ class ClipOptions(SystemOptions):
         slices: Which pictures of a patient are used.
         train: How it is trained: the learning rate falls along a cosine from the first step on.
     """
+
+    MATTERS: ClassVar[tuple[str, ...]] = (
+        "data", "source.patients", "size", "text_template", "class_texts_file",
+        "model.image_encoder", "model.text_encoder", "augment.preset",
+    )  # fmt: skip
 
     data: str | None = None
     seed: int = 42
@@ -263,6 +268,10 @@ class TrainClip(ClipOptions):
         save_best: Write checkpoint_best.pth as well.
         train: How it is trained: the learning rate falls along a cosine from the first step on.
     """
+
+    MATTERS: ClassVar[tuple[str, ...]] = (
+        "output_dir", "use_cv", "n_splits", "multi_config", "config_file", "resume_from", "train.epochs", "train.patience",
+    )  # fmt: skip
 
     output_dir: str | None = None
     use_cv: bool = False

@@ -17,10 +17,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from raymed.clip.options import TrainClip
 from raymed.clip.output import CONFIG, RunOutput, write_json
+from raymed.command_line import Aliases
 from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
-from raymed.job import Aliases
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import VARIANT, Night
 from raymed.tuning.space import get_setting, with_setting
