@@ -1,51 +1,72 @@
 """What is to be written to a service that may be away for a while: kept on disk, delivered in order by a thread.
 
 Whoever puts something in never waits for the service. What a killed process had not delivered is delivered by the next one,
-so delivering the same entry twice must leave what delivering it once leaves.
+so delivering the same entry twice must leave what delivering it once leaves. The file is only appended to: entries, and how
+far they are delivered. What is delivered goes when nothing else is left, and at the next start, by a rename.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raymed.entries import from_line, has_checksum, plain, to_line
 from raymed.errors import UserError
+from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two tries
 MOST_WAITING = 100_000  # entries
 LAST_WAIT = 600.0  # seconds for the service to come back at the end
+DELIVERED = "delivered"  # in an entry of our own: how many bytes of the file are
+
+
+class Refused(Exception):  # noqa: N818
+    """The service answers, and will never take an entry as it is."""
 
 
 class Outbox:
-    """Delivers entries (plain values) one after the other, each until it succeeds."""
+    """Delivers entries (plain values) one after the other, each until it succeeds or is refused."""
 
     def __init__(self, path: Path, service: str, deliver: Callable[[dict[str, Any]], None]) -> None:
         """Start with what an earlier process left in the file at `path`.
 
         Args:
             service: what a person calls it.
-            deliver: raises `UserError` for what trying again would not mend, anything else while the service is away.
+            deliver: raises `Refused` for an entry that the service will never take, which is set aside with a line;
+                `UserError` where everything must stop; anything else while the service is away.
+
+        Raises:
+            UserError: the file cannot be written; what it holds stays.
         """
         self._path, self._service, self._deliver = path, service, deliver
-        self._waiting = deque(_whole_entries(path))
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in self._waiting), "utf-8")
+        self._waiting: deque[tuple[dict[str, Any], int]] = deque()  # each with where it ends in the file
+        self._length = 0
+        left, is_clean = _left(path)
+        content = b""
+        for entry in left:
+            content += to_line(entry)
+            self._waiting.append((entry, len(content)))
+        self._length = len(content)
+        if not is_clean:
+            Folder.at(path.parent).write(path.name, content)
         self._changed = threading.Condition()
         self._error: UserError | None = None
         self._closing = False
+        self._refused = 0
         self._thread = threading.Thread(target=self._run, name=f"outbox of {service}", daemon=True)
         self._thread.start()
 
     def put(self, entry: Mapping[str, Any]) -> None:
-        """Keep an entry and return at once.
+        """Keep an entry, durably, and return at once.
 
         Raises:
             UserError: an earlier entry cannot be delivered at all, far too many are waiting, or the file cannot be written.
@@ -55,14 +76,13 @@ class Outbox:
             if len(self._waiting) >= MOST_WAITING:
                 raise UserError(f"{self._service} has been away too long: {MOST_WAITING} entries wait in {self._path}")
             try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry) + "\n")
+                self._append(to_line(entry), durably=True)
             except OSError as error:
                 raise UserError(
                     f"{self._path} cannot be written: {error}. "
                     "Free space or mend the permissions, and run the same command again"
                 ) from error
-            self._waiting.append(dict(entry))
+            self._waiting.append((dict(entry), self._length))
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -89,13 +109,24 @@ class Outbox:
         if self._error is not None:
             raise self._error
 
+    def _append(self, line: bytes, durably: bool) -> None:
+        """Write behind the last whole line; what a failed write left is cut off first."""
+        with self._path.open("ab") as file:
+            if file.tell() > self._length:
+                file.truncate(self._length)
+            file.write(line)
+            file.flush()
+            if durably:
+                os.fsync(file.fileno())
+        self._length += len(line)
+
     def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     return
-                entry = self._waiting[0]
+                entry, end = self._waiting[0]
             try:
                 self._try(entry)
             except UserError as error:
@@ -104,8 +135,12 @@ class Outbox:
                 return
             with self._changed:
                 self._waiting.popleft()
-                if not self._waiting:
-                    os.truncate(self._path, 0)
+                with contextlib.suppress(OSError):  # it is delivered once more, then
+                    if self._waiting:
+                        self._append(to_line({DELIVERED: end}), durably=False)
+                    else:
+                        os.truncate(self._path, 0)
+                        self._length = 0
 
     def _try(self, entry: dict[str, Any]) -> None:
         pause, since = FIRST_PAUSE, time.monotonic()
@@ -115,6 +150,9 @@ class Outbox:
                 break
             except UserError:
                 raise
+            except Refused as error:
+                self._set_aside(entry, error)
+                break
             except Exception as error:  # whatever a client library raises when its service is away
                 if pause == FIRST_PAUSE:
                     log.warning("%s is away (%s): going on, and keeping what is for it", self._service, _line(error))
@@ -123,15 +161,42 @@ class Outbox:
         if pause > FIRST_PAUSE:
             log.warning("%s is back after %.0f s", self._service, time.monotonic() - since)
 
+    def _set_aside(self, entry: dict[str, Any], error: Refused) -> None:
+        aside = self._path.with_name(f"{self._path.stem}.refused{self._path.suffix}")
+        with contextlib.suppress(OSError), aside.open("ab") as file:
+            file.write(to_line(entry))
+        if not self._refused:
+            log.error("%s refuses an entry for good (%s): it is set aside in %s", self._service, _line(error), aside)
+        self._refused += 1
 
-def _whole_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries in a file; a killed process may leave half of one at the end."""
+
+def _left(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The entries of a file that are not delivered, and whether it holds these alone, each whole and with a checksum."""
     content = path.read_bytes() if path.is_file() else b""
-    for number, line in enumerate(content.splitlines(), 1):
+    left: list[tuple[dict[str, Any], int]] = []
+    end, is_clean = 0, True
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        end += len(line)
         try:
-            yield dict(json.loads(line))
-        except (ValueError, TypeError):
-            log.warning("entry %d of %s is cut off or damaged: left out", number, path)
+            entry = from_line(line) if has_checksum(line) else _before_checksums(line)
+        except ValueError as error:
+            log.warning("entry %d of %s is left out: %s", number, path, error)
+            is_clean = False
+            continue
+        is_clean &= has_checksum(line) and DELIVERED not in entry
+        if DELIVERED in entry:
+            left = [(each, its_end) for each, its_end in left if its_end > entry[DELIVERED]]
+        else:
+            left.append((entry, end))
+    return [entry for entry, _ in left], is_clean
+
+
+def _before_checksums(line: bytes) -> dict[str, Any]:
+    """An entry that an earlier version wrote."""
+    entry = plain(line)
+    if "checksum" in entry or not line.endswith(b"\n"):
+        raise ValueError("it is cut off or damaged")
+    return entry
 
 
 def _line(error: Exception) -> str:

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEY, REASON, PARENT = "raymed.key", "raymed.reason", "mlflow.parentRunId"
+GENERATION = "raymed.generation"  # the tag that tells a search's runs from those of another one under the same name
+PERMANENT = {  # MLflow's answers that stay the same however often it is asked
+    *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
+    *("INVALID_STATE", "BAD_REQUEST", "MALFORMED_REQUEST"),
+}
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -109,30 +114,44 @@ class Tracker:
             key: names the run for ever, e.g. ``lung-3fa9c1/trial-7``.
             name: what the MLflow UI shows.
             parent: the id of the parent run.
-            tags: set on every call.
+            tags: set on every call. A run whose `GENERATION` is another one is of another search, and deleted (restorably).
             params: nested settings, flattened to dotted names; written once.
 
         Raises:
             UserError: the run has a parameter with another value.
         """
-        found = self.find(key)
-        if found is None:
-            first = {KEY: quote(key, safe=" /:._-")} | ({PARENT: parent} if parent else {})
-            found = self.client.create_run(self.experiment_id, tags=first, run_name=name).info.run_id
-        self.tags(found, tags or {})
+        tags = dict(tags or {})
+        if self._only(key, tags) is None:
+            first = {KEY: _quoted(key)} | ({PARENT: parent} if parent else {})
+            first |= {GENERATION: tags[GENERATION]} if GENERATION in tags else {}
+            self.client.create_run(self.experiment_id, tags=first, run_name=name)
+        found = str(self._only(key, tags))  # MLflow's client repeats a creation whose answer was lost, and makes two
+        self.tags(found, tags)
         self._params(found, dict(flatten(params or {})))
         return found
 
     def find(self, key: str) -> str | None:
         """The id of the run with this key, or None."""
-        runs = self.client.search_runs(
-            [self.experiment_id],
-            f"tags.`{KEY}` = '{quote(key, safe=' /:._-')}'",
-            ViewType.ACTIVE_ONLY,
-            max_results=1,
-            order_by=["attributes.start_time ASC"],
-        )
+        runs = self._with_key(key)
         return runs[0].info.run_id if runs else None
+
+    def _with_key(self, key: str) -> list[Run]:
+        """The runs with this key, the oldest first."""
+        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY}` = '{_quoted(key)}'", ViewType.ACTIVE_ONLY)
+        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def _only(self, key: str, tags: Mapping[str, str]) -> str | None:
+        """The id of the one run with this key that is of this generation; others are deleted."""
+        runs = self._with_key(key)
+        own = [run for run in runs if run.data.tags.get(GENERATION, tags.get(GENERATION)) == tags.get(GENERATION)]
+        for run in [run for run in runs if run not in own] + own[1:]:
+            self.client.delete_run(run.info.run_id)
+        return own[0].info.run_id if own else None
+
+    def children(self, parent: str) -> dict[str, RunRecord]:
+        """The runs under a run, by their keys."""
+        runs = self.client.search_runs([self.experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=50_000)
+        return {unquote(run.data.tags.get(KEY, "")): _record(run) for run in runs}
 
     def forget(self, name: str) -> None:
         """Delete the run with this key and those under it (``name/...``); MLflow keeps them restorable."""
@@ -157,15 +176,23 @@ class Tracker:
                 f"(`mlflow ui --backend-store-uri {self.uri}`)."
             ) from error
 
-    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of an epoch in one step; an epoch that is already there is left as it is."""
+    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float], at: int | None = None) -> None:
+        """Write the metrics of an epoch in one step; an epoch that is already there is left as it is.
+
+        Args:
+            at: when it was, in milliseconds (default: now). MLflow takes the same value at the same time for one.
+        """
         done = self._epochs.get(run_id)
         if done is None:
             history = self.client.get_metric_history(run_id, "epoch")
             done = self._epochs[run_id] = {metric.step for metric in history}
         if epoch in done:
             return
-        self._metrics(run_id, {**metrics, "epoch": epoch}, epoch)
+        try:
+            self._metrics(run_id, {**metrics, "epoch": epoch}, epoch, at)
+        except BaseException:
+            del self._epochs[run_id]  # it may have been written all the same
+            raise
         done.add(epoch)
 
     def of_epoch(self, run_id: str, name: str, epoch: int) -> float:
@@ -220,11 +247,10 @@ class Tracker:
         if self.describe(run_id).status != status:
             self.client.set_terminated(run_id, status)
 
-    def _metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        self.client.log_batch(
-            run_id, [Metric(metric_name(name), float(value), now, step) for name, value in metrics.items()]
-        )
+    def _metrics(self, run_id: str, metrics: Mapping[str, float], step: int, at: int | None = None) -> None:
+        when = int(time.time() * 1000) if at is None else at
+        rows = [Metric(metric_name(name), float(value), when, step) for name, value in metrics.items()]
+        self.client.log_batch(run_id, sorted(rows, key=lambda row: row.key == "epoch"))  # last: who finds it finds all
 
     def _params(self, run_id: str, params: Mapping[str, str]) -> None:
         if not params:
@@ -251,6 +277,11 @@ class Tracker:
         return text[: limit - len(note)] + note
 
 
+def is_permanent(error: BaseException | None) -> bool:
+    """Whether MLflow answered, and would answer the same again."""
+    return isinstance(error, MlflowException) and error.error_code in PERMANENT
+
+
 def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:
     """The newest runs of all experiments; creates none.
 
@@ -260,6 +291,10 @@ def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:
     client = MlflowClient(reachable(tracking_uri)[0])
     experiments = [each.experiment_id for each in client.search_experiments()]
     return [_record(run) for run in client.search_runs(experiments, max_results=count)]
+
+
+def _quoted(key: str) -> str:
+    return quote(key, safe=" /:._-")
 
 
 def metric_name(name: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from raymed.entries import to_line
 from raymed.errors import UserError
-from raymed.outbox import Outbox
+from raymed.outbox import Outbox, Refused
 from raymed.tracking import Tracker
 
 
@@ -22,6 +23,8 @@ class Service:
         self.tries += 1
         if entry.get("bad"):
             raise UserError("not this one")
+        if entry.get("refused"):
+            raise Refused("the run was deleted")
         if not self.up:
             raise ConnectionError("connection refused")
         self.got.append(entry)
@@ -102,6 +105,78 @@ def test_a_locked_database_holds_nobody_up_and_gets_every_metric_once(tmp_path):
     outbox.close()
     history = tracker.client.get_metric_history(run, "val_loss")
     assert [metric.step for metric in history] == list(range(1, 21))
+
+
+def test_an_entry_that_was_changed_on_the_disk_is_not_delivered(path, caplog):
+    path.write_bytes(b"".join(map(to_line, entries(3))).replace(b'"number":1', b'"number":7'))
+    service = Service()
+    Outbox(path, "the service", service.deliver).close()
+    assert service.got == [{"number": 0}, {"number": 2}]
+    assert "entry 2" in caplog.text and "checksum" in caplog.text
+
+
+def test_a_full_disk_at_the_start_empties_nothing(path, monkeypatch):
+    """300 entries wait, and one is cut off, so that the file is to be written anew."""
+    content = b"".join(map(to_line, entries(300))) + b'{"cut'
+    path.write_bytes(content)
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="Free space"):
+        Outbox(path, "the service", Service().deliver)
+    monkeypatch.undo()
+    assert path.read_bytes() == content
+    service = Service()
+    Outbox(path, "the service", service.deliver).close()
+    assert service.got == entries(300)
+
+
+def test_what_was_delivered_is_not_delivered_again_by_the_next_process(path):
+    service = Service()
+    outbox = Outbox(path, "the service", service.deliver)
+    for entry in entries(3):
+        outbox.put(entry)
+    until(lambda: len(service.got) == 3)
+    service.up = False
+    for entry in entries(6)[3:]:
+        outbox.put(entry)
+    until(lambda: path.read_bytes())
+    killed = path.read_bytes()
+    service.up = True
+    until(lambda: b"delivered" in path.read_bytes() or not path.read_bytes())
+    outbox.close()
+    (path.parent / "killed.jsonl").write_bytes(killed + to_line({"delivered": len(killed.splitlines(keepends=True)[0])}))
+    after = Service()
+    Outbox(path.parent / "killed.jsonl", "the service", after.deliver).close()
+    assert after.got == entries(6)[4:]
+
+
+def test_a_torn_write_harms_neither_what_was_there_nor_what_follows(path, monkeypatch):
+    service = Service()
+    service.up = False
+    outbox = Outbox(path, "the service", service.deliver)
+    outbox.put({"number": 0})
+    with path.open("ab") as file:
+        file.write(b'{"number": 99, "ha')  # found no space for the rest
+    outbox.put({"number": 1})
+    next_one = Service()
+    Outbox(path, "the service", next_one.deliver).close()
+    assert next_one.got == entries(2)
+
+
+def test_an_entry_that_the_service_refuses_for_good_is_set_aside_and_holds_up_no_other(path, caplog):
+    service = Service()
+    outbox = Outbox(path, "the service", service.deliver)
+    for entry in ({"number": 0}, {"refused": True}, {"number": 1}):
+        outbox.put(entry)
+    before = time.monotonic()
+    outbox.close()
+    assert time.monotonic() - before < 5
+    assert service.got == entries(2)
+    assert "the run was deleted" in caplog.text and "outbox.refused.jsonl" in caplog.text
+    assert b'"refused":true' in (path.parent / "outbox.refused.jsonl").read_bytes()
 
 
 def test_a_full_disk_is_told_with_what_to_do_and_only_once() -> None:

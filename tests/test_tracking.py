@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED
 
 from raymed.errors import UserError
-from raymed.tracking import KEY, REASON, Tracker, flatten
+from raymed.tracking import GENERATION, KEY, REASON, Tracker, flatten, is_permanent
 from raymed.tracking_address import check_reachable
 
 
@@ -60,6 +62,62 @@ def test_an_epoch_reported_twice_has_one_step(tracker: Tracker) -> None:
     history = tracker.client.get_metric_history(run, "val_loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 0.3)]
     assert len(tracker.client.get_metric_history(run, "train_loss")) == 2
+
+
+def test_a_creation_whose_answer_was_lost_leaves_one_run(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client then repeats it by itself."""
+    create = tracker.client.create_run
+
+    def twice(*arguments: Any, **settings: Any) -> Any:
+        create(*arguments, **settings)
+        return create(*arguments, **settings)
+
+    monkeypatch.setattr(tracker.client, "create_run", twice)
+    run = tracker.run("repeated", "repeated")
+    monkeypatch.undo()
+    assert tracker.run("repeated", "repeated") == run
+    assert [found.info.run_id for found in tracker._with_key("repeated")] == [run]
+
+
+def test_a_batch_whose_answer_was_lost_has_each_value_once(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, log_batch = tracker.run("lost answer", "lost answer"), tracker.client.log_batch
+
+    def losing(*arguments: Any, **settings: Any) -> None:
+        log_batch(*arguments, **settings)
+        raise ConnectionError("the answer was lost")
+
+    for at in (1000, 2000):
+        monkeypatch.setattr(tracker.client, "log_batch", losing)
+        with pytest.raises(ConnectionError):
+            tracker.log_epoch(run, at, {"val_loss": 0.5}, at)
+        monkeypatch.undo()
+        tracker._epochs.pop(run, None)  # as the next process, and one that wrote no more than half of it
+        tracker._metrics(run, {"val_loss": 0.5, "epoch": at}, at, at)
+        tracker.log_epoch(run, at, {"val_loss": 0.5}, at)
+    history = tracker.client.get_metric_history(run, "val_loss")
+    assert [(metric.step, metric.timestamp) for metric in history] == [(1000, 1000), (2000, 2000)]
+
+
+def test_runs_of_another_search_under_the_same_name_are_not_gone_on_with(tracker: Tracker) -> None:
+    first = tracker.run("reborn", "reborn", tags={GENERATION: "one"}, params={"lr": 1})
+    tracker.log_epoch(first, 1, {"val_loss": 0.5})
+    second = tracker.run("reborn", "reborn", tags={GENERATION: "two"}, params={"lr": 2})
+    assert second != first
+    assert tracker.client.get_metric_history(second, "val_loss") == []
+    assert tracker.client.get_run(first).info.lifecycle_stage == "deleted", "and can be restored"
+    assert tracker.run("reborn", "reborn", tags={GENERATION: "two"}) == second
+    old = tracker.run("from before", "from before")
+    assert tracker.run("from before", "from before", tags={GENERATION: "three"}) == old
+
+
+def test_answers_that_stay_the_same_are_told_from_a_server_that_is_away(tracker: Tracker) -> None:
+    run = tracker.run("deleted", "deleted")
+    tracker.client.delete_run(run)
+    with pytest.raises(MlflowException) as refused:
+        tracker.log_epoch(run, 1, {"val_loss": 1.0})
+    assert is_permanent(refused.value)
+    assert not is_permanent(MlflowException("connection refused"))
+    assert not is_permanent(MlflowException("slow down", error_code=REQUEST_LIMIT_EXCEEDED))
 
 
 def test_unchanged_run_metrics_are_not_repeated(tracker: Tracker) -> None:

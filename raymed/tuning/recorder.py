@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from typing import Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.prepared import Prepared
-from raymed.outbox import Outbox
-from raymed.tracking import Status, Tracker
+from raymed.outbox import Outbox, Refused
+from raymed.tracking import GENERATION, RunRecord, Status, Tracker, is_permanent
 from raymed.training.loop import DESCRIPTION, PASSED_OVER, RANK, FitSpec
 from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress
-from raymed.tuning.study import CHECKPOINT, Study
+from raymed.tuning.study import CHECKPOINT, CURVE, REASON, Study
 
 log = logging.getLogger("raymed")
 
+STATE = "raymed.state"
 STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
 
 Watch = Callable[[FitSpec, str, Mapping[str, Any]], None]
@@ -25,7 +28,10 @@ Watch = Callable[[FitSpec, str, Mapping[str, Any]], None]
 
 
 class Recorder:
-    """One parent run in MLflow, with a child for each trial. MLflow may be away for a while: nothing waits for it."""
+    """One parent run in MLflow, with a child for each trial. MLflow may be away for a while: nothing waits for it.
+
+    What MLflow shows follows from the study. What a lost process, or MLflow itself, has lost is written again at the start.
+    """
 
     def __init__(
         self, night: Night, tracker: Tracker, parent: str, study: Study, progress: Progress, watch: Watch | None
@@ -36,13 +42,18 @@ class Recorder:
         self._digests: dict[str, str] = {}
         self._warned: set[int] = set()  # trials of which damaged checkpoints were told
         self._outbox = Outbox(night.outbox, f"the tracking server {tracker.uri}", self._deliver)
-        self._outbox.put({"happened": "begin"})
+        self._outbox.put({"happened": "begin", "finished": [t.number for t in study.trials if t.state.is_finished()]})
 
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
         """Told by the search of a trial's start, epochs and end."""
         if self._watch is not None:
             self._watch(self._night.spec(self._study.trial(number)), happened, result)
-        entry = {"trial": number, "happened": happened, "reason": str(result.get("reason", ""))}
+        entry = {
+            "trial": number,
+            "happened": happened,
+            "reason": str(result.get("reason", "")),
+            "at": int(time.time() * 1000),
+        }
         if happened == "epoch":
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
             within = f"{DESCRIPTION}/"  # Tune flattens what is reported
@@ -75,10 +86,24 @@ class Recorder:
         self._outbox.close()
 
     def _deliver(self, entry: dict[str, Any]) -> None:
-        """Write an entry of the outbox into MLflow; twice leaves what once leaves."""
+        """Write an entry of the outbox into MLflow; twice leaves what once leaves.
+
+        Raises:
+            Refused: MLflow will never take it; its run was deleted, say.
+        """
+        try:
+            self._write(entry)
+        except Exception as error:
+            if is_permanent(error) or is_permanent(error.__cause__):
+                raise Refused(str(error)) from error
+            self._runs.clear()  # what was found may be there no more
+            raise
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
         happened = entry["happened"]
         if happened == "begin":
             self._tracker.reopen(self._parent)
+            self._catch_up(entry.get("finished", []))
         elif happened == "end":
             self._tracker.finish(self._parent, entry["status"])
         elif happened == "interrupt":
@@ -90,18 +115,34 @@ class Recorder:
         else:
             self._deliver_of_trial(entry["trial"], happened, entry)
 
+    def _catch_up(self, finished: Collection[int]) -> None:
+        """Write of trials that had ended earlier what MLflow lacks: a run, the val_loss of its epochs, its end."""
+        known = self._tracker.children(self._parent)
+        last = {self._night.trial_key(trial): trial for trial in self._study.trials}  # a run may be tried several times
+        for key, trial in last.items():
+            if trial.number in finished and not _is_up_to_date(known.get(key), trial):
+                at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
+                for epoch, val_loss in trial.user_attrs.get(CURVE, {}).items():
+                    self._tracker.log_epoch(self._run(trial.number), int(epoch), {"val_loss": val_loss}, at)
+                self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))
+
+    def _end(self, number: int, state: str, reason: str) -> None:
+        run, trial = self._run(number), self._study.trial(number)
+        checkpoint = self._night.candidate(run, trial).tags() if CHECKPOINT in trial.user_attrs else {}
+        self._tracker.tags(run, {STATE: state} | checkpoint)
+        self._tracker.finish(run, STATUS[state], reason)
+
     def _deliver_of_trial(self, number: int, happened: str, entry: Mapping[str, Any]) -> None:
         run, trial = self._run(number), self._study.trial(number)
         if happened == "start":
             self._tracker.reopen(run)
         elif happened == "epoch":
-            self._tracker.log_epoch(run, entry["epoch"], entry["metrics"])
+            self._tracker.log_epoch(run, entry["epoch"], entry["metrics"], entry.get("at"))
             self._tracker.tags(run, {f"raymed.{name}": fact for name, fact in entry["facts"].items()})
             if CHECKPOINT in trial.user_attrs:
                 self._tracker.tags(run, self._night.candidate(run, trial).tags())
         else:
-            self._tracker.tags(run, {"raymed.state": happened})
-            self._tracker.finish(run, STATUS[happened], entry["reason"])
+            self._end(number, happened, entry["reason"])
 
     def _run(self, number: int) -> str:
         if number not in self._runs:
@@ -113,6 +154,7 @@ class Recorder:
                 spec.name,
                 parent=self._parent,
                 tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
+                | {GENERATION: self._study.generation}
                 | {f"raymed.{name}": str(value) for name, value in spec.train.how().items()},
                 params={**spec.recipe.settings(), "train": spec.train.deciding(), "seed": spec.seed},
             )
@@ -122,6 +164,16 @@ class Recorder:
             self._tracker.input(run, self._night.name, self._digests[spec.data], spec.data, context)
             self._runs[number] = run
         return self._runs[number]
+
+
+def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial) -> bool:
+    """Whether MLflow's run of a finished trial shows its end and its last epoch."""
+    last = max(map(int, trial.user_attrs.get(CURVE, {})), default=0)
+    return run is not None and (run.tags.get(STATE), run.status, run.metrics.get("epoch", 0)) == (
+        trial.state.name,
+        STATUS[trial.state.name],
+        last,
+    )
 
 
 def _is_metric(name: str, value: Any) -> bool:

@@ -22,7 +22,7 @@ from raymed.data.plan import EpochPlan
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, Streamed, open_reader
 from raymed.errors import UserError
-from raymed.tracking import Tracker
+from raymed.tracking import GENERATION, Tracker
 from raymed.training.fit import fit_trial
 from raymed.training.loop import FitSpec
 from raymed.training.verdict import Verdicts
@@ -54,7 +54,7 @@ def _run(night: Night, watch: Watch | None) -> Study:
     each, concurrent = night.resources()
     if budget.deadline:
         log.info("the search ends at %s, or earlier", budget.end)
-    parent = _start_parent(night, tracker)
+    parent = _start_parent(night, tracker, study.generation)
     verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     train = tune.with_parameters(
         fit_trial, sources=_sources(night), each=each, verdicts=verdicts, keep_all=night.keep_checkpoints == "all"
@@ -134,7 +134,7 @@ def _digest(runs: Mapping[str, FitSpec]) -> str:
     return hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _start_parent(night: Night, tracker: Tracker) -> str:
+def _start_parent(night: Night, tracker: Tracker, generation: str) -> str:
     prepared = Prepared.open(night.template.data)
     plan: EpochPlan = night.template.plan(prepared, 0)
     parent = tracker.run(
@@ -144,6 +144,7 @@ def _start_parent(night: Night, tracker: Tracker) -> str:
             "raymed.system": night.template.recipe.name,
             "raymed.data": night.template.data,
             "raymed.command": night.command,
+            GENERATION: generation,
         },
         params={
             "data_digest": prepared.digest,

@@ -75,6 +75,11 @@ class Study:
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}
 
+    @property
+    def generation(self) -> str:
+        """Tells this search from another one under the same name, before or after it."""
+        return self._journal.generation
+
     def together(self) -> AbstractContextManager[None]:
         """What is recorded within is written at its end, at once."""
         return self._journal.together()
