@@ -31,7 +31,6 @@ from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
 
-INTEGER = "tag:yaml.org,2002:int"
 _CHATTY = ("ray", "mlflow", "alembic", "optuna", "deepspeed", "DeepSpeed", "faiss", "matplotlib", "transformers", "peft")
 
 

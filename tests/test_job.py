@@ -163,7 +163,7 @@ def test_help_shows_what_matters_and_help_all_the_rest(capsys):
             parse(Options, ["--data", "X", word])
         shown.append(capsys.readouterr().out)
     assert "--max-epochs" in shown[0] and "--inner.on" not in shown[0]
-    assert "--help-all explains 3 more: inner.*" in shown[0]
+    assert "--help-all explains 4 more: group-readable, inner.*" in shown[0]
     assert "--inner.on" in shown[1] and "explains" not in shown[1]
 
 
