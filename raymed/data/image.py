@@ -7,6 +7,7 @@ showing it as stored and showing it turned are both guesses.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from raymed.errors import UserError
 # How files become pixels, as a number: raise it with every change after which some file gives other pixels, is used where it
 # was refused, or is refused where it was used. Prepared data of another number are read again, and models of another number
 # are not asked about files.
-PIXEL_RULE = 2
+PIXEL_RULE = 3
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -34,6 +35,9 @@ WINDOWS = {
 }
 
 EXIF_ORIENTATION = 0x0112
+PHOTOMETRIC = 262  # a tag of TIFF: 0 where the smallest value is white
+FEW_LEVELS = 32  # of grey: fewer are left of a picture whose values mean something else
+SIXTEEN_BIT = "bits,N (such as bits,12), hu,OFFSET (such as hu,32768) or stretch"
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library in the process may have switched it on
 
@@ -50,21 +54,22 @@ class ImageSettings:
         size: side of the prepared square picture, in pixels.
         resize: "squash" stretches to the square; "pad" keeps the shape and adds black borders.
         window: for slices in Hounsfield units: lung, mediastinum, bone, abdomen, brain, or "WIDTH,LEVEL".
-        sixteen_bit: how a 16-bit picture (not in Hounsfield units) becomes 8 bit: "full" maps 0..65535 to 0..255 for all
-            pictures alike; "stretch" maps each picture's own minimum..maximum to 0..255.
+        sixteen_bit: what the values of 16-bit grey pictures mean, for all pictures alike: "bits,N" that 0 is black and the
+            largest number of N bits white; "hu,OFFSET" that they are Hounsfield units plus OFFSET, which are windowed;
+            "stretch" nothing in common, each picture's own minimum becomes black and its maximum white. "refuse" takes none.
         rule: the number of the pixel rule that they are used under: this raymed's, or the one that was recorded.
     """
 
     size: int = 448
     resize: Literal["squash", "pad"] = "squash"
     window: str = "lung"
-    sixteen_bit: Literal["full", "stretch"] = "full"
+    sixteen_bit: str = "refuse"
     rule: int = field(default=PIXEL_RULE, init=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"image size {self.size}: must be at least 1")
-        _ = self.width_level
+        _ = self.width_level, self.sixteen_bit_meaning
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSettings:
@@ -85,6 +90,17 @@ class ImageSettings:
                 "file may give other pixels. Prepare the data again and train or extract on them; or use the raymed that "
                 "the model was made with (a registered model carries its code: mlflow models serve)"
             )
+
+    @property
+    def sixteen_bit_meaning(self) -> tuple[str, int]:
+        """What 16-bit values mean (refuse, stretch, bits or hu), and its number, where it has one."""
+        text = "bits,16" if self.sixteen_bit == "full" else self.sixteen_bit  # as earlier models have it
+        if text in ("refuse", "stretch"):
+            return text, 0
+        match = re.fullmatch(r"(bits|hu)\s*,\s*(-?\d{1,5})", text)
+        if not match or (match[1] == "bits" and not 9 <= int(match[2]) <= 16):
+            raise UserError(f"sixteen_bit {text!r}: give {SIXTEEN_BIT}, with N from 9 to 16")
+        return match[1], int(match[2])
 
     @property
     def width_level(self) -> tuple[float, float]:
@@ -122,11 +138,12 @@ def read_picture(path: Path) -> np.ndarray:
     """A PNG, JPEG, BMP, TIFF or WebP file as stored: uint8 or uint16 [height, width, 1 or 3].
 
     Transparent pictures are laid on black; CMYK and palettes become RGB; RGB with three equal channels becomes grey.
-    16-bit colour is read as 8 bit (its high byte); 16-bit grey stays 16 bit.
+    16-bit grey stays 16 bit.
 
     Raises:
         ImageError: missing, empty, truncated, not a picture, above 100 megapixels, several frames, 32-bit or floating
-            point pixels, or EXIF data that ask for a rotation.
+            point pixels, 16 bits in colour, with transparency or with white as the smallest value, or EXIF data that ask for
+            a rotation.
     """
     try:
         if path.stat().st_size == 0:
@@ -154,9 +171,9 @@ def fit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """uint8 or uint16 [h, w, 1 or 3] -> uint8 [size, size, 1 or 3], bicubic; a picture of the right size is not touched.
 
     Raises:
-        ImageError: a 16-bit picture that uses only its lowest 12 bits, which "full" would turn almost black.
+        ImageError: a 16-bit picture whose values do not mean what the settings say.
     """
-    picture = eight_bit(picture, settings.sixteen_bit)
+    picture = eight_bit(picture, settings)
     height, width, channels = picture.shape
     size = settings.size
     if (height, width) == (size, size):
@@ -177,6 +194,11 @@ def _check_header(picture: Image.Image) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels ({width} x {height})")
+    deep = any(";16" in str(tile.args) for tile in getattr(picture, "tile", []))
+    if deep and not picture.mode.startswith("I"):  # Pillow would keep the high byte alone
+        raise ImageError("16 bits in colour or with transparency; save as 8-bit, or as 16-bit grey without transparency")
+    if deep and getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        raise ImageError("a 16-bit TIFF whose smallest value is white (MinIsWhite); save it with black as the smallest")
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
         raise ImageError(f"{frames} frames in one file; save one picture per file")
@@ -205,21 +227,26 @@ def _pixels(picture: Image.Image) -> np.ndarray:
     return rgb
 
 
-def eight_bit(picture: np.ndarray, how: str) -> np.ndarray:
+def eight_bit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """uint8 or uint16 [h, w, channels] -> uint8 of the same shape, as `ImageSettings.sixteen_bit` says.
 
     Raises:
-        ImageError: a 16-bit picture that uses only its lowest 12 bits, which "full" would turn almost black.
+        ImageError: 16-bit values that the settings say nothing about, or that do not mean what they say.
     """
     if picture.dtype == np.uint8:
         return picture
-    low, high = int(picture.min()), int(picture.max())
-    if how == "stretch":
-        span = max(high - low, 1)
-        return np.rint((picture.astype(np.float32) - low) * (255 / span)).astype(np.uint8)
-    if 0 < high < 4096:
+    meaning, number = settings.sixteen_bit_meaning
+    if meaning == "refuse":
+        raise ImageError(f"a 16-bit picture: say what the values mean, with --image.sixteen_bit {SIXTEEN_BIT}")
+    if meaning == "hu":
+        shown = apply_window(picture.astype(np.float32) - number, *settings.width_level)
+    else:
+        low, high = (0, 2**number - 1) if meaning == "bits" else (int(picture.min()), int(picture.max()))
+        scaled = (picture.astype(np.float32) - low) * (255 / max(high - low, 1))
+        shown = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    if len(np.unique(shown)) < FEW_LEVELS <= len(np.unique(picture)):
         raise ImageError(
-            f"a 16-bit picture that uses only 0..{high}: at full scale it would be almost black; "
-            "choose sixteen_bit stretch, or save it windowed as 8 bit"
+            f"fewer than {FEW_LEVELS} grey levels are left by sixteen_bit {settings.sixteen_bit}: the values mean something "
+            "else"
         )
-    return np.rint(picture.astype(np.float32) / 257).astype(np.uint8)
+    return shown

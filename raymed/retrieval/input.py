@@ -54,7 +54,7 @@ class Input:
         size: Side of the pictures that the ViT sees; its positions are resampled (default: as it was made).
         resize: squash stretches pictures to the square; pad keeps their shape and adds black borders.
         window: For slices in Hounsfield units, as in jobs/prepare_lung.py.
-        sixteen_bit: How 16-bit pictures become 8 bit, as in jobs/prepare_lung.py.
+        sixteen_bit: What the values of 16-bit pictures mean, as image.sixteen_bit in jobs/prepare_lung.py.
     """
 
     input: str
@@ -64,7 +64,7 @@ class Input:
     size: int | None = None
     resize: Literal["squash", "pad"] = "squash"
     window: str = "lung"
-    sixteen_bit: Literal["full", "stretch"] = "full"
+    sixteen_bit: str = "refuse"
 
     def open(self, size: int) -> Opened:
         """The pictures, for a ViT that was made for `size` pixels.

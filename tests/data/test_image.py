@@ -75,17 +75,70 @@ def test_sixteen_bit_grey_is_kept_and_scaled_as_asked(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(deep), "a.png")
     picture = read_picture(path)
     assert picture.dtype == np.uint16 and np.array_equal(picture[:, :, 0], deep)
-    full = fit(picture, ImageSettings(size=64))
-    assert full.dtype == np.uint8 and np.array_equal(full[:, :, 0], np.rint(deep / 257).astype(np.uint8))
+    for name in ("bits,16", "full"):  # as earlier models call it
+        full = fit(picture, ImageSettings(size=64, sixteen_bit=name))
+        assert full.dtype == np.uint8 and np.array_equal(full[:, :, 0], np.rint(deep / 257).astype(np.uint8))
     narrow = (1000 + deep // 100).astype(np.uint16)[:, :, None]
     stretched = fit(narrow, ImageSettings(size=64, sixteen_bit="stretch"))
     assert (stretched.min(), stretched.max()) == (0, 255)
 
 
-def test_twelve_bits_in_sixteen_are_refused_at_full_scale_not_turned_black(tmp_path: Path) -> None:
+def test_what_sixteen_bits_mean_is_said_for_all_pictures_and_never_guessed_from_one() -> None:
     twelve = RNG.integers(0, 4096, (64, 64, 1), dtype=np.uint16)
-    with pytest.raises(ImageError, match="stretch"):
+    with pytest.raises(ImageError, match=r"say what the values mean, with --image\.sixteen_bit bits,N.*hu,OFFSET.*stretch"):
         fit(twelve, ImageSettings(size=64))
+    shown = fit(twelve, ImageSettings(size=64, sixteen_bit="bits,12"))
+    assert np.array_equal(shown, np.rint(twelve * np.float32(255 / 4095)).astype(np.uint8))
+    marked = twelve.copy()
+    marked[0, 0] = 65535
+    again = fit(marked, ImageSettings(size=64, sixteen_bit="bits,12"))
+    assert again[0, 0] == 255 and np.array_equal(again[1:], shown[1:]), "one marker darkens the film"
+
+
+def test_hounsfield_units_in_sixteen_bits_are_windowed() -> None:
+    hu = RNG.integers(-1000, 1000, (64, 64, 1))
+    stored = (hu + 32768).astype(np.uint16)
+    shown = fit(stored, ImageSettings(size=64, sixteen_bit="hu,32768"))
+    assert np.array_equal(shown, apply_window(hu, 1500, -600))
+    for wrong in ("bits,16", "hu,1024"):
+        with pytest.raises(ImageError, match="fewer than 32 grey levels"):
+            fit(stored, ImageSettings(size=64, sixteen_bit=wrong))
+    black = np.zeros((64, 64, 1), np.uint16)
+    assert not fit(black, ImageSettings(size=64, sixteen_bit="bits,16")).any(), "an empty picture has few levels of its own"
+
+
+@pytest.mark.parametrize("text", ["hu", "bits,8", "bits,17", "hu,x", "12", "hu,32768,1"])
+def test_a_wrong_meaning_of_sixteen_bits_is_an_error_that_names_what_there_is(text: str) -> None:
+    with pytest.raises(UserError, match=r"bits,N .*hu,OFFSET .*stretch"):
+        ImageSettings(sixteen_bit=text)
+
+
+def deep_png(kind: int, channels: int) -> bytes:
+    """A PNG of 16 bits a channel; `kind` is its colour type: 2 RGB, 4 grey with alpha, 6 RGB with alpha."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + RNG.integers(0, 65535, (8, channels)).astype(">u2").tobytes() for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_in_colour_are_refused_not_cut(tmp_path: Path, kind: int, channels: int) -> None:
+    (tmp_path / "a.png").write_bytes(deep_png(kind, channels))
+    with pytest.raises(ImageError, match="16 bits in colour"):
+        read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_deflate"])
+def test_a_deep_tiff_whose_smallest_value_is_white_is_refused_not_inverted(tmp_path: Path, compression: str) -> None:
+    deep = Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8))
+    deep.save(tmp_path / "a.tif", compression=compression)
+    assert read_picture(tmp_path / "a.tif").dtype == np.uint16
+    deep.save(tmp_path / "b.tif", compression=compression, tiffinfo={262: 0})
+    with pytest.raises(ImageError, match="MinIsWhite"):
+        read_picture(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])

@@ -97,7 +97,7 @@ def read_whole(path: Path, settings: ImageSettings) -> np.ndarray:
         if nifti.is_nifti(path):
             raise ImageError("a volume, not a picture")
         stored = read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path)
-        return eight_bit(stored, settings.sixteen_bit)
+        return eight_bit(stored, settings)
     except ImageError:
         raise
     except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable
