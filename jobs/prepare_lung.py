@@ -52,35 +52,38 @@ def plan(options: PrepareOptions) -> Outcome:
     patients = expected_split(found, options)
     cpus = os.cpu_count() or 1
     seconds = seconds_per_slice(found, options.image) * found.slices / cpus
+    damaged = sum(not refusal.expected for refusal in found.listing.refusals)
     megabytes = found.slices * options.image.size**2 / 1e6
     lines = [
         *found.listing.notes,
         *table(patients),
         f"{found.listing.format}: {found.slices} slices; left out by label: {found.ignored or 'none'}; "
-        f"refused already: {len(found.listing.refusals)}",
+        f"refused already: {damaged}; passed over: {len(found.listing.refusals) - damaged}",
         f"about {seconds:.0f} s on {cpus} CPUs, {megabytes:.0f} MB of grey pixels before compression",
         f"dry run: nothing was written to {options.out}",
     ]
     data = {"format": found.listing.format, "patients": patients, "slices": found.slices, "ignored": found.ignored}
-    return Outcome("\n".join(lines), data | {"refused": len(found.listing.refusals), "seconds": round(seconds)})
+    return Outcome("\n".join(lines), data | {"refused": damaged, "seconds": round(seconds)})
 
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
     from raymed.data.counts import left_out, table
+    from raymed.data.geometry import spread
 
     manifest = result.prepared.manifest
     lines = [
         *table(manifest.patients, manifest.slices),
         f"studies: {result.new} read, {result.kept} unchanged; slices left out by label: {manifest.ignored or 'none'}",
-        f"quarantined: {manifest.quarantined} slices (quarantine.jsonl)",
+        f"quarantined: {manifest.quarantined} slices; passed over: {manifest.passed_over} (quarantine.jsonl)",
         *left_out(manifest),
         f"patients that share near-duplicate pictures: {manifest.near_duplicates or 'none'}",
+        *spread(result.prepared),
         str(result.guard),
         f"prepared data: {result.prepared.folder.uri} (digest {manifest.digest})",
     ]
     data = {"out": result.prepared.folder.uri, "new": result.new, "kept": result.kept}
-    known = ("digest", "patients", "slices", "quarantined", "left_out", "ignored", "near_duplicates")
+    known = ("digest", "patients", "slices", "quarantined", "passed_over", "left_out", "ignored", "near_duplicates")
     return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
 
 

@@ -49,6 +49,7 @@ class Manifest:
         near_duplicates: groups of patients that share near-duplicate pictures.
         same_pixels: records whose pixels another record of the same patient repeats.
         quarantined: refused slices, listed in quarantine.jsonl.
+        passed_over: files with which nothing is wrong and which are not asked for, such as localizers; listed there, too.
         ignored: slices left out because their label is on the ignore list, per label.
         shards: records per shard file.
         versions: of the packages that made the pixels.
@@ -74,6 +75,7 @@ class Manifest:
     shards: dict[str, int]
     versions: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict)
+    passed_over: int = 0
     notes: list[str] = field(default_factory=list)
     format: int = FORMAT
 

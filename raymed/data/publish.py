@@ -26,7 +26,13 @@ from raymed.data.survey import Survey, class_name
 from raymed.storage import Folder
 
 UNSPLIT = "unsplit"  # the split of rows that are in none, in counts
-SOMETIMES = ("further", "bytes")  # columns that say something of some sources only
+SOMETIMES = (
+    "further",
+    "bytes",
+    "pixel_spacing",
+    "slice_thickness",
+    "field_of_view",
+)  # columns that say something of some sources only
 STUDIES = pa.schema([("study", pa.string()), ("fingerprint", pa.string()), ("refused", pa.string())])
 
 
@@ -69,7 +75,8 @@ def publish(
         sources=counts(zip(index["source"].to_pylist(), splits, strict=True)),
         near_duplicates=groups,
         same_pixels=structured.num_rows - pc.count_distinct(structured["digest"]).as_py(),
-        quarantined=len(quarantine.lines),
+        quarantined=quarantine.damaged,
+        passed_over=len(quarantine.lines) - quarantine.damaged,
         left_out=dict(left_out),
         notes=list(found.listing.notes),
         ignored=found.ignored,

@@ -14,34 +14,38 @@ import pyarrow as pa
 from raymed.data.survey import NAMED, Survey
 from raymed.errors import UserError
 
-Line = dict[str, Any]  # of quarantine.jsonl: id, where, patient, reason
+Line = dict[str, Any]  # of quarantine.jsonl: id, where, patient, reason, expected
 KEYS = ("id", "where", "patient", "reason")
+EXPECTED = "expected"  # nothing is wrong with the file, as with a localizer
 
 
 class Quarantine:
     """The slices that a source refused at once, and per study those that could not be decoded.
 
+    Files with which nothing is wrong, and which are only not what is asked for, are on its list and no damage.
+
     Args:
         kept: the refused slices of studies that were read in an earlier run.
-        limit: the share of all slices, and of all patients, that may be refused, e.g. ``5%``.
+        limit: the share of all slices that may be damaged, and of all patients who may be without any, e.g. ``5%``.
 
     Raises:
         UserError: more than the limit are refused, here or when `add` brings them.
     """
 
     def __init__(self, found: Survey, kept: Mapping[str, list[Line]], limit: str) -> None:
-        self._listed = [{key: getattr(refusal, key) for key in KEYS} for refusal in found.listing.refusals]
+        self._listed = [{key: getattr(refusal, key) for key in (*KEYS, EXPECTED)} for refusal in found.listing.refusals]
         self._studies: dict[str, list[Line]] = {study.study: list(kept.get(study.study, [])) for study in found.studies}
-        self._total = found.slices + len(self._listed)
         self._limit = _share(limit)
-        self._count = len(self._listed) + sum(map(len, kept.values()))
+        damaged = sum(not line.get(EXPECTED) for line in self._listed)
+        self._total = found.slices + damaged
+        self.damaged = damaged + sum(map(len, kept.values()))
         self._require_few()
 
     def add(self, refused: pa.Table) -> None:
         """Take in refused slices: a table with the columns study, id, where, patient and reason."""
         for row in refused.to_pylist():
-            self._studies[row["study"]].append({key: row[key] for key in KEYS})
-        self._count += refused.num_rows
+            self._studies[row["study"]].append({key: row[key] for key in KEYS} | {EXPECTED: False})
+        self.damaged += refused.num_rows
         self._require_few()
 
     def of_study(self, study: str) -> list[Line]:
@@ -56,10 +60,11 @@ class Quarantine:
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines).encode()
 
     def reasons(self) -> str:
-        """The commonest reasons, how often, and an example of each."""
+        """The commonest reasons of damage, how often, and an example of each."""
         by_reason: dict[str, list[Line]] = defaultdict(list)
         for line in self.lines:
-            by_reason[line["reason"]].append(line)
+            if not line.get(EXPECTED):
+                by_reason[line["reason"]].append(line)
         common = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:NAMED]
         return "; ".join(f"{reason} ({len(lines)}, e.g. {lines[0]['where']})" for reason, lines in common)
 
@@ -88,9 +93,9 @@ class Quarantine:
         return lost
 
     def _require_few(self) -> None:
-        if self._count > self._limit * self._total:
+        if self.damaged > self._limit * self._total:
             raise UserError(
-                f"{self._count} of {self._total} records cannot be used, more than max_quarantine "
+                f"{self.damaged} of {self._total} records cannot be used, more than max_quarantine "
                 f"{float(self._limit):.1%}: {self.reasons()}. Mend the source, or raise --max-quarantine"
             )
 

@@ -47,6 +47,10 @@ INDEX = pa.schema(
         pa.field("hash", pa.binary(32)),  # 256-bit perceptual hash; null for a picture without structure
         # digest and hash of the input pictures after the first; null where there are none
         pa.field("further", pa.list_(pa.struct([("digest", pa.binary(16)), ("hash", pa.binary(32))]))),
+        # of the first picture, in mm, as far as its file says
+        pa.field("pixel_spacing", pa.float32()),
+        pa.field("slice_thickness", pa.float32()),
+        pa.field("field_of_view", pa.float32()),
         pa.field("bytes", pa.int64()),  # of all pixels, where `cost` counts tokens; null where it is just that
         pa.field("group", pa.string()),  # patients with near-duplicate pictures share one; else the patient itself
         pa.field("split", pa.string()),  # train | val | test; null = not split (no label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -190,7 +190,7 @@ class _Shard:
         row["cost"] = total if result.cost is None else result.cost
         known = [_recognisable(image.pixels) for image in result.images if image.role == "input"] or [_recognisable(None)]
         place = {"shard": self.name, "row_group": self._row_group, "row": len(self._pending)}
-        more = {"further": known[1:] or None, "bytes": None if result.cost is None else total}
+        more = {"further": known[1:] or None, "bytes": None if result.cost is None else total} | asdict(piece.geometry)
         self._outcome.append(row | place | known[0] | more)
         messages = [{"role": turn.role, "text": turn.text} for turn in result.messages]
         self._pending.append(row | {"images": images, "messages": messages})

@@ -48,3 +48,11 @@ def test_few_slices_may_be_many_patients() -> None:
     assert kept.left_out({f"p{n}" for n in range(10) if n != 1}) == {"p1": "truncated"}
     with pytest.raises(UserError, match=r"1 of 9 patients"):
         kept.left_out({f"p{n}" for n in range(2, 10)})
+
+
+def test_what_is_passed_over_is_listed_and_no_damage() -> None:
+    scouts = tuple(Refusal(f"scout{n}", f"scout{n}", "p1", "a localizer", expected=True) for n in range(9))
+    kept = quarantine(3, "5%", scouts)
+    assert kept.damaged == 0 and [line["expected"] for line in kept.lines] == [True] * 9
+    with pytest.raises(UserError, match=r"^1 of 9 records cannot be used.*: truncated \(1, e\.g\. p1/0\)\. Mend"):
+        kept.add(refused(("p1", 0, "truncated")))

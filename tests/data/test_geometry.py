@@ -1,0 +1,88 @@
+"""Spacing, thickness and field of view: kept from the files, told by source and class, and what gives a class away."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from volume_files import CHEST, write_dicom
+
+from raymed.data.geometry import spread
+from raymed.data.image import ImageSettings
+from raymed.data.labels import LabelTable
+from raymed.data.prepare import prepare
+from raymed.data.prepared import Manifest, Prepared
+from raymed.data.record import INDEX
+from raymed.data.settings import PrepareSettings
+from raymed.data.split import SplitSettings
+from raymed.storage import Folder
+
+LABELS = LabelTable.of(["normal", "viral"])
+
+
+def told(spacings: dict[str, list[float | None]], thickness: float | None = 2.0) -> Prepared:
+    """Prepared data with an index and no shards: a row for each patient."""
+    rows = [
+        {
+            "source": "h",
+            "label": label,
+            "patient": f"{name}-{number}",
+            "pixel_spacing": spacing,
+            "slice_thickness": thickness,
+        }
+        for label, name in enumerate(spacings)
+        for number, spacing in enumerate(spacings[name])
+    ]
+    manifest = Manifest(**dict.fromkeys(field.name for field in fields(Manifest)) | {"labels": LABELS.to_dict()})
+    return Prepared(Folder.at("/nowhere"), manifest, pa.Table.from_pylist(rows, schema=INDEX))
+
+
+def test_the_spread_is_told_by_source_and_class() -> None:
+    lines = spread(told({"normal": [0.6, 0.7, 0.8], "viral": [0.7, None, 0.9]}))
+    assert lines == [
+        "h, normal (3 patients): pixel spacing 0.7 mm (0.6 to 0.8); slice thickness 2 mm (2 to 2); field of view unknown",
+        "h, viral (3 patients): pixel spacing 0.8 mm (0.7 to 0.9, 1 unknown); slice thickness 2 mm (2 to 2); "
+        "field of view unknown",
+    ]
+
+
+def test_a_scanner_that_goes_with_a_class_is_told() -> None:
+    apart = {"normal": [0.6, 0.61, 0.62, 0.63, 0.64], "viral": [0.8, 0.81, 0.82, 0.83, 0.6]}
+    warned = [line for line in spread(told(apart)) if line.startswith("warning")]
+    assert not warned, "four of five apart is below the limit"
+    apart["viral"][-1] = 0.84
+    warned = [line for line in spread(told(apart)) if line.startswith("warning")]
+    assert [line.split(" from")[0] for line in warned] == [
+        "warning: pixel spacing alone tells normal",
+        "warning: pixel spacing alone tells viral",
+    ]
+
+
+def test_pictures_without_sizes_tell_nothing() -> None:
+    assert spread(told({"normal": [None], "viral": [None]}, thickness=None)) == []
+
+
+@pytest.mark.slow
+def test_what_is_left_out_of_a_hospitals_export_is_listed_and_no_damage(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    for place, (label, name) in enumerate(
+        (label, f"{label}{number}") for label in ("normal", "viral") for number in range(3)
+    ):
+        folder, series = tmp_path / "in" / label / name, f"1.2.{place}"
+        header = {"series": series, "PatientID": name, "PixelSpacing": [0.7, 0.7], "SliceThickness": 2}
+        for at, plane in enumerate(CHEST):
+            write_dicom(folder / f"{at}", plane + random.integers(0, 20, plane.shape), 8.0 * at, at, **header)
+        for scout in range(2):
+            kind = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "PatientID": name}
+            write_dicom(folder / f"scout{scout}", CHEST[0], 0, series=f"{series}.9", **kind)
+    settings = PrepareSettings(image=ImageSettings(size=28), split=SplitSettings("34/33/33", folds=0))
+    result = prepare(tmp_path / "in", str(tmp_path / "out"), settings)
+    manifest, index = result.prepared.manifest, result.prepared.index
+    assert (manifest.quarantined, manifest.passed_over, index.num_rows) == (0, 12, 30)
+    assert Path(tmp_path / "out" / "quarantine.jsonl").read_text().count('"expected": true') == 12
+    assert index["pixel_spacing"].to_pylist() == pytest.approx([0.7] * 30)
+    assert spread(result.prepared)[0].startswith("in, normal (3 patients): pixel spacing 0.7 mm")
+    assert Prepared.open(str(tmp_path / "out")).digest == manifest.digest
+    again = prepare(tmp_path / "in", str(tmp_path / "out"), settings)
+    assert (again.new, again.kept, again.prepared.digest) == (0, 6, manifest.digest)
