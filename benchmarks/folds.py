@@ -41,7 +41,7 @@ from raymed.recipes.recipe import TrainingPass
 from raymed.training.engine import TrainSettings, learning_rate
 
 ROOT = Path(__file__).parent.parent
-TRAIN = TrainSettings(warmup=0.0, final_lr=0.0, lr=1e-3, global_batch=32, micro_batch=32)
+TRAIN = TrainSettings(warmup=0.0, final_lr=0.0, lr=1e-3, global_batch=32, micro_batch=32, norm_group=32)
 
 
 def main(

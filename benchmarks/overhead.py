@@ -66,7 +66,7 @@ def main(
     storage = Folder.at(folder)
     prepared = prepare_phantoms(storage, PhantomSettings(patients=patients, size=source_size), size)
     recipe = LungRecipe.for_data(prepared.labels, size, ModelSettings(preset=preset))
-    train = TrainSettings(epochs=epochs, global_batch=batch, micro_batch=batch)
+    train = TrainSettings(epochs=epochs, global_batch=batch, micro_batch=batch, norm_group=batch)
     template = FitSpec("", storage.uri, prepared.folder.uri, recipe, train, SliceSettings(choice="all"))
     staged = stage(prepared, template.all_rows(prepared))
     steps = len(template.plan(prepared, 0).batches)

@@ -30,6 +30,7 @@ from jsonargparse import auto_cli
 from machine import process_group_of_one, show
 from optuna.trial import TrialState
 
+from raymed.data.micro_batches import MicroBatch
 from raymed.data.phantom import PhantomSettings
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
@@ -223,7 +224,7 @@ def trained(spec: FitSpec, records: Records) -> Iterator[dict[str, Any]]:
         for packs in plan:
             batch = spec.recipe.encode(records[[row for pack in packs for row in pack]], TrainingPass(spec.seed, epoch))
             try:
-                engine.step([(batch, True)], step)
+                engine.step([(batch, MicroBatch(packs))], step)
             except RunError:  # these settings diverge: the trial is over
                 return
             step += 1

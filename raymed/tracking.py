@@ -107,6 +107,7 @@ class Tracker:
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
+        begun_with: Mapping[str, Any] | None = None,
     ) -> str:
         """The id of the run with this key: the one that is there, or a new one.
 
@@ -116,6 +117,7 @@ class Tracker:
             parent: the id of the parent run.
             tags: set on every call. A run whose `GENERATION` is another one is of another search, and deleted (restorably).
             params: nested settings, flattened to dotted names; written once.
+            begun_with: others, which a run that goes on may have with other values: those of its beginning stay.
 
         Raises:
             UserError: the run has a parameter with another value.
@@ -128,6 +130,8 @@ class Tracker:
         found = str(self._only(key, tags))  # MLflow's client repeats a creation whose answer was lost, and makes two
         self.tags(found, tags)
         self._params(found, dict(flatten(params or {})))
+        there = self.describe(found).params if begun_with else {}
+        self._params(found, {name: text for name, text in flatten(begun_with or {}) if name not in there})
         return found
 
     def find(self, key: str) -> str | None:

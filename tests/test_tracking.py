@@ -146,6 +146,12 @@ def test_changed_settings_under_one_key_are_refused_by_name(tracker: Tracker) ->
         tracker.run("changed", "changed", params={"train": {"lr": 0.2}})
 
 
+def test_a_run_that_goes_on_with_other_workers_keeps_those_it_began_with(tracker: Tracker) -> None:
+    for workers in (8, 2):
+        run = reopened(tracker).run("moved", "moved", params={"lr": 1}, begun_with={"how": {"workers": workers}})
+    assert tracker.describe(run).params == {"lr": "1", "how.workers": "8"}
+
+
 def test_long_values_are_cut_visibly_and_kept_whole(tracker: Tracker, tmp_path: Path) -> None:
     text = "x" * 10_000
     many = {f"p{number}": number for number in range(250)}

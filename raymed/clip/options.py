@@ -129,6 +129,7 @@ class ClipOptions(SystemOptions):
             epochs=100,
             global_batch=32,
             micro_batch=32,
+            norm_group=32,
             lr=1e-4,
             weight_decay=0.01,
             warmup=0.0,

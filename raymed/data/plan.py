@@ -224,11 +224,6 @@ def plan_epoch(
     return EpochPlan(batches, left_out, fill_rate)
 
 
-def in_order(packs: Sequence[Pack], batch: int) -> tuple[GlobalBatch, ...]:
-    """All packs once, in the given order: the plan of an evaluation."""
-    return tuple(tuple(packs[start : start + batch]) for start in range(0, len(packs), batch))
-
-
 def showings(batches: Sequence[GlobalBatch]) -> tuple[GlobalBatch, ...]:
     """At the place of each row, how often it was shown before, in the order of the batches."""
     seen: Counter[int] = Counter()
@@ -238,22 +233,6 @@ def showings(batches: Sequence[GlobalBatch]) -> tuple[GlobalBatch, ...]:
         return seen[row] - 1
 
     return tuple(tuple(tuple(map(shown, pack)) for pack in batch) for batch in batches)
-
-
-def micro_batches(batch: GlobalBatch, size: int) -> list[GlobalBatch]:
-    """Cut a global batch into micro-batches of at most `size` packs; the cut does not depend on the number of workers."""
-    return [batch[start : start + size] for start in range(0, len(batch), size)]
-
-
-def share(micro: Sequence[GlobalBatch], worker: int, workers: int) -> list[tuple[GlobalBatch, bool]]:
-    """One worker's micro-batches of a global batch, as (packs, counts).
-
-    Every worker gets equally many, because ZeRO's collectives need all of them in each pass; where they do not divide, the
-    last ones are repeats that do not count.
-    """
-    slots = -(-len(micro) // workers)
-    places = [slot * workers + worker for slot in range(slots)]
-    return [(micro[place], True) if place < len(micro) else (micro[-1], False) for place in places]
 
 
 def _hash(seed: int, text: str) -> int:

@@ -1,17 +1,20 @@
 """Batch normalisation whose result does not depend on how many workers share a global batch.
 
 Ordinary running statistics are updated in every forward call, on every worker by itself, so they depend on which worker saw
-which micro-batch. `StepBatchNorm` normalises by the micro-batch as usual, but only adds its statistics up; once per global
-step they are summed over all workers and the running statistics take one momentum step. A global batch of n micro-batches
-therefore leaves the same state on 1 worker and on n.
+which micro-batch. `StepBatchNorm` normalises by a group of pictures, which is a micro-batch or, where a group is divided
+among the workers, their micro-batches together; it only adds the groups' statistics up. Once per global step they are
+summed over all workers and the running statistics take one momentum step. A global batch of n groups therefore leaves the
+same state on any number of workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,29 +23,78 @@ class StepBatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` that updates its running statistics in `settle_batch_norms`, not in `forward`.
 
     Attributes:
-        counted: whether forward calls in training add to the sums; off for filler micro-batches of weight 0.
-        sums: float32 [2, features]: the sums of the micro-batches' means and unbiased variances since the last settling.
-        micro_batches: how many micro-batches they hold.
+        counts: whether the micro-batch under way is part of the global batch; a repeat of weight 0 leaves no trace.
+        spans: whether its group is divided among all workers, which are then in the same layer at the same time.
+        sums: float32 [2, features]: the sums of the groups' means and unbiased variances since the last settling.
+        groups: how many groups they hold.
     """
 
-    counted: bool = True
-    micro_batches: int = 0
+    counts: bool = True
+    spans: bool = False
+    groups: int = 0
     sums: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [batch, features, height, width] by its own statistics in training, by the running ones otherwise."""
+        """Normalise x [batch, features, height, width] by its group's statistics in training, else by the running ones."""
         # Statistics and affine parameters in float32 whatever x is: kernels take no other mixture with bf16 inputs.
         weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
         if not self.training:
             mean, variance = (s.float() for s in (self.running_mean, self.running_var) if s is not None)
             return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
-        # With momentum 1 the kernel writes the micro-batch's own statistics: no second pass over x.
-        statistics = torch.zeros(2, self.num_features, device=x.device)
-        y = F.batch_norm(x, statistics[0], statistics[1], weight, bias, True, 1.0, self.eps)
-        if self.counted:
+        if self.spans:
+            y, statistics = _SpanningNorm.apply(x, weight, bias, self.eps, self.counts)
+        else:
+            # With momentum 1 the kernel writes the micro-batch's own statistics: no second pass over x.
+            statistics = torch.zeros(2, self.num_features, device=x.device)
+            y = F.batch_norm(x, statistics[0], statistics[1], weight, bias, True, 1.0, self.eps)
+        if self.counts and not (self.spans and dist.get_rank()):  # all workers have a spanning group's: one adds them
             self.sums = statistics if self.sums is None else self.sums + statistics
-            self.micro_batches += 1
+            self.groups += 1
         return y
+
+
+class _SpanningNorm(torch.autograd.Function):
+    """Normalises by the statistics of the micro-batches of all workers (Ioffe and Szegedy 2015, over the union of them).
+
+    Two small sums over the workers, one in each direction; everything else is the kernels' own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, counts: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(x normalised; float32 [2, features]: mean and unbiased variance of the group)."""
+        variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        mean, variance = mean.double(), variance.double()  # their sums cancel where the mean is large
+        moments = torch.stack([torch.ones_like(mean), mean, variance + mean**2])
+        moments *= x.numel() / x.shape[1] if counts else 0.0
+        dist.all_reduce(moments)
+        count, mean = moments[0], moments[1] / moments[0]
+        variance = moments[2] / count - mean**2
+        statistics = torch.stack([mean, variance * count / (count - 1).clamp(min=1)]).float()
+        mean, variance = mean.float(), variance.clamp(min=0).float()
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps, ctx.counts = eps, counts
+        ctx.mark_non_differentiable(statistics)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), statistics
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, count = ctx.saved_tensors
+        # As if the statistics were constants: the gradients of weight and bias are then the sums that the rest needs.
+        through, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0].contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([of_bias, of_weight]).double()
+        dist.all_reduce(sums)
+        if ctx.counts:
+            deviation = (variance.double() + ctx.eps).rsqrt()
+            scale = deviation / count if weight is None else deviation / count * weight
+            slope = -scale * deviation * sums[1]
+            offset = -scale * sums[0] - slope * mean
+            shape = (1, -1, 1, 1)
+            through = through + (slope.float().view(shape) * x + offset.float().view(shape)).to(through.dtype)
+        return through, None if weight is None else of_weight, None if weight is None else of_bias, None, None
 
 
 def convert_batch_norms(module: nn.Module) -> nn.Module:
@@ -60,9 +112,9 @@ def convert_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def settle_batch_norms(module: nn.Module, all_reduce: Callable[[Tensor], None]) -> None:
-    """Update all running statistics once, by momentum, with the average over the global batch's micro-batches.
+    """Update all running statistics once, by momentum, with the average over the global batch's groups.
 
-    Every worker calls it once per global step, also one whose micro-batches were all fillers.
+    Every worker calls it once per global step, also one whose micro-batches were all repeats.
 
     Args:
         module: the network; without a `StepBatchNorm` inside nothing happens, and `all_reduce` is not called.
@@ -73,12 +125,12 @@ def settle_batch_norms(module: nn.Module, all_reduce: Callable[[Tensor], None]) 
         return
     device = norms[0].running_mean.device  # type: ignore[union-attr]
     parts = [torch.zeros(2, norm.num_features, device=device) if norm.sums is None else norm.sums for norm in norms]
-    counts = torch.tensor([float(norm.micro_batches) for norm in norms], device=device)
+    counts = torch.tensor([float(norm.groups) for norm in norms], device=device)
     flat = torch.cat([part.flatten() for part in parts] + [counts])
     all_reduce(flat)
     *flat_parts, counts = flat.split([part.numel() for part in parts] + [len(norms)])
     for norm, part, count in zip(norms, flat_parts, counts.tolist(), strict=True):
-        norm.sums, norm.micro_batches = None, 0
+        norm.sums, norm.groups = None, 0
         if count:
             mean, variance = (part / count).view(2, -1)
             momentum = 0.1 if norm.momentum is None else norm.momentum
@@ -93,13 +145,13 @@ def batch_norms(module: nn.Module) -> list[StepBatchNorm]:
 
 
 @contextmanager
-def uncounted(module: nn.Module) -> Iterator[None]:
-    """Within it, forward calls leave no trace in the running statistics: for filler micro-batches of weight 0."""
+def computing(module: nn.Module, counts: bool, spans: bool) -> Iterator[None]:
+    """Within it, forward and backward calls are of a micro-batch that these `StepBatchNorm` attributes describe."""
     norms = batch_norms(module)
     for norm in norms:
-        norm.counted = False
+        norm.counts, norm.spans = counts, spans
     try:
         yield
     finally:
         for norm in norms:
-            norm.counted = True
+            norm.counts, norm.spans = True, False

@@ -125,6 +125,10 @@ class ClipRecipe:
     def monitors(self) -> tuple[str, ...]:
         return ("val_loss", "val_acc")
 
+    @property
+    def contrastive(self) -> bool:
+        return self.loss_settings.kind == "clip" or self.loss_settings.text_to_image > 0
+
     def build(self) -> nn.Module:
         """The towers with their starting weights: local ones where the settings name them, else from torch's generator."""
         from raymed.models import clip
@@ -158,7 +162,7 @@ class ClipRecipe:
         """Summed over the batch's pictures; logs their `accuracy` and the learned `temperature`.
 
         `class` depends on each picture alone. The contrastive directions see the pictures of the micro-batch on this worker
-        as negatives and no others, so their gradient depends on `train.micro_batch`.
+        as negatives and no others: a whole group of `train.norm_group`.
         """
         labels = batch.tensors["labels"]
         output = module(batch.tensors["pixels"])

@@ -86,6 +86,11 @@ class Recipe(Protocol):
         """Metrics of `judge` that the best epoch may be chosen by; `val_loss` among them."""
         ...
 
+    @property
+    def contrastive(self) -> bool:
+        """Whether the loss compares the packs of a micro-batch with each other (`train.norm_group` of them)."""
+        ...
+
     def build(self) -> nn.Module:
         """The network with its starting weights, from a local folder or from a configuration; never from the network.
 

@@ -36,9 +36,9 @@ class ClipLossSettings:
 
     Attributes:
         kind: `class`: cross-entropy of a picture over all classes; `clip`: the symmetric contrastive loss over the pictures
-            of a micro-batch and the texts of their classes, which cannot fall below the logarithm of how often a class
-            occurs there, so that its value says little.
-        text_to_image: weight of the direction from class texts to the micro-batch's pictures, added to `class`; `clip` has
+            of a group (`train.norm_group`) and the texts of their classes, which cannot fall below the logarithm of how
+            often a class occurs there, so that its value says little.
+        text_to_image: weight of the direction from class texts to the group's pictures, added to `class`; `clip` has
             it already.
     """
 

@@ -111,6 +111,10 @@ class VitpRecipe:
     def monitors(self) -> tuple[str, ...]:
         return ("val_loss", "val_choice_loss")
 
+    @property
+    def contrastive(self) -> bool:
+        return False
+
     def build(self) -> nn.Module:
         """The network with its starting weights, from `model.path` or drawn from torch's generator."""
         from raymed.models import internvl_pretrain

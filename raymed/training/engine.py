@@ -20,8 +20,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from raymed.data.micro_batches import Division, MicroBatch
 from raymed.errors import RunError, UserError
-from raymed.models.norm import settle_batch_norms, uncounted
+from raymed.models.norm import batch_norms, computing, settle_batch_norms
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Recipe
 from raymed.training.settings import TrainSettings
@@ -105,11 +106,11 @@ class Engine:
         """Global norm of the last step's gradient, before clipping."""
         return self._last_norm
 
-    def step(self, shares: Sequence[tuple[Batch, bool]], global_step: int) -> dict[str, tuple[float, float]]:
+    def step(self, shares: Sequence[tuple[Batch, MicroBatch]], global_step: int) -> dict[str, tuple[float, float]]:
         """One optimizer step over this worker's micro-batches of a global batch.
 
         Args:
-            shares: (micro-batch, whether it counts); see `raymed.data.plan.share`.
+            shares: each encoded micro-batch, and its place in the division.
 
         Returns:
             (sum, count) per logged name over all workers, ``loss`` included.
@@ -118,18 +119,18 @@ class Engine:
             RunError: the loss, or its gradient, is not a finite number.
         """
         self.module.train()
-        units = self._totals({"": (sum(batch.units for batch, counts in shares if counts), 0.0)})[""][0]
+        units = self._totals({"": (sum(batch.units for batch, micro in shares if micro.counts), 0.0)})[""][0]
         sums: dict[str, tuple[float, float]] = {}
-        for slot, (batch, counts) in enumerate(shares):
-            # Dropout draws depend on the place in the global batch, not on the worker that computes it.
+        for slot, (batch, micro) in enumerate(shares):
+            # Dropout draws depend on the place in the division, not on the worker that computes it.
             torch.manual_seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63)
-            with contextlib.nullcontext() if counts else uncounted(self.module):
+            with computing(self.module, micro.counts, micro.spans):
                 loss = self.recipe.loss(self._engine, self._on_device(batch))
-            # DeepSpeed averages gradients over workers; times their number this is the sum.
-            self._engine.backward(loss.total * (self.workers / units if counts else 0.0), scale_wrt_gas=False)
+                # DeepSpeed averages gradients over workers; times their number this is the sum.
+                self._engine.backward(loss.total * (self.workers / units if micro.counts else 0.0), scale_wrt_gas=False)
             for name, (total, count) in {"loss": (float(loss.total.detach()), batch.units), **loss.sums}.items():
                 before = sums.get(name, (0.0, 0.0))
-                sums[name] = (before[0] + total, before[1] + count) if counts else before
+                sums[name] = (before[0] + total, before[1] + count) if micro.counts else before
         sums = self._totals(sums)
         if not all(math.isfinite(total) for total, _ in sums.values()):
             raise RunError(f"{NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
@@ -226,6 +227,18 @@ class Engine:
             return batch
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
         return Batch(moved, batch.units, batch.ids)
+
+
+def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers: int) -> Division:
+    """How global batches are divided among so many workers.
+
+    Raises:
+        UserError: items that the network normalises or compares together do not fit.
+    """
+    meet = recipe.contrastive or bool(batch_norms(module))
+    divided = Division(settings.micro_batch, workers, settings.norm_group if meet else 0, recipe.contrastive)
+    divided.check(settings.global_batch)
+    return divided
 
 
 def deepspeed_config(settings: TrainSettings, device: torch.device, workers: int, trained: int) -> dict[str, Any]:

@@ -74,6 +74,13 @@ def resources(workers: int, cpus_per_worker: int, min_workers: int = 0) -> Resou
     return Resources(workers, fewest, cpus_per_worker, gpu)
 
 
+def spread(cpus: int, workers: int) -> int:
+    """CPUs of each of so many workers that share `cpus`, as many as all find on the machines there are."""
+    machines = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    shares = range(cpus // workers, 0, -1)
+    return next((share for share in shares if sum(machine // share for machine in machines) >= workers), 1)
+
+
 def fit(
     spec: FitSpec,
     source: Staged | Streamed,

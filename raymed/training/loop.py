@@ -23,7 +23,8 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from raymed.data.leak import guard
-from raymed.data.plan import EpochPlan, Sampling, SliceSettings, in_order, micro_batches, plan_epoch, share, showings
+from raymed.data.micro_batches import Division, MicroBatch
+from raymed.data.plan import EpochPlan, Sampling, SliceSettings, plan_epoch, showings
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import RunError, UserError
@@ -31,7 +32,7 @@ from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.storage import Folder
 from raymed.training.best import Best
 from raymed.training.checkpoint import PREFIX, Progress, fetch, fetch_newest, new_name, seal
-from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.engine import Engine, TrainSettings, division, prepare_process
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.stall import StallGuard
 from raymed.training.verdict import wait_for_verdict
@@ -95,6 +96,11 @@ class FitSpec:
     def is_refit(self) -> bool:
         return self.train_on != ("train",)
 
+    def helpful(self, workers: int) -> int:
+        """The fewest workers that are as fast as so many: none of them idles in a whole global batch."""
+        group = self.train.norm_group if self.recipe.contrastive else 0
+        return Division(self.train.micro_batch, workers, group, self.recipe.contrastive).helpful(self.train.global_batch)
+
     def rows(self, prepared: Prepared, split: str, epoch: int | None = None) -> np.ndarray:
         """The chosen rows of a split, ascending; `epoch` matters where epochs differ."""
         return self.sampling.choose(prepared, prepared.rows(split, self.fold), self.seed, epoch)
@@ -142,6 +148,8 @@ class Run:
         self.reader: Reader = source.open()
         total = len(spec.plan(self.prepared, 0).batches) * spec.train.epochs
         self.engine = Engine(spec.recipe, spec.train, total, spec.seed, device)
+        for workers in (spec.min_workers or self.workers, self.workers):
+            self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.progress = self._resume()
         self.saved_step = self.progress.global_step
         self.notices = Notices(verdicts)
@@ -226,49 +234,52 @@ class Run:
             for name, (total, count) in self.engine.step(shares, progress.global_step).items():
                 before = progress.sums.get(name, (0.0, 0.0))
                 progress.sums[name] = (before[0] + total, before[1] + count)
-            records += sum(len(batch.ids) for batch, counts in shares if counts)
+            records += sum(len(pack) for pack in plan.batches[progress.step])
             progress.step += 1
             progress.global_step += 1
             due = settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
             if due and progress.step < len(plan.batches):
                 self._checkpoint_within_epoch()
         seconds = time.perf_counter() - started
+        filler, efficiency = self.division.balance(plan.batches)
         return {f"train_{name}": total / count for name, (total, count) in progress.sums.items() if count} | {
             "lr": self.engine.lr,
             "gradient_norm": self.engine.gradient_norm,
             "seconds": seconds,
-            "records_per_second": records * self.workers / seconds,
+            "records_per_second": records / seconds,
             "data_wait": waited / seconds,
+            "filler": filler,
+            "worker_efficiency": efficiency,
             **({} if plan.fill_rate is None else {"fill_rate": plan.fill_rate}),
         }
 
-    def _training_batches(self, plan: EpochPlan, epoch: int, first_step: int) -> Iterator[list[tuple[Batch, bool]]]:
+    def _training_batches(self, plan: EpochPlan, epoch: int, first_step: int) -> Iterator[list[tuple[Batch, MicroBatch]]]:
         """This worker's encoded micro-batches of each global batch from `first_step` on."""
         shares, shown = (
-            [share(micro_batches(batch, self.spec.train.micro_batch), self.worker, self.workers) for batch in batches]
+            [self.division.share(batch, self.worker) for batch in batches]
             for batches in (plan.batches[first_step:], showings(plan.batches)[first_step:])
         )
-        records = self.reader.read([[row for pack in micro for row in pack] for step in shares for micro, _ in step])
+        records = self.reader.read([[row for pack in micro.packs for row in pack] for step in shares for micro in step])
         for step in shown:
             passes = [
-                (TrainingPass(self.spec.seed, epoch, tuple(count for pack in micro for count in pack)), counts)
-                for micro, counts in step
+                (TrainingPass(self.spec.seed, epoch, tuple(count for pack in micro.packs for count in pack)), micro)
+                for micro in step
             ]
-            yield [(self.spec.recipe.encode(next(records), where), counts) for where, counts in passes]
+            yield [(self.spec.recipe.encode(next(records), where), micro) for where, micro in passes]
 
     def _validate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Metrics over every validation row exactly once, and the predictions in row order; the same on all workers."""
         rows = self.spec.rows(self.prepared, "val")
-        plan = in_order([(row,) for row in rows.tolist()], self.spec.train.micro_batch)
-        shares = share(plan, self.worker, self.workers)
-        mine = [[row for pack in micro for row in pack] for micro, _ in shares]
+        plan = tuple((row,) for row in rows.tolist())
+        shares = Division(self.spec.train.micro_batch, self.workers).share(plan, self.worker)
+        mine = [[row for (row,) in micro.packs] for micro in shares]
         outputs: list[tuple[list[int], dict[str, np.ndarray]]] = []
         with self.engine.evaluating():
             encoded = (self.spec.recipe.encode(records, None) for records in self.reader.read(mine))
-            for batch, taken, (_, counts) in zip(ahead(encoded), mine, shares, strict=True):
+            for batch, taken, micro in zip(ahead(encoded), mine, shares, strict=True):
                 self._leave_if_told()
                 predicted = self.engine.predict(batch)
-                if counts:
+                if micro.counts:
                     outputs.append((taken, predicted))
         gathered: list[Any] = [None] * self.workers
         dist.all_gather_object(gathered, outputs)

@@ -19,7 +19,10 @@ class TrainSettings:
     Attributes:
         epochs: Most epochs.
         global_batch: Packs (slices) per optimizer step, over all workers.
-        micro_batch: Packs per forward pass; the rest of the global batch is accumulated. Lower it when memory is short.
+        micro_batch: Most packs per forward pass of a worker; the rest of the global batch is accumulated. Lower it when
+            memory is short.
+        norm_group: Packs whose statistics a batch norm takes together, and that a contrastive loss compares; of a smaller
+            global batch all. It decides the result of such networks, whatever micro-batch and workers; of others nothing.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay; never on norms and biases.
         warmup: Share of all steps over which the learning rate rises linearly.
@@ -42,6 +45,7 @@ class TrainSettings:
     epochs: int = 10
     global_batch: int = 16
     micro_batch: int = 16
+    norm_group: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1
@@ -57,8 +61,8 @@ class TrainSettings:
     stall_minutes: float = 30.0
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.global_batch, self.micro_batch) < 1:
-            raise UserError("train.epochs, train.global_batch and train.micro_batch must be at least 1")
+        if min(self.epochs, self.global_batch, self.micro_batch, self.norm_group) < 1:
+            raise UserError("train.epochs, train.global_batch, train.micro_batch and train.norm_group must be at least 1")
         if min(self.patience, self.min_delta, self.stall_minutes) < 0:
             raise UserError("train.patience, train.min_delta and train.stall_minutes must be at least 0")
         if self.lr <= 0 or min(self.weight_decay, self.clip, self.checkpoint_steps) < 0:

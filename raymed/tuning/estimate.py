@@ -7,12 +7,13 @@ import time
 import numpy as np
 import torch
 
-from raymed.data.plan import micro_batches
+from raymed.data.micro_batches import Division
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job import Outcome
 from raymed.recipes.recipe import TrainingPass
 from raymed.tracking_address import check_reachable
+from raymed.training.engine import division
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import Night
 
@@ -37,11 +38,16 @@ def describe(night: Night) -> Outcome:
     state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)
     state += 4.0 * trained if spec.train.ema else 0.0  # the averaged weights, whole on every worker
     validation = len(spec.rows(prepared, "val"))
+    for workers in (each.min_workers, each.workers):
+        divided = division(spec.recipe, module, spec.train, workers)
+    _, busy = divided.balance(plan.batches)
     lines = [
         f"data       {records} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
         f"{validation} val {noun} of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
         *(f"           left out: {count} {reason}" for reason, count in plan.left_out.items() if count),
         f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most {spec.train.epochs} epochs",
+        *([f"           {idle}"] if (idle := night.idle(each)) else []),
+        *([f"           workers are busy {busy:.0%} of the time"] if busy < 0.995 else []),
         f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
         f"{state / 2**30:.2f} GiB a worker under ZeRO {spec.train.zero_stage}",
         f"resources  {concurrent} at once, each {each.workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
@@ -84,8 +90,8 @@ def _patients(prepared: Prepared, spec: FitSpec, split: str) -> int:
 
 def _seconds_per_record(spec: FitSpec, prepared: Prepared, module: torch.nn.Module, cpus: int) -> float:
     """Forward and backward of a few real micro-batches in this process, on as many threads as a worker has."""
-    micro = micro_batches(spec.plan(prepared, 0).batches[0], spec.train.micro_batch)[0]
-    records = prepared.read(np.array([row for pack in micro for row in pack]))
+    ((micro, *_), *_) = Division(spec.train.micro_batch).rounds(spec.plan(prepared, 0).batches[0])
+    records = prepared.read(np.array([row for pack in micro.packs for row in pack]))
     batch = spec.recipe.encode(records, TrainingPass(spec.seed, 0))
     threads = torch.get_num_threads()
     torch.set_num_threads(cpus)

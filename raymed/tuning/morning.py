@@ -127,10 +127,11 @@ def _refit(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
         last_epoch=best.user_attrs[BEST_EPOCH],
     )
     prepared = Prepared.open(spec.data)
-    each, concurrent = night.resources()
-    log.info("refit: trial %d on %s for %d epochs", best.number, " + ".join(splits), spec.last_epoch)
-    # Nothing else runs now, so the refit takes what the search's trials had between them.
-    each = dataclasses.replace(each, workers=each.workers * concurrent)
+    each = night.whole(spec)  # nothing else runs now
+    log.info(
+        "refit: trial %d on %s for %d epochs, %d workers of %d CPUs",
+        *(best.number, " + ".join(splits), spec.last_epoch, each.workers, each.cpus),
+    )
     fit(spec, open_reader(prepared, spec.all_rows(prepared)), each)
     with tempfile.TemporaryDirectory() as temporary:
         newest = fetch_newest(spec.folder, Path(temporary))  # Ray's own record may lack the last epoch of a run that was cut

@@ -21,7 +21,7 @@ from raymed.lease import lease
 from raymed.storage import Folder
 from raymed.tracking import Tracker
 from raymed.training.checkpoint import PREFIX, read_history
-from raymed.training.fit import Resources, resources
+from raymed.training.fit import Resources, resources, spread
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import COPY, Journal
@@ -168,10 +168,11 @@ class Night:
         Raises:
             UserError: not even one trial fits into the cluster.
         """
-        have, workers = capacity(ray.cluster_resources()), self.template.workers
+        have, asked = capacity(ray.cluster_resources()), self.template.workers
+        workers = self.template.helpful(asked)
         alone = not (self.search.space or len(self.variants) > 1 or have["GPU"]) and is_own()
-        share = max(1, (os.cpu_count() or 1) // workers) if alone else cpus_per_gpu() if have["GPU"] else 1
-        each = resources(workers, self.search.cpus_per_worker or share, self.template.min_workers)
+        share = cpus_per_gpu() if have["GPU"] else spread((os.cpu_count() or 1) if alone else asked, workers)
+        each = resources(workers, self.search.cpus_per_worker or share, min(workers, self.template.min_workers))
         fitting = int(have["CPU"] / (each.min_workers * each.cpus + DRIVER_CPUS))
         if each.gpu:
             fitting = min(fitting, int(have["GPU"] / each.min_workers))
@@ -180,6 +181,24 @@ class Night:
                 f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers"
             )
         return each, min(self.search.concurrent or fitting, fitting)
+
+    def idle(self, each: Resources) -> str:
+        """Of workers that would only idle and are left out; empty where there are none."""
+        template = self.template
+        if each.workers == template.workers:
+            return ""
+        return (
+            f"{template.workers} workers, {template.train.global_batch} {template.sampling.noun} a step: no faster than "
+            f"{each.workers}, so a run takes {each.workers}, with {each.cpus} CPUs each. A larger --train.global_batch "
+            "keeps more of them busy"
+        )
+
+    def whole(self, spec: FitSpec) -> Resources:
+        """What a run takes that has for itself what the search's trials have between them: workers as far as they help."""
+        each, concurrent = self.resources()
+        workers = spec.helpful(each.workers * concurrent)
+        cpus = each.cpus if each.gpu else spread(each.workers * each.cpus * concurrent, workers)
+        return dataclasses.replace(each, workers=workers, min_workers=min(workers, each.min_workers), cpus=cpus)
 
     def outcome(self, study: Study, advice: str = "judge and register it: python jobs/promote.py {run_id}") -> Outcome:
         """What a single run leaves.

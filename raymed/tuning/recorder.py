@@ -38,6 +38,7 @@ class Recorder:
     ) -> None:
         self._night, self._tracker, self._parent = night, tracker, parent
         self._study, self._progress, self._watch = study, progress, watch
+        self._each, _ = night.resources()
         self._runs: dict[int, str] = {}
         self._digests: dict[str, str] = {}
         self._warned: set[int] = set()  # trials of which damaged checkpoints were told
@@ -149,14 +150,16 @@ class Recorder:
             trial = self._study.trial(number)
             spec = self._night.spec(trial)
             fold = "" if spec.fold is None else str(spec.fold)
+            how = spec.train.how() | {"workers": self._each.workers, "threads": self._each.cpus}
             run = self._tracker.run(
                 self._night.trial_key(trial),
                 spec.name,
                 parent=self._parent,
                 tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
                 | {GENERATION: self._study.generation}
-                | {f"raymed.{name}": str(value) for name, value in spec.train.how().items()},
+                | {f"raymed.{name}": str(value) for name, value in how.items()},
                 params={**spec.recipe.settings(), "train": spec.train.deciding(), "seed": spec.seed},
+                begun_with={"how": how},
             )
             if spec.data not in self._digests:
                 self._digests[spec.data] = Prepared.open(spec.data).digest

@@ -54,6 +54,8 @@ def _run(night: Night, watch: Watch | None) -> Study:
     each, concurrent = night.resources()
     if budget.deadline:
         log.info("the search ends at %s, or earlier", budget.end)
+    if idle := night.idle(each):
+        log.warning(idle)
     parent = _start_parent(night, tracker, study.generation)
     verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     train = tune.with_parameters(

@@ -48,7 +48,7 @@ def _run(folder: Path, cluster: Cluster) -> None:
     other = cluster.add_node(num_cpus=1)
     connect()
     prepared = Prepared.open(f"{folder}/data")
-    settings = TrainSettings(epochs=20, global_batch=16, micro_batch=5, lr=3e-3, checkpoint_steps=1)
+    settings = TrainSettings(epochs=20, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3, checkpoint_steps=1)
     recipe = Held(**vars(Held.for_data(prepared.labels, prepared.size)) | {"hold": str(folder / "hold")})
     whole = FitSpec("whole", str(folder), prepared.folder.uri, recipe, settings, workers=2)
     elastic = dataclasses.replace(whole, name="elastic", min_workers=1)

@@ -282,7 +282,15 @@ ROWS: dict[str, tuple[Row, int, int]] = {
 
 def _spec(prepared: Prepared, folder: Path, name: str, stage: int) -> FitSpec:
     """Two workers, two epochs of 18 micro-batches in 5 steps, a checkpoint after each."""
-    settings = TrainSettings(epochs=2, global_batch=16, micro_batch=5, lr=3e-3, zero_stage=stage, checkpoint_steps=1)  # type: ignore[arg-type]
+    settings = TrainSettings(
+        epochs=2,
+        global_batch=16,
+        micro_batch=5,
+        norm_group=5,
+        lr=3e-3,
+        zero_stage=stage,  # type: ignore[arg-type]
+        checkpoint_steps=1,
+    )
     recipe = Small.for_data(prepared.labels, prepared.size)
     return FitSpec(name, str(folder / "runs"), prepared.folder.uri, recipe, settings, workers=2)
 

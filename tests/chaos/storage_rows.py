@@ -47,7 +47,7 @@ def storage_full(tries: int, seed: int, folder: Path) -> str:
         return "skipped: mounting a small disk needs root"
     connect()
     prepared = write_prepared(folder / "data")
-    settings = TrainSettings(epochs=2, global_batch=16, micro_batch=5, lr=3e-3, checkpoint_steps=1)
+    settings = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3, checkpoint_steps=1)
     plain = Full(**vars(Full.for_data(prepared.labels, prepared.size)))
     spec = FitSpec("run", str(folder), prepared.folder.uri, plain, settings)
     whole = Night(spec, SearchSettings(), Budget(1), f"sqlite:///{folder}/mlflow.db")

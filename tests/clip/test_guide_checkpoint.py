@@ -18,7 +18,8 @@ from raymed.clip.model import open_classifier
 from raymed.clip.output import BEST, HISTORY, LATEST, RunOutput
 from raymed.data.class_texts import class_texts
 from raymed.data.image import ImageSettings
-from raymed.data.plan import SliceSettings, micro_batches
+from raymed.data.micro_batches import Division
+from raymed.data.plan import SliceSettings
 from raymed.errors import UserError
 from raymed.evaluation.predict import predict_rows
 from raymed.models.settings import ClipModelSettings
@@ -80,10 +81,12 @@ def train_epoch(engine: Engine, spec, prepared, epoch: int) -> list[float]:
     for place, batch in enumerate(batches):
         shares = [
             (
-                spec.recipe.encode(prepared.read([row for pack in micro for row in pack]), TrainingPass(spec.seed, epoch)),
-                True,
+                spec.recipe.encode(
+                    prepared.read([row for pack in micro.packs for row in pack]), TrainingPass(spec.seed, epoch)
+                ),
+                micro,
             )
-            for micro in micro_batches(batch, spec.train.micro_batch)
+            for micro in Division(spec.train.micro_batch).share(batch, 0)
         ]
         losses.append(engine.step(shares, epoch * len(batches) + place)["loss"][0])
     return losses

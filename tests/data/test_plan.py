@@ -6,7 +6,7 @@ from conftest import write_prepared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymed.data.plan import SliceSettings, choose, micro_batches, plan_epoch, row_weights, share, showings, uniform
+from raymed.data.plan import SliceSettings, choose, plan_epoch, row_weights, showings, uniform
 from raymed.errors import UserError
 
 
@@ -70,16 +70,6 @@ def test_an_epoch_uses_every_row_exactly_once(count, global_batch, seed, epoch):
     plan = plan_epoch([(row,) for row in range(count)], global_batch, seed, epoch, {})
     assert sorted(row for batch in plan.batches for (row,) in batch) == list(range(count))
     assert plan == plan_epoch([(row,) for row in range(count)], global_batch, seed, epoch, {})
-
-
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 6))
-def test_workers_divide_a_global_batch_without_changing_it(packs, size, workers):
-    batch = tuple((row,) for row in range(packs))
-    micro = micro_batches(batch, size)
-    shares = [share(micro, worker, workers) for worker in range(workers)]
-    assert len({len(mine) for mine in shares}) == 1, "a worker would wait for ever in a collective"
-    counted = sorted(row for mine in shares for packs_of, counts in mine if counts for (row,) in packs_of)
-    assert counted == list(range(packs))
 
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])

@@ -14,7 +14,8 @@ import pytest
 from conftest import RAY_TOKEN, write_prepared
 
 from raymed.data import stream
-from raymed.data.plan import micro_batches, plan_epoch, share
+from raymed.data.micro_batches import Division
+from raymed.data.plan import plan_epoch
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, Streamed, ahead, open_reader, stage
 from raymed.errors import UserError
@@ -27,8 +28,8 @@ ray_is_slow = pytest.mark.slow
 def plan_of(rows: np.ndarray, epoch: int, worker: int = 0, workers: int = 1) -> list[list[int]]:
     """The rows of a worker's micro-batches of an epoch; batches of 10 leave a smaller one at the end."""
     batches = plan_epoch([(row,) for row in rows.tolist()], 10, seed=3, epoch=epoch, left_out={}).batches
-    micro = [part for batch in batches for part in micro_batches(batch, 4)]
-    return [[row for pack in packs for row in pack] for packs, counts in share(micro, worker, workers) if counts]
+    shares = [micro for batch in batches for micro in Division(4, workers).share(batch, worker) if micro.counts]
+    return [[row for pack in micro.packs for row in pack] for micro in shares]
 
 
 @ray_is_slow

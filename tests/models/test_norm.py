@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raymed.models.norm import StepBatchNorm, batch_norms, convert_batch_norms, settle_batch_norms, uncounted
+from raymed.models.norm import StepBatchNorm, batch_norms, computing, convert_batch_norms, settle_batch_norms
 
 
 def _alone(_: torch.Tensor) -> None:
@@ -61,7 +61,7 @@ def test_two_workers_leave_the_same_state_as_one_that_accumulates() -> None:
 def test_a_filler_micro_batch_changes_nothing_even_on_a_worker_with_nothing_else() -> None:
     network = _network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with uncounted(network):
+    with computing(network, counts=False, spans=False):
         network(torch.randn(2, 3, 8, 8))
     settle_batch_norms(network, _alone)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

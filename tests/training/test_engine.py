@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 
+from raymed.data.micro_batches import MicroBatch
 from raymed.errors import RunError, UserError
 from raymed.models import precision
 from raymed.recipes.recipe import Batch, Loss, ParameterGroup
@@ -115,7 +116,7 @@ def _meet_a_slope(_: int) -> None:
         before = _weights(engine)
         x = torch.ones(2, 3, dtype=torch.bfloat16 if kind == "bf16" else None)
         with pytest.raises(RunError, match="gradient is not finite at step 7"):
-            engine.step([(Batch({"x": x}, 2, []), True)], 7)
+            engine.step([(Batch({"x": x}, 2, []), MicroBatch(()))], 7)
         assert torch.equal(before, _weights(engine)), (stage, kind, clip)
 
 

@@ -21,7 +21,7 @@ from raymed.training.loop import FitSpec
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 # 72 slices in global batches of 16 and micro-batches of 5: the last ones are smaller, and do not divide among workers.
-SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, lr=3e-3, checkpoint_steps=2)
+SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3, checkpoint_steps=2)
 
 
 def spec_of(prepared, storage: Path, name: str, **changes) -> FitSpec:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from raymed.data.micro_batches import Division
 from raymed.data.plan import EpochPlan
 from raymed.recipes.recipe import TrainingPass
 from raymed.training.engine import TrainSettings
@@ -31,10 +32,11 @@ def test_a_row_that_is_shown_again_is_told_so_on_any_worker_and_after_a_resume(f
     spec = SimpleNamespace(train=TrainSettings(micro_batch=1), seed=0, recipe=Told())
     shown = {}
     for worker in range(workers):
-        run: Any = SimpleNamespace(spec=spec, worker=worker, workers=workers, reader=Told())
+        run: Any = SimpleNamespace(spec=spec, worker=worker, division=Division(1, workers), reader=Told())
         for step, batches in enumerate(Run._training_batches(run, PLAN, 0, first_step), first_step):
-            for place, ((rows, counts), _) in enumerate(batches):
-                shown[step, place * workers + worker] = list(zip(rows, counts, strict=True))
+            for place, ((rows, counts), micro) in enumerate(batches):
+                if micro.counts:
+                    shown[step, place * workers + worker] = list(zip(rows, counts, strict=True))
     whole = [[[(4, 0), (7, 0)], [(4, 1)]], [[(7, 1)], [(5, 0), (4, 2)]], [[(4, 3)], [(5, 1)]]]
     expected = {(step, place): pack for step, packs in enumerate(whole) for place, pack in enumerate(packs)}
     assert shown == {key: pack for key, pack in expected.items() if key[0] >= first_step}

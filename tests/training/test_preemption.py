@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 cloudpickle.register_pickle_by_value(signals)  # workers cannot import tests
 
 # 72 slices in 5 steps of 4, 4, 4, 4 and 2 micro-batches.
-SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, lr=3e-3)
+SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
 
+from raymed.data.micro_batches import MicroBatch
 from raymed.errors import UserError
 from raymed.recipes.recipe import Batch, Loss, ParameterGroup
 from raymed.training.engine import Engine, TrainSettings, prepare_process
@@ -79,7 +80,7 @@ def work(worker: int, workers: int, settings: TrainSettings, start: Path | None,
         engine.load(start)
     losses = []
     for step in range(first, last):
-        mine = [(batch(step, slot), True) for slot in range(worker, 2, workers)]
+        mine = [(batch(step, slot), MicroBatch(())) for slot in range(worker, 2, workers)]
         losses.append(engine.step(mine, step)["loss"][0] / 8)
         engine.module.seen += 1
         if step + 1 in ends:

@@ -125,6 +125,26 @@ def test_the_morning_leaves_a_report_and_a_champion_that_predicts(night, morning
     assert said["decision"].iloc[0] == probabilities.idxmax().removeprefix("p_")
 
 
+def test_workers_that_would_only_idle_are_not_taken_and_their_cpus_become_threads(night):
+    """Eight GPUs on a global batch of 2 used to compute seven repeats that did not count."""
+    template = dataclasses.replace(night.template, workers=2, train=TrainSettings(global_batch=1))
+    idle = dataclasses.replace(night, template=template)
+    each, _ = idle.resources()
+    assert (each.workers, each.cpus) == (1, 2)
+    assert "2 workers, 1 slices a step: no faster than 1" in idle.idle(each)
+    assert not night.idle(night.resources()[0])
+
+
+def test_a_refit_takes_all_that_the_trials_had_as_workers_that_help_and_threads(night):
+    each, concurrent = night.resources()
+    total = each.workers * each.cpus * concurrent
+    whole = night.whole(night.template)
+    assert whole.workers == night.template.helpful(total)
+    assert whole.workers * whole.cpus == total
+    alone = night.whole(dataclasses.replace(night.template, train=TrainSettings(global_batch=1)))
+    assert (alone.workers, alone.cpus) == (1, total)
+
+
 def test_a_dry_run_refuses_a_space_of_settings_that_are_not_there(night):
     search = dataclasses.replace(night.search, space={"train.lrr": Dimension(low=1e-4, high=1e-2)})
     with pytest.raises(UserError, match="there is no 'lrr'"):
