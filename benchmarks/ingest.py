@@ -81,7 +81,7 @@ def main(
         ray.kill(trial)
     for name, seconds in (("staged", [staging, *encoded, again]), ("normalised", normalised), ("in memory", in_memory)):
         said(name, seconds)
-    streaming = Trial.remote(Streamed(prepared), recipe)
+    streaming = Trial.remote(Streamed(prepared.folder.uri), recipe)
     streamed = ray.get([streaming.epoch.remote(plan, False) for plan in plans])
     ray.kill(streaming)
     said("streamed", streamed)
@@ -89,7 +89,7 @@ def main(
     few = rows[: max(MICRO_BATCH, len(rows) // 10)]
     memory = {
         way: [ray.get(Trial.remote(source, recipe).peak_memory.remote(plan_of(part, 0))) for part in (few, rows)]
-        for way, source in (("staged", staged), ("streamed", Streamed(prepared)))
+        for way, source in (("staged", staged), ("streamed", Streamed(prepared.folder.uri)))
     }
 
     figures = {

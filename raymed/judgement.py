@@ -81,7 +81,7 @@ class Candidate:
             checkpoint=run.tags["raymed.checkpoint"],
             data=run.tags["raymed.data"],
             fold=int(run.tags["raymed.fold"]) if run.tags["raymed.fold"] else None,
-            slices=SliceSettings(**json.loads(run.tags["raymed.slices"])),
+            slices=SliceSettings.read(json.loads(run.tags["raymed.slices"])),
             seed=int(run.tags["raymed.seed"]),
         )
 

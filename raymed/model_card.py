@@ -75,7 +75,7 @@ def write(
         f"# {inference.name}",
         f"Decides per patient between: {classes}. The patient's probabilities are the mean over "
         f"{'all slices' if slices.choice == 'all' else f'{slices.per_patient} slices (choice: {slices.choice})'} of each "
-        f"study ({window}), "
+        f"{slices.per} ({window}), "
         f"calibrated with {temperature}.",
         "## Use",
         CAUTION.replace("\n", " "),

@@ -194,7 +194,7 @@ class Resolved:
                     f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
                     f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
                 )
-            return ["a bare checkpoint: temperature 1, 16 slices of each study"]
+            return ["a bare checkpoint: temperature 1, 16 slices of each patient"]
         if self.inference.image != prepared.image:
             raise UserError(
                 f"{self.name} looks at pictures with {self.inference.image}, but {prepared.folder.uri} was prepared with "

@@ -165,7 +165,9 @@ def grouped(index: pa.Table, folder: Folder, mode: str) -> tuple[pa.Table, list[
         log.warning("%d near-duplicate pictures; patients that share some (%s): %s", len(pairs), fate, named)
     group = patients[first[component]] if mode == "group" else patients
     place = INDEX.get_field_index("group")
-    return index.set_column(place, INDEX.field(place), pa.array(group[owners].tolist(), pa.string())), sorted(members)
+    return index.set_column(place, INDEX.field(place), pa.array(group[owners].tolist(), INDEX.field(place).type)), sorted(
+        members
+    )
 
 
 def _candidates(codes: np.ndarray, owners: np.ndarray) -> np.ndarray:

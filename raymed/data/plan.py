@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -76,15 +77,17 @@ class SliceSettings:
     """Which slices of a patient are used.
 
     Attributes:
-        per_patient: Slices per study (K).
+        per_patient: How many (K).
+        per: Of whom: of each patient, shared evenly over the patient's studies, or of each study.
         choice: uniform (over the whole series), random (drawn anew each epoch, training only), middle, or all.
-        limit: Use only this many patients per split, for a first try (0 = all).
+        limit: Use only this many patients per split, for a first try: of every class in proportion, at least one (0 = all).
         class_weights: Draw as many slices as there are anew each epoch, with replacement, rare classes more often: by one
             over their number of slices (inverse_freq; balanced, without smoothing) or its square root (inverse_sqrt).
         smoothing: Slices added to each class's number, so that very rare ones are not drawn too often.
     """
 
     per_patient: int = 16
+    per: Literal["patient", "study"] = "patient"
     choice: Literal["uniform", "random", "middle", "all"] = "uniform"
     limit: int = 0
     class_weights: Literal["none", "inverse_freq", "inverse_sqrt", "balanced"] = "none"
@@ -97,6 +100,11 @@ class SliceSettings:
             raise UserError(f"slices.per_patient is {self.per_patient}; it must be at least 1 (or use slices.choice all)")
         if self.smoothing < 0:
             raise UserError(f"slices.smoothing is {self.smoothing}; it must be at least 0")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> SliceSettings:
+        """From what `dataclasses.asdict` gave; a model from before `per` was trained on so many slices of each study."""
+        return cls(**{"per": "study", **values})
 
     @property
     def redraws(self) -> bool:
@@ -111,18 +119,33 @@ class SliceSettings:
         return replace(self, limit=0)
 
     def choose(self, prepared: Prepared, rows: np.ndarray, seed: int, epoch: int | None) -> np.ndarray:
-        columns = prepared.columns(rows, ["patient", "study", "position"])
-        return choose(rows, columns["patient"], columns["study"], columns["position"], self, seed, epoch)
+        kept = self._within_limit(prepared, rows, seed)
+        return kept[choose(series_of(prepared, kept), self, seed, epoch)]
 
     def draw(self, prepared: Prepared, parts: list[np.ndarray], seed: int, epoch: int) -> Draw:
-        rows = np.sort(np.concatenate([self.choose(prepared, part, seed, epoch) for part in parts]))
-        left_out = {f"not among the {self.choice} slices chosen": sum(map(len, parts)) - len(rows)}
+        limited = [self._within_limit(prepared, part, seed) for part in parts]
+        rows = np.sort(np.concatenate([part[choose(series_of(prepared, part), self, seed, epoch)] for part in limited]))
+        inside = sum(map(len, limited))
+        left_out = {
+            f"of patients beyond slices.limit {self.limit}": sum(map(len, parts)) - inside,
+            f"not among the {self.per_patient} {self.choice} slices of a {self.per}": inside - len(rows),
+        }
         if self.class_weights != "none":
             weights = row_weights(prepared.columns(rows, ["label"])["label"], self)
             drawn = np.random.default_rng([seed, epoch, 2]).choice(rows, len(rows), p=weights / weights.sum())
             left_out["not drawn in this epoch"] = len(rows) - len(np.unique(drawn))
             rows = np.sort(drawn)
         return Draw([(row,) for row in rows.tolist()], {reason: count for reason, count in left_out.items() if count})
+
+    def _within_limit(self, prepared: Prepared, rows: np.ndarray, seed: int) -> np.ndarray:
+        """The rows of the patients that `limit` leaves."""
+        if not self.limit:
+            return rows
+        patients, first, owner = np.unique(prepared.owners[0][rows], return_index=True, return_inverse=True)
+        columns = prepared.columns(rows[first], ["patient", "label"])
+        inside = np.zeros(len(patients), dtype=bool)
+        inside[foremost(columns["patient"], columns["label"], self.limit, seed)] = True
+        return rows[inside[owner]]
 
 
 @dataclass(frozen=True)
@@ -145,6 +168,7 @@ class EpochPlan:
         return sum(len(pack) for batch in self.batches for pack in batch)
 
 
+@lru_cache(maxsize=4096)
 def uniform(count: int, wanted: int) -> np.ndarray:
     """Indices of `wanted` items spread over `count`, both ends included: round(i (n - 1) / (K - 1)); all where n <= K."""
     if count <= wanted:
@@ -155,35 +179,75 @@ def uniform(count: int, wanted: int) -> np.ndarray:
     return np.floor(places + 0.5).astype(np.int64)
 
 
-def choose(
-    rows: np.ndarray,
-    patients: np.ndarray,
-    studies: np.ndarray,
-    positions: np.ndarray,
-    settings: SliceSettings,
-    seed: int = 0,
-    epoch: int | None = None,
-) -> np.ndarray:
-    """The rows that are used, sorted: K slices of each study, of at most `limit` patients.
+@dataclass(frozen=True)
+class Series:
+    """Whose each of n slices is.
+
+    Attributes:
+        patients, studies: whole numbers [n], equal where they are the same; a study is of one patient.
+        positions: order within the study [n].
+        name: of the study of the slice at a place: what `random` draws by.
+    """
+
+    patients: np.ndarray
+    studies: np.ndarray
+    positions: np.ndarray
+    name: Callable[[int], str]
+
+
+def series_of(prepared: Prepared, rows: np.ndarray) -> Series:
+    """Whose the rows are."""
+
+    def name(place: int) -> str:
+        ((patient,), (study,)) = prepared.columns(rows[place : place + 1], ["patient", "study"]).values()
+        return f"{len(patient)}:{patient}{study}"
+
+    patients, studies = prepared.owners
+    return Series(patients[rows], studies[rows], prepared.columns(rows, ["position"])["position"], name)
+
+
+def choose(series: Series, settings: SliceSettings, seed: int = 0, epoch: int | None = None) -> np.ndarray:
+    """Places of the slices that are used, ascending: K of each patient or study.
 
     Args:
-        rows: row numbers of one split, [n]; `patients`, `studies`, `positions` describe them, [n].
         epoch: the training epoch; None (evaluation) makes ``random`` choose as ``uniform``.
     """
-    if settings.limit:
-        kept = sorted(set(patients), key=lambda patient: _hash(seed, str(patient)))[: settings.limit]
-        inside = np.isin(patients, np.array(kept, dtype=object))
-        rows, patients, studies, positions = rows[inside], patients[inside], studies[inside], positions[inside]
-    if settings.choice == "all":
-        return np.sort(rows)
-    owners = np.array([f"{len(str(patient))}:{patient}{study}" for patient, study in zip(patients, studies, strict=True)])
-    order = np.lexsort((positions, owners))
-    ends = np.flatnonzero(owners[order][1:] != owners[order][:-1]) + 1
-    chosen = [rows[:0]]
-    for series in np.split(order, ends):
-        if len(series):
-            chosen.append(rows[series[_pick(len(series), settings, seed, epoch, str(owners[series[0]]))]])
-    return np.sort(np.concatenate(chosen))
+    count = len(series.studies)
+    if settings.choice == "all" or not count:
+        return np.arange(count)
+    order = np.lexsort((series.positions, series.studies, series.patients))
+    firsts = _starts(series.studies[order])
+    sizes = np.diff(firsts, append=count)
+    wanted = np.full(len(firsts), settings.per_patient)
+    if settings.per == "patient":
+        studies = np.split(np.arange(len(firsts)), _starts(series.patients[order[firsts]])[1:])
+        for several in (places for places in studies if len(places) > 1):
+            wanted[several] = _shared(sizes[several], settings.per_patient)
+    chosen = []
+    for first, size, share in zip(firsts.tolist(), sizes.tolist(), wanted.tolist(), strict=True):
+        if settings.choice == "random" and epoch is not None and size > share > 0:
+            generator = np.random.default_rng([seed, epoch, _hash(0, series.name(order[first]))])
+            chosen.append(first + np.sort(generator.choice(size, share, replace=False)))
+        else:
+            chosen.append(first + _fixed(size, share, settings.choice))
+    return np.sort(order[np.concatenate(chosen)])
+
+
+def foremost(patients: np.ndarray, labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Places of `limit` patients: one of every class first, then of each in proportion to its size; drawn by `seed`.
+
+    A larger limit holds the patients of a smaller one.
+
+    Args:
+        patients: names [n].
+        labels: their classes [n].
+    """
+    drawn = np.array([_hash(seed, str(patient)) for patient in patients], dtype=np.uint64)
+    order = np.lexsort((drawn, labels))
+    sizes = np.diff(_starts(labels[order]), append=len(order))
+    rank = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.zeros(0)
+    share = np.where(rank == 0, -1.0, (rank + 0.5) / np.repeat(sizes, sizes))
+    return order[np.lexsort((drawn[order], share))[:limit]]
 
 
 def row_weights(labels: np.ndarray, settings: SliceSettings) -> np.ndarray:
@@ -199,13 +263,29 @@ def row_weights(labels: np.ndarray, settings: SliceSettings) -> np.ndarray:
     return len(labels) / (np.count_nonzero(counts) * smoothed)
 
 
-def _pick(count: int, settings: SliceSettings, seed: int, epoch: int | None, name: str) -> np.ndarray:
-    wanted = settings.per_patient
-    if settings.choice == "middle" and count > wanted:
+def _starts(values: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin."""
+    return np.flatnonzero(np.diff(values, prepend=values[:1] - 1)) if len(values) else np.zeros(0, dtype=np.int64)
+
+
+def _shared(sizes: np.ndarray, wanted: int) -> np.ndarray:
+    """How many each of a patient's studies gives, as evenly as sizes allow; of more studies than slices some, spread."""
+    shares = np.zeros(len(sizes), dtype=np.int64)
+    if len(sizes) > wanted:
+        shares[uniform(len(sizes), wanted)] = 1
+        return shares
+    for given, place in enumerate(np.argsort(sizes, kind="stable")):  # what a small one lacks, the larger ones give
+        shares[place] = min(sizes[place], (wanted - shares.sum()) // (len(sizes) - given))
+    return shares
+
+
+@lru_cache(maxsize=4096)
+def _fixed(count: int, wanted: int, choice: str) -> np.ndarray:
+    """The places that do not depend on the epoch."""
+    if not wanted:
+        return np.zeros(0, dtype=np.int64)
+    if choice == "middle" and count > wanted:
         return np.arange(wanted) + (count - wanted) // 2
-    if settings.choice == "random" and epoch is not None and count > wanted:
-        generator = np.random.default_rng([seed, epoch, _hash(0, name)])
-        return np.sort(generator.choice(count, wanted, replace=False))
     return uniform(count, wanted)
 
 

@@ -104,7 +104,7 @@ def curate(
         todo = [study for study in found.studies if study.study not in refused]
 
         quarantine = Quarantine(found, refused, settings.max_quarantine)
-        tables = [old.index.filter(pc.is_in(old.index["study"], pa.array(refused, pa.string())))] if old else []
+        tables = [old.index.filter(pc.is_in(old.index["study"], pa.array(refused, pa.large_string())))] if old else []
         progress = ReadingProgress(sum(len(study.slices) for study in todo))
         for outcome in write_shards(found, todo, load, folder):
             tables.append(outcome.filter(pc.is_null(outcome["reason"])).select(INDEX.names).cast(INDEX))
@@ -186,7 +186,7 @@ def _unchanged(old: Prepared, found: Survey, described: dict[str, Any], deciding
         earlier_settings.get(name) != described[name] for name in deciding
     ):
         return {}
-    there = pa.array(old.folder.child(SHARDS).names(), pa.string())
+    there = pa.array(old.folder.child(SHARDS).names(), pa.large_string())
     damaged = set(old.index.filter(pc.invert(pc.is_in(old.index["shard"], there)))["study"].to_pylist())
     known = pq.read_table(pa.BufferReader(old.folder.read(old.manifest.studies)), schema=STUDIES).to_pylist()
     earlier = {row["study"]: row for row in known if row["study"] not in damaged}

@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ from raymed.storage import Folder
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOCATED = ["shard", "row_group", "row", *DESCRIBED]  # columns of the index by which a record is found and checked
+_INDEXES: WeakValueDictionary[str, pa.Table] = WeakValueDictionary()
+"""By its digest, an index that this process has open: a large one is held once."""
+
 OPEN_SHARDS = 16  # kept by a process: opening one costs as much as reading a row, and holds about a MiB
 
 
@@ -127,7 +131,10 @@ class Prepared:
             raise UserError(
                 f"{where} is not the index that {MANIFEST} describes: damaged or exchanged. Prepare the data again"
             )
-        index = pq.read_table(pa.BufferReader(content), schema=INDEX)
+        index = _INDEXES.get(manifest.index_digest)
+        if index is None:  # in one chunk: `take` copies whole columns where there are several
+            index = pq.read_table(pa.BufferReader(content), schema=INDEX).combine_chunks()
+            _INDEXES[manifest.index_digest] = index
         if strange := [name for name in index["shard"].unique().to_pylist() if PurePosixPath(name).name != name]:
             raise UserError(f"{where} names shards outside of the folder, e.g. {strange[0]!r}: prepare the data again")
         return cls(folder, manifest, index)
@@ -150,6 +157,16 @@ class Prepared:
     def size(self) -> int:
         """Height and width of every picture, in pixels."""
         return self.image.size
+
+    @cached_property
+    def owners(self) -> tuple[np.ndarray, np.ndarray]:
+        """Patient and study of every row, as whole numbers that are equal where they are the same, in the index's order."""
+        patient, study = self.index["patient"], self.index["study"]
+        other = pc.not_equal(patient[1:], patient[:-1])
+        changes = other, pc.or_(other, pc.not_equal(study[1:], study[:-1]))
+        patients, studies = (np.cumsum(change.to_numpy(), dtype=np.int32) for change in changes)
+        first = np.zeros(min(1, self.index.num_rows), dtype=np.int32)
+        return np.concatenate([first, patients]), np.concatenate([first, studies])
 
     def rows(self, split: str, fold: int | None = None) -> np.ndarray:
         """Numbers of the rows in `split` (train, val, test or all), int64, ascending.

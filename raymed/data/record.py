@@ -40,8 +40,13 @@ RECORD = pa.schema(
     ]
 )
 
+# Texts of the index are large ones: the offsets of others end at 2 GiB a column, some ten million rows.
 INDEX = pa.schema(
-    [field for field in RECORD if field.name not in ("images", "messages")]
+    [
+        field.with_type(pa.large_string()) if field.type == pa.string() else field
+        for field in RECORD
+        if field.name not in ("images", "messages")
+    ]
     + [
         pa.field("digest", pa.binary(16)),  # BLAKE2b of the prepared pixels and their shape
         pa.field("hash", pa.binary(32)),  # 256-bit perceptual hash; null for a picture without structure
@@ -52,10 +57,10 @@ INDEX = pa.schema(
         pa.field("slice_thickness", pa.float32()),
         pa.field("field_of_view", pa.float32()),
         pa.field("bytes", pa.int64()),  # of all pixels, where `cost` counts tokens; null where it is just that
-        pa.field("group", pa.string()),  # patients with near-duplicate pictures share one; else the patient itself
-        pa.field("split", pa.string()),  # train | val | test; null = not split (no label)
+        pa.field("group", pa.large_string()),  # patients with near-duplicate pictures share one; else the patient itself
+        pa.field("split", pa.large_string()),  # train | val | test; null = not split (no label)
         pa.field("fold", pa.int32()),  # cross-validation fold of a train or val patient, from 0
-        pa.field("shard", pa.string()),  # file name under shards/
+        pa.field("shard", pa.large_string()),  # file name under shards/
         pa.field("row_group", pa.int32()),
         pa.field("row", pa.int32()),  # within the row group
     ]

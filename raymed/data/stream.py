@@ -45,14 +45,11 @@ class Staged:
 
     Attributes:
         blocks: references to Arrow tables in the schema `RECORD`.
-        rows: index row numbers held, ascending, [n].
-        block, place: for each of them its block and its row within, [n].
+        places: reference to int64 [3, n]: index row numbers held, ascending, and of each its block and its row within.
     """
 
     blocks: list[ray.ObjectRef]
-    rows: np.ndarray
-    block: np.ndarray
-    place: np.ndarray
+    places: ray.ObjectRef
 
     def open(self) -> StagedReader:
         return StagedReader(self)
@@ -62,29 +59,41 @@ class StagedReader:
     """Reads from staged blocks; a block is mapped once per worker and its pixels are never copied."""
 
     def __init__(self, staged: Staged) -> None:
-        self._staged = staged
+        self._blocks = staged.blocks
+        self._rows, self._block_of, self._place_of = ray.get(staged.places)
         self._records: dict[int, list[Record]] = {}
 
     def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
         for rows in micro_batches:
-            found = np.searchsorted(self._staged.rows, rows)
-            blocks, places = self._staged.block[found].tolist(), self._staged.place[found].tolist()
+            found = np.searchsorted(self._rows, rows)
+            blocks, places = self._block_of[found].tolist(), self._place_of[found].tolist()
             yield [self._block(block)[place] for block, place in zip(blocks, places, strict=True)]
 
     def _block(self, block: int) -> list[Record]:
         if block not in self._records:
-            self._records[block] = records_from(ray.get(self._staged.blocks[block]))
+            self._records[block] = records_from(ray.get(self._blocks[block]))
         return self._records[block]
 
 
 @dataclass(frozen=True)
 class Streamed:
+    """Rows that stay in the shards.
+
+    Attributes:
+        data: URI of the prepared data: their index, which is large, does not travel with a run's configuration.
+    """
+
+    data: str
+
+    def open(self) -> StreamedReader:
+        return StreamedReader(Prepared.open(self.data))
+
+
+@dataclass(frozen=True)
+class StreamedReader:
     """Executes plans with Ray Data, straight from the shards; without a claim on CPUs, of which workers may hold all."""
 
     prepared: Prepared
-
-    def open(self) -> Streamed:
-        return self
 
     def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
         if not micro_batches:
@@ -156,7 +165,7 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     block = np.repeat(np.arange(len(sizes)), sizes)
     place = np.arange(len(row)) - np.repeat(np.cumsum([0, *sizes])[:-1], sizes)
     require_same(found.take(order), prepared.places(rows).lines, prepared.folder)
-    return Staged(blocks, row[order], block[order], place[order])
+    return Staged(blocks, ray.put(np.stack([row[order], block[order], place[order]])))
 
 
 def _describe_all(blocks: Sequence[ray.ObjectRef], at_once: int) -> list[pa.Table]:
@@ -181,7 +190,7 @@ def open_reader(prepared: Prepared, rows: np.ndarray) -> Staged | Streamed:
         log.info("data: %d records (%.0f MiB) decoded once into the object store", len(rows), size)
         return stage(prepared, rows)
     log.info("data: %d records (%.0f MiB) do not fit the object store: streamed from the shards each epoch", len(rows), size)
-    return Streamed(prepared)
+    return Streamed(prepared.folder.uri)
 
 
 Item = TypeVar("Item")

@@ -19,7 +19,7 @@ from torch import nn
 
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
-from raymed.data.plan import SliceSettings, choose
+from raymed.data.plan import Series, SliceSettings, choose
 from raymed.data.prepared import Places, Prepared
 from raymed.data.record import Image, Record, records_from
 from raymed.data.sources import Listing, Refusal, Study, load_study
@@ -78,7 +78,7 @@ class Inference:
                 name=values["name"],
                 labels=LabelTable.from_dict(values["labels"]),
                 image=ImageSettings.from_dict(values["image"]),
-                slices=SliceSettings(**values["slices"]),
+                slices=SliceSettings.read(values["slices"]),
                 temperature=float(values["temperature"]),
                 data=values["data"],
                 trained_on=tuple(values.get("trained_on", ("train",))),
@@ -133,13 +133,10 @@ class Predictor:
         """The mean class probabilities of the slices that training would have chosen from these."""
         if not records:
             return PatientPrediction(patient, None, 0, ("no usable slice", *notes))
-        chosen = choose(
-            np.arange(len(records)),
-            np.array([patient] * len(records), dtype=object),
-            np.array([record.study for record in records], dtype=object),
-            np.array([record.position for record in records], dtype=np.int64),
-            replace(inference.slices, limit=0),
-        )
+        studies = np.unique([record.study for record in records], return_inverse=True)[1]
+        positions = np.array([record.position for record in records])
+        series = Series(np.zeros_like(studies), studies, positions, lambda place: records[place].study)
+        chosen = choose(series, inference.slices)
         logits = self.logits([records[row] for row in chosen])
         if not np.isfinite(logits).all():
             raise RunError(f"the model's output for patient {patient} is not a number: choose another model")
@@ -149,9 +146,7 @@ class Predictor:
 
 def chosen_rows(prepared: Prepared, split: str, fold: int | None, slices: SliceSettings, seed: int = 0) -> np.ndarray:
     """Row numbers of the slices of a split that a model looks at, ascending."""
-    rows = prepared.rows(split, fold)
-    columns = prepared.columns(rows, ["patient", "study", "position"])
-    return choose(rows, columns["patient"], columns["study"], columns["position"], slices, seed)
+    return slices.choose(prepared, prepared.rows(split, fold), seed, None)
 
 
 def predict_rows(

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from raymed.data.prepared import Prepared
 from raymed.outbox import Outbox, Refused
 from raymed.tracking import GENERATION, RunRecord, Status, Tracker, is_permanent
+from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER, RANK, FitSpec
 from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress
@@ -34,11 +35,22 @@ class Recorder:
     """
 
     def __init__(
-        self, night: Night, tracker: Tracker, parent: str, study: Study, progress: Progress, watch: Watch | None
+        self,
+        night: Night,
+        tracker: Tracker,
+        parent: str,
+        study: Study,
+        progress: Progress,
+        watch: Watch | None,
+        each: Resources,
     ) -> None:
+        """
+        Args:
+            each: what every trial takes.
+        """
         self._night, self._tracker, self._parent = night, tracker, parent
         self._study, self._progress, self._watch = study, progress, watch
-        self._each, _ = night.resources()
+        self._each = each
         self._runs: dict[int, str] = {}
         self._digests: dict[str, str] = {}
         self._warned: set[int] = set()  # trials of which damaged checkpoints were told

@@ -65,7 +65,7 @@ def _run(night: Night, watch: Watch | None) -> Study:
         Progress(study, budget, night.label, lambda trial: night.spec(trial).train.epochs) as progress,
         Interrupt(verdicts) as interrupt,
     ):
-        recorder = Recorder(night, tracker, parent, study, progress, watch)
+        recorder = Recorder(night, tracker, parent, study, progress, watch, each)
         searcher = StudySearcher(study, budget, night.trial, interrupt)
         scheduler = StudyScheduler(study, budget, verdicts, recorder.observe, interrupt)
         tuner = _tuner(night, train, concurrent, searcher, scheduler)

@@ -159,3 +159,10 @@ def test_a_backbone_that_was_not_trained_gains_nothing(
         figures = figures_of(capsys)
         assert figures["before"]["queries"] == figures["after"]["queries"] > 0
         assert (figures["difference"]["mAP@5"]["value"] != 0) == gains
+
+
+def test_scale_measures_every_step_at_every_size(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("scale").main(sizes="700,1400")
+    figures = figures_of(capsys)
+    assert len(figures) == 8
+    assert all(seconds > 0 for step in figures.values() for seconds in step["seconds"])

@@ -1,12 +1,14 @@
 """Promises 2 and 3: each planned row once, in an order that workers, speed and restarts cannot change."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import write_prepared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymed.data.plan import SliceSettings, choose, plan_epoch, row_weights, showings, uniform
+from raymed.data.plan import Series, SliceSettings, choose, foremost, plan_epoch, row_weights, showings, uniform
 from raymed.errors import UserError
 
 
@@ -22,42 +24,110 @@ def test_uniform_choice_never_repeats_a_slice_and_takes_all_when_few(count, want
     assert chosen.max() < count
 
 
-def series(patients: int, slices: int):
-    rows = np.arange(patients * slices)
-    names = np.array([f"p{row // slices}" for row in rows], dtype=object)
-    return rows, names, names, rows % slices
+def series(*studies: tuple[int, int]) -> Series:
+    """Slices of some (patient, number of slices), a study each."""
+    patients = np.repeat([patient for patient, _ in studies], [size for _, size in studies])
+    owners = np.repeat(range(len(studies)), [size for _, size in studies])
+    positions = np.concatenate([np.arange(size) for _, size in studies] or [np.arange(0)])
+    return Series(patients, owners, positions, lambda place: f"study {owners[place]}")
 
 
-@pytest.mark.parametrize(("choice", "expected"), [("middle", [2, 3, 4]), ("uniform", [0, 3, 6]), ("all", list(range(7)))])
-def test_choice_takes_the_named_part_of_the_series(choice, expected):
-    assert choose(*series(1, 7), SliceSettings(3, choice)).tolist() == expected
+@pytest.mark.parametrize(
+    ("choice", "slices", "expected"),
+    [
+        ("middle", 7, [2, 3, 4]),
+        ("middle", 8, [2, 3, 4]),
+        ("middle", 3, [0, 1, 2]),
+        ("uniform", 7, [0, 3, 6]),
+        ("all", 7, list(range(7))),
+    ],
+)
+def test_choice_takes_the_named_part_of_the_series(choice, slices, expected):
+    assert choose(series((0, slices)), SliceSettings(3, choice=choice)).tolist() == expected
 
 
 def test_random_choice_changes_with_the_epoch_only_and_is_uniform_in_evaluation():
-    settings = SliceSettings(4, "random")
-    first, again, second = (choose(*series(5, 30), settings, seed=1, epoch=epoch).tolist() for epoch in (0, 0, 1))
+    settings, slices = SliceSettings(4, choice="random"), series(*((patient, 30) for patient in range(5)))
+    first, again, second = (choose(slices, settings, seed=1, epoch=epoch).tolist() for epoch in (0, 0, 1))
     assert first == again != second
-    assert choose(*series(5, 30), settings, seed=1).tolist() == choose(*series(5, 30), SliceSettings(4)).tolist()
+    assert choose(slices, settings, seed=1).tolist() == choose(slices, SliceSettings(4)).tolist()
 
 
 def test_choice_does_not_depend_on_the_order_in_which_rows_come():
-    rows, patients, studies, positions = series(6, 20)
-    shuffled = np.random.default_rng(0).permutation(len(rows))
-    settings = SliceSettings(5, "random", limit=4)
-    straight = choose(rows, patients, studies, positions, settings, 3, 2)
-    mixed = choose(rows[shuffled], patients[shuffled], studies[shuffled], positions[shuffled], settings, 3, 2)
-    assert straight.tolist() == mixed.tolist()
-    assert len({patients[row] for row in straight}) == 4
+    slices = series(*((patient // 2, 20) for patient in range(6)))
+    shuffled = np.random.default_rng(0).permutation(len(slices.studies))
+    mixed = Series(
+        *(column[shuffled] for column in (slices.patients, slices.studies, slices.positions)),
+        lambda place: slices.name(shuffled[place]),
+    )
+    for choice in ("random", "uniform", "middle"):
+        settings = SliceSettings(5, choice=choice)
+        straight, other = choose(slices, settings, 3, 2), shuffled[choose(mixed, settings, 3, 2)]
+        assert straight.tolist() == sorted(other.tolist())
 
 
-def test_a_series_belongs_to_one_patient_whatever_the_names_are():
-    patients, studies = np.array(["p1", "p1", "p11", "p11"], dtype=object), np.array(["1x", "1x", "x", "x"], dtype=object)
-    assert choose(np.arange(4), patients, studies, np.array([0, 1, 0, 1]), SliceSettings(2)).tolist() == [0, 1, 2, 3]
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((40,), [16]),
+        ((40, 40), [8, 8]),
+        ((40, 40, 40), [5, 5, 6]),
+        ((40, 2, 40), [7, 2, 7]),
+        ((3, 4), [3, 4]),
+        ((9,) * 5, [3, 3, 3, 3, 4]),
+        ((9,) * 18, [1] * 4 + [0] + [1] * 8 + [0] + [1] * 4),
+    ],
+)
+def test_a_patient_gives_as_many_slices_however_many_series_there_are(sizes, expected):
+    """Sixteen of each series made a patient with five of them count five times."""
+    slices = series((0, 30), *((1, size) for size in sizes), (2, 50))
+    chosen = np.bincount(slices.studies[choose(slices, SliceSettings(16))], minlength=len(sizes) + 2)
+    assert chosen.tolist() == [16, *expected, 16]
+    each = np.bincount(slices.studies[choose(slices, SliceSettings(16, per="study"))], minlength=len(sizes) + 2)
+    assert each[1:-1].tolist() == [min(16, size) for size in sizes]
+
+
+def test_models_from_before_slices_were_counted_per_patient_keep_their_own():
+    assert SliceSettings.read({"per_patient": 4, "choice": "middle"}) == SliceSettings(4, per="study", choice="middle")
+    assert SliceSettings.read(dataclasses.asdict(SliceSettings(4))) == SliceSettings(4)
 
 
 def test_an_empty_split_chooses_nothing():
-    empty = np.array([], dtype=object)
-    assert choose(np.arange(0), empty, empty, np.arange(0), SliceSettings(2)).tolist() == []
+    assert choose(series(), SliceSettings(2)).tolist() == []
+
+
+def test_a_limit_takes_every_class_and_a_larger_one_keeps_its_patients():
+    labels = np.repeat([0, 1, 2, 3], [700, 200, 95, 5])
+    names = np.array([f"p{place}" for place in range(1000)], dtype=object)
+    taken = {limit: foremost(names, labels, limit, seed=0).tolist() for limit in (4, 24, 100, 5000)}
+    assert sorted(labels[taken[4]].tolist()) == [0, 1, 2, 3]
+    assert np.bincount(labels[taken[24]]).min() >= 1
+    assert np.bincount(labels[taken[100]]).tolist() == pytest.approx([70, 20, 10, 1], abs=1)
+    assert taken[100][:24] == taken[24] and sorted(taken[5000]) == list(range(1000))
+    shuffled = np.random.default_rng(0).permutation(1000)
+    mixed = foremost(names[shuffled], labels[shuffled], 24, seed=0)
+    assert set(names[shuffled][mixed]) == set(names[taken[24]]), "the patients, not the order they come in, decide"
+    assert set(taken[24]) != set(foremost(names, labels, 24, seed=1).tolist())
+
+
+def test_what_a_plan_leaves_out_is_counted_by_reason(tmp_path):
+    """Left out by the limit, all used to be told as not among the slices chosen."""
+    prepared = write_prepared(tmp_path, patients=24)  # of 4 slices each, 18 of them in train
+    drawn = SliceSettings(3, limit=5).draw(prepared, [prepared.rows("train")], 0, 0)
+    assert drawn.left_out == {
+        "of patients beyond slices.limit 5": 13 * 4,
+        "not among the 3 uniform slices of a patient": 5,
+    }
+    assert len(drawn.packs) == 15
+    rows = SliceSettings(3, limit=5).choose(prepared, prepared.rows("train"), 0, 0)
+    assert len(set(prepared.columns(rows, ["label"])["label"])) == 4
+    assert [row for (row,) in drawn.packs] == rows.tolist()
+
+
+def test_patients_and_studies_of_an_index_are_numbered_where_names_repeat(tmp_path):
+    prepared = write_prepared(tmp_path, patients=8)
+    patients, studies = prepared.owners
+    assert patients.tolist() == studies.tolist() == np.repeat(range(8), 4).tolist()
 
 
 def test_choosing_no_slices_is_refused():

@@ -3,10 +3,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymed.data.prepared import Manifest, Prepared
+from raymed.data.prepared import Manifest, Prepared, digest_of
 from raymed.errors import UserError
 
 
@@ -44,6 +45,24 @@ def test_an_index_that_was_exchanged_is_an_error(copy: Path):
     pq.write_table(index.slice(1), copy / "index.parquet")
     with pytest.raises(UserError, match="not the index"):
         Prepared.open(str(copy))
+
+
+def test_an_index_of_many_row_groups_is_opened_as_one_chunk(copy: Path):
+    """A column of several is copied whole each time that a few of its rows are looked up."""
+    index = pq.read_table(copy / "index.parquet")
+    pq.write_table(index, copy / "index.parquet", row_group_size=10)
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    digest = digest_of((copy / "index.parquet").read_bytes())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"index_digest": digest}), "utf-8")
+    opened = Prepared.open(str(copy))
+    assert {column.num_chunks for column in opened.index.columns} == {1}
+    assert opened.index.equals(index)
+    assert Prepared.open(str(copy)).index is opened.index, "a process holds a large index once"
+
+
+def test_texts_of_an_index_may_be_larger_than_two_gib(prepared: Prepared):
+    """Sorting others fails above it, after all pictures were decoded."""
+    assert pa.string() not in prepared.index.schema.types
 
 
 def test_a_missing_index_is_an_error_that_names_it(copy: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from raymed.data.stream import Staged, Streamed, ahead, open_reader, stage
 from raymed.errors import UserError
 
 Source = Callable[[Prepared, np.ndarray], Staged | Streamed]
-SOURCES = {"staged": stage, "streamed": lambda prepared, rows: Streamed(prepared)}
+SOURCES = {"staged": stage, "streamed": lambda prepared, rows: Streamed(prepared.folder.uri)}
 ray_is_slow = pytest.mark.slow
 
 
@@ -81,6 +82,18 @@ def test_staged_pixels_are_views_of_the_store_and_not_copies(prepared: Prepared,
         assert not pixels.flags.owndata and not pixels.flags.writeable
 
 
+def test_what_a_worker_is_told_does_not_grow_with_the_data(prepared: Prepared) -> None:
+    """The index, 315 bytes a slice, used to travel with every run's configuration."""
+    assert len(pickle.dumps(Streamed(prepared.folder.uri))) < 1000
+
+
+@ray_is_slow
+def test_staged_rows_travel_as_references(prepared: Prepared, cluster: None) -> None:
+    few, many = (stage(prepared, prepared.rows("train")[:count]) for count in (4, 72))
+    assert len(many.blocks) - len(few.blocks) < 4
+    assert not any(isinstance(value, np.ndarray) for value in vars(many).values())
+
+
 @ray_is_slow
 def test_a_missing_shard_reaches_the_reader_as_an_error_that_names_it(tmp_path: Path, cluster: None) -> None:
     prepared = write_prepared(tmp_path / "data", patients=8)
@@ -88,7 +101,7 @@ def test_a_missing_shard_reaches_the_reader_as_an_error_that_names_it(tmp_path: 
     shard = prepared.columns(rows[:1], ["shard"])["shard"][0]
     (tmp_path / "data" / "shards" / shard).unlink()
     with pytest.raises(Exception, match=shard):
-        list(Streamed(prepared).read([rows.tolist()]))
+        list(Streamed(prepared.folder.uri).open().read([rows.tolist()]))
     with pytest.raises(Exception, match=shard):
         stage(prepared, rows)
 

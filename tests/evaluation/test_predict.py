@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from raymed.data.image import PIXEL_RULE, ImageSettings
-from raymed.data.plan import SliceSettings, choose
+from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.sources import SourceSettings, list_source
 from raymed.errors import RunError, UserError
 from raymed.evaluation.patients import softmax
-from raymed.evaluation.predict import Inference, Model, predict_rows, predict_studies, table
+from raymed.evaluation.predict import Inference, Model, chosen_rows, predict_rows, predict_studies, table
 from raymed.prediction import PredictOptions, predict
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
@@ -85,9 +85,7 @@ def test_two_workers_predict_what_one_does(
 def test_files_are_judged_as_prepared_rows_are(
     model: Model, prepared: Prepared, folders: Path, inference: Inference
 ) -> None:
-    rows = prepared.rows("test")
-    columns = prepared.columns(rows, ["patient", "study", "position"])
-    chosen = choose(rows, columns["patient"], columns["study"], columns["position"], inference.slices)
+    chosen = chosen_rows(prepared, "test", None, inference.slices)
     logits, found = predict_rows(model, prepared, chosen)
     listing = list_source(folders, SourceSettings(labelled=False))
     for each in predict_studies(model, listing, inference):

@@ -32,7 +32,7 @@ def spec_of(prepared, storage: Path, name: str, **changes) -> FitSpec:
 
 
 def run(prepared, spec: FitSpec, streamed: bool = False) -> dict[str, float]:
-    source = Streamed(prepared) if streamed else stage(prepared, spec.all_rows(prepared))
+    source = Streamed(prepared.folder.uri) if streamed else stage(prepared, spec.all_rows(prepared))
     return fit(spec, source, resources(spec.workers, 1))
 
 
@@ -96,6 +96,8 @@ def test_running_a_finished_run_again_trains_nothing_and_tells_its_result(prepar
 @pytest.mark.parametrize("own", [True, False])
 def test_the_cleaner_watches_on_a_cluster_and_holds_nobody_up_in_a_jobs_own_ray(prepared, storage, own, monkeypatch):
     monkeypatch.setattr("raymed.training.fit.is_own", lambda: own)
-    trainer = _trainer(spec_of(prepared, storage, "never-run"), Streamed(prepared), resources(1, 1), None, [], False)
+    trainer = _trainer(
+        spec_of(prepared, storage, "never-run"), Streamed(prepared.folder.uri), resources(1, 1), None, [], False
+    )
     kinds = {type(callback) for callback in trainer._create_default_callbacks()}
     assert (PlacementGroupCleanerCallback not in kinds) == own

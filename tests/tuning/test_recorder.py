@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from raymed.data.prepared import Prepared
 from raymed.recipes.lung import LungRecipe
 from raymed.tracking import Tracker
+from raymed.training.fit import Resources
 from raymed.training.loop import FitSpec
 from raymed.training.settings import TrainSettings
 from raymed.tuning.budget import Budget
@@ -35,7 +36,7 @@ def open_recorder(night: Night, study: Study) -> tuple[Recorder, Tracker, str]:
     tracker = night.open_tracker()
     parent = tracker.run(night.name, night.name)
     progress = Progress(study, night.budget, night.label, lambda trial: 2)
-    return Recorder(night, tracker, parent, study, progress, None), tracker, parent
+    return Recorder(night, tracker, parent, study, progress, None, Resources(2, 2, 1, False)), tracker, parent
 
 
 def report(study: Study, number: int, epoch: int) -> dict[str, Any]:
@@ -94,6 +95,12 @@ def test_what_a_restored_database_lacks_is_written_again_from_the_study(night: N
     assert shown(night) == {"night/trial-0000": ended, "night/trial-0001": ended}
     run = tracker.describe(str(tracker.find("night/trial-0000")))
     assert run.tags["raymed.checkpoint"] == "/checkpoints/2", "so that it can be judged and registered"
+    assert [run.params[f"how.{name}"] for name in ("workers", "threads", "micro_batch", "zero_stage")] == [
+        "2",
+        "1",
+        "16",
+        "1",
+    ]
 
 
 def test_a_run_that_is_up_to_date_is_not_written_again(night: Night) -> None:
