@@ -28,6 +28,7 @@ from typing import Any, ClassVar, TypeVar
 from raymed.command_line import Aliases, parse
 from raymed.errors import RunError, UserError
 from raymed.storage import Folder
+from raymed.submitted import is_submitted
 
 log = logging.getLogger("raymed")
 
@@ -42,7 +43,7 @@ def default_storage() -> str:
     given = os.environ.get("RAYMED_STORAGE") or os.environ.get("RAYMED_HOME")
     if given:
         return given
-    return str(Path.home() / "raymed" / "runs") if "working_dir_files" in Path.cwd().parts else "runs"
+    return str(Path.home() / "raymed" / "runs") if is_submitted() else "runs"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,12 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(word, same, 1, 0.0) or alike), None)
 
 
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of an error about a name that there is not; empty where none is spelt alike."""
+    alike = get_close_matches(word, list(names), 1, ALIKE)
+    return f": did you mean {alike[0]}?" if alike else ""
+
+
 def in_words(kind: Any) -> str:
     """What a value of a type looks like."""
     simple = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
@@ -125,8 +131,7 @@ class Mistake:
             return f"{self._where(name)}{self._typed(name, name)} takes {in_words(kind)}; not the setting {inside[1]!r}"
         wrong = repr(value[1].strip("'")) if value else " ".join(reason.split())
         choices = [each for each in typing.get_args(kind) if isinstance(each, str)]
-        meant = get_close_matches(value[1].strip("'"), choices, 1, ALIKE) if value and choices else []
-        hint = f": did you mean {meant[0]}?" if meant else ""
+        hint = did_you_mean(value[1].strip("'"), choices) if value else ""
         return f"{self._where(name)}{self._typed(name, name)} takes {in_words(kind)}; not {wrong}{hint}"
 
     def _kind(self, name: str) -> str:

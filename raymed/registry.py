@@ -232,7 +232,7 @@ def resolve_model(uri: str, tracker: Tracker) -> Resolved:
             return resolve_model(f"models:/{newest.name}/{newest.version}", tracker)
         candidate = Candidate.of_run(tracker, run_id)
         return _opened(uri, candidate.fetch(candidate.checkpoint, _scratch()))
-    return _opened(uri, Path(uri).expanduser())
+    return _opened(uri, Path(uri).expanduser().absolute())
 
 
 def open_tower(uri: str, tracking: str) -> VisionTower:

@@ -55,7 +55,7 @@ class LoadSamples:
         folders: of each data set's pictures, relative to the root.
         most: most tiles of a picture, for each data set.
         settings: what else decides.
-        tokenizer: folder or preset.
+        tokenizer: absolute path of a folder, or preset.
     """
 
     root: Path
@@ -148,7 +148,7 @@ def prepare_corpus(source: Path, out: str, settings: CorpusSettings) -> PrepareR
         folders={name: use["root"] for name, use in used.items()},
         most={name: use["max_dynamic_patch"] for name, use in used.items()},
         settings=Encoding(settings.image, settings.tiles, digest, settings.max_tokens),
-        tokenizer=settings.tokenizer,
+        tokenizer=_located(settings.tokenizer),
     )
     if settings.pseudonymise:
         if telling := sorted(used.keys() & {study.patient for study in found.studies}):
@@ -168,14 +168,17 @@ def open_tokenizer_digest(name: str) -> str:
     """
     from raymed.models.internvl import PRESETS
 
-    if name not in PRESETS:
-        try:
-            find_model(name, TOKENIZER_FILES)
-        except UserError as error:
-            raise UserError(
-                f"--tokenizer takes a model's folder or one of the presets {', '.join(PRESETS)}; {error}"
-            ) from error
-    return tokenizer_digest(_tokenizer(name))
+    try:
+        return tokenizer_digest(_tokenizer(_located(name)))
+    except UserError as error:
+        raise UserError(f"--tokenizer takes a model's folder or one of the presets {', '.join(PRESETS)}; {error}") from error
+
+
+def _located(name: str) -> str:
+    """A preset, or the absolute path of a model's folder: workers have another working folder."""
+    from raymed.models.internvl import PRESETS
+
+    return name if name in PRESETS else str(find_model(name, TOKENIZER_FILES))
 
 
 @lru_cache(maxsize=1)
@@ -184,4 +187,4 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     if name in PRESETS:
         return byte_tokenizer()
-    return read_tokenizer(find_model(name, TOKENIZER_FILES), int(np.iinfo(np.int64).max))
+    return read_tokenizer(Path(name), int(np.iinfo(np.int64).max))

@@ -23,6 +23,7 @@ from raymed.data.record import INDEX, RECORD, Record, records_from
 from raymed.data.split import SPLITS, split_of_rows
 from raymed.errors import UserError
 from raymed.storage import Folder
+from raymed.submitted import where_it_looks
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -121,7 +122,10 @@ class Prepared:
         """
         folder = Folder.at(uri)
         if not folder.exists(MANIFEST):
-            raise UserError(f"{folder.uri} is not prepared data: no {MANIFEST} in it. Run jobs/prepare_lung.py --out {uri}")
+            hint = where_it_looks() if folder.is_local else ""
+            raise UserError(
+                f"{folder.uri} is not prepared data: no {MANIFEST} in it. Run jobs/prepare_lung.py --out {uri}{hint}"
+            )
         manifest = Manifest.from_json(folder.read(MANIFEST), f"{folder.uri}/{MANIFEST}")
         where = f"{folder.uri}/{manifest.index}"
         if not folder.exists(manifest.index):

@@ -15,6 +15,7 @@ from typing import Literal
 from torch import nn
 
 from raymed.errors import UserError
+from raymed.mistakes import did_you_mean
 from raymed.models import backbones, internvl, vision
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.settings import ModelSettings
@@ -35,8 +36,10 @@ def family_of(settings: ModelSettings) -> Family:
         return "vision"
     if settings.preset in internvl.PRESETS:
         return "internvl"
-    known = ", ".join([*backbones.PRESETS, *internvl.PRESETS])
-    raise UserError(f"model.preset {settings.preset!r} is unknown; there are {known}")
+    known = [*backbones.PRESETS, *internvl.PRESETS]
+    raise UserError(
+        f"model.preset {settings.preset!r} is unknown; there are {', '.join(known)}{did_you_mean(settings.preset, known)}"
+    )
 
 
 def check(settings: ModelSettings, codes: Sequence[str], size: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from raymed.errors import UserError
+from raymed.mistakes import did_you_mean
 from raymed.models import adapt
 from raymed.models.backbone_weights import load_weights, refuse_keys
 from raymed.models.backbones import (
@@ -32,7 +33,7 @@ from raymed.models.backbones import (
     pooled_features,
     read_config,
 )
-from raymed.models.model_folders import find_model
+from raymed.models.model_folders import WEIGHT_FILES, find_model
 from raymed.models.settings import LITE, ClipModelSettings
 from raymed.models.text_encoder import TextModel
 
@@ -242,7 +243,7 @@ def _text_model(settings: ClipModelSettings, texts: Sequence[Sequence[str]]) -> 
 
 
 def _image_path(weights: str) -> Path:
-    return find_model(weights, "config.json and model.safetensors, or one file of timm's weights")
+    return find_model(weights, WEIGHT_FILES)
 
 
 def image_normalisation(settings: ClipModelSettings, size: int) -> list[list[float]]:
@@ -254,7 +255,7 @@ def _image_config(settings: ClipModelSettings, size: int) -> PreTrainedConfig:
     name = settings.image_encoder
     known = [*(each for each in PRESETS if each != LITE), INTERNVIT]
     if name not in known:
-        raise UserError(f"model.image_encoder {name!r} is unknown; there are {', '.join(known)}")
+        raise UserError(f"model.image_encoder {name!r} is unknown; there are {', '.join(known)}{did_you_mean(name, known)}")
     path = None if settings.image_weights is None else _image_path(settings.image_weights)
     if name == INTERNVIT:
         if path is None or not path.is_dir():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raymed.errors import UserError
+from raymed.models.model_folders import ENCODER_FILES, MODEL_FILES, WEIGHT_FILES, find_model
 
 Precision = Literal["auto", "fp32", "bf16", "amp"]
 Layout = Literal["native", "internvl"]
+CHARACTERS = "characters"  # the text encoder with random weights
 LITE = "efficientnet-lite0"  # the preset with learned weights
 
 
@@ -72,6 +74,14 @@ class ModelSettings:
         if self.drop_path and self.freeze_vision and not self.trainable_blocks:
             raise UserError("model.drop_path has no effect on a frozen image backbone: set it to 0")
 
+    def located(self) -> ModelSettings:
+        """With the absolute path that `path` stands for: workers have another working folder.
+
+        Raises:
+            UserError: there is none.
+        """
+        return self if self.path is None else replace(self, path=str(find_model(self.path, MODEL_FILES)))
+
     @property
     def members(self) -> list[str]:
         """Names of the presets: one, or those of a committee."""
@@ -118,6 +128,19 @@ class ClipModelSettings:
             raise UserError(f"model.temperature is {self.temperature}: it must be between 0.01 and 10")
         if self.text_lr_scale <= 0:
             raise UserError(f"model.text_lr_scale is {self.text_lr_scale}: it must be above 0 (model.freeze_text freezes)")
+
+    def located(self) -> ClipModelSettings:
+        """With the absolute paths that weights and text encoder stand for: workers have another working folder.
+
+        Raises:
+            UserError: there is none.
+        """
+        weights, text = self.image_weights, self.text_encoder
+        return replace(
+            self,
+            image_weights=None if weights is None else str(find_model(weights, WEIGHT_FILES)),
+            text_encoder=text if text == CHARACTERS else str(find_model(text, ENCODER_FILES)),
+        )
 
 
 @dataclass(frozen=True)

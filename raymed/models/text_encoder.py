@@ -26,13 +26,12 @@ from transformers import (
 
 from raymed.errors import UserError
 from raymed.models.backbone_weights import refuse_keys
-from raymed.models.model_folders import find_model
+from raymed.models.model_folders import ENCODER_FILES, find_model
+from raymed.models.settings import CHARACTERS
 
 log = logging.getLogger("raymed")
 
-CHARACTERS = "characters"
 MAX_LENGTH = 128  # tokens, those that open and close a text included
-FILES = "config.json, model.safetensors or pytorch_model.bin, and the tokenizer's: tokenizer.json or vocab.txt"
 CLIP = "clip_text_model"
 
 
@@ -84,7 +83,7 @@ class TextModel:
         if name == CHARACTERS:
             tokenizer = character_tokenizer(texts)
             return cls(_character_config(len(tokenizer)), tokenizer, None)
-        return cls.open(find_model(name, FILES))
+        return cls.open(find_model(name, ENCODER_FILES))
 
     @classmethod
     def open(cls, folder: Path) -> TextModel:
@@ -97,7 +96,7 @@ class TextModel:
             config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the loaders below it raise many kinds
-            raise UserError(f"{folder} holds no usable text encoder: {error}. It needs {FILES}") from error
+            raise UserError(f"{folder} holds no usable text encoder: {error}. It needs {ENCODER_FILES}") from error
         config = config.text_config if config.model_type == "clip" else config
         if config.model_type != CLIP:
             first = tokenizer("")["input_ids"][:1]

@@ -74,7 +74,7 @@ class ClipRecipe:
             names=tuple(labels.names),
             texts=_checked_texts(labels.names, texts),
             size=size,
-            model=model or ClipModelSettings(),
+            model=(model or ClipModelSettings()).located(),
             loss_settings=loss or ClipLossSettings(),
             augment=augment or ClipAugmentSettings(),
         )

@@ -71,7 +71,7 @@ class LungRecipe:
             codes=tuple(labels.codes),
             names=tuple(labels.names),
             size=size,
-            model=model or ModelSettings(),
+            model=(model or ModelSettings()).located(),
             loss_settings=loss or LossSettings(),
             augment=augment or AugmentSettings(),
         )

@@ -74,6 +74,7 @@ class VitpRecipe:
             raise UserError(f"{prepared.folder.uri} holds no conversations: prepare them with jobs/prepare_vitp.py")
         augmented = tuple(sorted(name for name, each in described["datasets"].items() if each["data_augment"]))
         recipe = cls(prepared.size, augmented, **settings)
+        recipe = replace(recipe, model=recipe.model.located())
         from raymed.models import internvl
         from raymed.models.internvl_text import tokenizer_digest
 

@@ -25,6 +25,7 @@ from raymed.data.sources.listing import (
     walk,
 )
 from raymed.errors import UserError
+from raymed.submitted import where_it_looks
 
 __all__ = ["Columns", "Listing", "Refusal", "Slice", "SourceSettings", "Study", "list_source", "load_study", "read_whole"]
 
@@ -46,7 +47,7 @@ def list_source(path: Path, settings: SourceSettings) -> Listing:
     """
     path = Path(path).expanduser().absolute()
     if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
+        raise UserError(f"no such file or folder: {path}{where_it_looks()}")
     if not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is neither a file nor a folder, but a device, pipe or socket: save what it gives as a file")
     kind = recognise(path) if settings.format == "auto" else settings.format

@@ -1,0 +1,92 @@
+"""Paths that a person types hold in workers, which work in other folders, and errors know where a submitted job looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import ResNetForImageClassification
+
+from raymed.data.labels import LabelTable
+from raymed.data.prepared import Prepared
+from raymed.data.sources import SourceSettings, list_source
+from raymed.errors import UserError
+from raymed.lung import LungOptions
+from raymed.models import backbones, internvl_pretrain
+from raymed.models.model_folders import find_model
+from raymed.models.settings import ClipModelSettings, ModelSettings
+from raymed.recipes.clip import ClipRecipe
+from raymed.recipes.vitp import VitpRecipe
+from tests.models.text_models import write_bert
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A worker's folder."""
+    return tmp_path_factory.mktemp("worker")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder in which a person types."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_lung_model_named_by_a_relative_path_is_found_by_a_worker_elsewhere(
+    prepared: Prepared, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ResNetForImageClassification(backbones.PRESETS["tiny"](prepared.size)).save_pretrained("weights")
+    recipe = LungOptions(data=prepared.folder.uri, model=ModelSettings(path="weights")).spec(prepared).recipe
+    monkeypatch.chdir(elsewhere)
+    assert recipe.build() is not None
+
+
+def test_clip_towers_named_by_relative_paths_are_found_by_a_worker_elsewhere(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bert(Path("models/bert"))
+    ResNetForImageClassification(backbones.PRESETS["tiny"](32)).save_pretrained("weights")
+    monkeypatch.setenv("RAYMED_MODELS", "models")
+    model = ClipModelSettings("tiny", "weights", "bert", embed_dim=16)
+    recipe = ClipRecipe.for_data(LabelTable.of(["lung", "normal"]), 32, [["lung"], ["normal"]], model)
+    monkeypatch.chdir(elsewhere)
+    assert recipe.build() is not None
+
+
+def test_a_pretrained_model_is_found_by_a_worker_elsewhere(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("Small").mkdir()
+    internvl_pretrain.build(ModelSettings(preset="internvl-tiny"), 28, "imagenet").export(Path("Small"))
+    recipe = VitpRecipe(28, model=ModelSettings(path="Small").located())
+    monkeypatch.chdir(elsewhere)
+    assert recipe.build() is not None
+
+
+def test_a_name_that_is_nearly_right_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("models/bert-base-chinese").mkdir(parents=True)
+    monkeypatch.setenv("RAYMED_MODELS", "models")
+    with pytest.raises(UserError, match=r"did you mean bert-base-chinese\?"):
+        find_model("bert-base-chinse", "config.json")
+    with pytest.raises(UserError, match=r"hf download org/bert --local-dir bert .*HF_ENDPOINT"):
+        find_model("org/bert", "config.json")
+    with pytest.raises(UserError) as told:
+        find_model("/nowhere/bert", "config.json")
+    assert "hf download" not in str(told.value)
+
+
+def test_a_submitted_job_says_that_it_does_not_see_the_machine_it_was_typed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_0"
+    copy.mkdir(parents=True)
+    for ask in (
+        lambda: Prepared.open("prepared"),
+        lambda: list_source(Path("patients"), SourceSettings()),
+        lambda: find_model("InternVL2_5-1B", "config.json"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError) as plain:
+            ask()
+        assert "This job was" not in str(plain.value)
+        monkeypatch.chdir(copy)
+        with pytest.raises(UserError, match=r"This job was submitted.*that all of them have, or a URI"):
+            ask()
