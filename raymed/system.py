@@ -126,7 +126,7 @@ class SystemOptions(JobOptions, ABC):
             [
                 # How many machines share the work changes no result.
                 [
-                    dataclasses.asdict(dataclasses.replace(spec, workers=1, min_workers=0))
+                    _without_generation(dataclasses.replace(spec, workers=1, min_workers=0))
                     for spec in (template, *listed.values())
                 ],
                 dataclasses.asdict(dataclasses.replace(self.search, concurrent=0, cpus_per_worker=1)),
@@ -150,6 +150,11 @@ class SystemOptions(JobOptions, ABC):
         if self.resume == "never" and not self.dry_run:
             night.forget()
         return night
+
+
+def _without_generation(spec: FitSpec) -> dict[str, Any]:
+    """A run's fields, but for what differs from one search of a name to the next."""
+    return {name: value for name, value in dataclasses.asdict(spec).items() if name != "generation"}
 
 
 def for_search(options: Searching) -> Searching:

@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Progress:
         saved: how many checkpoints the run has written, this one included.
         sums: (sum, count) of what is logged of the epoch under way, over all workers.
         history: the metrics of each completed epoch.
+        origin: what it comes from: settings by name, and the search's generation; empty in checkpoints of before.
     """
 
     epoch: int = 0
@@ -53,6 +55,20 @@ class Progress:
     saved: int = 0
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def check_origin(self, origin: Mapping[str, Any], uri: str) -> None:
+        """Refuse to go on from a checkpoint of another search, or of other settings.
+
+        Raises:
+            UserError: what differs, of what both have.
+        """
+        differences = list(_differences(self.origin, origin))
+        if differences:
+            raise UserError(
+                f"the checkpoint {uri} is of another run: {'; '.join(differences[:5])}. "
+                "Move its run's folder away, give another --name, or start again with --resume never"
+            )
 
     def write(self, folder: Path) -> None:
         (folder / "progress.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -63,6 +79,16 @@ class Progress:
         values["best"] = Best(**values["best"])
         values["sums"] = {name: (pair[0], pair[1]) for name, pair in values["sums"].items()}
         return cls(**values)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of settings that both have and that differ, with their values."""
+    for name in sorted(before.keys() & now.keys()):
+        old, new = before[name], now[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name} was {old}, and is {new} now"
 
 
 def new_name(global_step: int, saved: int) -> str:

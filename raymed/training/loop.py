@@ -7,6 +7,7 @@ from (seed, epoch, record) and (seed, step, place), and a resumed run goes on at
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import tempfile
 import time
@@ -62,6 +63,7 @@ class FitSpec:
         seed: of weights, order, draws.
         workers: number of Ray Train workers; the most where `min_workers` is given.
         min_workers: fewest workers to go on with while machines are missing (0 = `workers`).
+        generation: of the search that the run is part of; empty where it does not matter.
     """
 
     name: str
@@ -76,6 +78,7 @@ class FitSpec:
     seed: int = 0
     workers: int = 1
     min_workers: int = 0
+    generation: str = ""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -91,6 +94,17 @@ class FitSpec:
     @property
     def folder(self) -> Folder:
         return Folder.at(self.storage).child(self.name)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results of a run, and stays what it was when the run goes on."""
+        deciding = {"train": self.train.deciding(), "sampling": repr(self.sampling), "seed": self.seed}
+        return {**self.recipe.settings(), **deciding}
+
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint of the run comes from."""
+        bound = {"fold": self.fold, "train_on": self.train_on} | ({"generation": self.generation} if self.generation else {})
+        plain: dict[str, Any] = json.loads(json.dumps(self.settings() | bound, default=str))
+        return plain
 
     @property
     def is_refit(self) -> bool:
@@ -315,7 +329,7 @@ class Run:
                 self.engine.export(folder / "model")
                 self.progress.model = name[0]
             if self.worker == 0:
-                self.progress.workers = self.workers
+                self.progress.workers, self.progress.origin = self.workers, self.spec.origin()
                 self.progress.write(folder)
                 if predictions is not None:
                     np.savez(folder / "predictions.npz", **predictions)  # type: ignore[arg-type]
@@ -345,5 +359,6 @@ class Run:
                 return Progress()
             newest = newest or fetch(self.spec.folder, chosen[0], folder)
             progress = Progress.read(newest)
+            progress.check_origin(self.spec.origin(), f"{self.spec.folder.uri}/{newest.name}")
             self.engine.load(newest)
         return progress

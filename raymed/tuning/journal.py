@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +34,11 @@ GENERATION = "generation"
 class Journal(BaseJournalBackend):
     """Where Optuna keeps a study: a local file, copied to a folder after every entry. What is damaged is not believed."""
 
-    def __init__(self, path: Path, folder: Folder) -> None:
+    def __init__(self, path: Path, folder: Folder, forgotten: Collection[str] = ()) -> None:
         """Open or create the file at `path`, whose copy lies in `folder`.
+
+        Args:
+            forgotten: generations that are over: a head that comes back with the record of one begins anew.
 
         Raises:
             UserError: the file cannot be read or written.
@@ -46,7 +49,7 @@ class Journal(BaseJournalBackend):
         self._mirror = Mirror(folder, COPY, self._content)
         with self._told_what_to_do():
             path.parent.mkdir(parents=True, exist_ok=True)
-            record = _best(path, folder)
+            record = _best(path, folder, forgotten)
             self._lines, self._length = record.lines, len(record.content)
             if not record.is_current:
                 _write_whole(path, record.content)
@@ -54,7 +57,7 @@ class Journal(BaseJournalBackend):
     @property
     def generation(self) -> str:
         """Names this search: another one under the same name has another."""
-        return str(from_line(self._lines[0])[GENERATION])
+        return _Record(self._lines).generation
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         for place in range(1 + log_number_from, len(self._lines)):
@@ -121,6 +124,11 @@ class Journal(BaseJournalBackend):
             ) from error
 
 
+def generations(path: Path, folder: Folder) -> set[str]:
+    """Those of the file and of its copy, where they can be read."""
+    return {record.generation for record in _read_both(path, folder) if record.lines}
+
+
 @dataclass(frozen=True)
 class _Record:
     """The lines of a file, a header first, up to the first that is not what was written.
@@ -172,6 +180,10 @@ class _Record:
         return record
 
     @property
+    def generation(self) -> str:
+        return str(from_line(self.lines[0])[GENERATION])
+
+    @property
     def content(self) -> bytes:
         return b"".join(self.lines)
 
@@ -181,10 +193,20 @@ class _Record:
         return not count or (count <= len(other.lines) and checksum(self.lines[-1]) == checksum(other.lines[count - 1]))
 
 
-def _best(path: Path, folder: Folder) -> _Record:
-    """The file, or its copy where that holds more or something else; a line tells what was taken, and why."""
+def _read_both(path: Path, folder: Folder) -> tuple[_Record, _Record]:
+    """The file, and its copy."""
     content = path.read_bytes() if path.is_file() else b""
-    mine, copy = _Record.read(content), _Record.read(folder.read(COPY) if folder.exists(COPY) else b"")
+    return _Record.read(content), _Record.read(folder.read(COPY) if folder.exists(COPY) else b"")
+
+
+def _best(path: Path, folder: Folder, forgotten: Collection[str]) -> _Record:
+    """The file, or its copy where that holds more or something else; a line tells what was taken, and why."""
+    mine, copy = _read_both(path, folder)
+    if copy.lines and copy.generation in forgotten:
+        copy = _Record()
+    if mine.lines and mine.generation in forgotten:
+        log.warning("the search's record %s is of a search that was forgotten (--resume never): left out", path)
+        mine = _Record(copy.lines)
     is_enough = copy.begins(mine)
     best = mine if is_enough else copy
     if is_enough and not mine.damage:
@@ -197,7 +219,7 @@ def _best(path: Path, folder: Folder) -> _Record:
         wrong = "lacks what its copy holds" if mine.begins(copy) else "is not that of the search in the storage"
     taken = "what it holds before that" if is_enough else f"its copy in {folder.uri}"
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.aside")
-    if content:
+    if path.is_file() and (content := path.read_bytes()):
         _write_whole(aside, content)
         wrong += f", and kept as {aside.name}"
     log.warning("the search's record %s %s: going on with %s, %d entries", path, wrong, taken, max(0, len(best.lines) - 1))

@@ -24,7 +24,8 @@ from raymed.training.checkpoint import PREFIX, read_history
 from raymed.training.fit import Resources, resources, spread
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.journal import COPY, Journal
+from raymed.tuning.forgotten import Forgotten
+from raymed.tuning.journal import COPY, Journal, generations
 from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
 from raymed.tuning.space import Dimension, Value, get_setting, with_setting
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Study
@@ -82,7 +83,7 @@ class Night:
         if self.variants:
             space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
             first = [{VARIANT: name} for name in self.variants]
-        journal = Journal(self.study_path, self.template.folder)
+        journal = Journal(self.study_path, self.template.folder, self.forgotten.generations)
         return Study(journal, self.name, space, first, halving, self.template.seed)
 
     @property
@@ -105,7 +106,12 @@ class Night:
     @property
     def has_begun(self) -> bool:
         """Whether an earlier search of this name left a record."""
-        return self.study_path.is_file() or self.template.folder.exists(COPY)
+        return not self.forgotten.is_unfinished and (self.study_path.is_file() or self.template.folder.exists(COPY))
+
+    @property
+    def forgotten(self) -> Forgotten:
+        """Earlier searches of this name that are over."""
+        return Forgotten.read(Folder.at(self.template.storage), self.name)
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold the search's lease: no other process, on whatever machine, searches, judges, refits or forgets meanwhile.
@@ -122,14 +128,24 @@ class Night:
             UserError: another process runs this search, or the folder is of something else.
         """
         with self.alone():
-            if self.template.folder.names() and not self.has_begun:
+            forgotten = self.forgotten
+            if self.template.folder.names() and not self.has_begun and not forgotten.is_unfinished:
                 raise UserError(
                     f"--resume never would remove {self.template.folder.uri}, which is no run's folder: give another --name"
                 )
+            over = forgotten.begin(generations(self.study_path, self.template.folder))
+            over.write(Folder.at(self.template.storage), self.name)
+            self.finish_forgetting()
+
+    def finish_forgetting(self) -> None:
+        """Remove what a process that was killed left of searches which it was forgetting."""
+        forgotten = self.forgotten
+        if forgotten.is_unfinished:
             self.study_path.unlink(missing_ok=True)
             self.outbox.unlink(missing_ok=True)
             self.template.folder.delete()
             self.open_tracker().forget(self.name)
+            dataclasses.replace(forgotten, is_unfinished=False).write(Folder.at(self.template.storage), self.name)
 
     def trial(self, number: int, params: Mapping[str, Value]) -> FitSpec:
         """The run of a trial: the template with the searched settings put in, or a listed run.
@@ -147,6 +163,12 @@ class Night:
             else:
                 spec = dataclasses.replace(spec, recipe=with_setting(spec.recipe, name, value))
         return spec
+
+    def of_generation(self, generation: str) -> Night:
+        """With runs that go on from checkpoints of this search only, and not from those of another one under its name."""
+        listed = {name: dataclasses.replace(spec, generation=generation) for name, spec in self.variants.items()}
+        template = dataclasses.replace(self.template, generation=generation)
+        return dataclasses.replace(self, template=template, variants=listed)
 
     def spec(self, trial: FrozenTrial) -> FitSpec:
         """The run of a trial."""

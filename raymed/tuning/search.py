@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from ray import tune
@@ -49,7 +48,9 @@ def run_search(night: Night, watch: Watch | None = None) -> Study:
 
 
 def _run(night: Night, watch: Watch | None) -> Study:
+    night.finish_forgetting()
     study, tracker = night.open_study(), night.open_tracker()
+    night = night.of_generation(study.generation)
     budget = night.line_up(study)
     each, concurrent = night.resources()
     if budget.deadline:
@@ -124,15 +125,9 @@ def _sources(night: Night) -> dict[str, Staged | Streamed]:
     return sources
 
 
-def _settings(template: FitSpec) -> dict[str, Any]:
-    """What decides the results of a search's trials, and stays what it was when the search goes on."""
-    deciding = {"train": template.train.deciding(), "sampling": repr(template.sampling), "seed": template.seed}
-    return {**template.recipe.settings(), **deciding}
-
-
 def _digest(runs: Mapping[str, FitSpec]) -> str:
     """Names the settings of listed runs."""
-    described = {name: _settings(spec) for name, spec in runs.items()}
+    described = {name: spec.settings() for name, spec in runs.items()}
     return hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
@@ -151,7 +146,7 @@ def _start_parent(night: Night, tracker: Tracker, generation: str) -> str:
         params={
             "data_digest": prepared.digest,
             "space": {n: repr(d) for n, d in night.search.space.items()},
-            **({"runs": _digest(night.variants)} if night.variants else _settings(night.template)),
+            **({"runs": _digest(night.variants)} if night.variants else night.template.settings()),
         },
     )
     tracker.input(parent, night.name, prepared.digest, night.template.data, "training")

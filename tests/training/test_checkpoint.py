@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymed.errors import RunError
+from raymed.errors import RunError, UserError
 from raymed.storage import Folder
 from raymed.training import checkpoint
 from raymed.training.checkpoint import SNAPSHOT, Progress, drop_damaged_snapshot, fetch_newest, new_name, seal, verify
@@ -120,3 +120,20 @@ def test_a_list_of_checkpoints_is_kept_while_all_of_them_are_there(tmp_path):
     shutil.rmtree(folder)
     drop_damaged_snapshot(run)
     assert not run.exists(SNAPSHOT)
+
+
+def test_a_checkpoint_of_another_search_or_of_other_settings_is_refused_by_name():
+    """Whose weights may well have the same shape."""
+    origin = {"generation": "one", "train": {"lr": 0.1, "epochs": 3}, "seed": 1}
+    Progress().check_origin(origin, "a checkpoint from before")
+    Progress(origin=origin | {"gone": 1}).check_origin(origin | {"new": 2}, "one of another version")
+    with pytest.raises(UserError, match=r"trial-0003/step-1 is of another run: generation was one, and is two now"):
+        Progress(origin=origin).check_origin(origin | {"generation": "two"}, "trial-0003/step-1")
+    with pytest.raises(UserError, match=r"train\.lr was 0\.1, and is 0\.2 now.*--resume never"):
+        Progress(origin=origin).check_origin(origin | {"train": {"lr": 0.2}}, "step-1")
+
+
+def test_where_a_checkpoint_comes_from_is_written_and_read(tmp_path):
+    origin = {"generation": "one", "train": {"lr": 0.1}}
+    Progress(origin=origin).write(tmp_path)
+    assert Progress.read(tmp_path).origin == origin

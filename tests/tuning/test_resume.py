@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import ray
@@ -13,10 +14,12 @@ from raymed.job import going_on
 from raymed.lung import LungOptions
 from raymed.storage import Folder
 from raymed.system import SearchOptions, for_search
+from raymed.tracking import Tracker
 from raymed.training.engine import TrainSettings
 from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
+from raymed.tuning.journal import Journal, generations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,65 @@ def test_never_forgets_what_is_there_but_not_in_a_dry_run(prepared, tmp_path):
     study.ask(Budget(3))
     assert len(night_of(prepared, tmp_path, "never", dry_run=True).open_study().trials) == 1
     assert len(night_of(prepared, tmp_path, "never").open_study().trials) == 0
+
+
+def die(*arguments, **settings):
+    raise SystemExit("killed")
+
+
+def killed_while_forgetting(night, step, monkeypatch):
+    """Before the step, the process is killed."""
+    with monkeypatch.context() as patch:
+        if step == "record":
+            unlink = Path.unlink
+            patch.setattr(Path, "unlink", lambda path, **how: die() if path == night.study_path else unlink(path, **how))
+        elif step == "folder":
+            patch.setattr(Folder, "delete", lambda folder, name="": die() if not name else None)
+        else:
+            patch.setattr(Tracker, "forget", die)
+        with pytest.raises(SystemExit):
+            night.forget()
+
+
+@pytest.mark.parametrize("step", ["record", "folder", "mlflow"])
+def test_a_search_whose_forgetting_was_killed_does_not_come_back_half(prepared, tmp_path, monkeypatch, step):
+    night = night_of(prepared, tmp_path, "auto")
+    study = night.open_study()
+    study.ask(Budget(3))
+    study.close()
+    night.template.folder.write("trials/trial-0000/step-00000001-a/progress.json", b"{}")
+    run = night.open_tracker().run("night", "night")
+    killed_while_forgetting(night, step, monkeypatch)
+    with pytest.raises(UserError, match="no earlier run"):
+        night_of(prepared, tmp_path, "must")
+    again = night_of(prepared, tmp_path, "auto")
+    again.finish_forgetting()
+    assert again.open_study().trials == []
+    assert not again.template.folder.exists("trials")
+    assert again.open_tracker().find("night") is None
+    assert again.open_study().generation != study.generation
+    assert night.open_tracker().describe(run).status == "RUNNING", "MLflow keeps it, deleted"
+
+
+def test_a_head_that_comes_back_with_the_record_of_a_forgotten_search_begins_anew(tmp_path, caplog):
+    """Its record lay on its own disk, and is longer than that of the new search."""
+    storage = Folder.at(tmp_path / "storage")
+    old = Journal(tmp_path / "old-head" / "study.journal", storage)
+    for number in range(9):
+        old.append_logs([{"op_code": 0, "number": number}])
+    old.close()
+    over = generations(tmp_path / "new-head" / "study.journal", storage)
+    assert over == {old.generation}
+    storage.delete()
+    fresh = Journal(tmp_path / "old-head" / "study.journal", storage, over)
+    assert list(fresh.read_logs(0)) == [], "also before the new search has begun"
+    assert "was forgotten" in caplog.text
+    new = Journal(tmp_path / "new-head" / "study.journal", storage, over)
+    new.append_logs([{"op_code": 0, "number": 1}])
+    new.close()
+    assert list(Journal(tmp_path / "old-head" / "study.journal", storage, over).read_logs(0)) == [
+        {"op_code": 0, "number": 1}
+    ]
 
 
 def test_never_removes_no_folder_that_is_none_of_ours(prepared, tmp_path):
