@@ -51,11 +51,11 @@ def without_padding(hu: np.ndarray) -> tuple[np.ndarray, Values]:
     lowest, highest = float(hu.min()), float(hu.max())
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ImageError("NaN or infinite values")
-    measured = hu.size
-    below = np.count_nonzero(hu < TISSUE_ABOVE)
+    measured, below = hu.size, int(np.count_nonzero(hu < TISSUE_ABOVE))
     if lowest < PADDING_BELOW:
         padding = hu < PADDING_BELOW
-        measured, below = measured - np.count_nonzero(padding), below - np.count_nonzero(padding)
+        padded = int(np.count_nonzero(padding))
+        measured, below = measured - padded, below - padded
         hu = np.where(padding, np.float32(AIR), hu)
     if not measured:
         raise ImageError("nothing but padding")

@@ -102,7 +102,7 @@ def test_a_file_that_is_no_slice_is_refused_or_left_out_alone_and_in_a_series(
 @pytest.mark.parametrize("kind", [["DERIVED", "SECONDARY", "MPR"], ["ORIGINAL", "PRIMARY", "LOCALIZER"]])
 def test_derived_images_are_taken_where_they_are_asked_for(tmp_path: Path, kind: list[str]) -> None:
     write_series(tmp_path, ImageType=kind)
-    with pytest.raises(UserError, match="--derived true"):
+    with pytest.raises(UserError, match=r"--source\.derived true"):
         list_source(tmp_path, UNLABELLED)
     assert np.array_equal(pixels(list_source(tmp_path, SourceSettings(labelled=False, derived=True))), shown(CHEST))
 

@@ -199,6 +199,7 @@ def test_an_xray_is_shown_as_an_independent_reader_shows_it(tmp_path: Path, chan
 def test_an_xray_without_a_window_is_a_picture_of_sixteen_bits(tmp_path: Path) -> None:
     write_dicom(tmp_path / "film.dcm", FILM, 0, **XRAY)
     assert "sixteen_bit" in loaded(tmp_path)[0]
+    assert "not in Hounsfield units" in loaded(tmp_path, ImageSettings(size=SIDE, sixteen_bit="hu,1024"))[0]
     (result,) = loaded(tmp_path, ImageSettings(size=SIDE, sixteen_bit="stretch"))
     assert np.array_equal(result, np.rint((FILM - 200.0) * (255 / 3600)).astype(np.uint8))
 

@@ -36,7 +36,7 @@ def unset(path: Path, code: int) -> Path:
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_an_affine_that_nobody_set_is_refused_unless_the_orientation_is_said(tmp_path: Path, code: int) -> None:
     path = unset(tmp_path / "P1.nii", code)
-    with pytest.raises(UserError, match=r"identity.*--orientation"):
+    with pytest.raises(UserError, match=r"identity.*--source\.orientation"):
         list_source(path, source())
     assert np.array_equal(pixels(list_source(path, source("SPL"))), shown(CHEST))
     assert np.array_equal(pixels(list_source(path, source("IPL"))), shown(CHEST)[::-1])
@@ -58,7 +58,7 @@ def test_sform_and_qform_that_disagree_are_refused_unless_one_is_chosen(tmp_path
     volume.set_sform(left, 1)
     volume.set_qform(right, 1)
     nibabel.save(volume, tmp_path / "P1.nii")
-    with pytest.raises(UserError, match=r"sform says LPS and qform RPS.*--orientation sform"):
+    with pytest.raises(UserError, match=r"sform says LPS and qform RPS.*--source\.orientation sform"):
         list_source(tmp_path / "P1.nii", source())
     assert np.array_equal(pixels(list_source(tmp_path / "P1.nii", source("sform"))), shown(CHEST))
     assert np.array_equal(pixels(list_source(tmp_path / "P1.nii", source("qform"))), shown(CHEST)[:, :, ::-1])
@@ -74,7 +74,7 @@ def test_an_orientation_that_is_none_is_an_error(orientation: str) -> None:
 def test_a_folder_of_many_patients_is_not_one_patient(tmp_path: Path) -> None:
     for number in range(3):
         write_nifti(tmp_path / "imagesTr" / f"case_{number}.nii.gz")
-    with pytest.raises(UserError, match=r"3 volumes lie in the folder 'imagesTr'.*--patient-regex"):
+    with pytest.raises(UserError, match=r"3 volumes lie in the folder 'imagesTr'.*--source\.patient-regex"):
         list_source(tmp_path, source())
     each = list_source(tmp_path, source(patient_regex="([^/]+)[.]nii"))
     assert [study.patient for study in each.studies] == ["case_0", "case_1", "case_2"]

@@ -191,9 +191,9 @@ def _require_original(header: pydicom.Dataset) -> None:
     words = {word for value in values for word in re.split(r"[\s_]+", value)} | {value.replace(" ", "") for value in values}
     written = "\\".join(values)
     if words & LOCALIZER:
-        raise NotWantedError(f"a localizer (ImageType {written}); --derived true takes it, where it is axial")
+        raise NotWantedError(f"a localizer (ImageType {written}); --source.derived true takes it, where it is axial")
     if words & COMPUTED or values[:2] == ["DERIVED", "SECONDARY"]:
-        raise NotWantedError(f"computed from other images (ImageType {written}); --derived true takes it")
+        raise NotWantedError(f"computed from other images (ImageType {written}); --source.derived true takes it")
 
 
 def _axial(header: pydicom.Dataset) -> tuple[float, bool]:

@@ -60,7 +60,7 @@ def _shown(path: Path, settings: ImageSettings, derived: bool) -> tuple[np.ndarr
     dataset = open_file(path, pixels=True)
     header = read_header(dataset, path.name, derived)
     if header.modality != "CT":
-        return _xray(dataset)[:, :, None], None
+        return _xray(dataset, settings)[:, :, None], None
     slope, intercept = _rescale(dataset)
     stored = _stored(dataset)
     with np.errstate(over="ignore"):
@@ -136,7 +136,7 @@ def _require_no_tissue(padding: np.ndarray) -> None:
         )
 
 
-def _xray(dataset: pydicom.Dataset) -> np.ndarray:
+def _xray(dataset: pydicom.Dataset, settings: ImageSettings) -> np.ndarray:
     """An X-ray through the first window or table of its file: uint8 [rows, columns]; without one uint16, as stored.
 
     Raises:
@@ -156,6 +156,8 @@ def _xray(dataset: pydicom.Dataset) -> np.ndarray:
         shown = 255 - shown if inverted else shown
         if shown.min() == shown.max():
             raise ImageError("the window of the file makes one grey level of all its values")
+    elif settings.sixteen_bit_meaning[0] == "hu":
+        raise ImageError("no window and no VOI LUT in the file: an X-ray is not in Hounsfield units")
     else:
         most = 2 ** int(dataset.BitsStored) - 1
         if values.min() < 0 or values.max() > most:

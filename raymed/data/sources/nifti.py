@@ -163,7 +163,7 @@ def _axes(volume: nibabel.Nifti1Image, orientation: str | None) -> str:
     if not affines:
         raise ImageError(
             "no valid sform or qform (missing, or the identity that programs write by default): where left, front and head "
-            "are is unknown; if you know, pass --orientation with to where the stored axes point, such as LPS"
+            "are is unknown; if you know, pass --source.orientation with to where the stored axes point, such as LPS"
         )
     codes = {name: "".join(code or "?" for code in nibabel.aff2axcodes(affine)) for name, affine in affines.items()}
     if len(set(codes.values())) > 1:
@@ -171,7 +171,7 @@ def _axes(volume: nibabel.Nifti1Image, orientation: str | None) -> str:
             return given
         raise ImageError(
             f"sform says {codes['sform']} and qform {codes['qform']}: where left, front and head are is unknown; pass "
-            "--orientation sform or --orientation qform"
+            "--source.orientation sform or qform"
         )
     affine = next(iter(affines.values()))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -250,5 +250,5 @@ def _require_patients(root: Path, owners: Mapping[str, tuple[str, str | None]]) 
         if count > MANY_VOLUMES or (patient in DATA_SET_FOLDERS and count > 1):
             raise UserError(
                 f"{root}: {count} volumes lie in the folder {patient!r}, as if they were of one patient. If each volume "
-                "is a patient, pass --patient-regex '([^/]+)[.]nii'; if all are of one, --patient-regex '([^/]+)/[^/]+$'"
+                "is a patient, pass --source.patient-regex '([^/]+)[.]nii'; if all are of one, '([^/]+)/[^/]+$'"
             )
