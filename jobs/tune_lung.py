@@ -35,7 +35,7 @@ def main(options: TuneLung) -> Outcome:
     if options.dry_run:
         return describe(night)
     with night.alone():
-        return judge_night(night, run_search(night), options.refit)
+        return judge_night(night, run_search(night), options.refit, options.alias)
 
 
 if __name__ == "__main__":

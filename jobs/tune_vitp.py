@@ -38,7 +38,7 @@ def main(options: TuneVitp) -> Outcome:
     if options.dry_run:
         return describe(night)
     with night.alone():
-        return register_winner(night, run_search(night))
+        return register_winner(night, run_search(night), options.alias)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import pandas as pd
 from raymed.data.leak import guard
 from raymed.data.plan import SliceSettings, uniform
 from raymed.data.prepared import Prepared
+from raymed.data.split import SPLITS
+from raymed.data.usage import Usage
 from raymed.errors import UserError
 from raymed.evaluation.calibration import fit_temperature
 from raymed.evaluation.metrics import Evaluation, evaluate
@@ -85,6 +87,11 @@ class Candidate:
             seed=int(run.tags["raymed.seed"]),
         )
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether a limit left patients out, as for a first try."""
+        return self.slices != self.slices.unlimited
+
     def network(self, checkpoint: str) -> Folder:
         """Where a checkpoint's exported network lies.
 
@@ -135,6 +142,7 @@ class Judgement:
         validation_patients: each validation patient's probabilities.
         test: figures of the test split, looked at once; None where there is none.
         test_patients: each test patient's probabilities.
+        usage: patients and slices of each split that it was trained and judged on.
     """
 
     candidate: Candidate
@@ -144,6 +152,7 @@ class Judgement:
     validation_patients: Patients
     test: Evaluation | None
     test_patients: Patients | None
+    usage: Usage
 
     def predictions(self) -> bytes:
         """A CSV of every judged patient. It names patients: keep it in the storage, never in MLflow."""
@@ -190,9 +199,14 @@ def judge(
             f"{prepared.folder.uri} has no classes to judge by: its models are used through their ViT (extract_vit)"
         )
 
+    used = {
+        split: chosen_rows(prepared, split, candidate.fold, candidate.slices, candidate.seed)
+        for split in SPLITS
+        if len(prepared.rows(split, candidate.fold))
+    }
+
     def predict(split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        chosen = chosen_rows(prepared, split, candidate.fold, candidate.slices, candidate.seed)
-        return predict_rows(model, prepared, chosen, micro_batch, workers)
+        return predict_rows(model, prepared, used.get(split, np.empty(0, np.int64)), micro_batch, workers)
 
     def judged(logits: np.ndarray, columns: dict[str, np.ndarray]) -> tuple[Evaluation, Patients]:
         probabilities = softmax(logits, temperature)
@@ -202,5 +216,6 @@ def judge(
     logits, columns = predict("val")
     temperature = fit_temperature(logits, columns["patient"], columns["label"])
     validation, validation_patients = judged(logits, columns)
-    test, test_patients = judged(*predict("test")) if len(prepared.rows("test")) else (None, None)
-    return Judgement(candidate, temperature, names, validation, validation_patients, test, test_patients)
+    test, test_patients = judged(*predict("test")) if "test" in used else (None, None)
+    usage = Usage.of(prepared, used, candidate.fold)
+    return Judgement(candidate, temperature, names, validation, validation_patients, test, test_patients, usage)

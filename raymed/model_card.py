@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
-from raymed.data.split import SPLITS
 from raymed.evaluation.metrics import Evaluation
 from raymed.evaluation.predict import Inference
 from raymed.evaluation.summary import show
@@ -28,13 +27,20 @@ change them, so test it on your own patients first."""
 
 
 def write_network(
-    name: str, found_by: str, prepared: Prepared, fold: int | None, settings: Mapping[str, Any], licence: str = ""
+    name: str,
+    found_by: str,
+    prepared: Prepared,
+    fold: int | None,
+    settings: Mapping[str, Any],
+    used: str = "",
+    licence: str = "",
 ) -> str:
     """The card, as Markdown, of a network that is judged by its validation loss alone.
 
     Args:
         found_by: how it was chosen.
         settings: the recipe's.
+        used: what was trained and validated on, in words.
         licence: what the user states.
 
     Raises:
@@ -45,6 +51,7 @@ def write_network(
         f"{found_by} A lower loss does not prove a better backbone: compare on the task it is for.",
         "## Data",
         f"Prepared data with digest `{prepared.digest}`; {guard(prepared.index, fold)}.",
+        *([f"Used of it: {used}."] if used else []),
         "## Licence",
         licence or _licence(settings),
         "## Settings",
@@ -87,9 +94,9 @@ def write(
         "## Data",
         f"Prepared data with digest `{prepared.digest}`; {manifest.quarantined} slices in quarantine, "
         f"{len(manifest.left_out)} patients without a usable slice, "
-        f"{len(manifest.near_duplicates)} groups of near-duplicates kept together.",
-        _counts(manifest.patients),
-        "No patient, study, picture or near-duplicate group is in two splits (checked again before judging).",
+        f"{near_duplicates(prepared)}.",
+        *_used(judgement, refit),
+        f"Checked again before judging: {guard(prepared.index, judgement.candidate.fold)}.",
         "## Network",
         f"Recipe {settings.get('recipe', '')}, {_origin(settings)}; run `{judgement.candidate.run_id}`.",
         "## Licence",
@@ -136,13 +143,30 @@ def _tables(evaluation: Evaluation, split: str) -> list[str]:
     return parts
 
 
-def _counts(patients: Mapping[str, Mapping[str, int]]) -> str:
-    there = {split for counts in patients.values() for split in counts}
-    splits = [split for split in SPLITS if split in there] + sorted(there - set(SPLITS))
-    lines = [f"| patients | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
-    for name, counts in patients.items():
-        lines.append(f"| {name} | {' | '.join(str(counts.get(split, 0)) for split in splits)} |")
-    return "\n".join(lines)
+def near_duplicates(prepared: Prepared) -> str:
+    """What was done about patients who share near-duplicate pictures."""
+    groups, mode = len(prepared.manifest.near_duplicates), prepared.manifest.settings.get("near_duplicates", "group")
+    if not groups:
+        return "no patients share near-duplicate pictures"
+    if mode == "warn":
+        return f"{groups} groups of patients who share near-duplicate pictures, NOT kept in one split (near_duplicates warn)"
+    return f"{groups} groups of patients who share near-duplicate pictures, each kept in one split"
+
+
+def _used(judgement: Judgement, refit: Refit | None) -> list[str]:
+    """Who was trained and judged on, of those there are."""
+    usage, parts = judgement.usage, []
+    if usage.leaves_patients_out:
+        parts.append(f"**Trained on a limit, as for a first try**: {usage}.")
+    lines = [
+        ["patients (slices) used", *usage.splits],
+        ["---"] * (len(usage.splits) + 1),
+        *usage.table(),
+    ]
+    parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    if refit is not None:
+        parts.append(f"The registered weights were trained again on every patient of {' + '.join(refit.splits)}.")
+    return parts
 
 
 def _origin(settings: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes import RECIPE_FILE, open_model
 from raymed.seal import check_seal, seal
-from raymed.tracking import Tracker
+from raymed.tracking import USED, Tracker
 
 log = logging.getLogger("raymed")
 
@@ -51,7 +51,7 @@ class Registered:
     Attributes:
         name: of the registered model.
         version: its number.
-        uri: what to give to --model.
+        uri: what to give to --model: its alias or, without one, its number.
         judgement: how good it is.
     """
 
@@ -64,7 +64,7 @@ class Registered:
 def judge_and_register(
     tracker: Tracker,
     candidate: Candidate,
-    alias: str = CHAMPION,
+    alias: str | None = None,
     refit: Refit | None = None,
     licence: str = "",
     micro_batch: int = 32,
@@ -72,6 +72,9 @@ def judge_and_register(
     bootstrap: int = 1000,
 ) -> Registered:
     """Judge a candidate, log its figures, register its network (or its refit's) and give it the alias.
+
+    Args:
+        alias: None for `champion`, and for none where a limit left patients out of training.
 
     Raises:
         UserError: the checkpoint or the data are not there any more, or leak.
@@ -103,9 +106,7 @@ def judge_and_register(
             found = _create_version(tracker, name, key, candidate.run_id, _figures(judgement), text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
-    tracker.client.set_registered_model_alias(name, alias, found)
-    log.info("registered %s version %s as %s", name, found, alias)
-    return Registered(name, found, f"models:/{name}@{alias}", judgement)
+    return Registered(name, found, _give_alias(tracker, candidate, name, found, alias), judgement)
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,13 @@ class RegisteredNetwork:
 
 
 def register_network(
-    tracker: Tracker, candidate: Candidate, val_loss: float, found_by: str, alias: str = CHAMPION, licence: str = ""
+    tracker: Tracker, candidate: Candidate, val_loss: float, found_by: str, alias: str | None = None, licence: str = ""
 ) -> RegisteredNetwork:
     """Register a candidate's exported network as it is, for data without classes to judge patients by.
 
     Args:
         found_by: how it was chosen, a sentence for its card.
+        alias: as for `judge_and_register`.
 
     Raises:
         UserError: the checkpoint is not there any more, or the data leak.
@@ -133,7 +135,8 @@ def register_network(
         network = candidate.fetch(candidate.checkpoint, Path(temporary) / "model")
         settings = json.loads((network / RECIPE_FILE).read_text("utf-8"))
         name, key = f"raymed-{settings['recipe']}", _key(candidate, None, prepared)
-        text = model_card.write_network(f"{name}-{key}", found_by, prepared, candidate.fold, settings, licence)
+        used = tracker.describe(candidate.run_id).tags.get(USED, "")
+        text = model_card.write_network(f"{name}-{key}", found_by, prepared, candidate.fold, settings, used, licence)
         found = _version(tracker, name, key)
         if found is None:
             tracker.text(candidate.run_id, text, "card.md")
@@ -141,9 +144,23 @@ def register_network(
             found = _create_version(tracker, name, key, candidate.run_id, {"val_loss": f"{val_loss:.4f}"}, text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
-    tracker.client.set_registered_model_alias(name, alias, found)
-    log.info("registered %s version %s as %s", name, found, alias)
-    return RegisteredNetwork(f"models:/{name}@{alias}", found, text)
+    return RegisteredNetwork(_give_alias(tracker, candidate, name, found, alias), found, text)
+
+
+def alias_of(candidate: Candidate, given: str | None) -> str | None:
+    """The alias that a candidate's version gets: the given one, else `champion`, and none after a limit on its patients."""
+    return given or (None if candidate.is_limited else CHAMPION)
+
+
+def _give_alias(tracker: Tracker, candidate: Candidate, name: str, number: str, given: str | None) -> str:
+    """Give a version its alias, and say so; returns how to ask for it."""
+    alias = alias_of(candidate, given)
+    if alias is None:
+        log.warning("registered %s version %s under no alias: a limit left patients out of training", name, number)
+        return f"models:/{name}/{number}"
+    tracker.client.set_registered_model_alias(name, alias, number)
+    log.info("registered %s version %s as %s", name, number, alias)
+    return f"models:/{name}@{alias}"
 
 
 def save(network: Path, inference: Inference, folder: Path) -> None:

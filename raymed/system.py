@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raymed")
 
+NO_ALIAS = "A model of it is registered under no alias unless --alias is given"
+
 Searching = TypeVar("Searching", bound="SystemOptions")  # and SearchOptions
 
 
@@ -100,7 +102,7 @@ class SystemOptions(JobOptions, ABC):
                 "cannot be asked about files. Prepare the data again",
                 *(prepared.folder.uri, prepared.image.rule, PIXEL_RULE),
             )
-        return FitSpec(
+        spec = FitSpec(
             name="",
             storage=self.folder.uri,
             data=prepared.folder.uri,
@@ -112,6 +114,9 @@ class SystemOptions(JobOptions, ABC):
             workers=self.workers,
             min_workers=self.min_workers,
         )
+        if self.sampling != self.sampling.unlimited:
+            log.warning("a limit leaves patients out: %s. %s", spec.usage(prepared), NO_ALIAS)
+        return spec
 
     def night(self, prepared: Prepared, budget: Budget) -> Night:
         """The run or search that the options describe; a single run is a search of one trial in an empty space."""
@@ -183,6 +188,7 @@ class SearchOptions:
         timezone: Time zone of `until`, such as Europe/Berlin (default: that of the machine the job runs on; a cluster's is
             mostly UTC).
         refit: Train the winner again on more rows: train and val (trainval) or every split (all).
+        alias: Name that the registered winner gets (default: champion; none where a limit left patients out of training).
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = ("trials", "max_epochs", "hours", "until", "refit")
@@ -194,6 +200,7 @@ class SearchOptions:
     until: str = ""
     timezone: str = ""
     refit: Literal["none", "trainval", "all"] = "none"
+    alias: str | None = None
 
     @property
     def budget(self) -> Budget:

@@ -39,6 +39,7 @@ PERMANENT = {  # MLflow's answers that stay the same however often it is asked
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
     *("INVALID_STATE", "BAD_REQUEST", "MALFORMED_REQUEST"),
 }
+USED = "raymed.used"  # the tag that says whom a run is trained and validated on
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

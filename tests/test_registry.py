@@ -240,3 +240,21 @@ def test_a_network_of_data_without_classes_is_registered_once_by_its_validation_
     assert "Picked. A lower loss does not prove" in first.card and "no patient" in first.card
     found = resolve_model(first.uri, tracker)
     assert found.inference is None and open_model(found.network)[0].name == "lung"
+
+
+def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_unasked(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    limited = replace(candidate, slices=SliceSettings(2, limit=12))
+    first = judge_and_register(tracker, limited, bootstrap=20)
+    assert first.uri == f"models:/raymed-lung/{first.version}"
+    assert "under no alias: a limit left patients out of training" in caplog.text
+    assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
+    card = str(tracker.client.get_model_version("raymed-lung", first.version).description)
+    assert "**Trained on a limit, as for a first try**: train 12 of 132 patients (24 records), val 12 of 22" in card
+    assert " of 33 (" in card and "| 33 (" not in card, "each class says how many of its train patients were used"
+    whole = str(tracker.client.get_model_version("raymed-lung", registered.version).description)
+    assert "Trained on a limit" not in whole and "| 33 (66) |" in whole
+    again = judge_and_register(tracker, limited, alias="candidate", bootstrap=20)
+    assert (again.uri, again.version) == ("models:/raymed-lung@candidate", first.version)

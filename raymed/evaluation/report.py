@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from raymed.data.usage import Usage
 from raymed.evaluation import figures, search_figures
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import Evaluation
@@ -80,21 +81,19 @@ class DataSummary:
     Attributes:
         source: where the data came from.
         digest: of the prepared data.
-        patients: by class and split, as the manifest counts them.
-        slices: likewise.
+        usage: patients and slices that were really used, of those there are.
         quarantined: slices refused when the data were prepared.
         left_out: patients of whom no slice can be used.
-        near_duplicates: groups of patients kept in one split because pictures of theirs are near-duplicates.
+        near_duplicates: what was done about patients who share near-duplicate pictures, in words.
         guard: what the leak guard proved, in words.
     """
 
     source: str
     digest: str
-    patients: Mapping[str, Mapping[str, int]]
-    slices: Mapping[str, Mapping[str, int]]
+    usage: Usage
     quarantined: int
     left_out: int
-    near_duplicates: int
+    near_duplicates: str
     guard: str
 
 

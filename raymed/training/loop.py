@@ -28,6 +28,7 @@ from raymed.data.micro_batches import Division, MicroBatch
 from raymed.data.plan import EpochPlan, Sampling, SliceSettings, plan_epoch, showings
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Reader, Staged, Streamed, ahead
+from raymed.data.usage import Usage
 from raymed.errors import RunError, UserError
 from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.storage import Folder
@@ -118,6 +119,13 @@ class FitSpec:
     def rows(self, prepared: Prepared, split: str, epoch: int | None = None) -> np.ndarray:
         """The chosen rows of a split, ascending; `epoch` matters where epochs differ."""
         return self.sampling.choose(prepared, prepared.rows(split, self.fold), self.seed, epoch)
+
+    def usage(self, prepared: Prepared) -> Usage:
+        """Whom an epoch trains on, and whom it is validated on."""
+        rows = {
+            split: self.rows(prepared, split) for split in {*self.train_on, "val"} if len(prepared.rows(split, self.fold))
+        }
+        return Usage.of(prepared, rows, self.fold)
 
     def all_rows(self, prepared: Prepared) -> np.ndarray:
         """Every row that any epoch of the run may read, ascending."""

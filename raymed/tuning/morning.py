@@ -24,6 +24,7 @@ from raymed.evaluation.patients import Patients, softmax, to_patients
 from raymed.evaluation.report import DataSummary, SearchReport, State, TrialSummary, render
 from raymed.job import Outcome
 from raymed.judgement import Refit
+from raymed.model_card import near_duplicates
 from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
 from raymed.training.checkpoint import Progress, fetch_newest
@@ -44,11 +45,12 @@ STATES: dict[TrialState, State] = {
 REFIT_SPLITS = {"trainval": ("train", "val"), "all": ("train", "val", "test")}
 
 
-def judge_night(night: Night, study: Study, refit: str = "none") -> Outcome:
+def judge_night(night: Night, study: Study, refit: str = "none", alias: str | None = None) -> Outcome:
     """Judge and register the best trial, mark what ties with it, and write the report.
 
     Args:
         refit: train the winner again on train and val (``trainval``) or on every split (``all``) before it is registered.
+        alias: see `SearchOptions`.
 
     Raises:
         RunError: no trial completed an epoch.
@@ -57,7 +59,7 @@ def judge_night(night: Night, study: Study, refit: str = "none") -> Outcome:
     tracker = night.open_tracker()
     runs = {trial.number: tracker.find(night.trial_key(trial)) or "" for trial in study.trials}
     again = Refit(_refit(night, best, REFIT_SPLITS[refit]), REFIT_SPLITS[refit]) if refit != "none" else None
-    registered = judge_and_register(tracker, night.candidate(runs[best.number], best), refit=again)
+    registered = judge_and_register(tracker, night.candidate(runs[best.number], best), alias, again)
     ties = find_ties(night, study, best)
     for number in ties:
         tracker.tags(runs[number], {"raymed.tie": f"not surely worse than trial {best.number}"})
@@ -180,11 +182,10 @@ def _report(
         data=DataSummary(
             source=manifest.source,
             digest=prepared.digest,
-            patients=manifest.patients,
-            slices=manifest.slices,
+            usage=judgement.usage,
             quarantined=manifest.quarantined,
             left_out=len(manifest.left_out),
-            near_duplicates=len(manifest.near_duplicates),
+            near_duplicates=near_duplicates(prepared),
             guard=str(guard(prepared.index, night.template.fold)),
         ),
         command=night.command,

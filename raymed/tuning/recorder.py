@@ -11,8 +11,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.prepared import Prepared
+from raymed.data.usage import Usage
 from raymed.outbox import Outbox, Refused
-from raymed.tracking import GENERATION, RunRecord, Status, Tracker, is_permanent
+from raymed.tracking import GENERATION, USED, RunRecord, Status, Tracker, is_permanent
 from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER, RANK, FitSpec
 from raymed.tuning.night import Night
@@ -53,6 +54,7 @@ class Recorder:
         self._each = each
         self._runs: dict[int, str] = {}
         self._digests: dict[str, str] = {}
+        self._usages: dict[str, Usage] = {}
         self._warned: set[int] = set()  # trials of which damaged checkpoints were told
         self._outbox = Outbox(night.outbox, f"the tracking server {tracker.uri}", self._deliver)
         self._outbox.put({"happened": "begin", "finished": [t.number for t in study.trials if t.state.is_finished()]})
@@ -163,14 +165,20 @@ class Recorder:
             spec = self._night.spec(trial)
             fold = "" if spec.fold is None else str(spec.fold)
             how = spec.train.how() | {"workers": self._each.workers, "threads": self._each.cpus}
+            usage = self._used(spec)
             run = self._tracker.run(
                 self._night.trial_key(trial),
                 spec.name,
                 parent=self._parent,
                 tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
-                | {GENERATION: self._study.generation}
+                | {GENERATION: self._study.generation, USED: str(usage)}
                 | {f"raymed.{name}": str(value) for name, value in how.items()},
-                params={**spec.recipe.settings(), "train": spec.train.deciding(), "seed": spec.seed},
+                params={
+                    **spec.recipe.settings(),
+                    "train": spec.train.deciding(),
+                    "used": usage.flat(),
+                    "seed": spec.seed,
+                },
                 begun_with={"how": how},
             )
             if spec.data not in self._digests:
@@ -179,6 +187,13 @@ class Recorder:
             self._tracker.input(run, self._night.name, self._digests[spec.data], spec.data, context)
             self._runs[number] = run
         return self._runs[number]
+
+    def _used(self, spec: FitSpec) -> Usage:
+        """Whom a run is trained and validated on, counted once for all trials that have it in common."""
+        key = repr((spec.data, spec.fold, spec.sampling, spec.seed))
+        if key not in self._usages:
+            self._usages[key] = spec.usage(Prepared.open(spec.data))
+        return self._usages[key]
 
 
 def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial) -> bool:

@@ -12,8 +12,11 @@ from raymed.tuning.night import Night
 from raymed.tuning.study import BEST_EPOCH, Study, best_value
 
 
-def register_winner(night: Night, study: Study) -> Outcome:
+def register_winner(night: Night, study: Study, alias: str | None = None) -> Outcome:
     """Register the trial with the lowest validation loss.
+
+    Args:
+        alias: see `SearchOptions`.
 
     Raises:
         RunError: no trial completed an epoch.
@@ -24,7 +27,7 @@ def register_winner(night: Night, study: Study) -> Outcome:
         f"The search {night.name}, {night.label(best)}: val_loss {best_value(best):.4f} in epoch "
         f"{best.user_attrs[BEST_EPOCH]}, the lowest of {len(study.trials)} trials. It was started with `{night.command}`."
     )
-    registered = register_network(tracker, night.candidate(run, best), best_value(best), found_by)
+    registered = register_network(tracker, night.candidate(run, best), best_value(best), found_by, alias)
     uri, parent = registered.uri, str(tracker.find(night.name))
     report = f"{registered.card}\n{_table(night, study)}\n"
     tracker.text(parent, report, "report.md")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from raymed.data.phantom import PhantomSettings, phantom_patient
+from raymed.data.usage import Usage
 from raymed.evaluation.metrics import evaluate
 from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.report import DataSummary, HardPatient, SearchReport, TrialSummary
@@ -92,11 +93,14 @@ def morning() -> SearchReport:
         data=DataSummary(
             source="phantom patients, difficulty 0.5",
             digest="5b2f0c1e9d7a4c63",
-            patients=counts,
-            slices={name: {split: 33 * count for split, count in row.items()} for name, row in counts.items()},
+            usage=Usage(
+                counts,
+                {name: {split: 33 * count for split, count in row.items()} for name, row in counts.items()},
+                counts,
+            ),
             quarantined=17,
             left_out=2,
-            near_duplicates=2,
+            near_duplicates="2 groups of patients who share near-duplicate pictures, each kept in one split",
             guard="no patient, study, near-duplicate group or picture is in two splits",
         ),
         hardest=hardest,

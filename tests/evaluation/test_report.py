@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from morning import CLASSES, morning, patients
 
+from raymed.data.usage import Usage
 from raymed.evaluation.metrics import evaluate
 from raymed.evaluation.report import HardPatient, SearchReport, TrialSummary, render
 
@@ -120,7 +121,7 @@ def test_nothing_that_comes_from_data_becomes_markup(report: SearchReport) -> No
         champion=1,
         hardest=[HardPatient(evil, 0, [0.1, 0.2, 0.3, 0.4], [np.zeros((9, 9, 1), np.uint8)])],
         data=dataclasses.replace(
-            report.data, source=evil, digest=evil, guard=evil, patients={evil: {"train": 1}}, slices={evil: {"train": 1}}
+            report.data, source=evil, digest=evil, guard=evil, near_duplicates=evil, usage=Usage(*[{evil: {"train": 1}}] * 3)
         ),
         cost={evil: evil}, importance={evil: 1.0}, versions={evil: evil}, notes=[evil],
     )  # fmt: skip
