@@ -21,7 +21,8 @@ from mlflow.types.schema import AnyType
 from raymed.data.hounsfield import require_hounsfield, without_padding
 from raymed.data.image import ImageError, ImageSettings, apply_window, fit
 from raymed.data.record import Record
-from raymed.data.sources import Refusal, SourceSettings, list_source, load_study
+from raymed.data.sources import Listing, Refusal, SourceSettings, is_single, list_source, load_study
+from raymed.data.sources.table import Row, list_rows
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference, Predictor, note, table, to_record
 from raymed.recipes import open_model
@@ -64,12 +65,7 @@ class PatientModel(PythonModel):
             raise UserError(f"{unnamed} of {len(model_input)} rows have no patient_id: give one for each row")
         predictions = []
         for patient, images in model_input.groupby("patient_id", sort=False)["image"]:
-            records: list[Record] = []
-            notes: list[str] = []
-            for number, image in enumerate(images):
-                found, refused = _records(str(patient), number, image, self.inference.image)
-                records.extend(found)
-                notes.extend(refused)
+            records, notes = _records_of_patient(str(patient), list(images), self.inference.image)
             predictions.append(self.predictor.patient(str(patient), records, self.inference, notes))
         shares = {f"p_{name}": float for name in self.inference.labels.names}  # also where no patient has any
         return pd.DataFrame(table(predictions, self.inference)).astype(shares)
@@ -89,22 +85,43 @@ def signature(class_names: Sequence[str]) -> ModelSignature:
     return ModelSignature(Schema([ColSpec(text, "patient_id"), ColSpec(AnyType(), "image")]), Schema(outputs))
 
 
-def _records(patient: str, number: int, image: Any, settings: ImageSettings) -> tuple[list[Record], list[str]]:
-    """The usable slices of one input row, and notes on the others."""
-    if not isinstance(image, str | Path):
-        return _from_array(patient, number, image, settings)
-    listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"))
-    if len({study.patient for study in listing.studies}) > 1:
-        raise UserError(f"{image} holds several patients: give one row per patient, or use jobs/predict_lung.py")
+def _records_of_patient(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple[list[Record], list[str]]:
+    """The usable slices of one patient's input rows, and notes on the others."""
+    records: list[Record] = []
+    notes: list[str] = []
+    pictures: dict[str, Row] = {}
+    for number, image in enumerate(images):
+        if isinstance(image, str | Path) and is_single(Path(image)):
+            path = str(Path(image).absolute())
+            if path in pictures:
+                raise UserError(f"{image} is named twice for patient {patient}: name each picture once")
+            pictures[path] = Row(number, path, patient, None, "pictures", None, "")
+            continue
+        if isinstance(image, str | Path):
+            listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"))
+            if len({study.patient for study in listing.studies}) > 1:
+                raise UserError(f"{image} holds several patients: give one row per patient, or use jobs/predict_lung.py")
+            found, refused = _from_listing(patient, f"{number}/", listing, settings)
+        else:
+            found, refused = _from_array(patient, number, image, settings)
+        records += found
+        notes += refused
+    if pictures:  # a series of the patient's, in the order that a folder of them has, whatever that of the rows
+        listing = list_rows(Path("row"), Path("/"), pictures.values(), SourceSettings(labelled=False, patient_ids="folder"))
+        found, refused = _from_listing(patient, "", listing, settings)
+        records += found
+        notes += refused
+    return records, notes
+
+
+def _from_listing(patient: str, name: str, listing: Listing, settings: ImageSettings) -> tuple[list[Record], list[str]]:
     records, notes = [], [note(refusal) for refusal in listing.refusals]
     for study in listing.studies:
-        single = len(study.slices) == 1
         for piece, loaded in load_study(listing.root, study, settings):
             if isinstance(loaded, Refusal):
                 notes.append(note(loaded))
             else:
-                series, position = ("pictures", number) if single else (f"{number}/{study.study}", piece.position)
-                records.append(to_record(piece.id, patient, series, position, loaded))
+                records.append(to_record(piece.id, patient, f"{name}{study.study}", piece.position, loaded))
     return records, notes
 
 

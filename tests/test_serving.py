@@ -10,13 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from conftest import write_prepared
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
 from PIL import Image
 
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
+from raymed.data.sources import SourceSettings, list_source
 from raymed.errors import UserError
 from raymed.evaluation.patients import softmax
-from raymed.evaluation.predict import Inference, chosen_rows, predict_rows
+from raymed.evaluation.predict import Inference, chosen_rows, predict_rows, predict_studies
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
 from raymed.registry import save
@@ -135,3 +138,37 @@ def test_several_patients_under_one_id_and_lost_paths_are_refused(served: mlflow
         ask(served, ("a", str(folder.parent)))
     with pytest.raises(UserError, match="no such file or folder"):
         ask(served, ("a", str(folder / "nowhere")))
+
+
+def test_files_named_one_by_one_are_looked_at_in_the_order_of_their_folder_by_job_model_and_service(
+    network: Path, data: Prepared, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    folder = tmp_path / "patients" / "anna"
+    folder.mkdir(parents=True)
+    for number in range(1, 13):  # as text, 10 to 12 come before 2
+        Image.fromarray(draw.integers(0, 255, (28, 28), np.uint8)).save(folder / f"{number}.png")
+    inference = Inference("lung v1", data.labels, data.image, SliceSettings(3), 1.0, data.digest)
+    listing = list_source(tmp_path / "patients", SourceSettings(labelled=False))
+    (job,) = predict_studies(open_model(network), listing, inference)
+    rows = pd.DataFrame({"patient_id": "anna", "image": [str(path) for path in sorted(folder.iterdir(), key=str)]})
+    relative = [str(Path(image).relative_to(tmp_path)) for image in rows["image"]]
+    rows.assign(image=relative).to_csv(tmp_path / "list.csv", index=False)
+    listed = list_source(tmp_path / "list.csv", SourceSettings(labelled=False))
+    (table,) = predict_studies(open_model(network), listed, inference)
+    save(network, inference, tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    asked = {
+        "rows as their names sort": model.predict(rows),
+        "rows in disorder": model.predict(rows.sample(frac=1, random_state=1)),
+        "folder": model.predict(pd.DataFrame({"patient_id": ["anna"], "image": [str(folder)]})),
+    }
+    with TestClient(scoring_server.init(model)) as service:
+        answer = service.post("/invocations", json={"dataframe_split": rows.to_dict(orient="split")})
+        asked["service"] = pd.DataFrame(answer.json()["predictions"])
+    assert table.probabilities == job.probabilities
+    for way, answer in asked.items():
+        np.testing.assert_allclose(answer[SHARES].to_numpy()[0], job.probabilities, atol=1e-6, err_msg=way)
+        assert answer["slices"].tolist() == [3], way
+    with pytest.raises(UserError, match="named twice"):
+        model.predict(pd.concat([rows, rows[:1]]))

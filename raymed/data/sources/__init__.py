@@ -27,7 +27,18 @@ from raymed.data.sources.listing import (
 from raymed.errors import UserError
 from raymed.submitted import where_it_looks
 
-__all__ = ["Columns", "Listing", "Refusal", "Slice", "SourceSettings", "Study", "list_source", "load_study", "read_whole"]
+__all__ = [
+    "Columns",
+    "Listing",
+    "Refusal",
+    "Slice",
+    "SourceSettings",
+    "Study",
+    "is_single",
+    "list_source",
+    "load_study",
+    "read_whole",
+]
 
 _FORMATS = {
     "folders": folders.list_studies,
@@ -103,6 +114,11 @@ def read_whole(path: Path, settings: ImageSettings) -> np.ndarray:
         raise
     except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable
         raise ImageError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def is_single(path: Path) -> bool:
+    """Whether a path is a file with one slice: a picture, or a DICOM file."""
+    return path.is_file() and (folders.is_picture(path) or dicom.is_dicom(path))
 
 
 def recognise(path: Path) -> str:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,23 +87,36 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             raise UserError(f"{path} holds {len(found)} CSV files; name the one to use")
         path = found[0]
     root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
+    rows: dict[str, Row] = {}
+    for row in read_rows(path, root, settings):
+        if row.path in rows:
+            line = rows[row.path].line
+            raise UserError(f"{path}:{row.line}: {row.path} stands on line {line} too; name each picture once")
+        rows[row.path] = row
+    if not rows:
+        raise UserError(f"{path}: has no lines below its header")
+    return list_rows(path, root, rows.values(), settings)
+
+
+def list_rows(path: Path, root: Path, rows: Iterable[Row], settings: SourceSettings) -> Listing:
+    """The studies of files that are named one by one, each once: DICOM files along their series, others by their names.
+
+    Args:
+        path: of the table, for messages.
+
+    Raises:
+        UserError: a study has several sources.
+    """
     stats: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
-    lines: dict[str, int] = {}
     there: list[Row] = []
-    for row in read_rows(path, root, settings):
-        where = f"{path.name}:{row.line}"
-        if row.path in lines:
-            raise UserError(f"{path}:{row.line}: {row.path} stands on line {lines[row.path]} too; name each picture once")
-        lines[row.path] = row.line
+    for row in rows:
         stat = file_stat(root / row.path)
         if stat is None:
-            refusals.append(Refusal(row.path, where, row.patient, absence(root / row.path)))
+            refusals.append(Refusal(row.path, f"{path.name}:{row.line}", row.patient, absence(root / row.path)))
         else:
             stats[row.path] = stat
             there.append(row)
-    if not lines:
-        raise UserError(f"{path}: has no lines below its header")
     dicom = sort_named(root, {row.path: (row.patient, row.study) for row in there}, settings)
     refusals += dicom.refusals({row.path: (row.path, f"{path.name}:{row.line}", row.patient) for row in there})
     unusable = dicom.refused.keys() | dicom.left_out.keys()
@@ -112,13 +125,13 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         if row.path not in unusable:
             groups[row.patient, row.study + dicom.place(row.path).study].append(row)
     studies = []
-    for (patient, study), rows in groups.items():
-        ordered = sorted(rows, key=lambda row: (row.position or 0.0, dicom.place(row.path).position, natural_key(row.path)))
-        sources = sorted({row.source for row in rows})
+    for (patient, study), alike in groups.items():
+        ordered = sorted(alike, key=lambda row: (row.position or 0.0, dicom.place(row.path).position, natural_key(row.path)))
+        sources = sorted({row.source for row in alike})
         if len(sources) > 1:
             raise UserError(f"{path}: study {study} of patient {patient} has several sources: {some(sources)}")
         # one study with two labels becomes two, so that whoever checks labels sees both
-        for label in sorted({row.label for row in rows}, key=str):
+        for label in sorted({row.label for row in alike}, key=str):
             slices = [
                 Slice(row.path, row.path, None, position, f"{path.name}:{row.line}", geometry=dicom.place(row.path).geometry)
                 for position, row in enumerate(ordered)
