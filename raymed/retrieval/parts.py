@@ -18,6 +18,7 @@ from raymed.data.labels import LabelTable
 from raymed.data.prepared import Places, Prepared
 from raymed.data.record import records_from
 from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, Study, list_source, load_study, recognise
+from raymed.data.sources.dicom import is_dicom
 from raymed.data.sources.folders import is_picture
 from raymed.data.sources.listing import Tree, make_study, some, sorted_studies, walk
 from raymed.data.survey import OWN_LABELS
@@ -191,10 +192,10 @@ def _read(places: Places, _: Map) -> Decoded:
 
 
 def _decode(root: Path, studies: list[Study], image: ImageSettings, mapped: Map) -> Decoded:
-    files = [
+    files = [  # those of a series together, because its slices prove their units together
         replace(study, slices=tuple(slices))
         for study in studies
-        for _, slices in groupby(study.slices, key=lambda piece: piece.path)
+        for _, slices in groupby(study.slices, key=lambda piece: "" if is_dicom(root / piece.path) else piece.path)
     ]
     loaded = mapped(lambda file: load_study(root, file, image), files)
     return [result for _, result in chain.from_iterable(loaded)]

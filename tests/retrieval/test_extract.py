@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from transformers import InternVLVisionConfig
+from volume_files import CHEST, write_dicom, write_nifti
 
 from raymed.data.image import ImageSettings
 from raymed.data.prepared import Prepared
-from raymed.data.sources import SourceSettings
+from raymed.data.sources import Slice, SourceSettings, Study, load_study
 from raymed.errors import UserError
 from raymed.evaluation.retrieval import judge
 from raymed.models.backbones import make_backbone
@@ -246,3 +247,20 @@ def test_an_npz_of_a_sweep_can_be_asked(images: Path, work: Work, tmp_path: Path
 def test_nothing_at_a_time_and_nobody_to_do_it_are_refused(images: Path, work: Work, tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(UserError, match="must be at least 1"):
         extract(work, parts_of(images, work), DATA, str(tmp_path), **wrong)
+
+
+def test_the_slices_of_a_series_prove_their_units_together(tmp_path: Path) -> None:
+    for at, plane in enumerate(CHEST):
+        write_dicom(tmp_path / f"{at}", np.full_like(plane, 40) if at == 2 else plane, 8.0 * at)  # a slice without air
+    listing = source_listing(tmp_path, SourceSettings(labelled=False))
+    (part,) = source_parts(listing, "source", ImageSettings(16))[0]
+    assert all(isinstance(picture, np.ndarray) for picture in part.load(map))
+
+
+def test_a_slice_of_a_volume_is_read_again_by_its_place_alone(tmp_path: Path) -> None:
+    listing = source_listing(write_nifti(tmp_path / "P1.nii", "RSA"), SourceSettings(labelled=False))
+    (part,) = source_parts(listing, "source", ImageSettings(16))[0]
+    row = part.rows[1]
+    piece = Slice(row["id"], row["path"], row["frame"], 0, row["path"])
+    ((_, again),) = load_study(listing.root, Study("P1", "", None, "", (piece,), ""), ImageSettings(16))
+    assert np.array_equal(again, part.load(map)[1])

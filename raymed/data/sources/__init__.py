@@ -174,10 +174,9 @@ def _load_file(path: Path, slices: list[Slice], settings: ImageSettings) -> list
     try:
         if nifti.is_nifti(path):
             frames = [piece.frame for piece in slices if piece.frame is not None]
-            axes = slices[0].axes
-            if axes is None or len(frames) < len(slices):
+            if len(frames) < len(slices):
                 raise ImageError("a volume, not a picture: give the NIfTI files themselves as the source")
-            return nifti.read_slices(path, frames, axes, settings)
+            return nifti.read_slices(path, frames, slices[0].axes, settings)
         return [fit(read_picture(path), settings)] * len(slices)
     except ImageError as error:
         return [str(error)] * len(slices)

@@ -120,7 +120,7 @@ class Slice:
         where: place to name in messages, e.g. ``labels.csv:17`` or the path.
         messages: the turns of text that come with the picture.
         geometry: its size, as far as the file says.
-        axes: of a slice of a volume, to where its stored axes point, such as LPS (left, back, head).
+        axes: of a slice of a volume, to where its stored axes point, such as LPS (left, back, head); None asks the file.
     """
 
     id: str

@@ -84,17 +84,17 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     return Listing(root, "nifti", sorted_studies(studies), tuple(refusals), notes)
 
 
-def read_slices(path: Path, frames: list[int], axes: str, settings: ImageSettings) -> list[np.ndarray | str]:
+def read_slices(path: Path, frames: list[int], axes: str | None, settings: ImageSettings) -> list[np.ndarray | str]:
     """The stored slices `frames` of a volume, windowed and fitted: uint8 [size, size, 1], or why one cannot be used.
 
     Args:
-        axes: to where its stored axes point, such as LPS.
+        axes: to where its stored axes point, such as LPS; None asks the file.
 
     Raises:
         ImageError: the volume cannot be used as a whole.
     """
     volume = _open(path)
-    turn = _turn(axes)
+    turn = _turn(axes or _axes(volume, None))
     proxy = volume.dataobj
     assert isinstance(proxy, ArrayProxy)
     try:
