@@ -45,6 +45,7 @@ def main(options: PrepareOptions) -> Outcome:
 def plan(options: PrepareOptions) -> Outcome:
     """What would be done."""
     from raymed.data.counts import table
+    from raymed.data.geometry import squashed
     from raymed.data.prepare import expected_split
     from raymed.data.reading import seconds_per_slice
 
@@ -56,6 +57,7 @@ def plan(options: PrepareOptions) -> Outcome:
     megabytes = found.slices * options.image.size**2 / 1e6
     lines = [
         *found.listing.notes,
+        *([note] if (note := squashed(found.listing, options.image)) else []),
         *table(patients),
         f"{found.listing.format}: {found.slices} slices; left out by label: {found.ignored or 'none'}; "
         f"refused already: {damaged}; passed over: {len(found.listing.refusals) - damaged}",

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from raymed.data.image import FORMATS, ImageSettings
 from raymed.data.prepared import Prepared
+from raymed.data.sources import Listing
+from raymed.data.sources.dicom import is_dicom
+from raymed.data.sources.dicom_header import open_file
 from raymed.data.survey import class_name
 
 QUANTITIES = {"pixel_spacing": "pixel spacing", "slice_thickness": "slice thickness", "field_of_view": "field of view"}
 FEWEST = 5  # patients on either side, below which anything tells them apart
+LOOKED_AT = 200  # files, of which the shape is looked at
+SHAPE_KEPT = 1.5  # ratio of the sides from which squash makes another picture
 TELLING = 0.9  # area under the curve from which a quantity gives a class away
 
 
@@ -25,6 +34,34 @@ def spread(prepared: Prepared) -> list[str]:
         said = [_range(group[key], words) for key, words in QUANTITIES.items()]
         lines.append(f"{source}, {name} ({len(group)} patients): {'; '.join(said)}")
     return [*lines, *_telling(patients)]
+
+
+def squashed(listing: Listing, image: ImageSettings) -> str | None:
+    """A line for a person if `squash` would change the shape of pictures: of some files, spread over the source, it looks at
+    the headers.
+    """
+    files = [listing.root / piece.path for study in listing.studies for piece in study.slices[:1]]
+    looked_at = [shape for path in files[:: max(1, len(files) // LOOKED_AT)] if (shape := _shape(path))]
+    long = [(height, width) for height, width in looked_at if max(height, width) > SHAPE_KEPT * min(height, width)]
+    if image.resize != "squash" or not long:
+        return None
+    height, width = max(long, key=lambda shape: max(shape) / min(shape))
+    return (
+        f"{len(long)} of {len(looked_at)} pictures that were looked at are far from square, e.g. {width} x {height}, and "
+        f"squash stretches them to {image.size} x {image.size}: --image.resize pad keeps their shape"
+    )
+
+
+def _shape(path: Path) -> tuple[int, int] | None:
+    """Height and width of a picture or DICOM file; None of any other, or where they are not to be read."""
+    try:
+        if is_dicom(path):
+            header = open_file(path, pixels=False)
+            return int(header.Rows), int(header.Columns)
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.height, picture.width
+    except Exception:  # whoever reads the pixels says why
+        return None
 
 
 def _range(values: pd.Series, words: str) -> str:

@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from volume_files import CHEST, write_dicom
 
-from raymed.data.geometry import spread
+from raymed.data.geometry import spread, squashed
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepare import prepare
 from raymed.data.prepared import Manifest, Prepared
 from raymed.data.record import INDEX
 from raymed.data.settings import PrepareSettings
+from raymed.data.sources import SourceSettings, list_source
 from raymed.data.split import SplitSettings
 from raymed.storage import Folder
 
@@ -61,6 +63,19 @@ def test_a_scanner_that_goes_with_a_class_is_told() -> None:
 
 def test_pictures_without_sizes_tell_nothing() -> None:
     assert spread(told({"normal": [None], "viral": [None]}, thickness=None)) == []
+
+
+def test_pictures_that_squash_would_change_are_told(tmp_path: Path) -> None:
+    for number, size in enumerate([(300, 150), (40, 32), (40, 40)]):
+        Image.new("L", size).save(tmp_path / f"{number}.png")
+    listing = list_source(tmp_path, SourceSettings(format="classes", labelled=False))
+    assert squashed(listing, ImageSettings(size=28)) == (
+        "1 of 3 pictures that were looked at are far from square, e.g. 300 x 150, and squash stretches them to 28 x 28: "
+        "--image.resize pad keeps their shape"
+    )
+    assert squashed(listing, ImageSettings(size=28, resize="pad")) is None
+    write_dicom(tmp_path / "film" / "a.dcm", np.zeros((30, 10), np.int16), 0, Modality="DX")
+    assert "1 of 1" in (squashed(list_source(tmp_path / "film", SourceSettings()), ImageSettings()) or "")
 
 
 @pytest.mark.slow
