@@ -40,7 +40,7 @@ CHAMPION = "champion"
 KEY = "raymed.key"
 NEEDS = [  # what the served model imports
     *("torch", "transformers", "safetensors", "peft", "mlflow", "numpy", "pandas", "scipy", "pyarrow", "PyYAML"),
-    *("pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "nibabel"),
+    *("pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel"),
 ]
 
 

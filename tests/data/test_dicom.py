@@ -1,6 +1,8 @@
 """DICOM headers and series: what is shown, left out or refused, and in which order, whichever way the files come in."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +206,26 @@ def test_refused_slices_of_a_loaded_series_are_named(tmp_path: Path) -> None:
     listing = list_source(tmp_path, UNLABELLED)
     loaded = load_study(listing.root, listing.studies[0], SETTINGS)
     assert [isinstance(result, Refusal) for _, result in loaded] == [False, False, True, False, False]
+
+
+def test_headers_of_others_are_read_without_a_word_that_frightens(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    content = (tmp_path / "IM0003").read_bytes()
+    place = content.index(b"\x20\x00\x13\x00IS") + 8  # InstanceNumber, as text
+    (tmp_path / "damaged.dcm").write_bytes(content[:place] + b"x" + content[place + 1 :])
+    command = [sys.executable, "-c", "import sys; from pathlib import Path; from raymed.data.sources import *\n"]
+    command[2] += "print(len(list_source(Path(sys.argv[1]), SourceSettings(labelled=False)).refusals))"
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("start", range(0, 500, 25))
+def test_bytes_damaged_anywhere_in_a_header_are_a_refusal_and_no_traceback(tmp_path: Path, start: int) -> None:
+    write_series(tmp_path)
+    content = bytearray((tmp_path / "IM0003").read_bytes())
+    content[132 + start : 132 + start + 8] = bytes(np.random.default_rng(start).integers(0, 256, 8, np.uint8))
+    (tmp_path / "IM0003").write_bytes(content)
+    listing = list_source(tmp_path, SourceSettings(labelled=False, patient_ids="folder", patient_regex="(I)"))
+    for study in listing.studies:
+        load_study(listing.root, study, SETTINGS)
+    assert sum(len(study.slices) for study in listing.studies) + len(listing.refusals) == len(CHEST)

@@ -91,7 +91,8 @@ def test_what_is_left_out_of_a_hospitals_export_is_listed_and_no_damage(tmp_path
         for scout in range(2):
             kind = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "PatientID": name}
             write_dicom(folder / f"scout{scout}", CHEST[0], 0, series=f"{series}.9", **kind)
-    settings = PrepareSettings(image=ImageSettings(size=28), split=SplitSettings("34/33/33", folds=0))
+    split = SplitSettings("34/33/33", folds=0)
+    settings = PrepareSettings(image=ImageSettings(size=28), split=split, near_duplicates="warn")
     result = prepare(tmp_path / "in", str(tmp_path / "out"), settings)
     manifest, index = result.prepared.manifest, result.prepared.index
     assert (manifest.quarantined, manifest.passed_over, index.num_rows) == (0, 12, 30)

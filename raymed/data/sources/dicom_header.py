@@ -6,7 +6,9 @@ within 20 degrees), or turned by exactly half a turn, as of patients who lie on 
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,10 @@ from pydicom.multival import MultiValue
 
 from raymed.data.image import MAX_PIXELS, ImageError
 from raymed.data.sources.listing import Geometry
+
+# what a header's oddities mean is said as a refusal, or nothing comes of them
+logging.getLogger("pydicom").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module=r"pydicom\.")
 
 AXIAL_WITHIN = 20.0  # degrees
 SQUARE_WITHIN = 1.1  # ratio of the sides of a pixel
@@ -103,13 +109,15 @@ def open_file(path: Path, pixels: bool) -> pydicom.Dataset:
         if pixels:
             return pydicom.dcmread(path)
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError("the file does not exist") from error
     except InvalidDicomError as error:
         raise ImageError(
             "not a readable DICOM file: no mark DICM at byte 128. If it was written without a file header, write it with one"
         ) from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged bytes raise many kinds
         raise ImageError("not a readable DICOM file") from error
 
 
