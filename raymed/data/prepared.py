@@ -60,6 +60,8 @@ class Manifest:
         versions: of the packages that made the pixels.
         left_out: patients of whom no slice can be used, each with the commonest reason.
         notes: what a person should know of the source.
+        modalities: records per modality: CT, which is windowed Hounsfield units, CR, DX, or picture, whose values are as its
+            file shows them.
     """
 
     digest: str
@@ -82,6 +84,7 @@ class Manifest:
     left_out: dict[str, str] = field(default_factory=dict)
     passed_over: int = 0
     notes: list[str] = field(default_factory=list)
+    modalities: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> bytes:

@@ -25,10 +25,12 @@ from raymed.data.shards import SHARDS, UNFINISHED
 from raymed.data.survey import Survey, class_name
 from raymed.storage import Folder
 
+PICTURE = "picture"  # the modality of what says nothing of it, in counts
 UNSPLIT = "unsplit"  # the split of rows that are in none, in counts
 SOMETIMES = (
     "further",
     "bytes",
+    "modality",
     "pixel_spacing",
     "slice_thickness",
     "field_of_view",
@@ -79,6 +81,7 @@ def publish(
         passed_over=len(quarantine.lines) - quarantine.damaged,
         left_out=dict(left_out),
         notes=list(found.listing.notes),
+        modalities=dict(sorted(Counter(name or PICTURE for name in index["modality"].to_pylist()).items())),
         ignored=found.ignored,
         shards=dict(sorted(Counter(index["shard"].to_pylist()).items())),
         versions={name: version(name) for name in ("raymed", "numpy", "pillow", "pyarrow", "pydicom", "nibabel")}

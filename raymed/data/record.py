@@ -52,6 +52,7 @@ INDEX = pa.schema(
         pa.field("hash", pa.binary(32)),  # 256-bit perceptual hash; null for a picture without structure
         # digest and hash of the input pictures after the first; null where there are none
         pa.field("further", pa.list_(pa.struct([("digest", pa.binary(16)), ("hash", pa.binary(32))]))),
+        pa.field("modality", pa.large_string()),  # CT (Hounsfield units, windowed), CR or DX; null of other pictures
         # of the first picture, in mm, as far as its file says
         pa.field("pixel_spacing", pa.float32()),
         pa.field("slice_thickness", pa.float32()),

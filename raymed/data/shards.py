@@ -191,7 +191,7 @@ class _Shard:
         known = [_recognisable(image.pixels) for image in result.images if image.role == "input"] or [_recognisable(None)]
         place = {"shard": self.name, "row_group": self._row_group, "row": len(self._pending)}
         more = {"further": known[1:] or None, "bytes": None if result.cost is None else total} | asdict(piece.geometry)
-        self._outcome.append(row | place | known[0] | more)
+        self._outcome.append(row | place | known[0] | more | {"modality": piece.modality})
         messages = [{"role": turn.role, "text": turn.text} for turn in result.messages]
         self._pending.append(row | {"images": images, "messages": messages})
         self._pending_bytes += total or sum(len(turn.text) for turn in result.messages)

@@ -150,3 +150,13 @@ def test_refused_files_of_a_folder_are_of_the_person_whose_others_are_used(tmp_p
     ct(tmp_path / "berta" / "1.dcm", "MRN-2")
     listing = list_source(tmp_path, SourceSettings(labelled=False, patient_ids="header"))
     assert [(refusal.where, refusal.patient) for refusal in listing.refusals] == [("anna/2.dcm", "MRN-1")]
+
+
+def test_class_folders_without_patients_are_refused_not_taken_for_two_patients(tmp_path: Path) -> None:
+    for at in range(3):
+        for label in ("normal", "viral"):
+            ct(tmp_path / label / f"p{at}{label[0]}_1.dcm", f"{label}-{at}", SeriesInstanceUID=pydicom.uid.generate_uid())
+    with pytest.raises(UserError, match=r"expected <class>/<patient>/files.*--source\.labelled false"):
+        list_source(tmp_path, SourceSettings())
+    named_by_file = list_source(tmp_path, SourceSettings(patient_regex=r"(p\d.)_"))
+    assert [(study.patient, study.label) for study in named_by_file.studies[:2]] == [("p0n", "normal"), ("p0v", "viral")]

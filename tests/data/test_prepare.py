@@ -79,6 +79,7 @@ def test_every_slice_is_in_the_index_and_reads_back_as_its_file(source: Path, ou
     assert prepared.digest == result.prepared.digest
     assert prepared.manifest.patients == {name: {"test": 1, "train": 2, "val": 1} for name in sorted(CLASSES)}
     assert result.guard.records == {"train": 24, "val": 12, "test": 12}
+    assert prepared.manifest.modalities == {"picture": 48}, "nobody may claim that these are Hounsfield units"
     listing = list_source(source, SETTINGS)
     expected = {piece.id: pixels for study in listing.studies for piece, pixels in load_study(source, study, SETTINGS.image)}
     records = prepared.read(prepared.rows("all"))

@@ -121,6 +121,7 @@ def write_source(folder: Path) -> None:
             dataset.InstanceNumber, dataset.ImagePositionPatient = position, [0, 0, position]
             dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
             dataset.Rows = dataset.Columns = 32
+            dataset.PixelSpacing = [0.75, 0.75]
             dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
             dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
             dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
@@ -157,6 +158,8 @@ def test_no_original_name_appears_in_prepared_data_and_the_owner_can_go_back(
     )
     result = prepare(tmp_path / "in", str(out), settings)
     assert (result.new, result.prepared.manifest.quarantined) == (12, 2)
+    assert result.prepared.manifest.modalities == {"CT": 23}
+    assert set(result.prepared.index["pixel_spacing"].to_pylist()) == {0.75}
     everything = content(out) + caplog.text
     series = {header.SeriesInstanceUID for header in map(pydicom.dcmread, sorted((tmp_path / "in").rglob("*-0.dcm")))}
     for original in [*NAMES, *series, "Doe", "Jane", "19700101", "Elsewhere", str(tmp_path), key.read_text().strip()]:

@@ -70,7 +70,7 @@ def test_one_series_under_two_labels_shows_both(tmp_path: Path) -> None:
 def test_a_slice_in_a_class_folder_but_in_no_patients_is_an_error(tmp_path: Path) -> None:
     write_dicom(tmp_path / "viral" / "P1" / "a.dcm", CHEST[0], 0, series="1.1")
     write_dicom(tmp_path / "viral" / "b.dcm", CHEST[0], 0, series="1.2")
-    with pytest.raises(UserError, match=r"viral/b\.dcm lie in a class folder without"):
+    with pytest.raises(UserError, match=r"viral/b\.dcm lie in one folder only"):
         list_source(tmp_path, SourceSettings())
 
 

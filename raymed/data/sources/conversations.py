@@ -123,7 +123,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             stats[row.path] = stat
             place, patient = dicom.place(row.path), row.patient or row.path
             group = groups[patient, (row.study or patient) + place.study, row.label]
-            group.append(Slice(name, row.path, None, len(group), where, row.messages, place.geometry))
+            group.append(Slice(name, row.path, None, len(group), where, row.messages, place.geometry, place.modality))
         studies += [
             make_study(patient, study, label, part.name, slices, stats) for (patient, study, label), slices in groups.items()
         ]

@@ -36,14 +36,15 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file belongs: in which study of its series, at which position, and how large it is."""
+    """Where a file belongs: in which study of its series, and at which position; how large it is, and how it was taken."""
 
     study: str
     position: int
     geometry: Geometry
+    modality: str | None
 
 
-ELSEWHERE = Place("", 0, Geometry())
+ELSEWHERE = Place("", 0, Geometry(), None)
 
 
 @dataclass
@@ -124,7 +125,9 @@ def sort_series(root: Path, headers: Iterable[Header], result: Sorted) -> None:
         result.gaps += ordered.gaps
         for number, phase in enumerate(ordered.phases, start=1):
             study = uid if len(ordered.phases) == 1 else f"{uid}/phase-{number}"
-            result.places |= {header.path: Place(study, at, header.geometry) for at, header in enumerate(phase)}
+            result.places |= {
+                header.path: Place(study, at, header.geometry, header.modality) for at, header in enumerate(phase)
+            }
 
 
 def sort_named(root: Path, studies: Mapping[str, tuple[str, str]], settings: SourceSettings) -> Sorted:
@@ -183,7 +186,9 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         for study, names in groups.items():
             names.sort(key=lambda name: result.places[name].position)
             slices = [
-                Slice(name, name, None, at, name, geometry=result.places[name].geometry) for at, name in enumerate(names)
+                Slice(name, name, None, at, name, geometry=place.geometry, modality=place.modality)
+                for at, name in enumerate(names)
+                for place in [result.places[name]]
             ]
             studies.append(make_study(patients[names[0]], study, label, root.name, slices, files))
     if settings.patient_ids == "agree":
@@ -241,7 +246,8 @@ class _Naming:
 
     def label(self, name: str) -> str | None:
         folders = PurePosixPath(name).parts[:-1]
-        return folders[0] if self.settings.labelled and len(folders) > 1 else None
+        least = 0 if self.settings.patient_regex else 1  # folders between that of the class and the file
+        return folders[0] if self.settings.labelled and len(folders) > least else None
 
     def folder(self, name: str) -> str | None:
         """The patient as the path says it."""
@@ -269,12 +275,11 @@ def _name_patients(root: Path, headers: list[Header], naming: _Naming) -> tuple[
     named = {header.path: naming.patient(header.path) for header in headers}
     patients = {path: patient for path, patient in named.items() if patient is not None}
     unnamed = [path for path, patient in named.items() if patient is None]
-    classes = {label for label in labels.values() if label is not None}
-    loose = [path for path, label in labels.items() if label is None and Path(path).parts[0] in classes]
+    loose = [path for path, label in labels.items() if settings.labelled and label is None and "/" in path]
     if loose:
         raise UserError(
-            f"{root}: {some(loose)} lie in a class folder without a folder of their patient: put them into "
-            "<class>/<patient>/, or pass --source.labelled false if the folders name no classes"
+            f"{root}: expected <class>/<patient>/files, and {some(loose)} lie in one folder only: put them into "
+            "<class>/<patient>/, or pass --source.labelled false if the folders are patients' and name no classes"
         )
     if unnamed:
         raise UserError(

@@ -120,6 +120,7 @@ class Slice:
         where: place to name in messages, e.g. ``labels.csv:17`` or the path.
         messages: the turns of text that come with the picture.
         geometry: its size, as far as the file says.
+        modality: CT, whose values are Hounsfield units, CR or DX; None of a picture, which says nothing of that.
         axes: of a slice of a volume, to where its stored axes point, such as LPS (left, back, head); None asks the file.
     """
 
@@ -130,6 +131,7 @@ class Slice:
     where: str
     messages: tuple[Message, ...] = ()
     geometry: Geometry = Geometry()
+    modality: str | None = None
     axes: str | None = None
 
 

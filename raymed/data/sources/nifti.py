@@ -71,7 +71,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             continue
         geometry = _geometry(volume, axes)
         slices = [
-            Slice(f"{name}#{frame}", name, frame, at, f"{name}#{frame}", geometry=geometry, axes=axes)
+            Slice(f"{name}#{frame}", name, frame, at, f"{name}#{frame}", geometry=geometry, modality="CT", axes=axes)
             for at, frame in enumerate(_displayed_frames(volume.shape, axes))
         ]
         studies.append(make_study(patient, name, label, root.name, slices, files))

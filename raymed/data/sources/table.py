@@ -133,9 +133,14 @@ def list_rows(path: Path, root: Path, rows: Iterable[Row], settings: SourceSetti
         # one study with two labels becomes two, so that whoever checks labels sees both
         for label in sorted({row.label for row in alike}, key=str):
             slices = [
-                Slice(row.path, row.path, None, position, f"{path.name}:{row.line}", geometry=dicom.place(row.path).geometry)
+                Slice(
+                    *(row.path, row.path, None, position, f"{path.name}:{row.line}"),
+                    geometry=place.geometry,
+                    modality=place.modality,
+                )
                 for position, row in enumerate(ordered)
                 if row.label == label
+                for place in [dicom.place(row.path)]
             ]
             studies.append(make_study(patient, study, label, sources[0], slices, stats))
     return Listing(root, "csv", sorted_studies(studies), tuple(refusals), dicom.notes())
