@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +34,14 @@ def install(folder: Path, name: str, version: str) -> None:
     (traces / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-def write_prepared(folder: Path, patients: int = 24, slices: int = 4, size: int = 28, seed: int = 0) -> Prepared:
+def write_prepared(
+    folder: Path,
+    patients: int = 24,
+    slices: int = 4,
+    size: int = 28,
+    seed: int = 0,
+    source: Callable[[int, int], str] = lambda patient, label: "made",
+) -> Prepared:
     """Prepared data of four classes that a small model can learn: a bright square whose corner is the class.
 
     Of every 8 patients 6 are train, 1 val, 1 test, the classes taking turns within each split.
@@ -55,7 +63,7 @@ def write_prepared(folder: Path, patients: int = 24, slices: int = 4, size: int 
                     "study": f"p{patient:03d}",
                     "position": position,
                     "label": label,
-                    "source": "made",
+                    "source": source(patient, label),
                     "images": [_image(pixels)],
                     "messages": [],
                     "cost": pixels.size,
