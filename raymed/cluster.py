@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.data
 
+from raymed.departure import kept_handlers
 from raymed.errors import UserError
 
 log = logging.getLogger("raymed")
@@ -37,7 +38,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "2")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        with kept_handlers():
+            ray.init(**quiet)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process a run less: this machine is ours
         # A busy machine is slow, not broken: give processes longer than the usual 30 and 60 s to start.
@@ -46,7 +48,8 @@ def connect() -> None:
         # A run has some ten small processes beside its workers; Ray warns of that many as if they were a mistake.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
         os.environ[_OWN] = "1"
-        ray.init("local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)  # also beside a running head
+        with kept_handlers():  # "local": also beside a running head
+            ray.init("local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)
     _require_token()
 
 

@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that failed for a reason the user did not cause. Jobs exit with code 1."""
+
+
+class CommonError(UserError):
+    """What every run of a search would meet alike. It stops the search and leaves its trials: the same command goes on."""
+
+
+class StorageError(CommonError):
+    """The storage is full, read-only, or was away for too long. What it held is untouched."""

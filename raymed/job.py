@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from raymed.command_line import Aliases, parse
+from raymed.departure import INTERRUPTED, departing
 from raymed.errors import RunError, UserError
 from raymed.storage import Folder
 from raymed.submitted import is_submitted
@@ -133,7 +134,8 @@ def run(
         options = parse(options_type, words, positional, defaults, aliases, script)
         as_json = options.json
         os.umask(0o027 if options.group_readable else 0o077)  # most of what is written is about patients
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the outcome: libraries print to it too
+        # standard output is for the outcome: libraries print to it too
+        with contextlib.redirect_stdout(sys.stderr), departing(_interrupted()):
             outcome = main(options)
         code, text, data, failed = outcome.code, outcome.text, outcome.data, False
     except UserError as error:
@@ -146,7 +148,7 @@ def run(
         code, _, data = _failure(int(stopped.code), "the options cannot be read; standard error says why")
         text = ""  # the parser has said it
     except KeyboardInterrupt:
-        code, text, data = _failure(130, f"stopped. To go on from the last checkpoint: {going_on(sys.argv)}")
+        code, text, data = _failure(INTERRUPTED, _interrupted())
     except Exception as error:
         kept = _keep_traceback()
         code, text, data = _failure(
@@ -163,6 +165,10 @@ def going_on(words: Sequence[str]) -> str:
     """The command that goes on with what `words` began; it begins nothing anew."""
     command = shlex.join(["python", *words])
     return re.sub(r"--resume[ =]never\b", "--resume must", command)
+
+
+def _interrupted() -> str:
+    return f"stopped. To go on from the last checkpoint: {going_on(sys.argv)}"
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:

@@ -45,6 +45,7 @@ class Candidate:
         fold: the cross-validation fold it was validated on; None for the stored split.
         slices: which slices of a patient are judged.
         seed: of the run.
+        data_digest: what the prepared data held; empty where that was not noted.
     """
 
     run_id: str
@@ -53,6 +54,7 @@ class Candidate:
     fold: int | None
     slices: SliceSettings
     seed: int
+    data_digest: str = ""
 
     def tags(self) -> dict[str, str]:
         """The run's tags from which `of_run` reads it again."""
@@ -62,6 +64,7 @@ class Candidate:
             "raymed.fold": "" if self.fold is None else str(self.fold),
             "raymed.slices": json.dumps(asdict(self.slices)),
             "raymed.seed": str(self.seed),
+            "raymed.data_digest": self.data_digest,
         }
 
     @classmethod
@@ -85,12 +88,21 @@ class Candidate:
             fold=int(run.tags["raymed.fold"]) if run.tags["raymed.fold"] else None,
             slices=SliceSettings.read(json.loads(run.tags["raymed.slices"])),
             seed=int(run.tags["raymed.seed"]),
+            data_digest=run.tags["raymed.data_digest"],
         )
 
     @property
     def is_limited(self) -> bool:
         """Whether a limit left patients out, as for a first try."""
         return self.slices != self.slices.unlimited
+
+    def open_data(self) -> Prepared:
+        """The prepared data that the model was trained on.
+
+        Raises:
+            CommonError: they were prepared again, and are others now.
+        """
+        return Prepared.open(self.data, self.data_digest)
 
     def network(self, checkpoint: str) -> Folder:
         """Where a checkpoint's exported network lies.

@@ -79,7 +79,7 @@ def judge_and_register(
     Raises:
         UserError: the checkpoint or the data are not there any more, or leak.
     """
-    prepared = Prepared.open(candidate.data)
+    prepared = candidate.open_data()
     with tempfile.TemporaryDirectory() as temporary:
         network = candidate.fetch(candidate.checkpoint, Path(temporary) / "judged" / "model")
         model = open_model(network)
@@ -130,7 +130,7 @@ def register_network(
     Raises:
         UserError: the checkpoint is not there any more, or the data leak.
     """
-    prepared = Prepared.open(candidate.data)
+    prepared = candidate.open_data()
     with tempfile.TemporaryDirectory() as temporary:
         network = candidate.fetch(candidate.checkpoint, Path(temporary) / "model")
         settings = json.loads((network / RECIPE_FILE).read_text("utf-8"))

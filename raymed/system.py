@@ -51,7 +51,7 @@ class SystemOptions(JobOptions, ABC):
         name: Name of the run or search; the same name goes on with it (default: system and a digest of settings and data).
         resume: Go on with an earlier run of that name if there is one (auto), forget it and start again (never), or end with
             an error if there is none (must).
-        keep_checkpoints: Of each run the best and the last (best), every one (all), or, once a search is judged, the
+        keep_checkpoints: Of each run the best and the two newest (best), every one (all), or, once a search is judged, the
             champion's only: no other trial can be promoted then (champion).
         fold: Cross-validation fold to validate on (default: the stored split).
         workers: Training workers of one run, each with a GPU where there are GPUs; 1:4 takes as many as there is room for.
@@ -106,6 +106,7 @@ class SystemOptions(JobOptions, ABC):
             name="",
             storage=self.folder.uri,
             data=prepared.folder.uri,
+            data_digest=prepared.digest,
             recipe=self.recipe(prepared),
             train=self.train,
             sampling=self.sampling,
@@ -135,7 +136,7 @@ class SystemOptions(JobOptions, ABC):
                     for spec in (template, *listed.values())
                 ],
                 dataclasses.asdict(dataclasses.replace(self.search, concurrent=0, cpus_per_worker=1)),
-                sorted({Prepared.open(spec.data).digest for spec in (template, *listed.values())}),
+                sorted({spec.open_data().digest for spec in (template, *listed.values())}),
             ],
             default=str,
         )

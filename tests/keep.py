@@ -7,9 +7,11 @@ from pathlib import Path
 from ray import cloudpickle
 from ray.train import UserCallback
 
+from raymed.training.loop import SAVED
+
 
 class Keep(UserCallback):
-    """Copies the checkpoint of a step before Ray Train removes it for later ones."""
+    """Copies the checkpoint of a step before its run removes it for later ones."""
 
     def __init__(self, step: int, to: Path) -> None:
         self.step, self.to = step, to
@@ -17,4 +19,5 @@ class Keep(UserCallback):
 
     def after_report(self, run_context, metrics, checkpoint):
         if metrics[0]["global_step"] == self.step:
-            shutil.copytree(checkpoint.path, self.to / Path(checkpoint.path).name)
+            run = Path(run_context.run_config.storage_path, run_context.run_config.name)
+            shutil.copytree(run / metrics[0][SAVED], self.to / metrics[0][SAVED])

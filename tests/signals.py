@@ -15,6 +15,7 @@ from ray.train import UserCallback
 from raymed.data.record import Record
 from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.training.loop import SAVED
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,6 @@ class Committed(UserCallback):
         self.path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if checkpoint is not None:
+        if SAVED in metrics[0]:
             with Path(self.path).open("a") as file:
                 file.write(f"{time.time()} {metrics[0]['global_step']}\n")

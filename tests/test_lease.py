@@ -118,3 +118,19 @@ def test_a_damaged_claim_counts_by_its_age(tmp_path: Path) -> None:
     os.utime(claim, (1, 1))
     with lease(Folder.at(tmp_path), "night"):
         pass
+
+
+def test_a_storage_that_is_away_for_a_while_is_no_sign_that_another_process_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT", 0.02)
+    storage, told = tmp_path / "storage", list[int]()
+    monkeypatch.setattr(leases.os, "kill", lambda process, number: told.append(number))
+    with lease(Folder.at(storage), "night"):
+        storage.rename(tmp_path / "away")
+        time.sleep(0.2)
+        assert not storage.exists(), "nothing is written below a mount point"
+        (tmp_path / "away").rename(storage)
+        time.sleep(0.1)
+        assert len(claims(storage)) == 1
+    assert not told

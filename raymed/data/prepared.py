@@ -21,7 +21,7 @@ from raymed.data.integrity import DESCRIBED, describe, require_same
 from raymed.data.labels import LabelTable
 from raymed.data.record import INDEX, RECORD, Record, records_from
 from raymed.data.split import SPLITS, split_of_rows
-from raymed.errors import UserError
+from raymed.errors import CommonError, UserError
 from raymed.storage import Folder
 from raymed.submitted import where_it_looks
 
@@ -117,11 +117,15 @@ class Prepared:
     index: pa.Table
 
     @classmethod
-    def open(cls, uri: str) -> Prepared:
+    def open(cls, uri: str, digest: str = "") -> Prepared:
         """Open a folder that `prepare` wrote.
+
+        Args:
+            digest: what the data's digest must be; empty where any will do.
 
         Raises:
             UserError: the folder is not prepared data, is of another format, or its index is damaged.
+            CommonError: it holds other data.
         """
         folder = Folder.at(uri)
         if not folder.exists(MANIFEST):
@@ -130,6 +134,11 @@ class Prepared:
                 f"{folder.uri} is not prepared data: no {MANIFEST} in it. Run jobs/prepare_lung.py --out {uri}{hint}"
             )
         manifest = Manifest.from_json(folder.read(MANIFEST), f"{folder.uri}/{MANIFEST}")
+        if digest not in ("", manifest.digest):
+            raise CommonError(
+                f"{folder.uri} was prepared again: it holds {manifest.digest}, and this run began with {digest}. A row "
+                "would be another patient's. To go on, prepare those data once more; for the new ones, give another --name"
+            )
         where = f"{folder.uri}/{manifest.index}"
         if not folder.exists(manifest.index):
             raise UserError(f"{where} is missing. Prepare the data again")

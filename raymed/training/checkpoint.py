@@ -1,12 +1,13 @@
 """Checkpoints that are whole or do not exist.
 
-Each worker writes its files into a folder of its own, and last a list of them with sizes and digests; Ray Train merges the
-folders in the storage. A checkpoint counts only when every worker's list is there and every file in it is as listed, so a
-run that was killed while writing, or a file cut short by a full disk, is passed over for the one before.
+Each worker writes its files, and last a list of them with digests, into one folder of the run's. A checkpoint counts only
+when every worker's list is there and every file in it is as listed, so a run that was killed while writing, or a file cut
+short by a full disk, is passed over for the one before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -22,11 +23,11 @@ from raymed.errors import RunError, UserError
 from raymed.seal import digest_of_file
 from raymed.storage import Folder
 from raymed.training.best import Best
+from raymed.training.upload import upload
 
 log = logging.getLogger("raymed")
 
 PREFIX = "step-"
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
 @dataclass
@@ -125,31 +126,18 @@ def seal(folder: Path, worker: int, workers: int) -> None:
 def publish(folder: Path, run: Folder, global_step: int) -> None:
     """Seal a local folder and make it a checkpoint of a run, as if one worker had written it there."""
     seal(folder, 0, 1)
-    target = run.child(new_name(global_step, 0))
-    for path in sorted(folder.rglob("*"), key=lambda path: path.name.startswith("sealed-")):  # the list last
-        if path.is_file():
-            target.write(path.relative_to(folder).as_posix(), path.read_bytes())
+    run.filesystem.create_dir(run.path, recursive=True)
+    upload(folder, run, new_name(global_step, 0))
 
 
-def drop_damaged_snapshot(run: Folder) -> None:
-    """Remove Ray Train's list of a run's checkpoints where Ray would stumble over it: we go by the checkpoints."""
-    if not run.exists(SNAPSHOT):
-        return
-    try:
-        listed = {each["checkpoint_dir_name"] for each in json.loads(run.read(SNAPSHOT))["checkpoint_results"]}
-        missing = listed - set(run.names())
-    except (ValueError, KeyError, TypeError):
-        log.warning("%s/%s is damaged: going on without it", run.uri, SNAPSHOT)
-    else:
-        if not missing:
-            return
-        log.warning("%s/%s names checkpoints that are gone (%s): left out", run.uri, SNAPSHOT, ", ".join(sorted(missing)))
-    run.delete(SNAPSHOT)
+def checkpoint_names(run: Folder) -> list[str]:
+    """Names of a run's checkpoints, whole or not, as they were written."""
+    return [name for name in run.names() if name.startswith(PREFIX)]
 
 
 def newest_step(run: Folder) -> int:
     """The optimizer step of a run's newest checkpoint, whole or not; 0 when it has none."""
-    return max((int(name.split("-")[1]) for name in run.names() if name.startswith(PREFIX)), default=0)
+    return max((int(name.split("-")[1]) for name in checkpoint_names(run)), default=0)
 
 
 def fetch_newest(run: Folder, into: Path) -> Path | None:
@@ -157,7 +145,7 @@ def fetch_newest(run: Folder, into: Path) -> Path | None:
 
     Checkpoints that are not whole are passed over, each with a line that names it and what is wrong.
     """
-    for name in sorted((name for name in run.names() if name.startswith(PREFIX)), reverse=True):
+    for name in reversed(checkpoint_names(run)):
         try:
             return fetch(run, name, into)
         except (RunError, FileNotFoundError, ValueError, KeyError) as error:
@@ -194,6 +182,22 @@ def verify(folder: Path) -> None:
         for name, digest in json.loads(path.read_text(encoding="utf-8"))["files"].items():
             if not (folder / name).is_file() or digest_of_file(folder / name) != digest:
                 raise RunError(f"{name} is missing or damaged")
+
+
+def read_whole(checkpoint: Folder, name: str) -> bytes:
+    """A file of a checkpoint that its first worker wrote, as its list has it.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        content = checkpoint.read(name)
+        digest = json.loads(checkpoint.read("sealed-000.json"))["files"][name]
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise RunError(f"{checkpoint.uri}/{name} is missing or damaged") from error
+    if hashlib.blake2b(content, digest_size=16).hexdigest() != digest:
+        raise RunError(f"{checkpoint.uri}/{name} is damaged")
+    return content
 
 
 def copy_to_local(source: Folder, target: Path) -> None:

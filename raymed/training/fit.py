@@ -1,4 +1,4 @@
-"""A training run from the driver's side: Ray Train places the workers, keeps the checkpoints and restarts what dies."""
+"""A training run from the driver's side: Ray Train places the workers and restarts what dies."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import tune
 from ray.actor import ActorHandle
 from ray.train import Result, TrainingFailedError, UserCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from raymed.availability import is_refusal, require_there, wait_for
 from raymed.cluster import capacity, is_own
 from raymed.data.stream import Staged, Streamed
-from raymed.errors import RunError, UserError
+from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.storage import Folder
-from raymed.training.checkpoint import drop_damaged_snapshot, newest_step
-from raymed.training.loop import RANK, FitSpec, train_worker
+from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
+from raymed.training.loop import COMMON, FAILED, FitSpec, train_worker
 from raymed.training.preemption import NoteTermination
 from raymed.training.stall import STALLED
 
@@ -93,27 +95,40 @@ def fit(
 
     Args:
         verdicts: asked after each epoch whether to stop.
-        keep_all: keep all checkpoints, not only the best and the last.
+        keep_all: keep all checkpoints, not only the best and the two newest.
 
     Returns:
-        The last epoch's metrics.
+        The last epoch's metrics; none where no epoch was completed.
 
     Raises:
+        StorageError: a disk is full or read-only.
         ray.train.TrainingFailedError: its workers died again and again without getting on.
         RunError: they hung again and again.
     """
     while True:
         before = newest_step(spec.folder)
-        drop_damaged_snapshot(spec.folder)
         spec.folder.delete(STALLED)
         try:
-            return _trainer(spec, source, resources, verdicts, callbacks, keep_all).fit().metrics or {}
+            _trainer(spec, source, resources, verdicts, callbacks, keep_all).fit()
+            newest = checkpoint_names(spec.folder)[-1:]
+            return {} if not newest else next(reversed(read_history(spec.folder.child(newest[0]))), {})
         except TrainingFailedError as error:
+            if refused := _refusal(error):
+                raise StorageError(
+                    f"{refused}. Free space or mend the permissions, and run the same command again"
+                ) from error
             if newest_step(spec.folder) == before:
                 if spec.folder.exists(STALLED):
                     raise RunError(spec.folder.read(STALLED).decode()) from error
                 raise
             log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
+
+
+def _refusal(error: TrainingFailedError) -> OSError | None:
+    """What a worker, or Ray Train itself, was refused by a disk."""
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]  # as Ray Train wraps a worker's
+    return next((cause for cause in causes if isinstance(cause, OSError) and is_refusal(cause)), None)
 
 
 class _Trainer(TorchTrainer):
@@ -149,7 +164,7 @@ def _trainer(
     elastic = resources.min_workers < resources.workers
     return _Trainer(
         train_worker,
-        train_loop_config={"spec": spec, "source": source, "verdicts": verdicts},
+        train_loop_config={"spec": spec, "source": source, "verdicts": verdicts, "keep_all": keep_all},
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
             use_gpu=resources.gpu,
@@ -160,9 +175,6 @@ def _trainer(
             storage_path=Folder.at(spec.storage).uri,
             callbacks=[NoteTermination(), *callbacks],  # type: ignore[list-item]
             failure_config=FailureConfig(max_failures=RESTARTS),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=None if keep_all else 2, checkpoint_score_attribute=RANK, checkpoint_score_order="max"
-            ),
         ),
     )
 
@@ -181,4 +193,9 @@ def fit_trial(
         keep_all: see `fit`.
     """
     spec: FitSpec = config["spec"]
-    fit(spec, sources[spec.data], each, verdicts, [TuneReportCallback()], keep_all)
+    storage = Folder.at(spec.storage)
+    try:  # Ray Train would make its folder below the mount point of a storage that is away
+        wait_for(lambda: require_there(storage), storage, spec.train.storage_minutes, lambda: None)
+        fit(spec, sources[spec.data], each, verdicts, [TuneReportCallback()], keep_all)
+    except CommonError as error:
+        tune.report({FAILED: str(error), COMMON: 1.0})

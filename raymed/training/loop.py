@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray.train
@@ -23,26 +22,32 @@ import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
 
+from raymed.availability import require_there, wait_for
 from raymed.data.leak import guard
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.data.plan import EpochPlan, Sampling, SliceSettings, plan_epoch, showings
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.data.usage import Usage
-from raymed.errors import RunError, UserError
+from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.storage import Folder
 from raymed.training.best import Best
-from raymed.training.checkpoint import PREFIX, Progress, fetch, fetch_newest, new_name, seal
+from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, TrainSettings, division, prepare_process
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
+from raymed.training.retention import Retention, scratch
 from raymed.training.stall import StallGuard
+from raymed.training.upload import upload
 from raymed.training.verdict import wait_for_verdict
 
 PASSED_OVER = "passed_over"  # the fact that names checkpoints which were not whole when the run went on
 DESCRIPTION = "description"  # facts about the run, among what a worker reports
-RANK = "checkpoint_rank"  # by which Ray Train keeps checkpoints: the epoch if it is the best so far, else 0
 MODEL = "model"  # URI of the checkpoint that holds the best model so far
+SAVED = "saved"  # name of the checkpoint that was written
+FAILED = "failed"  # why a run ends before its time
+COMMON = "common"  # beside that: all runs of a search would meet it, see `CommonError`
+Result = TypeVar("Result")
 JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
 
@@ -54,6 +59,7 @@ class FitSpec:
         name: name of the run, and of its folder in `storage`; the same name goes on with the same run.
         storage: URI of the folder that holds the run's folder.
         data: URI of the prepared data.
+        data_digest: what they hold; empty where that is not asked.
         recipe: the system to train.
         train: how.
         sampling: which rows of a split an epoch uses, and which of them are seen together.
@@ -80,6 +86,7 @@ class FitSpec:
     workers: int = 1
     min_workers: int = 0
     generation: str = ""
+    data_digest: str = ""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -104,6 +111,7 @@ class FitSpec:
     def origin(self) -> dict[str, Any]:
         """What a checkpoint of the run comes from."""
         bound = {"fold": self.fold, "train_on": self.train_on} | ({"generation": self.generation} if self.generation else {})
+        bound |= {"data": self.data_digest} if self.data_digest else {}
         plain: dict[str, Any] = json.loads(json.dumps(self.settings() | bound, default=str))
         return plain
 
@@ -115,6 +123,14 @@ class FitSpec:
         """The fewest workers that are as fast as so many: none of them idles in a whole global batch."""
         group = self.train.norm_group if self.recipe.contrastive else 0
         return Division(self.train.micro_batch, workers, group, self.recipe.contrastive).helpful(self.train.global_batch)
+
+    def open_data(self) -> Prepared:
+        """The prepared data that the run began with.
+
+        Raises:
+            CommonError: they were prepared again, and are others now.
+        """
+        return Prepared.open(self.data, self.data_digest)
 
     def rows(self, prepared: Prepared, split: str, epoch: int | None = None) -> np.ndarray:
         """The chosen rows of a split, ascending; `epoch` matters where epochs differ."""
@@ -146,13 +162,17 @@ def train_worker(config: dict[str, Any]) -> None:
     prepare_process(device)
     try:
         try:
-            run = Run(config["spec"], config["source"], config["verdicts"], device)
+            run = Run(config["spec"], config["source"], config["verdicts"], config["keep_all"], device)
+        except CommonError:
+            raise
         except UserError as error:  # weights that do not fit, a leak: all workers meet it
-            ray.train.report({"failed": str(error), "mistake": 1.0})
+            ray.train.report({FAILED: str(error), "mistake": 1.0})
             return
         run.train()
+    except CommonError as error:
+        ray.train.report({FAILED: str(error), COMMON: 1.0})
     except RunError as error:  # all workers meet it at the same place, and trying again would only repeat it
-        ray.train.report({"failed": str(error)})
+        ray.train.report({FAILED: str(error)})
     finally:
         dist.destroy_process_group()  # leaving without it aborts now and then at exit
 
@@ -160,11 +180,13 @@ def train_worker(config: dict[str, Any]) -> None:
 class Run:
     """One worker's side of a training run."""
 
-    def __init__(self, spec: FitSpec, source: Staged | Streamed, verdicts: ActorHandle | None, device: torch.device) -> None:
+    def __init__(
+        self, spec: FitSpec, source: Staged | Streamed, verdicts: ActorHandle | None, keep_all: bool, device: torch.device
+    ) -> None:
         context = ray.train.get_context()
-        self.verdicts = verdicts
+        self.verdicts, self.keep_all = verdicts, keep_all
         self.spec, self.worker, self.workers = spec, context.get_world_rank(), context.get_world_size()
-        self.prepared = Prepared.open(spec.data)
+        self.prepared = spec.open_data()
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
         self.reader: Reader = source.open()
@@ -172,10 +194,11 @@ class Run:
         self.engine = Engine(spec.recipe, spec.train, total, spec.seed, device)
         for workers in (spec.min_workers or self.workers, self.workers):
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
+        self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
         self.progress = self._resume()
         self.saved_step = self.progress.global_step
         self.notices = Notices(verdicts)
-        self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
+        self.stall.step()
 
     def train(self) -> None:
         """Train to the end, or until the search, the job or the machine's owner says to stop.
@@ -325,13 +348,12 @@ class Run:
         """Write this worker's part and report; a better model also leaves its weights, loadable without DeepSpeed.
 
         Raises:
-            UserError: the storage is full or cannot be written; earlier checkpoints are as they were.
+            StorageError: the storage is full, or was away for too long; earlier checkpoints are as they were.
         """
         self.progress.saved += 1
         name: list[Any] = [new_name(self.progress.global_step, self.progress.saved)]
         dist.broadcast_object_list(name)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
+        with scratch(self.spec.folder, self.worker) as folder:
             self.engine.save(folder)
             if better:
                 self.engine.export(folder / "model")
@@ -342,31 +364,52 @@ class Run:
                 if predictions is not None:
                     np.savez(folder / "predictions.npz", **predictions)  # type: ignore[arg-type]
             seal(folder, self.worker, self.workers)
-            checkpoint = ray.train.Checkpoint.from_directory(temporary)
-            rank = {RANK: self.progress.epoch if better else 0}
             try:
-                ray.train.report(self._told(metrics) | rank, checkpoint=checkpoint, checkpoint_dir_name=name[0])
-            except OSError as error:
-                with contextlib.suppress(OSError):  # another worker is at it too
-                    self.spec.folder.delete(name[0])
-                raise UserError(  # no RunError: Ray Train takes no further report of this worker
-                    f"no checkpoint can be written to {self.spec.folder.uri}: {error}. The earlier ones are untouched. "
-                    "Free space or mend the permissions, and run the same command again"
-                ) from error
+                self._together(lambda: upload(folder, self.spec.folder, name[0]))
+            except StorageError:
+                if self.worker == 0:
+                    with contextlib.suppress(OSError):
+                        self.spec.folder.delete(name[0])
+                raise
         self.saved_step = self.progress.global_step
+        if self.worker == 0:
+            self.retention.add(name[0], self.progress.model)
+        ray.train.report(self._told(metrics) | {SAVED: name[0]})
+
+    def _together(self, action: Callable[[], Result]) -> Result:
+        """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.
+
+        Raises:
+            StorageError: on all workers, where that of one refuses.
+        """
+        done: list[Result] = []
+        problems = [""] * self.workers
+        try:
+            done.append(wait_for(action, self.spec.folder, self.spec.train.storage_minutes, self.stall.step))
+        except StorageError as error:
+            problems[self.worker] = str(error)
+        dist.all_gather_object(problems, problems[self.worker])
+        if problem := next(filter(None, problems), ""):
+            raise StorageError(problem)
+        return done[0]
+
+    def _fetch_newest(self, into: Path) -> Path | None:
+        newest = fetch_newest(self.spec.folder, into)
+        require_there(self.spec.folder)  # or what was missing is no torn checkpoint
+        return newest
 
     def _resume(self) -> Progress:
         """Go on from the newest whole checkpoint. Worker 0 chooses it, so that no worker goes on from another."""
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            newest = fetch_newest(self.spec.folder, folder) if self.worker == 0 else None
+        with scratch(self.spec.folder, self.worker) as folder:
+            newest = self._together(lambda: self._fetch_newest(folder) if self.worker == 0 else None)
             chosen = [newest.name if newest else ""]
             dist.broadcast_object_list(chosen)
-            self.passed_over = [name for name in self.spec.folder.names() if name.startswith(PREFIX) and name > chosen[0]]
-            if not chosen[0]:
-                return Progress()
-            newest = newest or fetch(self.spec.folder, chosen[0], folder)
-            progress = Progress.read(newest)
-            progress.check_origin(self.spec.origin(), f"{self.spec.folder.uri}/{newest.name}")
-            self.engine.load(newest)
+            self.passed_over = [name for name in checkpoint_names(self.spec.folder) if name > chosen[0]]
+            progress = Progress()
+            if chosen[0]:
+                whole = self._together(lambda: newest or fetch(self.spec.folder, chosen[0], folder))
+                progress = Progress.read(whole)
+                progress.check_origin(self.spec.origin(), f"{self.spec.folder.uri}/{whole.name}")
+                self.engine.load(whole)
+        self.retention = Retention(self.spec.folder, self.keep_all, chosen[0], progress.model, self.passed_over)
         return progress

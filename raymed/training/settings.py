@@ -9,7 +9,8 @@ from raymed.errors import UserError
 from raymed.models.settings import Precision
 from raymed.training.best import Monitor
 
-HOW = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes")  # of TrainSettings: how, not what
+# of TrainSettings: how, not what
+HOW = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes", "storage_minutes")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class TrainSettings:
         checkpoint_steps: Checkpoint within an epoch every so many steps (0 = only after each epoch).
         stall_minutes: A step, or a checkpoint, that takes longer is taken for a hang: the workers are started again from the
             last checkpoint, and a run that hangs again fails (0 = never).
+        storage_minutes: How long a storage that goes away is waited for.
     """
 
     epochs: int = 10
@@ -59,12 +61,13 @@ class TrainSettings:
     min_delta: float = 0.0
     checkpoint_steps: int = 0
     stall_minutes: float = 30.0
+    storage_minutes: float = 20.0
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.global_batch, self.micro_batch, self.norm_group) < 1:
             raise UserError("train.epochs, train.global_batch, train.micro_batch and train.norm_group must be at least 1")
-        if min(self.patience, self.min_delta, self.stall_minutes) < 0:
-            raise UserError("train.patience, train.min_delta and train.stall_minutes must be at least 0")
+        if min(self.patience, self.min_delta, self.stall_minutes, self.storage_minutes) < 0:
+            raise UserError("train.patience, min_delta, stall_minutes and storage_minutes must be at least 0")
         if self.lr <= 0 or min(self.weight_decay, self.clip, self.checkpoint_steps) < 0:
             raise UserError("train.lr must be above 0; train.weight_decay, clip and checkpoint_steps must not be below")
         if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1 and 0 <= self.ema < 1):

@@ -52,7 +52,11 @@ class StallGuard:
         note = f"no step for {self._limit / 60:g} minutes (train.stall_minutes): worker {self._worker} stood in {where}"
         log.error("%s", note)
         # the storage may be what hangs
-        writing = threading.Thread(target=self._folder.write, args=(STALLED, note.encode()), daemon=True)
+        writing = threading.Thread(target=self._leave, args=(note,), daemon=True)
         writing.start()
         writing.join(NOTE_SECONDS)
         os._exit(EXIT_CODE)  # an exception would wait for what hangs
+
+    def _leave(self, note: str) -> None:
+        if self._folder.exists():  # or it would be written below a mount point
+            self._folder.write(STALLED, note.encode())

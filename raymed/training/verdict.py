@@ -13,8 +13,9 @@ import ray
 from ray.actor import ActorHandle
 
 
-# each worker that was ever started leaves a question that waits, and 1,000 would be all that are heard
-@ray.remote(num_cpus=0, max_concurrency=100_000)  # type: ignore[call-overload]
+# Each worker that was ever started leaves a question that waits, and 1,000 would be all that are heard. If the process is
+# lost, Ray starts it again and asks it the same questions; what it had been told, `Reminder` tells it.
+@ray.remote(num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1)  # type: ignore[call-overload]
 class Verdicts:
     """What a search decided about its trials' epochs, and whether its job is being stopped."""
 
@@ -33,6 +34,11 @@ class Verdicts:
         async with self._given:
             await self._given.wait_for(lambda: (name, epoch) in self._stop)
         return self._stop[name, epoch]
+
+    @ray.method(max_task_retries=0)
+    async def until_lost(self) -> None:
+        """Never answers: whoever asks is told by the error that this process was lost."""
+        await asyncio.Event().wait()
 
     async def leave(self) -> None:
         """Ask all runs to save a checkpoint and end."""

@@ -26,7 +26,7 @@ def describe(night: Night) -> Outcome:
     Raises:
         UserError: something of that does not fit.
     """
-    spec, prepared = night.template, Prepared.open(night.template.data)
+    spec, prepared = night.template, night.template.open_data()
     check_reachable(night.tracking_uri)
     spec.folder.check_writable()
     each, concurrent = night.resources()

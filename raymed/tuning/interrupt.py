@@ -39,6 +39,11 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def stop(self) -> None:
+        """Stop at once."""
+        self.told = True
+        _thread.interrupt_main()
+
     def _tell(self, number: int, frame: FrameType | None) -> None:
         if self.told:
             raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from typing import Any
 from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
 
+from raymed.availability import wait_for
 from raymed.entries import checksum, from_line, has_checksum, plain, to_line
 from raymed.errors import UserError
 from raymed.mirror import Mirror
@@ -34,16 +35,17 @@ GENERATION = "generation"
 class Journal(BaseJournalBackend):
     """Where Optuna keeps a study: a local file, copied to a folder after every entry. What is damaged is not believed."""
 
-    def __init__(self, path: Path, folder: Folder, forgotten: Collection[str] = ()) -> None:
+    def __init__(self, path: Path, folder: Folder, forgotten: Collection[str] = (), storage_minutes: float = 0.0) -> None:
         """Open or create the file at `path`, whose copy lies in `folder`.
 
         Args:
             forgotten: generations that are over: a head that comes back with the record of one begins anew.
+            storage_minutes: how long a write waits for a storage that is away.
 
         Raises:
             UserError: the file cannot be read or written.
         """
-        self._path, self._lock = path, threading.RLock()
+        self._path, self._lock, self._storage_minutes = path, threading.RLock(), storage_minutes
         self._gathered: list[bytes] | None = None  # lines that are appended but not written yet; see `together`
         self._torn = False  # a write failed, and may have left a part
         self._mirror = Mirror(folder, COPY, self._content)
@@ -97,7 +99,13 @@ class Journal(BaseJournalBackend):
             UserError: it cannot be written, or another process has written it.
         """
         content = b"".join(lines)
-        with self._told_what_to_do(), self._path.open("r+b") as file:
+        wait_for(lambda: self._append(content), Folder.at(self._path.parent), self._storage_minutes, lambda: None)
+        self._torn = False
+        self._length += len(content)
+        self._mirror.renew()
+
+    def _append(self, content: bytes) -> None:
+        with self._path.open("r+b") as file:
             if not self._torn and file.seek(0, os.SEEK_END) != self._length:
                 raise UserError(f"another process has written {self._path}: this one ends. Run the command once at a time")
             self._torn = True
@@ -106,9 +114,6 @@ class Journal(BaseJournalBackend):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        self._torn = False
-        self._length += len(content)
-        self._mirror.renew()
 
     def _content(self) -> bytes:
         return self._path.read_bytes()[: self._length]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import math
 import tempfile
@@ -27,7 +28,7 @@ from raymed.judgement import Refit
 from raymed.model_card import near_duplicates
 from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
-from raymed.training.checkpoint import Progress, fetch_newest
+from raymed.training.checkpoint import Progress, fetch_newest, read_whole
 from raymed.training.fit import fit
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import PREDICTIONS, Night
@@ -87,13 +88,22 @@ def best_trial(night: Night, study: Study) -> FrozenTrial:
 
 
 def find_ties(night: Night, study: Study, best: FrozenTrial) -> list[int]:
-    """Trials whose patients' loss is not surely worse: the 95 % interval of the difference to the best contains zero."""
-    prepared = Prepared.open(night.template.data)
+    """Trials whose patients' loss is not surely worse: the 95 % interval of the difference to the best contains zero.
+
+    Raises:
+        RunError: the best trial's predictions are damaged; another's are said to be and left out.
+    """
+    prepared = night.template.open_data()
     winner = _validation_patients(prepared, best)
     ties = []
     for trial in study.trials:
         if trial.number != best.number and CHECKPOINT in trial.user_attrs:
-            difference = difference_interval(_validation_patients(prepared, trial), winner, seed=night.template.seed)
+            try:
+                patients = _validation_patients(prepared, trial)
+            except RunError as error:
+                log.warning("trial %d is not compared with the best: %s", trial.number, error)
+                continue
+            difference = difference_interval(patients, winner, seed=night.template.seed)
             if difference.low is None or difference.low <= 0:
                 ties.append(trial.number)
     return ties
@@ -109,7 +119,7 @@ def importance(study: Study) -> dict[str, float]:
 
 
 def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
-    with Folder.at(trial.user_attrs[CHECKPOINT]).open(PREDICTIONS) as file, np.load(file) as stored:
+    with np.load(io.BytesIO(read_whole(Folder.at(trial.user_attrs[CHECKPOINT]), PREDICTIONS))) as stored:
         rows, logits = stored["row"], stored["logits"]
     columns = prepared.columns(rows, ["patient", "label", "source"])
     return to_patients(softmax(logits), columns["patient"], columns["label"], columns["source"])
@@ -128,7 +138,7 @@ def _refit(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
         sampling=night.template.sampling.unlimited,
         last_epoch=best.user_attrs[BEST_EPOCH],
     )
-    prepared = Prepared.open(spec.data)
+    prepared = spec.open_data()
     each = night.whole(spec)  # nothing else runs now
     log.info(
         "refit: trial %d on %s for %d epochs, %d workers of %d CPUs",
@@ -155,7 +165,7 @@ def _report(
     runs: dict[int, str],
     refit: Refit | None,
 ) -> SearchReport:
-    prepared, judgement = Prepared.open(night.template.data), registered.judgement
+    prepared, judgement = night.template.open_data(), registered.judgement
     manifest = prepared.manifest
     started = min(trial.datetime_start or datetime.now() for trial in study.trials)
     ended = max(trial.datetime_complete or datetime.now() for trial in study.trials)

@@ -20,7 +20,7 @@ from raymed.judgement import Candidate
 from raymed.lease import lease
 from raymed.storage import Folder
 from raymed.tracking import Tracker
-from raymed.training.checkpoint import PREFIX, read_history
+from raymed.training.checkpoint import checkpoint_names, read_history
 from raymed.training.fit import Resources, resources, spread
 from raymed.training.loop import FitSpec
 from raymed.tuning.budget import Budget
@@ -32,7 +32,9 @@ from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
 PREDICTIONS = "predictions.npz"  # of a checkpoint: what a trial is compared by
+COMPARED = (PREDICTIONS, "sealed-000.json")  # with the list that vouches for it
 
+TRIALS = "trials"  # the folder of a search's runs
 VARIANT = "run"  # the name of a listed run, among a trial's settings
 
 
@@ -83,7 +85,9 @@ class Night:
         if self.variants:
             space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
             first = [{VARIANT: name} for name in self.variants]
-        journal = Journal(self.study_path, self.template.folder, self.forgotten.generations)
+        journal = Journal(
+            self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
+        )
         return Study(journal, self.name, space, first, halving, self.template.seed)
 
     @property
@@ -152,7 +156,7 @@ class Night:
 
         Where nothing is searched there is one run, which a second trial tries again.
         """
-        storage = self.template.folder.child("trials").uri
+        storage = self.template.folder.child(TRIALS).uri
         if self.variants:
             listed = str(params[VARIANT])
             return dataclasses.replace(self.variants[listed], name=listed, storage=storage)
@@ -256,7 +260,15 @@ class Night:
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
         """What a trial left to be judged: its best checkpoint so far."""
         spec = self.spec(trial)
-        return Candidate(run_id, trial.user_attrs[CHECKPOINT], spec.data, spec.fold, spec.sampling.validation, spec.seed)
+        return Candidate(
+            run_id,
+            trial.user_attrs[CHECKPOINT],
+            spec.data,
+            spec.fold,
+            spec.sampling.validation,
+            spec.seed,
+            spec.data_digest,
+        )
 
     def thin_out(self, study: Study, champion: FrozenTrial) -> None:
         """Where only the champion's checkpoints are to be kept: leave of the others what they are compared by."""
@@ -264,9 +276,9 @@ class Night:
             return
         for trial in study.trials:
             folder = self.spec(trial).folder
-            for name in folder.names() if trial.number != champion.number and trial.state.is_finished() else []:
-                for part in folder.child(name).names() if name.startswith(PREFIX) else []:
-                    if part != PREDICTIONS:
+            for name in checkpoint_names(folder) if trial.number != champion.number and trial.state.is_finished() else []:
+                for part in folder.child(name).names():
+                    if part not in COMPARED:
                         folder.child(name).delete(part)
 
     def trial_key(self, trial: FrozenTrial) -> str:

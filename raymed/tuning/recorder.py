@@ -10,12 +10,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
 from raymed.outbox import Outbox, Refused
 from raymed.tracking import GENERATION, USED, RunRecord, Status, Tracker, is_permanent
 from raymed.training.fit import Resources
-from raymed.training.loop import DESCRIPTION, PASSED_OVER, RANK, FitSpec
+from raymed.training.loop import DESCRIPTION, PASSED_OVER, FitSpec
 from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.study import CHECKPOINT, CURVE, REASON, Study
@@ -182,7 +181,7 @@ class Recorder:
                 begun_with={"how": how},
             )
             if spec.data not in self._digests:
-                self._digests[spec.data] = Prepared.open(spec.data).digest
+                self._digests[spec.data] = spec.open_data().digest
             context = f"training without fold {fold}" if fold else "training"
             self._tracker.input(run, self._night.name, self._digests[spec.data], spec.data, context)
             self._runs[number] = run
@@ -192,7 +191,7 @@ class Recorder:
         """Whom a run is trained and validated on, counted once for all trials that have it in common."""
         key = repr((spec.data, spec.fold, spec.sampling, spec.seed))
         if key not in self._usages:
-            self._usages[key] = spec.usage(Prepared.open(spec.data))
+            self._usages[key] = spec.usage(spec.open_data())
         return self._usages[key]
 
 
@@ -209,6 +208,6 @@ def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial) -> bool:
 def _is_metric(name: str, value: Any) -> bool:
     """Ours, not what keeps checkpoints, nor what Ray Tune adds to a result."""
     others = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp", "pid", "iterations_since_restore"}
-    others |= {"training_iteration", RANK}
+    others |= {"training_iteration"}
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and name not in others and not name.startswith("config/")

@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 import numpy as np
@@ -18,18 +19,20 @@ from ray.tune import TuneError
 
 from raymed.cluster import HEAD
 from raymed.data.plan import EpochPlan
-from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, Streamed, open_reader
-from raymed.errors import UserError
+from raymed.errors import RunError, UserError
+from raymed.job import going_on
 from raymed.tracking import GENERATION, Tracker
 from raymed.training.fit import fit_trial
 from raymed.training.loop import FitSpec
 from raymed.training.verdict import Verdicts
 from raymed.tuning.interrupt import Interrupt
-from raymed.tuning.night import DRIVER_CPUS, Night
+from raymed.tuning.night import DRIVER_CPUS, TRIALS, Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import Recorder, Watch
-from raymed.tuning.study import Study, StudyScheduler, StudySearcher
+from raymed.tuning.reminder import Reminder
+from raymed.tuning.storage_watch import StorageWatch
+from raymed.tuning.study import DECIDED, Study, StudyScheduler, StudySearcher
 
 log = logging.getLogger("raymed")
 
@@ -58,6 +61,8 @@ def _run(night: Night, watch: Watch | None) -> Study:
     if idle := night.idle(each):
         log.warning(idle)
     parent = _start_parent(night, tracker, study.generation)
+    folder = night.template.folder
+    folder.filesystem.create_dir(folder.child(TRIALS).path, recursive=True)
     verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     train = tune.with_parameters(
         fit_trial, sources=_sources(night), each=each, verdicts=verdicts, keep_all=night.keep_checkpoints == "all"
@@ -65,10 +70,12 @@ def _run(night: Night, watch: Watch | None) -> Study:
     with (
         Progress(study, budget, night.label, lambda trial: night.spec(trial).train.epochs) as progress,
         Interrupt(verdicts) as interrupt,
+        StorageWatch(folder, night.template.train.storage_minutes, going_on(sys.argv), interrupt.stop) as storage,
+        Reminder(verdicts, lambda: _decisions(night, study)),
     ):
         recorder = Recorder(night, tracker, parent, study, progress, watch, each)
-        searcher = StudySearcher(study, budget, night.trial, interrupt)
-        scheduler = StudyScheduler(study, budget, verdicts, recorder.observe, interrupt)
+        searcher = StudySearcher(study, budget, night.trial, interrupt, storage)
+        scheduler = StudyScheduler(study, budget, verdicts, recorder.observe, interrupt, storage)
         tuner = _tuner(night, train, concurrent, searcher, scheduler)
         try:
             tuner.fit()
@@ -83,6 +90,8 @@ def _run(night: Night, watch: Watch | None) -> Study:
                 raise error.__context__ from None
             raise
         except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
+            if storage.gave_up:
+                raise RunError(storage.gave_up) from None
             recorder.interrupt()
             raise
         finally:
@@ -91,13 +100,19 @@ def _run(night: Night, watch: Watch | None) -> Study:
     return study
 
 
+def _decisions(night: Night, study: Study) -> Iterator[tuple[str, int, bool]]:
+    """Every decision so far: of which run, after which epoch, and whether to stop."""
+    for trial in study.trials:
+        for epoch, reason in trial.user_attrs.get(DECIDED, {}).items():
+            yield night.spec(trial).name, int(epoch), bool(reason)
+
+
 def _tuner(
     night: Night, train: Callable[..., None], concurrent: int, searcher: StudySearcher, scheduler: StudyScheduler
 ) -> tune.Tuner:
     """Ray Tune, which asks the study for trials, `concurrent` of them at a time."""
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     return tune.Tuner(
-        # a trial's driver that is lost with its machine fails its trial
         tune.with_resources(train, {"CPU": DRIVER_CPUS} | HEAD),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -120,7 +135,7 @@ def _sources(night: Night) -> dict[str, Staged | Streamed]:
         specs.setdefault(spec.data, []).append(spec)
     sources = {}
     for data, same in specs.items():
-        prepared = Prepared.open(data)
+        prepared = same[0].open_data()
         sources[data] = open_reader(prepared, np.unique(np.concatenate([spec.all_rows(prepared) for spec in same])))
     return sources
 
@@ -132,7 +147,7 @@ def _digest(runs: Mapping[str, FitSpec]) -> str:
 
 
 def _start_parent(night: Night, tracker: Tracker, generation: str) -> str:
-    prepared = Prepared.open(night.template.data)
+    prepared = night.template.open_data()
     plan: EpochPlan = night.template.plan(prepared, 0)
     parent = tracker.run(
         night.name,

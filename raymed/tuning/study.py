@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,17 +20,20 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raymed.errors import UserError
-from raymed.training.loop import MODEL, FitSpec
+from raymed.training.fit import RESTARTS
+from raymed.training.loop import COMMON, FAILED, MODEL, FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import Journal
 from raymed.tuning.settings import Halving
 from raymed.tuning.space import Space, Value
+from raymed.tuning.storage_watch import StorageWatch
 
 log = logging.getLogger("raymed")
 
@@ -71,7 +76,7 @@ class Study:
         if not self.study.trials:
             for params in first:
                 self.enqueue(params)
-        self.mistake = ""  # why not even the first trial can begin: something that the user can mend
+        self.mistake = ""  # what every trial would meet: something that the user can mend
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}
 
@@ -104,6 +109,10 @@ class Study:
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """Put a trial with these settings in line, before anything is drawn."""
         self.study.enqueue_trial(dict(params))
+
+    def take_up(self, number: int) -> None:
+        """A trial lost its processes: it goes on before anything else begins."""
+        self._in_flight.insert(0, number)
 
     @property
     def left_over(self) -> list[int]:
@@ -171,14 +180,20 @@ class Study:
         """
         trial = self._trial(number)
         if epoch in self.trial(number).intermediate_values:
+            self.locate(number, result)
             return self._decided_to_stop(self.trial(number), epoch)
         trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), epoch: float(result["val_loss"])})
         trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + float(result.get("seconds", 0.0)))
-        if MODEL in result:
-            trial.set_user_attr(CHECKPOINT, result[MODEL])
-            trial.set_user_attr(BEST_EPOCH, int(result["best_epoch"]))
+        self.locate(number, result)
         trial.report(float(result["best_val_loss"]), epoch)  # last: an epoch that is there is recorded in full
         return trial.should_prune()
+
+    def locate(self, number: int, result: Mapping[str, Any]) -> None:
+        """Record where a trial's best model lies. One that lost it, and trained that epoch again, has it elsewhere."""
+        trial = self.trial(number)
+        if MODEL in result and result[MODEL] != trial.user_attrs.get(CHECKPOINT) and not trial.state.is_finished():
+            self._trial(number).set_user_attr(CHECKPOINT, result[MODEL])
+            self._trial(number).set_user_attr(BEST_EPOCH, int(result["best_epoch"]))
 
     def _decided_to_stop(self, trial: FrozenTrial, epoch: int) -> bool:
         """What successive halving decided, or would have, after an epoch that is recorded."""
@@ -221,12 +236,19 @@ class StudySearcher(Searcher):
     which knows whether it was stopped, failed or finished."""
 
     def __init__(
-        self, study: Study, budget: Budget, spec: Callable[[int, Mapping[str, Value]], FitSpec], interrupt: Interrupt
+        self,
+        study: Study,
+        budget: Budget,
+        spec: Callable[[int, Mapping[str, Value]], FitSpec],
+        interrupt: Interrupt,
+        storage: StorageWatch,
     ) -> None:
         super().__init__()  # without a metric: not every report has one (a checkpoint within an epoch, a failure)
-        self._study, self._budget, self._spec, self._interrupt = study, budget, spec, interrupt
+        self._study, self._budget, self._spec, self._interrupt, self._storage = study, budget, spec, interrupt, storage
 
     def suggest(self, trial_id: str) -> Any:
+        if self._storage.is_away and not self._interrupt.told:
+            return None  # later
         asked = None if self._interrupt.told else self._study.ask(self._budget)
         return {"number": asked[0], "spec": self._spec(*asked)} if asked else Searcher.FINISHED
 
@@ -257,10 +279,12 @@ class StudyScheduler(FIFOScheduler):
         verdicts: ActorHandle,
         observe: Callable[[int, str, Mapping[str, Any]], None],
         interrupt: Interrupt,
+        storage: StorageWatch,
     ) -> None:
         super().__init__()
         self._study, self._budget, self._verdicts, self._observe = study, budget, verdicts, observe
-        self._interrupt = interrupt
+        self._interrupt, self._storage = interrupt, storage
+        self._lost: Counter[tuple[int, int]] = Counter()  # drivers, by trial and epoch
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for `StudySearcher`."""
@@ -271,10 +295,10 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Always to go on, as far as Ray Tune is concerned: a trial that is told to stop ends by itself."""
-        if "mistake" in result and trial.config["number"] == 0 and not self._study.epochs:
-            self._study.mistake = str(result["failed"])  # it stays RUNNING: the same command goes on once that is mended
-        elif "failed" in result:
-            self._end(trial, TrialState.FAIL, str(result["failed"]))
+        if COMMON in result or ("mistake" in result and trial.config["number"] == 0 and not self._study.epochs):
+            self._study.mistake = str(result[FAILED])  # it stays RUNNING: the same command goes on once that is mended
+        elif FAILED in result:
+            self._end(trial, TrialState.FAIL, str(result[FAILED]))
         elif "val_loss" in result:  # and not a checkpoint within an epoch
             self._judge(trial, int(result["epoch"]), result)
         return TrialScheduler.CONTINUE
@@ -290,6 +314,8 @@ class StudyScheduler(FIFOScheduler):
                 elif self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs):
                     reason = f"the budget was used up after epoch {epoch}"
                 self._study.decide(number, epoch, reason)
+        else:
+            self._study.locate(number, result)
         self._observe(number, "epoch", result)
         if result["finished"]:
             self._end(trial, TrialState.COMPLETE)
@@ -299,6 +325,13 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         if self._stays:
+            return
+        number = trial.config["number"]
+        place = number, self._study.trial(number).last_step or 0
+        self._lost[place] += _lost_its_driver(trial)
+        if self._storage.is_away or 0 < self._lost[place] <= RESTARTS:
+            log.warning("trial %d lost its driver after epoch %d: it is taken up again", *place)
+            self._study.take_up(number)
             return
         # Tune has written down what it was told, but not yet copied it to the storage, where trial.get_error() looks.
         self._end(trial, TrialState.FAIL, _last_line(Path(trial.error_file).read_text()))
@@ -317,6 +350,12 @@ class StudyScheduler(FIFOScheduler):
         if self._study.trials and not self._study.trial(number).state.is_finished():
             self._study.tell(number, state, reason)
             self._observe(number, state.name, {"reason": reason})
+
+
+def _lost_its_driver(trial: TuneTrial) -> bool:
+    """Whether the process died that waits for a trial's workers, or its machine."""
+    file = trial.pickled_error_file  # there is one for errors of Ray only
+    return bool(file) and isinstance(pickle.loads(Path(file).read_bytes()), RayActorError)
 
 
 def _last_line(text: str) -> str:

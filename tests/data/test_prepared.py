@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymed.data.prepared import Manifest, Prepared, digest_of
-from raymed.errors import UserError
+from raymed.errors import CommonError, UserError
 
 
 @pytest.fixture
@@ -63,6 +63,14 @@ def test_an_index_of_many_row_groups_is_opened_as_one_chunk(copy: Path):
 def test_texts_of_an_index_may_be_larger_than_two_gib(prepared: Prepared):
     """Sorting others fails above it, after all pictures were decoded."""
     assert pa.string() not in prepared.index.schema.types
+
+
+def test_other_data_than_a_run_began_with_are_refused(prepared: Prepared, copy: Path):
+    assert Prepared.open(str(copy), prepared.digest).digest == prepared.digest
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"digest": "other"}), "utf-8")
+    with pytest.raises(CommonError, match=f"holds other, and this run began with {prepared.digest}"):
+        Prepared.open(str(copy), prepared.digest)
 
 
 def test_a_missing_index_is_an_error_that_names_it(copy: Path):

@@ -1,6 +1,5 @@
 """Promise 4: a checkpoint is whole or it does not exist."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from raymed.errors import RunError, UserError
 from raymed.storage import Folder
 from raymed.training import checkpoint
-from raymed.training.checkpoint import SNAPSHOT, Progress, drop_damaged_snapshot, fetch_newest, new_name, seal, verify
+from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal, verify
 
 
 def write_checkpoint(run: Path, step: int, workers: int = 2) -> Path:
@@ -100,26 +99,6 @@ def test_a_kill_at_any_offset_of_the_write_leaves_nothing_that_loads(tmp_path):
 
 def test_a_run_without_checkpoints_starts_anew(tmp_path):
     assert fetch_newest(Folder.at(tmp_path / "nothing"), tmp_path / "local") is None
-
-
-@pytest.mark.parametrize("content", [b"", b'{"checkpoint_results": [{"che', b'{"ray_version": "1"}', b"[]"])
-def test_a_damaged_list_of_checkpoints_does_not_keep_a_run_from_going_on(tmp_path, content, caplog):
-    run = Folder.at(tmp_path / "run")
-    run.write(SNAPSHOT, content)
-    drop_damaged_snapshot(run)
-    assert not run.exists(SNAPSHOT)
-    assert SNAPSHOT in caplog.text
-
-
-def test_a_list_of_checkpoints_is_kept_while_all_of_them_are_there(tmp_path):
-    folder = write_checkpoint(tmp_path / "run", 3)
-    run = Folder.at(tmp_path / "run")
-    run.write(SNAPSHOT, json.dumps({"checkpoint_results": [{"checkpoint_dir_name": folder.name}]}).encode())
-    drop_damaged_snapshot(run)
-    assert run.exists(SNAPSHOT)
-    shutil.rmtree(folder)
-    drop_damaged_snapshot(run)
-    assert not run.exists(SNAPSHOT)
 
 
 def test_a_checkpoint_of_another_search_or_of_other_settings_is_refused_by_name():

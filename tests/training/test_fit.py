@@ -82,7 +82,6 @@ def test_a_run_resumed_in_mid_epoch_computes_the_losses_of_an_uninterrupted_one(
 
 
 def test_checkpoints_within_an_epoch_never_displace_the_best(prepared, storage, alone):
-    """Ray Train counts a checkpoint without its score as the best of all."""
     left = {Progress.read(path).epoch for path in Path(storage, "alone").glob("step-*")}
     assert {int(alone["best_epoch"]), 2} <= left
 

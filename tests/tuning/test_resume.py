@@ -1,15 +1,19 @@
 """``--resume``, and how a search is stopped by hand."""
 
+import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
-from raymed.errors import UserError
+from raymed.data.prepared import Prepared
+from raymed.errors import CommonError, UserError
 from raymed.job import going_on
 from raymed.lung import LungOptions
 from raymed.storage import Folder
@@ -20,6 +24,8 @@ from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import Journal, generations
+from raymed.tuning.search import _sources
+from raymed.tuning.study import CHECKPOINT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +126,20 @@ def test_a_run_does_not_go_into_the_data_that_it_reads(prepared, tmp_path):
     folder = Folder.at(prepared.folder.uri)
     with pytest.raises(UserError, match="where the prepared data lie"):
         night_of(prepared, folder.path.rsplit("/", 1)[0], "auto", name=folder.path.rsplit("/", 1)[1])
+
+
+def test_patients_added_in_place_under_a_search_are_refused_wherever_its_rows_are_read(prepared, tmp_path):
+    """Row numbers of the old index would name other patients in the new one."""
+    data = Path(shutil.copytree(prepared.folder.path, tmp_path / "data"))
+    night = night_of(Prepared.open(str(data)), tmp_path / "runs", "auto")
+    trial = SimpleNamespace(number=0, params={}, user_attrs={CHECKPOINT: "uri"})
+    candidate = night.candidate("run", trial)
+    manifest = json.loads((data / "manifest.json").read_bytes())
+    (data / "manifest.json").write_text(json.dumps(manifest | {"digest": "other"}), "utf-8")
+    for opening in (night.trial(0, {}).open_data, candidate.open_data, lambda: _sources(night)):
+        with pytest.raises(CommonError, match="was prepared again"):
+            opening()
+    assert candidate.tags()["raymed.data_digest"] == prepared.digest
 
 
 def test_a_search_says_how_long_its_trials_are_in_one_way():

@@ -1,18 +1,22 @@
 """The study is the one truth about a search: what it records must survive its process."""
 
+import pickle
 from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
+from ray.exceptions import ActorDiedError
 
 from raymed.errors import UserError
 from raymed.storage import Folder
+from raymed.training.loop import COMMON, FAILED
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import CHECKPOINT, CURVE, REASON, SECONDS, Halving, Study, StudyScheduler, best_value
+from raymed.tuning.study import CHECKPOINT, CURVE, REASON, SECONDS, Halving, Study, StudyScheduler, StudySearcher, best_value
 
 SPACE = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
+THERE = SimpleNamespace(is_away=False)  # the storage
 DEFAULTS = {"x": 0.25, "y": "b"}
 
 
@@ -123,7 +127,7 @@ class Told:
 def test_a_run_that_goes_on_meets_the_decision_that_was_made(tmp_path):
     """Reported again after better trials came by, its rung would now stop it; and it trains on within the epoch, unasked."""
     study, told, budget = open_study(tmp_path), Told(), Budget(10)
-    scheduler = StudyScheduler(study, budget, told, lambda *_: None, SimpleNamespace(told=False))
+    scheduler = StudyScheduler(study, budget, told, lambda *_: None, SimpleNamespace(told=False), THERE)
 
     def report(number, epoch, loss):
         trial = SimpleNamespace(config={"number": number, "spec": SimpleNamespace(name=f"trial-{number}")})
@@ -187,3 +191,64 @@ def test_another_space_under_the_same_name_is_refused(tmp_path):
     open_study(tmp_path)
     with pytest.raises(UserError, match="another --name"):
         open_study(tmp_path, space={"x": Dimension(0.0, 2.0)})
+
+
+def test_an_epoch_trained_again_after_its_checkpoint_was_lost_names_the_new_one(tmp_path):
+    """A power cut tears the checkpoint that the record names; the run goes on from the one before."""
+    study = open_study(tmp_path)
+    number, _ = study.ask(Budget(3))
+    study.report(number, 1, result(0.9, 1))
+    again = open_study(tmp_path)
+    again.ask(Budget(3))
+    again.report(number, 1, result(0.9, 1) | {"model": "epoch-1-again"})
+    assert open_study(tmp_path).best.user_attrs[CHECKPOINT] == "epoch-1-again"
+
+
+def test_a_full_storage_stops_the_search_and_its_trials_go_on_once_there_is_room(tmp_path):
+    """Told by one of two trials, in the middle of the night; before, that one failed, and the next, and the next."""
+    study = open_study(tmp_path)
+    scheduler = StudyScheduler(study, Budget(9), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
+    trials = [SimpleNamespace(config={"number": study.ask(Budget(9))[0], "spec": None}) for _ in range(2)]
+    study.report(0, 1, result(0.9, 1))
+    scheduler.on_trial_result(None, trials[1], {FAILED: "no space left. Free space", COMMON: 1.0})
+    for trial in trials:
+        scheduler.on_trial_complete(None, trial, {})
+    assert study.ask(Budget(9)) is None, "no other trial is begun, to fail as well"
+    assert study.mistake == "no space left. Free space"
+    again = open_study(tmp_path)
+    assert [again.ask(Budget(9))[0] for _ in range(3)] == [0, 1, 2]
+
+
+def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_dies_again_and_again(tmp_path):
+    study = open_study(tmp_path)
+    scheduler = StudyScheduler(study, Budget(9), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
+    lost, text = tmp_path / "error.pkl", tmp_path / "error.txt"
+    lost.write_bytes(pickle.dumps(ActorDiedError()))
+    text.write_text("the actor died")
+    number, _ = study.ask(Budget(9))
+    trial = SimpleNamespace(config={"number": number}, pickled_error_file=str(lost), error_file=str(text))
+    study.report(number, 1, result(0.9, 1))
+    for _ in range(2):
+        scheduler.on_trial_error(None, trial)
+        assert study.ask(Budget(9))[0] == number, "before any other"
+    study.report(number, 2, result(0.8, 2))
+    for _ in range(2):
+        scheduler.on_trial_error(None, trial)
+        assert study.ask(Budget(9))[0] == number, "it had got on"
+    scheduler.on_trial_error(None, trial)
+    assert study.trial(number).state == TrialState.FAIL
+    bug = SimpleNamespace(config={"number": study.ask(Budget(9))[0]}, pickled_error_file=None, error_file=str(text))
+    scheduler.on_trial_error(None, bug)
+    assert study.trial(bug.config["number"]).state == TrialState.FAIL
+
+
+def test_while_the_storage_is_away_nothing_begins_and_nothing_fails(tmp_path):
+    study, storage, interrupt = open_study(tmp_path), SimpleNamespace(is_away=True), SimpleNamespace(told=False)
+    scheduler = StudyScheduler(study, Budget(9), Told(), lambda *_: None, interrupt, storage)
+    searcher = StudySearcher(study, Budget(9), lambda number, params: number, interrupt, storage)
+    number, _ = study.ask(Budget(9))
+    scheduler.on_trial_error(None, SimpleNamespace(config={"number": number}, pickled_error_file=None))
+    assert study.trial(number).state == TrialState.RUNNING
+    assert searcher.suggest("") is None, "later"
+    storage.is_away = False
+    assert searcher.suggest("")["number"] == number

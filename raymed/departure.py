@@ -1,0 +1,65 @@
+"""Leaving: Ctrl-C and SIGTERM (``ray job stop``) mean the same in every phase of a job, which is gone within a deadline.
+
+The first one interrupts the job's main thread; while runs train, `Interrupt` lets them save a checkpoint first. What does
+not end by then, a library's thread or its exit handler, is left to itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DEADLINE = 30.0  # seconds from the interrupt to the end
+INTERRUPTED = 130  # exit code
+
+
+@contextmanager
+def departing(last_words: str) -> Iterator[None]:
+    """While entered, the first signal interrupts the main thread, which calls this. The second, or `DEADLINE`, ends the job.
+
+    Args:
+        last_words: what is printed at that end.
+
+    Raises:
+        KeyboardInterrupt: a signal came.
+    """
+    leaving = threading.Timer(DEADLINE, _leave, (last_words,))
+    leaving.daemon = True
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if leaving.is_alive():
+            _leave(last_words)
+        leaving.start()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if not leaving.is_alive():  # else the process is about to end, and is to
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Puts handlers back that a library replaces by its own: Ray's of SIGTERM exits into a shutdown that may hang."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        if callable(handler) and handler is not signal.default_int_handler:
+            signal.signal(number, handler)
+
+
+def _leave(last_words: str) -> None:
+    print(last_words, file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)

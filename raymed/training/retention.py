@@ -1,0 +1,64 @@
+"""Which of a run's checkpoints stay: the two newest, and the best. The rest is removed, and so is what kills left behind.
+
+Each of the two newest may name another best: the search's record may not know of the newer one yet.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+
+from raymed.storage import Folder
+from raymed.training.checkpoint import checkpoint_names
+
+NEWEST = 2  # checkpoints kept besides the best: the newest may be torn by a power cut
+
+
+class Retention:
+    """One run's checkpoints, as its first worker keeps them."""
+
+    def __init__(self, run: Folder, keep_all: bool, newest: str, model: str, torn: Sequence[str]) -> None:
+        """Start from the checkpoint that the run goes on from, if any.
+
+        Args:
+            keep_all: remove nothing but what is torn.
+            newest: name of that checkpoint.
+            model: name of the one that holds the best model; empty where there is none.
+            torn: names of checkpoints that were passed over.
+        """
+        self._run, self._keep_all, self._torn, self._newest = run, keep_all, torn, [(newest, model)]
+
+    def add(self, name: str, model: str) -> None:
+        """A checkpoint is durable: those that are not needed any more are removed."""
+        self._newest = [*self._newest, (name, model)][-NEWEST:]
+        needed = {kept for pair in self._newest for kept in pair}
+        for other in self._torn if self._keep_all else checkpoint_names(self._run):
+            if other not in needed:
+                with suppress(OSError):  # the next one removes it
+                    self._run.delete(other)
+
+
+@contextmanager
+def scratch(run: Folder, worker: int) -> Iterator[Path]:
+    """A local folder to put a checkpoint together in. Those of the same worker whose process was killed are removed."""
+    owner = f"raymed-{blake2b(run.uri.encode(), digest_size=6).hexdigest()}-{worker}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{owner}*"):
+        if not _is_alive(int(left.name.removeprefix(owner).partition("-")[0])):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{owner}{os.getpid()}-", ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True

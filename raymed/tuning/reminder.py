@@ -1,0 +1,46 @@
+"""The actor of stop decisions may be lost: Ray starts it again, and it is told once more what the study holds."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+log = logging.getLogger("raymed")
+
+PAUSE = 0.5  # seconds between two looks at an actor that is being started again
+
+
+class Reminder:
+    """While entered, waits for the actor to be lost, and then gives it every decision again."""
+
+    def __init__(self, verdicts: ActorHandle, decisions: Callable[[], Iterable[tuple[str, int, bool]]]) -> None:
+        """`decisions` gives what was decided so far: a run's name, the epoch, and whether the run stops after it."""
+        self._verdicts, self._decisions, self._over = verdicts, decisions, threading.Event()
+
+    def __enter__(self) -> Reminder:
+        threading.Thread(target=self._wait, name="reminder", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+
+    def _wait(self) -> None:
+        while not self._over.is_set():
+            try:
+                ray.get(self._verdicts.until_lost.remote())
+            except RayActorError:
+                if self._over.is_set():
+                    return
+                log.warning("the process that tells runs whether to stop was lost: it is started again")
+                for name, epoch, stop in self._decisions():
+                    self._verdicts.give.remote(name, epoch, stop)
+                time.sleep(PAUSE)
+            except ray.exceptions.RayError:  # Ray itself has ended
+                return

@@ -1,0 +1,86 @@
+"""What stays of a run's checkpoints, over kills, and what is removed."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from raymed.storage import Folder
+from raymed.training.checkpoint import checkpoint_names, new_name
+from raymed.training.retention import Retention, scratch
+
+
+def save(run: Path, step: int) -> str:
+    name = new_name(step, step)
+    (run / name).mkdir(parents=True)
+    (run / name / "weights").write_bytes(bytes(1000))
+    return name
+
+
+def opened(run: Path, newest: str = "", model: str = "", torn: tuple[str, ...] = (), keep_all: bool = False) -> Retention:
+    return Retention(Folder.at(run), keep_all, newest, model, torn)
+
+
+def test_the_two_newest_and_the_best_stay(tmp_path):
+    retention, names = opened(tmp_path), []
+    for step in range(1, 7):
+        names.append(save(tmp_path, step))
+        retention.add(names[-1], names[min(step, 2) - 1])
+    assert checkpoint_names(Folder.at(tmp_path)) == [names[1], names[4], names[5]]
+
+
+def test_the_best_before_stays_until_the_search_knows_of_a_better(tmp_path):
+    """A search that is lost in between, and has no time left for the run to tell it again, judges the one it knows."""
+    names = [save(tmp_path, step) for step in (1, 2, 3)]
+    retention = opened(tmp_path, names[1], names[0])
+    retention.add(names[2], names[2])
+    assert names[0] in checkpoint_names(Folder.at(tmp_path))
+    fourth = save(tmp_path, 4)
+    retention.add(fourth, names[2])
+    assert checkpoint_names(Folder.at(tmp_path)) == [names[2], fourth]
+
+
+def test_twenty_kills_while_a_checkpoint_is_written_leave_no_more_than_one(tmp_path):
+    """Each leaves a torn checkpoint of a later step than the one that the run goes on from."""
+    newest = save(tmp_path, 1)
+    opened(tmp_path).add(newest, newest)
+    for kill in range(20):
+        torn = save(tmp_path, 100 + kill)
+        retention = opened(tmp_path, newest, newest, (torn,))
+        assert torn in checkpoint_names(Folder.at(tmp_path)), "before a newer one is durable nothing is removed"
+        following = save(tmp_path, 2 + kill)
+        retention.add(following, following)
+        assert torn not in checkpoint_names(Folder.at(tmp_path))
+        newest = following
+    assert sum(path.stat().st_size for path in tmp_path.rglob("weights")) <= 3000
+
+
+def test_where_all_are_kept_only_torn_ones_go(tmp_path):
+    names = [save(tmp_path, step) for step in (1, 2, 3, 9)]
+    retention = opened(tmp_path, names[2], names[0], (names[3],), keep_all=True)
+    names.append(save(tmp_path, 4))
+    retention.add(names[-1], names[0])
+    assert set(checkpoint_names(Folder.at(tmp_path))) == set(names) - {names[3]}
+
+
+def test_the_local_copy_that_a_killed_worker_left_is_removed_and_a_living_one_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = Folder.at(tmp_path / "run")
+    script = f"""
+import os, tempfile
+from raymed.storage import Folder
+from raymed.training.retention import scratch
+tempfile.tempdir = {str(tmp_path)!r}
+with scratch(Folder.at({run.uri!r}), 0) as folder:
+    (folder / "weights").write_bytes(bytes(1000))
+    os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    (left,) = tmp_path.glob("raymed-*")
+    with scratch(run, 1):
+        assert left.exists(), "of another worker"
+    with scratch(run, 0) as outer:
+        assert not left.exists()
+        with scratch(run, 0):
+            assert outer.exists()

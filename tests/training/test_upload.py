@@ -1,0 +1,106 @@
+"""A checkpoint on its way into a storage that is full, away, or loses its power."""
+
+import errno
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from raymed import availability
+from raymed.availability import is_refusal, require_there, wait_for
+from raymed.errors import StorageError
+from raymed.storage import Folder
+from raymed.training.upload import upload
+
+
+@pytest.fixture
+def local(tmp_path) -> Path:
+    folder = tmp_path / "local"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "weights").write_bytes(b"weights")
+    (folder / "progress.json").write_bytes(b"{}")
+    return folder
+
+
+@contextmanager
+def small_disk(at: Path, size: str = "64k"):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    at.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "raymed-test", at], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", at], check=False)
+
+
+def test_files_and_folders_are_written_out_before_anybody_is_told(tmp_path, local, monkeypatch):
+    run, synced = tmp_path / "run", set()
+    run.mkdir()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(str(Path(f"/proc/self/fd/{file}").readlink())))
+    upload(local, Folder.at(run), "step-1")
+    written = {str(path) for path in run.rglob("*")}
+    assert synced == written | {str(run)}
+    assert (run / "step-1" / "model" / "weights").read_bytes() == b"weights"
+
+
+def test_a_full_disk_is_said_at_once_and_what_to_do(tmp_path, local):
+    with small_disk(tmp_path / "disk"):
+        run = Folder.at(tmp_path / "disk")
+        (local / "large").write_bytes(bytes(2**20))
+        with pytest.raises(StorageError, match=r"(?s)disk cannot be used: .*No space left.*Free space"):
+            wait_for(lambda: upload(local, run, "step-1"), run, 20, pytest.fail)
+
+
+def test_a_disk_that_is_read_only_is_said_at_once(tmp_path, local):
+    with small_disk(tmp_path / "disk"):
+        run = Folder.at(tmp_path / "disk")
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
+        with pytest.raises(StorageError, match="Read-only file system"):
+            wait_for(lambda: upload(local, run, "step-1"), run, 20, pytest.fail)
+
+
+def test_an_unmounted_disk_is_waited_for_and_nothing_is_written_below_its_mount_point(tmp_path, local, monkeypatch):
+    monkeypatch.setattr(availability, "PAUSE", 0.0)
+    disk, tries = tmp_path / "disk", []
+    with small_disk(disk):
+        (disk / "run").mkdir()
+        subprocess.run(["mount", "--bind", disk, disk], check=True)  # the same files, mounted twice: one goes away
+
+        def comes_back() -> None:
+            tries.append(sorted(path.name for path in disk.rglob("*")))
+            if len(tries) == 3:
+                subprocess.run(["mount", "--bind", tmp_path / "elsewhere", disk], check=True)
+
+        (tmp_path / "elsewhere" / "run").mkdir(parents=True)
+        subprocess.run(["umount", "-l", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
+        run = Folder.at(disk / "run")
+        wait_for(lambda: upload(local, run, "step-1"), run, 20, comes_back)
+        assert tries == [[], [], []]
+        assert (tmp_path / "elsewhere" / "run" / "step-1" / "progress.json").exists()
+
+
+def test_a_storage_that_stays_away_is_given_up_after_the_time_that_was_set(tmp_path, local, monkeypatch):
+    monkeypatch.setattr(availability, "PAUSE", 0.0)
+    run = Folder.at(tmp_path / "gone")
+    with pytest.raises(StorageError, match=r"gone has been away for 0\.001 minutes .*run the same command again"):
+        wait_for(lambda: upload(local, run, "step-1"), run, 0.001, lambda: None)
+    with pytest.raises(FileNotFoundError):
+        require_there(run)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError("When uploading part: AWS Error ACCESS_DENIED"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), False),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (OSError("When uploading part: AWS Error NETWORK_CONNECTION"), False),
+    ],
+)
+def test_what_waiting_does_not_mend_is_not_waited_for(error, refused):
+    assert is_refusal(error) is refused

@@ -1,0 +1,84 @@
+"""A storage that goes away in the middle of a night is said, waited for, and left in the end."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raymed.storage import Folder
+from raymed.tuning import storage_watch
+from raymed.tuning.journal import Journal
+from raymed.tuning.storage_watch import StorageWatch
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    for name, seconds in (("PERIOD", 0.02), ("ANSWER", 0.2), ("LEAVING", 0.2)):
+        monkeypatch.setattr(storage_watch, name, seconds)
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_storage_that_comes_back_in_time_is_said_once_each_way(tmp_path, caplog):
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    with StorageWatch(Folder.at(storage), 20, "the command", pytest.fail) as watch:
+        storage.rename(tmp_path / "elsewhere")
+        wait_until(lambda: watch.is_away)
+        time.sleep(0.1)
+        (tmp_path / "elsewhere").rename(storage)
+        wait_until(lambda: not watch.is_away)
+    away, back = (record.getMessage() for record in caplog.records)
+    assert away.startswith("storage away since ")
+    assert f"({storage}: No such file or directory), waiting until " in away
+    assert back.startswith("the storage is back after ")
+    assert not list(tmp_path.glob("storage/*"))
+
+
+def test_one_that_stays_away_ends_the_job_with_what_to_do(tmp_path):
+    stopped: list[str] = []
+    with StorageWatch(Folder.at(tmp_path / "gone"), 0.001, "python job.py", lambda: stopped.append("")) as watch:
+        wait_until(lambda: watch.gave_up)
+        wait_until(lambda: stopped)
+    assert "gone has been away for 0.001 minutes" in watch.gave_up
+    assert watch.gave_up.endswith("Once it is back: python job.py")
+
+
+def test_a_server_that_says_nothing_is_away_and_a_job_that_hangs_on_it_ends_all_the_same(tmp_path):
+    """As a stopped NFS server: a read never returns, and no signal reaches the thread that waits for it."""
+    script = """
+import signal, sys, threading, time
+from types import SimpleNamespace
+from raymed.tuning import storage_watch
+storage_watch.PERIOD, storage_watch.ANSWER, storage_watch.LEAVING = 0.02, 0.05, 0.2
+def hang():
+    threading.Event().wait()
+folder = SimpleNamespace(uri="nfs", exists=hang, is_local=True)
+with storage_watch.StorageWatch(folder, 0.001, "python job.py", lambda: None):
+    threading.Event().wait()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "nfs has been away for 0.001 minutes (it does not answer)" in done.stderr
+    assert done.stderr.endswith("Once it is back: python job.py\n")
+
+
+def test_the_record_waits_for_its_storage_and_loses_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "night"
+    journal = Journal(folder / "study.journal", Folder.at(folder), storage_minutes=1)
+    folder.rename(tmp_path / "away")
+    monkeypatch.setattr("raymed.availability.time.sleep", lambda seconds: shutil.move(tmp_path / "away", folder))
+    journal.append_logs([{"number": 1}])
+    journal.close()
+    assert list(Journal(folder / "study.journal", Folder.at(folder)).read_logs(0)) == [{"number": 1}]
+    assert not Path(tmp_path / "away").exists()
