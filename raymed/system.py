@@ -55,6 +55,7 @@ class SystemOptions(JobOptions, ABC):
             champion's only: no other trial can be promoted then (champion).
         fold: Cross-validation fold to validate on (default: the stored split).
         workers: Training workers of one run, each with a GPU where there are GPUs; 1:4 takes as many as there is room for.
+            Those that would make a step no shorter are not started.
         min_workers: Fewest workers a single run goes on with when machines are lost; as they return it grows again to
             `workers` (0 = as many as `workers`).
         train: How it is trained.

@@ -220,16 +220,21 @@ def choose(series: Series, settings: SliceSettings, seed: int = 0, epoch: int | 
     sizes = np.diff(firsts, append=count)
     wanted = np.full(len(firsts), settings.per_patient)
     if settings.per == "patient":
-        studies = np.split(np.arange(len(firsts)), _starts(series.patients[order[firsts]])[1:])
-        for several in (places for places in studies if len(places) > 1):
+        starts = _starts(series.patients[order[firsts]])
+        counts = np.diff(starts, append=len(firsts))
+        for start, studies in zip(starts[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
+            several = slice(start, start + studies)
             wanted[several] = _shared(sizes[several], settings.per_patient)
     chosen = []
-    for first, size, share in zip(firsts.tolist(), sizes.tolist(), wanted.tolist(), strict=True):
-        if settings.choice == "random" and epoch is not None and size > share > 0:
+    alike, kind = np.unique(np.stack([sizes, wanted]), axis=1, return_inverse=True)
+    for number, (size, share) in enumerate(alike.T.tolist()):
+        starts = firsts[kind == number]
+        if settings.choice != "random" or epoch is None or not 0 < share < size:
+            chosen.append(np.add.outer(starts, _fixed(size, share, settings.choice)).ravel())
+            continue
+        for first in starts.tolist():
             generator = np.random.default_rng([seed, epoch, _hash(0, series.name(order[first]))])
             chosen.append(first + np.sort(generator.choice(size, share, replace=False)))
-        else:
-            chosen.append(first + _fixed(size, share, settings.choice))
     return np.sort(order[np.concatenate(chosen)])
 
 

@@ -166,3 +166,13 @@ def test_scale_measures_every_step_at_every_size(benchmark: Any, capsys: pytest.
     figures = figures_of(capsys)
     assert len(figures) == 8
     assert all(seconds > 0 for step in figures.values() for seconds in step["seconds"])
+
+
+@pytest.mark.slow
+def test_workers_share_an_epoch_without_repeats(
+    benchmark: Any, cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("workers").main(str(tmp_path), systems="lung", counts="2", epochs=2, patients=24)
+    (figures,) = figures_of(capsys).values()
+    assert (figures["workers"], figures["repeats"], figures["busy"]) == (2, 0.0, 1.0)
+    assert figures["rate"] > 0

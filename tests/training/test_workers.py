@@ -16,6 +16,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
 
+from raymed.errors import UserError
 from raymed.models.norm import convert_batch_norms
 from raymed.recipes.recipe import Batch, Loss, ParameterGroup
 from raymed.training.engine import Engine, TrainSettings, division, prepare_process
@@ -145,3 +146,14 @@ def test_averaged_weights_are_what_is_evaluated_and_exported(trained):
     network = Pictures().build().eval()
     network.load_state_dict(averaged["exported"])
     torch.testing.assert_close(network(encode([1, 2], STEPS).tensors["x"]), averaged["seen"])
+
+
+def test_a_micro_batch_that_would_change_what_batch_norm_sees_is_refused():
+    """It used to change the result in silence, as if it only said how the work is done."""
+    small, plain = TrainSettings(micro_batch=8), nn.Linear(1, 1)
+    with pytest.raises(UserError, match=r"16 items meet .* Set train.micro_batch to 16, or.* train.norm_group to 8"):
+        division(Pictures(), Pictures().build(), small, 1)  # type: ignore[arg-type]
+    assert division(Pictures(), Pictures().build(), small, 2).group == 16  # type: ignore[arg-type]
+    assert division(Pictures(), plain, small, 1).group == 0  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="only 8 are computed at once"):
+        division(Pictures(contrastive=True), plain, small, 2)  # type: ignore[arg-type]
