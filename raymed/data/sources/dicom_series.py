@@ -26,6 +26,8 @@ WHOLE = 0.5  # of a series' extent that each of its phases covers
 class Ordered:
     """One series.
 
+    Reasons name no file: they are kept where names of patients may not be.
+
     Attributes:
         phases: its slices, in order; several lists where each covers the same anatomy.
         refused: path -> reason.
@@ -69,11 +71,9 @@ def _once(members: list[Header], result: Ordered) -> list[Header]:
         if same is header:
             kept.append(header)
         elif same.height is not None and header.height is not None and abs(same.height - header.height) >= SAME_HEIGHT:
-            result.refused[header.path] = (
-                f"has the SOPInstanceUID of {same.path} and lies elsewhere: which is right is unknown"
-            )
+            result.refused[header.path] = "has the SOPInstanceUID of another file, and lies elsewhere: one is wrong"
         else:
-            result.left_out[header.path] = f"the same image as {same.path} (SOPInstanceUID)"
+            result.left_out[header.path] = "the same image as another file (SOPInstanceUID)"
     return kept
 
 
@@ -96,9 +96,8 @@ def _one_at_each_height(root: Path, members: list[Header], result: Ordered) -> l
     for height in _by_height(members):
         several = _without_copies(root, height, result)
         if len(several) > 1:
-            names = ", ".join(header.path for header in several[:3])
             reason = (
-                f"{len(several)} images at one height of the series ({names}), and nothing tells phases apart: name the "
+                f"one of {len(several)} images at one height of the series, and nothing tells phases apart: name the "
                 "files of one phase in a CSV"
             )
             result.refused |= {header.path: reason for header in several}
@@ -122,7 +121,7 @@ def _without_copies(root: Path, members: list[Header], result: Ordered) -> list[
         if same is header:
             kept.append(header)
         else:
-            result.left_out[header.path] = f"a copy of {same.path}: the same pixels at the same height"
+            result.left_out[header.path] = "a copy: another file has the same pixels at the same height"
     return kept
 
 
