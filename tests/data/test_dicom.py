@@ -74,9 +74,9 @@ def test_a_csv_of_two_series_is_two_studies_and_one_series_of_two_patients_an_er
     ("changes", "reason", "expected"),
     [
         ({"BurnedInAnnotation": "YES"}, "BurnedInAnnotation YES", False),
-        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen save", False),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary capture", False),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "secondary capture", False),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen save", True),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary capture", True),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "secondary capture", True),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR pixels", False),
         ({"PixelSpacing": [1.4, 0.7]}, "not square", False),
         ({"PixelAspectRatio": [2, 1]}, "not square", False),
@@ -164,6 +164,9 @@ def test_phases_are_studies_of_their_own(tmp_path: Path) -> None:
     listing = list_source(tmp_path, UNLABELLED)
     assert [(study.study, len(study.slices)) for study in listing.studies] == [("1.2.3/phase-1", 5), ("1.2.3/phase-2", 5)]
     assert np.array_equal(pixels(listing, 1), shown(CHEST + 20))
+    (tmp_path / "copy").write_bytes((tmp_path / "1-3").read_bytes().replace(b"1.2.826", b"1.2.827"))
+    assert [len(study.slices) for study in list_source(tmp_path, UNLABELLED).studies] == [5, 5]
+    (tmp_path / "copy").unlink()
     (tmp_path / "2-0").unlink()
     assert [len(study.slices) for study in list_source(tmp_path, UNLABELLED).studies] == [5, 4]
     listing = list_source(as_csv(tmp_path), UNLABELLED)

@@ -129,7 +129,7 @@ def read_header(dataset: pydicom.Dataset, path: str, derived: bool) -> Header:
         derived: take images computed from others, and localizers.
 
     Raises:
-        NotWantedError: a document, a localizer, or an image computed from others.
+        NotWantedError: a document, a screen save, a localizer, or an image computed from others.
         ImageError: it cannot be shown rightly.
     """
     try:
@@ -184,13 +184,13 @@ def _image_type(header: pydicom.Dataset) -> list[str]:
 
 
 def _require_no_text(header: pydicom.Dataset) -> None:
-    """Raises: ImageError: text is in the pixels, or likely to be: it may name the patient."""
+    """Raises: ImageError: text is in the pixels, or likely to be (NotWantedError): it may name the patient."""
     if str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES":
         raise ImageError("text is burned into the picture (BurnedInAnnotation YES), which may name the patient")
     kind = str(header.get("SOPClassUID") or "")
     written = " ".join(_image_type(header))
     if f"{kind}.".startswith(f"{SECONDARY_CAPTURE}.") or re.search(r"SCREEN ?(SAVE|SHOT)", written):
-        raise ImageError("a secondary capture or screen save, whose pixels may hold text that names the patient")
+        raise NotWantedError("a secondary capture or screen save, whose pixels may hold text that names the patient")
 
 
 def _require_original(header: pydicom.Dataset) -> None:

@@ -49,6 +49,10 @@ def order(root: Path, members: Sequence[Header]) -> Ordered:
     if any(header.height is None for header in members):  # X-rays
         result.phases = [members]
         return result
+    alike: dict[tuple[float | None, tuple[str, ...]], list[Header]] = defaultdict(list)
+    for header in members:
+        alike[header.height, header.phases].append(header)
+    members = [header for group in alike.values() for header in _without_copies(root, group, result)]
     if len(members) > 1 and _extent(members) < SAME_HEIGHT:
         members = _without_copies(root, members, result)
         if len(members) > 1:
