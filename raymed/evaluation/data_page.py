@@ -32,8 +32,8 @@ MEASURES = {
     "field_of_view": "field of view, mm",
 }
 SLICES = "slices a patient"
-ODD_SIDES = 0.5  # share of pictures with the heart's shadow on the right side of the picture, below which a group is named
-FEW_PICTURES = 10
+MIRRORED = 0.3  # share of pictures with the heart's shadow on their right, below which a group is asked about
+FEW_PICTURES = 30  # below which it is not
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _sides(groups: Sequence[Group]) -> list[str]:
         f"{group.source}, {group.name}: only {group.upright:.0%} of the pictures have the heart's shadow on the right of "
         "the picture. Are they mirrored?"
         for group in groups
-        if group.upright < ODD_SIDES and min(group.records, READ) >= FEW_PICTURES
+        if group.upright < MIRRORED and min(group.records, READ) >= FEW_PICTURES and group.modalities != "CT"
     ]
 
 

@@ -212,7 +212,7 @@ def _load_weights(network: PreTrainedModel, folder: Path) -> None:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, all at once
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # files of weights that are damaged, or hold something else, raise many kinds
         raise UserError(f"cannot load the text encoder in {folder}: {error}") from error
     parts = {name for name, _ in network.named_children()}  # what else a file holds is heads for other tasks
     inner = {key: key.split(f"{network.base_model_prefix}.", 1)[-1] for key in report["unexpected_keys"]}

@@ -87,3 +87,10 @@ def test_a_mirrored_chest_leans_to_the_other_side() -> None:
     assert lean(chest) > 0.1
     assert lean(chest[:, ::-1]) == pytest.approx(-lean(chest))
     assert lean(np.zeros((3, 2, 3), np.uint8)) == 0
+
+
+def test_a_group_of_mirrored_chests_is_asked_about(tmp_path: Path) -> None:
+    prepared = write_prepared(tmp_path / "data", patients=40, slices=4)  # class 2 is bright at the lower left
+    names = prepared.labels.names
+    asked = [note.split(",")[1].split(":")[0].strip() for note in look_at(prepared).notes if "mirrored" in note]
+    assert asked == [names[2]]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -108,6 +109,24 @@ def test_a_bad_slice_is_named_and_a_patient_without_a_good_one_gets_no_decision(
     assert bad["note"].startswith("no usable slice; bad/0.png: not a readable picture")
     assert good["slices"] == 1 and "good/0.png: not a readable picture" in good["note"]
     assert good["decision"] == max(inference.labels.names, key=lambda name: good[f"p_{name}"])
+
+
+def test_every_patient_who_was_named_has_a_line_with_the_reason_where_there_is_no_decision(
+    model: Model, inference: Inference, folders: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "new"
+    (source / "anna").mkdir(parents=True)
+    (source / "anna" / "1.png").write_bytes((next(folders.iterdir()) / "1.png").read_bytes())
+    (source / "berta").mkdir()
+    (source / "berta" / "1.gif").write_bytes(b"GIF89a")
+    (source / "carla").mkdir()
+    (source / "dora").symlink_to(folders)
+    predict(PredictOptions(input=str(source), out=str(tmp_path / "out.csv")), inference, lambda: model)
+    lines = pd.read_csv(tmp_path / "out.csv", keep_default_na=False).set_index("patient_id")
+    assert list(lines.index) == ["anna", "berta", "carla", "dora"]
+    assert lines["decision"]["anna"] in inference.labels.names and set(lines["decision"][1:]) == {""}
+    assert "none of the files in the folder (1) is a picture" in lines["note"]["berta"]
+    assert "an empty folder" in lines["note"]["carla"] and "a symbolic link to a folder" in lines["note"]["dora"]
 
 
 def test_the_limit_of_a_first_try_does_not_drop_patients_from_predictions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,14 @@ def test_older_names_of_berts_layer_norms_are_understood_and_wrong_keys_named(tm
         TextModel.open(tmp_path).build()
     assert "1 missing: encoder.layer.1.output.dense.bias" in str(error.value)
     assert "layer.9.surplus" in str(error.value) and "word_embeddings.weight" in str(error.value)
+
+
+def test_a_pickle_in_place_of_weights_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    write_bert(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"weights": Path("x")}))
+    with pytest.raises(UserError, match=f"cannot load the text encoder in {tmp_path}"):
+        TextModel.open(tmp_path).build()
 
 
 def test_folders_that_are_no_text_encoder_are_refused(tmp_path: Path, bert: Path) -> None:
