@@ -32,7 +32,7 @@ from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes import RECIPE_FILE, open_model
 from raymed.seal import check_seal, seal
-from raymed.tracking import USED, Tracker
+from raymed.tracking import USED, Tracker, is_permanent
 
 log = logging.getLogger("raymed")
 
@@ -70,11 +70,13 @@ def judge_and_register(
     micro_batch: int = 32,
     workers: int = 1,
     bootstrap: int = 1000,
+    seen: str | None = None,
 ) -> Registered:
     """Judge a candidate, log its figures, register its network (or its refit's) and give it the alias.
 
     Args:
         alias: None for `champion`, and for none where a limit left patients out of training.
+        seen: the version that the alias named before (empty: none): where it names another one by now, it stays so.
 
     Raises:
         UserError: the checkpoint or the data are not there any more, or leak.
@@ -106,7 +108,7 @@ def judge_and_register(
             found = _create_version(tracker, name, key, candidate.run_id, _figures(judgement), text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
-    return Registered(name, found, _give_alias(tracker, candidate, name, found, alias), judgement)
+    return Registered(name, found, _give_alias(tracker, candidate, name, found, alias, seen), judgement)
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,20 @@ class RegisteredNetwork:
 
 
 def register_network(
-    tracker: Tracker, candidate: Candidate, val_loss: float, found_by: str, alias: str | None = None, licence: str = ""
+    tracker: Tracker,
+    candidate: Candidate,
+    val_loss: float,
+    found_by: str,
+    alias: str | None = None,
+    licence: str = "",
+    seen: str | None = None,
 ) -> RegisteredNetwork:
     """Register a candidate's exported network as it is, for data without classes to judge patients by.
 
     Args:
         found_by: how it was chosen, a sentence for its card.
         alias: as for `judge_and_register`.
+        seen: as for `judge_and_register`.
 
     Raises:
         UserError: the checkpoint is not there any more, or the data leak.
@@ -144,7 +153,7 @@ def register_network(
             found = _create_version(tracker, name, key, candidate.run_id, {"val_loss": f"{val_loss:.4f}"}, text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
-    return RegisteredNetwork(_give_alias(tracker, candidate, name, found, alias), found, text)
+    return RegisteredNetwork(_give_alias(tracker, candidate, name, found, alias, seen), found, text)
 
 
 def alias_of(candidate: Candidate, given: str | None) -> str | None:
@@ -152,11 +161,31 @@ def alias_of(candidate: Candidate, given: str | None) -> str | None:
     return given or (None if candidate.is_limited else CHAMPION)
 
 
-def _give_alias(tracker: Tracker, candidate: Candidate, name: str, number: str, given: str | None) -> str:
-    """Give a version its alias, and say so; returns how to ask for it."""
+def alias_version(tracker: Tracker, name: str, alias: str = CHAMPION) -> str:
+    """The version of a registered model that an alias names; empty where there is none."""
+    try:
+        return str(tracker.client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if not is_permanent(error):
+            raise
+        return ""
+
+
+def _give_alias(
+    tracker: Tracker, candidate: Candidate, name: str, number: str, given: str | None, seen: str | None = None
+) -> str:
+    """Give a version its alias, unless somebody has moved that meanwhile, and say so; returns how to ask for it."""
     alias = alias_of(candidate, given)
     if alias is None:
         log.warning("registered %s version %s under no alias: a limit left patients out of training", name, number)
+        return f"models:/{name}/{number}"
+    now = alias_version(tracker, name, alias)
+    if seen is not None and now not in (seen, number):
+        log.warning(
+            "registered %s version %s; %s stays version %s, which it was not when the search began. To change it: "
+            "python jobs/promote.py RUN_ID",
+            *(name, number, alias, now),
+        )
         return f"models:/{name}/{number}"
     tracker.client.set_registered_model_alias(name, alias, number)
     log.info("registered %s version %s as %s", name, number, alias)

@@ -24,7 +24,15 @@ from raymed.evaluation.predict import predict_rows
 from raymed.judgement import Candidate, Refit
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
-from raymed.registry import Registered, judge_and_register, register_network, resolve_model
+from raymed.registry import (
+    CHAMPION,
+    Registered,
+    _give_alias,
+    alias_version,
+    judge_and_register,
+    register_network,
+    resolve_model,
+)
 from raymed.tracking import Tracker
 
 
@@ -258,3 +266,22 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
     assert "Trained on a limit" not in whole and "| 33 (66) |" in whole
     again = judge_and_register(tracker, limited, alias="candidate", bootstrap=20)
     assert (again.uri, again.version) == ("models:/raymed-lung@candidate", first.version)
+
+
+def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
+    tracker: Tracker, candidate: Candidate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A person's promotion, or that of another night, is not undone; a search that is run again moves nothing back."""
+    name, client = "raymed-moved", tracker.client
+    assert alias_version(tracker, name) == ""
+    client.create_registered_model(name)
+    for number in range(3):
+        client.create_model_version(name, f"file:///{number}")
+    assert _give_alias(tracker, candidate, name, "1", None, "") == f"models:/{name}@champion"
+    assert _give_alias(tracker, candidate, name, "2", None, "1") == f"models:/{name}@champion"
+    assert _give_alias(tracker, candidate, name, "3", None, "1") == f"models:/{name}/3"
+    assert alias_version(tracker, name) == "2"
+    assert "champion stays version 2" in caplog.text and "promote.py" in caplog.text
+    client.set_registered_model_alias(name, CHAMPION, "1")  # by a person
+    assert _give_alias(tracker, candidate, name, "2", None, "2") == f"models:/{name}/2"
+    assert alias_version(tracker, name) == "1"

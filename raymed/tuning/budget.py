@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from raymed.errors import UserError
@@ -19,26 +22,65 @@ class Budget:
         epochs: most epochs over all trials (0 = no limit).
         deadline: Unix time after which no trial starts and running ones stop at their next epoch (0 = none).
         timezone: that a person reads times in; empty for this machine's.
+        seconds: most seconds of searching, over all processes that go on with it (0 = no limit).
+        until: the time of day that was asked for, of which `deadline` is the next.
+        ends: when time is over, by a clock of this process that nobody sets; see `begun`.
     """
 
     trials: int
     epochs: int = 0
     deadline: float = 0.0
     timezone: str = ""
+    seconds: float = 0.0
+    until: str = ""
+    ends: float = math.inf
+
+    def begun(self, spent: float = 0.0) -> Budget:
+        """As it is for a process that goes on with a search after `spent` seconds: from now on no set clock matters."""
+        return replace(self, ends=time.monotonic() + self._seconds_left(spent))
 
     @property
     def time_is_over(self) -> bool:
-        return bool(self.deadline) and time.time() >= self.deadline
+        return time.monotonic() >= self.ends
+
+    @property
+    def seconds_left(self) -> float:
+        """Until time is over; infinity without a limit."""
+        return self._seconds_left(0.0) if math.isinf(self.ends) else self.ends - time.monotonic()
 
     @property
     def end(self) -> str:
-        """The deadline as a person reads it, with its zone; empty without one."""
-        end = datetime.fromtimestamp(self.deadline, UTC).astimezone(_zone(self.timezone))
-        return f"{end:%Y-%m-%d %H:%M %Z}" if self.deadline else ""
+        """When time is over, as a person reads it, with the zone; empty without a limit."""
+        if math.isinf(self.seconds_left):
+            return ""
+        end = datetime.fromtimestamp(round(time.time() + self.seconds_left), UTC).astimezone(_zone(self.timezone))
+        return f"{end:%Y-%m-%d %H:%M %Z}"
+
+    def kept(self, earlier: Budget) -> Budget:
+        """With the deadline that the same `until` had when the search began: the same command means the same night."""
+        same = (self.until, self.timezone) == (earlier.until, earlier.timezone)
+        return replace(self, deadline=earlier.deadline) if self.until and same else self
+
+    def exceeds(self, other: Budget) -> bool:
+        """Whether a search that the other budget has ended may go on with this one."""
+        limits = ((self.epochs, other.epochs), (self.seconds, other.seconds), (self.deadline, other.deadline))
+        return self.trials > other.trials or any(before and (not now or now > before) for now, before in limits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is the same in every process."""
+        return {name: value for name, value in asdict(self).items() if name != "ends"}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Budget:
+        return cls(**values)
+
+    def _seconds_left(self, spent: float) -> float:
+        left = [self.seconds - spent] if self.seconds else []
+        return min([*left, *([self.deadline - time.time()] if self.deadline else [])], default=math.inf)
 
 
-def deadline(hours: float, until: str, timezone: str = "") -> float:
-    """Unix time at which a search that starts now ends: after `hours`, or at the next ``HH:MM`` (0 = never).
+def deadline(until: str, timezone: str = "") -> float:
+    """Unix time of the next ``HH:MM``; 0 where `until` is empty.
 
     Args:
         timezone: of `until`; empty for this machine's.
@@ -46,17 +88,16 @@ def deadline(hours: float, until: str, timezone: str = "") -> float:
     Raises:
         UserError: `until` is not a time of day, or the zone is unknown.
     """
-    ends = [time.time() + hours * 3600] if hours else []
     zone = _zone(timezone)
-    if until:
-        try:
-            clock = datetime.strptime(until, "%H:%M").time()
-        except ValueError as error:
-            raise UserError(f"--until {until!r} is not a time of day such as 07:00") from error
-        now = datetime.now(zone)
-        end = datetime.combine(now.date(), clock, zone)
-        ends.append((end if end > now else end + timedelta(days=1)).timestamp())
-    return min(ends, default=0.0)
+    if not until:
+        return 0.0
+    try:
+        clock = datetime.strptime(until, "%H:%M").time()
+    except ValueError as error:
+        raise UserError(f"--until {until!r} is not a time of day such as 07:00") from error
+    now = datetime.now(zone)
+    end = datetime.combine(now.date(), clock, zone)
+    return (end if end > now else end + timedelta(days=1)).timestamp()
 
 
 def _zone(name: str) -> tzinfo | None:

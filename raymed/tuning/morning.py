@@ -32,7 +32,7 @@ from raymed.training.checkpoint import Progress, fetch_newest, read_whole
 from raymed.training.fit import fit
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import PREDICTIONS, Night
-from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, REASON, SECONDS, Study, best_value
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study, best_value
 
 log = logging.getLogger("raymed")
 
@@ -59,8 +59,11 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     best = best_trial(night, study)
     tracker = night.open_tracker()
     runs = {trial.number: tracker.find(night.trial_key(trial)) or "" for trial in study.trials}
+    if refit != "none" and study.phase != DONE:
+        study.enter(REFITTING)
     again = Refit(_refit(night, best, REFIT_SPLITS[refit]), REFIT_SPLITS[refit]) if refit != "none" else None
-    registered = judge_and_register(tracker, night.candidate(runs[best.number], best), alias, again)
+    seen = study.champion if alias is None else None
+    registered = judge_and_register(tracker, night.candidate(runs[best.number], best), alias, again, seen=seen)
     ties = find_ties(night, study, best)
     for number in ties:
         tracker.tags(runs[number], {"raymed.tie": f"not surely worse than trial {best.number}"})
@@ -72,6 +75,8 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     tracker.text(parent, page, "report.html")
     tracker.metrics(parent, {"val_loss": best_value(best)})
     night.thin_out(study, best)
+    study.note_champion(registered.version)
+    study.enter(DONE)
     return _outcome(night, study, best, registered, ties)
 
 

@@ -78,6 +78,11 @@ class Night:
     def name(self) -> str:
         return self.template.name
 
+    @property
+    def model(self) -> str:
+        """The name under which the winner is registered."""
+        return f"raymed-{self.template.recipe.name}"
+
     def open_study(self) -> Study:
         """The search's record."""
         space, halving = self.search.space, self.search.halving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -87,8 +88,8 @@ class Progress:
 
     def _time_left(self) -> str:
         """Until the deadline, or by the epochs that a finished trial took on average."""
-        if self._budget.deadline:
-            seconds = max(0.0, self._budget.deadline - time.time())
+        if math.isfinite(self._budget.seconds_left):
+            seconds = max(0.0, self._budget.seconds_left)
         else:
             finished = [trial for trial in self._study.trials if trial.state.is_finished()]
             trained = self._study.epochs - self._epochs_before

@@ -22,17 +22,19 @@ from raymed.data.plan import EpochPlan
 from raymed.data.stream import Staged, Streamed, open_reader
 from raymed.errors import RunError, UserError
 from raymed.job import going_on
+from raymed.registry import alias_version
 from raymed.tracking import GENERATION, Tracker
-from raymed.training.fit import fit_trial
+from raymed.training.fit import Resources, fit_trial
 from raymed.training.loop import FitSpec
 from raymed.training.verdict import Verdicts
+from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.night import DRIVER_CPUS, TRIALS, Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.reminder import Reminder
 from raymed.tuning.storage_watch import StorageWatch
-from raymed.tuning.study import DECIDED, Study, StudyScheduler, StudySearcher
+from raymed.tuning.study import DECIDED, JUDGING, SEARCHING, Study, StudyScheduler, StudySearcher
 
 log = logging.getLogger("raymed")
 
@@ -54,9 +56,13 @@ def _run(night: Night, watch: Watch | None) -> Study:
     night.finish_forgetting()
     study, tracker = night.open_study(), night.open_tracker()
     night = night.of_generation(study.generation)
-    budget = night.line_up(study)
+    budget = study.begin(night.line_up(study))
     each, concurrent = night.resources()
-    if budget.deadline:
+    if study.phase != SEARCHING:
+        return _already_searched(night, study, budget, tracker, each)
+    if study.champion is None:
+        study.note_champion(alias_version(tracker, night.model))
+    if budget.end:
         log.info("the search ends at %s, or earlier", budget.end)
     if idle := night.idle(each):
         log.warning(idle)
@@ -85,6 +91,7 @@ def _run(night: Night, watch: Watch | None) -> Study:
                 recorder.interrupt(study.mistake)
                 raise UserError(study.mistake)
             recorder.settle()
+            study.enter(JUDGING)
         except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
             if isinstance(error.__context__, UserError):
                 raise error.__context__ from None
@@ -105,6 +112,20 @@ def _decisions(night: Night, study: Study) -> Iterator[tuple[str, int, bool]]:
     for trial in study.trials:
         for epoch, reason in trial.user_attrs.get(DECIDED, {}).items():
             yield night.spec(trial).name, int(epoch), bool(reason)
+
+
+def _already_searched(night: Night, study: Study, budget: Budget, tracker: Tracker, each: Resources) -> Study:
+    """What an earlier process searched to its end; MLflow gets what it lacks."""
+    more = " A larger --trials, --epochs or --hours, or another --until, goes on." if night.search.space else ""
+    log.info("%s is at its end: nothing is trained again.%s", night.name, more)
+    progress = Progress(study, budget, night.label, lambda trial: night.spec(trial).train.epochs)
+    recorder = Recorder(night, tracker, _start_parent(night, tracker, study.generation), study, progress, None, each)
+    try:
+        recorder.settle()
+    finally:
+        recorder.close()
+        study.close()
+    return study
 
 
 def _tuner(

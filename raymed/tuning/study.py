@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -38,6 +39,9 @@ from raymed.tuning.storage_watch import StorageWatch
 log = logging.getLogger("raymed")
 
 REASON, CHECKPOINT, BEST_EPOCH, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
+BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
+SEEN_CHAMPION = "seen_champion"  # also of the whole search
+SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
 DECIDED = "decided"  # by epoch: why the trial was stopped after it, or nothing where it went on
 
 
@@ -79,6 +83,7 @@ class Study:
         self.mistake = ""  # what every trial would meet: something that the user can mend
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}
+        self._spent_before, self._since = float(self.study.user_attrs.get(SPENT, 0.0)), time.monotonic()
 
     @property
     def generation(self) -> str:
@@ -92,6 +97,47 @@ class Study:
     def close(self) -> None:
         """Wait for the record's copy."""
         self._journal.close()
+
+    @property
+    def phase(self) -> str:
+        """What the search is at. One that was searched is not searched again by the same command; see `begin`."""
+        return str(self.study.user_attrs.get(PHASE, SEARCHING))
+
+    def enter(self, phase: str) -> None:
+        """Record what the search is at from now on."""
+        if self.phase != phase:
+            self.study.set_user_attr(PHASE, phase)
+
+    def begin(self, budget: Budget) -> Budget:
+        """The budget in force: what earlier processes left of it. A larger one opens a search again that had ended."""
+        if BUDGET in self.study.user_attrs:
+            earlier = Budget.from_dict(self.study.user_attrs[BUDGET])
+            budget = budget.kept(earlier)
+            if self.phase != SEARCHING and not budget.exceeds(earlier):
+                return earlier.begun(self._spent_before)
+        with self.together():
+            if self.phase != SEARCHING:
+                self.note_champion(None)
+            self.enter(SEARCHING)
+            self.study.set_user_attr(BUDGET, budget.to_dict())
+        self._since = time.monotonic()
+        return budget.begun(self._spent_before)
+
+    @property
+    def champion(self) -> str | None:
+        """The version that was champion as the search saw it last: it makes its winner champion only in place of that one.
+        Empty where there was none, and None where nobody has looked."""
+        version: str | None = self.study.user_attrs.get(SEEN_CHAMPION)
+        return version
+
+    def note_champion(self, version: str | None) -> None:
+        """Record the version that is champion; see `champion`."""
+        self.study.set_user_attr(SEEN_CHAMPION, version)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of searching so far, over all processes, up to the last report of those that were killed."""
+        return self._spent_before + time.monotonic() - self._since
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -185,6 +231,7 @@ class Study:
         trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), epoch: float(result["val_loss"])})
         trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + float(result.get("seconds", 0.0)))
         self.locate(number, result)
+        self.study.set_user_attr(SPENT, self.spent)
         trial.report(float(result["best_val_loss"]), epoch)  # last: an epoch that is there is recorded in full
         return trial.should_prune()
 

@@ -9,7 +9,7 @@ from raymed.job import Outcome
 from raymed.registry import register_network
 from raymed.tuning.morning import STATES, best_trial
 from raymed.tuning.night import Night
-from raymed.tuning.study import BEST_EPOCH, Study, best_value
+from raymed.tuning.study import BEST_EPOCH, DONE, Study, best_value
 
 
 def register_winner(night: Night, study: Study, alias: str | None = None) -> Outcome:
@@ -27,13 +27,16 @@ def register_winner(night: Night, study: Study, alias: str | None = None) -> Out
         f"The search {night.name}, {night.label(best)}: val_loss {best_value(best):.4f} in epoch "
         f"{best.user_attrs[BEST_EPOCH]}, the lowest of {len(study.trials)} trials. It was started with `{night.command}`."
     )
-    registered = register_network(tracker, night.candidate(run, best), best_value(best), found_by, alias)
+    seen = study.champion if alias is None else None
+    registered = register_network(tracker, night.candidate(run, best), best_value(best), found_by, alias, seen=seen)
     uri, parent = registered.uri, str(tracker.find(night.name))
     report = f"{registered.card}\n{_table(night, study)}\n"
     tracker.text(parent, report, "report.md")
     tracker.metrics(parent, {"val_loss": best_value(best)})
     night.template.folder.write("report.md", report.encode())
     night.thin_out(study, best)
+    study.note_champion(registered.version)
+    study.enter(DONE)
     lines = [
         f"{len(study.trials)} trials; best: {night.label(best)}, val_loss {best_value(best):.4f} in epoch "
         f"{best.user_attrs[BEST_EPOCH]}",

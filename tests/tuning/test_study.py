@@ -13,7 +13,19 @@ from raymed.training.loop import COMMON, FAILED
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import CHECKPOINT, CURVE, REASON, SECONDS, Halving, Study, StudyScheduler, StudySearcher, best_value
+from raymed.tuning.study import (
+    CHECKPOINT,
+    CURVE,
+    JUDGING,
+    REASON,
+    SEARCHING,
+    SECONDS,
+    Halving,
+    Study,
+    StudyScheduler,
+    StudySearcher,
+    best_value,
+)
 
 SPACE = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
 THERE = SimpleNamespace(is_away=False)  # the storage
@@ -178,7 +190,7 @@ def test_a_trial_without_a_finite_loss_fails_and_is_never_best(tmp_path):
     assert best_value(study.trials[0]) == float("inf")
 
 
-@pytest.mark.parametrize("budget", [Budget(0), Budget(9, deadline=1.0), Budget(9, epochs=1)])
+@pytest.mark.parametrize("budget", [Budget(0), Budget(9, deadline=1.0).begun(), Budget(9, epochs=1)])
 def test_no_trial_starts_beyond_the_budget(tmp_path, budget):
     study = open_study(tmp_path)
     number, _ = study.ask(Budget(9))
@@ -252,3 +264,41 @@ def test_while_the_storage_is_away_nothing_begins_and_nothing_fails(tmp_path):
     assert searcher.suggest("") is None, "later"
     storage.is_away = False
     assert searcher.suggest("")["number"] == number
+
+
+def test_a_search_killed_while_it_is_judged_is_not_searched_another_night(tmp_path):
+    """The same command, --until included, the next day; and then a larger one."""
+    study = open_study(tmp_path)
+    budget = study.begin(Budget(5, deadline=1.0, until="07:00"))
+    assert budget.time_is_over and study.ask(budget) is None
+    study.enter(JUDGING)
+    again = open_study(tmp_path)
+    tomorrow = Budget(5, deadline=4e9, until="07:00")
+    assert again.begin(tomorrow).time_is_over
+    assert again.phase == JUDGING
+    assert not again.begin(Budget(5, seconds=60.0)).time_is_over, "an end that is no longer asked for"
+    assert again.phase == SEARCHING
+
+
+def test_hours_that_were_searched_before_a_kill_count(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("raymed.tuning.study.time.monotonic", lambda: now[0])
+    study = open_study(tmp_path)
+    budget = study.begin(Budget(5, seconds=3600.0))
+    number, _ = study.ask(budget)
+    now[0] += 3000.0
+    study.report(number, 1, result(0.5, 1))
+    now[0] = 7.0  # another machine
+    left = open_study(tmp_path).begin(Budget(5, seconds=3600.0))
+    assert left.seconds_left == pytest.approx(600.0)
+    now[0] += 601.0
+    assert left.time_is_over
+
+
+def test_a_search_of_before_budgets_were_recorded_goes_on(tmp_path):
+    study = open_study(tmp_path)
+    number, _ = study.ask(Budget(2))
+    study.tell(number, TrialState.FAIL, "")
+    again = open_study(tmp_path)
+    assert again.phase == SEARCHING
+    assert again.ask(again.begin(Budget(2))) is not None
