@@ -75,6 +75,15 @@ def test_a_slice_without_air_is_kept_in_a_series_with_it(tmp_path: Path) -> None
     assert np.array_equal(np.stack(loaded(tmp_path)), shown(chest))
 
 
+def test_a_slice_that_is_rescaled_unlike_its_neighbours_proves_its_units_alone(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    write_dicom(tmp_path / "IM0003", CHEST[2], -300 + 16.0, 3, RescaleIntercept=0)
+    write_dicom(tmp_path / "IM0004", CHEST[1], -300 + 8.0, 4, RescaleIntercept=-1020)
+    results = loaded(tmp_path)
+    assert [isinstance(result, str) for result in results] == [False, False, True, False, False]
+    assert np.array_equal(results[1], shown(CHEST[1] + 4))
+
+
 @pytest.mark.parametrize(
     ("stored", "changes"),
     [

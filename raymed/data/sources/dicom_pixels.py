@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -24,39 +26,56 @@ def read_slice(path: Path, settings: ImageSettings) -> np.ndarray:
     Raises:
         ImageError: it cannot be shown rightly, by its header or its pixels.
     """
-    shown, values = _shown(path, settings, derived=False)
-    require_hounsfield([values] if values else [])
+    shown, scan = _shown(path, settings, derived=False)
+    require_hounsfield([scan.values] if scan else [])
     return shown
 
 
 def read_series(paths: Sequence[Path], settings: ImageSettings) -> list[np.ndarray | str]:
     """The files of a study that a listing chose, fitted: uint8 [size, size, 1], or why one cannot be used.
 
-    Whether CT is in Hounsfield units is asked of all of them together: not every slice holds air.
+    Whether CT is in Hounsfield units is asked of all of them together, because not every slice holds air; but of slices that
+    are rescaled unlike most, alone.
     """
     results: list[np.ndarray | str] = []
-    scanned: dict[int, Values] = {}
+    scanned: dict[int, _Scan] = {}
     for place, path in enumerate(paths):
         try:
-            shown, values = _shown(path, settings, derived=True)
+            shown, scan = _shown(path, settings, derived=True)
             results.append(fit(shown, settings))
         except ImageError as error:
             results.append(str(error))
         except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable
             results.append(f"cannot be decoded: {type(error).__name__}: {error}")
         else:
-            if values:
-                scanned[place] = values
-    try:
-        require_hounsfield(scanned.values())
-    except ImageError as error:
-        for place in scanned:
-            results[place] = str(error)
+            if scan:
+                scanned[place] = scan
+    for places in _judged_together(scanned):
+        try:
+            require_hounsfield([scanned[place].values for place in places])
+        except ImageError as error:
+            for place in places:
+                results[place] = str(error)
     return results
 
 
-def _shown(path: Path, settings: ImageSettings, derived: bool) -> tuple[np.ndarray, Values | None]:
-    """A file as it is shown, and of CT its values."""
+class _Scan(NamedTuple):
+    """Of a CT slice: its values, and the slope and intercept that led to them."""
+
+    values: Values
+    rescale: tuple[float, float]
+
+
+def _judged_together(scanned: Mapping[int, _Scan]) -> list[list[int]]:
+    usual = Counter(scan.rescale for scan in scanned.values()).most_common(1)
+    if not usual or 2 * usual[0][1] <= len(scanned):
+        return [list(scanned)]
+    together = [place for place, scan in scanned.items() if scan.rescale == usual[0][0]]
+    return [together, *([place] for place in scanned.keys() - set(together))]
+
+
+def _shown(path: Path, settings: ImageSettings, derived: bool) -> tuple[np.ndarray, _Scan | None]:
+    """A file as it is shown, and what CT is judged by."""
     dataset = open_file(path, pixels=True)
     header = read_header(dataset, path.name, derived)
     if header.modality != "CT":
@@ -72,7 +91,8 @@ def _shown(path: Path, settings: ImageSettings, derived: bool) -> tuple[np.ndarr
     shown = apply_window(hu, *settings.width_level)[:, :, None]
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 255 - shown
-    return (np.ascontiguousarray(shown[::-1, ::-1]) if header.turned else shown), values
+    shown = np.ascontiguousarray(shown[::-1, ::-1]) if header.turned else shown
+    return shown, _Scan(values, (slope, intercept))
 
 
 def _stored(dataset: pydicom.Dataset) -> np.ndarray:
