@@ -46,9 +46,10 @@ class Evaluate(JobOptions):
 
 def main(options: Evaluate) -> Outcome:
     from raymed.evaluation.metrics import evaluate, judge_patients
-    from raymed.evaluation.patients import decision_table, softmax, to_patients
+    from raymed.evaluation.patients import softmax, to_patients
     from raymed.evaluation.predict import chosen_rows, predict_rows
     from raymed.evaluation.summary import lines
+    from raymed.evaluation.tables import patient_table, slice_table
     from raymed.recipes import open_model
     from raymed.registry import resolve_model
     from raymed.tracking import Tracker
@@ -79,12 +80,8 @@ def main(options: Evaluate) -> Outcome:
     ]
     if options.out is not None:
         folder = Folder.at(options.out)
-        which = {"patient_id": patients.ids, "slices": patients.slices, "source": patients.sources}
-        per_patient = decision_table(which, patients.labels, patients.probabilities, names)
-        which = {"patient_id": columns["patient"], **{name: columns[name] for name in ("study", "position", "id")}}
-        each_slice = decision_table(which, columns["label"], probabilities, names)
-        for name, table in (("patients", per_patient), ("slices", each_slice)):
-            folder.write(f"{name}.csv", to_csv(table))
+        folder.write("patients.csv", to_csv(patient_table(patients, names)))
+        folder.write("slices.csv", to_csv(slice_table(columns, probabilities, names)))
         text.append(f"every patient and slice: {folder.uri}/patients.csv and slices.csv")
     text.append(f"{resolved.name} on {evaluation.patients} patients ({options.split}) of {prepared.folder.uri}")
     data = {"model": resolved.name, "data": prepared.digest, "split": options.split, "notes": notes}

@@ -21,8 +21,9 @@ from raymed.data.usage import Usage
 from raymed.errors import UserError
 from raymed.evaluation.calibration import fit_temperature
 from raymed.evaluation.metrics import Evaluation, evaluate
-from raymed.evaluation.patients import Patients, decision_table, softmax, to_patients
+from raymed.evaluation.patients import Patients, softmax, to_patients
 from raymed.evaluation.predict import Model, chosen_rows, predict_rows
+from raymed.evaluation.tables import decision_table
 from raymed.recipes import RECIPE_FILE
 from raymed.seal import check_seal
 from raymed.spreadsheet import to_csv
@@ -103,6 +104,11 @@ class Candidate:
             CommonError: they were prepared again, and are others now.
         """
         return Prepared.open(self.data, self.data_digest)
+
+    def trained_rows(self, prepared: Prepared, refit: Refit | None) -> np.ndarray:
+        """Rows of the slices that its network, or its refit, was trained on."""
+        splits, slices = (("train",), self.slices) if refit is None else (refit.splits, self.slices.unlimited)
+        return np.concatenate([chosen_rows(prepared, split, self.fold, slices, self.seed) for split in splits])
 
     def network(self, checkpoint: str) -> Folder:
         """Where a checkpoint's exported network lies.

@@ -76,7 +76,8 @@ def write(
     """
     manifest, slices = prepared.manifest, inference.slices
     classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
-    window = f"window {inference.image.window}, {inference.image.resize} to {inference.image.size} px"
+    window = inference.acquisition.window(inference.image.window)
+    window += f"; {inference.image.resize} to {inference.image.size} px"
     temperature = f"temperature {judgement.temperature:.3f}"
     parts = [
         f"# {inference.name}",
@@ -96,6 +97,7 @@ def write(
         f"{len(manifest.left_out)} patients without a usable slice, "
         f"{near_duplicates(prepared)}.",
         *_used(judgement, refit),
+        f"Trained on pictures of this kind: {inference.acquisition}. Others are told by a note beside the prediction.",
         f"Checked again before judging: {guard(prepared.index, judgement.candidate.fold)}.",
         "## Network",
         f"Recipe {settings.get('recipe', '')}, {_origin(settings)}; run `{judgement.candidate.run_id}`.",

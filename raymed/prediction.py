@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from raymed.storage import Folder
 
 if TYPE_CHECKING:
     from raymed.evaluation.predict import Inference, Model
+
+MOST = 10  # ways in which patients are unlike the training pictures that are told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,9 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     warnings = [*listing.notes, *(f"not used: {line}" for line in lost)]
     if options.dry_run:
         return Outcome("\n".join([*warnings, found, "dry run: nothing was written"]), {"found": found, "warnings": warnings})
-    predictions = predict_studies(open_network(), listing, inference, options.micro_batch, options.workers)
+    predictions = list(predict_studies(open_network(), listing, inference, options.micro_batch, options.workers))
+    unlike = Counter(how for each in predictions for how in each.unlike)
+    warnings += [f"unlike the training pictures: {how} ({count} patients)" for how, count in unlike.most_common(MOST)]
     lines = pd.DataFrame(table(predictions, inference))
     out = Path(options.out).expanduser().resolve()
     Folder.at(out.parent).write(out.name, to_csv(lines))

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 import raymed
 from raymed import model_card, serving
+from raymed.data.acquisition import Acquisition
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation import figures
@@ -88,6 +89,7 @@ def judge_and_register(
         judgement = judge(candidate, model, prepared, micro_batch, workers, bootstrap)
         name = f"raymed-{model[0].name}"
         key = _key(candidate, refit, prepared)
+        trained_on = refit.splits if refit is not None else ("train",) if candidate.fold is None else ("train", "val")
         inference = Inference(
             name=f"{name}-{key}",
             labels=prepared.labels,
@@ -95,7 +97,8 @@ def judge_and_register(
             slices=candidate.slices,
             temperature=judgement.temperature,
             data=prepared.digest,
-            trained_on=refit.splits if refit is not None else ("train",) if candidate.fold is None else ("train", "val"),
+            trained_on=trained_on,
+            acquisition=Acquisition.of(prepared, candidate.trained_rows(prepared, refit)),
         )
         text = model_card.write(inference, judgement, prepared, model[0].settings(), refit, licence)
         found = _version(tracker, name, key)

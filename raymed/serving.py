@@ -18,13 +18,13 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 
+from raymed.data.acquisition import HOUNSFIELD
 from raymed.data.hounsfield import require_hounsfield, without_padding
 from raymed.data.image import ImageError, ImageSettings, apply_window, fit
-from raymed.data.record import Record
-from raymed.data.sources import Listing, Refusal, SourceSettings, is_single, list_source, load_study
+from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, is_single, list_source, load_study
 from raymed.data.sources.table import Row, list_rows
 from raymed.errors import UserError
-from raymed.evaluation.predict import Inference, Predictor, note, table, to_record
+from raymed.evaluation.predict import Found, Inference, Predictor, note, table, to_record
 from raymed.recipes import open_model
 from raymed.seal import check_seal
 
@@ -65,8 +65,8 @@ class PatientModel(PythonModel):
             raise UserError(f"{unnamed} of {len(model_input)} rows have no patient_id: give one for each row")
         predictions = []
         for patient, images in model_input.groupby("patient_id", sort=False)["image"]:
-            records, notes = _records_of_patient(str(patient), list(images), self.inference.image)
-            predictions.append(self.predictor.patient(str(patient), records, self.inference, notes))
+            found, notes = _find(str(patient), list(images), self.inference.image)
+            predictions.append(self.predictor.patient(str(patient), found, self.inference, notes))
         shares = {f"p_{name}": float for name in self.inference.labels.names}  # also where no patient has any
         return pd.DataFrame(table(predictions, self.inference)).astype(shares)
 
@@ -85,9 +85,9 @@ def signature(class_names: Sequence[str]) -> ModelSignature:
     return ModelSignature(Schema([ColSpec(text, "patient_id"), ColSpec(AnyType(), "image")]), Schema(outputs))
 
 
-def _records_of_patient(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple[list[Record], list[str]]:
+def _find(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple[list[Found], list[str]]:
     """The usable slices of one patient's input rows, and notes on the others."""
-    records: list[Record] = []
+    found: list[Found] = []
     notes: list[str] = []
     pictures: dict[str, Row] = {}
     for number, image in enumerate(images):
@@ -101,31 +101,31 @@ def _records_of_patient(patient: str, images: Sequence[Any], settings: ImageSett
             listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"))
             if len({study.patient for study in listing.studies}) > 1:
                 raise UserError(f"{image} holds several patients: give one row per patient, or use jobs/predict_lung.py")
-            found, refused = _from_listing(patient, f"{number}/", listing, settings)
+            usable, refused = _from_listing(patient, f"{number}/", listing, settings)
         else:
-            found, refused = _from_array(patient, number, image, settings)
-        records += found
+            usable, refused = _from_array(patient, number, image, settings)
+        found += usable
         notes += refused
     if pictures:  # a series of the patient's, in the order that a folder of them has, whatever that of the rows
         listing = list_rows(Path("row"), Path("/"), pictures.values(), SourceSettings(labelled=False, patient_ids="folder"))
-        found, refused = _from_listing(patient, "", listing, settings)
-        records += found
+        usable, refused = _from_listing(patient, "", listing, settings)
+        found += usable
         notes += refused
-    return records, notes
+    return found, notes
 
 
-def _from_listing(patient: str, name: str, listing: Listing, settings: ImageSettings) -> tuple[list[Record], list[str]]:
-    records, notes = [], [note(refusal) for refusal in listing.refusals]
+def _from_listing(patient: str, name: str, listing: Listing, settings: ImageSettings) -> tuple[list[Found], list[str]]:
+    found, notes = [], [note(refusal) for refusal in listing.refusals]
     for study in listing.studies:
         for piece, loaded in load_study(listing.root, study, settings):
             if isinstance(loaded, Refusal):
                 notes.append(note(loaded))
             else:
-                records.append(to_record(piece.id, patient, f"{name}{study.study}", piece.position, loaded))
-    return records, notes
+                found.append((to_record(piece.id, patient, f"{name}{study.study}", piece.position, loaded), piece))
+    return found, notes
 
 
-def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) -> tuple[list[Record], list[str]]:
+def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) -> tuple[list[Found], list[str]]:
     try:
         slices = np.asarray(image)
     except ValueError:
@@ -139,7 +139,8 @@ def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) 
         return [], [f"array {number}: {shape} is neither [slices, h, w] nor [slices, h, w, 3]"]
     if slices.dtype == np.int64 and slices.min() >= 0 and slices.max() <= 255:  # from JSON, which knows no uint8
         slices = slices.astype(np.uint8)
-    if slices.dtype == np.int16:
+    modality = HOUNSFIELD if slices.dtype == np.int16 else None
+    if modality:
         hu, values = zip(*(without_padding(piece.astype(np.float32)) for piece in slices), strict=True)
         try:
             require_hounsfield(values)
@@ -148,15 +149,18 @@ def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) 
         slices = apply_window(np.stack(hu), *settings.width_level)
     if slices.dtype != np.uint8:
         return [], [f"array {number}: {slices.dtype}; give uint8 as displayed, or int16 in Hounsfield units"]
-    records, notes = [], []
+    found: list[Found] = []
+    notes: list[str] = []
     for position, picture in enumerate(slices):
         try:
             fitted = fit(picture, settings)
         except ImageError as error:
             notes.append(f"array {number}, slice {position}: {error}")
             continue
-        records.append(to_record(f"{number}#{position}", patient, str(number), position, fitted))
-    return records, notes
+        name = f"{number}#{position}"
+        piece = Slice(name, "", None, position, f"array {name}", modality=modality)
+        found.append((to_record(name, patient, str(number), position, fitted), piece))
+    return found, notes
 
 
 mlflow.models.set_model(PatientModel())

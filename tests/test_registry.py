@@ -264,6 +264,10 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
     assert " of 33 (" in card and "| 33 (" not in card, "each class says how many of its train patients were used"
     whole = str(tracker.client.get_model_version("raymed-lung", registered.version).description)
     assert "Trained on a limit" not in whole and "| 33 (66) |" in whole
+    assert (
+        "grey values as in the files: no window of ours" in whole
+        and "Trained on pictures of this kind: 264 picture" in whole
+    )
     again = judge_and_register(tracker, limited, alias="candidate", bootstrap=20)
     assert (again.uri, again.version) == ("models:/raymed-lung@candidate", first.version)
 

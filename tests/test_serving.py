@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
+from raymed.data.acquisition import Acquisition
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.sources import SourceSettings, list_source
@@ -172,3 +173,20 @@ def test_files_named_one_by_one_are_looked_at_in_the_order_of_their_folder_by_jo
         assert answer["slices"].tolist() == [3], way
     with pytest.raises(UserError, match="named twice"):
         model.predict(pd.concat([rows, rows[:1]]))
+
+
+def test_an_answer_about_pictures_of_another_kind_says_so(
+    network: Path, data: Prepared, pictures: np.ndarray, tmp_path: Path
+) -> None:
+    trained = Acquisition({"CR": 8})
+    inference = Inference("x-ray", data.labels, data.image, SliceSettings(3), 1.0, data.digest, acquisition=trained)
+    save(network, inference, tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    body = pictures.copy()
+    body[:, :3] = 230  # tissue
+    units = np.ceil(body / 255 * 1500 - 1350).astype(np.int16)
+    (line,) = ask(model, ("a", units)).to_dict("records")
+    assert line["note"] == "unlike the training pictures: CT, and the model was trained on CR, whose grey values are no " + (
+        "windowed Hounsfield units"
+    )
+    assert Inference.read(next((tmp_path / "model").rglob("inference.json"))).acquisition == trained

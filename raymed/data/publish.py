@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raymed.data.acquisition import PICTURE
 from raymed.data.duplicates import LAYOUT
 from raymed.data.image import ImageSettings
 from raymed.data.prepared import MANIFEST, Manifest, digest_of
@@ -25,7 +26,6 @@ from raymed.data.shards import SHARDS, UNFINISHED
 from raymed.data.survey import Survey, class_name
 from raymed.storage import Folder
 
-PICTURE = "picture"  # the modality of what says nothing of it, in counts
 UNSPLIT = "unsplit"  # the split of rows that are in none, in counts
 SOMETIMES = (
     "further",

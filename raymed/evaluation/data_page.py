@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from raymed.data.acquisition import PICTURE
 from raymed.data.geometry import QUANTITIES, telling
 from raymed.data.prepared import Prepared
-from raymed.data.publish import PICTURE
 from raymed.data.record import Record
 from raymed.data.survey import class_name
 from raymed.evaluation.report import picture_uri

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pandas as pd
 import scipy.special
 
 from raymed.errors import RunError, UserError
@@ -89,24 +87,6 @@ def to_patients(
     return Patients(
         ids, patient_labels, means, slices.astype(np.int64), _join(np.asarray(sources, dtype=object), owner, len(ids))
     )
-
-
-def decision_table(
-    which: Mapping[str, Any], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
-) -> pd.DataFrame:
-    """A line per patient or slice: which one, its label, the decision, and the probability of each class.
-
-    Args:
-        which: columns that say which one it is.
-        labels: class indices, [rows]; all are known.
-        probabilities: [rows, classes], in the order of `names`.
-    """
-    said = {
-        "label": [names[label] for label in labels],
-        "decision": [names[best] for best in probabilities.argmax(axis=1)],
-    }
-    shares = {f"p_{name}": column for name, column in zip(names, probabilities.T, strict=True)}
-    return pd.DataFrame({**which, **said, **shares})
 
 
 def _means(values: np.ndarray, owner: np.ndarray, slices: np.ndarray) -> np.ndarray:

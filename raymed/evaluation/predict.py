@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from raymed.data.acquisition import Acquisition
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.plan import Series, SliceSettings, choose
 from raymed.data.prepared import Places, Prepared
 from raymed.data.record import Image, Record, records_from
-from raymed.data.sources import Listing, Refusal, Study, load_study
+from raymed.data.sources import Listing, Refusal, Slice, Study, load_study
 from raymed.errors import RunError, UserError
 from raymed.evaluation.patients import softmax
 from raymed.recipes.recipe import Recipe
@@ -32,6 +33,8 @@ COLUMNS = ("id", "patient", "study", "position", "label", "source")
 RETRIES = 2  # of a task whose worker died
 
 Model = tuple[Recipe, nn.Module]
+Found = tuple[Record, Slice]
+"""A record to predict on, and what its file says of it."""
 Item = TypeVar("Item")
 
 
@@ -47,6 +50,7 @@ class Inference:
         temperature: the logits are divided by it, so that probabilities mean what they say.
         data: digest of the prepared data that the model was trained on.
         trained_on: splits whose patients it has seen; validation patients also chose it.
+        acquisition: modality and size of the pictures that it was trained on.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Inference:
     temperature: float
     data: str
     trained_on: tuple[str, ...] = ("train",)
+    acquisition: Acquisition = field(default_factory=Acquisition)
 
     def to_json(self) -> str:
         values = {
@@ -66,6 +71,7 @@ class Inference:
             "temperature": self.temperature,
             "data": self.data,
             "trained_on": self.trained_on,
+            "acquisition": asdict(self.acquisition),
         }
         return json.dumps(values, ensure_ascii=False, indent=2)
 
@@ -82,6 +88,7 @@ class Inference:
                 temperature=float(values["temperature"]),
                 data=values["data"],
                 trained_on=tuple(values.get("trained_on", ("train",))),
+                acquisition=Acquisition.read(values["acquisition"]) if "acquisition" in values else Acquisition(),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -98,12 +105,14 @@ class PatientPrediction:
         probabilities: of the classes, in the label table's order; None where no slice could be used.
         slices: how many slices the probabilities rest on.
         notes: slices that could not be used, with the reason.
+        unlike: in what the pictures differ from those that the model was trained on.
     """
 
     patient: str
     probabilities: tuple[float, ...] | None
     slices: int
     notes: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -128,9 +137,10 @@ class Predictor:
         return self.logits(records_from(places.read()))
 
     def patient(
-        self, patient: str, records: Sequence[Record], inference: Inference, notes: Sequence[str] = ()
+        self, patient: str, found: Sequence[Found], inference: Inference, notes: Sequence[str] = ()
     ) -> PatientPrediction:
         """The mean class probabilities of the slices that training would have chosen from these."""
+        records = [record for record, _ in found]
         if not records:
             return PatientPrediction(patient, None, 0, ("no usable slice", *notes))
         studies = np.unique([record.study for record in records], return_inverse=True)[1]
@@ -141,7 +151,8 @@ class Predictor:
         if not np.isfinite(logits).all():
             raise RunError(f"the model's output for patient {patient} is not a number: choose another model")
         means = softmax(logits, inference.temperature).mean(axis=0)
-        return PatientPrediction(patient, tuple(means.tolist()), len(chosen), tuple(notes))
+        unlike = inference.acquisition.unlike(piece for _, piece in found)
+        return PatientPrediction(patient, tuple(means.tolist()), len(chosen), tuple(notes), unlike)
 
 
 def chosen_rows(prepared: Prepared, split: str, fold: int | None, slices: SliceSettings, seed: int = 0) -> np.ndarray:
@@ -192,14 +203,15 @@ def predict_studies(
 
     def predict(predictor: Predictor, item: tuple[str, list[Study], list[Refusal]]) -> PatientPrediction:
         patient, series, refusals = item
-        records, notes = [], [note(refusal) for refusal in refusals]
+        found, notes = [], [note(refusal) for refusal in refusals]
         for study in series:
             for slice_, loaded in load_study(root, study, inference.image):
                 if isinstance(loaded, Refusal):
                     notes.append(note(loaded))
                 else:
-                    records.append(to_record(slice_.id, patient, study.study, slice_.position, loaded, study.source))
-        return predictor.patient(patient, records, inference, notes)
+                    record = to_record(slice_.id, patient, study.study, slice_.position, loaded, study.source)
+                    found.append((record, slice_))
+        return predictor.patient(patient, found, inference, notes)
 
     return _spread(model, micro_batch, workers, items, predict)
 
@@ -219,11 +231,11 @@ def table(predictions: Iterable[PatientPrediction], inference: Inference) -> lis
     names = inference.labels.names
     lines = []
     for each in predictions:
-        known = each.probabilities
+        known, unlike = each.probabilities, [f"unlike the training pictures: {how}" for how in each.unlike]
         lines.append(
             {"patient_id": each.patient, "decision": names[int(np.argmax(known))] if known is not None else None}
             | {f"p_{name}": known[place] if known is not None else None for place, name in enumerate(names)}
-            | {"slices": each.slices, "model": inference.name, "note": "; ".join(each.notes)}
+            | {"slices": each.slices, "model": inference.name, "note": "; ".join([*unlike, *each.notes])}
         )
     return lines
 

@@ -1,0 +1,80 @@
+"""A table of predictions has a line for every patient who was named, and says where their pictures are of another kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import write_prepared
+from PIL import Image
+
+from raymed.data.acquisition import Acquisition
+from raymed.data.plan import SliceSettings
+from raymed.evaluation.predict import Inference
+from raymed.job import Outcome
+from raymed.models.settings import ModelSettings
+from raymed.prediction import PredictOptions, predict
+from raymed.recipes import open_model
+from raymed.recipes.lung import LungRecipe
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = write_prepared(tmp_path_factory.mktemp("data") / "prepared", patients=8, slices=1)
+    torch.manual_seed(0)
+    recipe = LungRecipe.for_data(data.labels, data.size, ModelSettings(preset="tiny"))
+    folder = tmp_path_factory.mktemp("network") / "model"
+    recipe.export(recipe.build(), folder)
+    return folder
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(len(str(path))).integers(0, 255, (28, 28), np.uint8)).save(path)
+
+
+def predicted(network: Path, folder: Path, out: Path, trained: Acquisition | None = None) -> tuple[Outcome, pd.DataFrame]:
+    recipe = LungRecipe.read(network)
+    labels = write_prepared(out.parent / "labels", patients=8, slices=1)
+    inference = Inference(
+        "lung v1", labels.labels, labels.image, SliceSettings(), 1.0, "", acquisition=trained or Acquisition()
+    )
+    assert recipe.names == tuple(labels.labels.names)
+    outcome = predict(PredictOptions(input=str(folder), out=str(out)), inference, lambda: open_model(network))
+    return outcome, pd.read_csv(out, dtype={"patient_id": str}).set_index("patient_id")
+
+
+def test_every_patient_who_was_named_has_a_line_with_the_reason_where_there_is_no_decision(
+    network: Path, tmp_path: Path
+) -> None:
+    patients = tmp_path / "patients"
+    picture(patients / "anna" / "1.png")
+    (patients / "empty").mkdir()
+    (patients / "moving").mkdir()
+    (patients / "moving" / "1.gif").write_bytes(b"GIF89a")
+    (patients / "broken").mkdir()
+    (patients / "broken" / "1.png").write_bytes(b"no picture")
+    (patients / "linked").symlink_to(tmp_path / "elsewhere")
+    outcome, lines = predicted(network, patients, tmp_path / "out.csv")
+    assert set(lines.index) == {"anna", "empty", "moving", "broken", "linked"}
+    assert isinstance(lines.loc["anna", "decision"], str) and pd.isna(lines.loc["anna", "note"])
+    for name in ("empty", "moving", "broken", "linked"):
+        assert pd.isna(lines.loc[name, "decision"]) and lines.loc[name, "note"].startswith("no usable slice; "), name
+    assert outcome.data["undecided"] == 4
+
+
+def test_patients_unlike_those_trained_on_are_told_on_the_terminal_and_beside_their_decision(
+    network: Path, tmp_path: Path
+) -> None:
+    picture(tmp_path / "patients" / "anna" / "1.png")
+    picture(tmp_path / "patients" / "bert" / "1.png")
+    outcome, lines = predicted(network, tmp_path / "patients", tmp_path / "out.csv", Acquisition({"CT": 9}))
+    how = "unlike the training pictures: picture, and the model was trained on CT, whose grey values are windowed"
+    assert all(note.startswith(how) for note in lines["note"])
+    assert f"{how} Hounsfield units (2 patients)" in outcome.text
+    (tmp_path / "again").mkdir()
+    outcome, lines = predicted(network, tmp_path / "patients", tmp_path / "again/out.csv", Acquisition({"picture": 9}))
+    assert "unlike the" not in outcome.text and lines["note"].isna().all()
