@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -114,7 +114,8 @@ def curate(
             quarantine.add(outcome.filter(pc.is_valid(outcome["reason"])))
             progress.add(outcome.num_rows)
 
-        if old and not todo and settings.split.file is None and _same(old, found, described, quarantine):
+        settled = settings.split.file is not None or bool(found.listing.splits)
+        if old and not todo and not settled and _same(old, found, described, quarantine):
             return PrepareResult(old, 0, kept, guard(old.index))
         index = pa.concat_tables(tables)
         if not index.num_rows:
@@ -160,9 +161,9 @@ def expected_split(found: Survey, settings: CurationSettings) -> dict[str, dict[
     """
     labels = {study.patient: class_name(found.labels, found.class_of(study)) for study in found.studies}
     labelled = {patient: name for patient, name in labels.items() if name != UNLABELLED or not found.labels.classes}
-    given = read_split_file(settings.split.file, labelled) if settings.split.file else None
-    patients = list(labelled)
-    placed = assign(patients, list(labelled.values()), patients, settings.split, settings.seed, given)
+    given = _given(found, settings, labelled)
+    patients, names = list(labelled), list(labelled.values())
+    placed = assign(patients, names, patients, settings.split, settings.seed, given, settled=given is not None)
     return counts((name, placed[patient][0] if patient in placed else UNSPLIT) for patient, name in labels.items())
 
 
@@ -220,15 +221,33 @@ def _split(index: pa.Table, found: Survey, settings: CurationSettings, earlier: 
         for patient, label, group in rows
         if label is not None or not found.labels.classes
     }
-    known = earlier
-    if settings.split.file is not None:
-        given = read_split_file(settings.split.file, divided, found.known_as)
+    known, given = earlier, _given(found, settings, divided)
+    if given is not None:
         known = {patient: (split, known.get(patient, (None, None))[1]) for patient, (split, _) in given.items()}
-    names = [name for name, _ in divided.values()]
-    placed = assign(list(divided), names, [group for _, group in divided.values()], settings.split, settings.seed, known)
+    names, groups = ([part[at] for part in divided.values()] for at in (0, 1))
+    placed = assign(list(divided), names, groups, settings.split, settings.seed, known, settled=given is not None)
     whole = not found.labels.classes
     places = [placed[patient] if whole or label is not None else (None, None) for patient, label, _ in rows]
     return _with(index, split=[split for split, _ in places], fold=[fold for _, fold in places])
+
+
+def _given(found: Survey, settings: CurationSettings, patients: Collection[str]) -> dict[str, Assignment] | None:
+    """The splits that a file, or the source itself, gives to the patients; None where neither does.
+
+    Raises:
+        UserError: as `read_split_file`, or the source gives some patients none.
+    """
+    if settings.split.file is not None:
+        return read_split_file(settings.split.file, patients, found.known_as)
+    if not found.listing.splits:
+        return None
+    stated = {found.known_as(patient): (split, None) for patient, split in found.listing.splits.items()}
+    if lost := sorted(set(patients) - stated.keys()):
+        raise UserError(
+            f"{found.listing.root}: the source states no split for {len(lost)} patients, for example "
+            f"{', '.join(lost[:10])}. Add it, or pass --splits false, which divides all anew"
+        )
+    return {patient: stated[patient] for patient in patients}
 
 
 def _assignments(old: Prepared | None, described: dict[str, Any]) -> dict[str, Assignment]:

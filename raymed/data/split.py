@@ -64,6 +64,7 @@ def assign(
     settings: SplitSettings,
     seed: int = 0,
     existing: Mapping[str, Assignment] | None = None,
+    settled: bool = False,
 ) -> dict[str, Assignment]:
     """Give every patient a split and a fold.
 
@@ -77,6 +78,7 @@ def assign(
         settings: weights and folds.
         seed: which of the possible divisions is taken.
         existing: earlier assignments; patients that are not in `patients` are ignored. A fold of None is filled in.
+        settled: a person divided the patients: each class may be where it is.
 
     Raises:
         UserError: a class has too few patients, or earlier assignments tear a group apart.
@@ -84,12 +86,12 @@ def assign(
     shares = settings.shares()
     known = existing or {}
     label_of = dict(zip(patients, labels, strict=True))
-    if settings.file is None:
+    if not settled:
         _require_enough(label_of, shares)
     units = _units(patients, groups, seed)
     fixed = {patient: known[patient][0] for patient in patients if patient in known}
     split_of = _divide(units, label_of, shares, fixed)
-    if settings.file is None:
+    if not settled:
         _require_present(split_of, label_of, shares)
 
     folds: dict[str, int] = {}

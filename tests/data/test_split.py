@@ -177,7 +177,7 @@ def test_a_split_file_settles_the_splits(tmp_path: Path):
     path.write_text("patient_id,split\na,test\nb,train\nother,val\n", "utf-8")
     given = read_split_file(path, ["a", "b"])
     assert given == {"a": ("test", None), "b": ("train", None)}
-    placed = assign(["a", "b"], ["x", "y"], ["a", "b"], SplitSettings(file=str(path), folds=2), existing=given)
+    placed = assign(["a", "b"], ["x", "y"], ["a", "b"], SplitSettings(file=str(path), folds=2), existing=given, settled=True)
     assert (placed["a"], placed["b"][0]) == (("test", None), "train")
 
 

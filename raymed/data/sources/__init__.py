@@ -135,7 +135,7 @@ def recognise(path: Path) -> str:
     lists = [item for item in sorted(path.iterdir()) if item.is_file() and not item.name.startswith(".")]
     tables = [item for item in lists if table.names_images(item)]
     talks = [item for item in lists if conversations.names_images(item)]
-    if len(tables) + len(talks) > 1:
+    if len(tables) + len(talks) > 1 and (tables or not conversations.are_splits(talks)):
         names = some([item.name for item in tables + talks])
         raise UserError(f"{path} holds several lists of images ({names}): name the one to use")
     if tables or talks:

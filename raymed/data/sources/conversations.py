@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -33,6 +33,7 @@ from raymed.data.sources.listing import (
     sorted_studies,
 )
 from raymed.data.sources.meta import DataSet, meta_root, read_meta
+from raymed.data.sources.splits import StatedSplits, split_named
 from raymed.errors import UserError
 
 ROLES = ("system", "human", "gpt")
@@ -71,18 +72,23 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     """
     if path.is_dir():
         found = [item for item in sorted(path.iterdir()) if names_images(item)]
-        if len(found) != 1:
+        if len(found) != 1 and not are_splits(found):
             raise UserError(f"{path} holds {len(found)} JSON or JSONL files; name the one to use")
-        path = found[0]
+        path = found[0] if len(found) == 1 else path
     notes: list[str] = []
-    if path.suffix.lower() == ".json":
+    if path.is_dir():
+        root = Path(settings.root).expanduser().absolute() if settings.root else path
+        sets = [DataSet(file.stem, ".", file, {}) for file in found]
+    elif path.suffix.lower() == ".json":
         root = meta_root(path, settings.root, notes)
         sets = read_meta(path, root)
     else:
         root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
         sets = [DataSet(root.name, ".", path, {})]
     notes += [note for part in sets for note in _notes(part)]
-    known = True
+    known, splits = True, StatedSplits()
+    stated = {part.name: split_named(part.name) or split_named(part.annotation.stem) for part in sets}
+    divided = settings.labelled and settings.splits and all(stated.values()) and len(set(stated.values())) > 1
     stats: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
     studies = []
@@ -92,6 +98,8 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         lines_of: dict[str, int] = defaultdict(int)
         for row in rows:
             lines_of[row.path] += 1
+            if divided:
+                splits.add(row.patient or row.path, stated[part.name] or "", f"{part.annotation}:{row.line}")
         if rows[0].patient is None:
             known = False
             notes.append(
@@ -128,7 +136,15 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             make_study(patient, study, label, part.name, slices, stats) for (patient, study, label), slices in groups.items()
         ]
         notes += dicom.notes()
-    return Listing(root, "conversations", sorted_studies(studies), tuple(refusals), tuple(notes), known)
+    return Listing(
+        root, "conversations", sorted_studies(studies), tuple(refusals), (*notes, *splits.notes()), known, splits.of
+    )
+
+
+def are_splits(files: Sequence[Path]) -> bool:
+    """Whether files are lines of conversation called after different splits."""
+    names = [split_named(file.stem) for file in files if file.suffix.lower() == ".jsonl"]
+    return len(files) == len(names) == len(set(names)) > 1 and all(names)
 
 
 def _notes(part: DataSet) -> list[str]:

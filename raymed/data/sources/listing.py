@@ -31,6 +31,7 @@ class Columns:
         study: which study or series of the patient; without it all pictures of a patient are one study.
         position: a number that orders the slices of a study; without it, the natural order of the file names.
         source: where the picture came from, e.g. the hospital.
+        split: train, val or test.
     """
 
     image: str | None = None
@@ -39,6 +40,7 @@ class Columns:
     study: str | None = None
     position: str | None = None
     source: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class SourceSettings:
         patients: a CSV with the columns image and patient_id, which says whose the images of class folders are.
         root: the folder that paths in a CSV or a meta file are relative to, if not the file's own.
         columns: names of a CSV's columns, where they are not the usual ones.
+        splits: whether a source that states train, val and test (a column, or data sets or JSONL files called so) is divided
+            as it says.
         derived: also take CT images that were computed from others (MPR, MIP) and localizers, where they are axial.
         orientation: what to believe of a NIfTI volume that does not say where left, front and head are, or says it twice
             in two ways: sform, qform, or where its stored axes point to, such as LPS (left, back, head) or RAS.
@@ -66,6 +70,7 @@ class SourceSettings:
     patients: str | None = None
     root: str | None = None
     columns: Columns = field(default_factory=Columns)
+    splits: bool = True
     derived: bool = False
     orientation: str | None = None
 
@@ -183,6 +188,7 @@ class Listing:
         refusals: what cannot be used.
         notes: what a person should know, e.g. which files were left out because they are not images.
         patients_known: False where every image counts as a patient of its own for want of something better.
+        splits: train, val or test of each patient, where the source states it; else empty.
     """
 
     root: Path
@@ -191,6 +197,7 @@ class Listing:
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...] = ()
     patients_known: bool = True
+    splits: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from raymed.data.sources.listing import (
     some,
     sorted_studies,
 )
+from raymed.data.sources.splits import NAMES, StatedSplits
 from raymed.errors import UserError
 from raymed.spreadsheet import original
 
@@ -43,6 +44,7 @@ USUAL_NAMES = {
     "study": ("study", "study_id", "series", "series_id"),
     "position": ("position", "slice_index", "slice", "slice_location", "order"),
     "source": ("source", "dataset", "hospital", "site"),
+    "split": ("split",),
 }
 
 
@@ -57,6 +59,7 @@ class Row:
     study: str
     position: float | None
     source: str
+    split: str | None = None
 
 
 def is_table(path: Path) -> bool:
@@ -105,12 +108,15 @@ def list_rows(path: Path, root: Path, rows: Iterable[Row], settings: SourceSetti
         path: of the table, for messages.
 
     Raises:
-        UserError: a study has several sources.
+        UserError: a study has several sources, or a patient several splits.
     """
     stats: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
     there: list[Row] = []
+    splits = StatedSplits()
     for row in rows:
+        if row.split:
+            splits.add(row.patient, row.split, f"{path}:{row.line}")
         stat = file_stat(root / row.path)
         if stat is None:
             refusals.append(Refusal(row.path, f"{path.name}:{row.line}", row.patient, absence(root / row.path)))
@@ -143,7 +149,7 @@ def list_rows(path: Path, root: Path, rows: Iterable[Row], settings: SourceSetti
                 for place in [dicom.place(row.path)]
             ]
             studies.append(make_study(patient, study, label, sources[0], slices, stats))
-    return Listing(root, "csv", sorted_studies(studies), tuple(refusals), dicom.notes())
+    return Listing(root, "csv", sorted_studies(studies), tuple(refusals), dicom.notes() + splits.notes(), splits=splits.of)
 
 
 def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]:
@@ -152,7 +158,8 @@ def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]
     Raises:
         UserError: not UTF-8, a column that is missing, a cell that is empty or wrong, or a path that leaves the root.
     """
-    usual = {key: names for key, names in USUAL_NAMES.items() if key != "label" or settings.labelled}
+    idle = {"label": not settings.labelled, "split": not (settings.labelled and settings.splits)}
+    usual = {key: names for key, names in USUAL_NAMES.items() if not idle.get(key)}
     hints = {"label": ", or pass --labelled false if there are no labels"}
     for line, cells in read_cells(path, usual, ("image", "patient_id", "label"), vars(settings.columns), hints):
         yield _row(path, root, line, cells)
@@ -210,6 +217,11 @@ def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> Row:
             position = math.nan
         if not math.isfinite(position):
             raise UserError(f"{where}: the slice order {cells['position']!r} is not a number")
+    if (stated := cells.get("split")) and stated.casefold() not in NAMES:
+        raise UserError(
+            f"{where}: split {stated!r} is none of {', '.join(NAMES)}: correct it, or pass --splits false, which divides "
+            "all anew"
+        )
     return Row(
         line=line,
         path=inside(root, cells["image"], where),
@@ -218,6 +230,7 @@ def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> Row:
         study=cells.get("study") or cells["patient_id"],
         position=position,
         source=cells.get("source") or root.name,
+        split=NAMES[stated.casefold()] if stated else None,
     )
 
 
