@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raymed.data.labels import LabelTable
-from raymed.data.sources import Listing, SourceSettings, Study, list_source
+from raymed.data.sources import Listing, Refusal, SourceSettings, Study, list_source
+from raymed.data.sources.listing import by_reason
 from raymed.errors import UserError
+from raymed.models.marks import IMAGE
 
 UNLABELLED = "unlabelled"  # the class of pictures without a label, in counts
 OWN_LABELS = "source"
@@ -61,6 +63,8 @@ def survey(source: Path, settings: SourceSettings, labels: str) -> Survey:
         UserError: nothing there, unknown labels, a patient with two labels, or ids that are not unique.
     """
     listing = list_source(source, settings)
+    if settings.labelled and listing.format == "conversations":
+        listing = _with_questions(listing)
     written: Counter[str] = Counter()
     for study in listing.studies:
         if study.label is not None:
@@ -80,6 +84,34 @@ def survey(source: Path, settings: SourceSettings, labels: str) -> Survey:
 def class_name(labels: LabelTable, index: int | None) -> str:
     """Name of a class index; `UNLABELLED` for None."""
     return UNLABELLED if index is None else labels.names[index]
+
+
+def _with_questions(listing: Listing) -> Listing:
+    """Conversations to learn labels from: lines that ask for none, or about no picture, are refused one by one.
+
+    Where no line asks for a label, there are none to learn, and all are as they were.
+
+    Raises:
+        UserError: all are refused.
+    """
+    if all(study.label is None for study in listing.studies):
+        return listing
+    studies, refusals = [], list(listing.refusals)
+    for study in listing.studies:
+        kept = []
+        for piece in study.slices:
+            asked = any(IMAGE in turn.text for turn in piece.messages if turn.role == "human")
+            if study.label is None or not asked:
+                lacks = "<cls> question, so no label" if study.label is None else f"{IMAGE} mark in a question"
+                refusals.append(Refusal(piece.id, piece.where, study.patient, f"no {lacks}"))
+            else:
+                kept.append(piece)
+        if kept:
+            studies.append(replace(study, slices=tuple(kept)))
+    if not studies:
+        reasons = "\n".join(by_reason((refusal.where, refusal.reason) for refusal in refusals))
+        raise UserError(f"{listing.root}: no line can be learned from:\n{reasons}")
+    return replace(listing, studies=tuple(studies), refusals=tuple(refusals))
 
 
 def _require_one_label(found: Survey) -> None:

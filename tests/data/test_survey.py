@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,27 @@ def test_a_picture_listed_twice_is_an_error(tmp_path: Path):
     path = source(tmp_path, ["a.png,p1,normal", "a.png,p2,normal"])
     with pytest.raises(UserError, match=r"a\.png"):
         survey(path, SourceSettings(), "lung")
+
+
+def conversations(folder: Path, *questions: str) -> Path:
+    """A patient and a picture for each question; every answer is 1."""
+    lines = []
+    for number, question in enumerate(questions):
+        Image.new("L", (8, 8), 60).save(folder / f"{number}.png")
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "1"}]
+        lines.append(json.dumps({"image": f"{number}.png", "conversations": turns, "patient_id": f"p{number}"}))
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder / "train.jsonl"
+
+
+def test_lines_that_ask_for_no_label_or_about_no_picture_are_refused_by_line_and_not_made_unlabelled(tmp_path: Path):
+    path = conversations(tmp_path, "<image>\n<cls>: 0|1.", "<image>\nDescribe.", "<cls>: 0|1.")
+    found = survey(path, SourceSettings(), "lung")
+    assert found.patients == {"bacterial": 1}
+    assert [(refusal.patient, refusal.where, refusal.reason) for refusal in found.listing.refusals] == [
+        ("p1", "train.jsonl:2", "no <cls> question, so no label"),
+        ("p2", "train.jsonl:3", "no <image> mark in a question"),
+    ]
+    assert survey(path, SourceSettings(labelled=False), "lung").patients == {"unlabelled": 3}, "prediction needs neither"
+    with pytest.raises(UserError, match=r"no line can be learned from:\ntrain\.jsonl:1: no <image>"):
+        survey(conversations(tmp_path, "<cls>: 0|1.", "<cls>: 0|1."), SourceSettings(), "lung")
