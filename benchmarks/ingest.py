@@ -1,7 +1,7 @@
 """Slices per second from the stream to what the model takes, against a torch DataLoader on the same two cores.
 
     python benchmarks/ingest.py          # the figures of docs/log.md: 10 minutes and 4 GB of disk on two CPU cores
-    python benchmarks/ingest.py --patients 8 --source_size 64 --size 56 --folder /tmp/ingest    # seconds, to try it
+    python benchmarks/ingest.py --patients 12 --source_size 64 --size 56 --folder /tmp/ingest    # seconds, to try it
 
 - loader: a DataLoader with 2 workers that opens, resizes and normalises the patients' PNGs, as training scripts do.
 - staged: Ray Data decodes the prepared slices once a night into the object store; every epoch of every trial reads there.

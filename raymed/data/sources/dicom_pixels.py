@@ -85,8 +85,9 @@ def _shown(path: Path, settings: ImageSettings, derived: bool) -> tuple[np.ndarr
     with np.errstate(over="ignore"):
         hu = stored * np.float32(slope) + np.float32(intercept)
     padding = _padding(dataset, stored)
-    _require_no_tissue(hu[padding])
-    hu[padding] = PADDING
+    if padding is not None:
+        _require_no_tissue(hu[padding])
+        hu[padding] = PADDING
     hu, values = without_padding(hu)
     shown = apply_window(hu, *settings.width_level)[:, :, None]
     if dataset.PhotometricInterpretation == "MONOCHROME1":
@@ -129,15 +130,15 @@ def _rescale(dataset: pydicom.Dataset) -> tuple[float, float]:
     return slope, intercept
 
 
-def _padding(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
-    """Where `PixelPaddingValue`, or the range to `PixelPaddingRangeLimit`, stands: bool, of the shape of `stored`."""
+def _padding(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray | None:
+    """Where `PixelPaddingValue`, or the range to `PixelPaddingRangeLimit`, stands, bool [rows, columns]; None without."""
     value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     try:
         both = [] if value is None else [value, value if limit is None else limit]
         ends = sorted(_as_stored(item, stored.dtype) for item in both)
     except (TypeError, ValueError) as error:
         raise ImageError(f"a damaged header: PixelPaddingValue: {error}") from error
-    return (stored >= ends[0]) & (stored <= ends[1]) if ends else np.zeros(stored.shape, bool)
+    return (stored >= ends[0]) & (stored <= ends[1]) if ends else None
 
 
 def _as_stored(value: object, kind: np.dtype) -> int:
@@ -183,7 +184,9 @@ def _xray(dataset: pydicom.Dataset, settings: ImageSettings) -> np.ndarray:
         if values.min() < 0 or values.max() > most:
             raise ImageError("no window and no VOI LUT in the file, and values below 0 or above what it stores")
         shown = (most - values if inverted else values).astype(np.uint16 if most > 255 else np.uint8)
-    shown[_padding(dataset, stored)] = 0
+    padding = _padding(dataset, stored)
+    if padding is not None:
+        shown[padding] = 0
     return shown
 
 
