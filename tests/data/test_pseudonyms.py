@@ -76,7 +76,7 @@ def test_a_file_that_is_no_key_is_refused_and_not_overwritten(tmp_path: Path) ->
 
 def test_texts_that_name_their_patient_are_refused(tmp_path: Path, pseudonyms: Pseudonyms) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    turns = [{"from": "human", "value": "Is Jane-7 well? <cls>: 0|1|2|3."}, {"from": "gpt", "value": "0"}]
+    turns = [{"from": "human", "value": "<image> Is Jane-7 well? <cls>: 0|1|2|3."}, {"from": "gpt", "value": "0"}]
     line = {"image": "a.png", "patient_id": "Jane-7", "conversations": turns}
     (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match="name their patient"):
