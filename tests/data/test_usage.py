@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import write_prepared
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
+from raymed.lung import LungOptions
 from raymed.models.settings import ModelSettings
 from raymed.recipes.lung import LungRecipe
 from raymed.training.loop import FitSpec
@@ -60,3 +62,14 @@ def test_rows_that_are_not_used_are_not_counted(data: Prepared, tmp_path: Path) 
     rows = data.rows("test")
     usage = Usage.of(data, {"test": rows[:1]}, None)
     assert usage.total("test") == (1, 1, 4) and usage.splits == ["test"]
+
+
+def test_a_limit_is_told_before_anything_is_trained_and_only_then(
+    data: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = LungOptions(data=data.folder.uri, storage=str(tmp_path), model=ModelSettings(preset="tiny"))
+    options.spec(data)
+    assert "limit" not in caplog.text
+    replace(options, slices=SliceSettings(limit=5)).spec(data)
+    assert "a limit leaves patients out: train 5 of 24 patients (20 records), val 4 patients" in caplog.text
+    assert "registered under no alias unless --alias is given" in caplog.text
