@@ -50,8 +50,8 @@ def main(options: Evaluate) -> Outcome:
     from raymed.evaluation.predict import chosen_rows, predict_rows
     from raymed.evaluation.summary import lines
     from raymed.evaluation.tables import patient_table, slice_table
+    from raymed.model_address import resolve_model
     from raymed.recipes import open_model
-    from raymed.registry import resolve_model
     from raymed.tracking import Tracker
 
     resolved = resolve_model(options.model, Tracker.open(options.tracking))

@@ -56,7 +56,7 @@ class ExtractFeatures(JobOptions, Input):
 
 
 def main(options: ExtractFeatures) -> Outcome:
-    from raymed.registry import open_tower
+    from raymed.model_address import open_tower
     from raymed.retrieval.extract import Work, extract
     from raymed.retrieval.features import Features, write_npz
 

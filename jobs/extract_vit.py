@@ -48,7 +48,7 @@ def named(words: list[str]) -> list[str]:
 
 
 def main(options: ExtractVit) -> Outcome:
-    from raymed.registry import open_tower
+    from raymed.model_address import open_tower
 
     tower = open_tower(options.model, options.tracking)
     tower = tower.resized(options.size or tower.size, options.patch)

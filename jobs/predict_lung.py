@@ -29,8 +29,8 @@ class PredictLung(PredictOptions):
 
 
 def main(options: PredictLung) -> Outcome:
+    from raymed.model_address import resolve_model
     from raymed.recipes import open_model
-    from raymed.registry import resolve_model
     from raymed.tracking import Tracker
 
     resolved = resolve_model(options.model, Tracker.open(options.tracking))

@@ -46,7 +46,7 @@ class Retrieve(JobOptions):
 
 def main(options: Retrieve) -> Outcome:
     from raymed.evaluation.retrieval_summary import neighbour_table
-    from raymed.registry import open_tower
+    from raymed.model_address import open_tower
     from raymed.retrieval.features import Features
     from raymed.retrieval.gallery import Gallery
     from raymed.retrieval.query import query

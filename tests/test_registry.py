@@ -22,6 +22,7 @@ from raymed.evaluation.calibration import fit_temperature
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.judgement import Candidate, Refit
+from raymed.model_address import resolve_model
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
 from raymed.registry import (
@@ -31,7 +32,6 @@ from raymed.registry import (
     alias_version,
     judge_and_register,
     register_network,
-    resolve_model,
 )
 from raymed.tracking import Tracker
 

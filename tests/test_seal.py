@@ -25,11 +25,12 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference
 from raymed.judgement import Candidate
+from raymed.model_address import open_tower, resolve_model
 from raymed.models.settings import ModelSettings
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
-from raymed.registry import open_tower, resolve_model, save
+from raymed.registry import save
 from raymed.seal import SEAL, check_seal, seal
 from raymed.tracking import Tracker
 

@@ -14,8 +14,8 @@ from raymed.data.labels import LabelTable
 from raymed.data.plan import SliceSettings
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference, Model
+from raymed.model_address import resolve_model
 from raymed.recipes.clip import ClipRecipe
-from raymed.registry import resolve_model
 from raymed.seal import check_seal
 from raymed.tracking import Tracker
 

@@ -16,9 +16,10 @@ from raymed.data.prepared import Prepared
 from raymed.data.record import records_from
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference
+from raymed.model_address import resolve_model
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
-from raymed.registry import resolve_model, save
+from raymed.registry import save
 from raymed.seal import SEAL
 from raymed.tracking import Tracker
 
