@@ -15,8 +15,14 @@ from pathlib import Path
 from pyarrow import fs
 
 
+class Bucket(str):
+    """The URI of a bucket, and the process that serves it."""
+
+    server: subprocess.Popen[bytes]
+
+
 @contextmanager
-def object_store(log: Path | None = None) -> Iterator[str]:
+def object_store(log: Path | None = None) -> Iterator[Bucket]:
     """The URI of an empty bucket, for as long as the server runs; each request that it answers is a line of `log`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -30,7 +36,9 @@ def object_store(log: Path | None = None) -> Iterator[str]:
     try:
         _wait_for(address, server)
         fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True).create_dir("bucket")
-        yield "s3://bucket"
+        bucket = Bucket("s3://bucket")
+        bucket.server = server
+        yield bucket
     finally:
         server.kill()
         server.wait()

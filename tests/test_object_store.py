@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from object_store import object_store
+from object_store import Bucket, object_store
 
 from raymed.errors import UserError
 from raymed.lease import lease
 from raymed.storage import Folder
 from raymed.training.checkpoint import Progress, fetch_newest, newest_step, publish
-from raymed.tuning.journal import Journal
+from raymed.tuning.journal import COPY, Journal
 
 pytestmark = pytest.mark.slow  # the server takes its time to start
 
@@ -23,7 +25,7 @@ def log(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bucket(log) -> Iterator[str]:
+def bucket(log) -> Iterator[Bucket]:
     with object_store(log) as uri:
         yield uri
 
@@ -79,6 +81,21 @@ def test_a_report_costs_one_request(bucket, log, tmp_path):
     journal.close()
     requests = [line for line in log.read_bytes().splitlines()[len(before) :] if b"HTTP/1" in line]
     assert len(requests) == 1, requests
+
+
+def test_a_store_that_does_not_answer_for_a_while_stops_no_search(bucket, tmp_path, caplog):
+    journal = Journal(tmp_path / "study.journal", Folder.at(f"{bucket}/runs/patient"))
+    bucket.server.send_signal(signal.SIGSTOP)
+    try:
+        before = time.monotonic()
+        for number in range(5):
+            journal.append_logs([{"number": number}])
+        assert time.monotonic() - before < 2, "nobody waits for the copy"
+        time.sleep(1)
+    finally:
+        bucket.server.send_signal(signal.SIGCONT)
+    journal.close()
+    assert Folder.at(f"{bucket}/runs/patient").read(COPY) == (tmp_path / "study.journal").read_bytes()
 
 
 def test_two_heads_on_one_bucket_do_not_both_write_a_search(bucket):

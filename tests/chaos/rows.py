@@ -35,6 +35,7 @@ from damage_rows import damaged_models, damaged_shards
 from leak_rows import leaks
 from ray import cloudpickle
 from ray.train import UserCallback
+from record_rows import damaged_records, two_heads
 from search_rows import SCRIPT, bad_trials, head_lost, small_trials, stopped_trials
 from small import Small
 from small_search import search
@@ -160,6 +161,7 @@ def damaged_files(tries: int, seed: int, folder: Path) -> str:
         opened = Journal(journal, Folder.at(folder / "copy"))
         for entry in entries:
             opened.append_logs([entry])
+        opened.close()
         _harm(journal, draw.choice(("cut", "emptied", "removed")), draw)
         assert list(Journal(journal, Folder.at(folder / "copy")).read_logs(0)) == entries
         files += 1
@@ -262,6 +264,8 @@ ROWS: dict[str, tuple[Row, int, int]] = {
     "sigterm": (sigterm, 20, 0),
     "torn_writes": (torn_writes, 50, 12),
     "damaged_files": (damaged_files, 50, 5),
+    "damaged_records": (damaged_records, 500, 20),
+    "two_heads": (two_heads, 20, 0),
     "other_workers": (other_workers, 3, 0),
     "elastic": (elastic, 1, 0),
     "storage_full": (storage_full, 2, 0),

@@ -113,6 +113,18 @@ def test_a_head_that_comes_back_with_the_record_of_a_forgotten_search_begins_ane
     ]
 
 
+def test_never_removes_nothing_while_another_machine_judges_or_refits_that_search(prepared, tmp_path):
+    night = night_of(prepared, tmp_path, "auto")
+    night.open_study().ask(Budget(3))
+    claim = {"host": "other-head", "machine": "other-head 1", "pid": 7, "started": "1"}
+    Folder.at(tmp_path).write(".leases/night/theirs.json", json.dumps(claim).encode())
+    with pytest.raises(UserError, match="7 on other-head"):
+        night_of(prepared, tmp_path, "never")
+    with pytest.raises(UserError, match="7 on other-head"), night.alone():
+        pass
+    assert len(night.open_study().trials) == 1
+
+
 def test_never_removes_no_folder_that_is_none_of_ours(prepared, tmp_path):
     (tmp_path / "patients").mkdir()
     (tmp_path / "patients" / "scan.png").write_bytes(b"dear")
