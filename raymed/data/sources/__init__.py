@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from raymed.data.hounsfield import Values, require_hounsfield, without_padding
 from raymed.data.image import ImageError, ImageSettings, eight_bit, fit, read_picture
 from raymed.data.sources import class_folders, conversations, dicom, folders, nifti, table
 from raymed.data.sources.dicom_pixels import read_series, read_slice
@@ -85,15 +86,21 @@ def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[
     series = [path for path in dict.fromkeys(piece.path for piece in study.slices) if dicom.is_dicom(root / path)]
     dicom_results = dict(zip(series, read_series([root / path for path in series], settings), strict=True))
     loaded: list[tuple[Slice, np.ndarray | Refusal]] = []
+    scanned: dict[str, Values] = {}  # of pictures that are said to be in Hounsfield units
     for path, group in groupby(study.slices, key=lambda piece: piece.path):
         slices = list(group)
         known = path in dicom_results
-        results = [dicom_results[path]] * len(slices) if known else _load_file(root / path, slices, settings)
+        results = [dicom_results[path]] * len(slices) if known else _load_file(root, slices, settings, scanned)
         for piece, result in zip(slices, results, strict=True):
             if isinstance(result, str):
                 loaded.append((piece, Refusal(piece.id, piece.where, study.patient, _unnamed(result, root, path))))
             else:
                 loaded.append((piece, result))
+    try:
+        require_hounsfield(scanned.values())
+    except ImageError as error:
+        lost = [(piece, Refusal(piece.id, piece.where, study.patient, str(error))) for piece, _ in loaded]
+        return [each if each[0].path in scanned else kept for each, kept in zip(lost, loaded, strict=True)]
     return loaded
 
 
@@ -169,15 +176,27 @@ def _unnamed(reason: str, root: Path, path: str) -> str:
     return reason
 
 
-def _load_file(path: Path, slices: list[Slice], settings: ImageSettings) -> list[np.ndarray | str]:
-    """One fitted picture, or a reason in words, for each of the slices of one file."""
+def _load_file(
+    root: Path, slices: list[Slice], settings: ImageSettings, scanned: dict[str, Values]
+) -> list[np.ndarray | str]:
+    """One fitted picture, or a reason in words, for each of the slices of one file.
+
+    Args:
+        scanned: what a picture in Hounsfield units is judged by goes there, by its path.
+    """
+    path = root / slices[0].path
     try:
         if nifti.is_nifti(path):
             frames = [piece.frame for piece in slices if piece.frame is not None]
             if len(frames) < len(slices):
                 raise ImageError("a volume, not a picture: give the NIfTI files themselves as the source")
             return nifti.read_slices(path, frames, slices[0].axes, settings)
-        return [fit(read_picture(path), settings)] * len(slices)
+        picture = read_picture(path)
+        fitted = fit(picture, settings)
+        meaning, offset = settings.sixteen_bit_meaning
+        if meaning == "hu" and picture.dtype == np.uint16:
+            scanned[slices[0].path] = without_padding(picture.astype(np.float32) - offset)[1]
+        return [fitted] * len(slices)
     except ImageError as error:
         return [str(error)] * len(slices)
     except Exception as error:  # foreign bytes in foreign decoders: whatever they raise, the file is unusable
