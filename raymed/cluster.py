@@ -14,6 +14,7 @@ import ray.data
 
 from raymed.departure import kept_handlers
 from raymed.errors import UserError
+from raymed.library_log import take_over
 
 log = logging.getLogger("raymed")
 
@@ -50,6 +51,7 @@ def connect() -> None:
         os.environ[_OWN] = "1"
         with kept_handlers():  # "local": also beside a running head
             ray.init("local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)
+    take_over("ray")
     _require_token()
 
 

@@ -15,19 +15,18 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 import traceback
 import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from raymed.command_line import Aliases, parse
 from raymed.departure import INTERRUPTED, departing
 from raymed.errors import RunError, UserError
+from raymed.library_log import OneLine, essence, keep_traceback
 from raymed.storage import Folder
 from raymed.submitted import is_submitted
 
@@ -126,7 +125,8 @@ def run(
     Exit codes: 0 done; 2 something the user can mend; 1 a failed run; 130 stopped by Ctrl-C.
     """
     _quiet_libraries()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(OneLine("%(message)s"))
     script = sys.modules[main.__module__]
     words = sys.argv[1:] if arguments is None else arguments
     as_json, failed = "--json" in words, True
@@ -150,9 +150,9 @@ def run(
     except KeyboardInterrupt:
         code, text, data = _failure(INTERRUPTED, _interrupted())
     except Exception as error:
-        kept = _keep_traceback()
+        kept = keep_traceback(traceback.format_exc())
         code, text, data = _failure(
-            1, f"{type(error).__name__}: {error}\nThe traceback is in {kept}; send it with the command."
+            1, f"{type(error).__name__}: {essence(str(error))}\nThe traceback is in {kept}; send it with the command."
         )
     if text and (failed or not as_json):
         print(text, file=sys.stderr if failed else sys.stdout)
@@ -181,13 +181,6 @@ def _leave(code: int) -> typing.NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _keep_traceback() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="raymed-"))
-    path = folder / f"traceback-{datetime.now():%Y%m%d-%H%M%S}.txt"
-    path.write_text(traceback.format_exc(), encoding="utf-8")
-    return path
 
 
 def _quiet_libraries() -> None:

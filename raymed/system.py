@@ -185,8 +185,8 @@ class SearchOptions:
         trials: Most trials.
         max_epochs: Most epochs of a trial, in place of train.epochs.
         epochs: Most epochs over all trials (0 = no limit).
-        hours: Most hours of searching, interruptions not counted; trials under way then stop at their next epoch (0 = no
-            limit).
+        hours: Most hours, interruptions not counted; the search ends in time for judging the winner, and training it again
+            (0 = no limit).
         until: End at this time of day instead, such as 07:00; given again, it means the night in which the search began.
         timezone: Time zone of `until`, such as Europe/Berlin (default: that of the machine the job runs on; a cluster's is
             mostly UTC).
@@ -210,7 +210,7 @@ class SearchOptions:
         if self.trials < 1 or self.epochs < 0 or self.hours < 0:
             raise UserError("--trials must be at least 1, --epochs and --hours at least 0 (which is no limit)")
         end = deadline(self.until, self.timezone)
-        return Budget(self.trials, self.epochs, end, self.timezone, self.hours * 3600, self.until)
+        return Budget(self.trials, self.epochs, end, self.timezone, self.hours * 3600, self.until, refit=self.refit)
 
 
 def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int, folds: int = 5) -> Prepared:

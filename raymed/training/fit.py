@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.train import Result, TrainingFailedError, UserCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -29,6 +30,7 @@ from raymed.storage import Folder
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
 from raymed.training.loop import COMMON, FAILED, FitSpec, train_worker
 from raymed.training.preemption import NoteTermination
+from raymed.training.reports import Reports, in_words
 from raymed.training.stall import STALLED
 
 log = logging.getLogger("raymed")
@@ -120,6 +122,11 @@ def fit(
             if newest_step(spec.folder) == before:
                 if spec.folder.exists(STALLED):
                     raise RunError(spec.folder.read(STALLED).decode()) from error
+                if lost := _lost_workers(error):
+                    raise RunError(
+                        f"{in_words(lost)}, {1 + RESTARTS} times without a new checkpoint in between. Where memory is "
+                        "short, lower train.micro_batch or --workers"
+                    ) from error
                 raise
             log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
 
@@ -129,6 +136,12 @@ def _refusal(error: TrainingFailedError) -> OSError | None:
     failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
     causes = [getattr(failure, "_base_exc", failure) for failure in failures]  # as Ray Train wraps a worker's
     return next((cause for cause in causes if isinstance(cause, OSError) and is_refusal(cause)), None)
+
+
+def _lost_workers(error: TrainingFailedError) -> dict[int, Exception]:
+    """The workers whose processes died, by their ranks."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
 
 
 class _Trainer(TorchTrainer):
@@ -196,6 +209,7 @@ def fit_trial(
     storage = Folder.at(spec.storage)
     try:  # Ray Train would make its folder below the mount point of a storage that is away
         wait_for(lambda: require_there(storage), storage, spec.train.storage_minutes, lambda: None)
-        fit(spec, sources[spec.data], each, verdicts, [TuneReportCallback()], keep_all)
+        reports = Reports(TuneReportCallback()._training_actor_item_queue)
+        fit(spec, sources[spec.data], each, verdicts, [reports], keep_all)
     except CommonError as error:
         tune.report({FAILED: str(error), COMMON: 1.0})

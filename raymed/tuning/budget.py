@@ -20,11 +20,12 @@ class Budget:
     Attributes:
         trials: most trials.
         epochs: most epochs over all trials (0 = no limit).
-        deadline: Unix time after which no trial starts and running ones stop at their next epoch (0 = none).
+        deadline: Unix time by which the winner is to be judged, and trained again; see `Timetable` (0 = none).
         timezone: that a person reads times in; empty for this machine's.
-        seconds: most seconds of searching, over all processes that go on with it (0 = no limit).
+        seconds: most seconds up to that, over all processes that go on with the search (0 = no limit).
         until: the time of day that was asked for, of which `deadline` is the next.
         ends: when time is over, by a clock of this process that nobody sets; see `begun`.
+        refit: what the winner is trained on again within that time; see `SearchOptions`.
     """
 
     trials: int
@@ -34,6 +35,7 @@ class Budget:
     seconds: float = 0.0
     until: str = ""
     ends: float = math.inf
+    refit: str = "none"
 
     def begun(self, spent: float = 0.0) -> Budget:
         """As it is for a process that goes on with a search after `spent` seconds: from now on no set clock matters."""
@@ -47,6 +49,12 @@ class Budget:
     def seconds_left(self) -> float:
         """Until time is over; infinity without a limit."""
         return self._seconds_left(0.0) if math.isinf(self.ends) else self.ends - time.monotonic()
+
+    @property
+    def plan(self) -> str:
+        """What is done by the deadline, for a person to read."""
+        refit = ", and its training again," if self.refit != "none" else ""
+        return f"the search ends in time for judging the winner{refit} by {self.end}; the leader may end its schedule first"
 
     @property
     def end(self) -> str:

@@ -54,7 +54,7 @@ def describe(night: Night) -> Outcome:
         f"runs       {', '.join(night.variants)}"
         if night.variants
         else f"search     {night.budget.trials} trials over {', '.join(night.defaults) or 'no settings'}"
-        + (f", until {night.budget.end}" if night.budget.end else ""),
+        + (f"; {night.budget.plan}" if night.budget.end else ""),
     ]
     seconds = (
         _seconds_per_record(spec, prepared, module, each.cpus)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import logging
 import math
-import tempfile
 from datetime import datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -17,7 +14,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
-from raymed.data.stream import open_reader
 from raymed.errors import RunError
 from raymed.evaluation import summary
 from raymed.evaluation.metrics import difference_interval
@@ -28,10 +24,9 @@ from raymed.judgement import Refit
 from raymed.model_card import near_duplicates
 from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
-from raymed.training.checkpoint import Progress, fetch_newest, read_whole
-from raymed.training.fit import fit
-from raymed.training.loop import FitSpec
+from raymed.training.checkpoint import read_whole
 from raymed.tuning.night import PREDICTIONS, Night
+from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study, best_value
 
 log = logging.getLogger("raymed")
@@ -43,7 +38,6 @@ STATES: dict[TrialState, State] = {
     TrialState.FAIL: "FAILED",
     TrialState.RUNNING: "RUNNING",
 }
-REFIT_SPLITS = {"trainval": ("train", "val"), "all": ("train", "val", "test")}
 
 
 def judge_night(night: Night, study: Study, refit: str = "none", alias: str | None = None) -> Outcome:
@@ -61,7 +55,7 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     runs = {trial.number: tracker.find(night.trial_key(trial)) or "" for trial in study.trials}
     if refit != "none" and study.phase != DONE:
         study.enter(REFITTING)
-    again = Refit(_refit(night, best, REFIT_SPLITS[refit]), REFIT_SPLITS[refit]) if refit != "none" else None
+    again = Refit(train_again(night, best, SPLITS[refit]), SPLITS[refit]) if refit != "none" else None
     seen = study.champion if alias is None else None
     registered = judge_and_register(tracker, night.candidate(runs[best.number], best), alias, again, seen=seen)
     ties = find_ties(night, study, best)
@@ -128,37 +122,6 @@ def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
         rows, logits = stored["row"], stored["logits"]
     columns = prepared.columns(rows, ["patient", "label", "source"])
     return to_patients(softmax(logits), columns["patient"], columns["label"], columns["source"])
-
-
-def _refit(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
-    """Train the winner's configuration on more rows, for as many epochs as the winner's best; the last checkpoint's URI.
-
-    Raises:
-        RunError: it did not come to its end.
-    """
-    spec: FitSpec = dataclasses.replace(
-        night.trial(best.number, best.params),
-        name=f"refit-{best.number:04d}-{'-'.join(splits)}",
-        train_on=splits,
-        sampling=night.template.sampling.unlimited,
-        last_epoch=best.user_attrs[BEST_EPOCH],
-    )
-    prepared = spec.open_data()
-    each = night.whole(spec)  # nothing else runs now
-    log.info(
-        "refit: trial %d on %s for %d epochs, %d workers of %d CPUs",
-        *(best.number, " + ".join(splits), spec.last_epoch, each.workers, each.cpus),
-    )
-    fit(spec, open_reader(prepared, spec.all_rows(prepared)), each)
-    with tempfile.TemporaryDirectory() as temporary:
-        newest = fetch_newest(spec.folder, Path(temporary))  # Ray's own record may lack the last epoch of a run that was cut
-        progress = Progress() if newest is None else Progress.read(newest)
-    if progress.epoch < spec.last_epoch:
-        raise RunError(
-            f"the refit {spec.folder.uri} ended after epoch {progress.epoch} of {spec.last_epoch}, so nothing was "
-            "registered. Run the same command again, or leave --refit out: the winner is then registered as it was searched"
-        )
-    return spec.folder.child(progress.model).uri
 
 
 def _report(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from raymed.training.reports import LOST
 from raymed.tuning.budget import Budget
 from raymed.tuning.study import Study
 
@@ -52,8 +53,11 @@ class Progress:
             self._bars.stop()
 
     def show(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
-        """An epoch or the end of a trial."""
+        """An epoch, a lost worker, or the end of a trial."""
         trial = self._study.trial(number)
+        if happened == LOST:
+            log.warning("%s  %s", self._label(trial), result[LOST])
+            return
         if happened == "epoch":
             epoch, epochs = int(result["epoch"]), self._epochs(trial)
             says = f"val_loss {result['val_loss']:.4f}" + "".join(
@@ -98,8 +102,9 @@ class Progress:
             per_trial = sum(trial.last_step or 0 for trial in finished) / len(finished)
             missing = (self._budget.trials - len(finished)) * per_trial
             seconds = missing * (time.time() - self._started) / trained
-        return (
-            f"about {int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h left"
-            if seconds >= 60
-            else "under a minute left"
-        )
+        return time_left(seconds)
+
+
+def time_left(seconds: float) -> str:
+    """A time to wait, as a person reads it."""
+    return f"about {int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h left" if seconds >= 60 else "under a minute left"

@@ -15,6 +15,7 @@ from raymed.outbox import Outbox, Refused
 from raymed.tracking import GENERATION, USED, RunRecord, Status, Tracker, is_permanent
 from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER, FitSpec
+from raymed.training.reports import LOST
 from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.study import CHECKPOINT, CURVE, REASON, Study
@@ -59,7 +60,10 @@ class Recorder:
         self._outbox.put({"happened": "begin", "finished": [t.number for t in study.trials if t.state.is_finished()]})
 
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
-        """Told by the search of a trial's start, epochs and end."""
+        """Told by the search of a trial's start, epochs, lost workers and end."""
+        if happened == LOST:
+            self._progress.show(number, happened, result)
+            return
         if self._watch is not None:
             self._watch(self._night.spec(self._study.trial(number)), happened, result)
         entry = {

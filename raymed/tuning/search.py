@@ -15,6 +15,7 @@ from datetime import datetime
 
 import numpy as np
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from raymed.cluster import HEAD
@@ -22,6 +23,7 @@ from raymed.data.plan import EpochPlan
 from raymed.data.stream import Staged, Streamed, open_reader
 from raymed.errors import RunError, UserError
 from raymed.job import going_on
+from raymed.library_log import essence
 from raymed.registry import alias_version
 from raymed.tracking import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
@@ -35,6 +37,7 @@ from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.reminder import Reminder
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import DECIDED, JUDGING, SEARCHING, Study, StudyScheduler, StudySearcher
+from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")
 
@@ -63,7 +66,7 @@ def _run(night: Night, watch: Watch | None) -> Study:
     if study.champion is None:
         study.note_champion(alias_version(tracker, night.model))
     if budget.end:
-        log.info("the search ends at %s, or earlier", budget.end)
+        log.info("%s", budget.plan)
     if idle := night.idle(each):
         log.warning(idle)
     parent = _start_parent(night, tracker, study.generation)
@@ -80,8 +83,9 @@ def _run(night: Night, watch: Watch | None) -> Study:
         Reminder(verdicts, lambda: _decisions(night, study)),
     ):
         recorder = Recorder(night, tracker, parent, study, progress, watch, each)
-        searcher = StudySearcher(study, budget, night.trial, interrupt, storage)
-        scheduler = StudyScheduler(study, budget, verdicts, recorder.observe, interrupt, storage)
+        timetable = Timetable.of(night, budget)
+        searcher = StudySearcher(study, timetable, night.trial, interrupt, storage)
+        scheduler = StudyScheduler(study, timetable, verdicts, recorder.observe, interrupt, storage)
         tuner = _tuner(night, train, concurrent, searcher, scheduler)
         try:
             tuner.fit()
@@ -96,6 +100,11 @@ def _run(night: Night, watch: Watch | None) -> Study:
             if isinstance(error.__context__, UserError):
                 raise error.__context__ from None
             raise
+        except RayError as error:
+            raise RunError(
+                f"Ray ended in the middle of the search ({essence(str(error))}): one of its own processes was killed, or "
+                f"its machine is gone. Trials under way go on from their checkpoints: {going_on(sys.argv)}"
+            ) from error
         except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
             if storage.gave_up:
                 raise RunError(storage.gave_up) from None

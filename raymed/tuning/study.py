@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -29,12 +29,16 @@ from ray.tune.search import Searcher
 from raymed.errors import UserError
 from raymed.training.fit import RESTARTS
 from raymed.training.loop import COMMON, FAILED, MODEL, FitSpec
+from raymed.training.reports import LOST
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import Journal
 from raymed.tuning.settings import Halving
 from raymed.tuning.space import Space, Value
 from raymed.tuning.storage_watch import StorageWatch
+
+if TYPE_CHECKING:
+    from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")
 
@@ -285,18 +289,19 @@ class StudySearcher(Searcher):
     def __init__(
         self,
         study: Study,
-        budget: Budget,
+        timetable: Timetable,
         spec: Callable[[int, Mapping[str, Value]], FitSpec],
         interrupt: Interrupt,
         storage: StorageWatch,
     ) -> None:
         super().__init__()  # without a metric: not every report has one (a checkpoint within an epoch, a failure)
-        self._study, self._budget, self._spec, self._interrupt, self._storage = study, budget, spec, interrupt, storage
+        self._study, self._timetable, self._spec, self._interrupt, self._storage = study, timetable, spec, interrupt, storage
 
     def suggest(self, trial_id: str) -> Any:
         if self._storage.is_away and not self._interrupt.told:
             return None  # later
-        asked = None if self._interrupt.told else self._study.ask(self._budget)
+        is_over = self._interrupt.told or self._timetable.is_over(self._study)
+        asked = None if is_over else self._study.ask(self._timetable.budget)
         return {"number": asked[0], "spec": self._spec(*asked)} if asked else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -322,14 +327,14 @@ class StudyScheduler(FIFOScheduler):
     def __init__(
         self,
         study: Study,
-        budget: Budget,
+        timetable: Timetable,
         verdicts: ActorHandle,
         observe: Callable[[int, str, Mapping[str, Any]], None],
         interrupt: Interrupt,
         storage: StorageWatch,
     ) -> None:
         super().__init__()
-        self._study, self._budget, self._verdicts, self._observe = study, budget, verdicts, observe
+        self._study, self._timetable, self._verdicts, self._observe = study, timetable, verdicts, observe
         self._interrupt, self._storage = interrupt, storage
         self._lost: Counter[tuple[int, int]] = Counter()  # drivers, by trial and epoch
 
@@ -348,17 +353,19 @@ class StudyScheduler(FIFOScheduler):
             self._end(trial, TrialState.FAIL, str(result[FAILED]))
         elif "val_loss" in result:  # and not a checkpoint within an epoch
             self._judge(trial, int(result["epoch"]), result)
+        elif LOST in result:
+            self._observe(trial.config["number"], LOST, result)
         return TrialScheduler.CONTINUE
 
     def _judge(self, trial: TuneTrial, epoch: int, result: dict[str, Any]) -> None:
         number = trial.config["number"]
         reason = self._study.decided(number, epoch)
         if reason is None:
-            reason = ""
+            reason, budget = "", self._timetable.budget
             with self._study.together():
                 if self._study.report(number, epoch, result):
                     reason = f"stopped by successive halving after epoch {epoch}"
-                elif self._budget.time_is_over or (self._budget.epochs and self._study.epochs >= self._budget.epochs):
+                elif self._timetable.is_over(self._study, number) or 0 < budget.epochs <= self._study.epochs:
                     reason = f"the budget was used up after epoch {epoch}"
                 self._study.decide(number, epoch, reason)
         else:
@@ -379,6 +386,9 @@ class StudyScheduler(FIFOScheduler):
         if self._storage.is_away or 0 < self._lost[place] <= RESTARTS:
             log.warning("trial %d lost its driver after epoch %d: it is taken up again", *place)
             self._study.take_up(number)
+            return
+        if self._lost[place]:
+            self._end(trial, TrialState.FAIL, f"the process that waits for its workers was lost {1 + RESTARTS} times")
             return
         # Tune has written down what it was told, but not yet copied it to the storage, where trial.get_error() looks.
         self._end(trial, TrialState.FAIL, _last_line(Path(trial.error_file).read_text()))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -38,7 +39,7 @@ from raymed.tuning.morning import judge_night
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.search import run_search
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import REASON, Halving
+from raymed.tuning.study import BEST_EPOCH, REASON, Halving
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -212,14 +213,21 @@ def test_when_only_the_champion_is_kept_the_others_can_still_be_compared(night, 
         assert "predictions.npz" in kept or trial.state == TrialState.FAIL
 
 
-def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it(night, searched, morning):
+def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tells_of_each_epoch(
+    night, searched, morning, caplog
+):
+    caplog.set_level("INFO", "raymed")
     refitted = judge_night(night, night.open_study(), refit="trainval")
     assert refitted.data["version"] != morning.data["version"]
     assert refitted.data["test"] == morning.data["test"], "the figures belong to the model before refitting"
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("refit")]
+    assert re.match(r"refit: trial \d on train \+ val for \d epochs, (about|under)", told[0])
+    epochs = searched.best.user_attrs[BEST_EPOCH]
+    assert [line.split("  ")[1] for line in told[1:]] == [f"epoch {epoch}/{epochs}" for epoch in range(1, epochs + 1)]
 
 
 def test_a_refit_that_does_not_come_to_its_end_is_not_registered(night, searched, morning, monkeypatch):
-    monkeypatch.setattr("raymed.tuning.morning.fit", lambda *settings: {})  # as where its loss is not finite
+    monkeypatch.setattr("raymed.tuning.refit.fit", lambda *settings: {})  # as where its loss is not finite
     before = night.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version
     with pytest.raises(RunError, match="ended after epoch 0 of"):
         judge_night(night, night.open_study(), refit="all")

@@ -26,6 +26,7 @@ from raymed.tuning.study import (
     StudySearcher,
     best_value,
 )
+from raymed.tuning.timetable import Timetable
 
 SPACE = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
 THERE = SimpleNamespace(is_away=False)  # the storage
@@ -35,6 +36,10 @@ DEFAULTS = {"x": 0.25, "y": "b"}
 def open_study(folder, space=SPACE):
     journal = Journal(folder / "study.journal", Folder.at(folder))
     return Study(journal, "night", space, [DEFAULTS], Halving(1, 3), seed=7)
+
+
+def timetable(budget: Budget) -> Timetable:
+    return Timetable(budget, budget.seconds_left, epochs=9)
 
 
 def result(loss: float, epoch: int) -> dict[str, float]:
@@ -139,7 +144,7 @@ class Told:
 def test_a_run_that_goes_on_meets_the_decision_that_was_made(tmp_path):
     """Reported again after better trials came by, its rung would now stop it; and it trains on within the epoch, unasked."""
     study, told, budget = open_study(tmp_path), Told(), Budget(10)
-    scheduler = StudyScheduler(study, budget, told, lambda *_: None, SimpleNamespace(told=False), THERE)
+    scheduler = StudyScheduler(study, timetable(budget), told, lambda *_: None, SimpleNamespace(told=False), THERE)
 
     def report(number, epoch, loss):
         trial = SimpleNamespace(config={"number": number, "spec": SimpleNamespace(name=f"trial-{number}")})
@@ -219,7 +224,7 @@ def test_an_epoch_trained_again_after_its_checkpoint_was_lost_names_the_new_one(
 def test_a_full_storage_stops_the_search_and_its_trials_go_on_once_there_is_room(tmp_path):
     """Told by one of two trials, in the middle of the night; before, that one failed, and the next, and the next."""
     study = open_study(tmp_path)
-    scheduler = StudyScheduler(study, Budget(9), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
+    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
     trials = [SimpleNamespace(config={"number": study.ask(Budget(9))[0], "spec": None}) for _ in range(2)]
     study.report(0, 1, result(0.9, 1))
     scheduler.on_trial_result(None, trials[1], {FAILED: "no space left. Free space", COMMON: 1.0})
@@ -233,7 +238,7 @@ def test_a_full_storage_stops_the_search_and_its_trials_go_on_once_there_is_room
 
 def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_dies_again_and_again(tmp_path):
     study = open_study(tmp_path)
-    scheduler = StudyScheduler(study, Budget(9), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
+    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
     lost, text = tmp_path / "error.pkl", tmp_path / "error.txt"
     lost.write_bytes(pickle.dumps(ActorDiedError()))
     text.write_text("the actor died")
@@ -256,8 +261,8 @@ def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_die
 
 def test_while_the_storage_is_away_nothing_begins_and_nothing_fails(tmp_path):
     study, storage, interrupt = open_study(tmp_path), SimpleNamespace(is_away=True), SimpleNamespace(told=False)
-    scheduler = StudyScheduler(study, Budget(9), Told(), lambda *_: None, interrupt, storage)
-    searcher = StudySearcher(study, Budget(9), lambda number, params: number, interrupt, storage)
+    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, interrupt, storage)
+    searcher = StudySearcher(study, timetable(Budget(9)), lambda number, params: number, interrupt, storage)
     number, _ = study.ask(Budget(9))
     scheduler.on_trial_error(None, SimpleNamespace(config={"number": number}, pickled_error_file=None))
     assert study.trial(number).state == TrialState.RUNNING

@@ -1,0 +1,49 @@
+"""What libraries say: a terminal gets a line of each message, the rest goes to a file that the support bundle takes."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+TRACES = ("Traceback (most recent call last)", '\n  File "')  # what only a traceback holds
+
+
+class OneLine(logging.Formatter):
+    """Our records as they are, and of a library's the line that says what it is about."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.name.partition(".")[0] in ("raymed", "py", "root") or "\n" not in text.strip():
+            return text
+        return f"{essence(record.getMessage())} (more in {keep_traceback(text)})"
+
+
+def take_over(name: str) -> None:
+    """Let a library's logger, which writes to the terminal by itself, write as all others do."""
+    logger = logging.getLogger(name)
+    logger.handlers.clear()
+    logger.propagate = True
+
+
+def essence(text: str) -> str:
+    """A message in one line: the error that a traceback ends with, or else its first line."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if any(trace in text for trace in TRACES):
+        lines = [line for line in reversed(lines) if not line.startswith(" ")]
+    return lines[0].strip() if lines else text
+
+
+def keep_traceback(text: str) -> Path:
+    """Append a text to this process's file."""
+    path = _file()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+    return path
+
+
+@cache
+def _file() -> Path:
+    return Path(tempfile.mkdtemp(prefix="raymed-")) / f"traceback-{datetime.now():%Y%m%d-%H%M%S}.txt"

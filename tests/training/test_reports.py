@@ -1,0 +1,35 @@
+"""The loss of a worker in our words, and from where its run goes on."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+from raymed.training.checkpoint import new_name
+from raymed.training.preemption import Preempted
+from raymed.training.reports import LOST, Reports
+
+
+class Line:
+    """A queue."""
+
+    def __init__(self):
+        self.put, self.entries = lambda entry: self.entries.append(entry), []
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ({1: ActorDiedError()}, "worker 1 was lost: its process was killed, or its machine is gone"),
+        ({0: UserExceptionWithTraceback(ValueError("no label\nmore"), "")}, "worker 0 failed (ValueError: no label)"),
+        ({0: Preempted("told")}, "its machine is being taken away, and a checkpoint was saved"),
+    ],
+)
+def test_a_lost_worker_is_told_in_one_line_with_the_step_that_its_run_goes_on_from(tmp_path, errors, words):
+    for saved, step in enumerate((16, 32)):
+        (tmp_path / "trial-0000" / new_name(step, saved)).mkdir(parents=True)
+    queue = Line()
+    run = SimpleNamespace(run_config=SimpleNamespace(storage_path=str(tmp_path), name="trial-0000"))
+    Reports(queue).after_exception(run, errors)
+    assert queue.entries == [{LOST: f"{words}; it goes on from step 32"}]

@@ -1,0 +1,84 @@
+"""What fits into a search's time: the leader ends its schedule, the winner is judged and trained again by the end."""
+
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from raymed.recipes.lung import LungRecipe
+from raymed.storage import Folder
+from raymed.training.loop import FitSpec
+from raymed.training.settings import TrainSettings
+from raymed.tuning.budget import Budget
+from raymed.tuning.journal import Journal
+from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.settings import Halving
+from raymed.tuning.space import Dimension
+from raymed.tuning.study import Study
+from raymed.tuning.timetable import GRACE, REPORTING, Timetable
+
+HOURS, EPOCH = 8 * 3600.0, 100.0  # of the search, and seconds of an epoch
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Two trials under way: the first leads after 6 of 8 epochs, the second is worse."""
+    journal = Journal(tmp_path / "study.journal", Folder.at(tmp_path))
+    study = Study(journal, "night", {"train.lr": Dimension(1e-4, 1e-2)}, [], Halving(0), seed=1)
+    for number, losses in enumerate(([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.9, 0.8])):
+        study.ask(Budget(9))
+        for epoch, loss in enumerate(losses, 1):
+            best = {"best_val_loss": loss, "best_epoch": epoch, "model": f"epoch-{epoch}"}
+            study.report(number, epoch, {"val_loss": loss, "seconds": EPOCH, **best})
+    return study
+
+
+def left(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(Budget, "seconds_left", seconds)
+
+
+def test_the_leader_ends_its_schedule_while_others_stop_and_nothing_begins(study, monkeypatch):
+    table = Timetable(Budget(9, seconds=HOURS), seconds=HOURS, epochs=8, judging=1.0)
+    end = REPORTING + EPOCH
+    left(monkeypatch, end + 2 * EPOCH + 1)
+    assert [table.is_over(study, number) for number in (0, 1, None)] == [False, False, False]
+    left(monkeypatch, end + 2 * EPOCH - 1)
+    assert [table.is_over(study, number) for number in (0, 1, None)] == [False, True, True]
+    left(monkeypatch, end - 1)
+    assert table.is_over(study, 0), "judging begins"
+
+
+def test_training_again_has_its_time_set_aside(study, monkeypatch):
+    table = Timetable(Budget(9, seconds=HOURS, refit="all"), seconds=HOURS, epochs=8, judging=1.0, refitting=1.5)
+    left(monkeypatch, REPORTING + EPOCH + 6 * 1.5 * EPOCH + 1)
+    assert not table.is_over(study, 0)
+    left(monkeypatch, REPORTING + EPOCH + 6 * 1.5 * EPOCH - 1)
+    assert table.is_over(study, 0)
+
+
+def test_a_leader_that_has_ended_or_would_need_too_long_keeps_nobody_waiting(study, monkeypatch):
+    long = Timetable(Budget(9, seconds=HOURS), seconds=HOURS, epochs=7 + int(GRACE * HOURS / EPOCH), judging=1.0)
+    left(monkeypatch, REPORTING + EPOCH + 1)
+    assert not long.is_over(study, 1)
+    study.tell(0, TrialState.COMPLETE)
+    assert not Timetable(Budget(9, seconds=HOURS), HOURS, epochs=8, judging=1.0).is_over(study, 1)
+
+
+def test_without_a_limit_of_time_nothing_is_over(study):
+    assert not Timetable(Budget(9), seconds=HOURS, epochs=8).is_over(study)
+
+
+def test_the_plan_says_what_is_done_by_the_end_and_counts_every_row(prepared, tmp_path, monkeypatch):
+    budget = Budget(9, seconds=HOURS, refit="all")
+    assert "in time for judging the winner, and its training again, by 2" in budget.plan
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    template = FitSpec("night", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=3, lr=3e-3))
+    search = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
+    night = Night(template, search, budget, f"sqlite:///{tmp_path}/mlflow.db")
+    resources = type("Each", (), {"workers": 1, "cpus": 1})()
+    monkeypatch.setattr(Night, "resources", lambda self: (resources, 1))
+    monkeypatch.setattr(Night, "whole", lambda self, spec: resources)
+    table = Timetable.of(night, budget)
+    train, rest = len(prepared.rows("train")), len(prepared.rows("val")) + len(prepared.rows("test"))
+    assert table.refitting == pytest.approx((train + rest) / train)
+    assert table.judging == pytest.approx(rest / 3 / (train + len(prepared.rows("val")) / 3))
