@@ -44,13 +44,15 @@ def main(options: PrepareOptions) -> Outcome:
 
 def plan(options: PrepareOptions) -> Outcome:
     """What would be done."""
-    from raymed.data.counts import table
+    from raymed.data.counts import left_out, table
     from raymed.data.geometry import squashed
     from raymed.data.prepare import expected_split
+    from raymed.data.quarantine import Quarantine
     from raymed.data.reading import seconds_per_slice
 
     found = survey(Path(options.source), options, options.labels)
     patients = expected_split(found, options)
+    lost = Quarantine(found, {}, options.max_quarantine).left_out({study.patient for study in found.studies})
     cpus = os.cpu_count() or 1
     seconds = seconds_per_slice(found, options.image) * found.slices / cpus
     damaged = sum(not refusal.expected for refusal in found.listing.refusals)
@@ -61,11 +63,12 @@ def plan(options: PrepareOptions) -> Outcome:
         *table(patients),
         f"{found.listing.format}: {found.slices} slices; left out by label: {found.ignored or 'none'}; "
         f"refused already: {damaged}; passed over: {len(found.listing.refusals) - damaged}",
+        *(left_out(lost) if lost else []),
         f"about {seconds:.0f} s on {cpus} CPUs, {megabytes:.0f} MB of grey pixels before compression",
         f"dry run: nothing was written to {options.out}",
     ]
     data = {"format": found.listing.format, "patients": patients, "slices": found.slices, "ignored": found.ignored}
-    return Outcome("\n".join(lines), data | {"refused": damaged, "seconds": round(seconds)})
+    return Outcome("\n".join(lines), data | {"refused": damaged, "left_out": lost, "seconds": round(seconds)})
 
 
 def summary(result: PrepareResult) -> Outcome:
@@ -78,7 +81,7 @@ def summary(result: PrepareResult) -> Outcome:
         *table(manifest.patients, manifest.slices),
         f"studies: {result.new} read, {result.kept} unchanged; slices left out by label: {manifest.ignored or 'none'}",
         f"quarantined: {manifest.quarantined} slices; passed over: {manifest.passed_over} (quarantine.jsonl)",
-        *left_out(manifest),
+        *left_out(manifest.left_out),
         f"patients that share near-duplicate pictures: {manifest.near_duplicates or 'none'}",
         *spread(result.prepared),
         str(result.guard),

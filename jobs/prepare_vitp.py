@@ -73,7 +73,7 @@ def summary(result: PrepareResult) -> Outcome:
         *_uses(manifest.settings["datasets"]),
         f"studies: {result.new} read, {result.kept} unchanged; tokens: {tokens} in all",
         f"quarantined: {manifest.quarantined} samples (quarantine.jsonl)",
-        *left_out(manifest),
+        *left_out(manifest.left_out),
         f"patients that share near-duplicate pictures: {len(manifest.near_duplicates)} groups",
         str(result.guard),
         f"prepared data: {prepared.folder.uri} (digest {manifest.digest})",

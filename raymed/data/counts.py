@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raymed.data.prepared import Manifest
 from raymed.data.publish import UNSPLIT
 from raymed.data.split import SPLITS
 
@@ -22,7 +21,7 @@ def table(patients: Counts, slices: Counts | None = None, head: str = "") -> lis
     return lines
 
 
-def left_out(manifest: Manifest) -> list[str]:
+def left_out(patients: Mapping[str, str]) -> list[str]:
     """The patients without a usable slice, a line each with the reason, below a line that counts them."""
-    head = f"patients without a usable slice: {len(manifest.left_out) or 'none'}"
-    return [head, *(f"  {patient}: {reason}" for patient, reason in manifest.left_out.items())]
+    head = f"patients without a usable slice: {len(patients) or 'none'}"
+    return [head, *(f"  {patient}: {reason}" for patient, reason in patients.items())]

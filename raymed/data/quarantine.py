@@ -35,6 +35,7 @@ class Quarantine:
     def __init__(self, found: Survey, kept: Mapping[str, list[Line]], limit: str) -> None:
         self._listed = [{key: getattr(refusal, key) for key in (*KEYS, EXPECTED)} for refusal in found.listing.refusals]
         self._studies: dict[str, list[Line]] = {study.study: list(kept.get(study.study, [])) for study in found.studies}
+        self._ignored = {study.patient for study in found.listing.studies} - {study.patient for study in found.studies}
         self._limit = _share(limit)
         damaged = sum(not line.get(EXPECTED) for line in self._listed)
         self._total = found.slices + damaged
@@ -69,7 +70,7 @@ class Quarantine:
         return "; ".join(f"{reason} ({len(lines)}, e.g. {lines[0]['where']})" for reason, lines in common)
 
     def left_out(self, used: Collection[str]) -> dict[str, str]:
-        """The patients of whom nothing is used, each with the commonest reason.
+        """The patients of whom nothing is used, each with the commonest reason; but those whose label is ignored.
 
         Args:
             used: the patients of whom something is.
@@ -79,7 +80,7 @@ class Quarantine:
         """
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for line in self.lines:
-            if line["patient"] is not None and line["patient"] not in used:
+            if line["patient"] is not None and line["patient"] not in used and line["patient"] not in self._ignored:
                 reasons[line["patient"]][line["reason"]] += 1
         lost = {patient: counts.most_common(1)[0][0] for patient, counts in sorted(reasons.items())}
         total = len(lost) + len(used)

@@ -218,7 +218,7 @@ def test_a_patient_of_whom_nothing_is_left_is_named_and_stays_named(source: Path
         prepare(source, out, replace(SETTINGS, max_quarantine="10%"))
     manifest = prepare(source, out, replace(SETTINGS, max_quarantine="20%")).prepared.manifest
     assert manifest.left_out.keys() == {"empty", "p00"}
-    assert left_out(manifest)[:2] == ["patients without a usable slice: 2", "  empty: an empty folder"]
+    assert left_out(manifest.left_out)[:2] == ["patients without a usable slice: 2", "  empty: an empty folder"]
     add_patient(source, "viral", "zz-new", seed=60)
     assert prepare(source, out, replace(SETTINGS, max_quarantine="20%")).prepared.manifest.left_out == manifest.left_out
 

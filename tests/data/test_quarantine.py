@@ -56,3 +56,12 @@ def test_what_is_passed_over_is_listed_and_no_damage() -> None:
     assert kept.damaged == 0 and [line["expected"] for line in kept.lines] == [True] * 9
     with pytest.raises(UserError, match=r"^1 of 9 records cannot be used.*: truncated \(1, e\.g\. p1/0\)\. Mend"):
         kept.add(refused(("p1", 0, "truncated")))
+
+
+def test_patients_whose_label_is_ignored_are_not_missed() -> None:
+    other = Study("cap", "cap", "cap", "", (Slice("cap/0", "", None, 0, ""),), "")
+    used = Study("p0", "p0", "viral", "", (Slice("p0/0", "", None, 0, ""),), "")
+    refusals = (Refusal("cap/1", "cap/1", "cap", "truncated"),)
+    listing = Listing(Path(), "folders", (other, used), refusals)
+    kept = Quarantine(Survey(listing, LabelTable(()), (used,), {"cap": 1}), {}, "50%")
+    assert kept.left_out({"p0"}) == {}
