@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -45,7 +44,7 @@ class Journal(BaseJournalBackend):
         Raises:
             UserError: the file cannot be read or written.
         """
-        self._path, self._lock, self._storage_minutes = path, threading.RLock(), storage_minutes
+        self._path, self._storage_minutes = path, storage_minutes
         self._gathered: list[bytes] | None = None  # lines that are appended but not written yet; see `together`
         self._torn = False  # a write failed, and may have left a part
         self._mirror = Mirror(folder, COPY, self._content)
@@ -66,27 +65,25 @@ class Journal(BaseJournalBackend):
             yield from_line(self._lines[place], checksum(self._lines[place - 1]))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self._lock:
-            lines: list[bytes] = []
-            for entry in logs:
-                lines.append(to_line(entry, checksum((lines or self._lines)[-1])))
-            self._lines += lines
-            if self._gathered is None:
-                self._write(lines)
-            else:
-                self._gathered += lines
+        lines: list[bytes] = []
+        for entry in logs:
+            lines.append(to_line(entry, checksum((lines or self._lines)[-1])))
+        self._lines += lines
+        if self._gathered is None:
+            self._write(lines)
+        else:
+            self._gathered += lines
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """What is appended within is written at its end, at once."""
-        with self._lock:
-            self._gathered = []
-            try:
-                yield
-            finally:
-                lines, self._gathered = self._gathered, None
-                if lines:
-                    self._write(lines)
+        self._gathered = []
+        try:
+            yield
+        finally:
+            lines, self._gathered = self._gathered, None
+            if lines:
+                self._write(lines)
 
     def close(self) -> None:
         """Wait for the copy."""
@@ -124,8 +121,8 @@ class Journal(BaseJournalBackend):
             yield
         except OSError as error:
             raise UserError(
-                f"the search's record {self._path} cannot be written: {error}. "
-                "Free space or mend the permissions, and run the same command again"
+                f"the search's record {self._path} cannot be read or written: {error}. "
+                "Free space, mend the permissions or reach the storage, and run the same command again"
             ) from error
 
 
