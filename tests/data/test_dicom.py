@@ -246,3 +246,13 @@ def test_no_reason_names_a_file_because_it_is_kept_under_pseudonyms(tmp_path: Pa
     (folder / "bare.dcm").write_bytes(b"x" * 200)
     reasons = [refusal.reason for refusal in list_source(tmp_path, UNLABELLED).refusals]
     assert len(reasons) == 7 and not [reason for reason in reasons if "Doe" in reason or "IM00" in reason]
+
+
+@pytest.mark.parametrize("patient_ids", ["agree", "header"])
+def test_one_person_under_two_names_of_a_csv_is_an_error(tmp_path: Path, patient_ids) -> None:
+    for patient in ("P1", "P2"):
+        write_dicom(tmp_path / f"{patient}.dcm", CHEST[0], 0, series=f"1.{patient[1]}")
+    path = as_csv(tmp_path, row="{0},{0}")
+    with pytest.raises(UserError, match=r"one person by their PatientID: P1\.dcm and P2\.dcm"):
+        list_source(path, SourceSettings(labelled=False, patient_ids=patient_ids))
+    assert len(list_source(path, SourceSettings(labelled=False, patient_ids="folder")).studies) == 2

@@ -143,7 +143,7 @@ def sort_named(root: Path, studies: Mapping[str, tuple[str, str]], settings: Sou
     headers, result = read_headers(root, (name for name in studies if is_dicom(root / name)), settings)
     patients = {header.path: studies[header.path][0] for header in headers}
     _require_one_owner(root, headers, patients)
-    if settings.patient_ids == "agree":
+    if settings.patient_ids != "folder":  # a table's patients are called as it says, whatever the headers do
         require_persons(root, patients, result.persons)
     groups: dict[tuple[str, str], list[Header]] = defaultdict(list)
     for header in headers:
