@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from raymed.data.image import ImageSettings
+from raymed.data.reading import ReadingProgress
 from raymed.data.sources import Refusal
 from raymed.data.stream import ahead
 from raymed.errors import RunError, UserError
@@ -39,8 +39,6 @@ from raymed.retrieval.parts import Decoded, Part
 from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
-
-PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -120,10 +118,10 @@ def extract(
     there = set(folder.child(SHARDS).names())
     todo = {name: part for name, part in names.items() if name not in there}
     outcomes = {name: Outcome(name, *shard_outcome(folder, name)) for name in names if name not in todo}
-    progress = _Progress(sum(len(part.rows) for part in todo.values()))
+    progress = ReadingProgress(sum(len(part.rows) for part in todo.values()))
     for outcome in _spread(work, todo, folder, workers, micro_batch):
         outcomes[outcome.shard] = outcome
-        progress.add(outcome)
+        progress.add(outcome.pictures + len(outcome.refused))
     if len(outcomes) != len(names):
         raise RunError(f"{len(names)} parts were asked for and {len(outcomes)} computed: run the command again")
     manifest = work.manifest(
@@ -266,19 +264,3 @@ def _require_own(folder: Folder, manifest: FeatureManifest) -> None:
             f"{name} {there.get(name)} there, {here.get(name)} asked for" for name in here if here[name] != there.get(name)
         ]
         raise UserError(f"{folder.uri} holds other features: {'; '.join(wrong)}. Choose another --out")
-
-
-class _Progress:
-    """Says how far it has come, and how long it will take."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._started = self._said = time.monotonic()
-
-    def add(self, outcome: Outcome) -> None:
-        self._done += outcome.pictures + len(outcome.refused)
-        now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS:
-            self._said = now
-            left = (self._total - self._done) * (now - self._started) / self._done
-            log.info("%d of %d pictures, about %.0f s left", self._done, self._total, left)
