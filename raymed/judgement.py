@@ -172,6 +172,16 @@ class Judgement:
     test_patients: Patients | None
     usage: Usage
 
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """Figures of each split, by what they are called in MLflow."""
+        named = {"calibrated_val": self.validation, "test": self.test}
+        return {name: each for name, each in named.items() if each is not None}
+
+    def flat(self) -> dict[str, float]:
+        """All figures under one name each."""
+        return {f"{split}_{name}": value for split, each in self.evaluations.items() for name, value in each.flat().items()}
+
     def predictions(self) -> bytes:
         """A CSV of every judged patient. It names patients: keep it in the storage, never in MLflow."""
         tables = [

@@ -25,6 +25,7 @@ from raymed.data.prepared import Prepared
 from raymed.evaluation import figures
 from raymed.evaluation.predict import Inference
 from raymed.judgement import Candidate, Judgement, Refit, judge
+from raymed.logged_model import LoggedModel, log_model
 from raymed.recipes import RECIPE_FILE, open_model
 from raymed.seal import seal
 from raymed.tracking import USED, Tracker, is_permanent
@@ -101,8 +102,8 @@ def judge_and_register(
                 network = candidate.fetch(refit.checkpoint, Path(temporary) / "refitted" / "model")
             _log(tracker, judgement, text)
             save(network, inference, Path(temporary) / "pyfunc")
-            tracker.artifacts(candidate.run_id, Path(temporary) / "pyfunc", f"models/{key}")
-            found = _create_version(tracker, name, key, candidate.run_id, _figures(judgement), text)
+            logged = log_model(tracker, candidate.run_id, Path(temporary) / "pyfunc", key, name, judgement.flat())
+            found = _create_version(tracker, name, key, candidate.run_id, logged, _figures(judgement), text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
     return Registered(name, found, _give_alias(tracker, candidate, name, found, alias, seen), judgement)
@@ -146,8 +147,8 @@ def register_network(
         found = _version(tracker, name, key)
         if found is None:
             tracker.text(candidate.run_id, text, "card.md")
-            tracker.artifacts(candidate.run_id, network, f"models/{key}")
-            found = _create_version(tracker, name, key, candidate.run_id, {"val_loss": f"{val_loss:.4f}"}, text)
+            logged = log_model(tracker, candidate.run_id, network, key, name, {"val_loss": val_loss})
+            found = _create_version(tracker, name, key, candidate.run_id, logged, {"val_loss": f"{val_loss:.4f}"}, text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
     return RegisteredNetwork(_give_alias(tracker, candidate, name, found, alias, seen), found, text)
@@ -216,7 +217,9 @@ def _version(tracker: Tracker, name: str, key: str) -> str | None:
     return next((str(each.version) for each in versions if each.tags.get(KEY) == key), None)
 
 
-def _create_version(tracker: Tracker, name: str, key: str, run_id: str, says: Mapping[str, str], text: str) -> str:
+def _create_version(
+    tracker: Tracker, name: str, key: str, run_id: str, logged: LoggedModel, says: Mapping[str, str], text: str
+) -> str:
     client, run = tracker.client, tracker.describe(run_id)
     try:
         client.create_registered_model(name)
@@ -224,8 +227,8 @@ def _create_version(tracker: Tracker, name: str, key: str, run_id: str, says: Ma
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {KEY: key, "raymed.run": run.id, "raymed.run_name": run.name, **says}
-    source = f"{client.get_run(run.id).info.artifact_uri}/models/{key}"
-    created = client.create_model_version(name, source, run.id, tags=tags, description=text)
+    created = client.create_model_version(name, logged.uri, run.id, tags=tags, description=text, model_id=logged.id)
+    logged.name_version(tracker, name, str(created.version))
     return str(created.version)
 
 
@@ -246,10 +249,8 @@ def _log(tracker: Tracker, judgement: Judgement, text: str) -> None:
     run_id = judgement.candidate.run_id
     tracker.text(run_id, text, "card.md")
     tracker.metrics(run_id, {"temperature": judgement.temperature})
-    for split, evaluation in (("calibrated_val", judgement.validation), ("test", judgement.test)):
-        if evaluation is not None:
-            tracker.metrics(run_id, {f"{split}_{name}": value for name, value in evaluation.flat().items()})
-            names = judgement.class_names
-            tracker.figure(run_id, figures.confusion(evaluation, names), f"figures/{split}_confusion.png")
-            tracker.figure(run_id, figures.reliability(evaluation), f"figures/{split}_reliability.png")
-            tracker.figure(run_id, figures.roc(evaluation, names), f"figures/{split}_roc.png")
+    for split, evaluation in judgement.evaluations.items():
+        names = judgement.class_names
+        tracker.figure(run_id, figures.confusion(evaluation, names), f"figures/{split}_confusion.png")
+        tracker.figure(run_id, figures.reliability(evaluation), f"figures/{split}_reliability.png")
+        tracker.figure(run_id, figures.roc(evaluation, names), f"figures/{split}_roc.png")

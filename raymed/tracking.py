@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 
 from raymed.errors import UserError
 from raymed.tracking_address import reachable
+from raymed.tracking_view import TAGS, where_to_look
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: nothing is sent anywhere
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -29,6 +30,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,6 +91,9 @@ class Tracker:
                 if found is None:
                     client.create_experiment(experiment, artifact_location=artifacts)
                     found = client.get_experiment_by_name(experiment)
+                if found is not None and found.lifecycle_stage == "active":
+                    for name, value in TAGS.items() - found.tags.items():
+                        client.set_experiment_tag(found.experiment_id, name, value)
         except Exception as error:  # MLflow's stores let errors of SQLAlchemy, requests and the file system through
             raise UserError(
                 f"the tracking address {tracking_uri} cannot be used: {error}. Give another --tracking-uri: "
@@ -240,6 +245,15 @@ class Tracker:
     def artifacts(self, run_id: str, folder: Path, path: str) -> None:
         """Copy the files of a local folder to the artefact folder `path`."""
         self.client.log_artifacts(run_id, str(folder), path)
+
+    @property
+    def look_at_it(self) -> str:
+        """A line for a person: where the experiment's runs are shown."""
+        return where_to_look(self.uri, self.experiment_id)
+
+    def describe_as(self, run_id: str, text: str) -> None:
+        """What a run's page says at its top, as Markdown."""
+        self.tags(run_id, {MLFLOW_RUN_NOTE: text})
 
     def reopen(self, run_id: str) -> None:
         """A run that failed or was stopped goes on: its status is RUNNING again."""

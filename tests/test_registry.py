@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from raymed.registry import (
     judge_and_register,
     register_network,
 )
-from raymed.tracking import Tracker
+from raymed.tracking import PARENT, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,8 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
 @pytest.fixture(scope="module")
 def candidate(tracker: Tracker, data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
     folder = tmp_path_factory.mktemp("trial")
-    run = tracker.run("night/trial-1", "trial-1")
+    run = tracker.run("night/trial-1", "trial-1", parent=tracker.run("night", "night"))
+    tracker.input(run, "night", data.digest, data.folder.uri, "training")
     made = Candidate(run, checkpoint(data, folder / "step-1", 0), data.folder.uri, None, SliceSettings(2), 0)
     tracker.tags(run, made.tags())
     return made
@@ -140,6 +142,23 @@ def test_mlflow_learns_figures_but_no_patient(
     texts = [path for path in root.rglob("*") if path.suffix in (".md", ".json", ".db", ".yaml") or path.name == "MLmodel"]
     assert len(texts) > 5
     assert [path for path in texts for patient in patients if patient in path.read_bytes()] == []
+
+
+def test_the_model_is_on_the_pages_of_its_run_and_of_its_search_with_figures_on_its_data(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared
+) -> None:
+    run = tracker.client.get_run(candidate.run_id)
+    search = tracker.client.get_run(run.data.tags[PARENT])
+    shown = [{each.model_id for each in owner.outputs.model_outputs} for owner in (run, search)]
+    assert shown[0] == shown[1]
+    models = {each.tags["mlflow.modelVersions"]: each for each in map(tracker.client.get_logged_model, shown[0])}
+    model = models[json.dumps([{"name": registered.name, "version": registered.version}])]
+    assert model.source_run_id == candidate.run_id and model.status == "READY"
+    figures = {metric.key: metric for metric in model.metrics}
+    assert registered.judgement.test is not None
+    assert figures["test_loss"].value == pytest.approx(registered.judgement.test.metrics["loss"].value)
+    assert figures["test_loss"].dataset_digest == data.digest[:36]
+    assert run.data.metrics["test_loss"] == figures["test_loss"].value
 
 
 def test_the_local_predictions_name_every_judged_patient(registered: Registered) -> None:

@@ -140,7 +140,7 @@ def summarise(
     lines += [f"not trained: {each}" for each in wrong]
     if wrong or failed:
         raise (UserError if wrong else RunError)("\n".join(["not everything could be trained", *lines]))
-    lines += [f"look at it: mlflow ui --backend-store-uri {night.tracking_uri}", f"files: {output}"]
+    lines += [tracker.look_at_it, f"files: {output}"]
     data = {"name": night.name, "output": str(output), "tracking_uri": night.tracking_uri}
     return Outcome("\n".join(lines), data | figures.get("", {"configurations": figures}))
 

@@ -68,10 +68,33 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     parent = str(tracker.find(night.name))
     tracker.text(parent, page, "report.html")
     tracker.metrics(parent, {"val_loss": best_value(best)})
+    tracker.describe_as(parent, _description(night, study, best, registered, ties, runs))
     night.thin_out(study, best)
     study.note_champion(registered.version)
     study.enter(DONE)
     return _outcome(night, study, best, registered, ties)
+
+
+def _description(
+    night: Night, study: Study, best: FrozenTrial, registered: Registered, ties: list[int], runs: dict[int, str]
+) -> str:
+    """What the search's page says, as Markdown: who won, where the report is, and how another trial is taken instead."""
+    judged = registered.judgement.test or registered.judgement.validation
+    named = [name for name in ("loss", "accuracy", "macro_auc") if name in judged.metrics]
+    figures = ", ".join(f"{name} {summary.show(judged.metrics[name])}" for name in named)
+    where = "test" if registered.judgement.test else "validation"
+    page = f"#/experiments/{night.open_tracker().experiment_id}/runs/"
+    return "\n\n".join(
+        [
+            f"**Trial {best.number} won** of {len(study.trials)}: val_loss {best_value(best):.4f} in epoch "
+            f"{best.user_attrs[BEST_EPOCH]} ([its page]({page}{runs[best.number]})). It is registered as "
+            f"`{registered.uri}`, version {registered.version}.",
+            f"{judged.patients} {where} patients: {figures}.",
+            *([f"Not surely worse: trials {', '.join(map(str, ties))}."] if ties else []),
+            f"Report: `report.html` under Artifacts, and `{night.template.folder.uri}/report.html`.",
+            "Another trial instead: `python jobs/promote.py RUN_ID`.",
+        ]
+    )
 
 
 def best_trial(night: Night, study: Study) -> FrozenTrial:
@@ -205,7 +228,7 @@ def _outcome(night: Night, study: Study, best: FrozenTrial, registered: Register
         lines += ["test patients:", *(f"  {line}" for line in summary.lines(judgement.test))]
     lines += [
         f"registered: {registered.uri} (version {registered.version})",
-        f"look at it: mlflow ui --backend-store-uri {night.tracking_uri}",
+        night.open_tracker().look_at_it,
         f"report: {night.template.folder.uri}/report.html",
     ]
     data = {

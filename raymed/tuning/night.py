@@ -241,7 +241,8 @@ class Night:
             RunError: the run failed.
         """
         trial = study.trials[-1]
-        run = self.open_tracker().find(self.trial_key(trial))
+        tracker = self.open_tracker()
+        run = tracker.find(self.trial_key(trial))
         failed = f"the run failed: {trial.user_attrs.get(REASON, 'no epoch was completed')}"
         if CHECKPOINT not in trial.user_attrs:
             raise RunError(failed)
@@ -256,7 +257,7 @@ class Night:
         val_loss = read_history(Folder.at(checkpoint))[-1]["val_loss"]  # an earlier try may have trained that epoch
         lines = [
             f"val_loss {val_loss:.4f} in epoch {epoch} of {trial.last_step}{chosen}; checkpoint {checkpoint}",
-            f"look at it: mlflow ui --backend-store-uri {self.tracking_uri}",
+            tracker.look_at_it,
             advice.format(run_id=run, checkpoint=checkpoint),
         ]
         data = {"run_id": run, "name": self.name, "val_loss": val_loss, "best_epoch": epoch, "checkpoint": checkpoint}

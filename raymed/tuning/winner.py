@@ -33,6 +33,12 @@ def register_winner(night: Night, study: Study, alias: str | None = None) -> Out
     report = f"{registered.card}\n{_table(night, study)}\n"
     tracker.text(parent, report, "report.md")
     tracker.metrics(parent, {"val_loss": best_value(best)})
+    tracker.describe_as(
+        parent,
+        f"**{night.label(best)} won**. {found_by}\n\nIt is registered as `{uri}`, version {registered.version}.\n\n"
+        f"Report: `report.md` under Artifacts, and `{night.template.folder.uri}/report.md`.\n\n"
+        "Another trial instead: `python jobs/promote.py RUN_ID`.",
+    )
     night.template.folder.write("report.md", report.encode())
     night.thin_out(study, best)
     study.note_champion(registered.version)
@@ -42,7 +48,7 @@ def register_winner(night: Night, study: Study, alias: str | None = None) -> Out
         f"{best.user_attrs[BEST_EPOCH]}",
         f"registered: {registered.uri} (version {registered.version})",
         f"take its ViT out: python jobs/extract_vit.py --model {uri} --tracking-uri {night.tracking_uri} --out VIT",
-        f"look at it: mlflow ui --backend-store-uri {night.tracking_uri}",
+        tracker.look_at_it,
         f"report: {night.template.folder.uri}/report.md",
     ]
     data = {

@@ -1,0 +1,37 @@
+"""How MLflow's pages show trials: as training runs with their losses as columns, the best first."""
+
+from __future__ import annotations
+
+import json
+
+VIEW = "trials"
+BEST = "best_val_loss"  # of a trial's best epoch, which it is chosen by
+
+COLUMNS = (
+    f"metrics.`{BEST}`", "metrics.`best_epoch`", "metrics.`val_loss`", "metrics.`epoch`", "tags.`raymed.state`",
+    "tags.`raymed.tie`", "attributes.`Duration`", "attributes.`Models`",
+)  # fmt: skip
+
+TAGS = {  # of an experiment
+    "mlflow.experimentKind": "custom_model_development",  # training runs, not prompts
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {
+            "orderByKey": f"metrics.`{BEST}`",
+            "orderByAsc": True,
+            "selectedColumns": COLUMNS,
+            "searchFilter": "",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "startTime": "ALL",
+            "modelVersionFilter": "All Runs",
+        }
+    ),
+}
+
+
+def where_to_look(tracking_uri: str, experiment_id: str) -> str:
+    """The page that shows an experiment's trials, and the command that serves it where no server does."""
+    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+    if tracking_uri.startswith(("http://", "https://")):
+        return f"look at it: {tracking_uri.rstrip('/')}/{page}"
+    return f"look at it: mlflow ui --backend-store-uri {tracking_uri}\n            and open http://127.0.0.1:5000/{page}"
