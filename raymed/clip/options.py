@@ -21,7 +21,7 @@ from raymed.data.prepared import MANIFEST, Prepared
 from raymed.data.settings import PrepareSettings
 from raymed.data.sources import SourceSettings
 from raymed.data.split import SplitSettings
-from raymed.data.survey import survey
+from raymed.data.survey import Survey, survey
 from raymed.errors import UserError
 from raymed.models.settings import ClipModelSettings
 from raymed.recipes.settings import ClipAugmentSettings, ClipLossSettings
@@ -182,9 +182,14 @@ class ClipOptions(SystemOptions):
             labels="source",
         )
         path = Path(self.data).expanduser().resolve()
-        self._recipe(survey(path, settings, settings.labels).labels)  # texts and towers are checked before pictures are read
+        found = survey(path, settings, settings.labels)
+        self.check_source(found)  # texts, towers and folds are checked before pictures are read
         described = hashlib.blake2b(repr((path, settings)).encode(), digest_size=3).hexdigest()
         return prepare(path, self.folder.child(f"images-{described}").uri, settings).prepared
+
+    def check_source(self, found: Survey) -> None:
+        """Raises: UserError: the classes do not fit the texts, or the towers."""
+        self._recipe(found.labels)
 
     def tell_data(self, prepared: Prepared) -> None:
         """Lines that say what the images became: of whom they are, and what was left out."""
@@ -215,17 +220,21 @@ class ClipOptions(SystemOptions):
         if not rows:
             raise UserError(f"{prepared.folder.uri} was prepared without folds: prepare it again with --split.folds")
         names, sizes = prepared.labels.names, Counter({patient: label for patient, label, _ in rows}.values())
-        smallest = min(range(len(names)), key=lambda label: sizes[label])
-        if sizes[smallest] < self.n_splits:
-            raise UserError(
-                f"{self.n_splits} folds need a patient of each class in every one, and the class {names[smallest]!r} has "
-                f"{sizes[smallest]} patients. Change --n-splits, or add images"
-            )
+        self._require_patients({name: sizes[label] for label, name in enumerate(names)})
         count = max(fold for *_, fold in rows) + 1
         if count != self.n_splits:
             raise UserError(
                 f"{prepared.folder.uri} was prepared with {count} folds, not {self.n_splits}: give --n-splits {count}, "
                 "or prepare it again with --split.folds"
+            )
+
+    def _require_patients(self, sizes: Mapping[str, int]) -> None:
+        """Args: sizes: patients of each class."""
+        smallest = min(sizes, key=lambda name: sizes[name])
+        if sizes[smallest] < self.n_splits:
+            raise UserError(
+                f"{self.n_splits} folds need a patient of each class in every one, and the class {smallest!r} has "
+                f"{sizes[smallest]} patients. Change --n-splits, or add images"
             )
 
     def small(self) -> Self:
@@ -281,6 +290,14 @@ class TrainClip(ClipOptions):
     resume_from: str | None = None
     save_best: bool = True
     train: TrainSettings = field(default_factory=_watching_accuracy)
+
+    def check_source(self, found: Survey) -> None:
+        """Raises: UserError: the classes do not fit the texts, the towers, or the folds."""
+        super().check_source(found)
+        if self.use_cv:
+            owners = {(study.patient, found.class_of(study)) for study in found.studies}
+            sizes = Counter(label for _, label in owners)
+            self._require_patients({name: sizes[label] for label, name in enumerate(found.labels.names)})
 
     def check_modes(self) -> None:
         """Raises: UserError: options that do not go together."""

@@ -21,6 +21,7 @@ from raymed.command_line import Aliases
 from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
+from raymed.mistakes import did_you_mean
 from raymed.training.loop import FitSpec
 from raymed.tuning.night import VARIANT, Night
 from raymed.tuning.space import get_setting, with_setting
@@ -194,7 +195,10 @@ def _changed(options: TrainClip, entry: Mapping[str, Any], aliases: Aliases) -> 
             now = get_setting(options, name)
         except UserError as error:
             known = sorted(each.replace("-", "_") for each in aliases)
-            raise UserError(f"unknown key {key!r}; the keys are {', '.join(known)}, and every option's name") from error
+            hint = did_you_mean(key, known)
+            raise UserError(
+                f"unknown key {key!r}{hint}; the keys are {', '.join(known)}, and every option's name"
+            ) from error
         if dataclasses.is_dataclass(now):
             if not isinstance(value, dict):
                 raise UserError(f"key {key!r} has settings of its own: {{{', '.join(asdict(now))}}}")  # type: ignore[arg-type]
@@ -220,6 +224,8 @@ def _typed(owner: type, name: str, value: Any) -> Any:
         owner = typing.cast(type, hint)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
+    if hint is bool and not isinstance(value, bool):
+        raise ArgumentError(None, "it must be true or false, without quotes")
     if value is None and type(None) not in typing.get_args(hint):
         raise ArgumentError(None, "it must not be null")
     return parser.parse_object({"value": value}).value

@@ -238,8 +238,10 @@ class Run:
             if self.spec.is_refit:
                 progress.best = Best()
             better = progress.best.update(progress.epoch, metrics, settings.monitor, settings.min_delta)
+            assert progress.best.value is not None  # there was an epoch
             metrics |= trained | {
                 "epoch": progress.epoch,
+                f"best_{settings.monitor}": progress.best.value,
                 "best_val_loss": min(epoch["val_loss"] for epoch in [*progress.history, metrics]),
                 "best_epoch": progress.best.epoch,
                 "global_step": progress.global_step,

@@ -21,7 +21,15 @@ from raymed.tuning.study import Study
 
 log = logging.getLogger("raymed")
 
-ALSO = {"val_acc": "  val_acc {:.1f} %", "val_choice_loss": "  val_choice_loss {:.4f}"}  # where a system gives them
+SHOWN = {  # of an epoch, where a system gives it
+    "train_loss": "train_loss {:.4f}",
+    "train_accuracy": "train_acc {:.1%}",
+    "val_loss": "val_loss {:.4f}",
+    "val_acc": "val_acc {:.1f} %",
+    "val_choice_loss": "val_choice_loss {:.4f}",
+    "best_val_acc": "best val_acc {:.1f} %",
+    "best_val_choice_loss": "best val_choice_loss {:.4f}",
+}
 
 
 class Progress:
@@ -60,9 +68,7 @@ class Progress:
             return
         if happened == "epoch":
             epoch, epochs = int(result["epoch"]), self._epochs(trial)
-            says = f"val_loss {result['val_loss']:.4f}" + "".join(
-                form.format(result[name]) for name, form in ALSO.items() if name in result
-            )
+            says = "  ".join(form.format(result[name]) for name, form in SHOWN.items() if name in result)
             if self._live:
                 task = self._tasks.get(number)
                 if task is None:

@@ -30,6 +30,7 @@ from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch_newest, seal
 from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import FitSpec
+from raymed.training.state import read_state
 
 TRAIN = TrainSettings(epochs=3, global_batch=16, micro_batch=16, lr=3e-3, warmup=0.0, final_lr=0.0, monitor="val_acc")
 CPU = torch.device("cpu")
@@ -136,6 +137,17 @@ def test_the_files_hold_what_the_guide_says(output, spec):
         "val_loss": [1.3, 1.35],
         "val_acc": [50.0, 75.0],
     }
+
+
+@pytest.mark.slow
+def test_the_best_figures_stay_after_a_worse_epoch(trained, spec):
+    """The file of a later epoch says what the best one gave, and what its own gave."""
+    progress = Progress.read(trained[0])
+    worse = {"epoch": 3, "train_loss": 1.1, "train_accuracy": 0.75, "val_loss": 1.5, "val_acc": 60.0, "finished": 0.0}
+    progress.epoch, progress.history = 3, [*progress.history, worse]
+    content = checkpoint.pack(progress, read_state(trained[0]), spec.recipe, CONFIG)
+    assert (content["val_acc"], content["best_val_acc"]) == (60.0, 75.0)
+    assert (content["val_loss"], content["best_val_loss"]) == (1.5, 1.3)
 
 
 @pytest.mark.slow

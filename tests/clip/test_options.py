@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raymed.clip.options import SMALL, ClipOptions
+from raymed.clip.options import SMALL, ClipOptions, TrainClip
 from raymed.data.leak import guard
 from raymed.errors import UserError
 from raymed.models.settings import ClipModelSettings
@@ -110,6 +110,14 @@ def test_folds_that_cannot_be_are_errors_that_say_what_to_change(options):
     other = replace(options, data=prepared.folder.uri, size=40, source=ClipOptions().source)
     with pytest.raises(UserError, match="prepared at 22 pixels"):
         other.prepared()
+
+
+def test_folds_larger_than_a_class_are_named_before_a_picture_is_read(options, tmp_path):
+    same = {name: getattr(options, name) for name in ("data", "size", "model", "source")}
+    folds = TrainClip(storage=str(tmp_path / "runs"), use_cv=True, n_splits=6, **same)
+    with pytest.raises(UserError, match=r"'肺炎' has 5 patients\. Change --n-splits"):
+        folds.prepared()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_without_data_only_what_is_at_its_default_is_made_small():

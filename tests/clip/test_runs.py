@@ -80,7 +80,8 @@ def test_the_example_file_has_the_guide_s_keys_and_runs_without_folds():
     assert (first.model.image_encoder, second.model.image_encoder) == ("starnet_dual_pyramid_rcf", "resnet50")
     assert (first.use_cv, first.n_splits) == (False, 5), "n_splits alone must not switch folds on"
     assert (first.train.precision, first.train.patience, first.train.monitor) == ("amp", 0, "val_acc")
-    assert first.class_texts
+    assert not (first.class_texts or second.class_texts), "a file for any classes names none"
+    assert first.text_template == second.text_template == "这是一张{class_name}的医学图像"
 
 
 def test_an_entry_changes_what_it_names_and_nothing_else(tmp_path):
@@ -92,12 +93,13 @@ def test_an_entry_changes_what_it_names_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "named"),
     [
-        ({"learning_rat": 1}, "'learning_rat'"),
+        ({"learning_rat": 1}, "'learning_rat': did you mean learning_rate"),
         ({"epochs": "many"}, r"'epochs': \"many\""),
         ({"epochs": 1.5}, "'epochs'"),
         ({"epochs": None}, "'epochs'"),
         ({"epochs": 0}, "'epochs'"),
         ({"use_cv": 1}, "'use_cv'"),
+        ({"use_cv": "yes"}, "'use_cv'.*true or false, without quotes"),
         ({"augmentation": "wild"}, "'augmentation'"),
         ({"temperature": -1}, "'temperature'"),
         ({"output_dir": "OUT"}, "'output_dir' holds for all"),

@@ -79,6 +79,21 @@ def test_expansion_learns_nothing_from_the_querys_own_patient() -> None:
     assert found.distances[0, 0] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_search_projects_queries_by_what_the_gallery_taught_whoever_asks_beside() -> None:
+    """A projection of its own for each set of queries would move a query's neighbours with the company it is in."""
+    gallery = features(drawn(200, 0) * np.linspace(4, 1, 8, dtype=np.float32), [None] * 200)
+    queries = features(drawn(40, 1) * np.linspace(1, 4, 8, dtype=np.float32), [None] * 40, "asked")
+    settings = RetrievalSettings(projection=ProjectionSettings(pca=3))
+    projection = Projection.fit(gallery.vectors[-1], settings.projection)
+    assert projection is not None
+    asked, known = projection(queries.vectors[-1]), projection(gallery.vectors[-1])
+    found = Gallery(gallery, -1, settings).search(queries, 5)
+    expected = np.sort(np.linalg.norm(asked[:, None] - known, axis=2), axis=1)[:, :5]
+    np.testing.assert_allclose(found.distances, expected, atol=1e-4)
+    first = features(queries.vectors[-1][:5], [None] * 5, "asked")
+    np.testing.assert_array_equal(Gallery(gallery, -1, settings).search(first, 5).rows, found.rows[:5])
+
+
 def test_projection_is_fitted_on_the_gallery_alone_and_gives_unit_vectors() -> None:
     vectors = drawn(300, 0) * np.arange(1, 9, dtype=np.float32) + 3
     fitted = Projection.fit(vectors, ProjectionSettings(pca=4, whiten=True))
