@@ -153,7 +153,8 @@ class Tracker:
     def _only(self, key: str, tags: Mapping[str, str]) -> str | None:
         """The id of the one run with this key that is of this generation; others are deleted."""
         runs = self._with_key(key)
-        own = [run for run in runs if run.data.tags.get(GENERATION, tags.get(GENERATION)) == tags.get(GENERATION)]
+        wanted = tags.get(GENERATION)
+        own = [run for run in runs if wanted in (None, run.data.tags.get(GENERATION, wanted))]
         for run in [run for run in runs if run not in own] + own[1:]:
             self.client.delete_run(run.info.run_id)
         return own[0].info.run_id if own else None

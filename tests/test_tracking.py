@@ -106,6 +106,7 @@ def test_runs_of_another_search_under_the_same_name_are_not_gone_on_with(tracker
     assert tracker.client.get_metric_history(second, "val_loss") == []
     assert tracker.client.get_run(first).info.lifecycle_stage == "deleted", "and can be restored"
     assert tracker.run("reborn", "reborn", tags={GENERATION: "two"}) == second
+    assert tracker.run("reborn", "reborn") == second, "for who does not care"
     old = tracker.run("from before", "from before")
     assert tracker.run("from before", "from before", tags={GENERATION: "three"}) == old
 

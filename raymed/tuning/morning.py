@@ -50,7 +50,7 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     Raises:
         RunError: no trial completed an epoch.
     """
-    best = best_trial(night, study)
+    night, best = night.of_generation(study.generation), best_trial(night, study)
     tracker = night.open_tracker()
     runs = {trial.number: tracker.find(night.trial_key(trial)) or "" for trial in study.trials}
     if refit != "none" and study.phase != DONE:
