@@ -186,6 +186,7 @@ def _leave(code: int) -> typing.NoReturn:
 def _quiet_libraries() -> None:
     """Keep third parties' start-up chatter off the terminal; their warnings and errors still show."""
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # when it is imported, MLflow sets the level of its loggers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -164,7 +164,8 @@ def expected_split(found: Survey, settings: CurationSettings) -> dict[str, dict[
     given = _given(found, settings, labelled)
     patients, names = list(labelled), list(labelled.values())
     placed = assign(patients, names, patients, settings.split, settings.seed, given, settled=given is not None)
-    return counts((name, placed[patient][0] if patient in placed else UNSPLIT) for patient, name in labels.items())
+    split_of = {patient: placed[patient][0] if patient in placed else UNSPLIT for patient in labels}
+    return counts(((name, split_of[patient]) for patient, name in labels.items()), found.labels.names)
 
 
 def plain_settings(settings: CurationSettings, kind: type[CurationSettings]) -> dict[str, Any]:

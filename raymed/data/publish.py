@@ -6,7 +6,7 @@ import json
 import platform
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
@@ -72,8 +72,8 @@ def publish(
         source=settings.pseudonymise or str(found.listing.root),
         labels=found.labels.to_dict(),
         settings=described,
-        patients=counts((name, split) for _, name, split in patients),
-        slices=counts(zip(classes, splits, strict=True)),
+        patients=counts(((name, split) for _, name, split in patients), found.labels.names),
+        slices=counts(zip(classes, splits, strict=True), found.labels.names),
         sources=counts(zip(index["source"].to_pylist(), splits, strict=True)),
         near_duplicates=groups,
         same_pixels=structured.num_rows - pc.count_distinct(structured["digest"]).as_py(),
@@ -114,9 +114,15 @@ def _content_digest(index: pa.Table, found: Survey, image: ImageSettings, descri
     return digest_of(b"\0".join(parts))
 
 
-def counts(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
+def counts(pairs: Iterable[tuple[str, str]], names: Sequence[str] = ()) -> dict[str, dict[str, int]]:
+    """How often each name is in each split.
+
+    Args:
+        names: those that come first, in this order; the others follow by the alphabet.
+    """
+    place = {name: number for number, name in enumerate(names)}
     counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for (name, split), count in sorted(Counter(pairs).items()):
+    for (name, split), count in sorted(Counter(pairs).items(), key=lambda each: (place.get(each[0][0], len(place)), each)):
         counts[name][split] = count
     return dict(counts)
 

@@ -12,7 +12,8 @@ COLUMNS = ("sensitivity", "specificity", "precision", "auc")
 
 def lines(evaluation: Evaluation) -> list[str]:
     """Figures with 95 % intervals, per class, per source, and who was taken for whom."""
-    text = [f"{name:<28}{show(estimate)}" for name, estimate in evaluation.metrics.items()]
+    wide = max(26, *map(len, evaluation.metrics)) + 2
+    text = [f"{name:<{wide}}{show(estimate)}" for name, estimate in evaluation.metrics.items()]
     text += ["", f"{'class (patients)':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
     for each in evaluation.classes:
         title = f"{each.name}{'*' if each.rare else ''} ({each.support})"
@@ -26,7 +27,7 @@ def lines(evaluation: Evaluation) -> list[str]:
         text.append(_pad(name, 16) + "".join(f"{count:>14}" for count in row))
     for source in evaluation.sources:
         text += ["", f"{source.name}: {source.patients} patients"]
-        text += [f"  {name:<26}{show(estimate)}" for name, estimate in source.metrics.items()]
+        text += [f"  {name:<{wide}}{show(estimate)}" for name, estimate in source.metrics.items()]
     return [line.rstrip() for line in text]
 
 

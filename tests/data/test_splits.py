@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from raymed.data.prepare import expected_split
+from raymed.data.publish import counts
 from raymed.data.settings import PrepareSettings
 from raymed.data.sources import Listing, SourceSettings, list_source
 from raymed.data.sources.splits import split_named
@@ -89,3 +90,11 @@ def test_files_and_data_sets_called_after_splits_are_those(tmp_path: Path) -> No
 )
 def test_names_end_in_their_split(name: str, split: str | None) -> None:
     assert split_named(name) == split
+
+
+def test_classes_are_counted_in_the_order_of_the_label_table() -> None:
+    pairs = [("viral", "train"), ("bacterial", "val"), ("unlabelled", "unsplit"), ("normal", "train"), ("viral", "train")]
+    counted = counts(pairs, ("normal", "bacterial", "viral"))
+    assert list(counted.items()) == [
+        ("normal", {"train": 1}), ("bacterial", {"val": 1}), ("viral", {"train": 2}), ("unlabelled", {"unsplit": 1}),
+    ]  # fmt: skip

@@ -207,3 +207,12 @@ def test_what_one_patient_cannot_show_has_no_interval_and_says_so() -> None:
     assert mixed.metrics["loss"].low is not None and mixed.classes[0].auc and mixed.classes[0].auc.low is not None
     for figure in (mixed.classes[3].auc, mixed.classes[3].f1):
         assert "not estimable (1 patient)" in str(figure)
+
+
+def test_every_figure_on_a_terminal_stands_apart_from_its_name() -> None:
+    """Also the longest, which only rare classes bring."""
+    evaluation = evaluate(some_patients((30, 25, 20, 3)), NAMES, bootstrap=10)
+    longest = max(evaluation.metrics, key=len)
+    assert longest == "balanced_accuracy_without_rare"
+    figures = summary.lines(evaluation)[: len(evaluation.metrics)]
+    assert [line.split()[0] for line in figures] == list(evaluation.metrics)
