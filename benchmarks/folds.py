@@ -197,8 +197,8 @@ def train_fold(
         for records in val:
             batch = recipe.encode(records, None)
             batch = replace(batch, tensors={name: tensor.to(device) for name, tensor in batch.tensors.items()})
-            decided = recipe.predict(module, batch)["logits"].argmax(axis=1)
-            right += int((decided == batch.tensors["labels"].cpu().numpy()).sum())
+            decided = recipe.predict(module, batch)["logits"].argmax(dim=1)
+            right += int((decided == batch.tensors["labels"]).sum())
         best = max(best, 100 * right / len(val.dataset))  # type: ignore[arg-type]
     return best
 

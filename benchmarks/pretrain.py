@@ -161,7 +161,7 @@ def measure(
         started = time.perf_counter()
         for total, nll, tokens in step():
             total.backward()
-            summed, learned = summed + nll, learned + tokens
+            summed, learned = summed + float(nll), learned + tokens
         optimizer.step()
         times.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

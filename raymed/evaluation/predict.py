@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,8 +128,7 @@ class Predictor:
         parts = []
         for start in range(0, len(records), self.micro_batch):
             batch = self.recipe.encode(records[start : start + self.micro_batch], None)
-            tensors = {name: tensor.to(self.device) for name, tensor in batch.tensors.items()}
-            parts.append(self.recipe.predict(self.module, replace(batch, tensors=tensors))["logits"])
+            parts.append(self.recipe.predict(self.module, batch.to(self.device))["logits"].cpu().numpy())
         return np.concatenate(parts)
 
     def rows(self, places: Places) -> np.ndarray:

@@ -95,17 +95,18 @@ class _CrossEntropy(torch.autograd.Function):
         of_hidden = torch.empty_like(hidden) if training and ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if training and ctx.needs_input_grad[1] else None
         losses = torch.empty(len(targets), device=hidden.device)
-        chosen = None if choices is None else torch.empty(choices.tokens.shape, device=hidden.device)
+        chosen = None if choices is None else torch.zeros(choices.tokens.shape, device=hidden.device)
         for start in range(0, len(targets), at_once):
             part = slice(start, start + at_once)
             logits = (hidden[part] @ weight.T).float()
             target, counted = targets[part, None], weights[part, None]
             right, highest = logits.gather(1, target), logits.amax(1, keepdim=True)
             if choices is not None and chosen is not None:
-                asked = ((choices.rows >= start) & (choices.rows < start + at_once)).nonzero()[:, 0]
-                places = choices.rows[asked, None] - start, choices.tokens[asked].clamp(min=0)
-                scores = logits[places].masked_fill(choices.tokens[asked] < 0, -torch.inf)
-                chosen[asked] = scores.log_softmax(1)
+                # All questions, in every part: which of them are asked here is known only to the device.
+                asked = (choices.rows >= start) & (choices.rows < start + at_once)
+                places = (choices.rows - start).clamp(0, len(logits) - 1)[:, None], choices.tokens.clamp(min=0)
+                scores = logits[places].masked_fill(choices.tokens < 0, -torch.inf)
+                chosen = torch.where(asked[:, None], scores.log_softmax(1), chosen)
             # In place from here on: so many logits are slow to write and to find room for.
             raised = logits.sub_(highest).exp_()
             sums = raised.sum(1, keepdim=True)
@@ -115,7 +116,7 @@ class _CrossEntropy(torch.autograd.Function):
             # the gradient of cross-entropy is softmax - 1 at the target
             gradient = raised.mul_(counted / sums).scatter_add_(1, target, -counted)
             if choices is not None and chosen is not None:
-                of_choices = (chosen[asked].exp() - choices.targets[asked]) * choices.weights[asked, None]
+                of_choices = (chosen.exp() - choices.targets) * (choices.weights * asked)[:, None]
                 gradient.index_put_(places, of_choices, accumulate=True)
             gradient = gradient.to(hidden.dtype)
             if of_hidden is not None:

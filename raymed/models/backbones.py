@@ -112,8 +112,11 @@ class InputNorm(nn.Module):
         self.shift = [-m / s for m, s in zip(mean, std, strict=True)]
 
     def forward(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        scale = torch.tensor(self.scale, device=pixels.device).view(1, 3, 1, 1)
-        shift = torch.tensor(self.shift, device=pixels.device).view(1, 3, 1, 1)
+        # filled on the device, number by number: a list that is made a tensor there waits for it
+        scale, shift = (
+            torch.stack([torch.full((1, 1), number, device=pixels.device) for number in numbers])
+            for numbers in (self.scale, self.shift)
+        )
         return torch.addcmul(shift, pixels.float(), scale).to(dtype)
 
 

@@ -98,6 +98,7 @@ class ClipClassifier(nn.Module):
         owner = torch.tensor([number for number, prompts in enumerate(texts) for _ in prompts])
         for name, value in (("tokens", tokens), ("mask", mask), ("owner", owner)):
             self.register_buffer(name, value, persistent=False)  # they belong to the question, not to the weights
+        self._padded = not bool(mask.all())
         self.classes = len(names)
         self._encoded: Tensor | None = None  # by a frozen text encoder
         self._features: Tensor | None = None  # while evaluating
@@ -142,11 +143,12 @@ class ClipClassifier(nn.Module):
         return features
 
     def _encode_texts(self) -> Tensor:
+        mask = self.mask if self._padded else None
         if any(parameter.requires_grad for parameter in self.text_encoder.parameters()):
-            return self.text_encoder(self.tokens, self.mask)
+            return self.text_encoder(self.tokens, mask)
         if self._encoded is None:
             with torch.no_grad(), torch.autocast(self.tokens.device.type, enabled=False):
-                self._encoded = self.text_encoder(self.tokens, self.mask)
+                self._encoded = self.text_encoder(self.tokens, mask)
         return self._encoded
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClipClassifier:

@@ -19,6 +19,7 @@ from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
 )
@@ -133,6 +134,16 @@ def attention_kernel(wanted: str) -> str:
     return FLASH if torch.cuda.is_available() and flash_attn_version() else "sdpa"
 
 
+def whole_rows(language_model: PreTrainedModel) -> dict[str, None] | None:
+    """The mask of rows that are one sample each: none but the kernel's own causal one.
+
+    Without being told, transformers reads from the device whether samples were packed. None where it has to make a mask.
+    """
+    config: Any = language_model.config
+    fused = config._attn_implementation in ("sdpa", FLASH)
+    return {"full_attention": None} if fused and {*config.layer_types} == {"full_attention"} else None
+
+
 class InternVL(nn.Module):
     """InternVL with the tokenizer it was trained with, whatever it is trained for.
 
@@ -203,11 +214,17 @@ class InternVLClassifier(InternVL):
         prompt: the question and its choices as token ids.
     """
 
+    text: Tensor  # tokens before the picture, after it, and of the choices
+    choices: Tensor
+
     def __init__(
         self, network: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]
     ) -> None:
         super().__init__(network, tokenizer)
-        self.prompt = ChoicePrompt.of(tokenizer, codes)
+        self.prompt = prompt = ChoicePrompt.of(tokenizer, codes)
+        # Buffers go to the device once; a list that is made a tensor there in every pass would wait for it.
+        self.register_buffer("text", torch.tensor(prompt.before + prompt.after + prompt.choices), persistent=False)
+        self.register_buffer("choices", torch.tensor(prompt.choices), persistent=False)
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Ask for the class of each picture.
@@ -220,18 +237,18 @@ class InternVLClassifier(InternVL):
             `logits` [rows, classes] of the choices' tokens; with labels also `language_loss` [rows]: the mean
             cross-entropy over the whole vocabulary of the answer and the end of the turn.
         """
-        prompt, rows, device = self.prompt, len(pixels), pixels.device
+        prompt, rows, choices = self.prompt, len(pixels), self.choices
         features = self.image_features(pixels)
         embed = self.network.get_input_embeddings()
-        choices = torch.tensor(prompt.choices, device=device)
         # one look-up for question and answers: the gradient of each is a table as large as the vocabulary
-        text = embed(torch.tensor(prompt.before + prompt.after + prompt.choices, device=device))
+        text = embed(self.text)
         before, after, answers = text.split([len(prompt.before), len(prompt.after), len(prompt.choices)])
         sequence = [before.expand(rows, -1, -1), features, after.expand(rows, -1, -1)]
         if labels is not None:
             sequence.append(answers[labels][:, None])
-        hidden = self.network.model.language_model(
-            inputs_embeds=torch.cat(sequence, dim=1), use_cache=False
+        language_model = self.network.model.language_model
+        hidden = language_model(
+            inputs_embeds=torch.cat(sequence, dim=1), attention_mask=whole_rows(language_model), use_cache=False
         ).last_hidden_state
         if labels is None:
             return {"logits": self.network.lm_head(hidden[:, -1])[:, choices]}

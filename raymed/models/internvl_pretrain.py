@@ -79,7 +79,7 @@ class InternVLChat(InternVL):
             image_places: where in the sequence they go: int64 [image tokens].
             ids: token ids, int64 [total].
             positions: of each token in its own sample before anything was dropped, int64 [total].
-            lengths: of the samples, int64 [samples]; they sum to total.
+            lengths: of the samples, int64 [samples], on the host; they sum to total.
             places: where a token is predicted that is learned, int64 [learned].
             targets: those tokens, int64 [learned].
             weights: of each in the loss, float32 [learned].

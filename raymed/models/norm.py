@@ -118,17 +118,18 @@ def settle_batch_norms(module: nn.Module, all_reduce: Callable[[Tensor], None]) 
 
     Args:
         module: the network; without a `StepBatchNorm` inside nothing happens, and `all_reduce` is not called.
-        all_reduce: sums a float32 tensor [n] over all workers, in place.
+        all_reduce: sums a float32 tensor [n], on the host or on the device, over all workers, in place.
     """
     norms = batch_norms(module)
     if not norms:
         return
     device = norms[0].running_mean.device  # type: ignore[union-attr]
     parts = [torch.zeros(2, norm.num_features, device=device) if norm.sums is None else norm.sums for norm in norms]
-    counts = torch.tensor([float(norm.groups) for norm in norms], device=device)
-    flat = torch.cat([part.flatten() for part in parts] + [counts])
+    counts = torch.tensor([float(norm.groups) for norm in norms])  # on the host, where they are read
+    all_reduce(counts)
+    flat = torch.cat([part.flatten() for part in parts])
     all_reduce(flat)
-    *flat_parts, counts = flat.split([part.numel() for part in parts] + [len(norms)])
+    flat_parts = flat.split([part.numel() for part in parts])
     for norm, part, count in zip(norms, flat_parts, counts.tolist(), strict=True):
         norm.sums, norm.groups = None, 0
         if count:

@@ -74,10 +74,10 @@ def packing(language_model: PreTrainedModel, lengths: Tensor) -> dict[str, Any]:
     """What a forward is told of where samples begin and end.
 
     Args:
-        lengths: of the samples in the sequence, int64 [samples].
+        lengths: of the samples in the sequence, int64 [samples], on the host.
     """
     if language_model.config._attn_implementation != FLASH:
         return {"lengths": lengths.tolist()}
-    ends = F.pad(lengths.cumsum(0), (1, 0)).int()
+    ends = F.pad(lengths.cumsum(0), (1, 0)).int().to(language_model.device, non_blocking=True)
     longest = int(lengths.max())
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}

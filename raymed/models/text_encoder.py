@@ -53,8 +53,13 @@ class TextEncoder(nn.Module):
     def width(self) -> int:
         return int(self.network.config.hidden_size)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Vectors [texts, width] of padded token ids and their mask, int64 [texts, length]."""
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Vectors [texts, width] of padded token ids and their mask, int64 [texts, length]; None where none is padded."""
+        if mask is not None and self.network.config._attn_implementation == "sdpa":
+            # Whole, so that transformers does not read from the device whether it masks anything.
+            mask = mask.bool()[:, None, None].expand(-1, 1, tokens.shape[1], -1)
+            if self.network.config.model_type == CLIP:
+                mask = mask.tril()
         output = self.network(input_ids=tokens, attention_mask=mask)
         return output.pooler_output if self.network.config.model_type == CLIP else output.last_hidden_state[:, 0]
 

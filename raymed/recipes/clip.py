@@ -176,14 +176,13 @@ class ClipRecipe:
             if self.loss_settings.text_to_image:
                 rows = rows + self.loss_settings.text_to_image * spread_cross_entropy(logits[:, labels].T, same)
         right = (logits.argmax(1) == labels).sum()
-        logged = torch.stack([right.float(), len(labels) / output["scale"].detach()]).tolist()  # one wait for the device
-        names = ("accuracy", "temperature")
-        return Loss(rows.sum(), {name: (value, len(labels)) for name, value in zip(names, logged, strict=True)})
+        logged = {"accuracy": right, "temperature": len(labels) / output["scale"].detach()}
+        return Loss(rows.sum(), {name: (value, len(labels)) for name, value in logged.items()})
 
-    def predict(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`logits` float32 [rows, classes]; their softmax is the class probability. `module` is in evaluation mode."""
         with torch.no_grad():
-            return {"logits": module(batch.tensors["pixels"])["logits"].float().cpu().numpy()}
+            return {"logits": module(batch.tensors["pixels"])["logits"].float()}
 
     def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics per patient as for every classifier, and `val_acc`: percentage of pictures that are given their class."""

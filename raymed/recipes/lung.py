@@ -150,14 +150,13 @@ class LungRecipe:
             language = output["language_loss"].sum()
             total = total + weights.lm_weight * language
             logged["language_loss"] = language
-        values = torch.stack([value.detach().float() for value in logged.values()]).tolist()  # one wait for the device
-        return Loss(total, {name: (value, len(labels)) for name, value in zip(logged, values, strict=True)})
+        return Loss(total, {name: (value.detach(), len(labels)) for name, value in logged.items()})
 
-    def predict(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """`logits` float32 [rows, classes]; their softmax is the class probability. `module` is in evaluation mode."""
         with torch.no_grad():
             output = module(pixels=batch.tensors["pixels"])
-        return {"logits": output["logits"].float().cpu().numpy()}
+        return {"logits": output["logits"].float()}
 
     def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
         from raymed.evaluation.metrics import judge_patients

@@ -7,7 +7,7 @@ through `Recipe`; none of them asks which recipe it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,22 +37,33 @@ class Batch:
         units: how many supervised units (slices, tokens) the loss sums over. The loop divides the summed loss by the units
             of the whole global batch, over all workers and micro-batches.
         ids: the record ids, in order.
+        on_host: names of tensors that decide shapes and so stay on the host: reading them from a device would wait for it.
     """
 
     tensors: dict[str, torch.Tensor]
     units: float
     ids: list[str]
+    on_host: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch, its tensors on `device` but for those of `on_host`."""
+        moved = {
+            name: tensor if name in self.on_host else tensor.to(device, non_blocking=True)
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=moved)
 
 
 @dataclass(frozen=True)
 class Loss:
     """The summed loss of a micro-batch (a scalar, not divided by anything), and named sums to log.
 
-    `sums[name]` is (sum, count); the loop adds both over micro-batches and workers and logs sum / count.
+    `sums[name]` is (sum, count); the loop adds both over micro-batches and workers and logs sum / count. A sum may be a
+    scalar on the device: it is read with all others, once a step.
     """
 
     total: torch.Tensor
-    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    sums: dict[str, tuple[torch.Tensor | float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,8 +122,8 @@ class Recipe(Protocol):
         """The training loss, summed over the batch's units. Calls `module(...)` once, so that ZeRO hooks see it."""
         ...
 
-    def predict(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-        """Outputs per row (first dimension = rows of the batch), e.g. ``logits`` [rows, classes], float32."""
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Outputs per row (first dimension = rows of the batch), e.g. ``logits`` [rows, classes], float32, on its device."""
         ...
 
     def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:

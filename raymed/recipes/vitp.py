@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
 
 JPEG_QUALITY = (75, 100)  # of the recompression that `data_augment` stands for, both ends included
+COUNTS = ("lengths", "learned", "questions")  # of each sample: tokens that decide shapes, so that they stay on the host
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
 
 
@@ -140,7 +141,7 @@ class VitpRecipe:
         arrays["learned"] = np.array([sample.learned for sample in samples])
         arrays["questions"] = np.array([len(sample.questions) for sample in samples])
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        return Batch(tensors, float(arrays["weights"].sum()), [record.id for record in records])
+        return Batch(tensors, float(arrays["weights"].sum()), [record.id for record in records], COUNTS)
 
     def _sample(self, record: Record, training: TrainingPass | None, key: str) -> Sample:
         sample = encode_sample(record, self.size, _tokenizer(self.model))
@@ -158,14 +159,14 @@ class VitpRecipe:
         output = self._run(module, batch)
         seen, image_tokens = len(batch.tensors["kept"]), len(batch.tensors["pixels"]) * (self.size // TOKEN_SIDE) ** 2
         token_losses, choice_losses = output["token_losses"], output["choice_losses"]
-        sums = {
-            "token_loss": (float(token_losses.sum()), float(len(token_losses))),
-            "choice_loss": (float(choice_losses.sum()), float(len(choice_losses))),
+        sums: dict[str, tuple[torch.Tensor | float, float]] = {
+            "token_loss": (token_losses.sum(), float(len(token_losses))),
+            "choice_loss": (choice_losses.sum(), float(len(choice_losses))),
             "dropped": (float(image_tokens - seen), float(image_tokens)),
         }
         return Loss(output["loss"], sums)
 
-    def predict(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """For each row `nll`, the summed cross-entropy of its answers, float64, and `tokens`, how many were learned; where
         choices are declared `choice_nll`, the same among them, how many `questions`, and how many are answered `right`."""
         with torch.no_grad():
@@ -173,12 +174,12 @@ class VitpRecipe:
         chosen, answers = output["choice_log_probabilities"], batch.tensors["answers"]
         choice_nll = -chosen.gather(1, answers[:, None])[:, 0]
         right = chosen.argmax(1) == answers
-        rows = len(batch.ids)
+        tokens, questions = batch.tensors["learned"], batch.tensors["questions"]
 
-        def summed(values: torch.Tensor, counts: np.ndarray) -> np.ndarray:
-            return np.bincount(np.repeat(np.arange(rows), counts), values.double().cpu().numpy(), rows)
+        def summed(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+            rows = torch.from_numpy(np.repeat(np.arange(len(counts)), counts.tolist())).to(values.device, non_blocking=True)
+            return torch.zeros(len(counts), dtype=torch.float64, device=values.device).index_add(0, rows, values.double())
 
-        tokens, questions = (batch.tensors[name].cpu().numpy() for name in ("learned", "questions"))
         return {
             "nll": summed(output["token_losses"], tokens),
             "tokens": tokens,

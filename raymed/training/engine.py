@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from raymed.errors import RunError, UserError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Recipe
+from raymed.training.cards import take_apart
 from raymed.training.settings import TrainSettings
 from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
 
@@ -56,6 +58,7 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.recipe, self.settings, self.seed, self.device = recipe, settings, seed, device
         self.workers, self.worker = dist.get_world_size(), dist.get_rank()
+        self._host = take_apart(device) if device.type == "cuda" and self.workers > 1 else None
         torch.manual_seed(seed)
         module = recipe.build().to(device)
         adapt_to_float32 = getattr(module, "compute_in_float32", None)
@@ -119,35 +122,37 @@ class Engine:
             RunError: the loss, or its gradient, is not a finite number.
         """
         self.module.train()
-        units = self._totals({"": (sum(batch.units for batch, micro in shares if micro.counts), 0.0)})[""][0]
-        sums: dict[str, tuple[float, float]] = {}
+        units = self._sum_on_host(sum(batch.units for batch, micro in shares if micro.counts))
+        sums: dict[str, tuple[torch.Tensor | float, float]] = {}
         for slot, (batch, micro) in enumerate(shares):
             # Dropout draws depend on the place in the division, not on the worker that computes it.
             torch.manual_seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63)
             with computing(self.module, micro.counts, micro.spans):
-                loss = self.recipe.loss(self._engine, self._on_device(batch))
+                loss = self.recipe.loss(self._engine, batch.to(self.device))
                 # DeepSpeed averages gradients over workers; times their number this is the sum.
                 self._engine.backward(loss.total * (self.workers / units if micro.counts else 0.0), scale_wrt_gas=False)
-            for name, (total, count) in {"loss": (float(loss.total.detach()), batch.units), **loss.sums}.items():
+            for name, (total, count) in {"loss": (loss.total, batch.units), **loss.sums}.items():
                 before = sums.get(name, (0.0, 0.0))
-                sums[name] = (before[0] + total, before[1] + count) if micro.counts else before
-        sums = self._totals(sums)
-        if not all(math.isfinite(total) for total, _ in sums.values()):
-            raise RunError(f"{NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
+                exact = total.detach().double() if isinstance(total, torch.Tensor) else total
+                sums[name] = (before[0] + exact, before[1] + count) if micro.counts else before
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
+        totals = self._totals(sums)  # a device is waited for here, when all work of the step has been given to it
         self._last_norm = float(norm) if norm is not None else 0.0
+        if not all(math.isfinite(total) for total, _ in totals.values()):
+            raise RunError(f"{NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
         if not math.isfinite(self._last_norm):  # DeepSpeed has left the step out, and would go on without a word
             raise RunError(f"{GRADIENT_NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
         settle_batch_norms(self.module, self.reduce)
         if self._averaged:
             _update_average(self._averaged, self.module, min(self.settings.ema, (1 + global_step) / (10 + global_step)))
-        return sums
+        return totals
 
-    def predict(self, batch: Batch) -> dict[str, Any]:
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """The recipe's outputs for a micro-batch; call inside `evaluating`."""
         with torch.no_grad():
-            return self.recipe.predict(self.module, self._on_device(batch))
+            predicted = self.recipe.predict(self.module, batch.to(self.device))
+        return {name: value.cpu().numpy() for name, value in predicted.items()}
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -206,27 +211,31 @@ class Engine:
         """The greatest of the workers' values."""
         if self.workers == 1:
             return value
-        tensor = torch.tensor(value, device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        tensor = torch.tensor(value)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, self._host)
         return int(tensor)
 
     def reduce(self, tensor: torch.Tensor) -> None:
-        """Sum over workers, in place."""
+        """Sum over workers, in place; what is on the host waits for no device."""
         if self.workers > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._host if tensor.device.type == "cpu" else None)
 
-    def _totals(self, sums: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-        if self.workers == 1:
-            return sums
-        tensor = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
+    def _sum_on_host(self, value: float) -> float:
+        tensor = torch.tensor(value, dtype=torch.float64)
         self.reduce(tensor)
-        return {name: (total, count) for name, (total, count) in zip(sums, tensor.tolist(), strict=True)}
+        return float(tensor)
 
-    def _on_device(self, batch: Batch) -> Batch:
-        if self.device.type == "cpu":
-            return batch
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
-        return Batch(moved, batch.units, batch.ids)
+    def _totals(self, sums: dict[str, tuple[torch.Tensor | float, float]]) -> dict[str, tuple[float, float]]:
+        """The sums and counts over all workers, read from the device at once."""
+        values = [
+            value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=torch.float64, device=self.device)
+            for pair in sums.values()
+            for value in pair
+        ]
+        flat = torch.stack(values)
+        self.reduce(flat)
+        numbers = flat.tolist()
+        return dict(zip(sums, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
 
 def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers: int) -> Division:
@@ -285,6 +294,9 @@ def prepare_process(device: torch.device) -> None:
     """Set DeepSpeed up for this process, before an `Engine` is built."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        torch.cuda.set_device(device)  # of this thread
+        os.environ["LOCAL_RANK"] = str(device.index or 0)  # by which DeepSpeed chooses its card
     # DeepSpeed's autotuner, which nothing here uses, would import MLflow: a fifth of a worker's start.
     known = sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
     import deepspeed.ops
@@ -308,8 +320,9 @@ def _start_average(module: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _update_average(averaged: dict[str, torch.Tensor], module: nn.Module, decay: float) -> None:
-    for name, value in _averageable(module):
-        averaged[name].lerp_(value.detach().float(), 1 - decay)
+    values = {name: value.detach().float() for name, value in _averageable(module)}
+    if values:
+        torch._foreach_lerp_([averaged[name] for name in values], list(values.values()), 1 - decay)
 
 
 @contextlib.contextmanager

@@ -42,17 +42,20 @@ def test_two_workers_leave_the_same_state_as_one_that_accumulates() -> None:
         alone(half)
     settle_batch_norms(alone, _alone)
 
-    workers = [_network(), _network()]
-    flats: list[torch.Tensor] = []
-    for worker, half in zip(workers, halves, strict=True):
+    sent: list[list[torch.Tensor]] = []
+    for half in halves:
+        worker = _network()
         worker(half)
-        settle_batch_norms(worker, lambda flat: flats.append(flat.clone()))
+        sent.append([])
+        settle_batch_norms(worker, lambda tensor: sent[-1].append(tensor.clone()))
+    sums = [sum(parts) for parts in zip(*sent, strict=True)]
 
     torch.manual_seed(0)
     workers = [_network(), _network()]
     for worker, half in zip(workers, halves, strict=True):
         worker(half)
-        settle_batch_norms(worker, lambda flat: flat.copy_(flats[0] + flats[1]))
+        received = iter(sums)
+        settle_batch_norms(worker, lambda tensor, received=received: tensor.copy_(next(received)))
     for worker in workers:
         for name, expected in alone.state_dict().items():
             torch.testing.assert_close(worker.state_dict()[name], expected, msg=name)

@@ -114,7 +114,7 @@ def test_flash_attention_agrees_with_the_packed_kernel() -> None:
                 inputs_embeds=embeddings,
                 position_ids=positions,
                 use_cache=False,
-                **packing(each, torch.tensor(LENGTHS, device="cuda")),
+                **packing(each, torch.tensor(LENGTHS)),
             )
             .last_hidden_state
             for each in (packed, flash)

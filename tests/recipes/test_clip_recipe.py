@@ -165,7 +165,7 @@ def test_two_classes_are_learned_in_seconds_and_new_texts_can_be_asked_about(los
         settle_batch_norms(module, lambda _: None)
     assert float(module.logit_scale.detach()) != pytest.approx(-math.log(0.07), abs=1e-4), "the temperature is not trained"
     unseen = recipe.encode(_records(40, seed=1), None)
-    predicted = recipe.predict(module.eval(), unseen)["logits"]
+    predicted = recipe.predict(module.eval(), unseen)["logits"].numpy()
     assert predicted.dtype == np.float32 and predicted.shape == (40, 2)
     assert (predicted.argmax(1) == unseen.tensors["labels"].numpy()).mean() > 0.95
 

@@ -113,7 +113,7 @@ def test_a_tiny_network_learns_eight_slices_by_heart_and_survives_its_export(pre
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         settle_batch_norms(module, lambda _: None)
-    predicted = recipe.predict(module.eval(), batch)["logits"]
+    predicted = recipe.predict(module.eval(), batch)["logits"].numpy()
     assert predicted.dtype == np.float32 and predicted.shape == (8, 4)
     assert predicted.argmax(1).tolist() == [0, 1, 2, 3] * 2
 

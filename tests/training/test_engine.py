@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from raymed.data.micro_batches import MicroBatch
 from raymed.errors import RunError, UserError
 from raymed.models import precision
 from raymed.recipes.recipe import Batch, Loss, ParameterGroup
+from raymed.training.cards import refuse_shared
 from raymed.training.engine import Engine, deepspeed_config, learning_rate, prepare_process
 from raymed.training.settings import TrainSettings
 from raymed.training.state import settle_kernel
@@ -145,3 +147,23 @@ def test_a_checkpoint_of_another_device_does_not_change_the_kernel(fused):
     assert optimizer.param_groups[0]["fused"] == fused
     (state,) = optimizer.state.values()
     assert state["step"].device.type == ("meta" if fused else "cpu")
+
+
+@pytest.mark.parametrize("cards", [("a, card 1", "a, card 2"), ("a, card 1", "b, card 1"), ("a, card 1", "a, card 1")])
+def test_workers_that_share_a_card_are_refused_by_its_name(cards, tmp_path):
+    torch.multiprocessing.start_processes(_compare_cards, (cards, tmp_path / "store"), nprocs=2, start_method="fork")
+
+
+def _compare_cards(worker: int, cards: tuple[str, str], store: object) -> None:
+    dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{store}")
+    with contextlib.nullcontext() if len({*cards}) == 2 else pytest.raises(UserError, match=f"share a GPU .{cards[0]}"):
+        refuse_shared(cards[worker], None)
+
+
+def test_the_training_thread_and_deepspeed_take_the_card_that_ray_gave(monkeypatch):
+    taken = []
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    prepare_process(torch.device("cuda:3"))
+    assert (taken, os.environ["LOCAL_RANK"]) == ([torch.device("cuda:3")], "3")

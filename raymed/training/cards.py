@@ -1,0 +1,39 @@
+"""The cards of a run's workers: NCCL ends with an error that names none of them where two workers share one."""
+
+from __future__ import annotations
+
+import socket
+
+import torch
+import torch.distributed as dist
+
+from raymed.errors import UserError
+
+
+def take_apart(device: torch.device) -> dist.ProcessGroup:
+    """Make sure that every worker has a card of its own, before the first use of NCCL. All workers call it together.
+
+    Returns:
+        A group of all workers for what is on the host.
+
+    Raises:
+        UserError: two workers have the same card.
+    """
+    host = dist.new_group(backend="gloo")
+    refuse_shared(f"{socket.gethostname()}, card {torch.cuda.get_device_properties(device).uuid}", host)
+    return host
+
+
+def refuse_shared(card: str, group: dist.ProcessGroup | None) -> None:
+    """Compare this worker's card with the others'.
+
+    Raises:
+        UserError: two workers have the same card.
+    """
+    cards: list[str] = [""] * dist.get_world_size(group)
+    dist.all_gather_object(cards, card, group)
+    shared = sorted({each for each in cards if cards.count(each) > 1})
+    if shared:
+        raise UserError(
+            f"workers share a GPU ({'; '.join(shared)}), which NCCL refuses: give each one of its own, or lower --workers"
+        )

@@ -1,0 +1,129 @@
+"""No recipe waits for a device between its batch and its results, and none mixes devices.
+
+Tensors on `meta` have shapes and no values, so that whatever reads one fails; with a CUDA build of torch, which needs no
+driver for it, fake tensors on `cuda` show besides where two devices meet. Each runs whole recipes, as the engine does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conversations import MIXED, SIZE
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from raymed.data.labels import LabelTable
+from raymed.data.record import Image, Message, Record
+from raymed.models.settings import ClipModelSettings, ModelSettings
+from raymed.recipes.clip import ClipRecipe
+from raymed.recipes.lung import LungRecipe
+from raymed.recipes.recipe import Batch, Recipe, TrainingPass
+from raymed.recipes.settings import ClipLossSettings
+from raymed.recipes.vitp import VitpRecipe
+
+LABELS = LabelTable.from_dict({"classes": [{"code": str(code), "name": name} for code, name in enumerate("abc")]})
+ASKED = replace(
+    MIXED[0], id="asked", messages=(*MIXED[0].messages[:1], Message("human", "<image>\n<cls>: 0|1."), Message("gpt", "1"))
+)
+
+
+def pictures(size: int) -> list[Record]:
+    images = (Image("input", 0, np.zeros((size, size, 1), np.uint8)),)
+    return [Record(f"p{row}/0", f"p{row}", f"p{row}", 0, row, "made", images, ()) for row in range(3)]
+
+
+@dataclass(frozen=True)
+class Case:
+    recipe: Recipe
+    records: Sequence[Record]
+
+
+def lung(preset: str, size: int = 56) -> Case:
+    return Case(LungRecipe.for_data(LABELS, size, ModelSettings(preset=preset)), pictures(size))
+
+
+def clip(image: str, kind: Any, **model: Any) -> Case:
+    settings = ClipModelSettings(image_encoder=image, text_encoder="characters", embed_dim=32, **model)
+    recipe = ClipRecipe.for_data(LABELS, 40, (("one",), ("two", "of two"), ("three",)), settings, ClipLossSettings(kind))
+    return Case(recipe, pictures(recipe.prepared_size))
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "lung-internvl": lambda: lung("internvl-tiny"),
+    "lung-resnet18": lambda: lung("resnet18"),
+    "lung-vit": lambda: lung("vit-small", 224),
+    "lung-committee": lambda: lung("tiny+small-cnn"),
+    "clip-class": lambda: clip("tiny", "class"),
+    "clip-contrastive": lambda: clip("starnet_dual_pyramid_rcf", "clip"),
+    "clip-frozen-text": lambda: clip("tiny", "class", freeze_text=True),
+    "vitp": lambda: Case(VitpRecipe(SIZE), (*MIXED, ASKED)),
+    "vitp-text": lambda: Case(VitpRecipe(SIZE), MIXED[2:3]),
+}
+
+
+class Uploads(TorchFunctionMode):
+    """Refuses to make a tensor on the device from numbers of the host, which waits for a device too."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function in (torch.tensor, torch.as_tensor) and (options or {}).get("device") not in (None, torch.device("cpu")):
+            raise AssertionError(f"{function.__name__} with device=")
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_and_a_prediction_read_no_value_from_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.autocast", lambda kind, **_: contextlib.nullcontext())  # `meta` has none
+    case = CASES[name]()
+    module = case.recipe.build().to("meta").train()
+    with Uploads():
+        loss = case.recipe.loss(module, meta(case.recipe.encode(case.records, TrainingPass(0, 0))))
+        loss.total.backward()
+        with torch.no_grad():
+            predicted = case.recipe.predict(module.eval(), meta(case.recipe.encode(case.records, None)))
+    assert {value.device.type for value in predicted.values()} <= {"meta", "cpu"}
+    trained = [parameter for group in case.recipe.groups(module) for parameter in group.parameters]
+    assert any(parameter.grad is not None for parameter in trained)
+    assert loss.total.is_meta and loss.total.shape == ()
+
+
+def meta(batch: Batch) -> Batch:
+    return batch.to(torch.device("meta"))
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="fake tensors on cuda take a build of torch for CUDA")
+@pytest.mark.parametrize("name", CASES)
+def test_a_forward_pass_on_cuda_mixes_no_devices_and_reads_no_value(name: str) -> None:
+    case = CASES[name]()
+    mode, device = FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda")
+    module = on_fake_cuda(case.recipe.build(), mode)
+    training, other = case.recipe.encode(case.records, TrainingPass(0, 0)), case.recipe.encode(case.records, None)
+    with mode:
+        loss = case.recipe.loss(module.train(), fake(training, mode).to(device))
+        predicted = case.recipe.predict(module.eval(), fake(other, mode).to(device))
+    assert loss.total.device.type == "cuda"
+    assert {value.device.type for value in predicted.values()} <= {"cuda", "cpu"}
+
+
+def fake(batch: Batch, mode: FakeTensorMode) -> Batch:
+    """The same with fake tensors, but for those that stay on the host."""
+    names = batch.tensors.keys() - set(batch.on_host)
+    return replace(batch, tensors=batch.tensors | {name: mode.from_tensor(batch.tensors[name]) for name in names})
+
+
+def on_fake_cuda(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    with mode:
+        for part in module.modules():
+            for table in (part._parameters, part._buffers):
+                for name, tensor in table.items():
+                    if tensor is None:
+                        continue
+                    moved = mode.from_tensor(tensor.detach()).to("cuda")
+                    table[name] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    return module
