@@ -9,13 +9,15 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from commands import ROOT
+from commands import ROOT, done
 from hypothesis import given
 from hypothesis import strategies as st
 from pathspec import PathSpec
+from PIL import Image
 from ray._private.runtime_env.packaging import create_package
 
 from raymed.data.pseudonyms import KEYS, Pseudonyms
@@ -136,3 +138,17 @@ def test_a_table_of_patients_runs_nothing_and_its_patients_are_read_back(tmp_pat
     cells = read_cells(path, {"patient_id": ("patient_id",)}, ("patient_id",), {}, {})
     assert [each["patient_id"] for _, each in cells] == NAMES
     assert set(read_split_file(path, NAMES)) == set(NAMES)
+
+
+@pytest.mark.slow
+def test_what_workers_of_a_job_s_own_ray_write_is_private_too(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        folder = tmp_path / "source" / ("normal", "viral")[number % 2] / f"p{number}"
+        folder.mkdir(parents=True)
+        Image.fromarray(draw.integers(0, 255, (32, 32), np.uint8)).save(folder / "0.png")
+    done("prepare_lung", tmp_path, "--source", "source", "--out", "out", "--image.size", "28")
+    shards = list((tmp_path / "out" / "shards").iterdir())
+    assert shards
+    for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path

@@ -82,9 +82,11 @@ class Acquisition:
             words.append(f"{name}, and the model was trained on {known}{self._windows(name)}")
         for name, (low, high) in self.sizes.items():
             values = [value for piece in slices if (value := getattr(piece.geometry, name)) is not None]
-            if values and (min(values) * BEYOND < low or max(values) > high * BEYOND):
-                here = _range((min(values), max(values)))
-                words.append(f"{SIZES[name]} {here} mm, and the model was trained on {_range((low, high))} mm")
+            trained = f"{_range((low, high))} mm that the model was trained on"
+            if values and min(values) * BEYOND < low:
+                words.append(f"{SIZES[name]} below the {trained}")
+            if values and max(values) > high * BEYOND:
+                words.append(f"{SIZES[name]} above the {trained}")
         return tuple(words)
 
     def _windows(self, name: str) -> str:

@@ -27,8 +27,8 @@ def piece(modality: str | None, **geometry: float) -> Slice:
         (XRAY, piece("CT"), "CT, and the model was trained on CR, DX, whose grey values are no windowed Hounsfield units"),
         (PICTURES, piece("CT"), "CT, and the model was trained on picture, whose grey values are no windowed"),
         (CT, piece(None), "picture, and the model was trained on CT, whose grey values are windowed Hounsfield units"),
-        (CT, piece("CT", pixel_spacing=2.0), "pixel spacing 2 mm, and the model was trained on 0.6 to 0.9 mm"),
-        (CT, piece("CT", field_of_view=150.0), "field of view 150 mm, and the model was trained on 300 to 450 mm"),
+        (CT, piece("CT", pixel_spacing=2.0), "pixel spacing above the 0.6 to 0.9 mm that the model was trained on"),
+        (CT, piece("CT", field_of_view=150.0), "field of view below the 300 to 450 mm that the model was trained on"),
     ],
 )
 def test_another_modality_or_size_is_told(trained: Acquisition, asked: Slice, says: str) -> None:
