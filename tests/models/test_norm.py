@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from raymed.models.norm import StepBatchNorm, batch_norms, computing, convert_batch_norms, settle_batch_norms
@@ -96,3 +99,32 @@ def test_bf16_weights_with_float32_statistics_compute_in_training_and_evaluation
         y = norm.train(mode)(x.bfloat16())
         assert y.dtype == torch.bfloat16
         torch.testing.assert_close(y.float(), StepBatchNorm(3).train(mode)(x), atol=0.05, rtol=0.05)
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_group_that_spans_workers_is_normalised_as_one_that_does_not(group: None, kind: torch.dtype, affine: bool) -> None:
+    """Forward, backward and statistics, here with one worker; tests/training/test_workers.py has several."""
+    draw = torch.Generator().manual_seed(0)
+    x, upstream = (torch.randn(6, 3, 5, 4, generator=draw).to(kind) for _ in range(2))
+    x = x * 2 + 30  # variances that would be lost in a sum of squares of single precision
+    found = []
+    for spans in (False, True):
+        norm, inputs = StepBatchNorm(3, affine=affine), x.clone().requires_grad_()
+        if affine:
+            norm.weight.data, norm.bias.data = torch.tensor([0.5, -2.0, 1.0]), torch.tensor([0.0, 1.0, -1.0])
+        with computing(norm, counts=True, spans=spans):
+            y = norm(inputs)
+            y.backward(upstream)
+        settle_batch_norms(norm, _alone)
+        found.append([y, inputs.grad, *(p.grad for p in norm.parameters()), norm.running_mean, norm.running_var])
+    tolerance = {"atol": 2e-5, "rtol": 2e-4} if kind == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    for ordinary, spanning in zip(*found, strict=True):
+        torch.testing.assert_close(spanning, ordinary, **tolerance)
