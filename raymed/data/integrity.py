@@ -58,6 +58,6 @@ def require_same(described: pa.Table, lines: pa.Table, folder: Folder) -> None:
         if name == "digests":
             wrong = "its pixels are not those that were prepared"
         raise UserError(
-            f"{shard}, record {record}: {wrong}. The shard is damaged or was exchanged: remove it and prepare the data "
-            "again, which reads its patients anew"
+            f"{shard}, record {record}: {wrong}. The shard is damaged, was exchanged, or is of an earlier raymed: "
+            "remove it and prepare the data again, which reads its patients anew"
         )
