@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raymed.availability import require_there
 from raymed.errors import UserError
 from raymed.storage import Folder
 
@@ -101,6 +102,7 @@ class _Claim:
             try:
                 if not self._folder.exists():  # the storage is away, and nothing is to be written below its mount point
                     continue
+                require_there(self._folder)
                 is_there, before, rivals = self._folder.exists(self._file), rivals, set(self._others())
                 if is_there and not before & rivals:  # one that only looked is gone by now
                     self._write()

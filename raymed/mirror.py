@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from raymed.availability import require_there
 from raymed.storage import Folder
 
 log = logging.getLogger("raymed")
@@ -65,6 +66,7 @@ class Mirror:
         pause, since = FIRST_PAUSE, time.monotonic()
         while True:
             try:
+                require_there(self._folder)  # or it would be written below a mount point
                 self._folder.write(self._name, self._content())
                 break
             except Exception as error:  # whatever a file system raises while it is away

@@ -109,6 +109,34 @@ with lease.lease(Folder.at({str(tmp_path)!r}), "night"):
     assert b"KeyboardInterrupt" in error
 
 
+def test_a_storage_that_is_unmounted_for_a_while_takes_no_lease_away(tmp_path: Path) -> None:
+    """Its folder is not there, and nothing is written where it was."""
+    script = f"""
+from raymed import lease
+from raymed.storage import Folder
+import sys
+lease.BEAT = 0.05
+with lease.lease(Folder.at({str(tmp_path / "storage")!r}), "night"):
+    print("held", flush=True)
+    sys.stdin.readline()
+print("ended", flush=True)
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (tmp_path / "storage").rename(tmp_path / "elsewhere")
+        time.sleep(0.5)
+        assert process.poll() is None and not (tmp_path / "storage").exists()
+        (tmp_path / "elsewhere").rename(tmp_path / "storage")
+        time.sleep(0.2)
+        assert len(claims(tmp_path / "storage")) == 1
+        out, error = process.communicate("\n", timeout=30)
+    assert (out, error) == ("ended\n", "")
+
+
 def test_a_damaged_claim_counts_by_its_age(tmp_path: Path) -> None:
     claim = tmp_path / ".leases" / "night" / "theirs.json"
     claim.parent.mkdir(parents=True)

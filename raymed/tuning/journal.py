@@ -50,6 +50,8 @@ class Journal(BaseJournalBackend):
         self._mirror = Mirror(folder, COPY, self._content)
         with self._told_what_to_do():
             path.parent.mkdir(parents=True, exist_ok=True)
+            if folder.is_local:
+                Path(folder.path).mkdir(parents=True, exist_ok=True)
             record = _best(path, folder, forgotten)
             self._lines, self._length = record.lines, len(record.content)
             if not record.is_current:

@@ -167,6 +167,18 @@ def test_a_storage_that_is_away_stops_nothing_and_gets_the_newest_copy_when_it_i
     assert caplog.text.count("cannot be copied") == 1
 
 
+def test_the_copy_is_not_written_below_a_mount_point(path):
+    storage = path.parent / "storage"
+    journal = reopened(path)
+    storage.rename(path.parent / "elsewhere")
+    journal.append_logs([{"op": 5}])
+    time.sleep(0.2)
+    assert not storage.exists()
+    (path.parent / "elsewhere").rename(storage)
+    journal.close()
+    assert (storage / COPY).read_bytes() == path.read_bytes()
+
+
 def test_a_write_that_found_no_space_harms_nothing_that_is_there(path, monkeypatch):
     """Half of the line is on the disk; the next process, or this one, writes behind the last whole one."""
     journal = reopened(path)
