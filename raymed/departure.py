@@ -19,6 +19,13 @@ DEADLINE = 30.0  # seconds from the interrupt to the end
 INTERRUPTED = 130  # exit code
 
 
+def ending(seconds: float, last_words: str) -> threading.Timer:
+    """A timer, not started yet, at whose end the process ends, whatever its threads do, and has said its last words."""
+    timer = threading.Timer(seconds, _leave, (last_words,))
+    timer.daemon = True
+    return timer
+
+
 @contextmanager
 def departing(last_words: str) -> Iterator[None]:
     """While entered, the first signal interrupts the main thread, which calls this. The second, or `DEADLINE`, ends the job.
@@ -29,8 +36,7 @@ def departing(last_words: str) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: a signal came.
     """
-    leaving = threading.Timer(DEADLINE, _leave, (last_words,))
-    leaving.daemon = True
+    leaving = ending(DEADLINE, last_words)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if leaving.is_alive():

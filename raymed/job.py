@@ -135,7 +135,7 @@ def run(
         as_json = options.json
         os.umask(0o027 if options.group_readable else 0o077)  # most of what is written is about patients
         # standard output is for the outcome: libraries print to it too
-        with contextlib.redirect_stdout(sys.stderr), departing(_interrupted()):
+        with contextlib.redirect_stdout(sys.stderr), departing(interrupted()):
             outcome = main(options)
         code, text, data, failed = outcome.code, outcome.text, outcome.data, False
     except UserError as error:
@@ -148,7 +148,7 @@ def run(
         code, _, data = _failure(int(stopped.code), "the options cannot be read; standard error says why")
         text = ""  # the parser has said it
     except KeyboardInterrupt:
-        code, text, data = _failure(INTERRUPTED, _interrupted())
+        code, text, data = _failure(INTERRUPTED, interrupted())
     except Exception as error:
         kept = keep_traceback(traceback.format_exc())
         code, text, data = _failure(
@@ -167,7 +167,8 @@ def going_on(words: Sequence[str]) -> str:
     return re.sub(r"--resume[ =]never\b", "--resume must", command)
 
 
-def _interrupted() -> str:
+def interrupted() -> str:
+    """The last line of a job that was told to stop."""
     return f"stopped. To go on from the last checkpoint: {going_on(sys.argv)}"
 
 

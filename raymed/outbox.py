@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raymed.availability import wait_for
 from raymed.entries import from_line, has_checksum, plain, to_line
 from raymed.errors import UserError
 from raymed.storage import Folder
@@ -36,18 +37,21 @@ class Refused(Exception):  # noqa: N818
 class Outbox:
     """Delivers entries (plain values) one after the other, each until it succeeds or is refused."""
 
-    def __init__(self, path: Path, service: str, deliver: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, path: Path, service: str, deliver: Callable[[dict[str, Any]], None], storage_minutes: float = 0.0
+    ) -> None:
         """Start with what an earlier process left in the file at `path`.
 
         Args:
             service: what a person calls it.
             deliver: raises `Refused` for an entry that the service will never take, which is set aside with a line;
                 `UserError` where everything must stop; anything else while the service is away.
+            storage_minutes: how long an entry waits for a storage that is away.
 
         Raises:
             UserError: the file cannot be written; what it holds stays.
         """
-        self._path, self._service, self._deliver = path, service, deliver
+        self._path, self._service, self._deliver, self._storage_minutes = path, service, deliver, storage_minutes
         self._waiting: deque[tuple[dict[str, Any], int]] = deque()  # each with where it ends in the file
         self._length = 0
         left, is_clean = _left(path)
@@ -75,13 +79,8 @@ class Outbox:
             self._check()
             if len(self._waiting) >= MOST_WAITING:
                 raise UserError(f"{self._service} has been away too long: {MOST_WAITING} entries wait in {self._path}")
-            try:
-                self._append(to_line(entry), durably=True)
-            except OSError as error:
-                raise UserError(
-                    f"{self._path} cannot be written: {error}. "
-                    "Free space or mend the permissions, and run the same command again"
-                ) from error
+            line, folder = to_line(entry), Folder.at(self._path.parent)
+            wait_for(lambda: self._append(line, durably=True), folder, self._storage_minutes, lambda: None)
             self._waiting.append((dict(entry), self._length))
             self._changed.notify_all()
 

@@ -10,10 +10,12 @@ from types import FrameType, TracebackType
 
 from ray.actor import ActorHandle
 
+from raymed.departure import DEADLINE, SIGNALS, ending
+from raymed.job import interrupted
+
 log = logging.getLogger("raymed")
 
 PATIENCE_SECONDS = 100.0  # for runs to reach their next step and save; clouds give two minutes in all
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
@@ -29,6 +31,7 @@ class Interrupt:
         self._verdicts = verdicts
         self._waited = threading.Timer(PATIENCE_SECONDS, _thread.interrupt_main)
         self._waited.daemon = True
+        self._ending = ending(PATIENCE_SECONDS + DEADLINE, interrupted())  # MLflow, or a storage, may be waited for
 
     def __enter__(self) -> Interrupt:
         self._before = {number: signal.signal(number, self._tell) for number in SIGNALS}
@@ -36,6 +39,7 @@ class Interrupt:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._waited.cancel()
+        self._ending.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -50,6 +54,7 @@ class Interrupt:
         self.told = True
         threading.Thread(target=self._pass_on, daemon=True).start()  # a signal handler must not wait for Ray's locks
         self._waited.start()
+        self._ending.start()
 
     def _pass_on(self) -> None:
         log.warning(

@@ -56,7 +56,8 @@ class Recorder:
         self._digests: dict[str, str] = {}
         self._usages: dict[str, Usage] = {}
         self._warned: set[int] = set()  # trials of which damaged checkpoints were told
-        self._outbox = Outbox(night.outbox, f"the tracking server {tracker.uri}", self._deliver)
+        minutes = night.template.train.storage_minutes
+        self._outbox = Outbox(night.outbox, f"the tracking server {tracker.uri}", self._deliver, minutes)
         self._outbox.put({"happened": "begin", "finished": [t.number for t in study.trials if t.state.is_finished()]})
 
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import signals
 import small_signals
+from away_rows import judging_told, search_full, storage_away
 from conftest import RAY_TOKEN, write_prepared
 from damage_rows import damaged_models, damaged_shards
 from leak_rows import leaks
@@ -269,6 +270,9 @@ ROWS: dict[str, tuple[Row, int, int]] = {
     "other_workers": (other_workers, 3, 0),
     "elastic": (elastic, 1, 0),
     "storage_full": (storage_full, 2, 0),
+    "search_full": (search_full, 2, 0),
+    "storage_away": (storage_away, 1, 0),
+    "judging_told": (judging_told, 4, 0),
     "s3": (s3, 1, 0),
     "tracking_away": (tracking_away, 60, 0),
     "many_writers": (many_writers, 50, 0),
