@@ -5,6 +5,7 @@ Running the same night again goes on with it: finished trials stay, unfinished o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ from raymed.errors import RunError, UserError
 from raymed.job import going_on
 from raymed.library_log import essence
 from raymed.registry import alias_version
+from raymed.storage import Folder
 from raymed.tracking import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
 from raymed.training.loop import FitSpec
@@ -40,6 +42,8 @@ from raymed.tuning.study import DECIDED, JUDGING, SEARCHING, Study, StudySchedul
 from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")
+
+NOTES = "tune-"  # begins the names of Ray Tune's own folders
 
 
 def run_search(night: Night, watch: Watch | None = None) -> Study:
@@ -72,6 +76,7 @@ def _run(night: Night, watch: Watch | None) -> Study:
     parent = _start_parent(night, tracker, study.generation)
     folder = night.template.folder
     folder.filesystem.create_dir(folder.child(TRIALS).path, recursive=True)
+    _sweep(folder)
     verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     train = tune.with_parameters(
         fit_trial, sources=_sources(night), each=each, verdicts=verdicts, keep_all=night.keep_checkpoints == "all"
@@ -116,6 +121,14 @@ def _run(night: Night, watch: Watch | None) -> Study:
     return study
 
 
+def _sweep(folder: Folder) -> None:
+    """Remove what earlier processes left that nobody reads: Ray Tune's notes, and files that a kill left half-written."""
+    for name in folder.names():
+        if name.startswith(NOTES) or name.endswith(".tmp"):
+            with contextlib.suppress(OSError):
+                folder.delete(name)
+
+
 def _decisions(night: Night, study: Study) -> Iterator[tuple[str, int, bool]]:
     """Every decision so far: of which run, after which epoch, and whether to stop."""
     for trial in study.trials:
@@ -153,7 +166,7 @@ def _tuner(
             trial_dirname_creator=lambda trial: trial.config["spec"].name,
         ),
         run_config=tune.RunConfig(
-            name=f"tune-{datetime.now():%Y%m%d-%H%M%S}", storage_path=night.template.folder.uri, verbose=0
+            name=f"{NOTES}{datetime.now():%Y%m%d-%H%M%S}", storage_path=night.template.folder.uri, verbose=0
         ),
     )
 

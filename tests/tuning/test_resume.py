@@ -24,7 +24,7 @@ from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import Journal, generations
-from raymed.tuning.search import _sources
+from raymed.tuning.search import _sources, _sweep
 from raymed.tuning.study import CHECKPOINT
 
 
@@ -152,6 +152,16 @@ def test_patients_added_in_place_under_a_search_are_refused_wherever_its_rows_ar
         with pytest.raises(CommonError, match="was prepared again"):
             opening()
     assert candidate.tags()["raymed.data_digest"] == prepared.digest
+
+
+def test_what_earlier_processes_left_that_nobody_reads_goes_and_nothing_else(tmp_path):
+    for name in ("tune-20250101-000000", "trials", "output"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    for name in ("study.journal", "study.journal.copy", "study.journal.copy.0123.tmp"):
+        (tmp_path / name).touch()
+    _sweep(Folder.at(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"trials", "output", "study.journal", "study.journal.copy"}
 
 
 def test_a_search_says_how_long_its_trials_are_in_one_way():
