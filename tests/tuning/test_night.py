@@ -128,7 +128,9 @@ def test_the_morning_leaves_a_report_and_a_champion_that_predicts(night, morning
 
 def test_workers_that_would_only_idle_are_not_taken_and_their_cpus_become_threads(night):
     """Eight GPUs on a global batch of 2 used to compute seven repeats that did not count."""
-    template = dataclasses.replace(night.template, workers=2, train=TrainSettings(global_batch=1))
+    template = dataclasses.replace(
+        night.template, workers=2, train=dataclasses.replace(night.template.train, global_batch=1)
+    )
     idle = dataclasses.replace(night, template=template)
     each, _ = idle.resources()
     assert (each.workers, each.cpus) == (1, 2)
@@ -142,7 +144,8 @@ def test_a_refit_takes_all_that_the_trials_had_as_workers_that_help_and_threads(
     whole = night.whole(night.template)
     assert whole.workers == night.template.helpful(total)
     assert whole.workers * whole.cpus == total
-    alone = night.whole(dataclasses.replace(night.template, train=TrainSettings(global_batch=1)))
+    small = dataclasses.replace(night.template.train, global_batch=1)
+    alone = night.whole(dataclasses.replace(night.template, train=small))
     assert (alone.workers, alone.cpus) == (1, total)
 
 
