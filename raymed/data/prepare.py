@@ -246,7 +246,7 @@ def _given(found: Survey, settings: CurationSettings, patients: Collection[str])
     if lost := sorted(set(patients) - stated.keys()):
         raise UserError(
             f"{found.listing.root}: the source states no split for {len(lost)} patients, for example "
-            f"{', '.join(lost[:10])}. Add it, or pass --splits false, which divides all anew"
+            f"{', '.join(lost[:10])}. Add it, or pass --source.splits false, which divides all anew"
         )
     return {patient: stated[patient] for patient in patients}
 

@@ -361,7 +361,7 @@ def test_meta_file_names_its_sets_and_paths_stay_in_their_root(tmp_path: Path) -
     assert any("repeat_time=2" in note for note in listing.notes) and any("length" in note for note in listing.notes)
     (tmp_path / "configs").mkdir()
     moved = (tmp_path / "meta.json").rename(tmp_path / "configs" / "meta.json")
-    with pytest.raises(UserError, match=r"--root"):
+    with pytest.raises(UserError, match=r"--source\.root"):
         list_source(moved, regex)
     at_root = SourceSettings(patient_regex=r"([^/_]+)_\d", root=str(tmp_path))
     assert paths(list_source(moved, at_root)) == paths(listing)

@@ -104,7 +104,8 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             known = False
             notes.append(
                 f"{part.name}: no line names a patient, so each of the {len(lines_of)} pictures counts as a patient of its "
-                "own: a person with two of them may be in two splits. Add a field `patient_id`, or pass --patient-regex"
+                "own: a person with two of them may be in two splits. Add a field `patient_id`, or pass "
+                "--source.patient-regex"
             )
         owners = {
             row.path: (row.patient or row.path, row.study or row.patient or row.path)
@@ -169,7 +170,7 @@ def _read_lines(part: DataSet, root: Path, settings: SourceSettings) -> list[_Ro
         except ValueError as error:
             broken.append((number, f"{part.annotation}:{number}: {error}"))
     if any(row.patient is not None for row in rows):
-        reason = "no patient, though other lines name theirs: add a field `patient_id`, or pass --patient-regex"
+        reason = "no patient, though other lines name theirs: add a field `patient_id`, or pass --source.patient-regex"
         unnamed = [(row.line, f"{part.annotation}:{row.line}: {reason}") for row in rows if row.patient is None]
         broken = sorted([*broken, *unnamed])
     if broken:

@@ -287,7 +287,7 @@ def _name_patients(root: Path, headers: list[Header], naming: _Naming) -> tuple[
             + (
                 f"patient_regex {settings.patient_regex!r} does not match"
                 if settings.patient_regex
-                else "PatientID is empty; put each patient into a folder or pass --patient-regex"
+                else "PatientID is empty; put each patient into a folder or pass --source.patient-regex"
             )
         )
     return patients, labels

@@ -100,10 +100,10 @@ def _explain(root: Path, wrong: list[str], settings: SourceSettings) -> str:
     if settings.labelled:
         return (
             f"{root}: expected <class>/<patient>/pictures (or <class>/<patient>/<study>/pictures), found {some(wrong)}. "
-            "If the patient is part of the file name, pass --patient-regex, e.g. '([^/_]+)_[0-9]+[.]'; if every "
-            "picture is its own patient, '([^/]+)[.]'. If there are no labels, pass --labelled false"
+            "If the patient is part of the file name, pass --source.patient-regex, e.g. '([^/_]+)_[0-9]+[.]'; if every "
+            "picture is its own patient, '([^/]+)[.]'. If there are no labels, pass --source.labelled false"
         )
     return (
         f"{root}: without labels, expected pictures, <patient>/pictures or <patient>/<study>/pictures, found {some(wrong)}. "
-        "If the first level are classes, pass --labelled true; or name the patient with --patient-regex"
+        "If the first level are classes, pass --source.labelled true; or name the patient with --source.patient-regex"
     )

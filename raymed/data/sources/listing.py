@@ -265,9 +265,9 @@ def inside(root: Path, path: str, where: str) -> str:
         raise UserError(f"{where}: the path {path!r} holds a NUL character")
     tidy = posixpath.normpath(path.strip().replace("\\", "/"))
     if tidy.startswith("/") or re.match(r"[A-Za-z]:", tidy):
-        raise UserError(f"{where}: absolute path {path!r}; write paths relative to {root}, or to what --root names")
+        raise UserError(f"{where}: absolute path {path!r}; write paths relative to {root}, or to what --source.root names")
     if tidy == ".." or tidy.startswith("../"):
-        raise UserError(f"{where}: the path {path!r} leaves the folder {root}; move the files or set --root")
+        raise UserError(f"{where}: the path {path!r} leaves the folder {root}; move the files or set --source.root")
     if not _stays_inside(root / tidy, root):
         raise UserError(f"{where}: the path {path!r} leads through a symbolic link out of the folder {root}; copy the files")
     return tidy

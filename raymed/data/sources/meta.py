@@ -51,7 +51,7 @@ def meta_root(path: Path, given: str | None, notes: list[str]) -> Path:
     lost = next(each for each in annotations if not (own / each).is_file() and not (current / each).is_file())
     raise UserError(
         f"{path}: no file {lost} in the meta file's folder {own}, nor in the current one, {current}. If paths are relative "
-        "to another folder, pass --root FOLDER"
+        "to another folder, pass --source.root FOLDER"
     )
 
 
@@ -69,7 +69,9 @@ def read_meta(path: Path, root: Path) -> list[DataSet]:
             raise UserError(f"{where}: {' and '.join(missing)} missing")
         annotation = root / inside(root, entry["annotation"], f"{where}: annotation")
         if not annotation.is_file():
-            raise UserError(f"{where}: no file {annotation}. Paths are relative to {root}; name another folder with --root")
+            raise UserError(
+                f"{where}: no file {annotation}. Paths are relative to {root}; name another folder with --source.root"
+            )
         sets.append(DataSet(name, inside(root, entry["root"], f"{where}: root"), annotation, entry))
     return sets
 

@@ -11,8 +11,8 @@ from raymed.data.sources.listing import Refusal, SourceSettings, Tree, some
 from raymed.errors import UserError
 
 OPTIONS = (
-    "pass --patient-ids header, which calls patients by their PatientID, or --patient-ids folder if ids were replaced and "
-    "mean nothing"
+    "pass --source.patient-ids header, which calls patients by their PatientID, or --source.patient-ids folder if ids were "
+    "replaced and mean nothing"
 )
 
 

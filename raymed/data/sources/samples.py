@@ -209,7 +209,7 @@ class _Samples:
         if self._unknown:
             self.notes.append(
                 f"{self._unknown} of {self.lines} samples name no patient: each picture, and each text without one, counts "
-                "as a patient of its own. Add a field `patient_id`, or pass --patient-regex"
+                "as a patient of its own. Add a field `patient_id`, or pass --source.patient-regex"
             )
         studies.sort(key=lambda study: (study.patient, study.study))
         return Listing(

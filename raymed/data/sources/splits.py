@@ -36,10 +36,10 @@ class StatedSplits:
         if known != split:
             raise UserError(
                 f"{where}: patient {patient} is in {split} here and in {known} at {self._where[patient]}: a leak. Put each "
-                "patient into one split, or pass --splits false, which divides them anew"
+                "patient into one split, or pass --source.splits false, which divides them anew"
             )
         self._where.setdefault(patient, where)
 
     def notes(self) -> tuple[str, ...]:
         """What a person should know."""
-        return ("train, val and test are as the source states them (--splits false divides anew)",) if self.of else ()
+        return ("train, val and test are as the source states them (--source.splits false divides anew)",) if self.of else ()

@@ -160,7 +160,7 @@ def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]
     """
     idle = {"label": not settings.labelled, "split": not (settings.labelled and settings.splits)}
     usual = {key: names for key, names in USUAL_NAMES.items() if not idle.get(key)}
-    hints = {"label": ", or pass --labelled false if there are no labels"}
+    hints = {"label": ", or pass --source.labelled false if there are no labels"}
     for line, cells in read_cells(path, usual, ("image", "patient_id", "label"), vars(settings.columns), hints):
         yield _row(path, root, line, cells)
 
@@ -219,8 +219,8 @@ def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> Row:
             raise UserError(f"{where}: the slice order {cells['position']!r} is not a number")
     if (stated := cells.get("split")) and stated.casefold() not in NAMES:
         raise UserError(
-            f"{where}: split {stated!r} is none of {', '.join(NAMES)}: correct it, or pass --splits false, which divides "
-            "all anew"
+            f"{where}: split {stated!r} is none of {', '.join(NAMES)}: correct it, or pass --source.splits false, which "
+            "divides all anew"
         )
     return Row(
         line=line,
