@@ -1,6 +1,6 @@
 """Leaving in good order: a run whose machine or job is being taken away saves a checkpoint at its next step.
 
-Word of it comes to a worker as SIGTERM, as a machine that Ray drains (a spot notice), or from the job (Ctrl-C).
+Word of it comes to a worker as SIGTERM, as a machine that Ray drains, or from the job (Ctrl-C).
 """
 
 from __future__ import annotations

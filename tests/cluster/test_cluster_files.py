@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,16 @@ from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandSche
 from ray.autoscaler._private.util import ConcurrentCounter, prepare_config, validate_config, with_envs
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.node_provider import NodeProvider
-from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+from ray.autoscaler.tags import (
+    NODE_KIND_HEAD,
+    NODE_KIND_WORKER,
+    TAG_RAY_CLUSTER_NAME,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_USER_NODE_TYPE,
+)
 
 from raymed.cluster import capacity
+from raymed.tracking_server import COPY
 
 REPOSITORY = Path(__file__).parent.parent.parent
 FILES = ("cluster.yaml", "cluster.local.yaml")
@@ -185,3 +193,57 @@ def test_aws_launches_an_on_demand_head_and_spot_workers_that_only_ssh_can_enter
 def test_the_account_template_uses_nothing_that_cloudformation_refuses() -> None:
     text = (REPOSITORY / "cluster.account.yaml").read_text()
     assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
+
+
+class _Tags(yaml.SafeLoader):
+    """Reads CloudFormation's functions as what they are applied to."""
+
+
+def _function(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    assert isinstance(node, yaml.ScalarNode)
+    return loader.construct_scalar(node)
+
+
+_Tags.add_multi_constructor("!", _function)
+
+
+def template() -> dict[str, Any]:
+    return yaml.load((REPOSITORY / "cluster.account.yaml").read_text(), _Tags)["Resources"]
+
+
+def policies(role: str) -> list[dict[str, Any]]:
+    """The statements of a role's own policies."""
+    return [each for policy in template()[role]["Properties"]["Policies"] for each in policy["PolicyDocument"]["Statement"]]
+
+
+def test_the_head_ends_and_tags_only_machines_of_its_cluster() -> None:
+    for statement in policies("HeadRole"):
+        actions = {statement["Action"]} if isinstance(statement["Action"], str) else {*statement["Action"]}
+        if actions & {"ec2:TerminateInstances", "ec2:DeleteTags"}:
+            assert statement["Condition"] == {"StringEquals": {f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}": "ClusterName"}}
+        if "ec2:RunInstances" in actions and "instance/*" in statement["Resource"]:
+            assert statement["Condition"] == {"StringEquals": {f"aws:RequestTag/{TAG_RAY_CLUSTER_NAME}": "ClusterName"}}
+        if any(action.startswith("ec2:") and action != "ec2:Describe*" for action in actions):
+            assert statement["Resource"] != "*"
+
+
+def test_a_worker_cannot_write_the_record_or_the_registry() -> None:
+    """`raymed.tracking_server` keeps both beside the runs, in the storage."""
+    (denied,) = policies("WorkerRole")
+    assert denied["Effect"] == "Deny" and {"s3:PutObject", "s3:DeleteObject"} <= {*denied["Action"]}
+
+    def is_denied(key: str) -> bool:
+        return any(fnmatch(key, pattern.removeprefix("${Bucket.Arn}/")) for pattern in denied["Resource"])
+
+    assert is_denied(f"raymed/{COPY}") and is_denied(COPY)
+    assert is_denied("raymed/artifacts/1/models/model.safetensors")
+    assert not is_denied("raymed/lung-3fa9c1-0/checkpoint_1/rank-0.pt")
+
+
+def test_the_bucket_keeps_versions_takes_no_plain_http_and_drops_unfinished_uploads() -> None:
+    bucket = template()["Bucket"]["Properties"]
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert any("AbortIncompleteMultipartUpload" in rule for rule in bucket["LifecycleConfiguration"]["Rules"])
+    (statement,) = template()["BucketRules"]["Properties"]["PolicyDocument"]["Statement"]
+    assert (statement["Effect"], statement["Principal"]) == ("Deny", "*")
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
