@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -46,6 +45,7 @@ REASON, CHECKPOINT, BEST_EPOCH, SECONDS, CURVE = "reason", "checkpoint", "best_e
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
 SEEN_CHAMPION = "seen_champion"  # also of the whole search
 SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
+LOST_DRIVER = re.compile(r"^(ray\.exceptions\.Actor\w+Error: )?The actor ", re.MULTILINE)
 DECIDED = "decided"  # by epoch: why the trial was stopped after it, or nothing where it went on
 
 
@@ -410,9 +410,8 @@ class StudyScheduler(FIFOScheduler):
 
 
 def _lost_its_driver(trial: TuneTrial) -> bool:
-    """Whether the process died that waits for a trial's workers, or its machine."""
-    file = trial.pickled_error_file  # there is one for errors of Ray only
-    return bool(file) and isinstance(pickle.loads(Path(file).read_bytes()), RayActorError)
+    """Whether the process died that waits for a trial's workers, or its machine, by what Ray Tune has written down."""
+    return trial.error_file is not None and LOST_DRIVER.search(Path(trial.error_file).read_text()) is not None
 
 
 def _last_line(text: str) -> str:

@@ -1,6 +1,5 @@
 """The study is the one truth about a search: what it records must survive its process."""
 
-import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -239,11 +238,11 @@ def test_a_full_storage_stops_the_search_and_its_trials_go_on_once_there_is_room
 def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_dies_again_and_again(tmp_path):
     study = open_study(tmp_path)
     scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
-    lost, text = tmp_path / "error.pkl", tmp_path / "error.txt"
-    lost.write_bytes(pickle.dumps(ActorDiedError()))
-    text.write_text("the actor died")
+    lost, text = tmp_path / "lost.txt", tmp_path / "error.txt"
+    lost.write_text(f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{ActorDiedError()}\n")  # as Ray Tune does
+    text.write_text("Failure # 1 (occurred at 2026-01-01_00-00-00)\n  the actor's bug\nValueError: a bug\n")
     number, _ = study.ask(Budget(9))
-    trial = SimpleNamespace(config={"number": number}, pickled_error_file=str(lost), error_file=str(text))
+    trial = SimpleNamespace(config={"number": number}, error_file=str(lost))
     study.report(number, 1, result(0.9, 1))
     for _ in range(2):
         scheduler.on_trial_error(None, trial)
@@ -254,7 +253,7 @@ def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_die
         assert study.ask(Budget(9))[0] == number, "it had got on"
     scheduler.on_trial_error(None, trial)
     assert study.trial(number).state == TrialState.FAIL
-    bug = SimpleNamespace(config={"number": study.ask(Budget(9))[0]}, pickled_error_file=None, error_file=str(text))
+    bug = SimpleNamespace(config={"number": study.ask(Budget(9))[0]}, error_file=str(text))
     scheduler.on_trial_error(None, bug)
     assert study.trial(bug.config["number"]).state == TrialState.FAIL
 
@@ -264,7 +263,7 @@ def test_while_the_storage_is_away_nothing_begins_and_nothing_fails(tmp_path):
     scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, interrupt, storage)
     searcher = StudySearcher(study, timetable(Budget(9)), lambda number, params: number, interrupt, storage)
     number, _ = study.ask(Budget(9))
-    scheduler.on_trial_error(None, SimpleNamespace(config={"number": number}, pickled_error_file=None))
+    scheduler.on_trial_error(None, SimpleNamespace(config={"number": number}, error_file=None))
     assert study.trial(number).state == TrialState.RUNNING
     assert searcher.suggest("") is None, "later"
     storage.is_away = False
