@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
-from raymed.model_card import _licence
+from raymed.data.prepared import Prepared
+from raymed.model_card import _licence, near_duplicates
 from raymed.models.settings import ModelSettings
 
 
@@ -20,3 +21,19 @@ from raymed.models.settings import ModelSettings
 )
 def test_weights_that_somebody_else_made_are_named_with_their_licence(model: ModelSettings, says: str) -> None:
     assert says in _licence({"model": asdict(model)})
+
+
+@pytest.mark.parametrize(
+    ("groups", "mode", "says"),
+    [
+        ([], "group", "no patients share near-duplicate pictures"),
+        ([["a", "b"]], "group", "1 groups of patients who share near-duplicate pictures, each kept in one split"),
+        ([["a", "b"]], "warn", "NOT kept in one split (near_duplicates warn)"),
+    ],
+)
+def test_near_duplicates_are_said_to_be_kept_together_only_where_they_were(
+    groups: list[list[str]], mode: str, says: str, prepared: Prepared
+) -> None:
+    settings = prepared.manifest.settings | {"near_duplicates": mode}
+    manifest = replace(prepared.manifest, near_duplicates=groups, settings=settings)
+    assert says in near_duplicates(replace(prepared, manifest=manifest))
