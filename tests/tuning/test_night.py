@@ -224,7 +224,7 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tel
     assert refitted.data["version"] != morning.data["version"]
     assert refitted.data["test"] == morning.data["test"], "the figures belong to the model before refitting"
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("refit")]
-    assert re.match(r"refit: trial \d on train \+ val for \d epochs, (about|under)", told[0])
+    assert re.match(r"refit: trial \d on train \+ val for \d epochs, \d workers of \d CPUs, (about|under)", told[0])
     epochs = searched.best.user_attrs[BEST_EPOCH]
     assert [line.split("  ")[1] for line in told[1:]] == [f"epoch {epoch}/{epochs}" for epoch in range(1, epochs + 1)]
 
