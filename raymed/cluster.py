@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.data
 
+from raymed import local_ray
 from raymed.departure import kept_handlers
 from raymed.errors import UserError
 from raymed.library_log import take_over
@@ -27,8 +28,8 @@ _OWN = "RAYMED_OWN_RAY"  # set in all processes of a Ray that `connect` started 
 def connect() -> None:
     """Join the cluster of ``RAY_ADDRESS`` (set inside a submitted job), or start Ray on this machine.
 
-    A local start offers one logical CPU more than the machine has cores: trial drivers and data tasks mostly wait, and
-    would otherwise keep a training worker from being placed.
+    Raises:
+        RunError: Ray does not start here.
     """
     if ray.is_initialized():
         return
@@ -49,8 +50,8 @@ def connect() -> None:
         # A run has some ten small processes beside its workers; Ray warns of that many as if they were a mistake.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
         os.environ[_OWN] = "1"
-        with kept_handlers():  # "local": also beside a running head
-            ray.init("local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)
+        with kept_handlers():
+            local_ray.start(**quiet)
     take_over("ray")
     _require_token()
 

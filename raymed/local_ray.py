@@ -1,0 +1,67 @@
+"""Ray for one job on this machine: it listens on loopback, runs nothing that nobody asks, and is tried twice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray._private import ray_constants, utils
+
+from raymed.errors import RunError
+
+log = logging.getLogger("raymed")
+
+
+def start(**settings: Any) -> None:
+    """Start Ray, with one logical CPU more than the machine has cores.
+
+    Trial drivers and data tasks mostly wait, and would otherwise keep a training worker from being placed.
+
+    Args:
+        settings: passed on to `ray.init`.
+
+    Raises:
+        RunError: it does not start, and neither does it a second time.
+    """
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # workers of a run meet on loopback too
+    cpus = os.cpu_count() or 1
+    for last in (False, True):
+        try:
+            with _kept_to_itself():  # "local": also beside a running head
+                ray.init("local", num_cpus=cpus + 1, include_dashboard=False, **settings)
+            return
+        except Exception as error:  # Ray raises just that where a process of its does not come up in time
+            ray.shutdown()
+            cause = str(error).strip().split("\n")[0]
+            if last:
+                raise RunError(
+                    f"Ray did not start on this machine, twice: {cause} Its processes get some seconds each to come up; the "
+                    f"load is {os.getloadavg()[0]:.0f} on {cpus} CPUs. Wait for other work to end, or end it, and run the "
+                    "same command again: what is done is kept. Ray's own account is in "
+                    f"{tempfile.gettempdir()}/ray/session_latest/logs"
+                ) from error
+            log.warning("Ray did not start (%s): trying once more", cause)
+
+
+@contextlib.contextmanager
+def _kept_to_itself() -> Iterator[None]:
+    """Let Ray listen on 127.0.0.1, and start its agent without the services for a dashboard that is not there.
+
+    It has no setting for either. It keeps off the network where it is told that it cannot be a cluster (its rule for
+    laptops), and takes itself for the small package where the dashboard's libraries are missing. That agent comes up at
+    once; the whole one has 15 seconds to, a fixed port (52365) that another Ray may hold, and much to import.
+    """
+    is_cluster, missing = ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    utils.get_dashboard_dependency_error = lambda: ImportError("nobody asks this Ray's dashboard")
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error = is_cluster, missing
