@@ -54,7 +54,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     from raymed.evaluation.predict import note, predict_studies, table
 
     inference.image.require_rule()
-    listing = list_source(Path(options.input), options.source)
+    listing = list_source(Path(options.input), options.source, usable=False)
     if not options.source.labelled and not options.source.patient_regex:
         _refuse_classes(listing, inference)
     lost = [note(refusal) for refusal in listing.refusals if refusal.patient is None]

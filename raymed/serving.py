@@ -98,7 +98,7 @@ def _find(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple
             pictures[path] = Row(number, path, patient, None, "pictures", None, "")
             continue
         if isinstance(image, str | Path):
-            listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"))
+            listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"), usable=False)
             if len({study.patient for study in listing.studies}) > 1:
                 raise UserError(f"{image} holds several patients: give one row per patient, or use jobs/predict_lung.py")
             usable, refused = _from_listing(patient, f"{number}/", listing, settings)

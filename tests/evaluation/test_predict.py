@@ -129,6 +129,18 @@ def test_every_patient_who_was_named_has_a_line_with_the_reason_where_there_is_n
     assert "an empty folder" in lines["note"]["carla"] and "a symbolic link to a folder" in lines["note"]["dora"]
 
 
+def test_patients_of_whom_nothing_can_be_used_have_their_lines_also_where_there_are_no_others(
+    model: Model, inference: Inference, tmp_path: Path
+) -> None:
+    for patient in ("anna", "berta"):
+        (tmp_path / "new" / patient).mkdir(parents=True)
+        (tmp_path / "new" / patient / "1.dcm").write_bytes(b"no DICOM")
+    outcome = predict(PredictOptions(input=str(tmp_path / "new"), out=str(tmp_path / "out.csv")), inference, lambda: model)
+    assert (outcome.data["patients"], outcome.data["undecided"]) == (2, 2)
+    notes = pd.read_csv(tmp_path / "out.csv")["note"]
+    assert all("no usable slice" in note and "not a readable DICOM file" in note for note in notes)
+
+
 def test_the_limit_of_a_first_try_does_not_drop_patients_from_predictions(
     model: Model, inference: Inference, folders: Path
 ) -> None:

@@ -51,8 +51,11 @@ _FORMATS = {
 }
 
 
-def list_source(path: Path, settings: SourceSettings) -> Listing:
+def list_source(path: Path, settings: SourceSettings, usable: bool = True) -> Listing:
     """The studies of a folder or file, found by content unless `settings.format` says what it is. Decodes nothing.
+
+    Args:
+        usable: whether there must be a study; else patients of whom everything is refused are enough.
 
     Raises:
         UserError: nothing there, nothing usable, several formats at once, or the format's own errors.
@@ -68,7 +71,7 @@ def list_source(path: Path, settings: SourceSettings) -> Listing:
             raise UserError(f"--patients says whose the images of class folders are, and {path} is read as {kind}")
         kind = "classes"
     listing = _FORMATS[kind](path, settings)
-    if not listing.studies:
+    if not listing.studies and (usable or all(refusal.patient is None for refusal in listing.refusals)):
         reasons = "".join(f"\n  {refusal.where}: {refusal.reason}" for refusal in listing.refusals[:10])
         raise UserError(f"{path}: nothing usable as {kind}: {len(listing.refusals)} files refused{reasons}")
     return listing
