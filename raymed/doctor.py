@@ -136,7 +136,8 @@ def kernels() -> Iterator[Finding]:
 
 def ray_cluster() -> Iterator[Finding]:
     """A running cluster, its token, and the shared memory that Ray's object store lives in."""
-    address = os.environ.get("RAY_ADDRESS", "auto").replace("auto", "") or _read(Path("/tmp/ray/ray_current_cluster"))
+    current = Path(os.environ.get("TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # where Ray looks for it
+    address = os.environ.get("RAY_ADDRESS", "auto").replace("auto", "") or _read(current)
     if not address:
         yield Finding("Ray", "ok", "no cluster is running; jobs start Ray on this machine by themselves")
     elif _answers(address):

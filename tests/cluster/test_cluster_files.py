@@ -93,12 +93,16 @@ def test_the_stated_capacity_is_what_the_cluster_can_grow_to(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_starts_with_the_older_autoscaler_and_a_thread_for_each_cpu(name: str, tmp_path: Path) -> None:
+def test_ray_starts_with_the_older_autoscaler_a_thread_for_each_cpu_and_its_files_on_a_disk(
+    name: str, tmp_path: Path
+) -> None:
     """`ray up` exports the contrary before each command. `ray` is a program here that shows what it was started with."""
-    config = load(name)
+    config, disk = load(name), "/var/tmp" if name == "cluster.yaml" else "/tmp"  # AWS keeps /tmp in memory
     (tmp_path / "raymed" / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / "raymed" / ".venv" / "bin" / "activate").write_text(f"PATH={tmp_path}:$PATH\n")
-    (tmp_path / "ray").write_text("#!/bin/bash\necho $1 v2=$RAY_enable_autoscaler_v2 threads=${OMP_NUM_THREADS-unset}\n")
+    (tmp_path / "ray").write_text(
+        "#!/bin/bash\necho $1 v2=$RAY_enable_autoscaler_v2 threads=${OMP_NUM_THREADS-unset} ${TMPDIR-/tmp}\n"
+    )
     (tmp_path / "ray").chmod(0o755)
     (writes,) = (line for line in config["setup_commands"] if "cat > ~/raymed.env" in line)
     starts = [line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "ray start" in line]
@@ -108,7 +112,7 @@ def test_ray_starts_with_the_older_autoscaler_and_a_thread_for_each_cpu(name: st
             line, shell=True, capture_output=True, text=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
         )
         assert done.returncode == 0, done.stderr
-        assert command == writes or done.stdout == "start v2=0 threads=unset\n"
+        assert command == writes or done.stdout == f"start v2=0 threads=unset {disk}\n"
 
 
 def test_the_autoscaler_takes_the_other_type_while_the_first_cannot_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
