@@ -26,7 +26,7 @@ def main(options: VitpOptions) -> Outcome:
     from raymed.tuning.estimate import describe
     from raymed.tuning.search import run_search
 
-    connect()
+    connect(start=not options.dry_run)
     night = options.night(options.prepared(), Budget(trials=1))
     if options.dry_run:
         return describe(night)

@@ -33,7 +33,7 @@ def main(options: TrainClip) -> Outcome:
     configurations, wrong = list_configurations(options, GUIDE)
     for each in {each.prepared.folder.uri: each for each in configurations}.values():
         each.options.tell_data(each.prepared)
-    connect()
+    connect(start=not options.dry_run)
     runs = {name: spec for each in configurations for name, spec in each.specs.items()}
     if options.resume_from:
         begin_with = Path(options.resume_from).expanduser().resolve()

@@ -29,7 +29,7 @@ def main(options: TrainLung) -> Outcome:
     from raymed.tuning.estimate import describe
     from raymed.tuning.search import run_search
 
-    connect()
+    connect(start=not options.dry_run)
     prepared = options.prepared()
     night = options.night(prepared, Budget(trials=1))
     if options.dry_run:

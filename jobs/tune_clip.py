@@ -37,7 +37,7 @@ def main(options: TuneClip) -> Outcome:
     from raymed.tuning.morning import judge_night
     from raymed.tuning.search import run_search
 
-    connect()
+    connect(start=not options.dry_run)
     options = for_search(options).small()
     prepared = options.prepared()
     options.tell_data(prepared)

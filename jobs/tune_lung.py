@@ -29,7 +29,7 @@ def main(options: TuneLung) -> Outcome:
     from raymed.tuning.morning import judge_night
     from raymed.tuning.search import run_search
 
-    connect()
+    connect(start=not options.dry_run)
     options = for_search(options)
     night = options.night(options.prepared(), options.budget)
     if options.dry_run:

@@ -32,7 +32,7 @@ def main(options: TuneVitp) -> Outcome:
 
     if options.refit != "none":
         raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
-    connect()
+    connect(start=not options.dry_run)
     options = for_search(options)
     night = options.night(options.prepared(), options.budget)
     if options.dry_run:

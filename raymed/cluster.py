@@ -20,18 +20,22 @@ from raymed.library_log import take_over
 log = logging.getLogger("raymed")
 
 # Asks for a place on the head, which every cluster has: what must outlive a lost worker machine stays there.
-HEAD = {"node:__internal_head__": 0.001}
+HEAD_NODE = "node:__internal_head__"
+HEAD = {HEAD_NODE: 0.001}
 
 _OWN = "RAYMED_OWN_RAY"  # set in all processes of a Ray that `connect` started and that ends with its job
 
 
-def connect() -> None:
+def connect(start: bool = True) -> None:
     """Join the cluster of ``RAY_ADDRESS`` (set inside a submitted job), or start Ray on this machine.
+
+    Args:
+        start: false for a plan, which needs to know only what this machine would offer.
 
     Raises:
         RunError: Ray does not start here.
     """
-    if ray.is_initialized():
+    if ray.is_initialized() or not (start or os.environ.get("RAY_ADDRESS")):
         return
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -58,7 +62,24 @@ def connect() -> None:
 
 def is_own() -> bool:
     """Whether this process is of a Ray that its job started for itself, on one machine and without a dashboard."""
-    return _OWN in os.environ
+    return _OWN in os.environ or not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+
+
+def resources() -> dict[str, float]:
+    """CPUs, GPUs and more of the cluster that was joined, or of the Ray that would be started on this machine."""
+    if ray.is_initialized():
+        have: dict[str, float] = ray.cluster_resources()
+        return have
+    return machines()[0]
+
+
+def machines() -> list[dict[str, float]]:
+    """What each machine of the cluster has, or this one would offer a Ray of its own."""
+    if ray.is_initialized():
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    import torch
+
+    return [{HEAD_NODE: 1.0, "CPU": local_ray.offered_cpus(), "GPU": float(torch.cuda.device_count())}]
 
 
 def _require_token() -> None:
@@ -75,12 +96,8 @@ def cpus_per_gpu() -> int:
 
     Of machines that are still to come it is the mean that ``RAYMED_CAPACITY`` says.
     """
-    have = ray.cluster_resources()
-    shares = [
-        (each["Resources"].get("CPU", 0) - ("node:__internal_head__" in each["Resources"])) / each["Resources"]["GPU"]
-        for each in ray.nodes()
-        if each["Alive"] and each["Resources"].get("GPU")
-    ]
+    have = resources()
+    shares = [(each.get("CPU", 0) - (HEAD_NODE in each)) / each["GPU"] for each in machines() if each.get("GPU")]
     if not shares:
         will = capacity(have)
         shares = [(will["CPU"] - have.get("CPU", 0.0)) / will["GPU"]]

@@ -18,6 +18,11 @@ from raymed.errors import RunError
 log = logging.getLogger("raymed")
 
 
+def offered_cpus() -> int:
+    """The CPUs that it offers: one more than the machine has cores, because trial drivers and data tasks mostly wait."""
+    return (os.cpu_count() or 1) + 1
+
+
 def start(**settings: Any) -> None:
     """Start Ray, with one logical CPU more than the machine has cores.
 
@@ -31,11 +36,10 @@ def start(**settings: Any) -> None:
     """
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # workers of a run meet on loopback too
-    cpus = os.cpu_count() or 1
     for last in (False, True):
         try:
             with _kept_to_itself():  # "local": also beside a running head
-                ray.init("local", num_cpus=cpus + 1, include_dashboard=False, **settings)
+                ray.init("local", num_cpus=offered_cpus(), include_dashboard=False, **settings)
             return
         except Exception as error:  # Ray raises just that where a process of its does not come up in time
             ray.shutdown()
@@ -43,8 +47,8 @@ def start(**settings: Any) -> None:
             if last:
                 raise RunError(
                     f"Ray did not start on this machine, twice: {cause} Its processes get some seconds each to come up; the "
-                    f"load is {os.getloadavg()[0]:.0f} on {cpus} CPUs. Wait for other work to end, or end it, and run the "
-                    "same command again: what is done is kept. Ray's own account is in "
+                    f"load is {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs. Wait until other work has ended, and run "
+                    "the same command again: what is done is kept. Ray's own account is in "
                     f"{tempfile.gettempdir()}/ray/session_latest/logs"
                 ) from error
             log.warning("Ray did not start (%s): trying once more", cause)

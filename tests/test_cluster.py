@@ -39,6 +39,7 @@ def test_each_gpu_gets_its_share_of_its_machines_cpus(
 ) -> None:
     total = {name: sum(each.get(name, 0.0) for each in nodes) for name in ("CPU", "GPU")}
     monkeypatch.setattr("ray.cluster_resources", lambda: total)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": each} for each in nodes])
     monkeypatch.setenv("RAYMED_CAPACITY", stated)
     assert cpus_per_gpu() == share

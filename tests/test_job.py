@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -269,3 +270,26 @@ class Ranged(JobOptions):
 def test_a_range_of_workers_is_its_two_ends(words):
     assert (parse(Ranged, words).min_workers, parse(Ranged, words).workers) == (1, 4)
     assert parse(Ranged, ["--workers", "3"]).min_workers == 0
+
+
+PLAN = """
+import runpy, sys
+import ray, raymed.job
+
+raymed.job._leave = lambda code: None
+runpy.run_path(sys.argv[0], run_name="__main__")
+print("Ray was started:", ray.is_initialized())
+"""
+
+
+@pytest.mark.slow
+def test_a_dry_run_on_prepared_data_plans_without_starting_ray(prepared, tmp_path):
+    """A person who asks what would happen does not wait for processes that nothing runs in."""
+    words = [str(JOBS[0].parent / "tune_lung.py"), "--data", prepared.folder.uri, "--storage", str(tmp_path), "--dry-run"]
+    code = f"import sys; sys.argv = {words!r}\n{PLAN}"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert "nothing was started" in done.stdout, done.stderr
+    assert "Ray was started: False" in done.stdout
+    for chatter in ("INFO mlflow", "Writing model shards", "Setting accelerator"):
+        assert chatter not in done.stderr

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
@@ -22,6 +21,7 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from raymed import cluster
 from raymed.availability import is_refusal, require_there, wait_for
 from raymed.cluster import capacity, is_own
 from raymed.data.stream import Staged, Streamed
@@ -66,7 +66,7 @@ def resources(workers: int, cpus_per_worker: int, min_workers: int = 0) -> Resou
         UserError: there are fewer CPUs or GPUs than the workers need.
     """
     fewest = min_workers or workers
-    have = capacity(ray.cluster_resources())
+    have = capacity(cluster.resources())
     gpu = have["GPU"] > 0
     if fewest * cpus_per_worker > have["CPU"]:
         raise UserError(
@@ -80,7 +80,7 @@ def resources(workers: int, cpus_per_worker: int, min_workers: int = 0) -> Resou
 
 def spread(cpus: int, workers: int) -> int:
     """CPUs of each of so many workers that share `cpus`, as many as all find on the machines there are."""
-    machines = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    machines = [each.get("CPU", 0.0) for each in cluster.machines()]
     shares = range(cpus // workers, 0, -1)
     return next((share for share in shares if sum(machine // share for machine in machines) >= workers), 1)
 

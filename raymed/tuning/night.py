@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import ray
 from optuna.trial import FrozenTrial, TrialState
 
+from raymed import cluster
 from raymed.cluster import capacity, cpus_per_gpu, is_own
 from raymed.errors import RunError, UserError
 from raymed.job import Outcome
@@ -199,7 +199,7 @@ class Night:
         Raises:
             UserError: not even one trial fits into the cluster.
         """
-        have, asked = capacity(ray.cluster_resources()), self.template.workers
+        have, asked = capacity(cluster.resources()), self.template.workers
         workers = self.template.helpful(asked)
         alone = not (self.search.space or len(self.variants) > 1 or have["GPU"]) and is_own()
         share = cpus_per_gpu() if have["GPU"] else spread((os.cpu_count() or 1) if alone else asked, workers)
