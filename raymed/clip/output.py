@@ -58,7 +58,7 @@ class RunOutput:
                 if not source.is_local:
                     copy_to_local(source, local)
                 self._write(local)
-            # Ray Train, which keeps the best and the last, removed it meanwhile
+            # the run, which keeps the best and the two newest, removed it meanwhile
             except (OSError, IndexError, KeyError, RuntimeError):
                 log.info("%s: the files of this checkpoint come with a later one", checkpoint)
 
