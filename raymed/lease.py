@@ -100,9 +100,7 @@ class _Claim:
         rivals: set[str] = set()
         while not self._over.wait(BEAT):
             try:
-                if not self._folder.exists():  # the storage is away, and nothing is to be written below its mount point
-                    continue
-                require_there(self._folder)
+                require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
                 is_there, before, rivals = self._folder.exists(self._file), rivals, set(self._others())
                 if is_there and not before & rivals:  # one that only looked is gone by now
                     self._write()

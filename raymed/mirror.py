@@ -66,7 +66,8 @@ class Mirror:
         pause, since = FIRST_PAUSE, time.monotonic()
         while True:
             try:
-                require_there(self._folder)  # or it would be written below a mount point
+                if self._folder.is_local:  # or it would be written below a mount point
+                    require_there(self._folder)
                 self._folder.write(self._name, self._content())
                 break
             except Exception as error:  # whatever a file system raises while it is away
