@@ -25,7 +25,19 @@ from raymed.tuning.space import get_setting
 ROOT = Path(__file__).parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCS]
-PROGRAMS = {"apt-get", "aws", "export", "make", "mlflow", "python", "ray", "source", ".venv/bin/pre-commit", ".venv/bin/pip"}
+PROGRAMS = {
+    "apt-get",
+    "aws",
+    "hf",
+    "export",
+    "make",
+    "mlflow",
+    "python",
+    "ray",
+    "source",
+    ".venv/bin/pre-commit",
+    ".venv/bin/pip",
+}
 # options of the programs above, where the text speaks of them
 FOREIGN = {"--address"}
 
