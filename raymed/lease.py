@@ -109,7 +109,7 @@ class _Claim:
                 log.debug("the lease on %s could not be renewed: %s", self._name, error)
                 continue
             log.error("another process has taken %s over, because this one was not seen for too long: it ends", self._name)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored by what a script starts in the background
             return
 
     def _write(self) -> None:
