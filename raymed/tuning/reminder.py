@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
 log = logging.getLogger("raymed")
 
-PAUSE = 0.5  # seconds between two looks at an actor that is being started again
+PAUSE = 0.5  # seconds between two looks at the actor
 
 
 class Reminder:
@@ -32,15 +30,10 @@ class Reminder:
         self._over.set()
 
     def _wait(self) -> None:
-        while not self._over.is_set():
-            try:
-                ray.get(self._verdicts.until_lost.remote())
-            except RayActorError:
-                if self._over.is_set():
-                    return
+        lost = self._verdicts.until_lost.remote()
+        while not self._over.wait(PAUSE):
+            if ray.wait([lost], timeout=0)[0]:
                 log.warning("the process that tells runs whether to stop was lost: it is started again")
                 for name, epoch, stop in self._decisions():
                     self._verdicts.give.remote(name, epoch, stop)
-                time.sleep(PAUSE)
-            except ray.exceptions.RayError:  # Ray itself has ended
-                return
+                lost = self._verdicts.until_lost.remote()
