@@ -30,7 +30,7 @@ class Reminder:
         self._over.set()
 
     def _wait(self) -> None:
-        lost = self._verdicts.until_lost.remote()
+        lost: ray.ObjectRef[None] = self._verdicts.until_lost.remote()
         while not self._over.wait(PAUSE):
             if ray.wait([lost], timeout=0)[0]:
                 log.warning("the process that tells runs whether to stop was lost: it is started again")
