@@ -37,7 +37,7 @@ from raymed.system import prepare_phantoms
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.engine import TrainSettings, deepspeed_config
 from raymed.training.fit import fit, resources
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 
 
 def main(

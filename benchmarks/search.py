@@ -43,7 +43,8 @@ from raymed.recipes.recipe import TrainingPass
 from raymed.storage import Folder
 from raymed.system import prepare_phantoms
 from raymed.training.engine import Engine, TrainSettings
-from raymed.training.loop import JUDGED_BY, FitSpec
+from raymed.training.loop import JUDGED_BY
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.night import Night, SearchSettings

@@ -32,7 +32,7 @@ from raymed.tuning.settings import KeepCheckpoints, SearchSettings
 
 if TYPE_CHECKING:
     from raymed.recipes.recipe import Recipe
-    from raymed.training.loop import FitSpec
+    from raymed.training.spec import FitSpec
     from raymed.tuning.night import Night
 
 log = logging.getLogger("raymed")
@@ -93,7 +93,7 @@ class SystemOptions(JobOptions, ABC):
         Raises:
             UserError: there is nothing to train or to validate on.
         """
-        from raymed.training.loop import FitSpec
+        from raymed.training.spec import FitSpec
 
         if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
             raise UserError(f"{prepared.folder.uri} has no train or no val patients: it can be predicted, not trained on")

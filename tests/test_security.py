@@ -25,7 +25,7 @@ from raymed.recipes.lung import LungRecipe
 from raymed.storage import Folder, refuse_password
 from raymed.tracking import Tracker
 from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.morning import judge_night
 from raymed.tuning.night import Night, SearchSettings

@@ -24,7 +24,7 @@ from raymed.seal import check_archive
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, newest_step, publish
 from raymed.training.engine import learning_rate
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.training.state import TrainingState, write_state
 
 log = logging.getLogger("raymed")

@@ -23,7 +23,7 @@ from raymed.errors import UserError
 from raymed.recipes.clip import ClipRecipe
 from raymed.storage import Folder
 from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.training.state import read_state
 
 log = logging.getLogger("raymed")

@@ -22,7 +22,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
 from raymed.mistakes import did_you_mean
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.night import VARIANT, Night
 from raymed.tuning.space import get_setting, with_setting
 

@@ -28,9 +28,10 @@ from raymed.data.stream import Staged, Streamed
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.storage import Folder
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
-from raymed.training.loop import COMMON, FAILED, FitSpec, train_worker
+from raymed.training.loop import COMMON, FAILED, train_worker
 from raymed.training.preemption import NoteTermination
 from raymed.training.reports import Reports, in_words
+from raymed.training.spec import FitSpec
 from raymed.training.stall import STALLED
 
 log = logging.getLogger("raymed")

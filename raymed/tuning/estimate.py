@@ -14,7 +14,7 @@ from raymed.job import Outcome
 from raymed.recipes.recipe import TrainingPass
 from raymed.tracking_address import check_reachable
 from raymed.training.engine import division
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.night import Night
 
 MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on the machine that only submits the job

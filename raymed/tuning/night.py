@@ -22,7 +22,7 @@ from raymed.storage import Folder
 from raymed.tracking import Tracker
 from raymed.training.checkpoint import checkpoint_names, read_history
 from raymed.training.fit import Resources, resources, spread
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.forgotten import Forgotten
 from raymed.tuning.journal import COPY, Journal, generations

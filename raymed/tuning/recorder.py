@@ -14,8 +14,9 @@ from raymed.data.usage import Usage
 from raymed.outbox import Outbox, Refused
 from raymed.tracking import GENERATION, USED, RunRecord, Status, Tracker, is_permanent
 from raymed.training.fit import Resources
-from raymed.training.loop import DESCRIPTION, PASSED_OVER, FitSpec
+from raymed.training.loop import DESCRIPTION, PASSED_OVER
 from raymed.training.reports import LOST
+from raymed.training.spec import FitSpec
 from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.study import CHECKPOINT, CURVE, REASON, Study

@@ -22,8 +22,9 @@ from raymed.errors import RunError, StorageError
 from raymed.job import going_on
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import fit
-from raymed.training.loop import COMMON, FAILED, FitSpec
+from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST, Reports
+from raymed.training.spec import FitSpec
 from raymed.training.verdict import Verdicts
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.night import Night

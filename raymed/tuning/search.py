@@ -29,16 +29,17 @@ from raymed.registry import alias_version
 from raymed.storage import Folder
 from raymed.tracking import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.night import DRIVER_CPUS, TRIALS, Night
 from raymed.tuning.progress import Progress
+from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
 from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.reminder import Reminder
 from raymed.tuning.storage_watch import StorageWatch
-from raymed.tuning.study import DECIDED, JUDGING, SEARCHING, Study, StudyScheduler, StudySearcher
+from raymed.tuning.study import DECIDED, JUDGING, SEARCHING, Study
 from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")

@@ -1,4 +1,4 @@
-"""The study: one durable record of a search, and the two faces that Ray Tune sees of it.
+"""The study: one durable record of a search.
 
 The truth about a search is an Optuna study on disk: what was suggested, every val_loss by epoch, the rungs of successive
 halving, how each trial ended and why. Suggestions come from Optuna's TPE (seeded anew for each trial, so they do not depend
@@ -10,34 +10,20 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from ray.actor import ActorHandle
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from raymed.errors import UserError
-from raymed.training.fit import RESTARTS
-from raymed.training.loop import COMMON, FAILED, MODEL, FitSpec
-from raymed.training.reports import LOST
+from raymed.training.loop import MODEL
 from raymed.tuning.budget import Budget
-from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import Journal
 from raymed.tuning.settings import Halving
 from raymed.tuning.space import Space, Value
-from raymed.tuning.storage_watch import StorageWatch
-
-if TYPE_CHECKING:
-    from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")
 
@@ -45,7 +31,6 @@ REASON, CHECKPOINT, BEST_EPOCH, SECONDS, CURVE = "reason", "checkpoint", "best_e
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
 SEEN_CHAMPION = "seen_champion"  # also of the whole search
 SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
-LOST_DRIVER = re.compile(r"^(ray\.exceptions\.Actor\w+Error: )?The actor ", re.MULTILINE)
 DECIDED = "decided"  # by epoch: why the trial was stopped after it, or nothing where it went on
 
 
@@ -280,140 +265,3 @@ class Study:
 def best_value(trial: FrozenTrial) -> float:
     """A trial's lowest val_loss; infinity when it reported none."""
     return min((value for value in trial.intermediate_values.values() if math.isfinite(value)), default=math.inf)
-
-
-class StudySearcher(Searcher):
-    """Gives Ray Tune the study's next trial. Unlike Ray's own OptunaSearch it leaves ending a trial to `StudyScheduler`,
-    which knows whether it was stopped, failed or finished."""
-
-    def __init__(
-        self,
-        study: Study,
-        timetable: Timetable,
-        spec: Callable[[int, Mapping[str, Value]], FitSpec],
-        interrupt: Interrupt,
-        storage: StorageWatch,
-    ) -> None:
-        super().__init__()  # without a metric: not every report has one (a checkpoint within an epoch, a failure)
-        self._study, self._timetable, self._spec, self._interrupt, self._storage = study, timetable, spec, interrupt, storage
-
-    def suggest(self, trial_id: str) -> Any:
-        if self._storage.is_away and not self._interrupt.told:
-            return None  # later
-        is_over = self._interrupt.told or self._timetable.is_over(self._study)
-        asked = None if is_over else self._study.ask(self._timetable.budget)
-        return {"number": asked[0], "spec": self._spec(*asked)} if asked else Searcher.FINISHED
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: see the class."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on disk already."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `save`."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing either: Ray Tune pickles its parts into its own state file, which we never read."""
-        return {}
-
-
-class StudyScheduler(FIFOScheduler):
-    """Writes what trials report into the study, and tells those to stop that successive halving or the budget ends.
-
-    `observe(trial number, what happened, result)` is told of every start, epoch and end.
-    """
-
-    def __init__(
-        self,
-        study: Study,
-        timetable: Timetable,
-        verdicts: ActorHandle,
-        observe: Callable[[int, str, Mapping[str, Any]], None],
-        interrupt: Interrupt,
-        storage: StorageWatch,
-    ) -> None:
-        super().__init__()
-        self._study, self._timetable, self._verdicts, self._observe = study, timetable, verdicts, observe
-        self._interrupt, self._storage = interrupt, storage
-        self._lost: Counter[tuple[int, int]] = Counter()  # drivers, by trial and epoch
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing, as for `StudySearcher`."""
-        return {}
-
-    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        self._observe(trial.config["number"], "start", {})
-
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Always to go on, as far as Ray Tune is concerned: a trial that is told to stop ends by itself."""
-        if COMMON in result or ("mistake" in result and trial.config["number"] == 0 and not self._study.epochs):
-            self._study.mistake = str(result[FAILED])  # it stays RUNNING: the same command goes on once that is mended
-        elif FAILED in result:
-            self._end(trial, TrialState.FAIL, str(result[FAILED]))
-        elif "val_loss" in result:  # and not a checkpoint within an epoch
-            self._judge(trial, int(result["epoch"]), result)
-        elif LOST in result:
-            self._observe(trial.config["number"], LOST, result)
-        return TrialScheduler.CONTINUE
-
-    def _judge(self, trial: TuneTrial, epoch: int, result: dict[str, Any]) -> None:
-        number = trial.config["number"]
-        reason = self._study.decided(number, epoch)
-        if reason is None:
-            reason, budget = "", self._timetable.budget
-            with self._study.together():
-                if self._study.report(number, epoch, result):
-                    reason = f"stopped by successive halving after epoch {epoch}"
-                elif self._timetable.is_over(self._study, number) or 0 < budget.epochs <= self._study.epochs:
-                    reason = f"the budget was used up after epoch {epoch}"
-                self._study.decide(number, epoch, reason)
-        else:
-            self._study.locate(number, result)
-        self._observe(number, "epoch", result)
-        if result["finished"]:
-            self._end(trial, TrialState.COMPLETE)
-        elif reason:
-            self._end(trial, TrialState.PRUNED, reason)
-        self._verdicts.give.remote(trial.config["spec"].name, epoch, bool(reason))
-
-    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        if self._stays:
-            return
-        number = trial.config["number"]
-        place = number, self._study.trial(number).last_step or 0
-        self._lost[place] += _lost_its_driver(trial)
-        if self._storage.is_away or 0 < self._lost[place] <= RESTARTS:
-            log.warning("trial %d lost its driver after epoch %d: it is taken up again", *place)
-            self._study.take_up(number)
-            return
-        if self._lost[place]:
-            self._end(trial, TrialState.FAIL, f"the process that waits for its workers was lost {1 + RESTARTS} times")
-            return
-        # Tune has written down what it was told, but not yet copied it to the storage, where trial.get_error() looks.
-        self._end(trial, TrialState.FAIL, _last_line(Path(trial.error_file).read_text()))
-
-    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        if not self._stays:
-            self._end(trial, TrialState.FAIL, "ended without a result")  # only where nothing ended it before
-
-    @property
-    def _stays(self) -> bool:
-        """Whether a trial that ends stays RUNNING in the study, so that the same command goes on with it."""
-        return self._interrupt.told or bool(self._study.mistake)
-
-    def _end(self, trial: TuneTrial, state: TrialState, reason: str = "") -> None:
-        number = trial.config["number"]
-        if self._study.trials and not self._study.trial(number).state.is_finished():
-            self._study.tell(number, state, reason)
-            self._observe(number, state.name, {"reason": reason})
-
-
-def _lost_its_driver(trial: TuneTrial) -> bool:
-    """Whether the process died that waits for a trial's workers, or its machine, by what Ray Tune has written down."""
-    return trial.error_file is not None and LOST_DRIVER.search(Path(trial.error_file).read_text()) is not None
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(" ")]
-    return lines[-1][:500] if lines else text[:500]

@@ -25,7 +25,7 @@ from raymed.data.stream import stage
 from raymed.training.checkpoint import Progress, newest_step
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import fit, resources
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 
 cloudpickle.register_pickle_by_value(small)  # workers cannot import tests
 

@@ -53,7 +53,7 @@ from raymed.storage import Folder
 from raymed.tracking import Tracker
 from raymed.training.checkpoint import Progress, fetch_newest, publish, verify
 from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.journal import Journal
 
 for each in (signals, small_signals):

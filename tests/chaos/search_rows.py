@@ -28,7 +28,7 @@ from small_search import search
 from raymed.cluster import connect
 from raymed.data.prepared import Prepared
 from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.search import run_search

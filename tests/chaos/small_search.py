@@ -21,7 +21,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.library_log import OneLine
 from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.search import run_search

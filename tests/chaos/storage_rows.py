@@ -30,7 +30,7 @@ from raymed.tracking import Tracker
 from raymed.tracking_server import answers
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night, SearchSettings
 from raymed.tuning.search import run_search

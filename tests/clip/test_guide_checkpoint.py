@@ -29,7 +29,7 @@ from raymed.tracking import Tracker
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch_newest, seal
 from raymed.training.engine import Engine, TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.training.state import read_state
 
 TRAIN = TrainSettings(epochs=3, global_batch=16, micro_batch=16, lr=3e-3, warmup=0.0, final_lr=0.0, monitor="val_acc")

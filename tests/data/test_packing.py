@@ -99,7 +99,7 @@ def test_samples_longer_than_a_sequence_are_refused_by_name(prepared, packing) -
 def test_a_run_trains_on_the_packs_of_its_mixture_and_is_judged_on_every_sample(tmp_path: Path) -> None:
     from raymed.recipes.vitp import VitpRecipe
     from raymed.training.engine import TrainSettings
-    from raymed.training.loop import FitSpec
+    from raymed.training.spec import FitSpec
 
     data = write_prepared(tmp_path / "data")
     size = int(data.index["cost"][0].as_py())

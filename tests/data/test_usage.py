@@ -14,8 +14,8 @@ from raymed.data.usage import Usage
 from raymed.lung import LungOptions
 from raymed.models.settings import ModelSettings
 from raymed.recipes.lung import LungRecipe
-from raymed.training.loop import FitSpec
 from raymed.training.settings import TrainSettings
+from raymed.training.spec import FitSpec
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from raymed.recipes.lung import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import fit, resources
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

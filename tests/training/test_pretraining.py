@@ -21,7 +21,7 @@ from raymed.recipes.vitp import VitpRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import fit, resources
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

@@ -32,7 +32,7 @@ from raymed.registry import judge_and_register
 from raymed.storage import Folder
 from raymed.training.checkpoint import newest_step
 from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
 from raymed.tuning.morning import judge_night

@@ -13,8 +13,8 @@ from raymed.data.prepared import Prepared
 from raymed.recipes.lung import LungRecipe
 from raymed.tracking import Tracker
 from raymed.training.fit import Resources
-from raymed.training.loop import FitSpec
 from raymed.training.settings import TrainSettings
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress

@@ -11,6 +11,7 @@ from raymed.storage import Folder
 from raymed.training.loop import COMMON, FAILED
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
+from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import (
     CHECKPOINT,
@@ -21,8 +22,6 @@ from raymed.tuning.study import (
     SECONDS,
     Halving,
     Study,
-    StudyScheduler,
-    StudySearcher,
     best_value,
 )
 from raymed.tuning.timetable import Timetable

@@ -7,8 +7,8 @@ from optuna.trial import TrialState
 
 from raymed.recipes.lung import LungRecipe
 from raymed.storage import Folder
-from raymed.training.loop import FitSpec
 from raymed.training.settings import TrainSettings
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.night import Night, SearchSettings

@@ -11,7 +11,7 @@ from raymed.errors import RunError, UserError
 from raymed.recipes.lung import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
-from raymed.training.loop import FitSpec
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.night import VARIANT, Night, SearchSettings
 from raymed.tuning.space import Dimension

@@ -1,0 +1,123 @@
+"""What a training run is determined by, and what follows from that: its rows, its plan, what it may go on from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raymed.data.micro_batches import Division
+from raymed.data.plan import EpochPlan, Sampling, SliceSettings, plan_epoch
+from raymed.data.prepared import Prepared
+from raymed.data.usage import Usage
+from raymed.errors import UserError
+from raymed.recipes.recipe import Recipe
+from raymed.storage import Folder
+from raymed.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """Everything a training run is determined by.
+
+    Attributes:
+        name: name of the run, and of its folder in `storage`; the same name goes on with the same run.
+        storage: URI of the folder that holds the run's folder.
+        data: URI of the prepared data.
+        data_digest: what they hold; empty where that is not asked.
+        recipe: the system to train.
+        train: how.
+        sampling: which rows of a split an epoch uses, and which of them are seen together.
+        fold: cross-validation fold to validate on; None for the stored split.
+        train_on: splits whose rows are trained on; a refit takes val and test too, so its val_loss says nothing and its last
+            weights are kept.
+        last_epoch: stop after this epoch, on the schedule of all `train.epochs` (0 = train them all).
+        seed: of weights, order, draws.
+        workers: number of Ray Train workers; the most where `min_workers` is given.
+        min_workers: fewest workers to go on with while machines are missing (0 = `workers`).
+        generation: of the search that the run is part of; empty where it does not matter.
+    """
+
+    name: str
+    storage: str
+    data: str
+    recipe: Recipe
+    train: TrainSettings
+    sampling: Sampling = field(default_factory=SliceSettings)
+    fold: int | None = None
+    train_on: tuple[str, ...] = ("train",)
+    last_epoch: int = 0
+    seed: int = 0
+    workers: int = 1
+    min_workers: int = 0
+    generation: str = ""
+    data_digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers is {self.workers}: it takes at least 1")
+        if not 0 <= self.min_workers <= self.workers:
+            raise UserError(f"between {self.min_workers} and {self.workers} workers is no range: write it as --workers 1:4")
+        if self.train.monitor not in self.recipe.monitors:
+            raise UserError(
+                f"train.monitor is {self.train.monitor}, which {self.recipe.name} does not give; it gives "
+                f"{', '.join(self.recipe.monitors)}"
+            )
+
+    @property
+    def folder(self) -> Folder:
+        return Folder.at(self.storage).child(self.name)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results of a run, and stays what it was when the run goes on."""
+        deciding = {"train": self.train.deciding(), "sampling": repr(self.sampling), "seed": self.seed}
+        return {**self.recipe.settings(), **deciding}
+
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint of the run comes from."""
+        bound = {"fold": self.fold, "train_on": self.train_on} | ({"generation": self.generation} if self.generation else {})
+        bound |= {"data": self.data_digest} if self.data_digest else {}
+        plain: dict[str, Any] = json.loads(json.dumps(self.settings() | bound, default=str))
+        return plain
+
+    @property
+    def is_refit(self) -> bool:
+        return self.train_on != ("train",)
+
+    def helpful(self, workers: int) -> int:
+        """The fewest workers that are as fast as so many: none of them idles in a whole global batch."""
+        group = self.train.norm_group if self.recipe.contrastive else 0
+        return Division(self.train.micro_batch, workers, group, self.recipe.contrastive).helpful(self.train.global_batch)
+
+    def open_data(self) -> Prepared:
+        """The prepared data that the run began with.
+
+        Raises:
+            CommonError: they were prepared again, and are others now.
+        """
+        return Prepared.open(self.data, self.data_digest)
+
+    def rows(self, prepared: Prepared, split: str, epoch: int | None = None) -> np.ndarray:
+        """The chosen rows of a split, ascending; `epoch` matters where epochs differ."""
+        return self.sampling.choose(prepared, prepared.rows(split, self.fold), self.seed, epoch)
+
+    def usage(self, prepared: Prepared) -> Usage:
+        """Whom an epoch trains on, and whom it is validated on."""
+        rows = {
+            split: self.rows(prepared, split) for split in {*self.train_on, "val"} if len(prepared.rows(split, self.fold))
+        }
+        return Usage.of(prepared, rows, self.fold)
+
+    def all_rows(self, prepared: Prepared) -> np.ndarray:
+        """Every row that any epoch of the run may read, ascending."""
+        splits = sorted({*self.train_on, "val"})
+        if self.sampling.redraws:
+            return np.sort(np.concatenate([prepared.rows(split, self.fold) for split in splits]))
+        return np.sort(np.concatenate([self.rows(prepared, split) for split in splits]))
+
+    def plan(self, prepared: Prepared, epoch: int) -> EpochPlan:
+        parts = [prepared.rows(split, self.fold) for split in self.train_on]
+        drawn = self.sampling.draw(prepared, parts, self.seed, epoch)
+        return plan_epoch(drawn.packs, self.train.global_batch, self.seed, epoch, drawn.left_out, fill_rate=drawn.fill_rate)
