@@ -19,7 +19,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 
 from raymed.data.acquisition import HOUNSFIELD
-from raymed.data.hounsfield import require_hounsfield, without_padding
+from raymed.data.hounsfield import Values, require_hounsfield, without_padding
 from raymed.data.image import ImageError, ImageSettings, apply_window, fit
 from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, is_single, list_source, load_study
 from raymed.data.sources.table import Row, list_rows
@@ -139,20 +139,18 @@ def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) 
         return [], [f"array {number}: {shape} is neither [slices, h, w] nor [slices, h, w, 3]"]
     if slices.dtype == np.int64 and slices.min() >= 0 and slices.max() <= 255:  # from JSON, which knows no uint8
         slices = slices.astype(np.uint8)
-    modality = HOUNSFIELD if slices.dtype == np.int16 else None
-    if modality:
-        hu, values = zip(*(without_padding(piece.astype(np.float32)) for piece in slices), strict=True)
-        try:
-            require_hounsfield(values)
-        except ImageError as error:
-            return [], [f"array {number}: {error}"]
-        slices = apply_window(np.stack(hu), *settings.width_level)
-    if slices.dtype != np.uint8:
+    if slices.dtype not in (np.uint8, np.int16):
         return [], [f"array {number}: {slices.dtype}; give uint8 as displayed, or int16 in Hounsfield units"]
+    modality = HOUNSFIELD if slices.dtype == np.int16 else None
+    scanned: list[Values] = []
     found: list[Found] = []
     notes: list[str] = []
     for position, picture in enumerate(slices):
         try:
+            if modality:
+                hu, values = without_padding(picture.astype(np.float32))
+                scanned.append(values)
+                picture = apply_window(hu, *settings.width_level)
             fitted = fit(picture, settings)
         except ImageError as error:
             notes.append(f"array {number}, slice {position}: {error}")
@@ -160,6 +158,10 @@ def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) 
         name = f"{number}#{position}"
         piece = Slice(name, "", None, position, f"array {name}", modality=modality)
         found.append((to_record(name, patient, str(number), position, fitted), piece))
+    try:
+        require_hounsfield(scanned)
+    except ImageError as error:
+        return [], [f"array {number}: {error}"]
     return found, notes
 
 

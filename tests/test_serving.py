@@ -120,6 +120,19 @@ def test_an_array_that_would_be_a_guess_gets_no_decision(
     assert line["note"].startswith("no usable slice") and reason in line["note"]
 
 
+def test_a_slice_of_nothing_but_padding_is_noted_and_costs_neither_its_array_nor_other_patients(
+    served: mlflow.pyfunc.PyFuncModel, pictures: np.ndarray
+) -> None:
+    body = pictures[:3].copy()
+    body[:, :3] = 230  # tissue
+    units = np.ceil(body / 255 * 1500 - 1350).astype(np.int16)
+    padding = np.full_like(units[:1], -3024)
+    answer = ask(served, ("padded", np.concatenate([units, padding])), ("whole", units), ("lost", padding))
+    np.testing.assert_allclose(answer[SHARES].iloc[0], answer[SHARES].iloc[1], atol=1e-6)
+    assert list(answer["slices"]) == [3, 3, 0]
+    assert answer["note"][0] == "array 0, slice 3: nothing but padding"
+
+
 def test_a_broken_file_is_noted_and_the_rest_decides(served: mlflow.pyfunc.PyFuncModel, folder: Path) -> None:
     (folder / "9.png").write_bytes(b"")
     (line,) = ask(served, ("a", str(folder))).to_dict("records")
