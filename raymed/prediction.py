@@ -63,11 +63,14 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     warnings = [*listing.notes, *(f"not used: {line}" for line in lost)]
     if options.dry_run:
         return Outcome("\n".join([*warnings, found, "dry run: nothing was written"]), {"found": found, "warnings": warnings})
+    out = Path(options.out).expanduser().resolve()
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name the CSV to write, such as {out / 'predictions.csv'}")
+    Folder.at(out.parent).check_writable()  # before hours of work
     predictions = list(predict_studies(open_network(), listing, inference, options.micro_batch, options.workers))
     unlike = Counter(how for each in predictions for how in each.unlike)
     warnings += [f"unlike the training pictures: {how} ({count} patients)" for how, count in unlike.most_common(MOST)]
     lines = pd.DataFrame(table(predictions, inference))
-    out = Path(options.out).expanduser().resolve()
     Folder.at(out.parent).write(out.name, to_csv(lines))
     undecided = int(lines["decision"].isna().sum())
     decided = lines["decision"].value_counts().to_dict()

@@ -13,7 +13,8 @@ from PIL import Image
 
 from raymed.data.acquisition import Acquisition
 from raymed.data.plan import SliceSettings
-from raymed.evaluation.predict import Inference
+from raymed.errors import UserError
+from raymed.evaluation.predict import Inference, Model
 from raymed.job import Outcome
 from raymed.models.settings import ModelSettings
 from raymed.prediction import PredictOptions, predict
@@ -78,3 +79,17 @@ def test_patients_unlike_those_trained_on_are_told_on_the_terminal_and_beside_th
     (tmp_path / "again").mkdir()
     outcome, lines = predicted(network, tmp_path / "patients", tmp_path / "again/out.csv", Acquisition({"picture": 9}))
     assert "unlike the" not in outcome.text and lines["note"].isna().all()
+
+
+def test_a_csv_that_cannot_be_written_ends_the_job_before_a_picture_is_read(network: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "patients" / "anna" / "1.png")
+    (tmp_path / "file").write_text("")
+    labels = write_prepared(tmp_path / "labels", patients=8, slices=1)
+    inference = Inference("lung v1", labels.labels, labels.image, SliceSettings(), 1.0, "")
+
+    def too_late() -> Model:
+        raise AssertionError("the network was opened")
+
+    for out, reason in ((tmp_path / "patients", "is a folder"), (tmp_path / "file" / "out.csv", "cannot write")):
+        with pytest.raises(UserError, match=reason):
+            predict(PredictOptions(input=str(tmp_path / "patients"), out=str(out)), inference, too_late)
