@@ -96,6 +96,27 @@ def test_without_labels_a_folder_a_patient_folder_and_a_single_picture_can_be_li
         list_source(one, SourceSettings())
 
 
+def test_a_folder_of_loose_pictures_says_that_it_counts_as_one_patient(tmp_path: Path) -> None:
+    unlabelled = SourceSettings(labelled=False)
+    for name in ("P1", "P2"):
+        picture(tmp_path / "xrays" / f"{name}.png")
+    listing = list_source(tmp_path / "xrays", unlabelled)
+    assert keys(listing) == [("xrays", "xrays", None)]
+    assert any("2 pictures" in note and "one patient, xrays" in note and "classes" in note for note in listing.notes)
+    apart = list_source(tmp_path / "xrays", SourceSettings(labelled=False, format="classes"))
+    assert [study.patient for study in apart.studies] == ["P1.png", "P2.png"]
+
+
+@pytest.mark.parametrize("path", [b"\xd5\xc5\xc8\xfd/empty/", b"P1/\xd5\xc5.png", b"P1/\xd5\xc5.txt"])
+def test_a_name_that_is_not_utf8_is_an_error_before_any_work(tmp_path: Path, path: bytes) -> None:
+    picture(tmp_path / "P1" / "a.png")
+    strange = tmp_path / os.fsdecode(path)
+    strange.mkdir(parents=True) if path.endswith(b"/") else strange.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"xd5\\xc5.*not UTF-8") as caught:
+        list_source(tmp_path, SourceSettings(labelled=False))
+    str(caught.value).encode()  # it can be printed
+
+
 def test_class_folders_are_not_taken_for_patients_when_predicting(tmp_path: Path) -> None:
     picture(tmp_path / "viral" / "P1" / "scan" / "a.png")
     with pytest.raises(UserError, match="labelled true"):
@@ -253,6 +274,11 @@ def test_wrong_csv_is_an_error_with_file_and_line(tmp_path: Path, text: str, nam
     with pytest.raises(UserError) as caught:
         list_source(table(tmp_path, text, "a.png", "b.png"), SourceSettings())
     assert named in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_empty_columns_that_a_spreadsheet_left_at_the_end_mean_nothing(tmp_path: Path) -> None:
+    path = table(tmp_path, "image,patient_id,label,,\r\na.png,P1,viral,,\r\n", "a.png")
+    assert keys(list_source(path, SourceSettings())) == [("P1", "P1", "viral")]
 
 
 def test_csv_that_is_not_utf8_is_an_error_with_its_line(tmp_path: Path) -> None:

@@ -51,8 +51,14 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     owners = [key[0] for key in keys.values()] + [refusal.patient for refusal in refusals]
     listed = [*pictures, *(refusal.id for refusal in refusals)]
     refusals += silent_patients(tree, listed, owners, depth, settings, "a picture")
-    notes = (f"{len(others)} files that are not pictures were left out: {some(others)}",) if others else ()
-    return Listing(path, "folders", sorted_studies(studies), tuple(refusals), notes)
+    notes = [f"{len(others)} files that are not pictures were left out: {some(others)}"] if others else []
+    loose = [name for name in pictures if "/" not in name]
+    if len(loose) > 1 and not settings.patient_regex:
+        notes.append(
+            f"{len(loose)} pictures lie in {path} itself and count as one patient, {path.name}. If each is a patient of its "
+            "own, pass --source.format classes; if the patient is part of the file name, --source.patient-regex"
+        )
+    return Listing(path, "folders", sorted_studies(studies), tuple(refusals), tuple(notes))
 
 
 def _single(path: Path, settings: SourceSettings) -> Listing:

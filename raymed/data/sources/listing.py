@@ -219,7 +219,7 @@ def walk(root: Path) -> Tree:
     """All files below `root` but hidden ones. Links to folders are not followed, nor links to files outside `root`.
 
     Raises:
-        UserError: a folder cannot be read.
+        UserError: a folder cannot be read, or a name is not UTF-8, so that it could be written down nowhere.
     """
     files: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
@@ -233,6 +233,7 @@ def walk(root: Path) -> Tree:
             raise UserError(f"cannot read the folder {root / folder}: {error.strerror}") from error
         for entry in entries:
             path = posixpath.join(folder, entry.name)
+            _require_text(root, path)
             if entry.is_symlink() and not (entry.is_file() and _stays_inside(Path(entry.path), root)):
                 refusals.append(Refusal(path, path, None, _link(entry)))
                 if not entry.is_file():
@@ -244,6 +245,16 @@ def walk(root: Path) -> Tree:
                 files[path] = entry.stat()
     ordered = {path: files[path] for path in sorted(files, key=natural_key)}
     return Tree(ordered, tuple(refusals), tuple(sorted(folders, key=natural_key)))
+
+
+def _require_text(root: Path, path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{root}: the name {os.fsencode(path)!r} is not UTF-8, as where an archive from Windows was unpacked: unpack it "
+            "with the encoding that it has (unzip -O gb18030), or rename what lies there (convmv)"
+        ) from error
 
 
 def _link(entry: os.DirEntry[str]) -> str:

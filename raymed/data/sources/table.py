@@ -244,7 +244,8 @@ def _find_columns(
 ) -> dict[str, int]:
     """Column index by what it holds."""
     lower = [name.casefold() for name in header]
-    if len(set(lower)) < len(lower):
+    called = [name for name in lower if name]  # a spreadsheet may leave empty columns at the end
+    if len(set(called)) < len(called):
         raise UserError(f"{path}:1: a column name stands twice in the header: {', '.join(header)}")
     columns: dict[str, int] = {}
     for key, names in usual.items():
