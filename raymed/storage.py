@@ -104,7 +104,7 @@ class Folder:
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, path)  # noqa: PTH105
-                _keep_name(Path(path).parent)
+                make_durable(Path(path).parent)
             finally:
                 Path(temporary).unlink(missing_ok=True)
         except OSError as error:
@@ -145,9 +145,11 @@ def _in_one_request(uri: str) -> str:
     return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if uri.startswith("s3://") else uri
 
 
-def _keep_name(folder: Path) -> None:
-    """A name in a folder outlives a power cut only when the folder is written out, too."""
-    opened = os.open(folder, os.O_RDONLY)
+def make_durable(path: Path) -> None:
+    """Write a file out, or a folder, without which the names in it do not outlive a power cut."""
+    if os.name == "nt":  # Windows opens no folders, and keeps names by itself
+        return
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

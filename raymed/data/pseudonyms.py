@@ -23,7 +23,7 @@ from raymed.data.sources import Refusal, Study
 from raymed.data.survey import Survey
 from raymed.errors import UserError
 from raymed.spreadsheet import neutral, original
-from raymed.storage import Folder
+from raymed.storage import Folder, make_durable
 
 KEY_LENGTH = 32  # bytes
 KEYS = "~/.raymed/keys"  # where keys are kept
@@ -204,7 +204,4 @@ def _write_private(path: Path, text: str, anew: bool = False) -> None:
         temporary.unlink()
     else:
         temporary.replace(path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+    make_durable(path.parent)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from pyarrow import fs
 
-from raymed.storage import Folder
+from raymed.storage import Folder, make_durable
 
 
 def upload(local: Path, run: Folder, name: str) -> None:
@@ -29,14 +28,6 @@ def upload(local: Path, run: Folder, name: str) -> None:
     for path in local.rglob("*"):
         if path.is_file():
             shutil.copyfile(path, target / path.relative_to(local))
-            _make_durable(target / path.relative_to(local))
+            make_durable(target / path.relative_to(local))
     for folder in [*reversed(folders), target.parent]:
-        _make_durable(folder)
-
-
-def _make_durable(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        make_durable(folder)
