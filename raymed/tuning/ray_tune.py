@@ -47,16 +47,22 @@ class StudySearcher(Searcher):
     ) -> None:
         super().__init__()  # without a metric: not every report has one (a checkpoint within an epoch, a failure)
         self._study, self._timetable, self._spec, self._interrupt, self._storage = study, timetable, spec, interrupt, storage
+        self._under_way: set[str] = set()  # as Ray Tune calls them
 
     def suggest(self, trial_id: str) -> Any:
         if self._storage.is_away and not self._interrupt.told:
             return None  # later
         is_over = self._interrupt.told or self._timetable.is_over(self._study)
-        asked = None if is_over else self._study.ask(self._timetable.budget)
-        return {"number": asked[0], "spec": self._spec(*asked)} if asked else Searcher.FINISHED
+        if asked := None if is_over else self._study.ask(self._timetable.budget):
+            self._under_way.add(trial_id)
+            return {"number": asked[0], "spec": self._spec(*asked)}
+        if self._under_way and not is_over and not self._study.mistake:
+            return None  # later: one that loses its driver is taken up again, and Ray Tune never asks after the end
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: see the class."""
+        """It is under way no more; for the rest, see the class."""
+        self._under_way.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is on disk already."""
@@ -129,9 +135,9 @@ class StudyScheduler(FIFOScheduler):
         self._verdicts.give.remote(trial.config["spec"].name, epoch, bool(reason))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        if self._stays:
-            return
         number = trial.config["number"]
+        if self._stays or self._study.trial(number).state.is_finished():
+            return
         place = number, self._study.trial(number).last_step or 0
         self._lost[place] += _lost_its_driver(trial)
         if self._storage.is_away or 0 < self._lost[place] <= RESTARTS:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 from ray.exceptions import ActorDiedError
+from ray.tune.search import Searcher
 
 from raymed.errors import UserError
 from raymed.storage import Folder
@@ -255,6 +256,35 @@ def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_die
     bug = SimpleNamespace(config={"number": study.ask(Budget(9))[0]}, error_file=str(text))
     scheduler.on_trial_error(None, bug)
     assert study.trial(bug.config["number"]).state == TrialState.FAIL
+
+
+def test_the_last_trial_is_taken_up_again_too_when_its_driver_dies(tmp_path):
+    """Ray Tune never asks again once it was told that nothing is left: the trial counted as stopped by the budget."""
+    study, budget, interrupt = open_study(tmp_path), Budget(1), SimpleNamespace(told=False)
+    searcher = StudySearcher(study, timetable(budget), lambda number, params: number, interrupt, THERE)
+    scheduler = StudyScheduler(study, timetable(budget), Told(), lambda *_: None, interrupt, THERE)
+    lost = tmp_path / "lost.txt"
+    lost.write_text(f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{ActorDiedError()}\n")
+    number = searcher.suggest("first")["number"]
+    assert searcher.suggest("second") is None, "there is room for another one, but not an end yet"
+    scheduler.on_trial_error(None, SimpleNamespace(config={"number": number}, error_file=str(lost)))
+    searcher.on_trial_complete("first", error=True)
+    assert searcher.suggest("second")["number"] == number
+    study.tell(number, TrialState.PRUNED, "stopped")
+    searcher.on_trial_complete("second")
+    assert searcher.suggest("third") == Searcher.FINISHED
+
+
+def test_a_trial_that_ended_before_its_driver_died_is_not_begun_again(tmp_path):
+    """MLflow showed it as running from then on."""
+    study = open_study(tmp_path)
+    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
+    lost = tmp_path / "lost.txt"
+    lost.write_text(f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{ActorDiedError()}\n")
+    number, _ = study.ask(Budget(9))
+    study.tell(number, TrialState.PRUNED, "stopped")
+    scheduler.on_trial_error(None, SimpleNamespace(config={"number": number}, error_file=str(lost)))
+    assert study.ask(Budget(9))[0] != number
 
 
 def test_while_the_storage_is_away_nothing_begins_and_nothing_fails(tmp_path):
