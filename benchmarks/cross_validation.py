@@ -33,8 +33,7 @@ from raymed.evaluation import summary
 from raymed.evaluation.metrics import difference_interval, evaluate
 from raymed.evaluation.patients import Patients, softmax, to_patients
 from raymed.storage import Folder
-from raymed.training.checkpoint import fetch_newest
-from raymed.tuning.night import PREDICTIONS
+from raymed.training.checkpoint import PREDICTIONS, fetch_newest
 
 ROOT = Path(__file__).parent.parent
 SEARCH_ONLY = ("trials", "max_epochs", "search")  # what a single run does not know

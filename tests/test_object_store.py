@@ -13,7 +13,7 @@ from object_store import Bucket, object_store
 from raymed.errors import UserError
 from raymed.lease import lease
 from raymed.storage import Folder
-from raymed.training.checkpoint import Progress, fetch_newest, newest_step, publish
+from raymed.training.checkpoint import Progress, fetch_newest, new_name, newest_step, publish
 from raymed.tuning.journal import COPY, Journal
 
 pytestmark = pytest.mark.slow  # the server takes its time to start
@@ -52,7 +52,7 @@ def test_the_newest_whole_checkpoint_comes_back(bucket, tmp_path, caplog):
     for step in (3, 12):
         (tmp_path / str(step)).mkdir()
         Progress(global_step=step).write(tmp_path / str(step))
-        publish(tmp_path / str(step), run, step)
+        publish(tmp_path / str(step), run, new_name(step, 0))
     assert newest_step(run) == 12
     newest = next(name for name in run.names() if "0012" in name)
     run.write(f"{newest}/progress.json", b"{}")

@@ -10,10 +10,11 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from raymed.data.prepared import Prepared
@@ -22,13 +23,14 @@ from raymed.models.clip import image_normalisation
 from raymed.recipes.clip import ClipRecipe
 from raymed.seal import check_archive
 from raymed.training.best import Best
-from raymed.training.checkpoint import Progress, newest_step, publish
+from raymed.training.checkpoint import PREDICTIONS, Progress, new_name, newest_step, publish
 from raymed.training.engine import learning_rate
 from raymed.training.spec import FitSpec
 from raymed.training.state import TrainingState, write_state
 
 log = logging.getLogger("raymed")
 
+LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 LISTS = {"train_loss": "train_loss", "train_acc": "train_accuracy", "val_loss": "val_loss", "val_acc": "val_acc"}
 KEYS = ("epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "class_to_idx", "progress", "config")
 
@@ -39,8 +41,18 @@ def history(progress: Progress) -> dict[str, list[float]]:
     return lists | {"train_acc": [100 * share for share in lists["train_acc"]]}
 
 
-def pack(progress: Progress, state: TrainingState, recipe: ClipRecipe, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ``.pth`` file holds."""
+def pack(
+    progress: Progress,
+    state: TrainingState,
+    recipe: ClipRecipe,
+    config: Mapping[str, Any],
+    predictions: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """What a ``.pth`` file holds.
+
+    Args:
+        predictions: of the epoch's validation, as its checkpoint has them.
+    """
     lists = history(progress)
     return {
         "epoch": progress.epoch,
@@ -59,6 +71,7 @@ def pack(progress: Progress, state: TrainingState, recipe: ClipRecipe, config: M
         "class_texts": {name: list(texts) for name, texts in zip(recipe.names, recipe.texts, strict=True)},
         "recipe": json.loads(json.dumps(recipe.settings())),
         "normalisation": image_normalisation(recipe.model, recipe.size),
+        "predictions": {name: torch.from_numpy(values) for name, values in predictions.items()},
     }
 
 
@@ -106,9 +119,7 @@ def read_for(path: Path, spec: FitSpec) -> tuple[dict[str, Any], Progress]:
     """
     content = read(path)
     _require_same(path, content, spec)
-    values = content["progress"]
-    progress = Progress(**values | {"best": Best(**values["best"]), "model": ""})  # its best model lies elsewhere
-    progress.history[-1]["finished"] = 0.0
+    progress = _progress(content)
     if progress.epoch >= spec.train.epochs:
         raise UserError(f"{path} has been trained for {progress.epoch} epochs already: give more --epochs")
     if 0 < spec.train.patience <= progress.best.waited:
@@ -121,17 +132,86 @@ def read_for(path: Path, spec: FitSpec) -> tuple[dict[str, Any], Progress]:
 def start_from(path: Path, spec: FitSpec) -> None:
     """Make the file's state the first checkpoint of a run, unless the run has come as far by itself.
 
-    The schedule is that of the run, at the file's epoch, whatever epochs, learning rate and batch the file was made with.
+    The best epoch so far, which lies in the file or in the one beside it, is a checkpoint of the run too: it is the run's
+    best until a better one comes. The schedule is that of the run, at the file's epoch, whatever epochs, learning rate and
+    batch the file was made with.
 
     Raises:
         UserError: as `read_for`.
     """
     content, progress = read_for(path, spec)
     steps = len(spec.plan(Prepared.open(spec.data), 0).batches)
-    progress.global_step = progress.epoch * steps
-    if newest_step(spec.folder) >= progress.global_step:
+    if newest_step(spec.folder) >= progress.epoch * steps:
         log.info("the run goes on from its own checkpoint, as far as %s or further", path)
         return
+    best, model = _read_best(path, content), ""
+    if best is None:
+        log.warning(
+            "the best epoch so far, %d, is not in %s with its predictions, nor beside it in %s: only a better one will be "
+            "judged and can be registered",
+            *(progress.best.epoch, path, BEST),
+        )
+    elif best is not content:
+        model = _publish(path.with_name(BEST), best, spec, steps, "")
+    _publish(path, content, spec, steps, model)
+    log.info("goes on from %s after epoch %d", path, progress.epoch)
+
+
+def export(path: Path, content: Mapping[str, Any], recipe: ClipRecipe, folder: Path) -> None:
+    """Write the network of a ``.pth`` file into a folder, as its run exports it.
+
+    Args:
+        recipe: the file's; its towers' files may lie elsewhere now.
+
+    Raises:
+        UserError: the weights do not fit the network that the file describes.
+    """
+    # an InternViT's width is known from its folder alone
+    kept = recipe.model.image_weights if recipe.model.image_encoder == "internvit" else None
+    module = replace(recipe, model=replace(recipe.model, image_weights=kept)).build()
+    vision: Any = module.image_encoder
+    vision.config.image_mean, vision.config.image_std = content["normalisation"]
+    try:
+        module.load_state_dict(content["model_state_dict"] | content["averaged_state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the network that it describes: {error}") from error
+    recipe.export(module, folder)
+
+
+def _progress(content: Mapping[str, Any]) -> Progress:
+    """How far a file's run got, for another run to go on from: what lay elsewhere, or was of that run alone, is left out."""
+    values = content["progress"]
+    progress = Progress(**values | {"best": Best(**values["best"]), "model": "", "origin": {}})
+    progress.history[-1]["finished"] = 0.0
+    return progress
+
+
+def _read_best(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
+    """The file of the best epoch so far: this one, or its run's other one; None where neither can be judged."""
+    epoch, beside = content["progress"]["best"]["epoch"], path.with_name(BEST)
+    best = content
+    if epoch != content["epoch"]:
+        try:
+            best = read(beside)
+        except UserError:
+            return None
+    same = all(best["history"][name] == content["history"][name][:epoch] for name in LISTS)
+    return best if same and best["epoch"] == epoch and best.get("predictions") else None
+
+
+def _publish(path: Path, content: Mapping[str, Any], spec: FitSpec, steps: int, model: str) -> str:
+    """Make a file's epoch a checkpoint of a run.
+
+    Args:
+        steps: of an epoch of the run.
+        model: name of the run's checkpoint that holds the best model; empty where it is this one, or not there.
+
+    Returns:
+        The checkpoint's name.
+    """
+    progress = _progress(content)
+    progress.global_step = progress.epoch * steps
+    name = new_name(progress.global_step, 0)
     before, schedule = content["config"]["learning_rate"], content["scheduler_state_dict"]
     rates = [rate * spec.train.lr / before for rate in schedule["base_lrs"]]
     now = learning_rate(progress.global_step, steps * spec.train.epochs, spec.train)
@@ -146,11 +226,21 @@ def start_from(path: Path, spec: FitSpec) -> None:
         schedule=schedule,
         **content["optimizer_state_dict"],
     )
+    predictions = {each: values.numpy() for each, values in content.get("predictions", {}).items()}
     with tempfile.TemporaryDirectory() as temporary:
-        write_state(Path(temporary), state)
-        progress.write(Path(temporary))
-        publish(Path(temporary), spec.folder, progress.global_step)
-    log.info("goes on from %s after epoch %d", path, progress.epoch)
+        folder = Path(temporary)
+        write_state(folder, state)
+        if predictions:
+            np.savez(folder / PREDICTIONS, **predictions)
+        if predictions and progress.best.epoch == progress.epoch:
+            assert isinstance(spec.recipe, ClipRecipe)
+            recipe = replace(ClipRecipe.from_settings(content["recipe"]), model=spec.recipe.model)
+            export(path, content, recipe, folder / "model")
+            model = name
+        progress.model = model
+        progress.write(folder)
+        publish(folder, spec.folder, name)
+    return name
 
 
 def _require_same(path: Path, content: Mapping[str, Any], spec: FitSpec) -> None:

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from raymed.clip import checkpoint
 from raymed.data.image import ImageSettings
@@ -26,13 +25,11 @@ class Classifier:
 
     Attributes:
         path: an exported network, or a ``.pth`` file.
-        recipe: as it was trained.
-        asked: with the texts that it is asked about.
+        asked: the recipe, with the texts that it is asked about.
         inference: how pictures are treated, and what comes out.
     """
 
     path: Path
-    recipe: ClipRecipe
     asked: ClipRecipe
     inference: Inference
 
@@ -46,19 +43,9 @@ class Classifier:
             check_seal(self.path)
             return self.asked, self.asked.load(self.path)
         content = checkpoint.read(self.path)
-        model = self.recipe.model
-        # an InternViT's width is known from its folder alone
-        kept = model.image_weights if model.image_encoder == "internvit" else None
-        module = replace(self.recipe, model=replace(model, image_weights=kept)).build()
-        vision: Any = module.image_encoder
-        vision.config.image_mean, vision.config.image_std = content["normalisation"]
-        weights = content["model_state_dict"] | content["averaged_state_dict"]
-        try:
-            module.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(f"{self.path} does not fit the network that it describes: {error}") from error
+        recipe = ClipRecipe.from_settings(content["recipe"])
         with tempfile.TemporaryDirectory() as temporary:  # exported and loaded again, for the texts that are asked about
-            self.recipe.export(module, Path(temporary))
+            checkpoint.export(self.path, content, recipe, Path(temporary))
             return self.asked, self.asked.load(Path(temporary))
 
 
@@ -101,4 +88,4 @@ def open_classifier(uri: str, tracker: Tracker, texts: Mapping[str, str | Sequen
         prompts = [[text] if isinstance(text, str) else list(text) for text in (texts[name] for name in names)]
         asked = recipe.with_texts(names, prompts)
         inference = replace(inference, labels=LabelTable.of(names), temperature=1.0)
-    return Classifier(path, recipe, asked, inference)
+    return Classifier(path, asked, inference)

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymed.clip import checkpoint as clip_checkpoint
+from raymed.clip.checkpoint import BEST, LATEST
 from raymed.errors import UserError
 from raymed.recipes.clip import ClipRecipe
 from raymed.storage import Folder
-from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
+from raymed.training.checkpoint import PREDICTIONS, Progress, copy_to_local, fetch_newest
 from raymed.training.spec import FitSpec
 from raymed.training.state import read_state
 
@@ -30,7 +32,6 @@ log = logging.getLogger("raymed")
 
 CONFIG, HISTORY, FIGURE = "config.json", "history.json", "training_history.png"
 PATIENCE = 60.0  # seconds, for files that are being written when a night is interrupted
-LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,11 @@ class RunOutput:
             return
         recipe = self.spec.recipe
         assert isinstance(recipe, ClipRecipe)
-        content = clip_checkpoint.pack(progress, read_state(checkpoint), recipe, self.config)
+        predictions: dict[str, np.ndarray] = {}
+        if (checkpoint / PREDICTIONS).is_file():  # not in one that a run went on from, out of a file of an earlier raymed
+            with np.load(checkpoint / PREDICTIONS) as stored:
+                predictions = dict(stored)
+        content = clip_checkpoint.pack(progress, read_state(checkpoint), recipe, self.config, predictions)
         if best:
             clip_checkpoint.write(self.folder / BEST, content)
         if late:

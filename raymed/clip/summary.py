@@ -23,6 +23,7 @@ from raymed.job import Outcome
 from raymed.storage import Folder
 from raymed.tracking import Tracker
 from raymed.training.best import HIGHER_IS_BETTER, Monitor
+from raymed.training.checkpoint import PREDICTIONS
 from raymed.training.loop import JUDGED_BY
 from raymed.tuning.night import Night
 from raymed.tuning.study import CHECKPOINT, REASON
@@ -48,7 +49,7 @@ class Judged:
         """Args: checkpoints: address of the best checkpoint of each fold, or of the only run."""
         rows, logits = [], []
         for checkpoint in checkpoints:
-            with Folder.at(checkpoint).open("predictions.npz") as file, np.load(file) as stored:
+            with Folder.at(checkpoint).open(PREDICTIONS) as file, np.load(file) as stored:
                 rows.append(stored["row"])
                 logits.append(stored["logits"])
         names = prepared.labels.names

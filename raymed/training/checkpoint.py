@@ -28,6 +28,7 @@ from raymed.training.upload import upload
 log = logging.getLogger("raymed")
 
 PREFIX = "step-"
+PREDICTIONS = "predictions.npz"  # of the epoch's validation, within a checkpoint at its end
 
 
 @dataclass
@@ -123,11 +124,15 @@ def seal(folder: Path, worker: int, workers: int) -> None:
     (folder / f"sealed-{worker:03d}.json").write_text(json.dumps(sealed), encoding="utf-8")
 
 
-def publish(folder: Path, run: Folder, global_step: int) -> None:
-    """Seal a local folder and make it a checkpoint of a run, as if one worker had written it there."""
+def publish(folder: Path, run: Folder, name: str) -> None:
+    """Seal a local folder and make it a checkpoint of a run, as if one worker had written it there.
+
+    Args:
+        name: see `new_name`.
+    """
     seal(folder, 0, 1)
     run.filesystem.create_dir(run.path, recursive=True)
-    upload(folder, run, new_name(global_step, 0))
+    upload(folder, run, name)
 
 
 def checkpoint_names(run: Folder) -> list[str]:

@@ -28,7 +28,7 @@ from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.training.best import Best
-from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
+from raymed.training.checkpoint import PREDICTIONS, Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
@@ -255,7 +255,7 @@ class Run:
                 self.progress.workers, self.progress.origin = self.workers, self.spec.origin()
                 self.progress.write(folder)
                 if predictions is not None:
-                    np.savez(folder / "predictions.npz", **predictions)  # type: ignore[arg-type]
+                    np.savez(folder / PREDICTIONS, **predictions)  # type: ignore[arg-type]
             seal(folder, self.worker, self.workers)
             try:
                 self._together(lambda: upload(folder, self.spec.folder, name[0]))

@@ -24,8 +24,8 @@ from raymed.judgement import Refit
 from raymed.model_card import near_duplicates
 from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
-from raymed.training.checkpoint import read_whole
-from raymed.tuning.night import PREDICTIONS, Night
+from raymed.training.checkpoint import PREDICTIONS, read_whole
+from raymed.tuning.night import Night
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study, best_value
 

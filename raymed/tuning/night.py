@@ -20,7 +20,7 @@ from raymed.judgement import Candidate
 from raymed.lease import lease
 from raymed.storage import Folder
 from raymed.tracking import Tracker
-from raymed.training.checkpoint import checkpoint_names, read_history
+from raymed.training.checkpoint import PREDICTIONS, checkpoint_names, read_history
 from raymed.training.fit import Resources, resources, spread
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
@@ -31,8 +31,7 @@ from raymed.tuning.space import Dimension, Value, get_setting, with_setting
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
-PREDICTIONS = "predictions.npz"  # of a checkpoint: what a trial is compared by
-COMPARED = (PREDICTIONS, "sealed-000.json")  # with the list that vouches for it
+COMPARED = (PREDICTIONS, "sealed-000.json")  # what a trial is compared by, and the list that vouches for it
 
 TRIALS = "trials"  # the folder of a search's runs
 VARIANT = "run"  # the name of a listed run, among a trial's settings

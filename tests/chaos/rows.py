@@ -51,7 +51,7 @@ from raymed.errors import RunError, UserError
 from raymed.outbox import Outbox
 from raymed.storage import Folder
 from raymed.tracking import Tracker
-from raymed.training.checkpoint import Progress, fetch_newest, publish, verify
+from raymed.training.checkpoint import Progress, fetch_newest, new_name, publish, verify
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import FitSpec
 from raymed.tuning.journal import Journal
@@ -347,7 +347,7 @@ def _checkpoint(run: Path, step: int = 5) -> Path:
     (part / "state").mkdir(parents=True)
     (part / "state" / "shard.pt").write_bytes(np.random.default_rng(step).bytes(5_000))
     Progress(epoch=1, step=step, global_step=step).write(part)
-    publish(part, Folder.at(run), step)
+    publish(part, Folder.at(run), new_name(step, 0))
     return max(run.glob("step-*"))
 
 

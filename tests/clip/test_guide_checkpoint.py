@@ -5,6 +5,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_prepared
@@ -14,8 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from machine import process_group_of_one
 
 from raymed.clip import checkpoint
+from raymed.clip.checkpoint import BEST, LATEST
 from raymed.clip.model import open_classifier
-from raymed.clip.output import BEST, HISTORY, LATEST, RunOutput
+from raymed.clip.output import HISTORY, RunOutput
+from raymed.clip.summary import Judged
 from raymed.data.class_texts import class_texts
 from raymed.data.image import ImageSettings
 from raymed.data.micro_batches import Division
@@ -25,12 +28,13 @@ from raymed.evaluation.predict import predict_rows
 from raymed.models.settings import ClipModelSettings
 from raymed.recipes.clip import ClipRecipe
 from raymed.recipes.recipe import TrainingPass
+from raymed.seal import check_seal
 from raymed.tracking import Tracker
 from raymed.training.best import Best
-from raymed.training.checkpoint import Progress, fetch_newest, seal
+from raymed.training.checkpoint import Progress, fetch, fetch_newest, seal
 from raymed.training.engine import Engine, TrainSettings
 from raymed.training.spec import FitSpec
-from raymed.training.state import read_state
+from raymed.training.state import TrainingState, read_state
 
 TRAIN = TrainSettings(epochs=3, global_batch=16, micro_batch=16, lr=3e-3, warmup=0.0, final_lr=0.0, monitor="val_acc")
 CPU = torch.device("cpu")
@@ -145,7 +149,7 @@ def test_the_best_figures_stay_after_a_worse_epoch(trained, spec):
     progress = Progress.read(trained[0])
     worse = {"epoch": 3, "train_loss": 1.1, "train_accuracy": 0.75, "val_loss": 1.5, "val_acc": 60.0, "finished": 0.0}
     progress.epoch, progress.history = 3, [*progress.history, worse]
-    content = checkpoint.pack(progress, read_state(trained[0]), spec.recipe, CONFIG)
+    content = checkpoint.pack(progress, read_state(trained[0]), spec.recipe, CONFIG, {})
     assert (content["val_acc"], content["best_val_acc"]) == (60.0, 75.0)
     assert (content["val_loss"], content["best_val_loss"]) == (1.5, 1.3)
 
@@ -222,6 +226,63 @@ def test_more_epochs_and_another_rate_follow_the_new_run_s_schedule(output, spec
     engine = new_engine(longer, prepared)
     engine.load(fetch_newest(longer.folder, tmp_path / "local"))
     assert engine.lr == pytest.approx(1e-3 / 2), "half of a cosine over four epochs"
+
+
+@pytest.fixture
+def files(spec, prepared, tmp_path) -> Path:
+    """Both files of a run whose first of two epochs was the best."""
+    module = spec.recipe.build()
+    moments = {name: torch.zeros_like(value) for name, value in module.named_parameters() if value.requires_grad}
+    rows, draw = spec.rows(prepared, "val"), np.random.default_rng(0)
+    epochs = [
+        {"epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_acc": accuracy, "finished": 0.0}
+        for epoch, accuracy in ((1, 75.0), (2, 50.0))
+    ]
+    for epoch, name in ((1, BEST), (2, LATEST)):
+        with torch.no_grad():
+            module.image_projection[1].weight.fill_(float(epoch))
+        weights = {key: value.clone() for key, value in module.state_dict().items()}
+        state = TrainingState(weights, moments, moments, {}, epoch, {"base_lrs": [3e-3]})
+        progress = Progress(epoch, 0, epoch, Best(1, 75.0, 75.0, epoch - 1), "step-1", history=epochs[:epoch])
+        progress.origin = {"generation": "one", "train": {"epochs": 2}}
+        predictions = {"logits": draw.normal(size=(len(rows), 4)).astype(np.float32), "row": rows}
+        content = checkpoint.pack(progress, state, spec.recipe, CONFIG | {"data_digest": prepared.digest}, predictions)
+        checkpoint.write(tmp_path / "files" / name, content)
+    return tmp_path / "files"
+
+
+@pytest.mark.parametrize("name", [BEST, LATEST])
+def test_the_best_epoch_so_far_is_the_new_run_s_best_until_a_better_one_comes(files, spec, prepared, tmp_path, name):
+    """After a resume without an improvement it is still judged, offered and drawn."""
+    again = dataclasses.replace(spec, storage=str(tmp_path / "runs"))
+    checkpoint.start_from(files / name, again)
+    progress = Progress.read(fetch_newest(again.folder, tmp_path / "local"))
+    assert progress.epoch == {BEST: 1, LATEST: 2}[name]
+    best = fetch(again.folder, progress.model, tmp_path / "local")
+    assert Progress.read(best).epoch == 1
+    check_seal(best / "model")
+    assert again.recipe.load(best / "model").image_projection[1].weight.mean() == 1
+    judged = Judged.of(prepared, [str(best)], 0)
+    patients = prepared.columns(spec.rows(prepared, "val"), ["patient"])["patient"]
+    assert sum(map(sum, judged.together.confusion)) == len(set(patients))
+    output = RunOutput(tmp_path / "output", again, CONFIG | {"data_digest": prepared.digest}, True)
+    output.finish(str(best))
+    assert checkpoint.read(output.folder / BEST)["epoch"] == 1
+    assert checkpoint.read(output.folder / LATEST)["epoch"] == progress.epoch
+
+
+def test_a_run_that_starts_from_a_file_is_not_bound_to_the_file_s_search(files, spec, tmp_path):
+    again = dataclasses.replace(spec, storage=str(tmp_path / "runs"), generation="two")
+    checkpoint.start_from(files / LATEST, again)
+    Progress.read(fetch_newest(again.folder, tmp_path / "local")).check_origin(again.origin(), "the file's")
+
+
+def test_a_best_epoch_that_is_nowhere_is_told(files, spec, tmp_path, caplog):
+    again = dataclasses.replace(spec, storage=str(tmp_path / "runs"))
+    (files / BEST).unlink()
+    checkpoint.start_from(files / LATEST, again)
+    assert Progress.read(fetch_newest(again.folder, tmp_path / "local")).model == ""
+    assert "the best epoch so far, 1, is not in" in caplog.text
 
 
 @pytest.mark.slow

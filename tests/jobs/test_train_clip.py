@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from raymed.clip import checkpoint
 from raymed.clip.options import GUIDE
 from raymed.clip.runs import TrainClip
 from raymed.errors import UserError
@@ -138,8 +140,12 @@ def test_the_same_command_trains_only_what_failed_again(words, done):
     assert {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")} == before
 
 
-def test_a_run_goes_on_from_a_file_into_another_folder_with_its_history(images, done, tmp_path):
-    before = done[0] / "tiny_characters"
+def test_a_run_goes_on_from_a_file_into_another_folder_and_its_best_stays_until_a_better_one(images, done, tmp_path):
+    before = Path(shutil.copytree(done[0] / "tiny_characters", tmp_path / "before"))
+    for file in before.glob("*.pth"):
+        content = checkpoint.read(file)
+        content["progress"]["best"] |= {"value": 101.0, "mark": 101.0}  # no later epoch can be better
+        checkpoint.write(file, content)
     words = [
         *("--data-dir", images, "--storage", done[0].parent, "--output-dir", tmp_path / "longer", "--epochs", 3),
         *("--image-encoder", "tiny", "--text-encoder", "characters", "--embed-dim", 16, "--img-size", 32, "--batch-size", 8),
@@ -151,6 +157,12 @@ def test_a_run_goes_on_from_a_file_into_another_folder_with_its_history(images, 
     assert {name: values[:2] for name, values in history.items()} == read(before / "history.json")
     latest = torch.load(tmp_path / "longer" / "checkpoint_latest.pth", weights_only=True)
     assert latest["epoch"] == len(latest["history"]["val_acc"]) == 3
+    best, old = (checkpoint.read(folder / "checkpoint_best.pth") for folder in (tmp_path / "longer", before))
+    assert best["epoch"] == old["epoch"]
+    assert torch.equal(best["predictions"]["logits"], old["predictions"]["logits"])
+    assert sum(map(sum, outcome.data["confusion"])) == len(old["predictions"]["row"]), "the best so far is judged"
+    assert (tmp_path / "longer" / "confusion_matrix.png").is_file()
+    assert f"python jobs/promote.py {outcome.data['run_id']}" in outcome.text
 
 
 def test_beginning_again_does_not_remove_the_file_that_it_begins_with(images, words, done):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from raymed.errors import RunError
-from raymed.training.checkpoint import seal
+from raymed.training.checkpoint import PREDICTIONS, seal
 from raymed.tuning.morning import find_ties
-from raymed.tuning.night import PREDICTIONS
 from raymed.tuning.study import CHECKPOINT
 
 
