@@ -15,7 +15,7 @@ import ray.data
 from raymed import local_ray
 from raymed.departure import kept_handlers
 from raymed.errors import UserError
-from raymed.library_log import take_over
+from raymed.library_log import essence, take_over
 
 log = logging.getLogger("raymed")
 
@@ -33,6 +33,7 @@ def connect(start: bool = True) -> None:
         start: false for a plan, which needs to know only what this machine would offer.
 
     Raises:
+        UserError: the cluster cannot be joined.
         RunError: Ray does not start here.
     """
     if ray.is_initialized() or not (start or os.environ.get("RAY_ADDRESS")):
@@ -45,7 +46,7 @@ def connect(start: bool = True) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         with kept_handlers():
-            ray.init(**quiet)
+            _join(**quiet)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process a run less: this machine is ours
         # A busy machine is slow, not broken: give processes longer than the usual 30 and 60 s to start.
@@ -58,6 +59,17 @@ def connect(start: bool = True) -> None:
             local_ray.start(**quiet)
     take_over("ray")
     _require_token()
+
+
+def _join(**settings: Any) -> None:
+    try:
+        ray.init(**settings)
+    except Exception as error:  # Ray raises many kinds, and few of them say that a token is missing
+        raise UserError(
+            f"the Ray cluster at {os.environ['RAY_ADDRESS']} cannot be joined. If it asks for a token, as those of "
+            "docs/cluster.md do: export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token. Ray says: "
+            f"{essence(str(error))}"
+        ) from error
 
 
 def is_own() -> bool:

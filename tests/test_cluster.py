@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import ray
+from ray.exceptions import AuthenticationError
 
-from raymed.cluster import capacity, cpus_per_gpu
+from raymed.cluster import capacity, connect, cpus_per_gpu
 from raymed.errors import UserError
 
 
@@ -43,3 +45,21 @@ def test_each_gpu_gets_its_share_of_its_machines_cpus(
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": each} for each in nodes])
     monkeypatch.setenv("RAYMED_CAPACITY", stated)
     assert cpus_per_gpu() == share
+
+
+@pytest.mark.parametrize(
+    "error", [AuthenticationError("InvalidAuthToken"), RuntimeError("Failed to connect to GCS.\nIt is gone")]
+)
+def test_a_cluster_that_cannot_be_joined_is_an_error_that_speaks_of_its_token_first(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match=r"^the Ray cluster at 127.0.0.1:1 cannot be joined.*token") as told:
+        connect()
+    assert "\n" not in str(told.value)

@@ -73,6 +73,8 @@ def test_what_was_settled_when_data_were_prepared_is_not_passed_over(options):
     assert Searched(data=prepared, size=options.size).prepared().folder.uri == prepared
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_plain_stratified_folds_divide_images_whoever_they_are_of(options):
     found = places(replace(options, folds="stratified"))
     assert len(found) == sum(SIZES.values())
