@@ -67,8 +67,8 @@ def _join(**settings: Any) -> None:
     except Exception as error:  # Ray raises many kinds, and few of them say that a token is missing
         raise UserError(
             f"the Ray cluster at {os.environ['RAY_ADDRESS']} cannot be joined. If it asks for a token, as those of "
-            "docs/cluster.md do: export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token. Ray says: "
-            f"{essence(str(error))}"
+            "docs/cluster.md do: export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token. Ray "
+            f"says: {essence(str(error))}"
         ) from error
 
 

@@ -193,6 +193,8 @@ class ClipOptions(SystemOptions):
 
     def tell_data(self, prepared: Prepared) -> None:
         """Lines that say what the images became: of whom they are, and what was left out."""
+        from raymed.model_card import near_duplicates
+
         manifest, images = prepared.manifest, len(prepared.index)
         patients = sum(sum(splits.values()) for splits in manifest.patients.values())
         log.info("%d images of %d patients in %d classes", images, patients, len(prepared.labels.names))
@@ -201,7 +203,7 @@ class ClipOptions(SystemOptions):
         if manifest.quarantined:
             log.warning("%d images cannot be used: %s/quarantine.jsonl", manifest.quarantined, prepared.folder.uri)
         if manifest.near_duplicates:
-            log.info("%d groups of patients have nearly the same picture and stay together", len(manifest.near_duplicates))
+            log.info("%s", near_duplicates(prepared))
 
     def recipe(self, prepared: Prepared) -> ClipRecipe:
         tell_missing(prepared.labels.names, self.text_template, self._given_texts())

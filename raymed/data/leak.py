@@ -17,18 +17,23 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class GuardSummary:
-    """What the guard proved, counted per split: nothing below is in two of them."""
+    """What the guard proved, counted per split: nothing below is in two of them.
+
+    Attributes:
+        joint: groups of several patients, who share near-duplicate pictures; none where these were not to be kept together.
+    """
 
     fold: int | None
     patients: dict[str, int]
     studies: dict[str, int]
-    groups: dict[str, int]
+    joint: int
     records: dict[str, int]
 
     def __str__(self) -> str:
         where = "stored splits" if self.fold is None else f"fold {self.fold}"
         counts = ", ".join(f"{split} {self.patients[split]} patients / {self.records[split]} records" for split in SPLITS)
-        return f"leak guard ({where}): no patient, study, near-duplicate group or picture is in two splits; {counts}"
+        joint = f", nor is any of {self.joint} groups of patients with near-duplicate pictures" if self.joint else ""
+        return f"leak guard ({where}): no patient, study or picture is in two splits{joint}; {counts}"
 
 
 def guard(index: pa.Table, fold: int | None = None) -> GuardSummary:
@@ -64,7 +69,9 @@ def guard(index: pa.Table, fold: int | None = None) -> GuardSummary:
             raise UserError(_leak(index, rows, split, words))
         counts[key] = dict(zip(SPLITS, seen.sum(axis=0).tolist(), strict=True))
     records = dict(zip(SPLITS, np.bincount(split[inside], minlength=len(SPLITS)).tolist(), strict=True))
-    return GuardSummary(fold, counts["patient"], counts["study"], counts["group"], records)
+    patients = index.filter(pa.array(inside)).group_by(["group", "patient"]).aggregate([]).group_by("group")
+    joint = pc.sum(pc.greater(patients.aggregate([("patient", "count")])["patient_count"], 1)).as_py() or 0
+    return GuardSummary(fold, counts["patient"], counts["study"], joint, records)
 
 
 def _leak(index: pa.Table, rows: np.ndarray, split: np.ndarray, words: str) -> str:

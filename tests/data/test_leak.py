@@ -33,6 +33,14 @@ def test_clean_splits_pass_and_are_counted():
     assert "train 2 patients / 3 records" in str(summary)
 
 
+def test_near_duplicates_are_claimed_to_be_in_one_split_only_where_patients_were_kept_together_for_them():
+    assert "near-duplicate" not in str(guard(index(rows()))), "they may be in two splits: near_duplicates is warn"
+    together = rows()
+    together[3]["group"] = "p0"  # both train
+    together += [{**together[3], "id": "r6"}]
+    assert "nor is any of 1 groups of patients with near-duplicate pictures" in str(guard(index(together)))
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [("patient", "the patient"), ("study", "the study"), ("group", "near-duplicate group"), ("digest", "identical pixels")],

@@ -101,7 +101,7 @@ def morning() -> SearchReport:
             quarantined=17,
             left_out=2,
             near_duplicates="2 groups of patients who share near-duplicate pictures, each kept in one split",
-            guard="no patient, study, near-duplicate group or picture is in two splits",
+            guard="no patient, study or picture is in two splits",
         ),
         hardest=hardest,
         hardest_split="test",
