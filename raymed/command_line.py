@@ -170,17 +170,25 @@ def _words(arguments: Sequence[str], boolean: set[str]) -> list[str]:
 
 
 def _ranged(words: Sequence[str], options_type: type) -> list[str]:
-    """``--workers 1:4`` written as ``--min_workers 1 --workers 4``, for options that have such a pair."""
+    """``--workers 1:4`` written as ``--min_workers 1 --workers 4``, for options that have such a pair.
+
+    Raises:
+        UserError: an end is no whole number.
+    """
     names = {each.name for each in dataclasses.fields(options_type)}
     ranged, waiting = [], list(words)
     while waiting:
         word = waiting.pop(0)
         name, equals, value = word[2:].partition("=")
         if word.startswith("--") and f"min_{name}" in names:
-            value = value if equals or not waiting else waiting.pop(0)
-            low, colon, high = value.partition(":")
-            word = f"--{name}={high if colon else low}"
-            ranged += [f"--min_{name}={low}"] if colon else []
+            if not equals and waiting and not waiting[0].startswith("--"):
+                equals, value = "=", waiting.pop(0)
+            word = f"--{name}{equals}{value}"
+            if limits := re.fullmatch(r"(\d+):(\d+)", value):
+                ranged.append(f"--min_{name}={limits[1]}")
+                word = f"--{name}={limits[2]}"
+            elif ":" in value:
+                raise UserError(f"{mistakes.typed(name)} takes a whole number, or a range such as 1:4; not {value!r}")
         ranged.append(word)
     return ranged
 
@@ -226,5 +234,7 @@ class _Parser(ArgumentParser):
         raise UserError(f"{self.mistake.explain(message)}\n{self.format_usage()}{self.prog} --help says more") from ex
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        text = re.sub(r"default config file locations:.*?\n\n", "", super().format_help(formatter), flags=re.DOTALL)
+        located = getattr(self, "_default_config_files_group", None)  # a path of this machine
+        self._action_groups = [group for group in self._action_groups if group is not located]
+        text = super().format_help(formatter)
         return re.sub(r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from raymed.data.acquisition import Acquisition
 from raymed.data.plan import SliceSettings
+from raymed.data.sources import SourceSettings
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference, Model
 from raymed.job import Outcome
@@ -93,3 +95,20 @@ def test_a_csv_that_cannot_be_written_ends_the_job_before_a_picture_is_read(netw
     for out, reason in ((tmp_path / "patients", "is a folder"), (tmp_path / "file" / "out.csv", "cannot write")):
         with pytest.raises(UserError, match=reason):
             predict(PredictOptions(input=str(tmp_path / "patients"), out=str(out)), inference, too_late)
+
+
+def test_patients_numbered_anew_in_each_class_folder_are_not_taken_for_one_person(tmp_path: Path) -> None:
+    for name in ("normal/1", "normal/2", "viral/1"):
+        picture(tmp_path / "patients" / name / "a.png")
+    labels = write_prepared(tmp_path / "labels", patients=8, slices=1)
+    inference = Inference("lung v1", labels.labels, labels.image, SliceSettings(), 1.0, "")
+
+    def decided(regex: str | None) -> Outcome:
+        source = SourceSettings(labelled=True, patient_regex=regex)
+        options = PredictOptions(input=str(tmp_path / "patients"), out="", source=source, dry_run=True)
+        return predict(options, inference, lambda: pytest.fail("a dry run opened the network"))
+
+    with pytest.raises(UserError, match=r"1 \(normal and viral\).*patient-regex '(.+)'") as caught:
+        decided(None)
+    regex = re.search(r"patient-regex '(.+)'", str(caught.value))
+    assert regex and "3 slices in 3 studies" in decided(regex[1]).text

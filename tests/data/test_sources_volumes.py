@@ -61,6 +61,21 @@ def test_a_patient_without_a_name_is_an_error_and_so_is_one_series_of_two_patien
         list_source(tmp_path / "two", SourceSettings())
 
 
+@pytest.mark.parametrize("ids", ["agree", "header", "folder"])
+def test_one_examination_without_a_patientid_is_of_one_patient_and_two_are_not_merged(tmp_path: Path, ids: str) -> None:
+    settings = SourceSettings(labelled=False, patient_ids=ids)  # type: ignore[arg-type]
+    folder = tmp_path / "scans" / "P1"
+    write_dicom(folder / "lung" / "a.dcm", CHEST[0], 0, series="1.1", PatientID="", StudyInstanceUID="1.9")
+    write_dicom(folder / "soft" / "b.dcm", CHEST[0], 0, series="1.2", PatientID="", StudyInstanceUID="1.9")
+    for source in (tmp_path / "scans", folder / "lung"):
+        name = {"scans": "P1", "lung": "lung"}[source.name]
+        assert {study.patient for study in list_source(source, settings).studies} == {name}
+    assert list_source(folder / "lung" / "a.dcm", settings).studies[0].patient == "a"
+    write_dicom(folder / "lung" / "c.dcm", CHEST[0], 8, series="1.3", PatientID="", StudyInstanceUID="1.10")
+    with pytest.raises(UserError, match="PatientID is empty"):
+        list_source(tmp_path / "scans", settings)
+
+
 def test_one_series_under_two_labels_shows_both(tmp_path: Path) -> None:
     write_dicom(tmp_path / "viral" / "P1" / "a.dcm", CHEST[0], 0)
     write_dicom(tmp_path / "normal" / "P1" / "b.dcm", CHEST[0], 8)
