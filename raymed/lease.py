@@ -3,7 +3,7 @@
 Whoever wants it leaves a claim, a file of its own, and only then looks for others: of two that come at once, at least one
 sees the other. This takes no more of a storage than that what was written is listed, which file systems, NFS and S3 do. A
 claim's age is the difference of two times that the storage noted itself, so that clocks of machines do not matter; the claim
-of a process on this machine ends with the process.
+of a process on this machine ends with the process, where Linux tells which process it was.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ log = logging.getLogger("raymed")
 
 CLAIMS = ".leases"
 BEAT, EXPIRES = 15.0, 60.0  # seconds between two heartbeats; age of a claim whose holder is taken for dead
+LEAVING = 10.0  # seconds for the claim to go; a storage that hangs is not waited for, and the claim expires
 
 _held: set[str] = set()  # by this process
 
@@ -84,7 +85,8 @@ class _Claim:
                         f"If that machine is gone, try again in {EXPIRES:.0f} s"
                     )
         except BaseException:
-            self._folder.delete(self._file)
+            with contextlib.suppress(OSError):
+                self._folder.delete(self._file)
             raise
 
     def start(self) -> None:
@@ -92,17 +94,19 @@ class _Claim:
 
     def end(self) -> None:
         self._over.set()
-        self._heart.join()
-        with contextlib.suppress(Exception):  # a storage that is away: the claim expires
-            self._folder.delete(self._file)
+        self._heart.join(LEAVING)
 
     def _beat(self) -> None:
-        rivals: set[str] = set()
+        """Renew the claim until it is over, and remove it then."""
+        rivals: dict[str, float] = {}
         while not self._over.wait(BEAT):
             try:
                 require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
-                is_there, before, rivals = self._folder.exists(self._file), rivals, set(self._others())
-                if is_there and not before & rivals:  # one that only looked is gone by now
+                is_there, before = self._folder.exists(self._file), rivals
+                rivals = {file: self._folder.modified(file) for file in self._others()}
+                # one that only looked, or was killed while it did, renews nothing
+                has_rival = any(before.get(file, renewed) != renewed for file, renewed in rivals.items())
+                if is_there and not has_rival:
                     self._write()
                     continue
             except Exception as error:  # whatever a file system raises while it is away
@@ -110,7 +114,9 @@ class _Claim:
                 continue
             log.error("another process has taken %s over, because this one was not seen for too long: it ends", self._name)
             os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored by what a script starts in the background
-            return
+            break
+        with contextlib.suppress(Exception):  # a storage that is away: the claim expires
+            self._folder.delete(self._file)
 
     def _write(self) -> None:
         self._folder.write(self._file, json.dumps(_myself()).encode())
@@ -127,7 +133,7 @@ def _read(folder: Folder, file: str) -> dict[str, Any]:
 
 
 def _is_over(holder: dict[str, Any], age: float) -> bool:
-    if holder.get("machine") == _machine():
+    if _machine() and holder.get("machine") == _machine():
         return _started(int(holder["pid"])) != holder["started"]
     return age > EXPIRES
 
@@ -137,20 +143,17 @@ def _myself() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Names where process ids are those that we see: a host since it started, or a container on it."""
+    """Names where process ids are those that we see: a host since it started, or a container on it. Empty without /proc."""
     boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    seen = [boot.read_text().strip(), str(processes.readlink())] if boot.exists() and processes.is_symlink() else []
-    return " ".join([socket.gethostname(), *seen])
+    if not (boot.exists() and processes.is_symlink()):
+        return ""  # a process id alone, which another process may have by now, tells nothing
+    return " ".join([socket.gethostname(), boot.read_text().strip(), str(processes.readlink())])
 
 
 def _started(pid: int) -> str:
     """When a process was started, by a clock of its machine; empty where there is none (any more)."""
-    stat = Path(f"/proc/{pid}/stat")
     try:
-        if not Path("/proc/self/stat").exists():
-            os.kill(pid, 0)
-            return "yes"
-        fields = stat.read_text().rsplit(")", 1)[1].split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,56 @@ def test_a_storage_that_is_away_for_a_while_is_no_sign_that_another_process_took
         time.sleep(0.1)
         assert len(claims(storage)) == 1
     assert not told
+
+
+def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim stays, and is never renewed; one that is renewed is of a process that took the lease over."""
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    told = list[int]()
+    monkeypatch.setattr(leases.os, "kill", lambda process, number: told.append(number))
+    left = tmp_path / ".leases" / "night" / "left.json"
+    with lease(Folder.at(tmp_path), "night"):
+        left.write_text(json.dumps(ELSEWHERE))
+        time.sleep(0.5)
+        assert not told
+        while not told:
+            left.write_text(json.dumps(ELSEWHERE))
+            time.sleep(0.05)
+    assert claims(tmp_path) == [left]
+
+
+def test_a_storage_that_hangs_keeps_nobody_from_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that gave up waiting for a dead server waited for it for ever at its very end."""
+    monkeypatch.setattr(leases, "BEAT", 0.02)
+    monkeypatch.setattr(leases, "LEAVING", 0.2)
+    hangs, answers = threading.Event(), threading.Event()
+    exists = Folder.exists
+
+    def no_answer(folder: Folder, name: str = "") -> bool:
+        if not answers.is_set():
+            hangs.set()
+            answers.wait(60)
+        return exists(folder, name)
+
+    monkeypatch.setattr(Folder, "exists", no_answer)
+    with lease(Folder.at(tmp_path), "night"):
+        assert hangs.wait(30)
+        since = time.monotonic()
+    left_after = time.monotonic() - since
+    answers.set()
+    assert left_after < 20
+
+
+def test_where_a_process_id_says_nothing_a_claim_counts_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, another process that has the dead one's id by now kept everybody out for ever."""
+    monkeypatch.setattr(leases, "_machine", lambda: "")
+    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(leases._myself()))
+    with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "night"):
+        pass
+    os.utime(claim, (1, 1))
+    with lease(Folder.at(tmp_path), "night"):
+        assert not claim.exists()
