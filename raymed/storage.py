@@ -7,6 +7,7 @@ shared working directory. Files are written whole: a reader sees the old bytes o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import uuid
@@ -152,6 +153,9 @@ def make_durable(path: Path) -> None:
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems keep names by themselves
+            raise
     finally:
         os.close(opened)
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from raymed import availability
 from raymed.availability import is_refusal, require_there, wait_for
 from raymed.errors import StorageError
-from raymed.storage import Folder
+from raymed.storage import Folder, make_durable
 from raymed.training.upload import upload
 
 
@@ -104,3 +105,13 @@ def test_a_storage_that_stays_away_is_given_up_after_the_time_that_was_set(tmp_p
 )
 def test_what_waiting_does_not_mend_is_not_waited_for(error, refused):
     assert is_refusal(error) is refused
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its /proc is a file system whose folders cannot be written out")
+def test_a_file_system_that_writes_no_folders_out_takes_checkpoints_all_the_same() -> None:
+    """As some network file systems: each checkpoint waited for a storage that was there, and then the run failed."""
+    opened = os.open("/proc/self", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(opened)
+    os.close(opened)
+    make_durable(Path("/proc/self"))
