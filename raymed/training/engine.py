@@ -246,7 +246,8 @@ def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers
     """
     meet = recipe.contrastive or bool(batch_norms(module))
     divided = Division(settings.micro_batch, workers, settings.norm_group if meet else 0, recipe.contrastive)
-    divided.check(settings.global_batch)
+    # The last global batch of an epoch may hold just one group's packs, where a whole one is cut into smaller groups.
+    divided.check(min(settings.global_batch, settings.norm_group))
     return divided
 
 
