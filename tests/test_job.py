@@ -272,6 +272,31 @@ def test_a_range_of_workers_is_its_two_ends(words):
     assert parse(Ranged, ["--workers", "3"]).min_workers == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--workers", "--dry-run"], "--workers needs a value: a whole number"),
+        (["--workers", "1:"], "--workers takes a whole number, or a range such as 1:4; not '1:'"),
+        (["--workers=:4"], "--workers takes a whole number, or a range such as 1:4; not ':4'"),
+    ],
+)
+def test_a_range_that_lacks_an_end_is_told_as_it_was_typed(words, told):
+    """And an option that follows is not taken for its value."""
+    with pytest.raises(UserError, match=f"^{re.escape(told)}"):
+        parse(Ranged, words)
+
+
+@pytest.mark.parametrize("word", ["--help", "--help-all"])
+def test_help_names_no_path_of_the_file_of_defaults(word, tmp_path, capsys):
+    defaults = tmp_path / "defaults.yaml"
+    defaults.write_text("workers: 3\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        parse(Ranged, [word], defaults=defaults)
+    help_text = capsys.readouterr().out
+    assert "default: 3" in help_text
+    assert str(tmp_path) not in help_text and "default values below" not in help_text
+
+
 PLAN = """
 import runpy, sys
 import ray, raymed.job
