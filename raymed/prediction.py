@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymed.data.sources import Listing, SourceSettings, list_source
+from raymed.data.sources import Listing, SourceSettings, list_source, some
 from raymed.errors import UserError
 from raymed.job import JobOptions, Outcome
 from raymed.spreadsheet import to_csv
@@ -17,6 +17,7 @@ from raymed.storage import Folder
 if TYPE_CHECKING:
     from raymed.evaluation.predict import Inference, Model
 
+FOLDERS = ("folders", "dicom", "nifti")  # formats in which a folder may be a class's or a patient's
 MOST = 10  # ways in which patients are unlike the training pictures that are told
 
 
@@ -57,6 +58,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     listing = list_source(Path(options.input), options.source, usable=False)
     if not options.source.labelled and not options.source.patient_regex:
         _refuse_classes(listing, inference)
+    _require_one_class(listing)
     lost = [note(refusal) for refusal in listing.refusals if refusal.patient is None]
     slices = sum(len(study.slices) for study in listing.studies)
     found = f"{listing.format}: {slices} slices in {len(listing.studies)} studies"
@@ -83,8 +85,22 @@ def _refuse_classes(listing: Listing, inference: Inference) -> None:
     """Folders named after the classes would be taken for patients, and all who lie in one for a single person."""
     patients, labels = sorted({study.patient for study in listing.studies}), inference.labels
     classes = [each for each in patients if labels.knows(each) and each not in labels.codes]  # 1 and 2 may well be patients
-    if classes and listing.format in ("folders", "dicom", "nifti"):
+    if classes and listing.format in FOLDERS:
         raise UserError(
             f"{listing.root}: {', '.join(classes)} are named like classes, not like patients. If the patients' folders lie "
             "in them, pass --source.labelled true; else name the patient with --source.patient-regex"
+        )
+
+
+def _require_one_class(listing: Listing) -> None:
+    """Patients who are numbered anew in each class folder would be taken for one person."""
+    classes: dict[str, set[str]] = {}
+    for study in listing.studies:
+        if study.label is not None:
+            classes.setdefault(study.patient, set()).add(study.label)
+    several = [f"{patient} ({' and '.join(sorted(labels))})" for patient, labels in classes.items() if len(labels) > 1]
+    if several and listing.format in FOLDERS:
+        raise UserError(
+            f"{listing.root}: {len(several)} patients are in several classes, as one person: {some(several)}. If they are "
+            "several persons, tell them apart with --source.patient-regex '^([^/]+/[^/]+)/'; else put each into one class"
         )

@@ -6,6 +6,7 @@ headers (`dicom_header`), and PatientID where no folder names the patient.
 
 from __future__ import annotations
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -171,7 +172,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     others = [name for name in tree.files if name not in files]
     headers, result = read_headers(root, files, settings)
     naming = _Naming.of(tree, result.persons, settings)
-    patients, labels = _name_patients(root, headers, naming)
+    patients, labels = _name_patients(path, headers, naming)
     _require_one_owner(root, headers, patients)
     by_label: dict[str | None, list[Header]] = defaultdict(list)  # a series under two labels is two, which is refused
     for header in headers:
@@ -264,18 +265,28 @@ class _Naming:
         return known or folder
 
 
-def _name_patients(root: Path, headers: list[Header], naming: _Naming) -> tuple[dict[str, str], dict[str, str | None]]:
+def _name_patients(path: Path, headers: list[Header], naming: _Naming) -> tuple[dict[str, str], dict[str, str | None]]:
     """Patient and label of every file.
 
     With labels, a file at least two folders deep lies in ``<class>/<patient>/``. Otherwise, several folders below the root
-    are several patients; files in one folder belong to their PatientID.
+    are several patients; files in one folder belong to their PatientID. One examination without it is of one patient all
+    the same, who is called as its folder is.
+
+    Args:
+        path: of the source, a folder or a file.
     """
     settings = naming.settings
+    root = path.parent if path.is_file() else path
     labels = {header.path: naming.label(header.path) for header in headers}
     named = {header.path: naming.patient(header.path) for header in headers}
-    patients = {path: patient for path, patient in named.items() if patient is not None}
-    unnamed = [path for path, patient in named.items() if patient is None]
-    loose = [path for path, label in labels.items() if settings.labelled and label is None and "/" in path]
+    patients = {name: patient for name, patient in named.items() if patient is not None}
+    unnamed = [name for name, patient in named.items() if patient is None]
+    examinations = {header.examination for header in headers if named[header.path] is None}
+    if len(examinations) == 1 and examinations != {""} and not settings.patient_regex:
+        folder = PurePosixPath(posixpath.commonpath([posixpath.dirname(name) for name in unnamed])).name
+        patients |= dict.fromkeys(unnamed, folder or (path.stem if path.is_file() else path.name))
+        unnamed = []
+    loose = [name for name, label in labels.items() if settings.labelled and label is None and "/" in name]
     if loose:
         raise UserError(
             f"{root}: expected <class>/<patient>/files, and {some(loose)} lie in one folder only: put them into "
@@ -287,7 +298,7 @@ def _name_patients(root: Path, headers: list[Header], naming: _Naming) -> tuple[
             + (
                 f"patient_regex {settings.patient_regex!r} does not match"
                 if settings.patient_regex
-                else "PatientID is empty; put each patient into a folder or pass --source.patient-regex"
+                else "PatientID is empty; put each patient into a folder and pass --source.patient-regex '^([^/]+)/'"
             )
         )
     return patients, labels

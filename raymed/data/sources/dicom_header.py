@@ -49,6 +49,7 @@ TAGS = (
     "PatientBirthDate",
     "PatientSex",
     "PatientOrientation",
+    "StudyInstanceUID",
     "SeriesInstanceUID",
     "InstanceNumber",
     "ImagePositionPatient",
@@ -77,6 +78,7 @@ class Header:
     Attributes:
         path: relative to the source.
         modality: CT, CR or DX.
+        examination: its StudyInstanceUID, empty without one.
         series: its SeriesInstanceUID.
         instance_uid: its SOPInstanceUID, empty without one.
         height: along the slice normal, towards the head, in mm; None of an X-ray.
@@ -88,6 +90,7 @@ class Header:
 
     path: str
     modality: str
+    examination: str
     series: str
     instance_uid: str
     height: float | None
@@ -168,6 +171,7 @@ def _checked(header: pydicom.Dataset, path: str, derived: bool) -> Header:
     return Header(
         path=path,
         modality=modality,
+        examination=str(header.get("StudyInstanceUID") or ""),
         series=str(header.SeriesInstanceUID),
         instance_uid=str(header.get("SOPInstanceUID") or ""),
         height=height,
