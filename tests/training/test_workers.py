@@ -160,7 +160,7 @@ def test_a_micro_batch_that_would_change_what_batch_norm_sees_is_refused():
 
 
 def test_groups_of_every_last_global_batch_fit_where_a_run_may_start():
-    """24 are two groups of 12, of which a micro-batch of 12 holds each; a last batch of 13 is one, and used to end the epoch."""
+    """24 are two groups of 12, each of which a micro-batch of 12 holds; a last batch of 13 is one, and ended the run."""
     network = Pictures().build()
     with pytest.raises(UserError, match=r"16 items meet .* Set train.micro_batch to 16, or.* train.norm_group to 12"):
         division(Pictures(), network, TrainSettings(global_batch=24, micro_batch=12), 1)  # type: ignore[arg-type]
