@@ -36,11 +36,13 @@ class Alias:
         option: dotted name of the option; empty for one that means nothing here.
         values: what its values are called there, as JSON, and here; a name with a value for true is a switch.
         says: what whoever uses it is told.
+        implies: other options that get the same value where nothing else is said of them.
     """
 
     option: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
     says: str = ""
+    implies: tuple[str, ...] = ()
 
     def here(self, value: str) -> str:
         """A value of theirs, as it is called here."""
@@ -135,7 +137,8 @@ def _epilog(options_type: type, aliases: Aliases, everything: bool) -> str:
 
 
 def _translated(arguments: Sequence[str], aliases: Aliases) -> list[str]:
-    """The words with options under our names."""
+    """The words with options under our names. What a name implies comes first, so that a file or a word wins over it."""
+    implied: list[str] = []
     words, waiting = [], list(arguments)
     while waiting:
         word = waiting.pop(0)
@@ -152,7 +155,8 @@ def _translated(arguments: Sequence[str], aliases: Aliases) -> list[str]:
             log.info("--%s: %s", name, alias.says)
         if alias.option:
             words += [f"--{alias.option}", alias.here(value)] if value else [f"--{alias.option}"]
-    return words
+        implied += [part for option in alias.implies if value.isdigit() for part in (f"--{option}", value)]
+    return implied + words
 
 
 def _words(arguments: Sequence[str], boolean: set[str]) -> list[str]:

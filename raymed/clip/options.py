@@ -56,7 +56,12 @@ GUIDE = {
     "text-encoder-name": Alias("model.text_encoder"),
     "embed-dim": Alias("model.embed_dim"),
     "temperature": Alias("model.temperature"),
-    "batch-size": Alias("train.global_batch"),
+    "batch-size": Alias(
+        "train.global_batch",
+        implies=("train.norm_group", "train.micro_batch"),
+        says="as many pictures meet in batch norms and in the contrast (--train.norm_group), and as many go through the "
+        "network at once (--train.micro_batch: fewer save memory)",
+    ),
     "epochs": Alias("train.epochs"),
     "learning-rate": Alias("train.lr"),
     "weight-decay": Alias("train.weight_decay"),

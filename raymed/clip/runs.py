@@ -182,7 +182,9 @@ def read_configurations(path: Path, options: TrainClip, aliases: Aliases) -> lis
 
 
 def _changed(options: TrainClip, entry: Mapping[str, Any], aliases: Aliases) -> TrainClip:
-    for key, value in entry.items():
+    known_as = {key: aliases[key.replace("_", "-")] for key in entry if key.replace("_", "-") in aliases}
+    implied = {option: entry[key] for key, alias in known_as.items() for option in alias.implies if type(entry[key]) is int}
+    for key, value in (implied | dict(entry)).items():
         alias = aliases.get(key.replace("_", "-"))
         name = alias.option if alias else key
         if alias and alias.says:

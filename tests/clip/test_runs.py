@@ -54,6 +54,26 @@ def test_every_flag_of_the_guide_is_understood(caplog):
     assert "--gpu-id" in caplog.text and "--num-workers" in caplog.text, "what means nothing any more must be said"
 
 
+def test_a_batch_of_the_guide_s_is_one_for_batch_norms_and_the_contrast_too(tmp_path, caplog):
+    """Where nothing else is said: a file, another word, or an entry of its own wins."""
+
+    def sizes(found: TrainClip) -> tuple[int, int, int]:
+        return found.train.global_batch, found.train.norm_group, found.train.micro_batch
+
+    with caplog.at_level("INFO", "raymed"):
+        assert sizes(options("--batch-size", "64")) == (64, 64, 64)
+    assert "--train.micro_batch" in caplog.text
+    assert sizes(options("--train.norm_group", "16", "--batch-size=64")) == (64, 16, 64)
+    assert sizes(options("--train.global_batch", "64")) == (64, 32, 32)
+    (tmp_path / "own.yaml").write_text("train: {global_batch: 8, norm_group: 16}")
+    assert sizes(options("--config", str(tmp_path / "own.yaml"), "--batch-size", "64")) == (64, 16, 64)
+    with pytest.raises(UserError, match="global_batch"):
+        options("--batch-size", "many")
+    (tmp_path / "C.json").write_text('[{"batch_size": 64}, {"batch_size": 64, "train.micro_batch": 8}]')
+    entries = read_configurations(tmp_path / "C.json", options(), GUIDE)
+    assert [sizes(entry) for entry in entries] == [(64, 64, 64), (64, 64, 8)]
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
