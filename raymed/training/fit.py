@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from ray.train import Result, TrainingFailedError, UserCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -111,6 +112,8 @@ def fit(
     while True:
         before = newest_step(spec.folder)
         spec.folder.delete(STALLED)
+        # where an earlier raymed had Ray Train keep the checkpoints: Ray refuses to start once one of that list is gone
+        spec.folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
         try:
             _trainer(spec, source, resources, verdicts, callbacks, keep_all).fit()
             newest = checkpoint_names(spec.folder)[-1:]

@@ -1,14 +1,26 @@
 """What stays of a run's checkpoints, over kills, and what is removed."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+from ray.train import CheckpointConfig
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.storage import StorageContext
+
+from raymed.recipes.lung import LungRecipe
 from raymed.storage import Folder
+from raymed.training import fit as fitting
 from raymed.training.checkpoint import checkpoint_names, new_name
 from raymed.training.retention import Retention, scratch
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import FitSpec
 
 
 def save(run: Path, step: int) -> str:
@@ -84,3 +96,28 @@ with scratch(Folder.at({run.uri!r}), 0) as folder:
         assert not left.exists()
         with scratch(run, 0):
             assert outer.exists()
+
+
+def test_a_run_of_before_goes_on_whose_checkpoints_ray_train_had_listed(prepared, tmp_path, monkeypatch):
+    """One of that list is removed once newer ones are durable; then Ray Train refused each further start."""
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    spec = FitSpec("before", str(tmp_path), prepared.folder.uri, recipe, TrainSettings())
+    save(tmp_path / "before", 1)
+    listed = {"checkpoint_dir_name": "step-00000000-gone", "metrics": {}}
+    lists = ("pending_training_results", "pending_validation_specs", "validated_checkpoint_dir_names")
+    lists += ("timed_out_validation_checkpoint_dir_names", "failed_validation_checkpoint_dir_names")
+    snapshot = {"checkpoint_results": [listed], "checkpoint_report_indices": [0], "current_report_index": 1}
+    file = tmp_path / "before" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    file.write_text(json.dumps(snapshot | {name: [] for name in lists}))
+
+    class Start:
+        """What Ray Train does before its workers begin."""
+
+        def fit(self) -> None:
+            CheckpointManager(CheckpointConfig(), StorageContext(spec.storage, spec.name))
+
+    with pytest.raises(CheckpointManagerInitializationError, match="does not exist anymore"):
+        Start().fit()
+    monkeypatch.setattr(fitting, "_trainer", lambda *_: Start())
+    (tmp_path / "before" / checkpoint_names(spec.folder)[0] / "progress.json").write_text('{"history": [{"epoch": 1}]}')
+    assert fitting.fit(spec, None, None) == {"epoch": 1}
