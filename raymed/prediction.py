@@ -52,14 +52,14 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     """
     import pandas as pd
 
-    from raymed.evaluation.predict import note, predict_studies, table
+    from raymed.evaluation.predict import predict_studies, reasons, table
 
     inference.image.require_rule()
     listing = list_source(Path(options.input), options.source, usable=False)
     if not options.source.labelled and not options.source.patient_regex:
         _refuse_classes(listing, inference)
     _require_one_class(listing)
-    lost = [note(refusal) for refusal in listing.refusals if refusal.patient is None]
+    lost = reasons(refusal for refusal in listing.refusals if refusal.patient is None)
     slices = sum(len(study.slices) for study in listing.studies)
     found = f"{listing.format}: {slices} slices in {len(listing.studies)} studies"
     warnings = [*listing.notes, *(f"not used: {line}" for line in lost)]

@@ -24,7 +24,7 @@ from raymed.data.image import ImageError, ImageSettings, apply_window, fit
 from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, is_single, list_source, load_study
 from raymed.data.sources.table import Row, list_rows
 from raymed.errors import UserError
-from raymed.evaluation.predict import Found, Inference, Predictor, note, table, to_record
+from raymed.evaluation.predict import Found, Inference, Predictor, reasons, table, to_record
 from raymed.recipes import open_model
 from raymed.seal import check_seal
 
@@ -115,14 +115,14 @@ def _find(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple
 
 
 def _from_listing(patient: str, name: str, listing: Listing, settings: ImageSettings) -> tuple[list[Found], list[str]]:
-    found, notes = [], [note(refusal) for refusal in listing.refusals]
+    found, lost = [], list(listing.refusals)
     for study in listing.studies:
         for piece, loaded in load_study(listing.root, study, settings):
             if isinstance(loaded, Refusal):
-                notes.append(note(loaded))
+                lost.append(loaded)
             else:
                 found.append((to_record(piece.id, patient, f"{name}{study.study}", piece.position, loaded), piece))
-    return found, notes
+    return found, reasons(lost)
 
 
 def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) -> tuple[list[Found], list[str]]:

@@ -69,6 +69,16 @@ def test_every_patient_who_was_named_has_a_line_with_the_reason_where_there_is_n
     assert outcome.data["undecided"] == 4
 
 
+def test_many_refused_slices_of_one_reason_leave_a_note_that_a_cell_can_hold(network: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "patients" / "anna" / "good.png")
+    for number in range(400):
+        (tmp_path / "patients" / "anna" / f"{number}.png").write_bytes(b"no picture" if number else b"")
+    _, lines = predicted(network, tmp_path / "patients", tmp_path / "out.csv")
+    note = lines.loc["anna", "note"]
+    assert "anna/1.png: not a readable picture" in note and "399 such in all" in note
+    assert "anna/0.png: the file is empty" in note and len(note) < 1000
+
+
 def test_patients_unlike_those_trained_on_are_told_on_the_terminal_and_beside_their_decision(
     network: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from raymed.data.plan import Series, SliceSettings, choose
 from raymed.data.prepared import Places, Prepared
 from raymed.data.record import Image, Record, records_from
 from raymed.data.sources import Listing, Refusal, Slice, Study, load_study
+from raymed.data.sources.listing import by_reason
 from raymed.errors import RunError, UserError
 from raymed.evaluation.patients import softmax
 from raymed.recipes.recipe import Recipe
@@ -104,7 +105,7 @@ class PatientPrediction:
         patient: patient id.
         probabilities: of the classes, in the label table's order; None where no slice could be used.
         slices: how many slices the probabilities rest on.
-        notes: slices that could not be used, with the reason.
+        notes: slices that could not be used, a few of each reason.
         unlike: in what the pictures differ from those that the model was trained on.
     """
 
@@ -202,15 +203,15 @@ def predict_studies(
 
     def predict(predictor: Predictor, item: tuple[str, list[Study], list[Refusal]]) -> PatientPrediction:
         patient, series, refusals = item
-        found, notes = [], [note(refusal) for refusal in refusals]
+        found, lost = [], list(refusals)
         for study in series:
             for slice_, loaded in load_study(root, study, inference.image):
                 if isinstance(loaded, Refusal):
-                    notes.append(note(loaded))
+                    lost.append(loaded)
                 else:
                     record = to_record(slice_.id, patient, study.study, slice_.position, loaded, study.source)
                     found.append((record, slice_))
-        return predictor.patient(patient, found, inference, notes)
+        return predictor.patient(patient, found, inference, reasons(lost))
 
     return _spread(model, micro_batch, workers, items, predict)
 
@@ -220,9 +221,9 @@ def to_record(id: str, patient: str, study: str, position: int, pixels: np.ndarr
     return Record(id, patient, study, position, None, source, (Image("input", 0, pixels),), ())
 
 
-def note(refusal: Refusal) -> str:
-    """A refusal in one line."""
-    return f"{refusal.where}: {refusal.reason}"
+def reasons(refusals: Iterable[Refusal]) -> list[str]:
+    """What a person should know of refusals: a few of each kind, because a spreadsheet breaks a cell of 32767 characters."""
+    return by_reason((refusal.where, refusal.reason) for refusal in refusals)
 
 
 def table(predictions: Iterable[PatientPrediction], inference: Inference) -> list[dict[str, Any]]:
