@@ -127,8 +127,11 @@ class SystemOptions(JobOptions, ABC):
     def named(self, template: FitSpec, budget: Budget, variants: Mapping[str, FitSpec] | None = None) -> Night:
         """A search from `template`, or the listed runs, under the name that settings and data give it."""
         from raymed.tuning.night import Night
+        from raymed.tuning.space import located
 
         listed = dict(variants or {})
+        of_recipe = {name: each for name, each in self.search.space.items() if not name.startswith("train.")}
+        search = dataclasses.replace(self.search, space={**self.search.space, **located(of_recipe, template.recipe)})
         described = json.dumps(
             [
                 # How many machines share the work changes no result.
@@ -136,7 +139,7 @@ class SystemOptions(JobOptions, ABC):
                     _without_generation(dataclasses.replace(spec, workers=1, min_workers=0))
                     for spec in (template, *listed.values())
                 ],
-                dataclasses.asdict(dataclasses.replace(self.search, concurrent=0, cpus_per_worker=1)),
+                dataclasses.asdict(dataclasses.replace(search, concurrent=0, cpus_per_worker=1)),
                 sorted({spec.open_data().digest for spec in (template, *listed.values())}),
             ],
             default=str,
@@ -151,7 +154,7 @@ class SystemOptions(JobOptions, ABC):
                 raise UserError(
                     f"the run's folder would be {template.folder.uri}, where the prepared data lie: give another --name"
                 )
-        night = Night(template, self.search, budget, self.tracking, command, listed, self.keep_checkpoints)
+        night = Night(template, search, budget, self.tracking, command, listed, self.keep_checkpoints)
         if self.resume == "must" and not night.has_begun:
             raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
         if self.resume == "never" and not self.dry_run:

@@ -17,6 +17,9 @@ from raymed.models.model_folders import find_model
 from raymed.models.settings import ClipModelSettings, ModelSettings
 from raymed.recipes.clip import ClipRecipe
 from raymed.recipes.vitp import VitpRecipe
+from raymed.tuning.budget import Budget
+from raymed.tuning.settings import SearchSettings
+from raymed.tuning.space import Dimension
 from tests.models.text_models import write_bert
 
 
@@ -39,6 +42,22 @@ def test_a_lung_model_named_by_a_relative_path_is_found_by_a_worker_elsewhere(
     recipe = LungOptions(data=prepared.folder.uri, model=ModelSettings(path="weights")).spec(prepared).recipe
     monkeypatch.chdir(elsewhere)
     assert recipe.build() is not None
+
+
+def test_a_searched_model_named_by_a_relative_path_is_found_by_a_worker_elsewhere(
+    prepared: Prepared, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        ResNetForImageClassification(backbones.PRESETS["tiny"](prepared.size)).save_pretrained(name)
+    search = SearchSettings(space={"model.path": Dimension(choices=("one", "two"))})
+    common = {"data": prepared.folder.uri, "storage": str(elsewhere)}
+    night = LungOptions(**common, model=ModelSettings(path="one"), search=search).night(prepared, Budget(2))
+    monkeypatch.chdir(elsewhere)
+    for path in night.search.space["model.path"].choices:
+        assert night.trial(0, {"model.path": path}).recipe.build() is not None
+    wrong = SearchSettings(space={"model.path": Dimension(choices=("one", "none"))})
+    with pytest.raises(UserError, match="there is no model 'one'"):
+        LungOptions(**common, search=wrong).night(prepared, Budget(2))
 
 
 def test_clip_towers_named_by_relative_paths_are_found_by_a_worker_elsewhere(

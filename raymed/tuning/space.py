@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import optuna
 
@@ -64,6 +64,14 @@ class Dimension:
 Space = Mapping[str, Dimension]
 
 
+@runtime_checkable
+class Located(Protocol):
+    """Settings some of which are paths."""
+
+    def located(self) -> Located:
+        """With absolute paths: workers have another working folder."""
+
+
 def get_setting(settings: Any, path: str) -> Any:
     """The value at a dotted path in nested dataclasses.
 
@@ -84,3 +92,26 @@ def with_setting(settings: Settings, path: str, value: Any) -> Settings:
     get_setting(settings, name)
     inner = with_setting(getattr(settings, name), rest, value) if rest else value
     return dataclasses.replace(settings, **{name: inner})  # type: ignore[type-var]
+
+
+def located(space: Space, settings: Any) -> Space:
+    """The space with the absolute paths that choices stand for, where they are paths.
+
+    Args:
+        settings: what the names of the space are settings of.
+
+    Raises:
+        UserError: nothing is there, or there is no such setting.
+    """
+    return {name: dataclasses.replace(each, choices=_located(name, each, settings)) for name, each in space.items()}
+
+
+def _located(name: str, dimension: Dimension, settings: Any) -> tuple[Value, ...]:
+    around, _, own = name.rpartition(".")
+    owner = get_setting(settings, around) if around else settings
+    if not isinstance(owner, Located):
+        return dimension.choices
+    return tuple(
+        get_setting(with_setting(owner, own, choice).located(), own) if isinstance(choice, str) else choice
+        for choice in dimension.choices
+    )
