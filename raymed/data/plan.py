@@ -101,6 +101,11 @@ class SliceSettings:
         if self.smoothing < 0:
             raise UserError(f"slices.smoothing is {self.smoothing}; it must be at least 0")
 
+    def __str__(self) -> str:
+        """As runs record it. Those from before `per` took so many slices of each study, or all: they go on with that."""
+        text = repr(self)
+        return text.replace(f"per={self.per!r}, ", "") if self.per == "study" or self.choice == "all" else text
+
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> SliceSettings:
         """From what `dataclasses.asdict` gave; a model from before `per` was trained on so many slices of each study."""

@@ -72,7 +72,7 @@ class FitSpec:
 
     def settings(self) -> dict[str, Any]:
         """What decides the results of a run, and stays what it was when the run goes on."""
-        deciding = {"train": self.train.deciding(), "sampling": repr(self.sampling), "seed": self.seed}
+        deciding = {"train": self.train.deciding(), "sampling": str(self.sampling), "seed": self.seed}
         return {**self.recipe.settings(), **deciding}
 
     def origin(self) -> dict[str, Any]:

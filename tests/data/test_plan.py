@@ -92,6 +92,14 @@ def test_models_from_before_slices_were_counted_per_patient_keep_their_own():
     assert SliceSettings.read(dataclasses.asdict(SliceSettings(4))) == SliceSettings(4)
 
 
+def test_a_run_from_before_slices_were_counted_per_patient_goes_on_per_study():
+    """Its settings were recorded without that one, and whatever was given, they had changed."""
+    recorded = "SliceSettings(per_patient=4, choice='middle', limit=0, class_weights='none', smoothing=1.0)"
+    assert str(SliceSettings(4, per="study", choice="middle")) == recorded
+    assert str(SliceSettings(4, choice="middle")) != recorded
+    assert str(SliceSettings(4, choice="all")) == recorded.replace("middle", "all"), "of whom does not matter"
+
+
 def test_an_empty_split_chooses_nothing():
     assert choose(series(), SliceSettings(2)).tolist() == []
 
