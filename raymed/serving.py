@@ -137,8 +137,10 @@ def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) 
     if slices.ndim != 4 or slices.shape[-1] not in (1, 3) or not slices.size:
         shape = " x ".join(map(str, slices.shape))
         return [], [f"array {number}: {shape} is neither [slices, h, w] nor [slices, h, w, 3]"]
-    if slices.dtype == np.int64 and slices.min() >= 0 and slices.max() <= 255:  # from JSON, which knows no uint8
-        slices = slices.astype(np.uint8)
+    if slices.dtype == np.int64:  # from JSON, which knows neither kind; below zero are Hounsfield units alone
+        kind = np.iinfo(np.uint8 if slices.min() >= 0 else np.int16)
+        if kind.min <= slices.min() and slices.max() <= kind.max:
+            slices = slices.astype(kind.dtype)
     if slices.dtype not in (np.uint8, np.int16):
         return [], [f"array {number}: {slices.dtype}; give uint8 as displayed, or int16 in Hounsfield units"]
     modality = HOUNSFIELD if slices.dtype == np.int16 else None

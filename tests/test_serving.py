@@ -95,8 +95,9 @@ def test_hounsfield_units_are_windowed_as_the_training_data_were(
     units = np.ceil(body / 255 * 1500 - 1350).astype(np.int16)
     shown = np.clip(np.floor((units + 1350) / 1500 * 255), 0, 255).astype(np.uint8)
     assert np.abs(shown.astype(int) - body).max() <= 1
-    answer = ask(served, ("units", units), ("shown", shown))
+    answer = ask(served, ("units", units), ("shown", shown), ("json", units.tolist()))
     np.testing.assert_allclose(answer[SHARES].iloc[0], answer[SHARES].iloc[1], atol=1e-3)
+    np.testing.assert_allclose(answer[SHARES].iloc[0], answer[SHARES].iloc[2], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,7 @@ def test_hounsfield_units_are_windowed_as_the_training_data_were(
         (np.zeros((0, 28, 28), np.uint8), "0 x 28 x 28 x 1 is neither"),
         (np.zeros((28, 28, 3), np.uint8), "28 x 28 x 3 may be one colour picture"),
         ([[[300, 0], [0, 0]]], "int64; give uint8"),
+        ([[[-1000, 40_000], [0, 0]]], "int64; give uint8"),
         ([[[1, 2]], [[1]]], "slices of different sizes"),
     ],
 )

@@ -237,7 +237,10 @@ def eight_bit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
         return picture
     meaning, number = settings.sixteen_bit_meaning
     if meaning == "refuse":
-        raise ImageError(f"a 16-bit picture: say what the values mean, with --image.sixteen_bit {SIXTEEN_BIT}")
+        raise ImageError(
+            f"a 16-bit picture: say what the values mean, with --image.sixteen_bit {SIXTEEN_BIT}, where the data are "
+            "prepared (a model goes by what its own were); or save it as 8-bit"
+        )
     if meaning == "hu":
         shown = apply_window(picture.astype(np.float32) - number, *settings.width_level)
     else:

@@ -85,7 +85,9 @@ def test_sixteen_bit_grey_is_kept_and_scaled_as_asked(tmp_path: Path) -> None:
 
 def test_what_sixteen_bits_mean_is_said_for_all_pictures_and_never_guessed_from_one() -> None:
     twelve = RNG.integers(0, 4096, (64, 64, 1), dtype=np.uint16)
-    with pytest.raises(ImageError, match=r"say what the values mean, with --image\.sixteen_bit bits,N.*hu,OFFSET.*stretch"):
+    with pytest.raises(
+        ImageError, match=r"with --image\.sixteen_bit bits,N.*hu,OFFSET.*stretch, where the data are prepared"
+    ):
         fit(twelve, ImageSettings(size=64))
     shown = fit(twelve, ImageSettings(size=64, sixteen_bit="bits,12"))
     assert np.array_equal(shown, np.rint(twelve * np.float32(255 / 4095)).astype(np.uint8))
