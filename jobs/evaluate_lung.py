@@ -45,7 +45,7 @@ class Evaluate(JobOptions):
 
 
 def main(options: Evaluate) -> Outcome:
-    from raymed.evaluation.metrics import evaluate, judge_patients
+    from raymed.evaluation.metrics import evaluate, overall
     from raymed.evaluation.patients import softmax, to_patients
     from raymed.evaluation.predict import chosen_rows, predict_rows
     from raymed.evaluation.summary import lines
@@ -63,15 +63,10 @@ def main(options: Evaluate) -> Outcome:
         return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
     logits, columns = predict_rows(open_model(resolved.network), prepared, rows, options.micro_batch, options.workers)
     names = prepared.labels.names
-    scaled = logits / (resolved.inference.temperature if resolved.inference else 1.0)
-    probabilities = softmax(scaled)
+    probabilities = softmax(logits / (resolved.inference.temperature if resolved.inference else 1.0))
     patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"], options.method)
     evaluation = evaluate(patients, names, options.bootstrap, options.seed)
-    per_slice = {
-        name.removeprefix("slice_"): value
-        for name, value in judge_patients(scaled, columns, names).items()
-        if name.startswith("slice_")
-    }
+    per_slice = overall(columns["label"], probabilities)
     text = [
         *lines(evaluation),
         "",

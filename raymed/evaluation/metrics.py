@@ -123,14 +123,14 @@ def judge_patients(logits: np.ndarray, columns: dict[str, np.ndarray], class_nam
     labels, probabilities = np.asarray(columns["label"], dtype=np.int64), softmax(logits)
     patients = to_patients(probabilities, columns["patient"], labels, columns["source"])
     _require_labels(patients)
-    judged = _values(patients.labels, patients.probabilities)
+    judged = overall(patients.labels, patients.probabilities)
     judged = {"val_loss": judged.pop("loss")} | judged
     for (hits, misses, false_alarms, rejections), name in zip(_outcomes(_confusion(patients)), class_names, strict=True):
         if hits + misses:
             judged[f"sensitivity_{name}"] = hits / (hits + misses)
         if false_alarms + rejections:
             judged[f"specificity_{name}"] = rejections / (false_alarms + rejections)
-    return judged | {f"slice_{name}": value for name, value in _values(labels, probabilities).items()}
+    return judged | {f"slice_{name}": value for name, value in overall(labels, probabilities).items()}
 
 
 def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 1000, seed: int = 0) -> Evaluation:
@@ -210,7 +210,13 @@ def _rare(labels: np.ndarray, classes: int) -> np.ndarray:
     return (counts > 0) & (counts < RARE)
 
 
-def _values(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def overall(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """The figures over all patients, or over all slices, without intervals: ``loss``, ``accuracy`` and so on.
+
+    Args:
+        labels: class indices, int [rows].
+        probabilities: [rows, classes].
+    """
     figures = weigh(labels, probabilities, np.ones((1, len(labels))))
     return {name: float(value[0]) for name, value in figures.named(np.zeros(probabilities.shape[1], bool)).items()}
 
