@@ -24,7 +24,8 @@ class Budget:
         timezone: that a person reads times in; empty for this machine's.
         seconds: most seconds up to that, over all processes that go on with the search (0 = no limit).
         until: the time of day that was asked for, of which `deadline` is the next.
-        ends: when time is over, by a clock of this process that nobody sets; see `begun`.
+        ends: when `seconds` are over, by a clock of this process that nobody sets; see `begun`.
+        closes: when `deadline` comes, by another one, which goes on while the machine sleeps.
         refit: what the winner is trained on again within that time; see `SearchOptions`.
     """
 
@@ -35,20 +36,24 @@ class Budget:
     seconds: float = 0.0
     until: str = ""
     ends: float = math.inf
+    closes: float = math.inf
     refit: str = "none"
 
     def begun(self, spent: float = 0.0) -> Budget:
         """As it is for a process that goes on with a search after `spent` seconds: from now on no set clock matters."""
-        return replace(self, ends=time.monotonic() + self._seconds_left(spent))
+        ends = time.monotonic() + self.seconds - spent if self.seconds else math.inf
+        return replace(self, ends=ends, closes=_uptime() + self.deadline - time.time() if self.deadline else math.inf)
 
     @property
     def time_is_over(self) -> bool:
-        return time.monotonic() >= self.ends
+        return self.seconds_left <= 0
 
     @property
     def seconds_left(self) -> float:
         """Until time is over; infinity without a limit."""
-        return self._seconds_left(0.0) if math.isinf(self.ends) else self.ends - time.monotonic()
+        has_begun = not math.isinf(min(self.ends, self.closes))
+        begun = self if has_begun else self.begun()
+        return min(begun.ends - time.monotonic(), begun.closes - _uptime())
 
     @property
     def plan(self) -> str:
@@ -76,15 +81,11 @@ class Budget:
 
     def to_dict(self) -> dict[str, Any]:
         """What is the same in every process."""
-        return {name: value for name, value in asdict(self).items() if name != "ends"}
+        return {name: value for name, value in asdict(self).items() if name not in ("ends", "closes")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Budget:
         return cls(**values)
-
-    def _seconds_left(self, spent: float) -> float:
-        left = [self.seconds - spent] if self.seconds else []
-        return min([*left, *([self.deadline - time.time()] if self.deadline else [])], default=math.inf)
 
 
 def deadline(until: str, timezone: str = "") -> float:
@@ -106,6 +107,11 @@ def deadline(until: str, timezone: str = "") -> float:
     now = datetime.now(zone)
     end = datetime.combine(now.date(), clock, zone)
     return (end if end > now else end + timedelta(days=1)).timestamp()
+
+
+def _uptime() -> float:
+    """Seconds since this machine started, its sleep included where the system counts it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _zone(name: str) -> tzinfo | None:

@@ -83,3 +83,12 @@ def test_the_same_until_means_the_same_night_and_another_one_a_later():
 )
 def test_only_a_larger_budget_opens_a_search_again(now, before, larger):
     assert now.exceeds(before) == larger
+
+
+def test_a_machine_that_sleeps_through_the_deadline_is_not_given_the_time_again(monkeypatch):
+    """A laptop whose lid is closed: --until 07:00 is a time of day, and --hours are those of searching."""
+    until, hours = Budget(1, deadline=time.time() + 1800).begun(), Budget(1, seconds=1800.0).begun()
+    clock = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda kind: clock(kind) + 3600 * (kind == time.CLOCK_BOOTTIME))
+    assert until.time_is_over
+    assert not hours.time_is_over
