@@ -61,6 +61,14 @@ def test_a_patient_without_a_name_is_an_error_and_so_is_one_series_of_two_patien
         list_source(tmp_path / "two", SourceSettings())
 
 
+@pytest.mark.parametrize("name", ["a.dic", "a.CT", "a", "1.2.840.7", "a.0001"])
+def test_a_file_with_the_mark_of_dicom_is_one_whatever_its_name_ends_in(tmp_path: Path, name: str) -> None:
+    write_dicom(tmp_path / name, CHEST[0], 0)
+    (tmp_path / "readme.doc").write_bytes(b"x" * 200)
+    listing = list_source(tmp_path, SourceSettings(labelled=False))
+    assert [piece.path for study in listing.studies for piece in study.slices] == [name]
+
+
 @pytest.mark.parametrize("ids", ["agree", "header", "folder"])
 def test_one_examination_without_a_patientid_is_of_one_patient_and_two_are_not_merged(tmp_path: Path, ids: str) -> None:
     settings = SourceSettings(labelled=False, patient_ids=ids)  # type: ignore[arg-type]

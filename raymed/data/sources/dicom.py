@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import pydicom
 
+from raymed.data.image import SUFFIXES as PICTURES
 from raymed.data.image import ImageError
 from raymed.data.sources.dicom_header import Header, NotWantedError, open_file, read_header
 from raymed.data.sources.dicom_series import order
@@ -33,6 +34,7 @@ from raymed.data.sources.patients import Person, require_persons, silent_patient
 from raymed.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+OTHERS = (*PICTURES, ".nii", ".gz", ".csv", ".tsv", ".json", ".jsonl")  # not opened to find out
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ class Sorted:
 
 
 def is_dicom(path: Path) -> bool:
-    """By the extension; files without one (or whose name is a UID) by the DICM mark at byte 128."""
+    """By the extension; files without one, or with one that says nothing (.CT, .DIC, the end of a UID), by the DICM mark."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         return True
-    if suffix and not suffix[1:].isdigit():
+    if suffix in OTHERS:
         return False
     try:
         with path.open("rb") as file:
