@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -39,8 +40,9 @@ def wait_for(action: Callable[[], Result], storage: Folder, minutes: float, wait
                 ) from error
             if time.monotonic() > until:
                 raise StorageError(
-                    f"{storage.uri} has been away for {minutes:g} minutes (train.storage_minutes): {error}. Its checkpoints "
-                    "are untouched. Bring it back, and run the same command again"
+                    f"{storage.uri} has been away from {socket.gethostname()} for {minutes:g} minutes "
+                    f"(train.storage_minutes): {error}. Its checkpoints are untouched. Bring it back, at the same place on "
+                    "every machine of the cluster, and run the same command again"
                 ) from error
         waiting()
         time.sleep(PAUSE)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_an_unmounted_disk_is_waited_for_and_nothing_is_written_below_its_mount_
 def test_a_storage_that_stays_away_is_given_up_after_the_time_that_was_set(tmp_path, local, monkeypatch):
     monkeypatch.setattr(availability, "PAUSE", 0.0)
     run = Folder.at(tmp_path / "gone")
-    with pytest.raises(StorageError, match=r"gone has been away for 0\.001 minutes .*run the same command again"):
+    with pytest.raises(StorageError, match=rf"gone has been away from {gethostname()} for 0\.001 minutes .*every machine"):
         wait_for(lambda: upload(local, run, "step-1"), run, 0.001, lambda: None)
     with pytest.raises(FileNotFoundError):
         require_there(run)
