@@ -299,6 +299,14 @@ def test_csv_path_through_a_link_out_of_the_root_is_an_error(tmp_path: Path) -> 
     assert len(list_source(moved, SourceSettings(root=str(tmp_path))).studies) == 1
 
 
+def test_a_table_about_patients_beside_their_folders_says_how_to_pass_over_it(tmp_path: Path) -> None:
+    picture(tmp_path / "P1" / "a.png")
+    (tmp_path / "predictions.csv").write_text("patient_id,decision\nP1,viral\n")
+    with pytest.raises(UserError, match=r"no column 'image'.*if predictions\.csv names no pictures.*format folders"):
+        list_source(tmp_path, SourceSettings(labelled=False))
+    assert keys(list_source(tmp_path, SourceSettings(labelled=False, format="folders"))) == [("P1", "P1", None)]
+
+
 def test_two_lists_in_one_folder_are_not_chosen_between(tmp_path: Path) -> None:
     path = table(tmp_path, "image,patient_id,label\na.png,P1,viral\n", "a.png")
     (tmp_path / "notes.csv").write_text("ward,beds\n3,12\n")

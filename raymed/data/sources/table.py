@@ -160,7 +160,10 @@ def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]
     """
     idle = {"label": not settings.labelled, "split": not (settings.labelled and settings.splits)}
     usual = {key: names for key, names in USUAL_NAMES.items() if not idle.get(key)}
-    hints = {"label": ", or pass --source.labelled false if there are no labels"}
+    hints = {
+        "image": f"; if {path.name} names no pictures, pass --source.format folders, dicom or nifti, or keep it elsewhere",
+        "label": ", or pass --source.labelled false if there are no labels",
+    }
     for line, cells in read_cells(path, usual, ("image", "patient_id", "label"), vars(settings.columns), hints):
         yield _row(path, root, line, cells)
 
