@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from raymed.errors import UserError
 from raymed.recipes.clip import ClipRecipe
 from raymed.storage import Folder
 from raymed.training.checkpoint import PREDICTIONS, Progress, copy_to_local, fetch_newest
+from raymed.training.loop import SAVED
 from raymed.training.spec import FitSpec
 from raymed.training.state import read_state
 
@@ -138,9 +139,8 @@ class OutputWriter:
 
     def watch(self, spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
         """For `run_search`."""
-        if happened == "epoch" and result.get("checkpoint_path"):
-            # by its name: Ray leaves the scheme of an address out
-            checkpoint = spec.folder.child(PurePosixPath(result["checkpoint_path"]).name)
+        if happened == "epoch" and SAVED in result:
+            checkpoint = spec.folder.child(result[SAVED])
             self._waiting.append(self._process.update.remote(self._outputs[spec.name], checkpoint.uri))
 
     def finish(self, best: Mapping[str, str | None]) -> None:

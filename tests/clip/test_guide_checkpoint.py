@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from machine import process_group_of_one
 from raymed.clip import checkpoint
 from raymed.clip.checkpoint import BEST, LATEST
 from raymed.clip.model import open_classifier
-from raymed.clip.output import HISTORY, RunOutput
+from raymed.clip.output import HISTORY, OutputWriter, RunOutput
 from raymed.clip.summary import Judged
 from raymed.data.class_texts import class_texts
 from raymed.data.image import ImageSettings
@@ -29,10 +30,12 @@ from raymed.models.settings import ClipModelSettings
 from raymed.recipes.clip import ClipRecipe
 from raymed.recipes.recipe import TrainingPass
 from raymed.seal import check_seal
+from raymed.storage import Folder
 from raymed.tracking import Tracker
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch, fetch_newest, seal
 from raymed.training.engine import Engine, TrainSettings
+from raymed.training.loop import SAVED
 from raymed.training.spec import FitSpec
 from raymed.training.state import TrainingState, read_state
 
@@ -350,3 +353,17 @@ def test_the_file_predicts_what_the_run_did_and_answers_to_other_texts(output, t
     assert asked.inference.labels.names == ["else", "viral"]
     other, _ = predict_rows(asked.open(), prepared, prepared.rows("val"))
     assert other[:, 1] == pytest.approx(logits[:, 2], abs=1e-4), "the same text gives the same logit beside other classes"
+
+
+def test_files_are_brought_up_to_date_after_each_epoch_not_only_at_the_end(tmp_path):
+    """An interrupted run left none, since raymed saves checkpoints itself: Ray Train reported none any more."""
+    asked = []
+    update = SimpleNamespace(remote=lambda *words: asked.append(words))
+    writer = OutputWriter.__new__(OutputWriter)  # without Ray
+    writer._outputs, writer._process, writer._waiting = {"run": "output"}, SimpleNamespace(update=update), []
+    spec = SimpleNamespace(name="run", folder=Folder.at(tmp_path))
+    writer.watch(spec, "start", {})
+    writer.watch(spec, "epoch", {"val_loss": 0.5})  # told again by a run that goes on
+    assert not asked
+    writer.watch(spec, "epoch", {"val_loss": 0.5, SAVED: "step-00000005-000001-abc"})
+    assert asked == [("output", f"{tmp_path}/step-00000005-000001-abc")]
