@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from raymed.tracking import Tracker
 
 
+DATA_DIGEST = "raymed.data_digest"  # a tag
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A trained model and what it takes to judge it.
@@ -65,7 +68,7 @@ class Candidate:
             "raymed.fold": "" if self.fold is None else str(self.fold),
             "raymed.slices": json.dumps(asdict(self.slices)),
             "raymed.seed": str(self.seed),
-            "raymed.data_digest": self.data_digest,
+            DATA_DIGEST: self.data_digest,
         }
 
     @classmethod
@@ -77,6 +80,11 @@ class Candidate:
         """
         run = tracker.describe(run_id)
         missing = [name for name in cls("", "", "", None, SliceSettings(), 0).tags() if name not in run.tags]
+        if missing == [DATA_DIGEST]:
+            raise UserError(
+                f"the run {run_id} ({run.name}) is of an earlier raymed, which did not note what its data held: whether "
+                "they are the same now is not known. Train it again"
+            )
         if missing:
             raise UserError(
                 f"the run {run_id} ({run.name}, {run.status}) has no tag {', '.join(missing)}, so there is nothing to "
@@ -89,7 +97,7 @@ class Candidate:
             fold=int(run.tags["raymed.fold"]) if run.tags["raymed.fold"] else None,
             slices=SliceSettings.read(json.loads(run.tags["raymed.slices"])),
             seed=int(run.tags["raymed.seed"]),
-            data_digest=run.tags["raymed.data_digest"],
+            data_digest=run.tags[DATA_DIGEST],
         )
 
     @property

@@ -83,6 +83,13 @@ def test_a_run_without_a_checkpoint_is_refused_by_name(tracker: Tracker) -> None
         Candidate.of_run(tracker, parent)
 
 
+def test_a_run_of_an_earlier_raymed_is_told_from_a_search(tracker: Tracker, candidate: Candidate) -> None:
+    earlier = tracker.run("earlier", "earlier")
+    tracker.tags(earlier, {name: value for name, value in candidate.tags().items() if name != "raymed.data_digest"})
+    with pytest.raises(UserError, match="is of an earlier raymed"):
+        Candidate.of_run(tracker, earlier)
+
+
 def test_the_test_split_is_judged_with_the_temperature_of_validation(
     registered: Registered, candidate: Candidate, data: Prepared
 ) -> None:
