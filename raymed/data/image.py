@@ -203,7 +203,7 @@ def _check_header(picture: Image.Image) -> None:
     if frames > 1:
         raise ImageError(f"{frames} frames in one file; save one picture per file")
     orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation != 1:
+    if orientation in range(2, 9):  # 0, as some devices write, asks for nothing
         raise ImageError(
             f"EXIF orientation {orientation} asks for a rotation or mirroring; save the picture upright without it"
         )
