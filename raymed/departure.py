@@ -47,6 +47,10 @@ def departing(last_words: str) -> Iterator[None]:
     before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield
+    except KeyboardInterrupt:
+        if not leaving.is_alive():  # the signal came to `Interrupt`; what still runs at exit has the same deadline
+            leaving.start()
+        raise
     finally:
         if not leaving.is_alive():  # else the process is about to end, and is to
             for number, handler in before.items():

@@ -57,3 +57,12 @@ def test_a_job_that_is_told_to_stop_while_it_judges_leaves_within_the_deadline_a
     assert time.monotonic() - started < 10
     assert f"stopped. To go on from the last checkpoint: python judge.py{' --hang' if hang else ''}\n" in said
     assert "Traceback" not in said
+
+
+def test_a_job_whose_search_was_told_to_stop_leaves_within_the_deadline_too(tmp_path):
+    """`Interrupt` has had the signal then, and its own deadline ends with the search."""
+    (tmp_path / "search.py").write_text(JOB.replace("time.sleep(60)", "raise KeyboardInterrupt"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "search.py", "--hang"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 130 and "stopped. To go on from the last checkpoint" in done.stderr
