@@ -102,9 +102,10 @@ def test_a_folder_of_loose_pictures_says_that_it_counts_as_one_patient(tmp_path:
         picture(tmp_path / "xrays" / f"{name}.png")
     listing = list_source(tmp_path / "xrays", unlabelled)
     assert keys(listing) == [("xrays", "xrays", None)]
-    assert any("2 pictures" in note and "one patient, xrays" in note and "classes" in note for note in listing.notes)
-    apart = list_source(tmp_path / "xrays", SourceSettings(labelled=False, format="classes"))
-    assert [study.patient for study in apart.studies] == ["P1.png", "P2.png"]
+    (note,) = listing.notes
+    assert "2 pictures" in note and "one patient, xrays" in note
+    apart = list_source(tmp_path / "xrays", SourceSettings(labelled=False, patient_regex=note.split("'")[1]))
+    assert [study.patient for study in apart.studies] == ["P1", "P2"] and not apart.notes
 
 
 @pytest.mark.parametrize("path", [b"\xd5\xc5\xc8\xfd/empty/", b"P1/\xd5\xc5.png", b"P1/\xd5\xc5.txt"])

@@ -56,7 +56,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     if len(loose) > 1 and not settings.patient_regex:
         notes.append(
             f"{len(loose)} pictures lie in {path} itself and count as one patient, {path.name}. If each is a patient of its "
-            "own, pass --source.format classes; if the patient is part of the file name, --source.patient-regex"
+            "own, pass --source.patient-regex '([^/]+)[.]'; if a part of the file name is the patient, a pattern of that"
         )
     return Listing(path, "folders", sorted_studies(studies), tuple(refusals), tuple(notes))
 
