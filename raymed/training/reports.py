@@ -26,8 +26,12 @@ class Reports(UserCallback):
         self._queue.put(metrics[0].copy())
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        step = newest_step(Folder.at(run_context.run_config.storage_path).child(run_context.run_config.name))
-        self._queue.put({LOST: f"{in_words(worker_exceptions)}; it goes on from step {step}"})
+        run = Folder.at(run_context.run_config.storage_path).child(run_context.run_config.name)
+        try:
+            where = f"it goes on from step {newest_step(run)}"
+        except OSError:  # Ray Train would take it for an error of its own, and forget the worker's
+            where = f"it goes on once {run.uri} answers again"
+        self._queue.put({LOST: f"{in_words(worker_exceptions)}; {where}"})
 
 
 def in_words(errors: Mapping[int, Exception]) -> str:

@@ -33,3 +33,12 @@ def test_a_lost_worker_is_told_in_one_line_with_the_step_that_its_run_goes_on_fr
     run = SimpleNamespace(run_config=SimpleNamespace(storage_path=str(tmp_path), name="trial-0000"))
     Reports(queue).after_exception(run, errors)
     assert queue.entries == [{LOST: f"{words}; it goes on from step 32"}]
+
+
+def test_a_lost_worker_is_told_also_where_the_storage_does_not_answer(tmp_path):
+    """A dead server takes both, and Ray Train heard of nothing but the storage."""
+    (tmp_path / "trial-0000").write_text("no folder: it cannot be listed")
+    queue = Line()
+    run = SimpleNamespace(run_config=SimpleNamespace(storage_path=str(tmp_path), name="trial-0000"))
+    Reports(queue).after_exception(run, {0: ActorDiedError()})
+    assert queue.entries[0][LOST].endswith("trial-0000 answers again")
