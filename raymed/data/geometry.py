@@ -8,6 +8,7 @@ import pandas as pd
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from raymed.data.acquisition import SIZES
 from raymed.data.image import FORMATS, ImageSettings
 from raymed.data.prepared import Prepared
 from raymed.data.sources import Listing
@@ -15,7 +16,6 @@ from raymed.data.sources.dicom import is_dicom
 from raymed.data.sources.dicom_header import open_file
 from raymed.data.survey import class_name
 
-QUANTITIES = {"pixel_spacing": "pixel spacing", "slice_thickness": "slice thickness", "field_of_view": "field of view"}
 FEWEST = 5  # patients on either side, below which anything tells them apart
 LOOKED_AT = 200  # files, of which the shape is looked at
 SHAPE_KEPT = 1.5  # ratio of the sides from which squash makes another picture
@@ -25,11 +25,11 @@ TELLING = 0.9  # area under the curve from which a quantity gives a class away
 def spread(prepared: Prepared) -> list[str]:
     """Lines for a person: median and range over patients, in mm, and what gives a class away; none where no file says."""
     patients = _by_patient(prepared)
-    if patients[list(QUANTITIES)].isna().all(axis=None):
+    if patients[list(SIZES)].isna().all(axis=None):
         return []
     lines = []
     for (source, name), group in patients.groupby(["source", "class"]):
-        said = [_range(group[key], words) for key, words in QUANTITIES.items()]
+        said = [_range(group[key], words) for key, words in SIZES.items()]
         lines.append(f"{source}, {name} ({len(group)} patients): {'; '.join(said)}")
     return [*lines, *(f"warning: {line}" for line in telling(prepared))]
 
@@ -38,7 +38,7 @@ def telling(prepared: Prepared) -> list[str]:
     """What tells one class from all others by itself, a line each."""
     patients = _by_patient(prepared)
     lines = []
-    for key, words in QUANTITIES.items():
+    for key, words in SIZES.items():
         known = patients.dropna(subset=[key])
         for name in sorted(known["class"].unique()):
             is_class = known["class"] == name
@@ -82,10 +82,10 @@ def _shape(path: Path) -> tuple[int, int] | None:
 
 
 def _by_patient(prepared: Prepared) -> pd.DataFrame:
-    """Medians over each patient's records: the columns source, class, patient, and those of `QUANTITIES`."""
-    index = prepared.index.select(["source", "label", "patient", *QUANTITIES]).to_pandas()
+    """Medians over each patient's records: the columns source, class, patient, and those of `SIZES`."""
+    index = prepared.index.select(["source", "label", "patient", *SIZES]).to_pandas()
     index["class"] = [class_name(prepared.labels, None if pd.isna(label) else int(label)) for label in index["label"]]
-    return index.groupby(["source", "class", "patient"])[list(QUANTITIES)].median().reset_index()
+    return index.groupby(["source", "class", "patient"])[list(SIZES)].median().reset_index()
 
 
 def _range(values: pd.Series, words: str) -> str:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from raymed.data.acquisition import PICTURE
-from raymed.data.geometry import QUANTITIES, telling
+from raymed.data.acquisition import PICTURE, SIZES
+from raymed.data.geometry import telling
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
 from raymed.data.survey import class_name
@@ -26,11 +26,6 @@ SHOWN = 12  # pictures of a group
 READ = 96  # pictures of a group that its histogram and sides are taken from
 BINS = 64
 PAIRS = 8  # of suspected duplicates
-MEASURES = {
-    "pixel_spacing": "pixel spacing, mm",
-    "slice_thickness": "slice thickness, mm",
-    "field_of_view": "field of view, mm",
-}
 SLICES = "slices a patient"
 MIRRORED = 0.3  # share of pictures with the heart's shadow on their right, below which a group is asked about
 FEW_PICTURES = 30  # below which it is not
@@ -167,7 +162,7 @@ def _shown(record: Record) -> Shown:
 
 def _by_patient(lines: pa.Table) -> dict[str, np.ndarray]:
     """Medians of the measures over each patient's records, by the measure's name; nothing of what no file says."""
-    known = {name: f"{words}, mm" for name, words in QUANTITIES.items() if lines[name].null_count < lines.num_rows}
+    known = {name: f"{words}, mm" for name, words in SIZES.items() if lines[name].null_count < lines.num_rows}
     grouped = lines.group_by("patient").aggregate([(name, "approximate_median") for name in known] + [("patient", "count")])
     values = {words: grouped[f"{name}_approximate_median"] for name, words in known.items()}
     return {
