@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -29,7 +30,9 @@ def describe(night: Night) -> Outcome:
     spec, prepared = night.template, night.template.open_data()
     check_reachable(night.tracking_uri)
     spec.folder.check_writable()
-    each, concurrent = night.resources()
+    each, fitting = night.resources()
+    concurrent = min(fitting, night.budget.trials)
+    workers = f"{each.min_workers} to {each.workers}" if each.min_workers < each.workers else str(each.workers)
     plan = spec.plan(prepared, 0)
     records, noun = plan.rows, spec.sampling.noun
     module = spec.recipe.build()
@@ -38,8 +41,8 @@ def describe(night: Night) -> Outcome:
     state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)
     state += 4.0 * trained if spec.train.ema else 0.0  # the averaged weights, whole on every worker
     validation = len(spec.rows(prepared, "val"))
-    for workers in (each.min_workers, each.workers):
-        divided = division(spec.recipe, module, spec.train, workers)
+    for count in (each.min_workers, each.workers):
+        divided = division(spec.recipe, module, spec.train, count)
     _, busy = divided.balance(plan.batches)
     lines = [
         f"data       {records} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
@@ -50,7 +53,7 @@ def describe(night: Night) -> Outcome:
         *([f"           workers are busy {busy:.0%} of the time"] if busy < 0.995 else []),
         f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
         f"{state / 2**30:.2f} GiB a worker under ZeRO {spec.train.zero_stage}",
-        f"resources  {concurrent} at once, each {each.workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
+        f"resources  {concurrent} at once, each {workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
         f"runs       {', '.join(night.variants)}"
         if night.variants
         else f"search     {night.budget.trials} trials over {', '.join(night.defaults) or 'no settings'}"
@@ -68,7 +71,7 @@ def describe(night: Night) -> Outcome:
         whole = epoch * spec.train.epochs
         lines.append(
             f"time       about {seconds * 1000:.1f} ms a {noun[:-1]}, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial "
-            f"that is not stopped early, at most {whole * night.budget.trials / concurrent / 60:.0f} min for all"
+            f"that is not stopped early, at most {whole * math.ceil(night.budget.trials / concurrent) / 60:.0f} min for all"
         )
     lines.append(f"nothing was started; it would be recorded at {night.tracking_uri} and lie in {spec.folder.uri}")
     data = {"steps_per_epoch": len(plan.batches), "records": records, "parameters": parameters, "concurrent": concurrent}

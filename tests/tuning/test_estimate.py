@@ -1,0 +1,25 @@
+"""What --dry-run says a run or search would take."""
+
+import pytest
+
+from raymed.data.prepared import Prepared
+from raymed.recipes.lung import LungRecipe
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import FitSpec
+from raymed.tuning.budget import Budget
+from raymed.tuning.estimate import describe
+from raymed.tuning.night import Night
+from raymed.tuning.settings import SearchSettings
+
+
+@pytest.mark.parametrize(("trials", "at_once"), [(1, 1), (2, 2), (5, 3)])
+def test_no_more_runs_are_planned_at_once_than_there_are(prepared: Prepared, tmp_path, monkeypatch, trials, at_once):
+    """A single run was said to be two at once, and its time halved; and to have all workers of a range."""
+    monkeypatch.setattr("raymed.cluster.machines", lambda: [{"CPU": 4.0, "GPU": 0.0}])
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    train = TrainSettings(global_batch=8, micro_batch=4, norm_group=4)
+    template = FitSpec("run", str(tmp_path), prepared.folder.uri, recipe, train, workers=4, min_workers=1)
+    search = SearchSettings(cpus_per_worker=1)
+    outcome = describe(Night(template, search, Budget(trials=trials), f"sqlite:///{tmp_path}/mlflow.db"))
+    assert f"resources  {at_once} at once, each 1 to 4 x 1 CPU\n" in outcome.text
+    assert outcome.data["concurrent"] == at_once
