@@ -105,7 +105,7 @@ def fit(
         The last epoch's metrics; none where no epoch was completed.
 
     Raises:
-        StorageError: a disk is full or read-only.
+        StorageError: a disk is full or read-only, or was away for too long.
         ray.train.TrainingFailedError: its workers died again and again without getting on.
         RunError: they hung again and again.
     """
@@ -123,6 +123,7 @@ def fit(
                 raise StorageError(
                     f"{refused}. Free space or mend the permissions, and run the same command again"
                 ) from error
+            _wait_for_storage(spec)  # where it is away, no checkpoint is there, and the run would begin anew
             if newest_step(spec.folder) == before:
                 if spec.folder.exists(STALLED):
                     raise RunError(spec.folder.read(STALLED).decode()) from error
@@ -133,6 +134,11 @@ def fit(
                     ) from error
                 raise
             log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
+
+
+def _wait_for_storage(spec: FitSpec) -> None:
+    storage = Folder.at(spec.storage)
+    wait_for(lambda: require_there(storage), storage, spec.train.storage_minutes, lambda: None)
 
 
 def _refusal(error: TrainingFailedError) -> OSError | None:
@@ -210,9 +216,8 @@ def fit_trial(
         keep_all: see `fit`.
     """
     spec: FitSpec = config["spec"]
-    storage = Folder.at(spec.storage)
-    try:  # Ray Train would make its folder below the mount point of a storage that is away
-        wait_for(lambda: require_there(storage), storage, spec.train.storage_minutes, lambda: None)
+    try:
+        _wait_for_storage(spec)  # Ray Train would make its folder below the mount point of one that is away
         reports = Reports(TuneReportCallback()._training_actor_item_queue)
         fit(spec, sources[spec.data], each, verdicts, [reports], keep_all)
     except CommonError as error:

@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train import CheckpointConfig
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2.api.exceptions import WorkerGroupError
 
+from raymed import availability
 from raymed.recipes.lung import LungRecipe
 from raymed.storage import Folder
 from raymed.training import fit as fitting
@@ -121,3 +125,27 @@ def test_a_run_of_before_goes_on_whose_checkpoints_ray_train_had_listed(prepared
     monkeypatch.setattr(fitting, "_trainer", lambda *_: Start())
     (tmp_path / "before" / checkpoint_names(spec.folder)[0] / "progress.json").write_text('{"history": [{"epoch": 1}]}')
     assert fitting.fit(spec, None, None) == {"epoch": 1}
+
+
+def test_a_run_that_loses_its_workers_while_the_storage_is_away_does_not_begin_anew(prepared, tmp_path, monkeypatch):
+    """No checkpoint is seen then, and Ray Train would make the run's folder below the mount point."""
+    storage, away = tmp_path / "storage", tmp_path / "away"
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    spec = FitSpec("run", str(storage), prepared.folder.uri, recipe, TrainSettings())
+    save(storage / "run", 1)
+    monkeypatch.setattr(availability, "PAUSE", 0.05)
+    starts: list[bool] = []
+
+    class Start:
+        def fit(self) -> None:
+            starts.append(storage.exists())
+            if len(starts) == 1:
+                newest = storage / "run" / save(storage / "run", 2)
+                (newest / "progress.json").write_text('{"history": [{"epoch": 2}]}')
+                storage.rename(away)
+                threading.Timer(0.5, away.rename, [storage]).start()
+                raise WorkerGroupError("its machine is gone", {0: ActorDiedError()})
+
+    monkeypatch.setattr(fitting, "_trainer", lambda *_: Start())
+    assert fitting.fit(spec, None, None) == {"epoch": 2}
+    assert starts == [True, True]
