@@ -52,6 +52,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     """
     import pandas as pd
 
+    from raymed.data.geometry import mixed
     from raymed.evaluation.predict import predict_studies, reasons, table
 
     inference.image.require_rule()
@@ -62,7 +63,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     lost = reasons(refusal for refusal in listing.refusals if refusal.patient is None)
     slices = sum(len(study.slices) for study in listing.studies)
     found = f"{listing.format}: {slices} slices in {len(listing.studies)} studies"
-    warnings = [*listing.notes, *(f"not used: {line}" for line in lost)]
+    warnings = [*listing.notes, *filter(None, [mixed(listing)]), *(f"not used: {line}" for line in lost)]
     if options.dry_run:
         return Outcome("\n".join([*warnings, found, "dry run: nothing was written"]), {"found": found, "warnings": warnings})
     out = Path(options.out).expanduser().resolve()

@@ -14,10 +14,12 @@ from raymed.data.prepared import Prepared
 from raymed.data.sources import Listing
 from raymed.data.sources.dicom import is_dicom
 from raymed.data.sources.dicom_header import open_file
+from raymed.data.sources.listing import some
 from raymed.data.survey import class_name
 
 FEWEST = 5  # patients on either side, below which anything tells them apart
 LOOKED_AT = 200  # files, of which the shape is looked at
+MANY = 12  # pictures; views of one patient, of sizes of their own, are fewer
 SHAPE_KEPT = 1.5  # ratio of the sides from which squash makes another picture
 TELLING = 0.9  # area under the curve from which a quantity gives a class away
 
@@ -66,6 +68,24 @@ def squashed(listing: Listing, image: ImageSettings) -> str | None:
     return (
         f"{len(long)} of {len(looked_at)} pictures that were looked at are far from square, e.g. {width} x {height}, and "
         f"squash stretches them to {image.size} x {image.size}: --image.resize pad keeps their shape"
+    )
+
+
+def mixed(listing: Listing) -> str | None:
+    """A line for a person if folders of patients may be of several: with many pictures, of several sizes. It looks at the
+    headers of four of each study.
+    """
+    suspects = []
+    for study in listing.studies if listing.format == "folders" else ():
+        last = len(study.slices) - 1
+        few = [listing.root / study.slices[last * part // 3].path for part in range(4)]
+        if last >= MANY and len({shape for path in few if (shape := _shape(path))}) > 1:
+            suspects.append(f"{study.patient} ({last + 1})")
+    if not suspects:
+        return None
+    return (
+        f"{len(suspects)} of {len(listing.studies)} studies have many pictures, of several sizes, as a folder has that "
+        f"holds several patients: {some(suspects, 3)}. If they are, name the patient with --source.patient-regex"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from volume_files import CHEST, write_dicom
 
-from raymed.data.geometry import spread, squashed
+from raymed.data.geometry import mixed, spread, squashed
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepare import prepare
@@ -102,3 +102,18 @@ def test_what_is_left_out_of_a_hospitals_export_is_listed_and_no_damage(tmp_path
     assert Prepared.open(str(tmp_path / "out")).digest == manifest.digest
     again = prepare(tmp_path / "in", str(tmp_path / "out"), settings)
     assert (again.new, again.kept, again.prepared.digest) == (0, 6, manifest.digest)
+
+
+@pytest.mark.parametrize(("sizes", "told"), [((20, 24), True), ((20, 20), False)])
+def test_a_folder_of_many_pictures_of_several_sizes_may_be_of_several_patients(
+    tmp_path: Path, sizes: tuple[int, int], told: bool
+) -> None:
+    for number in range(20):
+        path = tmp_path / "hospital" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (20, sizes[number // 10])).save(path)
+    for number, side in enumerate(sizes):  # two views of one patient
+        (tmp_path / "P1").mkdir(exist_ok=True)
+        Image.new("L", (20, side)).save(tmp_path / "P1" / f"{number}.png")
+    note = mixed(list_source(tmp_path, SourceSettings(labelled=False)))
+    assert bool(note) == told and (not told or ("1 of 2 studies" in str(note) and "hospital (20)" in str(note)))
