@@ -137,15 +137,16 @@ def kernels() -> Iterator[Finding]:
 def ray_cluster() -> Iterator[Finding]:
     """A running cluster, its token, and the shared memory that Ray's object store lives in."""
     current = Path(os.environ.get("TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # where Ray looks for it
-    address = os.environ.get("RAY_ADDRESS", "auto").replace("auto", "") or _read(current)
-    if not address:
-        yield Finding("Ray", "ok", "no cluster is running; jobs start Ray on this machine by themselves")
-    elif _answers(address):
+    given = os.environ.get("RAY_ADDRESS", "")
+    address = given.replace("auto", "") or _read(current)
+    if _answers(address):
         yield Finding("Ray", "ok", f"a cluster answers at {address}")
-    else:
+    elif given:
         yield Finding(
-            "Ray", "missing", f"{address} does not answer: `ray start --head`, or unset RAY_ADDRESS to work locally"
+            "Ray", "missing", f"{address or given} does not answer: `ray start --head`, or unset RAY_ADDRESS to work locally"
         )
+    else:  # a Ray that was killed leaves its address behind
+        yield Finding("Ray", "ok", "no cluster is running; jobs start Ray on this machine by themselves")
     if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").is_file():
         yield Finding("Ray token", "ok", "there; every node needs the same one")
     else:

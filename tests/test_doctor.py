@@ -72,6 +72,21 @@ def test_a_cluster_that_does_not_answer_is_told_from_one_that_does(monkeypatch: 
     assert finding.state == "missing" and "ray start --head" in finding.text
 
 
+def test_the_address_that_a_killed_ray_left_behind_is_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Jobs do not look there; whoever had set no RAY_ADDRESS was told to unset it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for address, state in ((None, "ok"), ("auto", "missing")):
+        if address:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        else:
+            monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        assert states(list(doctor.ray_cluster()))["Ray"] == state
+
+
 def test_a_storage_that_cannot_be_written_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert states(list(doctor.storage(Folder.at(tmp_path / "file" / "runs")))) == {"storage": "wrong"}
