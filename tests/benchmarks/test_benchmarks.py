@@ -137,7 +137,7 @@ def test_pretrain_computes_the_same_loss_in_all_three_ways(benchmark: Any, capsy
 def test_cross_validation_judges_the_same_patients_in_both_ways(
     benchmark: Any, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepared = prepare_phantoms(Folder.at(str(tmp_path)), PhantomSettings(patients=24, size=32, slices=(4, 4)), 28)
+    prepared = prepare_phantoms(Folder.at(str(tmp_path)), PhantomSettings(patients=48, size=32, slices=(2, 2)), 28)
     config = tmp_path / "search.yaml"
     config.write_text("trials: 3\nmodel: {preset: tiny}\ntrain: {global_batch: 16, micro_batch: 16, precision: fp32}\n")
     benchmark("cross_validation").main(prepared.folder.uri, str(config), str(tmp_path / "cv"), 1, 1, 1)

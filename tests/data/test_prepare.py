@@ -319,7 +319,8 @@ def test_a_killed_run_leaves_the_old_data_and_the_next_one_goes_on(source: Path,
         "settings = p.PrepareSettings(image=ImageSettings(size=32), split=SplitSettings(folds=2))\n"
         "p.prepare(Path(sys.argv[1]), sys.argv[2], settings)"
     )
-    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    # The session's Ray listens on loopback alone; other processes look for it there only as those of a laptop.
+    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     unfinished = Path(out, "unfinished")
     with subprocess.Popen([sys.executable, "-c", script, str(source), out], env=os.environ | here) as process:
         deadline = time.monotonic() + 120

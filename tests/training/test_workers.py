@@ -95,7 +95,7 @@ def work(worker: int, workers: int, out: Path) -> None:
         results[name] = {"losses": losses, "norms": norms, "state": copy.deepcopy(engine.module.state_dict())}
     engine.export(out)
     with engine.evaluating():
-        results["averaged"]["seen"] = engine.predict(encode([1, 2], STEPS))["logits"]
+        results["averaged"]["seen"] = torch.from_numpy(engine.predict(encode([1, 2], STEPS))["logits"])
     results["averaged"]["exported"] = torch.load(out / "exported.pt")
     torch.save(results, out / f"results-{worker}.pt")
     dist.barrier()
