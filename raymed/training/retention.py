@@ -45,7 +45,7 @@ class Retention:
 
 @contextmanager
 def scratch(run: Folder, worker: int) -> Iterator[Path]:
-    """A local folder to put a checkpoint together in. Those of the same worker whose process was killed are removed."""
+    """A local folder for a while. Those that a killed process of the same worker left are removed."""
     owner = f"raymed-{blake2b(run.uri.encode(), digest_size=6).hexdigest()}-{worker}-"
     for left in Path(tempfile.gettempdir()).glob(f"{owner}*"):
         if not _is_alive(int(left.name.removeprefix(owner).partition("-")[0])):

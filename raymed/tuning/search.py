@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 from ray import tune
@@ -29,6 +29,7 @@ from raymed.registry import alias_version
 from raymed.storage import Folder
 from raymed.tracking import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
+from raymed.training.retention import scratch
 from raymed.training.spec import FitSpec
 from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
@@ -44,7 +45,7 @@ from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")
 
-NOTES = "tune-"  # begins the names of Ray Tune's own folders
+NOTES = "tune-"  # begins the names of folders that Ray Tune had in the storage of an earlier raymed
 
 
 def run_search(night: Night, watch: Watch | None = None) -> Study:
@@ -87,12 +88,13 @@ def _run(night: Night, watch: Watch | None) -> Study:
         Interrupt(verdicts) as interrupt,
         StorageWatch(folder, night.template.train.storage_minutes, going_on(sys.argv), interrupt.stop) as storage,
         Reminder(verdicts, lambda: _decisions(night, study)),
+        scratch(folder, 0) as notes,
     ):
         recorder = Recorder(night, tracker, parent, study, progress, watch, each)
         timetable = Timetable.of(night, budget)
         searcher = StudySearcher(study, timetable, night.trial, interrupt, storage)
         scheduler = StudyScheduler(study, timetable, verdicts, recorder.observe, interrupt, storage)
-        tuner = _tuner(night, train, concurrent, searcher, scheduler)
+        tuner = _tuner(notes, train, concurrent, searcher, scheduler)
         try:
             tuner.fit()
             if interrupt.told:
@@ -152,9 +154,14 @@ def _already_searched(night: Night, study: Study, budget: Budget, tracker: Track
 
 
 def _tuner(
-    night: Night, train: Callable[..., None], concurrent: int, searcher: StudySearcher, scheduler: StudyScheduler
+    notes: Path, train: Callable[..., None], concurrent: int, searcher: StudySearcher, scheduler: StudyScheduler
 ) -> tune.Tuner:
-    """Ray Tune, which asks the study for trials, `concurrent` of them at a time."""
+    """Ray Tune, which asks the study for trials, `concurrent` of them at a time.
+
+    Args:
+        notes: where it writes down what nobody reads. Not in the storage: while that is away, it would make its folder anew,
+            below the mount point.
+    """
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     return tune.Tuner(
         tune.with_resources(train, {"CPU": DRIVER_CPUS} | HEAD),
@@ -166,9 +173,7 @@ def _tuner(
             reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
             trial_dirname_creator=lambda trial: trial.config["spec"].name,
         ),
-        run_config=tune.RunConfig(
-            name=f"{NOTES}{datetime.now():%Y%m%d-%H%M%S}", storage_path=night.template.folder.uri, verbose=0
-        ),
+        run_config=tune.RunConfig(name="notes", storage_path=str(notes), verbose=0),
     )
 
 

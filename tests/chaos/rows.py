@@ -100,7 +100,7 @@ def sigterm(tries: int, seed: int, folder: Path) -> str:
 
 
 def driver_kills(tries: int, seed: int, folder: Path) -> str:
-    """`kill -9` of a search's process group at random moments, its Ray state damaged, and the same command again."""
+    """`kill -9` of a search's process group at random moments, and the same command again."""
     draw = random.Random(seed)
     write_prepared(folder / "data")
     started = time.monotonic()
@@ -113,8 +113,6 @@ def driver_kills(tries: int, seed: int, folder: Path) -> str:
             raise AssertionError(f"the search ended before kill {kill + 1}")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for state in (folder / "killed").glob("tune-*/*.pkl"):
-            state.write_bytes(b"")
     assert _start_search(folder, "killed").wait() == 0
     found, whole = (_read_search(folder, name) for name in ("killed", "whole"))
     assert found == whole, f"killed: {found}\nuninterrupted: {whole}"
