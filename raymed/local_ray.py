@@ -35,7 +35,9 @@ def start(**settings: Any) -> None:
         RunError: it does not start, and neither does it a second time.
     """
     if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # workers of a run meet on loopback too
+        # Workers of a run meet on loopback too.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")
     for last in (False, True):
         try:
             with _kept_to_itself():  # "local": also beside a running head

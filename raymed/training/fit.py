@@ -14,6 +14,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train import Result, TrainingFailedError, UserCallback
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
@@ -31,6 +32,7 @@ from raymed.storage import Folder
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
 from raymed.training.loop import COMMON, FAILED, train_worker
 from raymed.training.preemption import NoteTermination
+from raymed.training.rendezvous import OneMachine
 from raymed.training.reports import Reports, in_words
 from raymed.training.spec import FitSpec
 from raymed.training.stall import STALLED
@@ -188,6 +190,7 @@ def _trainer(
     return _Trainer(
         train_worker,
         train_loop_config={"spec": spec, "source": source, "verdicts": verdicts, "keep_all": keep_all},
+        torch_config=(OneMachine if is_own() else TorchConfig)(timeout_s=spec.train.collective_seconds),
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
             use_gpu=resources.gpu,

@@ -78,6 +78,11 @@ class TrainSettings:
         if self.ema and self.zero_stage == 3:
             raise UserError("train.ema needs whole parameters on every worker: use train.zero_stage 1 or 2, or train.ema 0")
 
+    @property
+    def collective_seconds(self) -> int:
+        """How long workers wait for each other: for torch's usual half hour, and while one of them waits for the storage."""
+        return 1800 + round(60 * self.storage_minutes)
+
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what comes out; those that only say how it is done may change as a run goes on."""
         return {name: value for name, value in asdict(self).items() if name not in HOW}

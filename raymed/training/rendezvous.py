@@ -1,0 +1,63 @@
+"""How the workers of a run meet on one machine: in a file, so that nothing of it listens beyond loopback.
+
+Ray Train has them meet at a server of torch's (TCPStore) in worker 0, which listens on every interface.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train.backend import BackendConfig
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
+
+
+@dataclass
+class OneMachine(TorchConfig):
+    """Ray Train's set-up of torch, for workers that are all on the machine of the run's controller."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _FileBackend
+
+
+class _FileBackend(_TorchBackend):
+    _folder: TemporaryDirectory[str] | None = None  # readable for this user alone
+
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
+        """Let a group of workers meet, in a file of its own: that of workers who died still names them."""
+        assert isinstance(backend_config, TorchConfig)
+        self._folder = TemporaryDirectory(prefix="raymed-rendezvous-")
+        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        worker_group.execute(_set_torch_distributed_env_vars)
+        worker_group.execute(_name_no_server)
+        joining: list[Any] = [
+            worker_group.execute_single_async(
+                rank,
+                _setup_torch_process_group,
+                backend="nccl" if on_gpus else "gloo",
+                world_rank=rank,
+                world_size=len(worker_group),
+                init_method=f"file://{self._folder.name}/store",
+                timeout_s=backend_config.timeout_s,
+            )
+            for rank in range(len(worker_group))
+        ]
+        ray.get(joining)
+
+    def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        finally:
+            if self._folder:
+                self._folder.cleanup()
+
+
+def _name_no_server() -> None:
+    """Give DeepSpeed the variables without which it takes a process for one of MPI's; nobody connects to them."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
