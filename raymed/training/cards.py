@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -10,8 +11,11 @@ import torch.distributed as dist
 from raymed.errors import UserError
 
 
-def take_apart(device: torch.device) -> dist.ProcessGroup:
+def take_apart(device: torch.device, timeout: timedelta) -> dist.ProcessGroup:
     """Make sure that every worker has a card of its own, before the first use of NCCL. All workers call it together.
+
+    Args:
+        timeout: how long workers wait for each other in the group.
 
     Returns:
         A group of all workers for what is on the host.
@@ -19,7 +23,7 @@ def take_apart(device: torch.device) -> dist.ProcessGroup:
     Raises:
         UserError: two workers have the same card.
     """
-    host = dist.new_group(backend="gloo")
+    host = dist.new_group(backend="gloo", timeout=timeout)
     refuse_shared(f"{socket.gethostname()}, card {torch.cuda.get_device_properties(device).uuid}", host)
     return host
 

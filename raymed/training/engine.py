@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.recipe, self.settings, self.seed, self.device = recipe, settings, seed, device
         self.workers, self.worker = dist.get_world_size(), dist.get_rank()
-        self._host = take_apart(device) if device.type == "cuda" and self.workers > 1 else None
+        timeout = timedelta(seconds=settings.collective_seconds)
+        self._host = take_apart(device, timeout) if device.type == "cuda" and self.workers > 1 else None
         torch.manual_seed(seed)
         module = recipe.build().to(device)
         adapt_to_float32 = getattr(module, "compute_in_float32", None)

@@ -281,7 +281,9 @@ class Run:
             done.append(wait_for(action, self.spec.folder, self.spec.train.storage_minutes, self.stall.step))
         except StorageError as error:
             problems[self.worker] = str(error)
+        self.stall.step(60 * self.spec.train.storage_minutes)  # another worker may still wait for the storage
         dist.all_gather_object(problems, problems[self.worker])
+        self.stall.step()
         if problem := next(filter(None, problems), ""):
             raise StorageError(problem)
         return done[0]

@@ -34,9 +34,13 @@ class StallGuard:
         if minutes:
             threading.Thread(target=self._watch, daemon=True).start()
 
-    def step(self) -> None:
-        """The run got on."""
-        self._seen = time.monotonic()
+    def step(self, allowance: float = 0.0) -> None:
+        """The run got on.
+
+        Args:
+            allowance: seconds by which the next step may take longer.
+        """
+        self._seen = time.monotonic() + allowance
 
     def close(self) -> None:
         self._over.set()

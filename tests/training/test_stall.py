@@ -40,3 +40,11 @@ def test_a_worker_that_gets_on_or_has_ended_is_left_alone(tmp_path):
     guard.close()
     time.sleep(1)
     assert not (tmp_path / STALLED).exists()
+
+
+def test_a_worker_that_waits_for_another_which_waits_for_the_storage_has_longer(tmp_path):
+    guard = StallGuard(0.01, Folder.at(str(tmp_path)), worker=0)
+    guard.step(60)
+    time.sleep(1)  # it would have been ended after 0.6
+    guard.close()
+    assert not (tmp_path / STALLED).exists()
