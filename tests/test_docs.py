@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import re
 import shlex
-import sys
 import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from commands import script
 
 from raymed.command_line import Aliases, parse
 from raymed.data.labels import LabelTable
@@ -72,20 +70,11 @@ def open_job(name: str) -> Job:
     calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
     call = next(call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "run")
     keywords = {word.arg: word.value for word in call.keywords}
-    module = _load(path)
+    module = script(path.stem)
     options = getattr(module, typing.cast(ast.Name, call.args[0]).id)
     defaults = ROOT / "configs" / f"{path.stem}.yaml"
     aliases = getattr(module, typing.cast(ast.Name, keywords["aliases"]).id) if "aliases" in keywords else {}
     return Job(options, "positional" in keywords, defaults if "defaults" in keywords else None, aliases)
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"documented_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def fenced(text: str, language: str) -> Iterator[str]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import ResNetForImageClassification
+from commands import ROOT, script
+from PIL import Image
+from transformers import AutoModel, InternVLVisionConfig, ResNetForImageClassification
 
+from raymed.command_line import parse
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import Prepared
 from raymed.data.sources import SourceSettings, list_source
@@ -17,6 +24,8 @@ from raymed.models.model_folders import find_model
 from raymed.models.settings import ClipModelSettings, ModelSettings
 from raymed.recipes.clip import ClipRecipe
 from raymed.recipes.vitp import VitpRecipe
+from raymed.retrieval import extract
+from raymed.system import for_search
 from raymed.tuning.budget import Budget
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
@@ -58,6 +67,45 @@ def test_a_searched_model_named_by_a_relative_path_is_found_by_a_worker_elsewher
     wrong = SearchSettings(space={"model.path": Dimension(choices=("one", "none"))})
     with pytest.raises(UserError, match="there is no model 'one'"):
         LungOptions(**common, search=wrong).night(prepared, Budget(2))
+
+
+def test_a_search_that_was_typed_with_relative_paths_is_the_same_search_elsewhere(
+    prepared: Prepared, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ResNetForImageClassification(backbones.PRESETS["tiny"](prepared.size)).save_pretrained("weights")
+    shutil.copytree(prepared.folder.path, "data")
+    job, words = script("tune_lung"), ["--data", "data", "--storage", "runs", "--model.path", "weights"]
+    options = for_search(parse(job.TuneLung, words, defaults=ROOT / "configs" / "tune_lung.yaml", script=job))
+    night = options.night(options.prepared(), options.budget)
+    monkeypatch.chdir(elsewhere)
+    spec = night.trial(0, {"train.lr": 1e-3})
+    assert spec.recipe.build() is not None
+    assert Prepared.open(spec.data).digest == prepared.digest
+    assert spec.folder.path.startswith(f"{tmp_path}/runs/")
+    assert night.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+def test_features_of_relative_paths_are_computed_by_a_worker_elsewhere(
+    elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = InternVLVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    AutoModel.from_config(config).save_pretrained("vit")
+    for label in ("sick", "well"):
+        Path("pictures", label).mkdir(parents=True)
+        Image.new("L", (28, 28), 90).save(f"pictures/{label}/1.png")
+    spread = extract._spread
+
+    def spread_elsewhere(*work: Any) -> Iterator[extract.Outcome]:
+        with contextlib.chdir(elsewhere):
+            yield from spread(*work)
+
+    monkeypatch.setattr(extract, "_spread", spread_elsewhere)
+    job = script("extract_features")
+    words = ["--model", "vit", "--image-dir", "pictures", "--output", "features.npz"]
+    outcome = job.main(parse(job.ExtractFeatures, words, aliases=job.GUIDE, script=job))
+    assert outcome.data["pictures"] == 2 and outcome.data["refused"] == []
+    assert (tmp_path / "features" / extract.MANIFEST).is_file() and (tmp_path / "features.npz").is_file()
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_clip_towers_named_by_relative_paths_are_found_by_a_worker_elsewhere(

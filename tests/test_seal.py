@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import random
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import mlflow
 import pytest
 import torch
-from commands import ROOT
+from commands import script
 from conftest import write_prepared
 from PIL import Image
 
@@ -45,15 +42,6 @@ def flip(file: Path, count: int = 20, seed: int = 0, first: int = 0, last: int |
     file.write_bytes(content)
 
 
-def load_job(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"sealed_{name}", ROOT / "jobs" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return write_prepared(tmp_path_factory.mktemp("data") / "prepared", patients=8, slices=2)
@@ -80,17 +68,17 @@ def predict(models: Path, data: Prepared, tmp_path: Path) -> None:
     (tmp_path / "patients" / "anna").mkdir(parents=True)
     Image.new("L", (28, 28), 90).save(tmp_path / "patients" / "anna" / "1.png")
     given = {"input": str(tmp_path / "patients"), "out": str(tmp_path / "out.csv"), "storage": str(tmp_path)}
-    job = load_job("predict_lung")
+    job = script("predict_lung")
     job.main(job.PredictLung(model=str(models / "registered"), **given))
 
 
 def evaluate(models: Path, data: Prepared, tmp_path: Path) -> None:
-    job = load_job("evaluate_lung")
+    job = script("evaluate_lung")
     job.main(job.Evaluate(model=str(models / "registered"), data=data.folder.uri, storage=str(tmp_path), bootstrap=10))
 
 
 def evaluate_checkpoint(models: Path, data: Prepared, tmp_path: Path) -> None:
-    job = load_job("evaluate_lung")
+    job = script("evaluate_lung")
     job.main(job.Evaluate(model=str(models / "step"), data=data.folder.uri, storage=str(tmp_path), bootstrap=10))
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+from commands import script
 
 from raymed.data.corpus import open_tokenizer_digest
 from raymed.data.phantom import PhantomSettings
@@ -24,18 +23,9 @@ from raymed.vitp import VitpOptions
 ROOT = Path(__file__).parent.parent
 
 
-def _job(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "jobs" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where its dataclasses look for their names
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(("name", "batch", "stage"), [("vitp_medical", 128, 1), ("vitp_custom", 8, 2)])
 def test_the_published_settings_are_what_their_file_gives(name: str, batch: int, stage: int) -> None:
-    job = _job("pretrain_vitp")
+    job = script("pretrain_vitp")
     options = parse(VitpOptions, ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--workers", "8"], script=job)
     train = options.train
     assert (train.global_batch, train.zero_stage, train.lr, train.warmup) == (batch, stage, 2e-5, 0.2)
@@ -49,7 +39,7 @@ def test_the_default_search_varies_settings_that_exist() -> None:
     from raymed.recipes.vitp import VitpRecipe
     from raymed.tuning.space import get_setting
 
-    job = _job("tune_vitp")
+    job = script("tune_vitp")
     options = parse(job.TuneVitp, ["--trials", "3"], defaults=ROOT / "configs" / "tune_vitp.yaml", script=job)
     assert options.trials == 3 and options.search.space
     for name in options.search.space:
@@ -67,7 +57,7 @@ def test_given_weights_are_trained_as_the_medical_script_does(tmp_path: Path) ->
 
 
 def test_a_vit_is_taken_out_by_the_guides_two_bare_words() -> None:
-    named = _job("extract_vit").named
+    named = script("extract_vit").named
     assert named(["CHECKPOINT", "VIT", "--layout", "internvl"]) == [
         "--model", "CHECKPOINT", "--out", "VIT", "--layout", "internvl",
     ]  # fmt: skip
