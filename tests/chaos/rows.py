@@ -41,6 +41,7 @@ from search_rows import SCRIPT, bad_trials, head_lost, small_trials, stopped_tri
 from small import Small
 from small_search import search
 from small_signals import SmallSignalling
+from start_rows import busy_starts
 from storage_rows import s3, storage_full
 from test_state import SETTINGS, train
 
@@ -282,6 +283,7 @@ ROWS: dict[str, tuple[Row, int, int]] = {
     "stopped_trials": (stopped_trials, 40, 0),
     "head_lost": (head_lost, 1, 0),
     "small_trials": (small_trials, 200, 0),
+    "busy_starts": (busy_starts, 4, 0),
 }
 """The rows, each with its tries in `make chaos` and in CI; 0 where CI has a test of its own for it."""
 
