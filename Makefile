@@ -1,5 +1,7 @@
-# The commands a person needs. Everything runs in .venv, from the versions in requirements.lock.
+# The commands a person needs. Everything runs in .venv, from the versions in a lock file.
 PYTHON ?= python3.11
+# requirements.gpu.lock on machines with NVIDIA GPUs
+LOCK ?= requirements.lock
 VENV := .venv
 RUN := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -8,9 +10,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 setup: $(VENV)/.ready  ## create the environment
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --requirement requirements.lock
+	$(RUN) -m pip install --quiet --requirement $(LOCK)
 	$(RUN) -m pip install --quiet --no-deps --editable .
 	@touch $@
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,6 +14,8 @@ import boto3
 import pytest
 import yaml
 from moto import mock_aws
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.event_summarizer import EventSummarizer
@@ -77,6 +80,44 @@ def test_shell_commands_parse(name: str) -> None:
 def test_jobs_know_storage_and_tracking_address(name: str) -> None:
     environment = "\n".join(load(name)["setup_commands"])
     assert "RAYMED_STORAGE=" in environment and "MLFLOW_TRACKING_URI=http://127.0.0.1:5000" in environment
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("exit_code", "chosen"), [(0, " LOCK=requirements.gpu.lock"), (9, ""), (127, "")])
+def test_a_machine_with_a_gpu_installs_from_the_lock_with_cuda(
+    name: str, exit_code: int, chosen: str, tmp_path: Path
+) -> None:
+    """`make` and `nvidia-smi` are programs here; the latter fails where there is no card."""
+    for program, lines in {"make": "echo make $*", "nvidia-smi": f"echo GPU 0; exit {exit_code}"}.items():
+        (tmp_path / program).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / program).chmod(0o755)
+    (command,) = (line for line in load(name)["setup_commands"] if "make -C" in line)
+    environment = {"HOME": "/home/me", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, f"make -C /home/me/raymed setup{chosen}\n")
+
+
+def locked(name: str) -> dict[str, str]:
+    """Versions by the names of packages."""
+    lines = [line for line in (REPOSITORY / name).read_text().splitlines() if not line.startswith("#")]
+    return {str(canonicalize_name(package)): version for package, version in (line.split("==") for line in lines)}
+
+
+def test_the_locks_agree_on_what_both_hold_and_each_has_its_faiss() -> None:
+    """A head without a GPU and workers with one send each other objects of the same libraries."""
+    usual, gpu = (locked(lock) for lock in ("requirements.lock", "requirements.gpu.lock"))
+    both = usual.keys() & gpu.keys()
+    assert {name: usual[name] for name in both} == {name: gpu[name] for name in both}
+    assert len(usual.keys() - both) < 60, "development tools, and faiss-cpu"
+    assert {"ray", "torch", "deepspeed", "transformers", "mlflow", "nvidia-nccl-cu13"} <= gpu.keys()
+    faiss = [{name for name in lock if name.startswith("faiss")} for lock in (usual, gpu)]
+    assert faiss == [{"faiss-cpu"}, {"faiss-gpu"}]
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["gpu"], *extras["weights"]]:
+        requirement = Requirement(text)
+        assert gpu[canonicalize_name(requirement.name)] in requirement.specifier, text
 
 
 def test_the_stated_capacity_is_what_the_cluster_can_grow_to(monkeypatch: pytest.MonkeyPatch) -> None:
