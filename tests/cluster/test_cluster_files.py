@@ -186,8 +186,11 @@ def test_the_autoscaler_takes_the_other_type_while_the_first_cannot_be_launched(
     assert list(wanted()) == [first], "with none to be had, the usual order holds"
 
 
+KEY = "arn:aws:kms:eu-central-1:123456789012:key/made-up"
+
+
 @pytest.fixture
-def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
+def account(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
     """An account in which cluster.account.yaml was deployed, and its outputs; moto answers in this process."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "made-up")
@@ -199,7 +202,10 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[st
             StackName="raymed",
             TemplateBody=(REPOSITORY / "cluster.account.yaml").read_text(),
             Capabilities=["CAPABILITY_NAMED_IAM"],
-            Parameters=[{"ParameterKey": "SshFrom", "ParameterValue": "192.0.2.0/24"}],
+            Parameters=[
+                {"ParameterKey": name, "ParameterValue": value}
+                for name, value in {"SshFrom": "192.0.2.0/24", **getattr(request, "param", {})}.items()
+            ],
         )
         outputs = stacks.describe_stacks(StackName="raymed")["Stacks"][0]["Outputs"]
         yield {each["OutputKey"]: each["OutputValue"] for each in outputs}
@@ -235,6 +241,28 @@ def test_aws_launches_an_on_demand_head_and_spot_workers_that_only_ssh_can_enter
     assert rules == [("tcp", 22, ["192.0.2.0/24"], ""), ("-1", None, [], account["SecurityGroup"])]
 
 
+@pytest.mark.parametrize(
+    ("account", "encryption", "allowed"),
+    [({}, {"SSEAlgorithm": "AES256"}, []), ({"KmsKey": KEY}, {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": KEY}, [KEY])],
+    indirect=["account"],
+)
+def test_the_bucket_is_encrypted_by_the_key_that_was_given_which_its_machines_may_use(
+    account: dict[str, str], encryption: dict[str, str], allowed: list[str]
+) -> None:
+    region = load("cluster.yaml")["provider"]["region"]
+    answer = boto3.client("s3", region_name=region).get_bucket_encryption(Bucket=account["Bucket"])
+    (rule,) = answer["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"] == encryption
+    roles = boto3.client("iam", region_name=region)
+    for role in ("raymed-head", "raymed-worker"):
+        usable = []
+        for attached in roles.list_attached_role_policies(RoleName=role)["AttachedPolicies"]:
+            version = roles.get_policy_version(PolicyArn=attached["PolicyArn"], VersionId="v1")["PolicyVersion"]
+            statements = version["Document"]["Statement"]
+            usable += [each["Resource"] for each in statements if "kms:GenerateDataKey" in each["Action"]]
+        assert usable == allowed
+
+
 def test_the_account_template_uses_nothing_that_cloudformation_refuses() -> None:
     text = (REPOSITORY / "cluster.account.yaml").read_text()
     assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
@@ -245,8 +273,10 @@ class _Tags(yaml.SafeLoader):
 
 
 def _function(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
-    assert isinstance(node, yaml.ScalarNode)
-    return loader.construct_scalar(node)
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_scalar(node)
+    assert isinstance(node, yaml.SequenceNode)
+    return loader.construct_sequence(node, deep=True)
 
 
 _Tags.add_multi_constructor("!", _function)
