@@ -20,11 +20,11 @@ NO_LOSS = -100
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
-_OTHER_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+MARKS = (TURN_START, IMAGE_START, IMAGE_END, CONTEXT, "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of single bytes with InternVL's special tokens (268 ids): for networks with random weights."""
+def byte_tokenizer(marks: Sequence[str] = MARKS) -> PreTrainedTokenizerBase:
+    """A tokenizer of single bytes and marks, by default InternVL's (268 ids): for networks with random weights."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -33,7 +33,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
         tokenizer_object=tokenizer,
         pad_token=PADDING,
         eos_token=TURN_END,
-        extra_special_tokens=[TURN_START, IMAGE_START, IMAGE_END, CONTEXT, *_OTHER_TOKENS],
+        extra_special_tokens=list(marks),
     )
 
 

@@ -1,0 +1,1 @@
+"""UniMedVL: one model that reads medical pictures and draws them."""

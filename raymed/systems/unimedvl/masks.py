@@ -1,0 +1,150 @@
+"""Who sees whom in a packed sequence, and the attention that keeps to it.
+
+A sample is a row of splits: texts, pictures, and pictures that are being drawn. A token sees every earlier split of its own
+sample but those being drawn; a text is causal within itself, a picture sees all of itself, and a noisy picture is seen by
+nobody else. Samples never see each other.
+
+Two kernels compute it. Torch's scaled dot product takes a dense mask for each sample; flex attention skips the blocks in
+which nobody sees anybody, and is the faster one for long sequences on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+CAUSAL, FULL, NOISE = 0, 1, 2
+FLEX_FROM = 2000  # tokens, on a GPU; dense masks are faster below about 1,000
+BLOCK = 128  # flex attention's
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The splits of a packed sequence, on the host.
+
+    Attributes:
+        lengths: tokens of each split, int64 [splits].
+        modes: CAUSAL, FULL or NOISE, int64 [splits].
+        samples: which sample each belongs to, ascending from 0, int64 [splits].
+    """
+
+    lengths: Tensor
+    modes: Tensor
+    samples: Tensor
+
+    @property
+    def total(self) -> int:
+        """Tokens in all."""
+        return int(self.lengths.sum())
+
+    def by_sample(self) -> list[tuple[Tensor, Tensor]]:
+        """Lengths and modes of each sample's splits."""
+        _, counts = torch.unique_consecutive(self.samples, return_counts=True)
+        sizes = counts.tolist()
+        return list(zip(self.lengths.split(sizes), self.modes.split(sizes), strict=True))
+
+
+def visible(lengths: Tensor, modes: Tensor) -> Tensor:
+    """Whether a token (row) of one sample sees another (column): bool [tokens, tokens], on the host.
+
+    Args:
+        lengths, modes: of the sample's splits, int64 [splits].
+    """
+    split = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    mode = modes[split]
+    place = torch.arange(len(split))
+    same = split[:, None] == split
+    inside = (mode[:, None] != CAUSAL) | (place[:, None] >= place)
+    earlier = (split[:, None] > split) & (mode != NOISE)
+    return (same & inside) | earlier
+
+
+class DenseAttention:
+    """Scaled dot product, sample by sample, each with its own mask."""
+
+    def __init__(self, splits: Splits, device: torch.device) -> None:
+        self._lengths: list[int] = []
+        self._masks: list[Tensor | None] = []
+        for lengths, modes in splits.by_sample():
+            causal = bool((modes == CAUSAL).all())  # the kernel's own mask does
+            self._lengths.append(int(lengths.sum()))
+            self._masks.append(None if causal else visible(lengths, modes).to(device, non_blocking=True))
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of each token to those it sees.
+
+        Args:
+            layer: number of the layer; all have the same mask.
+            query: [1, heads, total, width]; `key` and `value` may have fewer heads, each for a group of the query's.
+
+        Returns:
+            [1, heads, total, width].
+        """
+        samples = zip(*(states.split(self._lengths, 2) for states in (query, key, value)), self._masks, strict=True)
+        return torch.cat([attend(*sample) for sample in samples], dim=2)
+
+
+class FlexAttention:
+    """Flex attention over the whole sequence, compiled once; blocks that nobody sees are left out."""
+
+    def __init__(self, splits: Splits, device: torch.device) -> None:
+        self._mask = block_mask(splits, device)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As `DenseAttention`."""
+        short = -query.shape[2] % BLOCK
+        padded = (F.pad(states, (0, 0, 0, short)) for states in (query, key, value))
+        attended = _compiled_flex()(*padded, block_mask=self._mask, enable_gqa=query.shape[1] != key.shape[1])
+        return attended[:, :, : query.shape[2]]
+
+
+def block_mask(splits: Splits, device: torch.device) -> BlockMask:
+    """Flex attention's mask of a packed sequence, padded to whole blocks; padding sees itself only."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    padding = torch.tensor([-splits.total % BLOCK])
+    lengths = torch.cat([splits.lengths, padding])
+    split = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
+    modes = torch.cat([splits.modes, torch.tensor([FULL])]).to(device)
+    samples = torch.cat([splits.samples, torch.tensor([-1])]).to(device)
+    mode, sample = modes[split], samples[split]
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        inside = (split[query] == split[key]) & ((mode[query] != CAUSAL) | (query >= key))
+        earlier = (split[query] > split[key]) & (mode[key] != NOISE)
+        return (inside | earlier) & (sample[query] == sample[key])
+
+    total = len(split)
+    return create_block_mask(sees, None, None, total, total, device=str(device), BLOCK_SIZE=BLOCK)
+
+
+def packed_attention(splits: Splits, device: torch.device) -> DenseAttention | FlexAttention:
+    """The faster attention for a packed sequence of this length on this device."""
+    flex = device.type == "cuda" and splits.total >= FLEX_FROM
+    return (FlexAttention if flex else DenseAttention)(splits, device)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Torch's scaled dot product; causal where there is no mask.
+
+    Args:
+        query: [batch, heads, queries, width]; `key` and `value` [batch, fewer or as many heads, keys, width].
+        mask: what is seen, bool, to be broadcast to [batch, heads, queries, keys].
+    """
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+@lru_cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)

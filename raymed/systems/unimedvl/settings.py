@@ -1,0 +1,150 @@
+"""The sizes of the unified network: language model, ViT, image autoencoder, and the grids that pictures are cut into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+TINY = "unimedvl-tiny"
+SMALL = "unimedvl-0.5b"
+LARGE = "unimedvl-7b"
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """The grids that pictures are cut into.
+
+    Attributes:
+        vit_patch: side of a ViT patch, in pixels.
+        vit_side: most patches along a side of a picture.
+        latent_stride: side of a latent token, in pixels.
+        latent_side: most latent tokens along a side of a picture.
+    """
+
+    vit_patch: int = 14
+    vit_side: int = 70
+    latent_stride: int = 16
+    latent_side: int = 64
+
+
+@dataclass(frozen=True)
+class LanguageSizes:
+    """A Qwen2 decoder, of which the network holds two copies that attend to each other.
+
+    Attributes:
+        vocabulary: rows of the table of tokens.
+        hidden: width of a token.
+        layers: number of layers.
+        heads: heads of the queries.
+        key_value_heads: heads of keys and values.
+        intermediate: width inside the MLP.
+        rope_theta: base of the rotary positions' wavelengths.
+        norm_eps: added to the mean square in RMSNorm.
+    """
+
+    vocabulary: int = 152_064
+    hidden: int = 3584
+    layers: int = 28
+    heads: int = 28
+    key_value_heads: int = 4
+    intermediate: int = 18_944
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True)
+class VisionSizes:
+    """A SigLIP ViT over pictures of any size: `side` * `side` learned positions.
+
+    Attributes:
+        hidden: width of a patch's token.
+        layers: number of layers; the released model uses 26 of SigLIP's 27.
+        heads: heads of the attention.
+        intermediate: width inside the MLP.
+        patch: side of a patch, in pixels.
+        side: most patches along a side of a picture.
+        norm_eps: added to the variance in layer norms.
+    """
+
+    hidden: int = 1152
+    layers: int = 26
+    heads: int = 16
+    intermediate: int = 4304
+    patch: int = 14
+    side: int = 70
+    norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class AutoencoderSizes:
+    """An image autoencoder of FLUX's shape: convolutions from 3 colours to a few channels at a fraction of the side.
+
+    Attributes:
+        channels: width at full resolution.
+        multipliers: width at each level, in `channels`; each level but the first halves the side.
+        blocks: residual blocks a level.
+        latent_channels: channels of a latent.
+        norm_groups: groups of the group norms.
+        scale, shift: a latent is scale * (sample - shift), about unit variance.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    latent_channels: int = 16
+    norm_groups: int = 32
+    scale: float = 0.3611
+    shift: float = 0.1159
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a picture's side per latent."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+
+@dataclass(frozen=True)
+class NetworkSizes:
+    """All sizes of the network; the defaults are those of BAGEL-7B-MoT and UniMedVL.
+
+    Attributes:
+        language: both experts.
+        vision: the ViT that understanding sees pictures with.
+        autoencoder: what generation draws in.
+        latent_patch: side of the square of latents that makes a token.
+        latent_side: most latent tokens along a side of a picture.
+    """
+
+    language: LanguageSizes = field(default_factory=LanguageSizes)
+    vision: VisionSizes = field(default_factory=VisionSizes)
+    autoencoder: AutoencoderSizes = field(default_factory=AutoencoderSizes)
+    latent_patch: int = 2
+    latent_side: int = 64
+
+    @property
+    def latent_width(self) -> int:
+        """Numbers in a latent token."""
+        return self.latent_patch**2 * self.autoencoder.latent_channels
+
+    @property
+    def grids(self) -> GridSettings:
+        stride = self.autoencoder.stride * self.latent_patch
+        return GridSettings(self.vision.patch, self.vision.side, stride, self.latent_side)
+
+
+PRESETS = {
+    TINY: NetworkSizes(
+        language=LanguageSizes(
+            vocabulary=264, hidden=64, layers=2, heads=4, key_value_heads=2, intermediate=128, rope_theta=1e4
+        ),
+        vision=VisionSizes(hidden=32, layers=2, heads=2, intermediate=64, side=4),
+        autoencoder=AutoencoderSizes(channels=16, multipliers=(1, 2, 2), blocks=1, latent_channels=4, norm_groups=8),
+        latent_side=8,
+    ),
+    SMALL: NetworkSizes(
+        language=LanguageSizes(vocabulary=151_936, hidden=896, layers=24, heads=14, key_value_heads=2, intermediate=4864)
+    ),
+    LARGE: NetworkSizes(),
+}
