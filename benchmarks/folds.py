@@ -186,7 +186,7 @@ def train_fold(
             batch = recipe.encode(records, TrainingPass(0, epoch))
             batch = replace(batch, tensors={name: tensor.to(device) for name, tensor in batch.tensors.items()})
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                loss = recipe.loss(module, batch).total / len(records)
+                loss = recipe.compute_loss(module, batch).mean(batch.units)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

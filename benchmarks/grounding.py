@@ -42,7 +42,7 @@ def main(model: str, data: str, split: str = "val", draws: int = 20) -> None:
             recipe.predict(network, recipe.encode(shown[start : start + AT_ONCE], None))
             for start in range(0, len(shown), AT_ONCE)
         ]
-        return recipe.judge({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, sources)
+        return recipe.evaluate({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, sources)
 
     own = judged(records)
     swapped = [judged(exchange(records, np.random.default_rng(seed))) for seed in range(draws)]

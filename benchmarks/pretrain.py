@@ -210,8 +210,8 @@ def length(number: int, size: int, max_tiles: int, tokenizer: PreTrainedTokenize
 
 def by_recipe(recipe: VitpRecipe, module: Any, batches: Any) -> Iterator[tuple[Tensor, float, float]]:
     for batch in batches:
-        loss = recipe.loss(module, batch)
-        yield loss.total, *loss.sums["token_loss"]
+        loss = recipe.compute_loss(module, batch)
+        yield loss.terms["loss"].total, *loss.sums["token_loss"]
 
 
 def by_transformers(module: Any) -> None:

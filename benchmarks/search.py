@@ -231,7 +231,7 @@ def trained(spec: FitSpec, records: Records) -> Iterator[dict[str, Any]]:
             step += 1
         with engine.evaluating():
             logits = np.concatenate([engine.predict(batch)["logits"] for batch in batches])
-        yield {"epoch": epoch + 1, **spec.recipe.judge({"logits": logits}, prepared.columns(rows, JUDGED_BY))}
+        yield {"epoch": epoch + 1, **spec.recipe.evaluate({"logits": logits}, prepared.columns(rows, JUDGED_BY))}
 
 
 if __name__ == "__main__":

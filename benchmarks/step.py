@@ -204,9 +204,9 @@ def phantom_records(size: int, count: int) -> list[Record]:
 
 
 def by_recipe(recipe: LungRecipe, module: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-    loss = recipe.loss(module, batch)
+    loss = recipe.compute_loss(module, batch)
     total, count = loss.sums["language_loss"]
-    return loss.total, float(total) / count
+    return loss.terms["loss"].total, float(total) / count
 
 
 def ordinary(module: nn.Module, batch: Batch) -> tuple[Tensor, float]:

@@ -24,7 +24,7 @@ from raymed.recipes.augment import generator
 from raymed.recipes.crops import crop_pictures, prepared_size
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.pictures import class_labels, stack_pictures
-from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
+from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.recipes.settings import ClipAugmentSettings, ClipLossSettings
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ class ClipRecipe:
             tensors["labels"] = labels
         if training is not None and labels is not None and self.loss_settings.kind == "clip":
             tensors["prompts"] = self._draw_prompts(ids, labels.tolist(), training)
-        return Batch(tensors, float(len(records)), ids)
+        return Batch(tensors, {"loss": float(len(records))}, ids)
 
-    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's pictures; logs their `accuracy` and the learned `temperature`.
 
         `class` depends on each picture alone. The contrastive directions see the pictures of the micro-batch on this worker
@@ -177,14 +177,14 @@ class ClipRecipe:
                 rows = rows + self.loss_settings.text_to_image * spread_cross_entropy(logits[:, labels].T, same)
         right = (logits.argmax(1) == labels).sum()
         logged = {"accuracy": right, "temperature": len(labels) / output["scale"].detach()}
-        return Loss(rows.sum(), {name: (value, len(labels)) for name, value in logged.items()})
+        return Loss({"loss": LossTerm(rows.sum())}, {name: (value, len(labels)) for name, value in logged.items()})
 
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`logits` float32 [rows, classes]; their softmax is the class probability. `module` is in evaluation mode."""
         with torch.no_grad():
             return {"logits": module(batch.tensors["pixels"])["logits"].float()}
 
-    def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+    def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics per patient as for every classifier, and `val_acc`: percentage of pictures that are given their class."""
         from raymed.evaluation.metrics import judge_patients
 

@@ -24,7 +24,7 @@ from raymed.recipes import read_settings, write_settings
 from raymed.recipes.augment import augment
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.pictures import class_labels, stack_pictures
-from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
+from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.recipes.settings import AugmentSettings, LossSettings
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ class LungRecipe:
         tensors = {"pixels": torch.from_numpy(pixels)}
         if labels is not None:
             tensors["labels"] = labels
-        return Batch(tensors, float(len(records)), ids)
+        return Batch(tensors, {"loss": float(len(records))}, ids)
 
-    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's slices; logs `loss`'s parts and the slices' `accuracy`."""
         weights, labels = self.loss_settings, batch.tensors["labels"]
         output = module(**batch.tensors) if weights.lm_weight else module(pixels=batch.tensors["pixels"])
@@ -150,7 +150,7 @@ class LungRecipe:
             language = output["language_loss"].sum()
             total = total + weights.lm_weight * language
             logged["language_loss"] = language
-        return Loss(total, {name: (value.detach(), len(labels)) for name, value in logged.items()})
+        return Loss({"loss": LossTerm(total)}, {name: (value.detach(), len(labels)) for name, value in logged.items()})
 
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """`logits` float32 [rows, classes]; their softmax is the class probability. `module` is in evaluation mode."""
@@ -158,7 +158,7 @@ class LungRecipe:
             output = module(pixels=batch.tensors["pixels"])
         return {"logits": output["logits"].float()}
 
-    def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+    def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
         from raymed.evaluation.metrics import judge_patients
 
         return judge_patients(predictions["logits"], records, self.names)

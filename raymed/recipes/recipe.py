@@ -6,7 +6,7 @@ through `Recipe`; none of them asks which recipe it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,14 +34,14 @@ class Batch:
 
     Attributes:
         tensors: inputs by name; moved to the device by the loop.
-        units: how many supervised units (slices, tokens) the loss sums over. The loop divides the summed loss by the units
-            of the whole global batch, over all workers and micro-batches.
+        units: of each term of the loss, over how many units (slices, tokens, latents) it sums here. Every batch of a recipe
+            names the same terms; 0 where the batch has none of a term's units.
         ids: the record ids, in order.
         on_host: names of tensors that decide shapes and so stay on the host: reading them from a device would wait for it.
     """
 
     tensors: dict[str, torch.Tensor]
-    units: float
+    units: dict[str, float]
     ids: list[str]
     on_host: tuple[str, ...] = ()
 
@@ -55,15 +55,37 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class LossTerm:
+    """A term of the loss: `total` is a scalar, summed over the micro-batch's units of the term and divided by nothing."""
+
+    total: torch.Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Loss:
-    """The summed loss of a micro-batch (a scalar, not divided by anything), and named sums to log.
+    """The terms of a micro-batch's loss, and named sums to log.
+
+    `terms` has the names of `Batch.units`; a term without units may be left out. Each is divided by its own units in the
+    whole global batch, over all micro-batches and workers, and multiplied by its weight: the loss is their sum. A term that
+    has no units in a global batch counts as nothing.
 
     `sums[name]` is (sum, count); the loop adds both over micro-batches and workers and logs sum / count. A sum may be a
     scalar on the device: it is read with all others, once a step.
     """
 
-    total: torch.Tensor
+    terms: dict[str, LossTerm]
     sums: dict[str, tuple[torch.Tensor | float, float]] = field(default_factory=dict)
+
+    def mean(self, units: Mapping[str, float], scale: float = 1.0) -> torch.Tensor:
+        """`scale` times the sum of the terms' means over `units`: those of this batch, or of the one that it is a part of.
+
+        A term without units is multiplied by 0, so that all workers have gradients of the same parameters.
+        """
+        shares = [
+            term.total * (term.weight * scale / units[name] if units[name] else 0.0) for name, term in self.terms.items()
+        ]
+        return torch.stack(shares).sum() if len(shares) > 1 else shares[0]
 
 
 @dataclass(frozen=True)
@@ -94,7 +116,7 @@ class Recipe(Protocol):
 
     @property
     def monitors(self) -> tuple[str, ...]:
-        """Metrics of `judge` that the best epoch may be chosen by; `val_loss` among them."""
+        """Metrics of `evaluate` that the best epoch may be chosen by; `val_loss` among them."""
         ...
 
     @property
@@ -118,15 +140,19 @@ class Recipe(Protocol):
         """One micro-batch from records; `training` is None when evaluating (no augmentation)."""
         ...
 
-    def loss(self, module: nn.Module, batch: Batch) -> Loss:
-        """The training loss, summed over the batch's units. Calls `module(...)` once, so that ZeRO hooks see it."""
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
+        """The training loss: its terms, each summed over its units in the batch.
+
+        Calls `module(...)` once, so that ZeRO's hooks see it, and every trained parameter has a part in it, also where a
+        term has no units here: workers sum their gradients parameter by parameter.
+        """
         ...
 
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Outputs per row (first dimension = rows of the batch), e.g. ``logits`` [rows, classes], float32, on its device."""
         ...
 
-    def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+    def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics over all validation rows, each present exactly once; contains ``val_loss``.
 
         Args:

@@ -27,7 +27,7 @@ from raymed.recipes import read_settings, write_settings
 from raymed.recipes.augment import generator
 from raymed.recipes.chat_samples import Sample, encode_sample, lay
 from raymed.recipes.groups import parameter_groups
-from raymed.recipes.recipe import Batch, Loss, ParameterGroup, TrainingPass
+from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.recipes.settings import ChatLossSettings
 from raymed.recipes.token_drop import TokenDropSettings
 
@@ -141,7 +141,8 @@ class VitpRecipe:
         arrays["learned"] = np.array([sample.learned for sample in samples])
         arrays["questions"] = np.array([len(sample.questions) for sample in samples])
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        return Batch(tensors, float(arrays["weights"].sum()), [record.id for record in records], COUNTS)
+        units = {"loss": float(arrays["weights"].sum())}
+        return Batch(tensors, units, [record.id for record in records], COUNTS)
 
     def _sample(self, record: Record, training: TrainingPass | None, key: str) -> Sample:
         sample = encode_sample(record, self.size, _tokenizer(self.model))
@@ -153,7 +154,7 @@ class VitpRecipe:
             return replace(sample, tiles=np.stack([_recompressed(tile, draws) for tile in sample.tiles]))
         return sample
 
-    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Weighted sum over the batch's learned tokens and declared choices; logs `token_loss`, `choice_loss`, and the share
         of image tokens `dropped`."""
         output = self._run(module, batch)
@@ -164,7 +165,7 @@ class VitpRecipe:
             "choice_loss": (choice_losses.sum(), float(len(choice_losses))),
             "dropped": (float(image_tokens - seen), float(image_tokens)),
         }
-        return Loss(output["loss"], sums)
+        return Loss({"loss": LossTerm(output["loss"])}, sums)
 
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """For each row `nll`, the summed cross-entropy of its answers, float64, and `tokens`, how many were learned; where
@@ -192,7 +193,7 @@ class VitpRecipe:
         inputs = {name: tensor for name, tensor in batch.tensors.items() if name not in ("learned", "questions")}
         return module(**inputs, smoothing=self.loss_settings.label_smoothing)
 
-    def judge(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+    def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
         """`val_loss`: mean cross-entropy of all learned tokens; the same for each data set, and the perplexity. Of declared
         choices the mean cross-entropy `val_choice_loss` and the share of right answers `val_choice_accuracy`."""
         nll, tokens = predictions["nll"], predictions["tokens"]

@@ -23,6 +23,7 @@ from raymed.errors import RunError, UserError
 from raymed.seal import digest_of_file
 from raymed.storage import Folder
 from raymed.training.best import Best
+from raymed.training.means import LOSS
 from raymed.training.upload import upload
 
 log = logging.getLogger("raymed")
@@ -78,8 +79,9 @@ class Progress:
     @classmethod
     def read(cls, folder: Path) -> Progress:
         values: dict[str, Any] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        renamed = {"loss": f"{LOSS}/loss"}  # in checkpoints of before a loss had terms
         values["best"] = Best(**values["best"])
-        values["sums"] = {name: (pair[0], pair[1]) for name, pair in values["sums"].items()}
+        values["sums"] = {renamed.get(name, name): (pair[0], pair[1]) for name, pair in values["sums"].items()}
         return cls(**values)
 
 

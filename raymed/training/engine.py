@@ -1,7 +1,8 @@
 """DeepSpeed, set up the same way for every recipe: ZeRO, precision, schedule, clipping, averaged weights.
 
-The unit of work is a global batch. Its micro-batches' summed losses are divided by the units (slices, tokens) of the whole
-global batch, so that the gradient is that of the global mean whatever the accumulation and the number of workers.
+The unit of work is a global batch. Each term of the loss is summed over its micro-batches and divided by its own units
+(slices, tokens, latents) in the whole global batch, so that the gradient is that of the global means whatever the
+accumulation and the number of workers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from raymed.models.norm import batch_norms, computing, settle_batch_norms
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Recipe
 from raymed.training.cards import take_apart
+from raymed.training.means import sums_of
 from raymed.training.settings import TrainSettings
 from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
 
@@ -118,22 +120,22 @@ class Engine:
             shares: each encoded micro-batch, and its place in the division.
 
         Returns:
-            (sum, count) per logged name over all workers, ``loss`` included.
+            (sum, count) per logged name over all workers, of the loss's terms too; see `means`.
 
         Raises:
             RunError: the loss, or its gradient, is not a finite number.
         """
         self.module.train()
-        units = self._sum_on_host(sum(batch.units for batch, micro in shares if micro.counts))
+        units = self._global_units(shares)
         sums: dict[str, tuple[torch.Tensor | float, float]] = {}
         for slot, (batch, micro) in enumerate(shares):
             # Dropout draws depend on the place in the division, not on the worker that computes it.
             torch.manual_seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63)
             with computing(self.module, micro.counts, micro.spans):
-                loss = self.recipe.loss(self._engine, batch.to(self.device))
+                loss = self.recipe.compute_loss(self._engine, batch.to(self.device))
                 # DeepSpeed averages gradients over workers; times their number this is the sum.
-                self._engine.backward(loss.total * (self.workers / units if micro.counts else 0.0), scale_wrt_gas=False)
-            for name, (total, count) in {"loss": (loss.total, batch.units), **loss.sums}.items():
+                self._engine.backward(loss.mean(units, self.workers if micro.counts else 0.0), scale_wrt_gas=False)
+            for name, (total, count) in sums_of(loss, batch.units).items():
                 before = sums.get(name, (0.0, 0.0))
                 exact = total.detach().double() if isinstance(total, torch.Tensor) else total
                 sums[name] = (before[0] + exact, before[1] + count) if micro.counts else before
@@ -222,10 +224,13 @@ class Engine:
         if self.workers > 1:
             dist.all_reduce(tensor, group=self._host if tensor.device.type == "cpu" else None)
 
-    def _sum_on_host(self, value: float) -> float:
-        tensor = torch.tensor(value, dtype=torch.float64)
-        self.reduce(tensor)
-        return float(tensor)
+    def _global_units(self, shares: Sequence[tuple[Batch, MicroBatch]]) -> dict[str, float]:
+        """Units of each loss term in the whole global batch."""
+        names = sorted(shares[0][0].units)
+        counted = [batch.units for batch, micro in shares if micro.counts]
+        totals = torch.tensor([sum(units[name] for units in counted) for name in names], dtype=torch.float64)
+        self.reduce(totals)
+        return dict(zip(names, totals.tolist(), strict=True))
 
     def _totals(self, sums: dict[str, tuple[torch.Tensor | float, float]]) -> dict[str, tuple[float, float]]:
         """The sums and counts over all workers, read from the device at once."""

@@ -30,6 +30,7 @@ from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.training.best import Best
 from raymed.training.checkpoint import PREDICTIONS, Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, division, prepare_process
+from raymed.training.means import means
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
 from raymed.training.spec import FitSpec
@@ -180,7 +181,7 @@ class Run:
                 self._checkpoint_within_epoch()
         seconds = time.perf_counter() - started
         filler, efficiency = self.division.balance(plan.batches)
-        return {f"train_{name}": total / count for name, (total, count) in progress.sums.items() if count} | {
+        return {f"train_{name}": mean for name, mean in means(progress.sums).items()} | {
             "lr": self.engine.lr,
             "gradient_norm": self.engine.gradient_norm,
             "seconds": seconds,
@@ -224,7 +225,7 @@ class Run:
         parts = [part for worker in gathered for part in worker]
         order = np.argsort(np.concatenate([taken for taken, _ in parts]))
         predictions = {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}
-        metrics = self.spec.recipe.judge(predictions, self.prepared.columns(rows, JUDGED_BY))
+        metrics = self.spec.recipe.evaluate(predictions, self.prepared.columns(rows, JUDGED_BY))
         return metrics, predictions | {"row": rows}
 
     def _told(self, metrics: dict[str, float]) -> dict[str, Any]:

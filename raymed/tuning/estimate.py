@@ -102,7 +102,7 @@ def _seconds_per_record(spec: FitSpec, prepared: Prepared, module: torch.nn.Modu
         times = []
         for _ in range(3):
             started = time.perf_counter()
-            loss = spec.recipe.loss(module.train(), batch).total
+            loss = spec.recipe.compute_loss(module.train(), batch).mean(batch.units)
             loss.backward()
             times.append(time.perf_counter() - started)
     finally:

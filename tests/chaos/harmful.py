@@ -11,7 +11,7 @@ from small import Small
 from torch import nn
 
 from raymed.data.record import Record
-from raymed.recipes.recipe import Batch, Loss, TrainingPass
+from raymed.recipes.recipe import Batch, Loss, LossTerm, TrainingPass
 
 HARMS = {"nan": "not finite", "memory": "allocate", "hang": "stall_minutes", "exception": "a bug of the recipe's"}
 """Kind of harm -> what the reason of the failure must say."""
@@ -33,8 +33,8 @@ class Harmful(Small):
                 torch.empty(2**50)
         return super().encode(records, training)
 
-    def loss(self, module: nn.Module, batch: Batch) -> Loss:
-        found = super().loss(module, batch)
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
+        found = super().compute_loss(module, batch)
         if self.harm != "nan":
             return found
-        return Loss(found.total * float("nan"), found.sums)
+        return Loss({name: LossTerm(term.total * float("nan")) for name, term in found.terms.items()}, found.sums)

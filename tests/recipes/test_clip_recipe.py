@@ -21,7 +21,7 @@ from raymed.models.settings import ClipModelSettings
 from raymed.recipes import open_model
 from raymed.recipes.clip import ClipLossSettings, ClipRecipe, spread_cross_entropy
 from raymed.recipes.crops import ClipAugmentSettings
-from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.recipes.recipe import Batch, Loss, TrainingPass
 
 SIZE = 40
 TWO = LabelTable.from_dict({"classes": [{"code": "0", "name": "正常"}, {"code": "1", "name": "肺炎"}]})
@@ -67,6 +67,11 @@ def _batch(labels: Sequence[int], prompts: Sequence[int] = ()) -> Batch:
     return Batch(tensors, float(len(labels)), [str(row) for row in range(len(labels))])
 
 
+def total(loss: Loss) -> float:
+    """The sum of the loss's only term."""
+    return float(loss.terms["loss"].total.detach())
+
+
 def _plain_contrastive(pairs: torch.Tensor) -> torch.Tensor:
     """CLIP's loss as published: picture i belongs to text i and to no other."""
     diagonal = torch.arange(len(pairs))
@@ -74,8 +79,8 @@ def _plain_contrastive(pairs: torch.Tensor) -> torch.Tensor:
 
 
 def test_class_loss_has_the_known_value_and_logs_accuracy_and_temperature() -> None:
-    loss = _recipe().loss(_Fixed(torch.tensor([[2.0, 0.0], [2.0, 0.0]])), _batch([0, 1]))
-    assert float(loss.total) == pytest.approx(math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2)), abs=1e-6)
+    loss = _recipe().compute_loss(_Fixed(torch.tensor([[2.0, 0.0], [2.0, 0.0]])), _batch([0, 1]))
+    assert total(loss) == pytest.approx(math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2)), abs=1e-6)
     assert loss.sums == {"accuracy": (1.0, 2), "temperature": (pytest.approx(0.14), 2)}
 
 
@@ -83,20 +88,20 @@ def test_class_loss_has_no_floor_and_contrastive_loss_that_of_how_often_a_class_
     """32 pictures of 2 classes told apart perfectly: 0, and ln 16 that no training removes."""
     labels = [0, 1] * 16
     logits = torch.where(F.one_hot(torch.tensor(labels), 2).bool(), 50.0, -50.0)
-    assert float(_recipe().loss(_Fixed(logits), _batch(labels)).total) == pytest.approx(0, abs=1e-6)
-    contrastive = _recipe(ClipLossSettings("clip")).loss(_Fixed(logits), _batch(labels, labels))
-    assert float(contrastive.total) / 32 == pytest.approx(math.log(16), abs=1e-5)
+    assert total(_recipe().compute_loss(_Fixed(logits), _batch(labels))) == pytest.approx(0, abs=1e-6)
+    contrastive = _recipe(ClipLossSettings("clip")).compute_loss(_Fixed(logits), _batch(labels, labels))
+    assert total(contrastive) / 32 == pytest.approx(math.log(16), abs=1e-5)
 
 
 def test_spread_targets_have_the_value_and_gradient_of_the_published_loss_where_captions_are_identical() -> None:
     torch.manual_seed(0)
     labels = torch.tensor([0, 1, 1, 0, 1])
     logits = torch.randn(5, 2, requires_grad=True)
-    loss = _recipe(ClipLossSettings("clip")).loss(_Fixed(logits), _batch(labels.tolist(), labels.tolist()))
-    (gradient,) = torch.autograd.grad(loss.total / 5, logits)
+    loss = _recipe(ClipLossSettings("clip")).compute_loss(_Fixed(logits), _batch(labels.tolist(), labels.tolist()))
+    (gradient,) = torch.autograd.grad(loss.terms["loss"].total / 5, logits)
     published = _plain_contrastive(logits[:, labels])
     (expected,) = torch.autograd.grad(published, logits)
-    assert float(loss.total) / 5 == pytest.approx(float(published.detach()), abs=1e-6)
+    assert total(loss) / 5 == pytest.approx(float(published.detach()), abs=1e-6)
     torch.testing.assert_close(gradient, expected)
 
 
@@ -114,11 +119,11 @@ def test_the_direction_from_texts_to_pictures_is_added_with_its_weight() -> None
     torch.manual_seed(0)
     labels = torch.tensor([0, 1, 1, 0])
     logits = torch.randn(4, 2)
-    plain = _recipe().loss(_Fixed(logits), _batch(labels.tolist())).total
-    both = _recipe(ClipLossSettings(text_to_image=0.5)).loss(_Fixed(logits), _batch(labels.tolist())).total
+    plain = total(_recipe().compute_loss(_Fixed(logits), _batch(labels.tolist())))
+    both = total(_recipe(ClipLossSettings(text_to_image=0.5)).compute_loss(_Fixed(logits), _batch(labels.tolist())))
     columns = logits[:, labels].T
     expected = F.cross_entropy(columns, torch.arange(4), reduction="sum")
-    assert float(both - plain) == pytest.approx(0.5 * float(expected), abs=1e-5)
+    assert both - plain == pytest.approx(0.5 * float(expected), abs=1e-5)
 
 
 def test_a_step_s_accuracy_is_that_of_its_own_forward_pass_and_every_layer_goes_on_training() -> None:
@@ -127,7 +132,7 @@ def test_a_step_s_accuracy_is_that_of_its_own_forward_pass_and_every_layer_goes_
     module = recipe.build().train()
     forwards: list[bool] = []
     module.register_forward_hook(lambda network, _, output: forwards.append(network.training))
-    loss = recipe.loss(module, recipe.encode(_records(8), TrainingPass(0, 0)))
+    loss = recipe.compute_loss(module, recipe.encode(_records(8), TrainingPass(0, 0)))
     assert forwards == [True] and loss.sums["accuracy"][1] == 8
     assert all(each.training for each in module.modules())
 
@@ -142,7 +147,7 @@ def test_golden_losses() -> None:
         seen = []
         for epoch in range(3):
             batch = recipe.encode(_records(8), TrainingPass(0, epoch))
-            total = recipe.loss(module, batch).total / batch.units
+            total = recipe.compute_loss(module, batch).mean(batch.units)
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
@@ -160,7 +165,7 @@ def test_two_classes_are_learned_in_seconds_and_new_texts_can_be_asked_about(los
     for epoch in range(20):
         batch = recipe.encode(records, TrainingPass(0, epoch))
         optimizer.zero_grad()
-        (recipe.loss(module, batch).total / batch.units).backward()
+        recipe.compute_loss(module, batch).mean(batch.units).backward()
         optimizer.step()
         settle_batch_norms(module, lambda _: None)
     assert float(module.logit_scale.detach()) != pytest.approx(-math.log(0.07), abs=1e-4), "the temperature is not trained"
@@ -246,7 +251,7 @@ def test_val_acc_is_of_pictures_in_percent_and_val_loss_of_patients() -> None:
         "label": np.array([0, 0, 1]),
         "source": np.array(["s"] * 3),
     }
-    judged = _recipe().judge({"logits": logits}, columns)
+    judged = _recipe().evaluate({"logits": logits}, columns)
     assert judged["val_acc"] == pytest.approx(200 / 3)
     assert judged["accuracy"] == 1.0
     assert judged["val_loss"] == pytest.approx(-(np.log(0.6) + np.log(0.9)) / 2, rel=1e-5)

@@ -19,7 +19,7 @@ from raymed.models.norm import settle_batch_norms
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.lung import LossSettings, LungRecipe
-from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.recipes.recipe import Batch, Loss, TrainingPass
 
 FAMILIES = ["tiny", "internvl-tiny", "tiny+tiny"]
 SIZE = 56
@@ -57,10 +57,15 @@ class _Fixed(nn.Module):
         return self.outputs
 
 
+def total(loss: Loss) -> float:
+    """The sum of the loss's only term."""
+    return float(loss.terms["loss"].total.detach())
+
+
 def _loss_of(target: int, smoothing: float) -> float:
     recipe = _recipe(loss=LossSettings(label_smoothing=smoothing))
-    batch = Batch({"pixels": torch.zeros(1, 1, 1, 1), "labels": torch.tensor([target])}, 1.0, ["a"])
-    return float(recipe.loss(_Fixed(logits=torch.tensor([[2.0, 0, 0, 0]])), batch).total)
+    batch = Batch({"pixels": torch.zeros(1, 1, 1, 1), "labels": torch.tensor([target])}, {"loss": 1.0}, ["a"])
+    return total(recipe.compute_loss(_Fixed(logits=torch.tensor([[2.0, 0, 0, 0]])), batch))
 
 
 def test_choice_loss_has_the_known_values() -> None:
@@ -71,17 +76,17 @@ def test_choice_loss_has_the_known_values() -> None:
 
 def test_smallest_smoothed_loss_is_the_entropy_of_its_target() -> None:
     target = torch.tensor([[0.9925, 0.0025, 0.0025, 0.0025]])
-    batch = Batch({"pixels": torch.zeros(1, 1, 1, 1), "labels": torch.tensor([0])}, 1.0, ["a"])
-    assert float(_recipe().loss(_Fixed(logits=target.log()), batch).total) == pytest.approx(0.052408, abs=1e-6)
+    batch = Batch({"pixels": torch.zeros(1, 1, 1, 1), "labels": torch.tensor([0])}, {"loss": 1.0}, ["a"])
+    assert total(_recipe().compute_loss(_Fixed(logits=target.log()), batch)) == pytest.approx(0.052408, abs=1e-6)
 
 
 def test_both_terms_are_weighted_and_logged() -> None:
     recipe = _recipe(loss=LossSettings(label_smoothing=0, choice_weight=2.0, lm_weight=0.5))
-    batch = Batch({"pixels": torch.zeros(2, 1, 1, 1), "labels": torch.tensor([0, 0])}, 2.0, ["a", "b"])
+    batch = Batch({"pixels": torch.zeros(2, 1, 1, 1), "labels": torch.tensor([0, 0])}, {"loss": 2.0}, ["a", "b"])
     network = _Fixed(logits=torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]]), language_loss=torch.tensor([1.0, 3.0]))
-    loss = recipe.loss(network, batch)
+    loss = recipe.compute_loss(network, batch)
     choice = 0.340753 + 2.340753
-    assert float(loss.total) == pytest.approx(2 * choice + 0.5 * 4, abs=1e-5)
+    assert total(loss) == pytest.approx(2 * choice + 0.5 * 4, abs=1e-5)
     assert loss.sums["choice_loss"] == (pytest.approx(choice, abs=1e-5), 2)
     assert loss.sums["language_loss"] == (pytest.approx(4.0), 2)
     assert loss.sums["accuracy"] == (1.0, 2)
@@ -94,9 +99,9 @@ def test_a_batch_of_four_is_the_sum_of_four_alone(preset: str) -> None:
     module = recipe.build().eval()
     records = _records(4)
     with torch.no_grad():
-        together = recipe.loss(module, recipe.encode(records, None))
-        alone = [recipe.loss(module, recipe.encode([record], None)) for record in records]
-    assert float(together.total) == pytest.approx(sum(float(loss.total) for loss in alone), rel=1e-4)
+        together = recipe.compute_loss(module, recipe.encode(records, None))
+        alone = [recipe.compute_loss(module, recipe.encode([record], None)) for record in records]
+    assert total(together) == pytest.approx(sum(total(loss) for loss in alone), rel=1e-4)
 
 
 @pytest.mark.parametrize("preset", FAMILIES)
@@ -107,9 +112,9 @@ def test_a_tiny_network_learns_eight_slices_by_heart_and_survives_its_export(pre
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     batch = recipe.encode(_records(), TrainingPass(0, 0))
     for _ in range(40):
-        loss = recipe.loss(module, batch)
+        loss = recipe.compute_loss(module, batch)
         optimizer.zero_grad()
-        (loss.total / batch.units).backward()
+        loss.mean(batch.units).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         settle_batch_norms(module, lambda _: None)
@@ -177,7 +182,7 @@ def test_training_rows_without_label_are_named() -> None:
     with pytest.raises(UserError, match="p1/0, p2/0"):
         _recipe().encode(records, TrainingPass(0, 0))
     batch = _recipe().encode(records, None)
-    assert "labels" not in batch.tensors and batch.units == 3
+    assert "labels" not in batch.tensors and batch.units == {"loss": 3}
 
 
 def test_pictures_of_another_size_are_named() -> None:
@@ -210,7 +215,7 @@ def test_val_loss_is_that_of_the_patients_mean_probability() -> None:
         "label": np.array([0, 0, 1]),
         "source": np.array(["s"] * 3),
     }
-    metrics = _recipe().judge({"logits": logits}, columns)
+    metrics = _recipe().evaluate({"logits": logits}, columns)
     assert metrics["val_loss"] == pytest.approx(-(np.log(0.5) + np.log(0.7)) / 2, rel=1e-5)
 
 

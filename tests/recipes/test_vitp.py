@@ -25,7 +25,7 @@ from raymed.models.settings import ModelSettings
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes import open_model
 from raymed.recipes.lung import LungRecipe
-from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.recipes.recipe import Batch, Loss, TrainingPass
 from raymed.recipes.token_drop import TokenDropSettings
 from raymed.recipes.vitp import ChatLossSettings, VitpRecipe
 
@@ -34,6 +34,11 @@ SAMPLES: list[dict[str, Any]] = json.loads((FIXTURE / "internvl2_5_tokens.json")
 RECIPE = VitpRecipe(SIZE, token_drop=TokenDropSettings(rate=0))
 DROPPING = VitpRecipe(SIZE, token_drop=TokenDropSettings(0.75, "paper"))
 EPOCH = TrainingPass(3, 1)
+
+
+def total(loss: Loss) -> float:
+    """The sum of the loss's only term."""
+    return float(loss.terms["loss"].total.detach())
 
 
 def predict(recipe: VitpRecipe, module: torch.nn.Module, batch: Batch) -> dict[str, np.ndarray]:
@@ -174,13 +179,13 @@ def test_the_choice_loss_of_a_batch_is_that_of_its_samples_alone_and_can_be_left
     module = DROPPING.build().eval()
     plain = replace(DROPPING, loss_settings=ChatLossSettings(choice_weight=0))
     with torch.no_grad():
-        together = DROPPING.loss(module, DROPPING.encode(QUESTIONS, EPOCH))
-        alone = [DROPPING.loss(module, DROPPING.encode([record], EPOCH)) for record in QUESTIONS]
-        without = plain.loss(module, plain.encode(QUESTIONS, EPOCH))
-    assert float(together.total) == pytest.approx(sum(float(each.total) for each in alone), rel=1e-5)
+        together = DROPPING.compute_loss(module, DROPPING.encode(QUESTIONS, EPOCH))
+        alone = [DROPPING.compute_loss(module, DROPPING.encode([record], EPOCH)) for record in QUESTIONS]
+        without = plain.compute_loss(module, plain.encode(QUESTIONS, EPOCH))
+    assert total(together) == pytest.approx(sum(total(each) for each in alone), rel=1e-5)
     summed = np.array([[float(value) for value in each.sums["choice_loss"]] for each in (together, *alone)])
     assert summed[0] == pytest.approx(summed[1:].sum(0), rel=1e-5)
-    assert float(without.total) == pytest.approx(float(without.sums["token_loss"][0]), rel=1e-5) != float(together.total)
+    assert total(without) == pytest.approx(float(without.sums["token_loss"][0]), rel=1e-5) != total(together)
 
 
 def test_validation_tells_how_many_declared_choices_are_right() -> None:
@@ -189,7 +194,7 @@ def test_validation_tells_how_many_declared_choices_are_right() -> None:
     batch = RECIPE.encode([MIXED[1], *QUESTIONS], None)
     predictions = predict(RECIPE, module, batch)
     assert predictions["questions"].tolist() == [0, 1, 1, 2] and (predictions["right"] <= predictions["questions"]).all()
-    metrics = RECIPE.judge(predictions, {"source": np.array(["made"] * 4, dtype=object)})
+    metrics = RECIPE.evaluate(predictions, {"source": np.array(["made"] * 4, dtype=object)})
     assert metrics["val_choice_accuracy"] == predictions["right"].sum() / 4
     assert 0 < metrics["val_choice_loss"] == pytest.approx(predictions["choice_nll"].sum() / 4)
 
@@ -228,7 +233,8 @@ def test_the_loss_of_a_global_batch_does_not_depend_on_how_it_is_cut(reduction: 
     def mean(cuts: list[list[Record]]) -> float:
         batches = [recipe.encode(records, EPOCH) for records in cuts]
         with torch.no_grad():
-            return float(sum(recipe.loss(module, each).total for each in batches)) / sum(each.units for each in batches)
+            summed = sum(total(recipe.compute_loss(module, batch)) for batch in batches)
+            return summed / sum(batch.units["loss"] for batch in batches)
 
     whole = mean([list(MIXED)])
     assert mean([[record] for record in MIXED]) == pytest.approx(whole, rel=1e-5)
@@ -241,7 +247,7 @@ def test_the_loss_of_a_global_batch_does_not_depend_on_how_it_is_cut(reduction: 
 def test_val_loss_is_the_mean_over_all_learned_tokens_and_over_those_of_each_data_set() -> None:
     predictions = {"nll": np.array([2.0, 9.0, 1.0]), "tokens": np.array([1, 3, 2]), "questions": np.zeros(3, int)}
     records = {"source": np.array(["a", "b", "a"], dtype=object)}
-    metrics = RECIPE.judge(predictions, records)
+    metrics = RECIPE.evaluate(predictions, records)
     assert metrics == pytest.approx({"val_loss": 2.0, "val_perplexity": np.exp(2), "val_loss_a": 1.0, "val_loss_b": 3.0})
 
 
@@ -253,7 +259,7 @@ def test_the_loss_falls_on_a_few_memorised_samples() -> None:
     for step in range(12):
         batch: Batch = DROPPING.encode(MIXED[:2], TrainingPass(0, step))
         optimizer.zero_grad()
-        total = DROPPING.loss(module, batch).total / batch.units
+        total = DROPPING.compute_loss(module, batch).mean(batch.units)
         total.backward()
         optimizer.step()
         losses.append(float(total.detach()))

@@ -83,14 +83,14 @@ def test_a_step_and_a_prediction_read_no_value_from_the_device(name: str, monkey
     case = CASES[name]()
     module = case.recipe.build().to("meta").train()
     with Uploads():
-        loss = case.recipe.loss(module, meta(case.recipe.encode(case.records, TrainingPass(0, 0))))
-        loss.total.backward()
+        loss = case.recipe.compute_loss(module, meta(case.recipe.encode(case.records, TrainingPass(0, 0))))
+        loss.terms["loss"].total.backward()
         with torch.no_grad():
             predicted = case.recipe.predict(module.eval(), meta(case.recipe.encode(case.records, None)))
     assert {value.device.type for value in predicted.values()} <= {"meta", "cpu"}
     trained = [parameter for group in case.recipe.groups(module) for parameter in group.parameters]
     assert any(parameter.grad is not None for parameter in trained)
-    assert loss.total.is_meta and loss.total.shape == ()
+    assert loss.terms["loss"].total.is_meta and loss.terms["loss"].total.shape == ()
 
 
 def meta(batch: Batch) -> Batch:
@@ -105,9 +105,9 @@ def test_a_forward_pass_on_cuda_mixes_no_devices_and_reads_no_value(name: str) -
     module = on_fake_cuda(case.recipe.build(), mode)
     training, other = case.recipe.encode(case.records, TrainingPass(0, 0)), case.recipe.encode(case.records, None)
     with mode:
-        loss = case.recipe.loss(module.train(), fake(training, mode).to(device))
+        loss = case.recipe.compute_loss(module.train(), fake(training, mode).to(device))
         predicted = case.recipe.predict(module.eval(), fake(other, mode).to(device))
-    assert loss.total.device.type == "cuda"
+    assert loss.terms["loss"].total.device.type == "cuda"
     assert {value.device.type for value in predicted.values()} <= {"cuda", "cpu"}
 
 

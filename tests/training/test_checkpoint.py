@@ -9,6 +9,7 @@ from raymed.errors import RunError, UserError
 from raymed.storage import Folder
 from raymed.training import checkpoint
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal, verify
+from raymed.training.means import means
 
 
 def write_checkpoint(run: Path, step: int, workers: int = 2) -> Path:
@@ -19,7 +20,7 @@ def write_checkpoint(run: Path, step: int, workers: int = 2) -> Path:
         (part / "state").mkdir(parents=True)
         (part / "state" / f"rank-{worker}.pt").write_bytes(bytes([step, worker]) * 500)
         if worker == 0:
-            Progress(epoch=1, step=step, global_step=step, sums={"loss": (1.5, 3.0)}).write(part)
+            Progress(epoch=1, step=step, global_step=step, sums={"loss/loss": (1.5, 3.0)}).write(part)
         seal(part, worker, workers)
         shutil.copytree(part, folder, dirs_exist_ok=True)
         shutil.rmtree(part)
@@ -32,7 +33,12 @@ def test_the_newest_whole_checkpoint_is_found_and_its_progress_survives(tmp_path
     newest = fetch_newest(Folder.at(tmp_path / "run"), tmp_path / "local")
     assert newest is not None
     progress = Progress.read(newest)
-    assert (progress.global_step, progress.sums) == (12, {"loss": (1.5, 3.0)})
+    assert (progress.global_step, progress.sums) == (12, {"loss/loss": (1.5, 3.0)})
+
+
+def test_a_checkpoint_of_before_a_loss_had_terms_goes_on_with_the_epoch_s_mean(tmp_path):
+    Progress(sums={"loss": (1.5, 3.0), "accuracy": (1.0, 3.0)}).write(tmp_path)
+    assert means(Progress.read(tmp_path).sums) == {"loss": 0.5, "accuracy": pytest.approx(1 / 3)}
 
 
 def test_of_two_checkpoints_of_one_step_the_later_is_the_newest(tmp_path):

@@ -14,7 +14,7 @@ from torch import nn
 from raymed.data.micro_batches import MicroBatch
 from raymed.errors import RunError, UserError
 from raymed.models import precision
-from raymed.recipes.recipe import Batch, Loss, ParameterGroup
+from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
 from raymed.training.cards import refuse_shared
 from raymed.training.engine import Engine, deepspeed_config, learning_rate, prepare_process
 from raymed.training.settings import TrainSettings
@@ -102,8 +102,8 @@ class Slope:
     def groups(self, module: nn.Module) -> list[ParameterGroup]:
         return [ParameterGroup("all", list(module.parameters()))]
 
-    def loss(self, module: nn.Module, batch: Batch) -> Loss:
-        return Loss((0 * module(batch.tensors["x"]).float()).sqrt().sum())
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
+        return Loss({"loss": LossTerm((0 * module(batch.tensors["x"]).float()).sqrt().sum())})
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def _meet_a_slope(_: int) -> None:
         before = _weights(engine)
         x = torch.ones(2, 3, dtype=torch.bfloat16 if kind == "bf16" else None)
         with pytest.raises(RunError, match="gradient is not finite at step 7"):
-            engine.step([(Batch({"x": x}, 2, []), MicroBatch(()))], 7)
+            engine.step([(Batch({"x": x}, {"loss": 2}, []), MicroBatch(()))], 7)
         assert torch.equal(before, _weights(engine)), (stage, kind, clip)
 
 

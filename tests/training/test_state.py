@@ -16,8 +16,9 @@ from torch import nn
 
 from raymed.data.micro_batches import MicroBatch
 from raymed.errors import UserError
-from raymed.recipes.recipe import Batch, Loss, ParameterGroup
+from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
 from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.means import means
 from raymed.training.state import TrainingState, read_state
 
 SETTINGS = TrainSettings(lr=1e-2, ema=0.9, warmup=0.2)
@@ -58,13 +59,13 @@ class Regression:
         matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]
         return [ParameterGroup("matrices", matrices), ParameterGroup("vectors", vectors, lr_scale=0.5, decay=False)]
 
-    def loss(self, module: nn.Module, batch: Batch) -> Loss:
-        return Loss(F.mse_loss(module(batch.tensors["x"]), batch.tensors["y"], reduction="sum"))
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
+        return Loss({"loss": LossTerm(F.mse_loss(module(batch.tensors["x"]), batch.tensors["y"], reduction="sum"))})
 
 
 def batch(step: int, slot: int) -> Batch:
     draw = torch.Generator().manual_seed(100 * step + slot)
-    return Batch({"x": torch.randn(4, 5, generator=draw), "y": torch.randn(4, 3, generator=draw)}, 4, [])
+    return Batch({"x": torch.randn(4, 5, generator=draw), "y": torch.randn(4, 3, generator=draw)}, {"loss": 4}, [])
 
 
 def work(worker: int, workers: int, settings: TrainSettings, start: Path | None, ends: dict[int, Path], first: int) -> None:
@@ -81,7 +82,7 @@ def work(worker: int, workers: int, settings: TrainSettings, start: Path | None,
     losses = []
     for step in range(first, last):
         mine = [(batch(step, slot), MicroBatch(())) for slot in range(worker, 2, workers)]
-        losses.append(engine.step(mine, step)["loss"][0] / 8)
+        losses.append(means(engine.step(mine, step))["loss"])
         engine.module.seen += 1
         if step + 1 in ends:
             engine.save(ends[step + 1])

@@ -18,7 +18,7 @@ from torch import nn
 
 from raymed.errors import UserError
 from raymed.models.norm import convert_batch_norms
-from raymed.recipes.recipe import Batch, Loss, ParameterGroup
+from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
 from raymed.training.engine import Engine, TrainSettings, division, prepare_process
 
 CPU = torch.device("cpu")
@@ -47,16 +47,16 @@ class Pictures:
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         return {"logits": module(batch.tensors["x"])}
 
-    def loss(self, module: nn.Module, batch: Batch) -> Loss:
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         each = F.cross_entropy(module(batch.tensors["x"]), batch.tensors["y"], reduction="none")
-        return Loss((each * batch.tensors["units"]).sum())
+        return Loss({"loss": LossTerm((each * batch.tensors["units"]).sum())})
 
 
 def encode(rows: list[int], step: int) -> Batch:
     pictures = [torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(1000 * step + row)) + row for row in rows]
     units = torch.tensor([2.0 if row % 3 == 0 else 1.0 for row in rows])
     tensors = {"x": torch.stack(pictures), "y": torch.tensor([row % 2 for row in rows]), "units": units}
-    return Batch(tensors, float(units.sum()), [])
+    return Batch(tensors, {"loss": float(units.sum())}, [])
 
 
 SPANNING = (Pictures(), TrainSettings(global_batch=16, micro_batch=16, lr=1e-2), 16)
@@ -90,7 +90,7 @@ def work(worker: int, workers: int, out: Path) -> None:
         for step in range(STEPS):
             share = divided.share(tuple((row,) for row in range(packs)), worker)
             mine = [(encode([row for (row,) in micro.packs], step), micro) for micro in share]
-            losses.append(engine.step(mine, step)["loss"])
+            losses.append(engine.step(mine, step)["loss/loss"])
             norms.append(engine.gradient_norm)
         results[name] = {"losses": losses, "norms": norms, "state": copy.deepcopy(engine.module.state_dict())}
     engine.export(out)
