@@ -234,7 +234,7 @@ def _ranges(path: Path, class_key: str, group: str, value: object, names: list[s
     value = value.get(group) if isinstance(value, dict) else value
     if value is None:
         return [(0, 0)] * len(names)
-    numbers = value if isinstance(value, list) else [value] * len(names)
+    numbers: list[Any] = value if isinstance(value, list) else [value] * len(names)
     _require(
         all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers),
         path, where, f"is {value!r}: whole numbers from 0 up",

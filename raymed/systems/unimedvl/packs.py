@@ -104,7 +104,9 @@ def encode_sample(
         else:
             role = "input" if element.kind == "vit" else "output"
             if (role, element.place) not in pictures:
-                raise UserError(f"record {record.id} lacks picture {element.place + 1} of its sequence: prepare the data again")
+                raise UserError(
+                    f"record {record.id} lacks picture {element.place + 1} of its sequence: prepare the data again"
+                )
             sample.add_picture(element, pictures[role, element.place])
     return sample.finish()
 
@@ -168,7 +170,7 @@ class _Sample:
         rows, columns = height // stride, width // stride
         if height % stride or width % stride or not 1 <= max(rows, columns) <= side:
             raise UserError(
-                f"record {self._record}: a picture of {width}x{height} pixels does not fit a grid of {side}x{side} tokens of "
+                f"record {self._record}: a picture of {width}x{height} pixels fits no grid of {side}x{side} tokens of "
                 f"{stride} pixels: prepare the data with the transform arguments of this model"
             )
         if channels == 1:
@@ -189,7 +191,7 @@ class _Sample:
 
     def finish(self) -> PackedSequence:
         self._put(supervised_counts=[sum(map(len, self._parts["labels"]))], target_counts=[self._target])
-        empty = {
+        empty: dict[str, np.ndarray] = {
             "patches": np.zeros((0, 3 * self._grids.vit_patch**2), np.uint8),
             "latent_grids": np.zeros((0, 2), np.int64),
             "pixels": np.zeros(0, np.uint8),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +86,7 @@ def read_sample(line: bytes) -> Sample:
     return _checked(sample)
 
 
-def _renamed(content: Mapping[str, Any]) -> dict[str, Any]:
+def _renamed(content: dict[str, Any]) -> dict[str, Any]:
     """A line as BAGEL writes it, with the guide's keys."""
     image = content.get("image")
     paths = image if isinstance(image, list) else [image] if image else []
@@ -96,7 +95,7 @@ def _renamed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"main_task_type": task, "message": content["conversations"], "input_img": pictures, **content}
 
 
-def _read(content: Mapping[str, Any]) -> Sample:
+def _read(content: dict[str, Any]) -> Sample:
     task = content.get("main_task_type")
     if not isinstance(task, str):
         raise ValueError("no main_task_type")
@@ -113,7 +112,7 @@ def _read(content: Mapping[str, Any]) -> Sample:
     )
 
 
-def _pictures(content: Mapping[str, Any], key: str) -> tuple[Picture, ...]:
+def _pictures(content: dict[str, Any], key: str) -> tuple[Picture, ...]:
     entries = content.get(key) or []
     if not isinstance(entries, list):
         raise ValueError(f"{key} must be a list of pictures, each with a path")

@@ -6,7 +6,7 @@ prepared and stored with the record, one message for each element, so that train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -49,7 +49,7 @@ class Element:
         return self.kind in ("gpt", "target")
 
 
-Plan = Callable[[Sample], Sequence[Element]]
+Plan = Callable[[Sample], Iterable[Element]]
 
 
 @dataclass(frozen=True)

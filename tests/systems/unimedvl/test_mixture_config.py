@@ -101,7 +101,10 @@ def test_a_group_may_be_trained_on_although_it_is_called_val(tmp_path) -> None:
         ("a: [", "not readable as YAML"),
         (RADIOLOGY + RADIOLOGY, "'RadiologyReportDataset' stands twice"),
         (RADIOLOGY.replace("RadiologyReportDataset", "NoSuchDataset"), "no class 'NoSuchDataset'; known: .*vlm_sft"),
-        (RADIOLOGY.replace("reports_val", "reports_v"), "'radiology_reports_v' is not registered for 'RadiologyReportDataset'"),
+        (
+            RADIOLOGY.replace("reports_val", "reports_v"),
+            "'radiology_reports_v' is not registered for 'RadiologyReportDataset'",
+        ),
         (RADIOLOGY.replace("train: 8", "train: -1"), "weight of train is -1"),
         (RADIOLOGY.replace("train: 8", "tain: 8"), "weight.tain names no group; there are train, val"),
         (RADIOLOGY.replace("train: 8", "train: 0"), "weights .* sum to zero"),
@@ -168,7 +171,7 @@ CounterfactualMedicalIterableDataset_ver1:
 
 @pytest.mark.parametrize("name", ["no_such_module_here", "folder/datasets.py", "../datasets", "os.nothing"])
 def test_a_registry_that_cannot_be_imported_is_named(tmp_path, name) -> None:
-    with pytest.raises(UserError, match="the registry .*(cannot be imported|no module's name)"):
+    with pytest.raises(UserError, match=r"the registry .*(cannot be imported|no module's name)"):
         read(tmp_path, LIST, name)
 
 
