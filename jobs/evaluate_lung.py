@@ -26,10 +26,10 @@ class Evaluate(JobOptions):
         data: Folder or URI of prepared data (jobs/prepare_lung.py).
         split: Which patients: train, val, test or all.
         fold: Cross-validation fold that is val (default: the stored split).
-        method: How slices decide: mean of their probabilities, or majority vote.
+        method: How slices decide: mean of their probabilities, or majority vote (figures of decisions only).
         micro_batch: Slices that are predicted at once.
         workers: Ray actors that predict; 1 works in this process.
-        bootstrap: Resamples of patients behind each interval.
+        bootstrap: Resamples of patients behind the interval of the loss.
         out: Folder for patients.csv and slices.csv: label, decision and probabilities of each (default: none is written).
     """
 
@@ -45,9 +45,10 @@ class Evaluate(JobOptions):
 
 
 def main(options: Evaluate) -> Outcome:
-    from raymed.evaluation.metrics import evaluate, overall
+    from raymed.evaluation.metrics import evaluate
     from raymed.evaluation.patients import softmax, to_patients
     from raymed.evaluation.predict import chosen_rows, predict_rows
+    from raymed.evaluation.scores import overall
     from raymed.evaluation.summary import lines
     from raymed.evaluation.tables import patient_table, slice_table
     from raymed.model_address import resolve_model

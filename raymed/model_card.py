@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
-from raymed.evaluation.metrics import Evaluation
+from raymed.evaluation.metrics import RARE, Evaluation
 from raymed.evaluation.predict import Inference
 from raymed.evaluation.summary import show
 from raymed.models.settings import LITE
@@ -84,7 +84,7 @@ def write(
         f"Decides per patient between: {classes}. The patient's probabilities are the mean over "
         f"{'all slices' if slices.choice == 'all' else f'{slices.per_patient} slices (choice: {slices.choice})'} of each "
         f"{slices.per} ({window}), "
-        f"calibrated with {temperature}.",
+        f"temperature-scaled with {temperature}.",
         "## Use",
         CAUTION.replace("\n", " "),
         "## Patient-level figures",
@@ -92,6 +92,7 @@ def write(
         "## Calibration",
         f"Temperature scaling (Guo et al. 2017), fitted on {judgement.validation.patients} validation patients: "
         f"{temperature}.",
+        *_calibration(judgement),
         "## Data",
         f"Prepared data with digest `{prepared.digest}`; {manifest.quarantined} slices in quarantine, "
         f"{len(manifest.left_out)} patients without a usable slice, "
@@ -136,13 +137,27 @@ def _tables(evaluation: Evaluation, split: str) -> list[str]:
     head = ["| class | patients | sensitivity | specificity | precision | AUC |", "|---|---|---|---|---|---|"]
     parts = [
         f"{evaluation.patients} {split} patients; 95 % intervals in brackets. `loss` is the negative log likelihood of the "
-        "patient's probability, `ece` the expected calibration error.",
+        "patient's probability.",
         "\n".join(["| figure | value |", "|---|---|", *figures]),
         "\n".join([*head, *rows]),
     ]
     if any(each.rare for each in evaluation.classes):
-        parts.append("\\* fewer than five patients: the figures of this class mean little.")
+        parts.append(f"\\* fewer than {RARE} patients: one patient more would change these figures.")
     return parts
+
+
+def _calibration(judgement: Judgement) -> list[str]:
+    """Whether the probabilities mean what they say, on patients that did not fit the temperature where there are any."""
+    calibration = (judgement.test or judgement.validation).calibration
+    if calibration is None:
+        return []
+    error = (
+        f"Expected calibration error {calibration.error:.3f}; a perfectly calibrated model would show "
+        f"{calibration.perfect:.3f} on average and by chance up to {calibration.perfect_high:.3f}."
+    )
+    word = "**More than chance explains**: do not take the probabilities at their word."
+    slope = f"Slope {show(calibration.slope)}, share right minus mean confidence {show(calibration.gap)}."
+    return [" ".join([error, *([word] if calibration.beyond_chance else []), slope])]
 
 
 def near_duplicates(prepared: Prepared) -> str:

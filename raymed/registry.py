@@ -252,5 +252,6 @@ def _log(tracker: Tracker, judgement: Judgement, text: str) -> None:
     for split, evaluation in judgement.evaluations.items():
         names = judgement.class_names
         tracker.figure(run_id, figures.confusion(evaluation, names), f"figures/{split}_confusion.png")
-        tracker.figure(run_id, figures.reliability(evaluation), f"figures/{split}_reliability.png")
+        if evaluation.calibration is not None:
+            tracker.figure(run_id, figures.reliability(evaluation.calibration), f"figures/{split}_reliability.png")
         tracker.figure(run_id, figures.roc(evaluation, names), f"figures/{split}_roc.png")

@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 
 from raymed.errors import UserError
 from raymed.evaluation.patients import softmax
-from raymed.evaluation.resampling import losses
+from raymed.evaluation.scores import losses
 
 SPREAD = np.log(2)  # of log T, under the prior
 BOUNDS = (0.05, 20.0)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,6 @@ def bootstrapped(value: float, resampled: np.ndarray, labels: np.ndarray) -> Est
         return Estimate(value, None, None, "1 patient" if len(labels) == 1 else "1 patient of each class")
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
-
-
-def share(count: int, of: int) -> Estimate | None:
-    """A share with its Wilson score interval (Wilson 1927); None of nobody."""
-    if of == 0:
-        return None
-    interval = binomtest(count, of).proportion_ci(method="wilson")
-    return Estimate(count / of, float(interval.low), float(interval.high))
 
 
 def flatten(named: Mapping[str, Estimate | None]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from raymed.evaluation.metrics import Evaluation
+from raymed.evaluation.reliability import Calibration
 from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, SERIES, WARNING, drawable, styled
 
 
@@ -38,13 +39,14 @@ def confusion(evaluation: Evaluation, names: Sequence[str]) -> Figure:
 
 
 @styled
-def reliability(evaluation: Evaluation) -> Figure:
+def reliability(calibration: Calibration) -> Figure:
     """Share of right decisions against confidence; a calibrated model lies on the diagonal. Bars below: patients per bin."""
     figure = Figure(figsize=(5.2, 4.6))
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--")
-    bins = evaluation.reliability
-    sizes = [20 + 160 * found.patients / evaluation.patients for found in bins]
+    bins = calibration.bins
+    patients = sum(found.patients for found in bins)
+    sizes = [20 + 160 * found.patients / patients for found in bins]
     confidences = [found.confidence for found in bins]
     for found in bins:
         axes.plot([found.confidence] * 2, [found.confidence, found.accuracy], color=WARNING, linewidth=1.5, zorder=1)

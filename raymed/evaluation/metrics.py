@@ -9,25 +9,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import roc_curve
 
 from raymed.errors import UserError
-from raymed.evaluation.estimate import Estimate, bootstrapped, flatten, share
+from raymed.evaluation import intervals
+from raymed.evaluation.estimate import Estimate, flatten
+from raymed.evaluation.intervals import share
 from raymed.evaluation.patients import UNKNOWN, Patients, softmax, to_patients
-from raymed.evaluation.resampling import BINS, WeightedFigures, bins_of, losses, resamples, weigh
+from raymed.evaluation.reliability import Calibration
+from raymed.evaluation.scores import Scores, losses, overall
 
-RARE = 5  # a class with fewer patients is marked, and macro figures are also given without it
+RARE = 10  # a class or source with fewer patients is marked; macro figures are also given without such classes
 
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class against all others. None: nobody has the class, or (precision) nobody was given it.
+    """One class against all others. None: nobody has the class, (precision) nobody was given it, or (AUC) slices voted.
 
     Attributes:
         name: class name.
         support: patients who have the class.
         decided: patients who were given the class.
-        rare: one to four patients have it, so that no figure of it means much.
+        rare: one to nine patients have it: another patient more would change its figures.
     """
 
     name: str
@@ -42,17 +45,6 @@ class ClassFigures:
 
 
 @dataclass(frozen=True)
-class ReliabilityBin:
-    """Patients whose decision had a confidence in (low, high]: mean confidence against the share that was right."""
-
-    low: float
-    high: float
-    patients: int
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
 class RocCurve:
     """One class against all others: true against false positive rate over all thresholds."""
 
@@ -63,10 +55,11 @@ class RocCurve:
 
 @dataclass(frozen=True)
 class SourceFigures:
-    """The patients of one source."""
+    """The patients of one source. rare: fewer than ten."""
 
     name: str
     patients: int
+    rare: bool
     metrics: dict[str, Estimate]
 
 
@@ -76,11 +69,12 @@ class Evaluation:
 
     Attributes:
         patients: number of patients.
-        metrics: loss (negative log likelihood), accuracy, balanced_accuracy, macro_f1, macro_auc, ece; where a class is
-            rare, also macro figures over the other classes, with the ending ``_without_rare``.
+        metrics: loss (negative log likelihood), accuracy, balanced_accuracy, macro_f1, macro_auc; where a class is
+            rare, also macro figures over the other classes, with the ending ``_without_rare``. Where slices voted, neither
+            loss nor macro_auc: shares of votes are no probabilities.
         classes: one entry per class, in the order of the label table.
         confusion: patients by class (row) and decision (column).
-        reliability: the bins that hold a patient.
+        calibration: whether probabilities mean what they say; None where slices voted.
         roc: one curve per class that some but not all patients have.
         sources: the same metrics per source, when there are several.
     """
@@ -89,7 +83,7 @@ class Evaluation:
     metrics: dict[str, Estimate]
     classes: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]
-    reliability: tuple[ReliabilityBin, ...]
+    calibration: Calibration | None
     roc: tuple[RocCurve, ...]
     sources: tuple[SourceFigures, ...]
 
@@ -99,7 +93,15 @@ class Evaluation:
         for figures in self.classes:
             for kind in ("sensitivity", "specificity", "precision", "f1", "auc"):
                 named[f"{kind}_{figures.name}"] = getattr(figures, kind)
-        return flatten(named)
+        flat = flatten(named)
+        if (calibration := self.calibration) is not None:
+            flat |= {
+                "ece": calibration.error,
+                "ece_perfect": calibration.perfect,
+                "ece_perfect_high": calibration.perfect_high,
+            }
+            flat |= flatten({"calibration_slope": calibration.slope, "calibration_gap": calibration.gap})
+        return flat
 
 
 def judge_patients(logits: np.ndarray, columns: dict[str, np.ndarray], class_names: Sequence[str]) -> dict[str, float]:
@@ -125,7 +127,8 @@ def judge_patients(logits: np.ndarray, columns: dict[str, np.ndarray], class_nam
     _require_labels(patients)
     judged = overall(patients.labels, patients.probabilities)
     judged = {"val_loss": judged.pop("loss")} | judged
-    for (hits, misses, false_alarms, rejections), name in zip(_outcomes(_confusion(patients)), class_names, strict=True):
+    confusion = Scores.of(patients.labels, patients.probabilities).confusion
+    for (hits, misses, false_alarms, rejections), name in zip(_outcomes(confusion), class_names, strict=True):
         if hits + misses:
             judged[f"sensitivity_{name}"] = hits / (hits + misses)
         if false_alarms + rejections:
@@ -134,23 +137,24 @@ def judge_patients(logits: np.ndarray, columns: dict[str, np.ndarray], class_nam
 
 
 def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 1000, seed: int = 0) -> Evaluation:
-    """Judge a model on patients, with 95 % intervals.
+    """Judge a model on patients, with 95 % intervals as `raymed.evaluation.intervals` forms them.
 
-    Shares of patients (accuracy, sensitivity, specificity, precision) have Wilson score intervals (Wilson 1927), which keep
-    their width when everybody is right; all other figures have percentile bootstrap intervals over patients, resampled
-    within classes (Efron & Tibshirani 1993), and none where a class has one patient only.
+    Args:
+        bootstrap: resamples behind the interval of the loss and behind the error of a perfectly calibrated model.
 
     Raises:
         UserError: a patient has no label, or there is no patient.
     """
     _require_labels(patients)
-    confusion = _confusion(patients)
-    rare = _rare(patients.labels, len(class_names))
-    metrics, per_class = _estimates(patients.labels, patients.probabilities, rare, bootstrap, seed)
+    labels, probabilities = patients.labels, patients.probabilities
+    scores = Scores.of(labels, probabilities)
+    counts = scores.confusion.sum(axis=1)
+    rare = (counts > 0) & (counts < RARE)
+    areas = [None] * len(counts) if patients.voted else _areas(scores)
     sources = sorted(set(map(str, patients.sources)))
     return Evaluation(
-        patients=len(patients.labels),
-        metrics=metrics,
+        patients=len(labels),
+        metrics=_metrics(patients, scores, rare, bootstrap, seed),
         classes=tuple(
             ClassFigures(
                 name=name,
@@ -160,24 +164,22 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
                 sensitivity=share(hits, hits + misses),
                 specificity=share(rejections, rejections + false_alarms),
                 precision=share(hits, hits + false_alarms),
-                f1=per_class["f1"][c],
-                auc=per_class["auc"][c],
+                f1=_estimable(intervals.f1(hits, misses, false_alarms), hits + misses) if hits + misses else None,
+                auc=_estimable(areas[c], hits + misses),
             )
             for c, (name, (hits, misses, false_alarms, rejections)) in enumerate(
-                zip(class_names, _outcomes(confusion), strict=True)
+                zip(class_names, _outcomes(scores.confusion), strict=True)
             )
         ),
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
-        reliability=_reliability(patients),
-        roc=_roc(patients, class_names),
-        sources=tuple(
-            _source(source, patients, len(class_names), bootstrap, seed) for source in (sources if len(sources) > 1 else ())
-        ),
+        confusion=tuple(tuple(int(count) for count in row) for row in scores.confusion),
+        calibration=None if patients.voted else Calibration.of(labels, probabilities, bootstrap, seed),
+        roc=() if patients.voted else _roc(patients, class_names),
+        sources=tuple(_source(name, patients, bootstrap, seed) for name in (sources if len(sources) > 1 else ())),
     )
 
 
 def difference_interval(a: Patients, b: Patients, bootstrap: int = 1000, seed: int = 0) -> Estimate:
-    """Mean over patients of (loss of `a` - loss of `b`), with its paired bootstrap interval.
+    """Mean over patients of (loss of `a` - loss of `b`), with its paired bootstrap-t interval.
 
     An interval that holds zero says that these patients cannot tell the two models apart.
 
@@ -190,8 +192,7 @@ def difference_interval(a: Patients, b: Patients, bootstrap: int = 1000, seed: i
             "Two models can be compared only on the same patients with the same labels: predict both on one split."
         )
     difference = losses(a.labels, a.probabilities) - losses(b.labels, b.probabilities)
-    drawn = np.concatenate([weights @ difference for weights in resamples(a.labels, bootstrap, seed)]) / len(difference)
-    return bootstrapped(float(difference.mean()), drawn, a.labels)
+    return intervals.mean(difference, bootstrap, seed)
 
 
 def _require_labels(patients: Patients) -> None:
@@ -205,55 +206,39 @@ def _require_labels(patients: Patients) -> None:
         )
 
 
-def _rare(labels: np.ndarray, classes: int) -> np.ndarray:
-    counts = np.bincount(labels, minlength=classes)
-    return (counts > 0) & (counts < RARE)
+def _metrics(patients: Patients, scores: Scores, rare: np.ndarray, bootstrap: int, seed: int) -> dict[str, Estimate]:
+    """Overall figures by name."""
+    labels, counts = patients.labels, scores.confusion.sum(axis=1)
+    metrics = {}
+    if not patients.voted:
+        metrics["loss"] = intervals.mean(losses(labels, patients.probabilities), bootstrap, seed, least=0.0)
+    metrics["accuracy"] = intervals.wilson(float((patients.decisions == labels).mean()), len(labels))
+    for ending, kept in {"": counts > 0, "_without_rare": (counts > 0) & ~rare}.items():
+        if not kept.any() or (ending and not rare.any()):
+            continue
+        metrics[f"balanced_accuracy{ending}"] = intervals.mean_of_classes(scores.recall[kept], counts[kept])
+        metrics[f"macro_f1{ending}"] = intervals.mean_of_classes(scores.f1[kept], counts[kept])
+        areas = [area for area, keep in zip(_areas(scores), kept, strict=True) if keep and area is not None]
+        if areas and not patients.voted:
+            metrics[f"macro_auc{ending}"] = intervals.macro_auc(areas, scores.confusion[np.ix_(kept, kept)])
+    return metrics
 
 
-def overall(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """The figures over all patients, or over all slices, without intervals: ``loss``, ``accuracy`` and so on.
-
-    Args:
-        labels: class indices, int [rows].
-        probabilities: [rows, classes].
-    """
-    figures = weigh(labels, probabilities, np.ones((1, len(labels))))
-    return {name: float(value[0]) for name, value in figures.named(np.zeros(probabilities.shape[1], bool)).items()}
-
-
-def _estimates(
-    labels: np.ndarray, probabilities: np.ndarray, rare: np.ndarray, bootstrap: int, seed: int
-) -> tuple[dict[str, Estimate], dict[str, list[Estimate | None]]]:
-    """Overall figures by name; f1 and auc by class."""
-    point = weigh(labels, probabilities, np.ones((1, len(labels))))
-    drawn = [weigh(labels, probabilities, weights) for weights in resamples(labels, bootstrap, seed)]
-    parts = [figures.named(rare) for figures in drawn]
-    metrics = {
-        name: bootstrapped(float(value[0]), np.concatenate([part[name] for part in parts]), labels)
-        for name, value in point.named(rare).items()
-    }
-    right = int((probabilities.argmax(axis=1) == labels).sum())
-    accuracy = share(right, len(labels))
-    assert accuracy is not None  # there is at least one patient
-    metrics["accuracy"] = accuracy
-    return metrics, {kind: _by_class(kind, point, drawn, labels) for kind in ("f1", "auc")}
-
-
-def _by_class(kind: str, point: WeightedFigures, drawn: list[WeightedFigures], labels: np.ndarray) -> list[Estimate | None]:
-    """A figure of each class: of a single patient's class there is no other patient to draw instead."""
-    values, resampled = getattr(point, kind)[0], np.concatenate([getattr(figures, kind) for figures in drawn])
+def _areas(scores: Scores) -> list[Estimate | None]:
+    """The area of each class against the rest; None where all or no patients have it."""
+    counts = scores.confusion.sum(axis=1).tolist()
+    rows = sum(counts)
     return [
-        bootstrapped(float(value), column, labels if (labels == label).sum() > 1 else np.array([label]))
-        if np.isfinite(value)
-        else None
-        for label, (value, column) in enumerate(zip(values, resampled.T, strict=True))
+        intervals.auc(area, count, rows - count) if 0 < count < rows else None
+        for area, count in zip(scores.auc.tolist(), counts, strict=True)
     ]
 
 
-def _confusion(patients: Patients) -> np.ndarray:
-    classes = patients.probabilities.shape[1]
-    counts: np.ndarray = confusion_matrix(patients.labels, patients.decisions, labels=range(classes))
-    return counts
+def _estimable(estimate: Estimate | None, patients: int) -> Estimate | None:
+    """An estimate without its interval where it rests on one patient."""
+    if estimate is None or patients > 1:
+        return estimate
+    return Estimate(estimate.value, None, None, "1 patient")
 
 
 def _outcomes(confusion: np.ndarray) -> list[tuple[int, int, int, int]]:
@@ -264,26 +249,11 @@ def _outcomes(confusion: np.ndarray) -> list[tuple[int, int, int, int]]:
     return [tuple(map(int, counts)) for counts in zip(hits, misses, false_alarms, rejections, strict=True)]  # type: ignore[misc]
 
 
-def _source(name: str, patients: Patients, classes: int, bootstrap: int, seed: int) -> SourceFigures:
-    rows = patients.sources == name
-    labels, probabilities = patients.labels[rows], patients.probabilities[rows]
-    metrics, _ = _estimates(labels, probabilities, np.zeros(classes, bool), bootstrap, seed)
-    return SourceFigures(name, len(labels), metrics)
-
-
-def _reliability(patients: Patients) -> tuple[ReliabilityBin, ...]:
-    confidence, right = patients.probabilities.max(axis=1), patients.decisions == patients.labels
-    bins = bins_of(confidence)
-    return tuple(
-        ReliabilityBin(
-            low=number / BINS,
-            high=(number + 1) / BINS,
-            patients=int((bins == number).sum()),
-            confidence=float(confidence[bins == number].mean()),
-            accuracy=float(right[bins == number].mean()),
-        )
-        for number in np.unique(bins).tolist()
-    )
+def _source(name: str, patients: Patients, bootstrap: int, seed: int) -> SourceFigures:
+    own = patients.part(patients.sources == name)
+    scores = Scores.of(own.labels, own.probabilities)
+    metrics = _metrics(own, scores, np.zeros(len(scores.recall), bool), bootstrap, seed)
+    return SourceFigures(name, len(own.ids), len(own.ids) < RARE, metrics)
 
 
 def _roc(patients: Patients, class_names: Sequence[str]) -> tuple[RocCurve, ...]:

@@ -24,6 +24,7 @@ class Patients:
         probabilities: class probabilities, float64 [patients, classes].
         slices: number of slices behind each row, int64 [patients].
         sources: where the patient's slices came from, object [patients]; several sources are joined by " + ".
+        voted: the probabilities are shares of the slices' votes: they decide, and say nothing about how sure that is.
     """
 
     ids: np.ndarray
@@ -31,11 +32,17 @@ class Patients:
     probabilities: np.ndarray
     slices: np.ndarray
     sources: np.ndarray
+    voted: bool = False
 
     @property
     def decisions(self) -> np.ndarray:
         """The most probable class of each patient, int64 [patients]; the first one of equals."""
         return self.probabilities.argmax(axis=1)
+
+    def part(self, rows: np.ndarray) -> Patients:
+        """Some of them: row numbers, or bool [patients]."""
+        columns = (self.ids, self.labels, self.probabilities, self.slices, self.sources)
+        return Patients(*(column[rows] for column in columns), voted=self.voted)
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -84,9 +91,8 @@ def to_patients(
     if method == "vote":
         votes = _means(np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)], owner, slices)
         means = (1 - _TIE) * votes + _TIE * means
-    return Patients(
-        ids, patient_labels, means, slices.astype(np.int64), _join(np.asarray(sources, dtype=object), owner, len(ids))
-    )
+    joined = _join(np.asarray(sources, dtype=object), owner, len(ids))
+    return Patients(ids, patient_labels, means, slices.astype(np.int64), joined, voted=method == "vote")
 
 
 def _means(values: np.ndarray, owner: np.ndarray, slices: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from PIL import Image
 from raymed.data.usage import Usage
 from raymed.evaluation import figures, search_figures
 from raymed.evaluation.estimate import Estimate
-from raymed.evaluation.metrics import Evaluation
+from raymed.evaluation.metrics import RARE, Evaluation
 from raymed.evaluation.style import as_svg
 
 THUMBNAIL = 160  # pixels: enough to see what kind of slice it is, without a page of tens of megabytes
@@ -151,7 +151,6 @@ METRICS = {
     "macro_auc": ("Macro AUC", "area under the ROC curve, one class against the rest, mean over classes"),
     "macro_f1": ("Macro F1", "mean F1 of the classes"),
     "loss": ("Loss", "negative log likelihood of the patient's averaged probability; lower is better"),
-    "ece": ("Calibration error", "how far confidence and correctness lie apart (ECE, 15 bins); lower is better"),
 }
 SHARES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision")  # shown as percentages
 
@@ -180,10 +179,38 @@ def render(report: SearchReport) -> str:
         same=same,
         judged=judged,
         judged_on="test" if report.test else "validation",
+        tiles=_tiles(judged, report.validation if report.test else None),
+        rare=RARE,
         metrics=METRICS,
         shown=dict(zip((one.name for one in judged.classes), report.names, strict=True)),
         pictures={name: Markup(svg) for name, svg in _figures(report, trials, varied, judged).items()},
     )
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A figure on the front. validation: the same of the validation patients, where it is about test patients."""
+
+    name: str
+    title: str
+    meaning: str
+    estimate: Estimate
+    validation: Estimate | None
+
+
+def _tiles(judged: Evaluation, validation: Evaluation | None) -> list[_Tile]:
+    """The figures to see first. Rare classes are not in them: where all are rare, nor is a mean over classes."""
+    classes = [one for one in judged.classes if one.support]
+    common = sum(not one.rare for one in classes)
+    tiles = []
+    for name in ("accuracy", "macro_auc", "loss"):
+        title, key = METRICS[name][0], name
+        if name == "macro_auc" and common < len(classes):
+            title, key = f"{title} of {common} of {len(classes)} classes", f"{name}_without_rare"
+        if key in judged.metrics:
+            other = validation.metrics.get(key) if validation else None
+            tiles.append(_Tile(name, title, METRICS[name][1], judged.metrics[key], other))
+    return tiles
 
 
 def _columns(trials: Sequence[TrialSummary]) -> tuple[list[str], dict[str, Any]]:
@@ -217,11 +244,13 @@ def _figures(
             ),
             "Best validation loss of each trial in the order of the search.",
         ),
-        "reliability": as_svg(
-            figures.reliability(judged), "Share of right decisions against confidence; the table of bins follows."
-        ),
         "roc": as_svg(figures.roc(judged, report.names), "ROC curve of each class against the rest."),
     }
+    if judged.calibration is not None:
+        drawn["reliability"] = as_svg(
+            figures.reliability(judged.calibration),
+            "Share of right decisions against confidence; the table of bins follows.",
+        )
     if report.importance:
         largest = max(report.importance, key=lambda name: report.importance[name])
         drawn["importance"] = as_svg(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unicodedata import east_asian_width
 
 from raymed.evaluation.estimate import Estimate
-from raymed.evaluation.metrics import Evaluation
+from raymed.evaluation.metrics import RARE, Evaluation
 
 COLUMNS = ("sensitivity", "specificity", "precision", "auc")
 
@@ -14,19 +14,26 @@ def lines(evaluation: Evaluation) -> list[str]:
     """Figures with 95 % intervals, per class, per source, and who was taken for whom."""
     wide = max(26, *map(len, evaluation.metrics)) + 2
     text = [f"{name:<{wide}}{show(estimate)}" for name, estimate in evaluation.metrics.items()]
+    if (calibration := evaluation.calibration) is not None:
+        text += [
+            f"{'ece':<{wide}}{calibration.error:.3f} (perfectly calibrated: {calibration.perfect:.3f}, "
+            f"by chance up to {calibration.perfect_high:.3f})",
+            f"{'calibration_slope':<{wide}}{show(calibration.slope)}",
+            f"{'calibration_gap':<{wide}}{show(calibration.gap)}",
+        ]
     text += ["", f"{'class (patients)':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
     for each in evaluation.classes:
         title = f"{each.name}{'*' if each.rare else ''} ({each.support})"
         text.append(_pad(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
-    if any(each.rare for each in evaluation.classes):
-        text.append("* fewer than five patients: the figures of this class mean little")
+    if any(each.rare for each in (*evaluation.classes, *evaluation.sources)):
+        text.append(f"* fewer than {RARE} patients: one patient more would change these figures")
     text += ["", "patients by class (row) and decision (column)"]
     names = [each.name for each in evaluation.classes]
     text.append(" " * 16 + "".join(_pad("", 14 - _columns(name)) + name for name in names))
     for name, row in zip(names, evaluation.confusion, strict=True):
         text.append(_pad(name, 16) + "".join(f"{count:>14}" for count in row))
     for source in evaluation.sources:
-        text += ["", f"{source.name}: {source.patients} patients"]
+        text += ["", f"{source.name}{'*' if source.rare else ''}: {source.patients} patients"]
         text += [f"  {name:<{wide}}{show(estimate)}" for name, estimate in source.metrics.items()]
     return [line.rstrip() for line in text]
 

@@ -162,7 +162,7 @@ def _report(
     ended = max(trial.datetime_complete or datetime.now() for trial in study.trials)
     each, _ = night.resources()
     hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) * each.workers / 3600
-    notes = ["Probabilities are calibrated: figures are those after the temperature was applied."]
+    notes = ["Probabilities are temperature-scaled: figures are those after that."]
     if refit is not None:
         notes.append(
             f"The registered model was trained again on {' + '.join(refit.splits)}; "

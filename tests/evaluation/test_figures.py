@@ -12,6 +12,8 @@ from raymed.evaluation import figures, search_figures, style
 from raymed.evaluation.metrics import evaluate
 
 JUDGED = evaluate(patients((6, 6, 0, 1), 2.0, 0), CLASSES, bootstrap=5)
+assert JUDGED.calibration is not None
+CALIBRATION = JUDGED.calibration
 
 DRAWN: dict[str, Callable[[], Figure]] = {
     "learning_curves": lambda: search_figures.learning_curves({0: [(1, 0.9), (2, 0.7)], 1: [(1, 1.1)], 2: []}, 0),
@@ -27,7 +29,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
         0,
     ),
     "confusion": lambda: figures.confusion(JUDGED, NAMES),
-    "reliability": lambda: figures.reliability(JUDGED),
+    "reliability": lambda: figures.reliability(CALIBRATION),
     "roc": lambda: figures.roc(JUDGED, NAMES),
 }
 

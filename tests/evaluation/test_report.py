@@ -85,7 +85,7 @@ def test_the_headline_says_what_won_by_how_much_and_how_sure_that_is(page: Page,
     assert f"Trial {report.champion} won: {100 * accuracy.value:.1f} % of 89 test patients right" in page.text
     assert f"95 % interval {100 * accuracy.low:.1f} – {100 * accuracy.high:.1f}" in page.text
     assert f"the default settings (trial 0) reached {default.val_loss:.3f}" in page.text
-    assert f"{100 * (default.val_loss / best.val_loss - 1):.0f} % more" in page.text
+    assert "% more" not in page.text
     assert "cannot be told apart from it on these patients" in page.text
 
 
@@ -101,7 +101,7 @@ def test_every_slice_of_the_hardest_patients_is_shown(page: Page, report: Search
 
 
 def test_rare_classes_are_marked(page: Page) -> None:
-    assert "fewer than 5" in page.text
+    assert "fewer than 10" in page.text
     assert "Macro F1, without rare classes" in page.text
 
 

@@ -1,0 +1,121 @@
+"""95 % confidence intervals of figures about patients, each by a formula that keeps its width near 1.
+
+How often each holds the truth, at which numbers of patients, `tests/evaluation/test_intervals.py` simulates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from raymed.evaluation.estimate import Estimate
+
+Z = float(norm.ppf(0.975))
+FEWEST = 5  # patients behind the interval of a mean: fewer resample to the same few means
+_NEVER_SEEN = 0.5  # an error that nobody has made yet, between any two classes
+
+
+def wilson(share: float, patients: float) -> Estimate:
+    """A share with its score interval (Wilson 1927). `patients` may be an effective number, and so no whole one."""
+    centre = (share + Z**2 / (2 * patients)) / (1 + Z**2 / patients)
+    reach = Z / (1 + Z**2 / patients) * np.sqrt(share * (1 - share) / patients + Z**2 / (4 * patients**2))
+    return Estimate(share, float(max(0.0, min(share, centre - reach))), float(min(1.0, max(share, centre + reach))))
+
+
+def share(count: int, of: int) -> Estimate | None:
+    """A share of patients with Wilson's interval; None of nobody."""
+    return wilson(count / of, of) if of else None
+
+
+def mean_of_classes(values: np.ndarray, patients: np.ndarray) -> Estimate:
+    """The mean of shares that belong to a class each (sensitivities, F1) with Wilson's interval.
+
+    A mean of K independent shares of n_k patients varies like one share of K² / Σ(1 / n_k) patients.
+
+    Args:
+        values: [classes].
+        patients: who have the class, [classes]; all at least 1.
+    """
+    return wilson(float(values.mean()), len(values) ** 2 / float((1 / patients).sum()))
+
+
+def f1(hits: int, misses: int, false_alarms: int) -> Estimate:
+    """F1 of a class. Of the patients who have the class or were given it, the share of hits J is binomial: Wilson's interval
+    for J, carried over to F1 = 2 J / (1 + J)."""
+    jaccard = wilson(hits / (hits + misses + false_alarms), hits + misses + false_alarms)
+    value, low, high = (2 * each / (1 + each) for each in (jaccard.value, jaccard.low or 0.0, jaccard.high or 0.0))
+    return Estimate(value, low, high)
+
+
+def auc(area: float, positive: int, negative: int) -> Estimate:
+    """The area under a ROC curve with its interval: method 5 of Newcombe 2006 (Statistics in Medicine 25, 559-573).
+
+    Its ends are the areas A for which the one found lies just z standard errors away, with the variance
+    A (1 - A) (1 + N (1 - A) / (2 - A) + N A / (1 + A)) / (positive * negative), N = (positive + negative) / 2 - 1.
+
+    Args:
+        positive: patients of the class; `negative`: all others. Both at least 1.
+    """
+
+    def low(area: float) -> float:
+        if area == 0:
+            return 0.0
+        return float(brentq(lambda other: (area - other) ** 2 - Z**2 * variance(other), 0.0, min(area, 1 - 1e-12)))
+
+    def variance(area: float) -> float:
+        many = (positive + negative) / 2 - 1
+        return area * (1 - area) * (1 + many * (1 - area) / (2 - area) + many * area / (1 + area)) / (positive * negative)
+
+    return Estimate(area, low(area), 1 - low(1 - area))  # the variance is the same on both sides of 1/2
+
+
+def macro_auc(areas: Sequence[Estimate], confusion: np.ndarray) -> Estimate:
+    """The mean of areas, one class against the rest each, from their limits by MOVER (Zou & Donner 2008, Statistics in
+    Medicine 27, 1693-1702).
+
+    A patient of one class that looks like another lowers the areas of both, so areas go together as far as the classes
+    share their errors; two classes share all.
+
+    Args:
+        areas: one per class, with limits.
+        confusion: patients by class and decision, [classes, classes].
+    """
+    errors = confusion + confusion.T + _NEVER_SEEN
+    np.fill_diagonal(errors, 0)
+    own = np.sqrt(errors.sum(axis=1)).clip(1e-9)  # 0 where there is one class only
+    correlation = errors / np.outer(own, own)
+    np.fill_diagonal(correlation, 1)
+    values, lows, highs = np.array([(each.value, each.low, each.high) for each in areas], dtype=float).T
+    value = float(values.mean())
+
+    def reach(distances: np.ndarray) -> float:
+        return float(np.sqrt(distances @ correlation @ distances)) / len(values)
+
+    return Estimate(value, max(0.0, value - reach(values - lows)), min(1.0, value + reach(highs - values)))
+
+
+def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf) -> Estimate:
+    """A mean over patients with its bootstrap-t interval (Efron & Tibshirani 1993, ch. 12.5), which follows their skew.
+
+    It is about the mean over all patients such as these: whoever is drawn, of whatever class.
+
+    Args:
+        values: one per patient, [patients].
+        least: what they cannot be below.
+    """
+    many, value = len(values), float(values.mean())
+    if many < FEWEST:
+        return Estimate(value, None, None, "1 patient" if many == 1 else f"{many} patients")
+    centred = values - value
+    weights = np.random.default_rng(seed).multinomial(many, np.full(many, 1 / many), size=resamples)
+    means = weights @ centred / many
+    errors = np.sqrt((weights @ centred**2 / many - means**2).clip(0) / (many - 1))
+    own = float(centred.std()) / np.sqrt(many - 1)
+    varied = errors > 1e-9 * own
+    if own <= 1e-12 * abs(value) or not varied.any():
+        return Estimate(value, None, None, f"{many} patients with the same value")
+    low, high = np.quantile(means[varied] / errors[varied], [0.025, 0.975])
+    return Estimate(value, max(least, float(value - high * own)), float(value - low * own))
