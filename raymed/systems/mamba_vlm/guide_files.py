@@ -1,0 +1,97 @@
+"""The checkpoint files that the guide names: encoder, bridge and interaction in one `.pt`, read as weights only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raymed.errors import UserError
+from raymed.storage import make_durable
+from raymed.systems.mamba_vlm.nnunet import KeyReport
+
+STAGE_1_BEST, STAGE_1_FINAL = "vision_bridge_best_val.pt", "vision_bridge_final.pt"
+STAGE_2_BEST, STAGE_2_FINAL = "vision_bridge_vlm_best_val.pt", "vision_bridge_vlm_final.pt"
+OVERNIGHT_BEST = "vision_bridge_overnight_best.pt"
+PARTS = ("encoder.", "bridge.", "cmi_connector.")  # what such a file holds
+_UNITS = {"0": "convs.0.conv", "1": "convs.0.norm", "3": "convs.1.conv", "4": "convs.1.norm"}  # of older encoders' stages
+
+
+@dataclass(frozen=True)
+class GuideCheckpoint:
+    """One such file.
+
+    Attributes:
+        weights: by the names of this system's networks.
+        values: what else it says: step, val_loss, settings.
+    """
+
+    weights: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def write_checkpoint(path: Path, module: nn.Module, step: int, **values: Any) -> None:
+    """Write a module's encoder, bridge and interaction as `{step, model_state_dict, **values}`; whole or not at all."""
+    weights = {key: tensor.detach().cpu() for key, tensor in module.state_dict().items() if key.startswith(PARTS)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    torch.save({"step": step, "model_state_dict": weights, **values}, partial)
+    make_durable(partial)
+    partial.replace(path)
+
+
+def read_checkpoint(path: Path) -> GuideCheckpoint:
+    """A file of `write_checkpoint`, or one that the guide's own scripts wrote.
+
+    Raises:
+        UserError: there is none, it holds more than tensors and plain values, or an MLP was trained in place of Mamba.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise many kinds
+        raise UserError(f"cannot read the checkpoint {path} safely: {error}") from error
+    weights = values.pop("model_state_dict", None) if isinstance(values, dict) else None
+    if not isinstance(weights, Mapping) or not weights:
+        raise UserError(f"{path} is not a checkpoint of vision and bridge: it holds no model_state_dict")
+    if substitutes := [key for key in weights if re.fullmatch(r"bridge\.vim_(fwd|bwd)\.mamba\.[02]\.(weight|bias)", key)]:
+        raise UserError(
+            f"{path} was trained with an MLP in place of Mamba ({substitutes[0]}), because mamba-ssm was missing: there is "
+            "no such bridge here. Train stage 1 again"
+        )
+    return GuideCheckpoint({_renamed(key): tensor for key, tensor in weights.items()}, values)
+
+
+def load_into(module: nn.Module, checkpoint: GuideCheckpoint, path: Path) -> KeyReport:
+    """Load a checkpoint's weights; only an interaction that it lacks may be missing, and keeps its random weights.
+
+    Raises:
+        UserError: other weights are missing, unknown or of another shape, or none fits.
+    """
+    expected = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(PARTS)}
+    known = {key: tensor for key, tensor in checkpoint.weights.items() if key in expected}
+    missing = tuple(key for key in expected if key not in known)
+    unexpected = tuple(key for key in checkpoint.weights if key not in expected)
+    wrong = {
+        "missing": [key for key in missing if not key.startswith("cmi_connector.")],
+        "unknown": [key for key in unexpected if not key.startswith("cmi_connector.")],
+        "of another shape": [key for key, tensor in known.items() if tensor.shape != expected[key].shape],
+    }
+    if any(wrong.values()):
+        words = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys)
+        raise UserError(
+            f"{path} does not fit this network: {words}. Its encoder, bridge or language model has another shape"
+        )
+    module.load_state_dict(known, strict=False)
+    return KeyReport(tuple(known), missing, unexpected)
+
+
+def _renamed(key: str) -> str:
+    match = re.fullmatch(r"encoder\.stages\.(\d+)\.([0134])\.(weight|bias)", key)
+    return key if match is None else f"encoder.stages.{match[1]}.0.{_UNITS[match[2]]}.{match[3]}"
