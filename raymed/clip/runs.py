@@ -22,6 +22,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
 from raymed.mistakes import did_you_mean
+from raymed.recipes.metric import Metric
 from raymed.training.spec import FitSpec
 from raymed.tuning.night import VARIANT, Night
 from raymed.tuning.space import get_setting, with_setting
@@ -63,6 +64,11 @@ class Configuration:
         before = f"{name}-" if name else ""
         specs = {f"{before}fold_{fold + 1}": dataclasses.replace(spec, fold=fold) for fold in folds}
         return cls(name, options, prepared, specs)
+
+    @property
+    def monitor(self) -> Metric:
+        """What the best epoch of each run is chosen by."""
+        return next(iter(self.specs.values())).monitor
 
     def start(self, output: Path) -> None:
         """Write the configuration into its folder."""

@@ -81,10 +81,10 @@ def test_the_headline_says_what_won_by_how_much_and_how_sure_that_is(page: Page,
     accuracy = report.test.metrics["accuracy"]
     best = next(trial for trial in report.trials if trial.number == report.champion)
     default = next(trial for trial in report.trials if trial.number == 0)
-    assert best.val_loss and default.val_loss
+    assert best.value and default.value
     assert f"Trial {report.champion} won: {100 * accuracy.value:.1f} % of 89 test patients right" in page.text
     assert f"95 % interval {100 * accuracy.low:.1f} – {100 * accuracy.high:.1f}" in page.text
-    assert f"the default settings (trial 0) reached {default.val_loss:.3f}" in page.text
+    assert f"the default settings (trial 0) reached {default.value:.3f}" in page.text
     assert "% more" not in page.text
     assert "cannot be told apart from it on these patients" in page.text
 
@@ -115,8 +115,8 @@ def test_nothing_that_comes_from_data_becomes_markup(report: SearchReport) -> No
         name=evil, system=evil, model=evil, command=evil, hardest_split=evil, names=classes, validation=judged, test=judged,
         trials=[
             TrialSummary(0, "FAILED", {evil: evil}, reason=evil, run_id=evil),
-            TrialSummary(1, "COMPLETE", {evil: 1}, [{"epoch": 1, "val_loss": 0.5}], 1, 0.5, run_id=evil),
-            TrialSummary(2, "COMPLETE", {evil: 2}, [{"epoch": 1, "val_loss": 0.6}], 1, 0.6, run_id=evil),
+            TrialSummary(1, "COMPLETE", {evil: 1}, [{"epoch": 1, "value": 0.5}], 1, 0.5, run_id=evil),
+            TrialSummary(2, "COMPLETE", {evil: 2}, [{"epoch": 1, "value": 0.6}], 1, 0.6, run_id=evil),
         ],
         champion=1,
         hardest=[HardPatient(evil, 0, [0.1, 0.2, 0.3, 0.4], [np.zeros((9, 9, 1), np.uint8)])],
@@ -134,7 +134,7 @@ def test_nothing_that_comes_from_data_becomes_markup(report: SearchReport) -> No
 
 
 def test_a_search_of_one_trial_without_test_patients_has_a_page(report: SearchReport) -> None:
-    trial = TrialSummary(0, "COMPLETE", {"lr": 0.1}, [{"epoch": 1, "val_loss": 1.2}], 1, 1.2)
+    trial = TrialSummary(0, "COMPLETE", {"lr": 0.1}, [{"epoch": 1, "value": 1.2}], 1, 1.2)
     page = Page(render(dataclasses.replace(report, trials=[trial], champion=0, test=None, hardest=(), importance={})))
     assert "with the default settings" in page.text
     assert "There are no test patients" in page.text
