@@ -25,7 +25,7 @@ def lines(evaluation: Evaluation) -> list[str]:
     for each in evaluation.classes:
         title = f"{each.name}{'*' if each.rare else ''} ({each.support})"
         text.append(_pad(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
-    if any(each.rare for each in (*evaluation.classes, *evaluation.sources)):
+    if True in [each.rare for each in evaluation.classes] + [each.rare for each in evaluation.sources]:
         text.append(f"* fewer than {RARE} patients: one patient more would change these figures")
     text += ["", "patients by class (row) and decision (column)"]
     names = [each.name for each in evaluation.classes]

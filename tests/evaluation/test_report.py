@@ -9,6 +9,7 @@ from morning import CLASSES, morning, patients
 
 from raymed.data.usage import Usage
 from raymed.evaluation.metrics import evaluate
+from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.report import HardPatient, SearchReport, TrialSummary, render
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -103,6 +104,28 @@ def test_every_slice_of_the_hardest_patients_is_shown(page: Page, report: Search
 def test_rare_classes_are_marked(page: Page) -> None:
     assert "fewer than 10" in page.text
     assert "Macro F1, without rare classes" in page.text
+
+
+def test_rare_classes_are_not_in_the_tiles_on_top(page: Page, report: SearchReport) -> None:
+    assert report.test
+    assert "Macro AUC of 3 of 4 classes, test" in page.text
+    few = evaluate(patients((5, 5, 5, 5), 3.0, 1), CLASSES, bootstrap=5)
+    tiles = Page(render(dataclasses.replace(report, test=few))).text.split("Judgement per patient")[0]
+    assert "Accuracy, test" in tiles and "Macro AUC" not in tiles
+
+
+def test_probabilities_are_called_badly_calibrated_only_where_chance_does_not_explain_it(report: SearchReport) -> None:
+    def said(sharpness: float) -> str:
+        generator = np.random.default_rng(2)
+        probabilities = softmax(generator.normal(size=(200, 4)) * 2)
+        labels = (probabilities.cumsum(axis=1) < generator.random((200, 1))).sum(axis=1)
+        ids, one, nowhere = np.arange(200).astype(str), np.ones(200, np.int64), np.full(200, "", object)
+        judged = Patients(ids, labels, softmax(np.log(probabilities) * sharpness), one, nowhere)
+        return Page(render(dataclasses.replace(report, test=evaluate(judged, CLASSES, bootstrap=200)))).text
+
+    assert "larger than chance explains" in said(3.0)
+    assert "larger than chance explains" not in said(1.0)
+    assert "Probabilities are calibrated" not in said(1.0)
 
 
 def test_nothing_that_comes_from_data_becomes_markup(report: SearchReport) -> None:
