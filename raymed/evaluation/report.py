@@ -21,6 +21,7 @@ from PIL import Image
 
 from raymed.data.usage import Usage
 from raymed.evaluation import figures, search_figures
+from raymed.evaluation.comparison import comparison
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import RARE, Evaluation
 from raymed.evaluation.style import as_svg
@@ -187,6 +188,7 @@ def render(report: SearchReport) -> str:
         judged_on="test" if report.test else "validation",
         tiles=_tiles(judged, report.validation if report.test else None),
         rare=RARE,
+        comparison=comparison(judged),
         metrics=METRICS,
         shown=dict(zip((one.name for one in judged.classes), report.names, strict=True)),
         pictures={name: Markup(svg) for name, svg in _figures(report, trials, varied, judged).items()},
