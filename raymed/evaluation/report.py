@@ -120,8 +120,8 @@ class SearchReport:
         data: what was trained and judged on.
         cost: what it took, as words by name, e.g. ``{"CPU hours": "3.1"}``.
         command: what to type to get this search again.
-        importance: share of each parameter in what tells the best trials from the others (PED-ANOVA); empty when there are
-            too few trials.
+        importance: share of each parameter in what tells the best trials from the others (PED-ANOVA); empty where chance
+            explains it.
         objective: what trials were compared by.
         versions: of packages.
         notes: sentences that a reader must not miss.

@@ -9,7 +9,6 @@ from datetime import datetime
 from importlib.metadata import version
 
 import numpy as np
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.leak import guard
@@ -26,6 +25,7 @@ from raymed.recipes.metric import VAL_LOSS
 from raymed.registry import Registered, judge_and_register
 from raymed.storage import Folder
 from raymed.training.checkpoint import PREDICTIONS, read_whole
+from raymed.tuning.importance import importance
 from raymed.tuning.night import Night
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study
@@ -132,15 +132,6 @@ def find_ties(night: Night, study: Study, best: FrozenTrial) -> list[int]:
     return ties
 
 
-def importance(study: Study) -> dict[str, float]:
-    """Share of each setting in what tells the best tenth of the finished trials from the others (PED-ANOVA,
-    Watanabe et al. 2023, arXiv:2304.10255); empty with too few finished trials."""
-    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    if len(complete) < 4 or len(study.space) < 2:
-        return {}
-    return dict(get_param_importances(study.study, evaluator=PedAnovaImportanceEvaluator()))
-
-
 def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
     with np.load(io.BytesIO(read_whole(Folder.at(trial.user_attrs[CHECKPOINT]), PREDICTIONS))) as stored:
         rows, logits = stored["row"], stored["logits"]
@@ -195,7 +186,7 @@ def _report(
         hardest=judgement.hardest(prepared),
         hardest_split="test" if judgement.test_patients else "validation",
         cost={"epochs": str(study.epochs), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
-        importance=importance(study),
+        importance=importance(study.study, night.template.seed),
         versions={name: version(name) for name in PACKAGES},
         notes=notes,
     )
