@@ -21,17 +21,17 @@ from jsonargparse import auto_cli
 from machine import show
 
 from raymed.data.prepared import Prepared
-from raymed.evaluation.retrieval import PatientResamples, average_precision, right
-from raymed.evaluation.retrieval_run import Judging, RetrievalRun, evaluate
-from raymed.evaluation.retrieval_summary import table
 from raymed.evaluation.summary import show as shown
 from raymed.models.features import FeatureSettings
 from raymed.models.vision_tower import VisionTower
-from raymed.recipes import open_model
+from raymed.recipes.exported import open_model
+from raymed.retrieval.evaluation import Judging, RetrievalRun, evaluate
 from raymed.retrieval.extract import Work, extract
 from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import RetrievalSettings
+from raymed.retrieval.metrics import PatientResamples, average_precision, right
 from raymed.retrieval.parts import prepared_parts
+from raymed.retrieval.summary import table
 
 
 def main(model: str, data: str, queries: str = "test", layer: int = -1, bootstrap: int = 1000, seed: int = 0) -> None:

@@ -32,7 +32,7 @@ from raymed.data.prepared import Prepared
 from raymed.evaluation import summary
 from raymed.evaluation.metrics import difference_interval, evaluate
 from raymed.evaluation.patients import Patients, softmax, to_patients
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.training.checkpoint import PREDICTIONS, fetch_newest
 
 ROOT = Path(__file__).parent.parent

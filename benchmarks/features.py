@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModel, InternVLVisionConfig
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.image import ImageSettings
 from raymed.data.phantom import PhantomSettings, write_phantoms
 from raymed.data.sources import SourceSettings, list_source

@@ -36,8 +36,8 @@ from raymed.evaluation.predict import to_record
 from raymed.models.norm import settle_batch_norms
 from raymed.models.precision import arithmetic
 from raymed.models.settings import ClipModelSettings
-from raymed.recipes.clip import ClipRecipe
 from raymed.recipes.recipe import TrainingPass
+from raymed.systems.clip.recipe import ClipRecipe
 from raymed.training.engine import TrainSettings, learning_rate
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from machine import show
 
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
-from raymed.recipes import open_model
+from raymed.recipes.exported import open_model
 
 AT_ONCE = 16  # samples of a batch
 

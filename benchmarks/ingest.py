@@ -30,7 +30,7 @@ from machine import show
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.image import ImageSettings
 from raymed.data.phantom import PhantomSettings, write_phantoms
 from raymed.data.plan import plan_epoch
@@ -38,8 +38,8 @@ from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.stream import Staged, Streamed, ahead, stage
 from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD, InputNorm
 from raymed.recipes.augment import AugmentSettings
-from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.systems.lung.recipe import LungRecipe
 
 MICRO_BATCH = 16
 CORES = 2

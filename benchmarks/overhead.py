@@ -24,16 +24,16 @@ import torch.nn.functional as F
 from jsonargparse import auto_cli
 from machine import process_group_of_one, show
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.phantom import PhantomSettings
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.stream import stage
 from raymed.models.settings import ModelSettings
-from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import TrainingPass
-from raymed.storage import Folder
-from raymed.system import prepare_phantoms
+from raymed.storage.folder import Folder
+from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.options import prepare_phantoms
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.engine import TrainSettings, deepspeed_config
 from raymed.training.fit import fit, resources

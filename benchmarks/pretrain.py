@@ -47,8 +47,8 @@ from raymed.data.tiles import TOKEN_SIDE
 from raymed.models.internvl_text import encode_turns
 from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import TrainingPass
-from raymed.recipes.token_drop import TokenDropSettings
-from raymed.recipes.vitp import VitpRecipe
+from raymed.systems.vitp.recipe import VitpRecipe
+from raymed.systems.vitp.token_drop import TokenDropSettings
 
 MICRO_BATCH = 4  # with 8, logits and their gradients alone take more than 20 GiB
 SHAPE = Shape()

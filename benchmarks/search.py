@@ -38,16 +38,17 @@ from raymed.data.record import Record
 from raymed.errors import RunError
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
-from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import TrainingPass
-from raymed.storage import Folder
-from raymed.system import prepare_phantoms
+from raymed.storage.folder import Folder
+from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.options import prepare_phantoms
 from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import JUDGED_BY
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
-from raymed.tuning.night import Night, SearchSettings
+from raymed.tuning.search import Night
+from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Halving, Study
 

@@ -43,8 +43,8 @@ from raymed.models import internvl
 from raymed.models.internvl_text import PADDING, REQUIRED, SYSTEM, TURN_END, encode_turns
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
-from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.systems.lung.recipe import LungRecipe
 
 CODES = ("0", "1", "2", "3")
 MICRO_BATCH = 8

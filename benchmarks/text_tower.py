@@ -30,8 +30,8 @@ from transformers import BertConfig
 
 from raymed.models.adapt import freeze
 from raymed.models.backbones import PRESETS
-from raymed.models.clip import ClipClassifier
 from raymed.models.text_encoder import TextModel, character_tokenizer
+from raymed.systems.clip.network import ClipClassifier
 
 CLASSES = {
     "normal": "这是一张显示正常解剖结构的胸部X光图像，组织清晰，没有异常阴影",

@@ -21,16 +21,16 @@ from pathlib import Path
 from jsonargparse import auto_cli
 from machine import show
 
-from raymed.clip.options import ClipOptions
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.stream import stage
-from raymed.lung import LungOptions
 from raymed.models.settings import ClipModelSettings
-from raymed.storage import Folder
-from raymed.system import SystemOptions
+from raymed.storage.folder import Folder
+from raymed.systems.clip.options import ClipOptions
+from raymed.systems.lung.options import LungOptions
+from raymed.systems.options import SystemOptions
+from raymed.systems.vitp.options import VitpOptions
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import Resources, fit
-from raymed.vitp import VitpOptions
 
 # CLIP's towers are those of configs/clip_xray.yaml: its default ones need files.
 TOWERS = ClipModelSettings(image_encoder="resnet18", text_encoder="characters", embed_dim=128)

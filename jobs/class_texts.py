@@ -12,12 +12,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.command_line import Alias
-from raymed.data.class_texts import fill, write_class_texts
 from raymed.data.sources import SourceSettings, list_source
 from raymed.data.sources.class_folders import class_names
 from raymed.errors import UserError
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.command_line import Alias
+from raymed.job.job import JobOptions, Outcome, run
+from raymed.systems.clip.class_texts import fill, write_class_texts
 
 GUIDE = {"data-dir": Alias("data")}
 

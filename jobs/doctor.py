@@ -15,7 +15,7 @@ from pathlib import Path
 from raymed import doctor
 from raymed.data.labels import LabelTable
 from raymed.errors import UserError
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 from raymed.models.settings import ModelSettings
 
 

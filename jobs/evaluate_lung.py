@@ -12,9 +12,9 @@ from typing import Literal
 
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 from raymed.spreadsheet import to_csv
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ def main(options: Evaluate) -> Outcome:
     from raymed.evaluation.scores import overall
     from raymed.evaluation.summary import lines
     from raymed.evaluation.tables import patient_table, slice_table
-    from raymed.model_address import resolve_model
-    from raymed.recipes import open_model
-    from raymed.tracking import Tracker
+    from raymed.recipes.exported import open_model
+    from raymed.registry.address import resolve_model
+    from raymed.tracking.tracker import Tracker
 
     resolved = resolve_model(options.model, Tracker.open(options.tracking))
     prepared = Prepared.open(options.data)

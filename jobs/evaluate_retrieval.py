@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field
 
-from raymed.command_line import Alias
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.command_line import Alias
+from raymed.job.job import JobOptions, Outcome, run
 from raymed.retrieval.settings import RetrievalSettings
 
 log = logging.getLogger("raymed")
@@ -47,11 +47,11 @@ class EvaluateRetrieval(JobOptions):
 
 
 def main(options: EvaluateRetrieval) -> Outcome:
-    from raymed.evaluation.retrieval_run import Judging, evaluate
-    from raymed.evaluation.retrieval_summary import class_table, table
+    from raymed.retrieval.evaluation import Judging, evaluate
     from raymed.retrieval.features import Features
+    from raymed.retrieval.summary import class_table, table
     from raymed.spreadsheet import to_csv
-    from raymed.tracking import Tracker
+    from raymed.tracking.tracker import Tracker
 
     judging = Judging(tuple(sorted(set(options.top_k))), options.bootstrap, options.seed)
     log.info("加载查询集特征... %s", options.queries)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from raymed.command_line import Alias
 from raymed.errors import UserError
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.command_line import Alias
+from raymed.job.job import JobOptions, Outcome, run
 from raymed.models.settings import FeatureSettings
 from raymed.retrieval.input import Input
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 
@@ -56,7 +56,7 @@ class ExtractFeatures(JobOptions, Input):
 
 
 def main(options: ExtractFeatures) -> Outcome:
-    from raymed.model_address import open_tower
+    from raymed.registry.address import open_tower
     from raymed.retrieval.extract import Work, extract
     from raymed.retrieval.features import Features, write_npz
 

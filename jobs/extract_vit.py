@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.command_line import Alias
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.command_line import Alias
+from raymed.job.job import JobOptions, Outcome, run
 from raymed.models.settings import Layout
 
 GUIDE = {"checkpoint": Alias("model"), "output": Alias("out")}
@@ -48,7 +48,7 @@ def named(words: list[str]) -> list[str]:
 
 
 def main(options: ExtractVit) -> Outcome:
-    from raymed.model_address import open_tower
+    from raymed.registry.address import open_tower
 
     tower = open_tower(options.model, options.tracking)
     tower = tower.resized(options.size or tower.size, options.patch)

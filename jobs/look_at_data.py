@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LookAtData(JobOptions):
 def main(options: LookAtData) -> Outcome:
     from raymed.data.prepared import Prepared
     from raymed.evaluation.data_page import look_at
-    from raymed.storage import Folder
+    from raymed.storage.folder import Folder
 
     prepared = Prepared.open(options.data)
     found = f"{prepared.index.num_rows} records of {len(prepared.index['patient'].unique())} patients"

@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raymed.command_line import Alias
-from raymed.data.class_texts import read_class_texts
 from raymed.data.sources import SourceSettings
 from raymed.data.sources.table import is_table
-from raymed.job import Outcome, run
-from raymed.prediction import PredictOptions, predict
+from raymed.job.command_line import Alias
+from raymed.job.job import Outcome, run
+from raymed.registry.prediction import PredictOptions, predict
+from raymed.systems.clip.class_texts import read_class_texts
 
 GUIDE = {"patients": Alias("source.patients"), "patient-regex": Alias("source.patient_regex")}
 
@@ -39,8 +39,8 @@ class PredictClip(PredictOptions):
 
 
 def main(options: PredictClip) -> Outcome:
-    from raymed.clip.model import open_classifier
-    from raymed.tracking import Tracker
+    from raymed.systems.clip.model import open_classifier
+    from raymed.tracking.tracker import Tracker
 
     if options.source.format == "classes" and is_table(Path(options.input)):
         options = replace(options, source=replace(options.source, format="csv"))

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymed.errors import UserError
-from raymed.job import Outcome, run
-from raymed.prediction import PredictOptions, predict
+from raymed.job.job import Outcome, run
+from raymed.registry.prediction import PredictOptions, predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class PredictLung(PredictOptions):
 
 
 def main(options: PredictLung) -> Outcome:
-    from raymed.model_address import resolve_model
-    from raymed.recipes import open_model
-    from raymed.tracking import Tracker
+    from raymed.recipes.exported import open_model
+    from raymed.registry.address import resolve_model
+    from raymed.tracking.tracker import Tracker
 
     resolved = resolve_model(options.model, Tracker.open(options.tracking))
     if resolved.inference is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from raymed.data.settings import PrepareSettings
 from raymed.data.sources.names import SOURCE_NAMES
 from raymed.data.survey import survey
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 
 if TYPE_CHECKING:
     from raymed.data.prepare import PrepareResult

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from raymed.data.settings import CorpusSettings
 from raymed.data.sources.names import SAMPLE_NAMES
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 
 if TYPE_CHECKING:
     from raymed.data.prepare import PrepareResult

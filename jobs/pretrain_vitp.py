@@ -14,17 +14,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from raymed.job import Outcome, run
+from raymed.job.job import Outcome, run
+from raymed.systems.vitp.options import VitpOptions
 from raymed.tuning.budget import Budget
-from raymed.vitp import VitpOptions
 
 MEDICAL = Path(__file__).parent.parent / "configs" / "vitp_medical.yaml"
 
 
 def main(options: VitpOptions) -> Outcome:
-    from raymed.cluster import connect
+    from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
-    from raymed.tuning.search import run_search
+    from raymed.tuning.execution import run_search
 
     connect(start=not options.dry_run)
     night = options.night(options.prepared(), Budget(trials=1))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Promote(JobOptions):
 
 
 def main(options: Promote) -> Outcome:
-    from raymed.judgement import Candidate
-    from raymed.promotion import Promotion
-    from raymed.tracking import Tracker
+    from raymed.registry.assessment import Candidate
+    from raymed.registry.promotion import Promotion
+    from raymed.tracking.tracker import Tracker
 
     tracker = Tracker.open(options.tracking)
     promotion = Promotion(tracker, Candidate.of_run(tracker, options.run_id), options.alias, options.licence)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raymed.data.sources import SourceSettings
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 from raymed.retrieval.settings import RetrievalSettings
 
 SHOWN = ["rank", "distance", "label", "patient", "picture"]
@@ -45,11 +45,11 @@ class Retrieve(JobOptions):
 
 
 def main(options: Retrieve) -> Outcome:
-    from raymed.evaluation.retrieval_summary import neighbour_table
-    from raymed.model_address import open_tower
+    from raymed.registry.address import open_tower
     from raymed.retrieval.features import Features
     from raymed.retrieval.gallery import Gallery
     from raymed.retrieval.query import query
+    from raymed.retrieval.summary import neighbour_table
 
     features = Features.open(options.gallery)
     layer = features.layers[-1] if options.layer is None else features.require_layer(options.layer)

@@ -16,7 +16,7 @@ from pathlib import Path
 from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 from raymed.spreadsheet import neutral, original
 
 

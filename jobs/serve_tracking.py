@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.job import JobOptions, Outcome, run
-from raymed.tracking_server import answers, serve
+from raymed.job.job import JobOptions, Outcome, run
+from raymed.tracking.server import answers, serve
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,20 +13,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raymed.clip.options import GUIDE, TrainClip
 from raymed.errors import UserError
-from raymed.job import Outcome, run
+from raymed.job.job import Outcome, run
+from raymed.systems.clip.options import GUIDE, TrainClip
 from raymed.tuning.budget import Budget
 
 
 def main(options: TrainClip) -> Outcome:
-    from raymed.clip.checkpoint import read_for, start_from
-    from raymed.clip.output import OutputWriter
-    from raymed.clip.runs import RUN, default_output, list_configurations
-    from raymed.clip.summary import summarise
-    from raymed.cluster import connect
+    from raymed.cluster.connection import connect
+    from raymed.systems.clip.checkpoint import read_for, start_from
+    from raymed.systems.clip.output import OutputWriter
+    from raymed.systems.clip.runs import RUN, default_output, list_configurations
+    from raymed.systems.clip.summary import summarise
     from raymed.tuning.estimate import describe
-    from raymed.tuning.search import run_search
+    from raymed.tuning.execution import run_search
     from raymed.tuning.study import CHECKPOINT
 
     options = options.small()

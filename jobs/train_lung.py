@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from raymed.job import Outcome, run
-from raymed.lung import LungOptions
+from raymed.job.job import Outcome, run
+from raymed.systems.lung.options import LungOptions
 from raymed.tuning.budget import Budget
 
 
@@ -25,9 +25,9 @@ class TrainLung(LungOptions):
 
 
 def main(options: TrainLung) -> Outcome:
-    from raymed.cluster import connect
+    from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
-    from raymed.tuning.search import run_search
+    from raymed.tuning.execution import run_search
 
     connect(start=not options.dry_run)
     prepared = options.prepared()

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.clip.options import GUIDE, ClipOptions
-from raymed.job import Outcome, run
-from raymed.system import SearchOptions, for_search
+from raymed.job.job import Outcome, run
+from raymed.systems.clip.options import GUIDE, ClipOptions
+from raymed.systems.options import SearchOptions, for_search
 
 SEARCH_GUIDE = {name: alias for name, alias in GUIDE.items() if name != "epochs"}  # here --epochs are those of all trials
 
@@ -32,10 +32,10 @@ class TuneClip(ClipOptions, SearchOptions):
 
 
 def main(options: TuneClip) -> Outcome:
-    from raymed.cluster import connect
+    from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
-    from raymed.tuning.morning import judge_night
-    from raymed.tuning.search import run_search
+    from raymed.tuning.execution import run_search
+    from raymed.tuning.result import judge_night
 
     connect(start=not options.dry_run)
     options = for_search(options).small()

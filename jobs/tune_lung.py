@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.job import Outcome, run
-from raymed.lung import LungOptions
-from raymed.system import SearchOptions, for_search
+from raymed.job.job import Outcome, run
+from raymed.systems.lung.options import LungOptions
+from raymed.systems.options import SearchOptions, for_search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,10 @@ class TuneLung(LungOptions, SearchOptions):
 
 
 def main(options: TuneLung) -> Outcome:
-    from raymed.cluster import connect
+    from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
-    from raymed.tuning.morning import judge_night
-    from raymed.tuning.search import run_search
+    from raymed.tuning.execution import run_search
+    from raymed.tuning.result import judge_night
 
     connect(start=not options.dry_run)
     options = for_search(options)

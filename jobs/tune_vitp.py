@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.errors import UserError
-from raymed.job import Outcome, run
-from raymed.system import SearchOptions, for_search
-from raymed.vitp import VitpOptions
+from raymed.job.job import Outcome, run
+from raymed.systems.options import SearchOptions, for_search
+from raymed.systems.vitp.options import VitpOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class TuneVitp(VitpOptions, SearchOptions):
 
 
 def main(options: TuneVitp) -> Outcome:
-    from raymed.cluster import connect
+    from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
-    from raymed.tuning.search import run_search
+    from raymed.tuning.execution import run_search
     from raymed.tuning.winner import register_winner
 
     if options.refit != "none":

@@ -25,7 +25,7 @@ from raymed.data.leak import guard
 from raymed.data.prepared import MANIFEST, Manifest, Prepared
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 GIB = 1 << 30
 LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a night's checkpoints; Ray's object store before it falls back to slow disk
@@ -183,7 +183,7 @@ def storage(folder: Folder) -> Iterator[Finding]:
 
 def tracking(uri: str) -> Finding:
     """Whether MLflow's server or database can be reached."""
-    from raymed.tracking_address import check_reachable
+    from raymed.tracking.address import check_reachable
 
     try:
         check_reachable(uri)
@@ -194,7 +194,7 @@ def tracking(uri: str) -> Finding:
 
 def model(settings: ModelSettings, labels: LabelTable, size: int) -> Finding:
     """Whether the network can be built from its folder; loads all weights."""
-    from raymed.recipes.lung import LungRecipe
+    from raymed.systems.lung.recipe import LungRecipe
 
     try:
         module = LungRecipe.for_data(labels, size, settings).build()
@@ -265,7 +265,7 @@ def _tracebacks() -> Iterator[str]:
 
 
 def _runs(tracking_uri: str) -> list[dict[str, object]]:
-    from raymed.tracking import recent_runs
+    from raymed.tracking.tracker import recent_runs
 
     try:
         return [

@@ -144,7 +144,7 @@ def cluster():
     """Ray on this machine, for the whole test session."""
     import ray
 
-    from raymed.cluster import connect
+    from raymed.cluster.connection import connect
 
     connect()
     yield

@@ -13,8 +13,8 @@ from typing import Any
 from ray.train import UserCallback
 
 from raymed.data.record import Record
-from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.loop import SAVED
 
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from commands import script
 
-from raymed.command_line import Aliases, parse
 from raymed.data.labels import LabelTable
+from raymed.job.command_line import Aliases, parse
 from raymed.tuning.space import get_setting
 
 ROOT = Path(__file__).parent.parent

@@ -20,8 +20,8 @@ from raymed.data.labels import LabelTable
 from raymed.data.prepared import Prepared
 from raymed.doctor import Finding, frames_only
 from raymed.models.settings import ModelSettings
-from raymed.storage import Folder
-from raymed.tracking import Tracker
+from raymed.storage.folder import Folder
+from raymed.tracking.tracker import Tracker
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

@@ -13,23 +13,24 @@ from commands import ROOT, script
 from PIL import Image
 from transformers import AutoModel, InternVLVisionConfig, ResNetForImageClassification
 
-from raymed.command_line import parse
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import Prepared
 from raymed.data.sources import SourceSettings, list_source
 from raymed.errors import UserError
-from raymed.lung import LungOptions
-from raymed.models import backbones, internvl_pretrain
+from raymed.job.command_line import parse
+from raymed.models import backbones
 from raymed.models.model_folders import find_model
 from raymed.models.settings import ClipModelSettings, ModelSettings
-from raymed.recipes.clip import ClipRecipe
-from raymed.recipes.vitp import VitpRecipe
 from raymed.retrieval import extract
-from raymed.system import for_search
+from raymed.systems.clip.recipe import ClipRecipe
+from raymed.systems.lung.options import LungOptions
+from raymed.systems.options import for_search
+from raymed.systems.vitp import network as internvl_pretrain
+from raymed.systems.vitp.recipe import VitpRecipe
 from raymed.tuning.budget import Budget
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
-from tests.models.text_models import write_bert
+from tests.text_models import write_bert
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ SCRIPT = """
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from raymed.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, run
 
 @dataclass(frozen=True)
 class Options(JobOptions):

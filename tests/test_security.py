@@ -21,15 +21,16 @@ from raymed.data.prepared import MANIFEST, Prepared, digest_of
 from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
-from raymed.recipes.lung import LungRecipe
-from raymed.storage import Folder, refuse_password
-from raymed.tracking import Tracker
+from raymed.storage.folder import Folder, refuse_password
+from raymed.systems.lung.recipe import LungRecipe
+from raymed.tracking.tracker import Tracker
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.morning import judge_night
-from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.search import run_search
+from raymed.tuning.execution import run_search
+from raymed.tuning.result import judge_night
+from raymed.tuning.search import Night
+from raymed.tuning.settings import SearchSettings
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "raymed").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])

@@ -26,7 +26,7 @@ from raymed.data.tiles import TOKEN_SIDE, TileSettings, grid, stretch, tile_coun
 from raymed.errors import UserError
 from raymed.models.internvl_text import byte_tokenizer, choice_questions, encode_turns, read_tokenizer, tokenizer_digest
 from raymed.models.model_folders import find_model
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

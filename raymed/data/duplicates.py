@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from raymed.data.prepared import Places
 from raymed.data.record import INDEX, input_pictures, records_from
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raymed.data.record import input_pictures, picture_digest, records_from
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 SAID_TWICE = ["id", "patient", "study", "position", "label", "source"]  # by a record, and by its line of the index
 DESCRIBED = [*SAID_TWICE, "digest", "hash", "further"]  # columns of the index that a record is compared with

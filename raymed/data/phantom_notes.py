@@ -20,7 +20,7 @@ from raymed.data.corpus import CorpusSettings, prepare_corpus
 from raymed.data.phantom import CLASSES, VERSION, PhantomSettings, diseased_body, heights, write_phantoms
 from raymed.data.phantom_anatomy import Body, Finding
 from raymed.data.prepared import Prepared
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 

@@ -33,7 +33,7 @@ from raymed.data.shards import SHARDS, Load, LoadSlices, write_shards
 from raymed.data.split import Assignment, assign, read_split_file
 from raymed.data.survey import UNLABELLED, Survey, class_name, survey
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 

@@ -22,8 +22,8 @@ from raymed.data.labels import LabelTable
 from raymed.data.record import INDEX, RECORD, Record, records_from
 from raymed.data.split import SPLITS, split_of_rows
 from raymed.errors import CommonError, UserError
-from raymed.storage import Folder
-from raymed.submitted import where_it_looks
+from raymed.job.submitted import where_it_looks
+from raymed.storage.folder import Folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"

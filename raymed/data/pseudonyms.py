@@ -23,7 +23,7 @@ from raymed.data.sources import Refusal, Study
 from raymed.data.survey import Survey
 from raymed.errors import UserError
 from raymed.spreadsheet import neutral, original
-from raymed.storage import Folder, make_durable
+from raymed.storage.folder import Folder, make_durable
 
 KEY_LENGTH = 32  # bytes
 KEYS = "~/.raymed/keys"  # where keys are kept

@@ -24,7 +24,7 @@ from raymed.data.record import input_pictures
 from raymed.data.settings import CurationSettings, PrepareSettings
 from raymed.data.shards import SHARDS, UNFINISHED
 from raymed.data.survey import Survey, class_name
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 UNSPLIT = "unsplit"  # the split of rows that are in none, in counts
 SOMETIMES = (

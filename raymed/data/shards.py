@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.duplicates import perceptual_hash
 from raymed.data.image import ImageSettings
 from raymed.data.record import INDEX, RECORD, Image, Message, picture_digest
 from raymed.data.sources import Refusal, Slice, Study, load_study
 from raymed.data.survey import Survey
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 SHARDS = "shards"
 UNFINISHED = "unfinished"  # outcomes of shards that no manifest names yet: a killed run goes on from them

@@ -255,7 +255,7 @@ def _spread(
     import ray  # here, so that a served model does without it
     from ray.util import ActorPool
 
-    from raymed import cluster
+    from raymed.cluster import connection as cluster
 
     cluster.connect()
     have = ray.cluster_resources()

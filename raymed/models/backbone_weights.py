@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from raymed.errors import UserError
 from raymed.models import timm_weights
-from raymed.seal import check_archive, check_seal
+from raymed.storage.seal import check_archive, check_seal
 
 log = logging.getLogger("raymed")
 

@@ -41,7 +41,7 @@ from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.packed_attention import FLASH, flash_attn_version
 from raymed.models.positions import fit_positions, start_positions
 from raymed.models.settings import ModelSettings
-from raymed.seal import check_seal
+from raymed.storage.seal import check_seal
 
 log = logging.getLogger("raymed")
 

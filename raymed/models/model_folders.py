@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from raymed.errors import UserError
-from raymed.mistakes import did_you_mean
-from raymed.submitted import where_it_looks
+from raymed.job.mistakes import did_you_mean
+from raymed.job.submitted import where_it_looks
 
 IMAGE_PROCESSOR = "preprocessor_config.json"  # how pictures are brought to what a network takes
 MODEL_FILES = "config.json and the weights"  # of a network's folder

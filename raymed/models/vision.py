@@ -25,8 +25,8 @@ from raymed.models.backbones import (
     pooled_features,
     read_config,
 )
-from raymed.models.committee import COMMITTEE, Committee, member_folder
 from raymed.models.efficientnet_lite import installed_weights
+from raymed.models.ensemble import COMMITTEE, Committee, member_folder
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.settings import LITE, ModelSettings
 

@@ -38,7 +38,7 @@ from raymed.models.internvl_weights import (
     side,
 )
 from raymed.models.settings import Layout
-from raymed.seal import check_seal, seal
+from raymed.storage.seal import check_seal, seal
 
 log = logging.getLogger("raymed")
 

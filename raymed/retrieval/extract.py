@@ -36,7 +36,7 @@ from raymed.retrieval.features import (
     write_shard,
 )
 from raymed.retrieval.parts import Decoded, Part
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 
@@ -210,7 +210,7 @@ def _spread(work: Work, parts: dict[str, Part], folder: Folder, workers: int, mi
     import ray
     import ray.data
 
-    from raymed import cluster
+    from raymed.cluster import connection as cluster
 
     cluster.connect()
     have = ray.cluster_resources()

@@ -12,7 +12,7 @@ from raymed.data.prepared import MANIFEST, Prepared
 from raymed.data.sources import Refusal, SourceSettings
 from raymed.errors import UserError
 from raymed.retrieval.parts import Part, prepared_parts, source_listing, source_parts
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 

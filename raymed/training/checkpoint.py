@@ -20,8 +20,8 @@ from typing import Any
 from pyarrow import fs
 
 from raymed.errors import RunError, UserError
-from raymed.seal import digest_of_file
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
+from raymed.storage.seal import digest_of_file
 from raymed.training.best import Best
 from raymed.training.means import LOSS
 from raymed.training.upload import upload

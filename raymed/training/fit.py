@@ -23,12 +23,12 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raymed import cluster
-from raymed.availability import is_refusal, require_there, wait_for
-from raymed.cluster import capacity, is_own
+from raymed.cluster import connection as cluster
+from raymed.cluster.connection import capacity, is_own
 from raymed.data.stream import Staged, Streamed
 from raymed.errors import CommonError, RunError, StorageError, UserError
-from raymed.storage import Folder
+from raymed.storage.availability import is_refusal, require_there, wait_for
+from raymed.storage.folder import Folder
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
 from raymed.training.loop import COMMON, FAILED, train_worker
 from raymed.training.preemption import NoteTermination

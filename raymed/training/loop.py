@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
 
-from raymed.availability import require_there, wait_for
 from raymed.data.leak import guard
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.data.plan import EpochPlan, showings
 from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.storage.availability import require_there, wait_for
 from raymed.training.best import Best
 from raymed.training.checkpoint import PREDICTIONS, Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, division, prepare_process
@@ -35,8 +35,8 @@ from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
 from raymed.training.spec import FitSpec
 from raymed.training.stall import StallGuard
+from raymed.training.stop_decisions import wait_for_verdict
 from raymed.training.upload import upload
-from raymed.training.verdict import wait_for_verdict
 
 PASSED_OVER = "passed_over"  # the fact that names checkpoints which were not whole when the run went on
 DESCRIPTION = "description"  # facts about the run, among what a worker reports
@@ -129,7 +129,7 @@ class Run:
                 raise RunError(f"the val_loss of epoch {progress.epoch} is not finite: lower train.lr")
             if self.spec.is_refit:
                 progress.best = Best()
-            better = progress.best.update(progress.epoch, metrics, self.spec.monitor, settings.min_delta)
+            better = progress.best.update(progress.epoch, metrics, settings.monitor, settings.min_delta)
             assert progress.best.value is not None  # there was an epoch
             metrics |= trained | {
                 "epoch": progress.epoch,

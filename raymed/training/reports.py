@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 from ray.train import UserCallback
 from ray.util.queue import Queue
 
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.training.checkpoint import newest_step
 from raymed.training.preemption import Preempted
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.training.checkpoint import checkpoint_names
 
 NEWEST = 2  # checkpoints kept besides the best: the newest may be torn by a power cut

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 

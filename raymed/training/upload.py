@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from raymed.storage import Folder, make_durable
+from raymed.storage.folder import Folder, make_durable
 
 
 def upload(local: Path, run: Folder, name: str) -> None:

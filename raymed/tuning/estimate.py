@@ -11,12 +11,12 @@ import torch
 from raymed.data.micro_batches import Division
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.job import Outcome
+from raymed.job.job import Outcome
 from raymed.recipes.recipe import TrainingPass
-from raymed.tracking_address import check_reachable
+from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
 from raymed.training.spec import FitSpec
-from raymed.tuning.night import Night
+from raymed.tuning.search import Night
 
 MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on the machine that only submits the job
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 NOTES = ".forgotten"
 

@@ -10,8 +10,8 @@ from types import FrameType, TracebackType
 
 from ray.actor import ActorHandle
 
-from raymed.departure import DEADLINE, SIGNALS, ending
-from raymed.job import interrupted
+from raymed.job.departure import DEADLINE, SIGNALS, ending
+from raymed.job.job import interrupted
 
 log = logging.getLogger("raymed")
 

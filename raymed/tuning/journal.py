@@ -19,11 +19,11 @@ from typing import Any
 from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
 
-from raymed.availability import wait_for
-from raymed.entries import checksum, from_line, has_checksum, plain, to_line
 from raymed.errors import UserError
-from raymed.mirror import Mirror
-from raymed.storage import Folder
+from raymed.storage.availability import wait_for
+from raymed.storage.entries import checksum, from_line, has_checksum, plain, to_line
+from raymed.storage.folder import Folder
+from raymed.storage.mirror import Mirror
 
 log = logging.getLogger("raymed")
 

@@ -16,19 +16,19 @@ from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
 from ray.util.queue import Queue
 
-from raymed.cluster import HEAD
+from raymed.cluster.connection import HEAD
 from raymed.data.stream import open_reader
 from raymed.errors import RunError, StorageError
-from raymed.job import going_on
+from raymed.job.job import going_on
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import fit
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST, Reports
 from raymed.training.spec import FitSpec
-from raymed.training.verdict import Verdicts
+from raymed.training.stop_decisions import Verdicts
 from raymed.tuning.interrupt import Interrupt
-from raymed.tuning.night import Night
 from raymed.tuning.progress import time_left
+from raymed.tuning.search import Night
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import BEST_EPOCH, SECONDS
 

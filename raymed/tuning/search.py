@@ -1,225 +1,317 @@
-"""The search: Ray Tune runs the trials of a night over one decoded data set, and MLflow gets one child run per trial.
-
-Running the same night again goes on with it: finished trials stay, unfinished ones continue from their checkpoints.
-"""
+"""A night: what is searched, or listed, until when, and under which names its study, runs and checkpoints are kept."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
-import json
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from ray import tune
-from ray.exceptions import RayError
-from ray.tune import TuneError
+from optuna.trial import FrozenTrial, TrialState
 
-from raymed.cluster import HEAD
-from raymed.data.plan import EpochPlan
-from raymed.data.stream import Staged, Streamed, open_reader
+from raymed.cluster import connection as cluster
+from raymed.cluster.connection import capacity, cpus_per_gpu, is_own
 from raymed.errors import RunError, UserError
-from raymed.job import going_on
-from raymed.library_log import essence
-from raymed.registry import alias_version
-from raymed.storage import Folder
-from raymed.tracking import GENERATION, Tracker
-from raymed.training.fit import Resources, fit_trial
-from raymed.training.retention import scratch
+from raymed.job.job import Outcome
+from raymed.registry.assessment import Candidate
+from raymed.storage.folder import Folder
+from raymed.storage.lease import lease
+from raymed.tracking.tracker import Tracker
+from raymed.training.checkpoint import PREDICTIONS, checkpoint_names, read_history
+from raymed.training.fit import Resources, resources, spread
 from raymed.training.spec import FitSpec
-from raymed.training.verdict import Verdicts
 from raymed.tuning.budget import Budget
-from raymed.tuning.interrupt import Interrupt
-from raymed.tuning.night import DRIVER_CPUS, TRIALS, Night
-from raymed.tuning.progress import Progress
-from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
-from raymed.tuning.recorder import Recorder, Watch
-from raymed.tuning.reminder import Reminder
-from raymed.tuning.storage_watch import StorageWatch
-from raymed.tuning.study import DECIDED, JUDGING, SEARCHING, Study
-from raymed.tuning.timetable import Timetable
+from raymed.tuning.forgotten import Forgotten
+from raymed.tuning.journal import COPY, Journal, generations
+from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
+from raymed.tuning.space import Dimension, Value, get_setting, with_setting
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Study
 
-log = logging.getLogger("raymed")
+DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
+COMPARED = (PREDICTIONS, "sealed-000.json")  # what a trial is compared by, and the list that vouches for it
 
-NOTES = "tune-"  # begins the names of folders that Ray Tune had in the storage of an earlier raymed
+TRIALS = "trials"  # the folder of a search's runs
+VARIANT = "run"  # the name of a listed run, among a trial's settings
 
 
-def run_search(night: Night, watch: Watch | None = None) -> Study:
-    """Search until the budget is used up; the study tells how every trial ended.
+@dataclass(frozen=True)
+class Night:
+    """A search: the run that every trial is a variation of, what varies, and until when. Or a list of runs, such as folds.
 
-    Args:
-        watch: told of every run's start, epochs and end, with what it reported.
-
-    Raises:
-        UserError: another process runs this search.
+    Attributes:
+        template: name (the search's own), storage, data, recipe and settings that trials start from.
+        search: what varies and how trials are stopped.
+        budget: when a search ends; listed runs are all trained to their end.
+        tracking_uri: MLflow's address.
+        command: what was typed, for the report.
+        variants: listed runs by name, in place of a space to search.
+        keep_checkpoints: see `SystemOptions`.
     """
-    with night.alone():
-        return _run(night, watch)
 
+    template: FitSpec
+    search: SearchSettings
+    budget: Budget
+    tracking_uri: str
+    command: str = ""
+    variants: Mapping[str, FitSpec] = field(default_factory=dict)
+    keep_checkpoints: KeepCheckpoints = "best"
 
-def _run(night: Night, watch: Watch | None) -> Study:
-    night.finish_forgetting()
-    study, tracker = night.open_study(), night.open_tracker()
-    night = night.of_generation(study.generation)
-    budget = study.begin(night.line_up(study))
-    each, concurrent = night.resources()
-    if study.phase != SEARCHING:
-        return _already_searched(night, study, budget, tracker, each)
-    if study.champion is None:
-        study.note_champion(alias_version(tracker, night.model))
-    if budget.end:
-        log.info("%s", budget.plan)
-    if idle := night.idle(each):
-        log.warning(idle)
-    parent = _start_parent(night, tracker, study.generation)
-    folder = night.template.folder
-    folder.filesystem.create_dir(folder.child(TRIALS).path, recursive=True)
-    _sweep(folder)
-    verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
-    train = tune.with_parameters(
-        fit_trial, sources=_sources(night), each=each, verdicts=verdicts, keep_all=night.keep_checkpoints == "all"
-    )
-    with (
-        Progress(study, budget, night.label, night.spec) as progress,
-        Interrupt(verdicts) as interrupt,
-        StorageWatch(folder, night.template.train.storage_minutes, going_on(sys.argv), interrupt.stop) as storage,
-        Reminder(verdicts, lambda: _decisions(night, study)),
-        scratch(folder, 0) as notes,
-    ):
-        recorder = Recorder(night, tracker, parent, study, progress, watch, each)
-        timetable = Timetable.of(night, budget)
-        searcher = StudySearcher(study, timetable, night.trial, interrupt, storage)
-        scheduler = StudyScheduler(study, timetable, verdicts, recorder.observe, interrupt, storage)
-        tuner = _tuner(notes, train, concurrent, searcher, scheduler)
-        try:
-            tuner.fit()
-            if interrupt.told:
-                raise KeyboardInterrupt
-            if study.mistake:
-                recorder.interrupt(study.mistake)
-                raise UserError(study.mistake)
-            recorder.settle()
-            study.enter(JUDGING)
-        except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
-            if isinstance(error.__context__, UserError):
-                raise error.__context__ from None
-            raise
-        except RayError as error:
+    def __post_init__(self) -> None:
+        if self.search.space and self.variants:
+            raise UserError(f"{', '.join(self.variants)} are fixed runs: leave search.space empty, or search without them")
+        if self.search.space and self.template.train.monitor != "val_loss":
+            raise UserError("a search compares trials by val_loss: leave train.monitor as it is")
+        for name, value in self.defaults.items():
+            if not self.search.space[name].holds(value):
+                raise UserError(
+                    f"the search begins with {name} {value}, which search.space does not hold: {self.search.space[name]}. "
+                    f"Widen it in a --config file, or give a --{name} within it (two whole numbers hold whole numbers only)"
+                )
+        if (self.search.space or len(self.variants) > 1) and self.template.min_workers:
+            raise UserError("runs that share the cluster have a fixed number of workers: give --workers without a range")
+
+    @property
+    def name(self) -> str:
+        return self.template.name
+
+    @property
+    def model(self) -> str:
+        """The name under which the winner is registered."""
+        return f"raymed-{self.template.recipe.name}"
+
+    def open_study(self) -> Study:
+        """The search's record."""
+        space, halving = self.search.space, self.search.halving
+        first: list[Mapping[str, Value]] = [self.defaults] if space else []
+        if self.variants:
+            space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
+            first = [{VARIANT: name} for name in self.variants]
+        journal = Journal(
+            self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
+        )
+        return Study(journal, self.name, space, first, halving, self.template.seed)
+
+    @property
+    def study_path(self) -> Path:
+        """Beside the search's runs, or, where the storage is remote, under the home folder."""
+        folder = self.template.folder
+        if folder.is_local:
+            return Path(folder.path) / "study.journal"
+        where = hashlib.blake2b(folder.uri.encode(), digest_size=3).hexdigest()
+        return Path.home() / ".raymed" / f"{self.name}-{where}" / "study.journal"
+
+    @property
+    def outbox(self) -> Path:
+        """Where what MLflow has not got yet is kept."""
+        return self.study_path.with_name("outbox.jsonl")
+
+    def open_tracker(self) -> Tracker:
+        return Tracker.open(self.tracking_uri, f"raymed-{self.template.recipe.name}")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an earlier search of this name left a record."""
+        return not self.forgotten.is_unfinished and (self.study_path.is_file() or self.template.folder.exists(COPY))
+
+    @property
+    def forgotten(self) -> Forgotten:
+        """Earlier searches of this name that are over."""
+        return Forgotten.read(Folder.at(self.template.storage), self.name)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the search's lease: no other process, on whatever machine, searches, judges, refits or forgets meanwhile.
+
+        Raises (on entering):
+            UserError: another process holds it.
+        """
+        return lease(Folder.at(self.template.storage), self.name)
+
+    def forget(self) -> None:
+        """Remove what an earlier search of this name left: its folder, its study and its runs in MLflow.
+
+        Raises:
+            UserError: another process runs this search, or the folder is of something else.
+        """
+        with self.alone():
+            forgotten = self.forgotten
+            if self.template.folder.names() and not self.has_begun and not forgotten.is_unfinished:
+                raise UserError(
+                    f"--resume never would remove {self.template.folder.uri}, which is no run's folder: give another --name"
+                )
+            over = forgotten.begin(generations(self.study_path, self.template.folder))
+            over.write(Folder.at(self.template.storage), self.name)
+            self.finish_forgetting()
+
+    def finish_forgetting(self) -> None:
+        """Remove what a process that was killed left of searches which it was forgetting."""
+        forgotten = self.forgotten
+        if forgotten.is_unfinished:
+            self.study_path.unlink(missing_ok=True)
+            self.outbox.unlink(missing_ok=True)
+            self.template.folder.delete()
+            self.open_tracker().forget(self.name)
+            dataclasses.replace(forgotten, is_unfinished=False).write(Folder.at(self.template.storage), self.name)
+
+    def trial(self, number: int, params: Mapping[str, Value]) -> FitSpec:
+        """The run of a trial: the template with the searched settings put in, or a listed run.
+
+        Where nothing is searched there is one run, which a second trial tries again.
+        """
+        storage = self.template.folder.child(TRIALS).uri
+        if self.variants:
+            listed = str(params[VARIANT])
+            return dataclasses.replace(self.variants[listed], name=listed, storage=storage)
+        spec = dataclasses.replace(self.template, name=f"trial-{number if params else 0:04d}", storage=storage)
+        for name, value in params.items():
+            if name.startswith("train."):
+                spec = with_setting(spec, name, value)
+            else:
+                spec = dataclasses.replace(spec, recipe=with_setting(spec.recipe, name, value))
+        return spec
+
+    def of_generation(self, generation: str) -> Night:
+        """With runs that go on from checkpoints of this search only, and not from those of another one under its name."""
+        listed = {name: dataclasses.replace(spec, generation=generation) for name, spec in self.variants.items()}
+        template = dataclasses.replace(self.template, generation=generation)
+        return dataclasses.replace(self, template=template, variants=listed)
+
+    def spec(self, trial: FrozenTrial) -> FitSpec:
+        """The run of a trial."""
+        return self.trial(trial.number, trial.params)
+
+    def label(self, trial: FrozenTrial) -> str:
+        """What a person calls a trial."""
+        return self.spec(trial).name if self.variants else f"trial {trial.number}"
+
+    @property
+    def defaults(self) -> dict[str, Value]:
+        """What is searched, as the configuration has it: the first trial."""
+        template = self.template
+        return {n: get_setting(template if n.startswith("train.") else template.recipe, n) for n in self.search.space}
+
+    def resources(self) -> tuple[Resources, int]:
+        """What each trial takes, and how many run at once.
+
+        Raises:
+            UserError: not even one trial fits into the cluster.
+        """
+        have, asked = capacity(cluster.resources()), self.template.workers
+        workers = self.template.helpful(asked)
+        alone = not (self.search.space or len(self.variants) > 1 or have["GPU"]) and is_own()
+        share = cpus_per_gpu() if have["GPU"] else spread((os.cpu_count() or 1) if alone else asked, workers)
+        each = resources(workers, self.search.cpus_per_worker or share, min(workers, self.template.min_workers))
+        fitting = int(have["CPU"] / (each.min_workers * each.cpus + DRIVER_CPUS))
+        if each.gpu:
+            fitting = min(fitting, int(have["GPU"] / each.min_workers))
+        if not fitting:
+            raise UserError(
+                f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers"
+            )
+        return each, min(self.search.concurrent or fitting, fitting)
+
+    def idle(self, each: Resources) -> str:
+        """Of workers that would only idle and are left out; empty where there are none."""
+        template = self.template
+        if each.workers == template.workers:
+            return ""
+        return (
+            f"{template.workers} workers, {template.train.global_batch} {template.sampling.noun} a step: no faster than "
+            f"{each.workers}, so a run takes {each.workers}, with {each.cpus} CPUs each. A larger --train.global_batch "
+            "keeps more of them busy"
+        )
+
+    def whole(self, spec: FitSpec) -> Resources:
+        """What a run takes that has for itself what the search's trials have between them: workers as far as they help."""
+        each, concurrent = self.resources()
+        workers = spec.helpful(each.workers * concurrent)
+        cpus = each.cpus if each.gpu else spread(each.workers * each.cpus * concurrent, workers)
+        return dataclasses.replace(each, workers=workers, min_workers=min(workers, each.min_workers), cpus=cpus)
+
+    def outcome(self, study: Study, advice: str = "judge and register it: python jobs/promote.py {run_id}") -> Outcome:
+        """What a single run leaves.
+
+        Args:
+            advice: what to do next, with the places {run_id} and {checkpoint}.
+
+        Raises:
+            RunError: the run failed.
+        """
+        trial = study.trials[-1]
+        tracker = self.open_tracker()
+        run = tracker.find(self.trial_key(trial))
+        failed = f"the run failed: {trial.user_attrs.get(REASON, 'no epoch was completed')}"
+        if CHECKPOINT not in trial.user_attrs:
+            raise RunError(failed)
+        if trial.state == TrialState.FAIL:
             raise RunError(
-                f"Ray ended in the middle of the search ({essence(str(error))}): one of its own processes was killed, or "
-                f"its machine is gone. Trials under way go on from their checkpoints: {going_on(sys.argv)}"
-            ) from error
-        except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
-            if storage.gave_up:
-                raise RunError(storage.gave_up) from None
-            recorder.interrupt()
-            raise
-        finally:
-            recorder.close()
-            study.close()
-    return study
+                f"{failed}\nThe same command goes on from the last checkpoint. The best one is that of epoch "
+                f"{trial.user_attrs[BEST_EPOCH]}: {trial.user_attrs[CHECKPOINT]}"
+            )
+        epoch, monitor = trial.user_attrs[BEST_EPOCH], self.template.train.monitor
+        chosen = "" if monitor == "val_loss" else f", chosen by {monitor}"
+        checkpoint = trial.user_attrs[CHECKPOINT]
+        val_loss = read_history(Folder.at(checkpoint))[-1]["val_loss"]  # an earlier try may have trained that epoch
+        lines = [
+            f"val_loss {val_loss:.4f} in epoch {epoch} of {trial.last_step}{chosen}; checkpoint {checkpoint}",
+            tracker.look_at_it,
+            advice.format(run_id=run, checkpoint=checkpoint),
+        ]
+        data = {"run_id": run, "name": self.name, "val_loss": val_loss, "best_epoch": epoch, "checkpoint": checkpoint}
+        return Outcome("\n".join(lines), data | {"epochs": trial.last_step, "tracking_uri": self.tracking_uri})
 
+    def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
+        """What a trial left to be judged: its best checkpoint so far."""
+        spec = self.spec(trial)
+        return Candidate(
+            run_id,
+            trial.user_attrs[CHECKPOINT],
+            spec.data,
+            spec.fold,
+            spec.sampling.validation,
+            spec.seed,
+            spec.data_digest,
+        )
 
-def _sweep(folder: Folder) -> None:
-    """Remove what earlier processes left that nobody reads: Ray Tune's notes, and files that a kill left half-written."""
-    for name in folder.names():
-        if name.startswith(NOTES) or name.endswith(".tmp"):
-            with contextlib.suppress(OSError):
-                folder.delete(name)
+    def thin_out(self, study: Study, champion: FrozenTrial) -> None:
+        """Where only the champion's checkpoints are to be kept: leave of the others what they are compared by."""
+        if self.keep_checkpoints != "champion":
+            return
+        for trial in study.trials:
+            folder = self.spec(trial).folder
+            for name in checkpoint_names(folder) if trial.number != champion.number and trial.state.is_finished() else []:
+                for part in folder.child(name).names():
+                    if part not in COMPARED:
+                        folder.child(name).delete(part)
 
+    def trial_key(self, trial: FrozenTrial) -> str:
+        """The key under which MLflow knows a trial."""
+        return f"{self.name}/{self.spec(trial).name}"
 
-def _decisions(night: Night, study: Study) -> Iterator[tuple[str, int, bool]]:
-    """Every decision so far: of which run, after which epoch, and whether to stop."""
-    for trial in study.trials:
-        for epoch, reason in trial.user_attrs.get(DECIDED, {}).items():
-            yield night.spec(trial).name, int(epoch), bool(reason)
+    def last_trials(self, study: Study) -> dict[str, FrozenTrial]:
+        """Listed runs by name, as they ended last."""
+        return {str(trial.params[VARIANT]): trial for trial in study.trials}
 
+    def has_succeeded(self, study: Study) -> bool:
+        """Whether every listed run, or the only one, was trained to its end; of a search, whether there is a best trial."""
+        if self.search.space:
+            return study.best is not None
+        last = self.last_trials(study).values() if self.variants else study.trials[-1:]
+        return all(trial.state == TrialState.COMPLETE for trial in last)
 
-def _already_searched(night: Night, study: Study, budget: Budget, tracker: Tracker, each: Resources) -> Study:
-    """What an earlier process searched to its end; MLflow gets what it lacks."""
-    more = " A larger --trials, --epochs or --hours, or another --until, goes on." if night.search.space else ""
-    log.info("%s is at its end: nothing is trained again.%s", night.name, more)
-    progress = Progress(study, budget, night.label, night.spec)
-    recorder = Recorder(night, tracker, _start_parent(night, tracker, study.generation), study, progress, None, each)
-    try:
-        recorder.settle()
-    finally:
-        recorder.close()
-        study.close()
-    return study
-
-
-def _tuner(
-    notes: Path, train: Callable[..., None], concurrent: int, searcher: StudySearcher, scheduler: StudyScheduler
-) -> tune.Tuner:
-    """Ray Tune, which asks the study for trials, `concurrent` of them at a time.
-
-    Args:
-        notes: where it writes down what nobody reads. Not in the storage: while that is away, it would make its folder anew,
-            below the mount point.
-    """
-    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    return tune.Tuner(
-        tune.with_resources(train, {"CPU": DRIVER_CPUS} | HEAD),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=-1,
-            max_concurrent_trials=concurrent,
-            reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
-            trial_dirname_creator=lambda trial: trial.config["spec"].name,
-        ),
-        run_config=tune.RunConfig(name="notes", storage_path=str(notes), verbose=0),
-    )
-
-
-def _sources(night: Night) -> dict[str, Staged | Streamed]:
-    """The rows of all runs, each prepared data set decoded once, by its URI."""
-    specs: dict[str, list[FitSpec]] = {}
-    for spec in night.variants.values() or [night.template]:
-        specs.setdefault(spec.data, []).append(spec)
-    sources = {}
-    for data, same in specs.items():
-        prepared = same[0].open_data()
-        sources[data] = open_reader(prepared, np.unique(np.concatenate([spec.all_rows(prepared) for spec in same])))
-    return sources
-
-
-def _digest(runs: Mapping[str, FitSpec]) -> str:
-    """Names the settings of listed runs."""
-    described = {name: spec.settings() for name, spec in runs.items()}
-    return hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-
-
-def _start_parent(night: Night, tracker: Tracker, generation: str) -> str:
-    prepared = night.template.open_data()
-    plan: EpochPlan = night.template.plan(prepared, 0)
-    parent = tracker.run(
-        night.name,
-        night.name,
-        tags={
-            "raymed.system": night.template.recipe.name,
-            "raymed.data": night.template.data,
-            "raymed.command": night.command,
-            GENERATION: generation,
-        },
-        params={
-            "data_digest": prepared.digest,
-            "space": {n: repr(d) for n, d in night.search.space.items()},
-            **({"runs": _digest(night.variants)} if night.variants else night.template.settings()),
-        },
-    )
-    tracker.input(parent, night.name, prepared.digest, night.template.data, "training")
-    log.info(
-        "plan: %d %s an epoch in %d steps%s; left out: %s",
-        plan.rows,
-        night.template.sampling.noun,
-        len(plan.batches),
-        "" if plan.fill_rate is None else f", sequences filled to {plan.fill_rate:.1%}",
-        ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()) or "none",
-    )
-    return parent
+    def line_up(self, study: Study) -> Budget:
+        """Runs that failed are tried again from their last checkpoint, but for those of a search; the budget holds them."""
+        if self.search.space:
+            return self.budget
+        if not self.variants:
+            if study.trials and study.trials[-1].state == TrialState.FAIL and not study.waiting:
+                study.enqueue({})
+            return dataclasses.replace(self.budget, trials=max(1, len(study.trials) + len(study.waiting)))
+        waiting, last = {str(params[VARIANT]) for params in study.waiting}, self.last_trials(study)
+        for name in self.variants:
+            missing = name not in last  # the search was lost while its runs were put in line
+            if name not in waiting and (missing or last[name].state == TrialState.FAIL):
+                study.enqueue({VARIANT: name})
+        return Budget(trials=len(study.trials) + len(study.waiting))

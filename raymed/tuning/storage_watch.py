@@ -1,6 +1,6 @@
 """Whether the storage is there, looked at while a search runs: its going away is said once, waited for, and left in the end.
 
-What writes to it meanwhile waits by itself (see raymed/availability.py): here it is said, and here the waiting ends.
+What writes to it meanwhile waits by itself (see raymed/storage/availability.py): here it is said, and here the waiting ends.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from types import TracebackType
 
-from raymed.availability import require_there
-from raymed.storage import Folder
+from raymed.storage.availability import require_there
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from optuna.trial import TrialState
 
 from raymed.tuning.budget import Budget
-from raymed.tuning.night import Night
 from raymed.tuning.refit import SPLITS, cost_of_epochs
+from raymed.tuning.search import Night
 from raymed.tuning.study import SECONDS, Study
 
 GRACE = 0.15  # most of the time that a leader may take, while nothing else trains any more, to end its schedule

@@ -14,9 +14,9 @@ import pytest
 
 from raymed.data.phantom import PhantomSettings
 from raymed.data.prepared import Prepared
-from raymed.recipes.vitp import VitpRecipe
-from raymed.storage import Folder
-from raymed.system import prepare_phantoms
+from raymed.storage.folder import Folder
+from raymed.systems.options import prepare_phantoms
+from raymed.systems.vitp.recipe import VitpRecipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -16,12 +16,12 @@ from raymed.data.prepared import Prepared
 from raymed.data.record import records_from
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference
-from raymed.model_address import resolve_model
-from raymed.recipes import open_model
-from raymed.recipes.lung import LungRecipe
-from raymed.registry import save
-from raymed.seal import SEAL
-from raymed.tracking import Tracker
+from raymed.recipes.exported import open_model
+from raymed.registry.address import resolve_model
+from raymed.registry.register import save
+from raymed.storage.seal import SEAL
+from raymed.systems.lung.recipe import LungRecipe
+from raymed.tracking.tracker import Tracker
 
 
 def damaged_models(tries: int, seed: int, folder: Path) -> str:

@@ -19,7 +19,7 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 from small import Held
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.prepared import Prepared
 from raymed.data.stream import stage
 from raymed.training.checkpoint import Progress, newest_step

@@ -20,7 +20,7 @@ from raymed.data.record import INDEX, Image
 from raymed.data.shards import SHARDS, Content, _Shard
 from raymed.data.sources import Slice, Study
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 PICTURES, SLICES, SIDE = 10_000, 10, 64
 LIMIT = 10.0  # seconds

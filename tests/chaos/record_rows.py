@@ -14,8 +14,8 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from raymed.errors import UserError
-from raymed.lease import lease
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
+from raymed.storage.lease import lease
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import COPY, Journal
 from raymed.tuning.settings import Halving

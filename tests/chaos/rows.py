@@ -27,6 +27,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
 import signals
 import small_signals
@@ -49,9 +50,9 @@ from raymed.data.image import ImageSettings
 from raymed.data.prepare import PrepareSettings, prepare
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
-from raymed.outbox import Outbox
-from raymed.storage import Folder
-from raymed.tracking import Tracker
+from raymed.storage.folder import Folder
+from raymed.tracking.outbox import Outbox
+from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, publish, verify
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import FitSpec
@@ -310,7 +311,7 @@ def _signalled(spec: FitSpec, count: Path, at: int, number: int, wait: float) ->
 
 def _history(prepared: Prepared, spec: FitSpec, callbacks: Sequence[UserCallback] = ()) -> list[dict[str, float]]:
     """The losses of each epoch of a run, which is trained to its end."""
-    from raymed.cluster import connect
+    from raymed.cluster.connection import connect
     from raymed.data.stream import stage
     from raymed.training.fit import fit, resources
 

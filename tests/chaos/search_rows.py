@@ -25,13 +25,14 @@ from ray.util import placement_group_table
 from small import Small
 from small_search import search
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.prepared import Prepared
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.search import run_search
+from raymed.tuning.execution import run_search
+from raymed.tuning.search import Night
+from raymed.tuning.settings import SearchSettings
 from raymed.tuning.study import REASON, Halving
 
 for each in (harmful, small):

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from raymed.data.record import Record
-from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.systems.lung.recipe import LungRecipe
 
 SIDE = 7  # pixels that a picture is reduced to
 

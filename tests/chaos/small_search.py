@@ -16,15 +16,16 @@ import small
 from ray import cloudpickle
 from small import Held, Small
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
-from raymed.library_log import OneLine
+from raymed.job.library_log import OneLine
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.search import run_search
+from raymed.tuning.execution import run_search
+from raymed.tuning.search import Night
+from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Halving
 

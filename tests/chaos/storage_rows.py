@@ -23,17 +23,18 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 from small import Full
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.errors import UserError
-from raymed.storage import Folder
-from raymed.tracking import Tracker
-from raymed.tracking_server import answers
+from raymed.storage.folder import Folder
+from raymed.tracking.server import answers
+from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.search import run_search
+from raymed.tuning.execution import run_search
+from raymed.tuning.search import Night
+from raymed.tuning.settings import SearchSettings
 from raymed.tuning.study import REASON
 
 cloudpickle.register_pickle_by_value(small)  # workers cannot import tests

@@ -35,8 +35,8 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from raymed.cluster import capacity
-from raymed.tracking_server import COPY
+from raymed.cluster.connection import capacity
+from raymed.tracking.server import COPY
 
 REPOSITORY = Path(__file__).parent.parent.parent
 FILES = ("cluster.yaml", "cluster.local.yaml")
@@ -303,7 +303,7 @@ def test_the_head_ends_and_tags_only_machines_of_its_cluster() -> None:
 
 
 def test_a_worker_cannot_write_the_record_or_the_registry() -> None:
-    """`raymed.tracking_server` keeps both beside the runs, in the storage."""
+    """`raymed.tracking.server` keeps both beside the runs, in the storage."""
     (denied,) = policies("WorkerRole")
     assert denied["Effect"] == "Deny" and {"s3:PutObject", "s3:DeleteObject"} <= {*denied["Action"]}
 

@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group
 
-from raymed.cluster import connect
+from raymed.cluster.connection import connect
 from raymed.data.prepared import Prepared
 from raymed.data.stream import stage
 

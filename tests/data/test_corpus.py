@@ -23,7 +23,7 @@ from raymed.data.split import SplitSettings
 from raymed.data.tiles import cut, stretch
 from raymed.errors import UserError
 from raymed.models.internvl_text import byte_tokenizer, encode_turns, tokenizer_digest
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

@@ -18,7 +18,7 @@ from raymed.data.record import INDEX
 from raymed.data.settings import PrepareSettings
 from raymed.data.sources import SourceSettings, list_source
 from raymed.data.split import SplitSettings
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 LABELS = LabelTable.of(["normal", "viral"])
 

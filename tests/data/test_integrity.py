@@ -18,7 +18,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.record import INDEX, RECORD, picture_digest
 from raymed.data.stream import stage
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymed.clip.options import ClipOptions
 from raymed.data.micro_batches import Division
 from raymed.errors import UserError
-from raymed.lung import LungOptions
-from raymed.vitp import VitpOptions
+from raymed.systems.clip.options import ClipOptions
+from raymed.systems.lung.options import LungOptions
+from raymed.systems.vitp.options import VitpOptions
 
 
 def batch_of(packs: int):

@@ -16,7 +16,7 @@ from raymed.data.plan import EpochPlan, plan_epoch
 from raymed.data.prepared import Prepared
 from raymed.data.record import INDEX
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 
 def corpus(base: Prepared, costs: list[int], sources: list[str], times: dict[str, float]) -> Prepared:
@@ -97,7 +97,7 @@ def test_samples_longer_than_a_sequence_are_refused_by_name(prepared, packing) -
 
 
 def test_a_run_trains_on_the_packs_of_its_mixture_and_is_judged_on_every_sample(tmp_path: Path) -> None:
-    from raymed.recipes.vitp import VitpRecipe
+    from raymed.systems.vitp.recipe import VitpRecipe
     from raymed.training.engine import TrainSettings
     from raymed.training.spec import FitSpec
 

@@ -29,7 +29,7 @@ from raymed.data.split import SplitSettings
 from raymed.data.stream import stage
 from raymed.data.survey import survey
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

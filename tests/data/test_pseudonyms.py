@@ -31,7 +31,7 @@ from raymed.data.sources import SourceSettings
 from raymed.data.split import SplitSettings
 from raymed.data.survey import survey
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 
 REPOSITORY = Path(__file__).parent.parent.parent
 CLASSES = ("normal", "bacterial", "viral", "pneumocystis")

@@ -11,9 +11,9 @@ from conftest import write_prepared
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
-from raymed.lung import LungOptions
 from raymed.models.settings import ModelSettings
-from raymed.recipes.lung import LungRecipe
+from raymed.systems.lung.options import LungOptions
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import FitSpec
 

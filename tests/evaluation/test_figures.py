@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from matplotlib.figure import Figure
-from morning import CLASSES, NAMES, patients
+from search_report import CLASSES, NAMES, patients
 
 from raymed.evaluation import figures, search_figures, style
 from raymed.evaluation.metrics import evaluate

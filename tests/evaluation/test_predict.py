@@ -20,10 +20,10 @@ from raymed.data.sources import SourceSettings, list_source
 from raymed.errors import RunError, UserError
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import Inference, Model, chosen_rows, predict_rows, predict_studies, table
-from raymed.model_address import Resolved
-from raymed.prediction import PredictOptions, predict
-from raymed.recipes import open_model
-from raymed.recipes.lung import LungRecipe
+from raymed.recipes.exported import open_model
+from raymed.registry.address import Resolved
+from raymed.registry.prediction import PredictOptions, predict
+from raymed.systems.lung.recipe import LungRecipe
 
 REAL = os.environ.get("RAYMED_REAL_DATA")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from raymed.errors import UserError
-from raymed.models import choice, internvl
+from raymed.models import classifiers, internvl
 from raymed.models.adapt import DropPath, merged_state
 from raymed.models.settings import ModelSettings
 
@@ -16,7 +16,7 @@ CODES = list("0123")
 
 def _internvl(**settings: object) -> internvl.InternVLClassifier:
     torch.manual_seed(0)
-    module = choice.build(ModelSettings(preset="internvl-tiny", **settings), CODES, 56)  # type: ignore[arg-type]
+    module = classifiers.build(ModelSettings(preset="internvl-tiny", **settings), CODES, 56)  # type: ignore[arg-type]
     assert isinstance(module, internvl.InternVLClassifier)
     return module
 
@@ -39,7 +39,7 @@ def test_drop_path_keeps_the_expectation_drops_whole_samples_and_rests_in_evalua
 @pytest.mark.parametrize(("preset", "size"), [("vit-small", 32), ("internvit-300m", 28)])
 def test_drop_path_rises_linearly_over_both_branches_of_all_blocks(preset: str, size: int) -> None:
     with torch.device("meta"):
-        module = choice.build(ModelSettings(preset=preset, drop_path=0.1), CODES, size)
+        module = classifiers.build(ModelSettings(preset=preset, drop_path=0.1), CODES, size)
     rates = [block.dropout.rate for block in _blocks(module)]
     assert rates == pytest.approx([0.1 * i / (len(rates) - 1) for i in range(len(rates))])
     if preset == "internvit-300m":
@@ -64,7 +64,7 @@ def test_drop_path_of_a_fully_dropped_branch_leaves_the_residual_alone() -> None
 
 def test_drop_path_on_a_network_that_has_none_is_refused() -> None:
     with pytest.raises(UserError, match="drop_path has no effect on preset resnet18"):
-        choice.check(ModelSettings(preset="resnet18", drop_path=0.1), CODES, 64)
+        classifiers.check(ModelSettings(preset="resnet18", drop_path=0.1), CODES, 64)
 
 
 def test_freezing_leaves_exactly_the_other_parts_trainable() -> None:
@@ -89,7 +89,7 @@ def test_freezing_everything_is_refused() -> None:
 
 def test_frozen_parts_stay_in_evaluation_mode_while_training() -> None:
     torch.manual_seed(0)
-    module = choice.build(ModelSettings(preset="tiny", freeze_vision=True), CODES, 32).train()
+    module = classifiers.build(ModelSettings(preset="tiny", freeze_vision=True), CODES, 32).train()
     before = {name: value.clone() for name, value in module.backbone.state_dict().items()}
     module(pixels=torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8))
     assert not module.backbone.training and module.head.training

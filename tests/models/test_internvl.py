@@ -12,7 +12,7 @@ from transformers import InternVLForConditionalGeneration
 
 from raymed.data.record import Message
 from raymed.errors import UserError
-from raymed.models import choice, internvl
+from raymed.models import classifiers, internvl
 from raymed.models.internvl_text import encode_turns
 from raymed.models.settings import ModelSettings
 
@@ -23,7 +23,7 @@ SIZE = 56
 @pytest.fixture(scope="module")
 def classifier() -> internvl.InternVLClassifier:
     torch.manual_seed(0)
-    module = choice.build(ModelSettings(preset="internvl-tiny"), CODES, SIZE)
+    module = classifiers.build(ModelSettings(preset="internvl-tiny"), CODES, SIZE)
     assert isinstance(module, internvl.InternVLClassifier)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -97,7 +97,7 @@ def test_pixel_shuffle_order(classifier: internvl.InternVLClassifier) -> None:
 @pytest.mark.parametrize(("size", "says"), [(384, "364 or 392"), (14, "28 or 56")])
 def test_sizes_that_the_pixel_shuffle_cannot_divide_are_refused_with_the_nearest(size: int, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        choice.check(ModelSettings(preset="internvl-tiny"), CODES, size)
+        classifiers.check(ModelSettings(preset="internvl-tiny"), CODES, size)
 
 
 def test_bf16_computes_in_bf16_and_agrees(classifier: internvl.InternVLClassifier) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
 from raymed.errors import UserError
-from raymed.models import choice, internvl
+from raymed.models import classifiers, internvl
 from raymed.models.internvl_text import byte_tokenizer
 from raymed.models.internvl_weights import load_internvl, native_state, read_config, remote_code_state, write_remote_code
 from raymed.models.settings import ModelSettings
@@ -110,7 +110,7 @@ def test_the_original_layout_loads_bit_for_bit(remote: Path, classifier: internv
     for key, value in classifier.network.state_dict().items():
         assert torch.equal(network.state_dict()[key], value), key
     assert network.lm_head.weight.data_ptr() != network.get_input_embeddings().weight.data_ptr()
-    loaded = choice.build(ModelSettings(path=str(remote)), CODES, SIZE).eval()
+    loaded = classifiers.build(ModelSettings(path=str(remote)), CODES, SIZE).eval()
     torch.testing.assert_close(loaded(_pixels())["logits"], classifier(_pixels())["logits"])
 
 
@@ -188,7 +188,7 @@ def test_folders_that_are_no_model_are_refused(remote: Path) -> None:
         load_internvl(remote, "sdpa")
     (remote / "config.json").unlink()
     with pytest.raises(UserError, match=r"config.json cannot be read"):
-        choice.check(ModelSettings(path=str(remote)), CODES, SIZE)
+        classifiers.check(ModelSettings(path=str(remote)), CODES, SIZE)
 
 
 def test_shards_outside_the_folder_are_refused(remote: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from raymed.errors import UserError
-from raymed.models import backbones, choice
+from raymed.models import backbones, classifiers
 from raymed.models.settings import ModelSettings
 
 CODES = list("0123")
@@ -50,13 +50,13 @@ def _pixels(rows: int = 2, channels: int = 1, size: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize(("name", "width", "millions"), [(name, *expected) for name, expected in EXPECTED.items()])
 def test_presets_have_the_published_width_and_number_of_parameters(name: str, width: int, millions: float) -> None:
     with torch.device("meta"):
-        module = choice.build(ModelSettings(preset=name), CODES, 28 if name.startswith("intern") else 32)
+        module = classifiers.build(ModelSettings(preset=name), CODES, 28 if name.startswith("intern") else 32)
     assert sum(p.numel() for p in module.backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.002)
     assert module.head[2].in_features == width
 
 
 def test_tiny_stays_tiny() -> None:
-    assert sum(p.numel() for p in choice.build(ModelSettings(), CODES, 32).parameters()) < 100_000
+    assert sum(p.numel() for p in classifiers.build(ModelSettings(), CODES, 32).parameters()) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_tiny_stays_tiny() -> None:
     ],
 )
 def test_every_parameter_of_a_preset_is_used_and_pictures_make_a_difference(name: str) -> None:
-    module = choice.build(ModelSettings(preset=name), CODES, 64).train()
+    module = classifiers.build(ModelSettings(preset=name), CODES, 64).train()
     pixels = _pixels(size=64)
     assert float(module.features(pixels).std(0).mean()) > 0.01, "pictures look the same to random weights"
     logits = module(pixels)["logits"]
@@ -77,7 +77,7 @@ def test_every_parameter_of_a_preset_is_used_and_pictures_make_a_difference(name
 
 
 def test_grey_and_rgb_of_the_same_picture_give_the_same_logits() -> None:
-    module = choice.build(ModelSettings(), CODES, 32).eval()
+    module = classifiers.build(ModelSettings(), CODES, 32).eval()
     grey = _pixels()
     torch.testing.assert_close(module(grey)["logits"], module(grey.expand(-1, 3, -1, -1))["logits"])
 
@@ -96,7 +96,7 @@ def test_input_constants_survive_a_cast_to_bf16() -> None:
 
 def test_patches_must_divide_the_picture() -> None:
     with pytest.raises(UserError, match="96 or 112"):
-        choice.check(ModelSettings(preset="vit-small"), CODES, 100)
+        classifiers.check(ModelSettings(preset="vit-small"), CODES, 100)
 
 
 def test_a_classification_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_classification_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
     config.num_labels = 1000
     saved = ResNetForImageClassification(config)
     saved.save_pretrained(tmp_path)
-    module = choice.build(ModelSettings(path=str(tmp_path)), CODES, 32)
+    module = classifiers.build(ModelSettings(path=str(tmp_path)), CODES, 32)
     for name, value in saved.resnet.state_dict().items():
         assert torch.equal(module.backbone.state_dict()[name], value), name
 
@@ -114,15 +114,15 @@ def test_a_checkpoint_sees_pictures_as_it_was_trained_to_also_once_it_is_exporte
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     told = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(told))
-    module = choice.build(ModelSettings(path=str(tmp_path / "vit")), CODES, 32)
+    module = classifiers.build(ModelSettings(path=str(tmp_path / "vit")), CODES, 32)
     (tmp_path / "out").mkdir()
     module.export(tmp_path / "out")
-    for found in (module, choice.load(tmp_path / "out", CODES, 32)):
+    for found in (module, classifiers.load(tmp_path / "out", CODES, 32)):
         grey = found.normalise(torch.full((1, 1, 32, 32), 255, dtype=torch.uint8), torch.float32)
         torch.testing.assert_close(grey, torch.ones(1, 3, 32, 32))
     (tmp_path / "vit" / "preprocessor_config.json").write_text("{}")
     with pytest.raises(UserError, match="does not say how"):
-        choice.build(ModelSettings(path=str(tmp_path / "vit")), CODES, 32)
+        classifiers.build(ModelSettings(path=str(tmp_path / "vit")), CODES, 32)
 
 
 def test_a_vit_checkpoint_works_at_another_size(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_vit_checkpoint_works_at_another_size(tmp_path: Path) -> None:
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=16
     )
     ViTForImageClassification(config).save_pretrained(tmp_path)
-    module = choice.build(ModelSettings(path=str(tmp_path)), CODES, 96)
+    module = classifiers.build(ModelSettings(path=str(tmp_path)), CODES, 96)
     assert module(_pixels(size=96))["logits"].shape == (2, 4)
 
 
@@ -144,7 +144,7 @@ def test_wrong_keys_of_each_kind_are_named(tmp_path: Path) -> None:
     state[kernel] = state[kernel][:3]
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(UserError) as error:
-        choice.build(ModelSettings(path=str(tmp_path)), CODES, 32)
+        classifiers.build(ModelSettings(path=str(tmp_path)), CODES, 32)
     message = str(error.value)
     assert "1 missing: embedder.embedder.normalization.bias" in message
     assert "surplus.weight" in message and "1 of another shape: encoder.stages.1" in message
@@ -161,4 +161,4 @@ def test_wrong_keys_of_each_kind_are_named(tmp_path: Path) -> None:
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        choice.check(ModelSettings(**settings), CODES, 32)  # type: ignore[arg-type]
+        classifiers.check(ModelSettings(**settings), CODES, 32)  # type: ignore[arg-type]

@@ -22,11 +22,11 @@ from torch.overrides import TorchFunctionMode
 from raymed.data.labels import LabelTable
 from raymed.data.record import Image, Message, Record
 from raymed.models.settings import ClipModelSettings, ModelSettings
-from raymed.recipes.clip import ClipRecipe
-from raymed.recipes.lung import LungRecipe
 from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.recipes.settings import ClipLossSettings
-from raymed.recipes.vitp import VitpRecipe
+from raymed.systems.clip.recipe import ClipRecipe
+from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.vitp.recipe import VitpRecipe
 
 LABELS = LabelTable.from_dict({"classes": [{"code": str(code), "name": name} for code, name in enumerate("abc")]})
 ASKED = replace(

@@ -18,7 +18,6 @@ from raymed.data.image import ImageSettings
 from raymed.data.prepared import Prepared
 from raymed.data.sources import Slice, SourceSettings, Study, load_study
 from raymed.errors import UserError
-from raymed.evaluation.retrieval import judge
 from raymed.models.backbones import make_backbone
 from raymed.models.features import FeatureExtractor, FeatureSettings
 from raymed.models.vision_tower import VisionTower
@@ -27,6 +26,7 @@ from raymed.retrieval import parts as parts_module
 from raymed.retrieval.extract import Work, extract
 from raymed.retrieval.features import MANIFEST, Features, write_npz
 from raymed.retrieval.gallery import Gallery, RetrievalSettings
+from raymed.retrieval.metrics import judge
 from raymed.retrieval.parts import Part, prepared_parts, source_listing, source_parts
 from raymed.retrieval.pictures import Pictures
 from raymed.retrieval.query import query

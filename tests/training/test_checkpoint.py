@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raymed.errors import RunError, UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.training import checkpoint
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal, verify
 from raymed.training.means import means

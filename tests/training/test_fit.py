@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from raymed.data.stream import Streamed, stage
 from raymed.models.precision import has_bf16
-from raymed.recipes.lung import LungRecipe
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import _trainer, fit, resources

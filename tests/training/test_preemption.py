@@ -10,7 +10,7 @@ from ray import cloudpickle
 from signals import Signalling
 
 from raymed.data.stream import stage
-from raymed.recipes.lung import LungRecipe
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import fit, resources

@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig
 
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Streamed
-from raymed.recipes.lung import LungRecipe
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.fit import Resources, _trainer
 from raymed.training.rendezvous import OneMachine
 from raymed.training.settings import TrainSettings

@@ -17,9 +17,9 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import Check
 from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from raymed import availability
-from raymed.recipes.lung import LungRecipe
-from raymed.storage import Folder
+from raymed.storage import availability
+from raymed.storage.folder import Folder
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training import fit as fitting
 from raymed.training.checkpoint import checkpoint_names, new_name
 from raymed.training.retention import Retention, scratch
@@ -85,7 +85,7 @@ def test_the_local_copy_that_a_killed_worker_left_is_removed_and_a_living_one_is
     run = Folder.at(tmp_path / "run")
     script = f"""
 import os, tempfile
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.training.retention import scratch
 tempfile.tempdir = {str(tmp_path)!r}
 with scratch(Folder.at({run.uri!r}), 0) as folder:

@@ -4,12 +4,12 @@ import subprocess
 import sys
 import time
 
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.training.stall import EXIT_CODE, STALLED, StallGuard
 
 HANGS = """
 import sys, threading
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.training.stall import StallGuard
 
 def waits_for_ever():

@@ -10,10 +10,10 @@ from socket import gethostname
 
 import pytest
 
-from raymed import availability
-from raymed.availability import is_refusal, require_there, wait_for
 from raymed.errors import StorageError
-from raymed.storage import Folder, make_durable
+from raymed.storage import availability
+from raymed.storage.availability import is_refusal, require_there, wait_for
+from raymed.storage.folder import Folder, make_durable
 from raymed.training.upload import upload
 
 

@@ -3,20 +3,22 @@
 import pytest
 
 from raymed.data.prepared import Prepared
-from raymed.recipes.lung import LungRecipe
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
-from raymed.tuning.night import Night
+from raymed.tuning.search import Night
 from raymed.tuning.settings import SearchSettings
 
 
 @pytest.mark.parametrize(("trials", "at_once"), [(1, 1), (2, 2), (5, 3)])
 def test_no_more_runs_are_planned_at_once_than_there_are(prepared: Prepared, tmp_path, monkeypatch, trials, at_once):
     """A single run was said to be two at once, and its time halved; and to have all workers of a range."""
-    monkeypatch.setattr("raymed.cluster.machines", lambda: [{"CPU": 4.0, "GPU": 0.0}])
-    monkeypatch.setattr("raymed.cluster.resources", lambda: {"CPU": 4.0, "GPU": 0.0})  # also beside the session's Ray
+    monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [{"CPU": 4.0, "GPU": 0.0}])
+    monkeypatch.setattr(
+        "raymed.cluster.connection.resources", lambda: {"CPU": 4.0, "GPU": 0.0}
+    )  # also beside the session's Ray
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
     train = TrainSettings(global_batch=8, micro_batch=4, norm_group=4)
     template = FitSpec("run", str(tmp_path), prepared.folder.uri, recipe, train, workers=4, min_workers=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymed.errors import UserError
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.tuning.journal import COPY, Journal
 
 ENTRIES = [{"op": 0, "number": number} for number in range(5)]

@@ -10,15 +10,15 @@ import pytest
 from optuna.trial import TrialState
 
 from raymed.data.prepared import Prepared
-from raymed.recipes.lung import LungRecipe
-from raymed.tracking import Tracker
+from raymed.systems.lung.recipe import LungRecipe
+from raymed.tracking.tracker import Tracker
 from raymed.training.fit import Resources
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.night import Night
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import Recorder
+from raymed.tuning.search import Night
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Study
@@ -35,7 +35,7 @@ def night(prepared: Prepared, tmp_path: Path) -> Night:
 def open_recorder(night: Night, study: Study) -> tuple[Recorder, Tracker, str]:
     tracker = night.open_tracker()
     parent = tracker.run(night.name, night.name)
-    progress = Progress(study, night.budget, night.label, night.spec)
+    progress = Progress(study, night.budget, night.label, lambda trial: 2)
     return Recorder(night, tracker, parent, study, progress, None, Resources(2, 2, 1, False)), tracker, parent
 
 

@@ -14,17 +14,17 @@ import ray
 
 from raymed.data.prepared import Prepared
 from raymed.errors import CommonError, UserError
-from raymed.job import going_on
-from raymed.lung import LungOptions
-from raymed.storage import Folder
-from raymed.system import SearchOptions, for_search
-from raymed.tracking import Tracker
+from raymed.job.job import going_on
+from raymed.storage.folder import Folder
+from raymed.systems.lung.options import LungOptions
+from raymed.systems.options import SearchOptions, for_search
+from raymed.tracking.tracker import Tracker
 from raymed.training.engine import TrainSettings
-from raymed.training.verdict import Verdicts
+from raymed.training.stop_decisions import Verdicts
 from raymed.tuning.budget import Budget
+from raymed.tuning.execution import _sources, _sweep
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.journal import Journal, generations
-from raymed.tuning.search import _sources, _sweep
 from raymed.tuning.study import CHECKPOINT
 
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from raymed.errors import UserError
-from raymed.job import JobOptions, parse
-from raymed.tuning.night import SearchSettings
+from raymed.job.job import JobOptions, parse
+from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension, get_setting, with_setting
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
 from raymed.tuning import storage_watch
 from raymed.tuning.journal import Journal
 from raymed.tuning.storage_watch import StorageWatch
@@ -77,7 +77,7 @@ def test_the_record_waits_for_its_storage_and_loses_nothing(tmp_path, monkeypatc
     folder = tmp_path / "night"
     journal = Journal(folder / "study.journal", Folder.at(folder), storage_minutes=1)
     folder.rename(tmp_path / "away")
-    monkeypatch.setattr("raymed.availability.time.sleep", lambda seconds: shutil.move(tmp_path / "away", folder))
+    monkeypatch.setattr("raymed.storage.availability.time.sleep", lambda seconds: shutil.move(tmp_path / "away", folder))
     journal.append_logs([{"number": 1}])
     journal.close()
     assert list(Journal(folder / "study.journal", Folder.at(folder)).read_logs(0)) == [{"number": 1}]

@@ -8,7 +8,7 @@ import pytest
 
 from raymed.errors import RunError
 from raymed.training.checkpoint import PREDICTIONS, seal
-from raymed.tuning.morning import find_ties
+from raymed.tuning.result import find_ties
 from raymed.tuning.study import CHECKPOINT
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from raymed.recipes.lung import LungRecipe
-from raymed.storage import Folder
+from raymed.storage.folder import Folder
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
-from raymed.tuning.night import Night, SearchSettings
-from raymed.tuning.settings import Halving
+from raymed.tuning.search import Night
+from raymed.tuning.settings import Halving, SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Study
 from raymed.tuning.timetable import GRACE, REPORTING, Timetable

@@ -26,7 +26,7 @@ from raymed.data.sources.listing import (
     walk,
 )
 from raymed.errors import UserError
-from raymed.submitted import where_it_looks
+from raymed.job.submitted import where_it_looks
 
 __all__ = [
     "Columns",

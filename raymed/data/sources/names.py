@@ -5,10 +5,10 @@ Jobs that prepare a source have them at the top (``--format``), which they under
 
 from __future__ import annotations
 
-from raymed.command_line import Alias, Aliases
 from raymed.data.sources.listing import SourceSettings
 from raymed.data.sources.samples import SampleSettings
-from raymed.mistakes import kinds
+from raymed.job.command_line import Alias, Aliases
+from raymed.job.mistakes import kinds
 
 
 def _under_source(kind: type) -> Aliases:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raymed.errors import UserError
-from raymed.storage import make_durable
+from raymed.storage.folder import make_durable
 from raymed.systems.mamba_vlm.nnunet import KeyReport
 
 STAGE_1_BEST, STAGE_1_FINAL = "vision_bridge_best_val.pt", "vision_bridge_final.pt"

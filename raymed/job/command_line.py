@@ -1,0 +1,244 @@
+"""From the words of a command line and ``--config`` files to a dataclass of options, and back to help and messages."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import re
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
+
+from raymed.errors import UserError
+from raymed.job import mistakes
+
+log = logging.getLogger("raymed")
+
+INTEGER = "tag:yaml.org,2002:int"
+HELP_ALL = "--help-all"
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another name of an option, as a guide or an earlier program writes it.
+
+    Attributes:
+        option: dotted name of the option; empty for one that means nothing here.
+        values: what its values are called there, as JSON, and here; a name with a value for true is a switch.
+        says: what whoever uses it is told.
+        implies: other options that get the same value where nothing else is said of them.
+    """
+
+    option: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+    says: str = ""
+    implies: tuple[str, ...] = ()
+
+    def here(self, value: str) -> str:
+        """A value of theirs, as it is called here."""
+        return self.values.get(value, value)
+
+
+Aliases = Mapping[str, Alias]
+
+
+def parse(
+    options_type: type[Options],
+    arguments: Sequence[str],
+    positional: bool = False,
+    defaults: Path | None = None,
+    aliases: Aliases | None = None,
+    script: ModuleType | None = None,
+) -> Options:
+    """Options from command-line words; ``--max-epochs`` and ``--max_epochs`` are the same, a bare switch means true.
+
+    ``--help`` shows the options that `shown` lists; ``--help-all`` shows all of them.
+
+    Args:
+        script: the job's module, whose docstring heads the help text.
+
+    Raises:
+        UserError: the words, or a configuration file, cannot be followed; says what to write instead.
+    """
+    script = script or sys.modules[options_type.__module__]
+    _read_times_as_text()
+    kinds, everything = mistakes.kinds(options_type), HELP_ALL in arguments
+    parser = _Parser(
+        prog=f"python jobs/{Path(script.__file__ or options_type.__name__).name}",
+        usage=f"%(prog)s {_required(options_type, positional)}[options]",
+        description=(script.__doc__ or "").strip(),
+        formatter_class=_HelpFormatter,
+        default_config_files=[str(defaults)] if defaults else [],
+        epilog=_epilog(options_type, aliases or {}, everything),
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
+    # Options inherited from another module's dataclass are written in that module's names: resolve them here.
+    options_type.__init__.__annotations__ = {**typing.get_type_hints(options_type), "return": type(None)}
+    parser.add_class_arguments(options_type, None, as_positional=positional)
+    if not everything:
+        parser.show_only({"help", "config", *shown(options_type)})
+    arguments = ["--help" if word == HELP_ALL else word for word in arguments]
+    words = _words(_translated(arguments, aliases or {}), {name for name, kind in kinds.items() if kind is bool})
+    words = _gathered(_ranged(words, options_type), options_type)
+    files = re.findall(r"(?<!\S)--config[= ](\S+)", " ".join(words)) or ([str(defaults)] if defaults else [])
+    others = [name.replace("-", "_") for name in aliases or {}]
+    parser.mistake = mistakes.Mistake(kinds, others, words, files)
+    ready = parser.instantiate_classes(parser.parse_args(words))
+    return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})  # type: ignore[arg-type]
+
+
+def shown(options_type: type) -> set[str]:
+    """The options that ``--help`` shows: what the class and each of its bases names as `MATTERS`, or else all plain ones."""
+    listed: set[str] = set()
+    for owner in options_type.__mro__:
+        listed |= set(vars(owner).get("MATTERS", vars(owner).get("__annotations__", {})))
+    return listed & mistakes.kinds(options_type).keys()
+
+
+def _read_times_as_text() -> None:
+    """Configuration files hold times such as 23:30, which YAML 1.1 takes for numbers of base 60."""
+    loader = get_yaml_default_loader()
+    number = re.compile(r"[-+]?(0b[01_]+|0[0-7_]+|(0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+)$")
+    for first, resolvers in loader.yaml_implicit_resolvers.items():
+        found = [(tag, number if tag == INTEGER else pattern) for tag, pattern in resolvers]
+        loader.yaml_implicit_resolvers[first] = found
+
+
+def _required(options_type: type, positional: bool) -> str:
+    """The options that have no default, as they are typed."""
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    names = [each.name for each in dataclasses.fields(options_type) if (each.default, each.default_factory) == missing]
+    return "".join(f"{'' if positional else '--' + name.replace('_', '-') + ' '}{name.upper()} " for name in names)
+
+
+def _epilog(options_type: type, aliases: Aliases, everything: bool) -> str:
+    """What stands below the options: other names, and where the rest is."""
+    means = {
+        name: f"--{each.option} {each.values.get('true', '')}".rstrip() if each.option else each.says
+        for name, each in aliases.items()
+    }
+    lines = [f"  --{name:<26} {meaning}" for name, meaning in means.items()]
+    lines = ["also understood:", *lines] if lines else []
+    hidden = mistakes.kinds(options_type).keys() - shown(options_type)
+    if hidden and not everything:
+        groups = sorted({f"{name.partition('.')[0]}.*" if "." in name else mistakes.typed(name)[2:] for name in hidden})
+        lines += [*([""] if lines else []), f"{HELP_ALL} explains {len(hidden)} more: {', '.join(groups)}"]
+    return "\n".join(lines)
+
+
+def _translated(arguments: Sequence[str], aliases: Aliases) -> list[str]:
+    """The words with options under our names. What a name implies comes first, so that a file or a word wins over it."""
+    implied: list[str] = []
+    words, waiting = [], list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word[2:].partition("=")
+        alias = aliases.get(name.replace("_", "-")) if word.startswith("--") else None
+        if alias is None:
+            words.append(word)
+            continue
+        if not equals:
+            switch = "true" in alias.values
+            takes = waiting and (waiting[0].lower() in ("true", "false") if switch else not waiting[0].startswith("--"))
+            value = waiting.pop(0) if takes else "true" if switch else ""
+        if alias.says:
+            log.info("--%s: %s", name, alias.says)
+        if alias.option:
+            words += [f"--{alias.option}", alias.here(value)] if value else [f"--{alias.option}"]
+        implied += [part for option in alias.implies if value.isdigit() for part in (f"--{option}", value)]
+    return implied + words
+
+
+def _words(arguments: Sequence[str], boolean: set[str]) -> list[str]:
+    words: list[str] = []
+    for place, word in enumerate(arguments):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            following = arguments[place + 1].lower() if place + 1 < len(arguments) else ""
+            if name in boolean and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+            word = f"--{name}{equals}{value}"
+        words.append(word)
+    return words
+
+
+def _ranged(words: Sequence[str], options_type: type) -> list[str]:
+    """``--workers 1:4`` written as ``--min_workers 1 --workers 4``, for options that have such a pair.
+
+    Raises:
+        UserError: an end is no whole number.
+    """
+    names = {each.name for each in dataclasses.fields(options_type)}
+    ranged, waiting = [], list(words)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word[2:].partition("=")
+        if word.startswith("--") and f"min_{name}" in names:
+            if not equals and waiting and not waiting[0].startswith("--"):
+                equals, value = "=", waiting.pop(0)
+            word = f"--{name}{equals}{value}"
+            if limits := re.fullmatch(r"(\d+):(\d+)", value):
+                ranged.append(f"--min_{name}={limits[1]}")
+                word = f"--{name}={limits[2]}"
+            elif ":" in value:
+                raise UserError(f"{mistakes.typed(name)} takes a whole number, or a range such as 1:4; not {value!r}")
+        ranged.append(word)
+    return ranged
+
+
+def _gathered(words: Sequence[str], options_type: type) -> list[str]:
+    """``--top_k 1 3 5`` written as ``--top_k=[1,3,5]``, for options that are lists."""
+    lists = {name for name, kind in typing.get_type_hints(options_type).items() if typing.get_origin(kind) is list}
+    gathered, waiting = [], list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if word[:2] == "--" and word[2:] in lists:
+            values = []
+            while waiting and not waiting[0].startswith("--"):
+                values.append(waiting.pop(0))
+            word += f"={values[0]}" if values and values[0].startswith("[") else f"=[{','.join(values)}]"
+        gathered.append(word)
+    return gathered
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of a job's docstring, where the commands to run stand; a search space is too long to read."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r"default: \{.*Namespace\(.*\}", "default: what the file says", super()._expand_help(action))
+
+
+class _Parser(ArgumentParser):
+    """Shows top-level options with dashes, as people type them, and the file of defaults in the job's own words only."""
+
+    mistake: mistakes.Mistake | None = None
+
+    def show_only(self, names: set[str]) -> None:
+        for action in self._actions:
+            if action.dest not in names:
+                action.help = argparse.SUPPRESS
+        for group in self._action_groups:
+            if all(action.help == argparse.SUPPRESS for action in group._group_actions):
+                group.title = group.description = None
+
+    def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+        if self.mistake is None:  # a parser that jsonargparse makes of a nested type
+            super().error(message, ex)
+        raise UserError(f"{self.mistake.explain(message)}\n{self.format_usage()}{self.prog} --help says more") from ex
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        located = getattr(self, "_default_config_files_group", None)  # a path of this machine
+        self._action_groups = [group for group in self._action_groups if group is not located]
+        text = super().format_help(formatter)
+        return re.sub(r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), text)

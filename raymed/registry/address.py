@@ -1,0 +1,154 @@
+"""Which model a person means: an address in MLflow, a run, or a folder, brought to this machine's disk and opened."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.evaluation.predict import Inference
+from raymed.models.model_folders import MODEL_FILES, find_model
+from raymed.models.vision_tower import VisionTower
+from raymed.recipes.exported import RECIPE_FILE
+from raymed.registry import serving
+from raymed.registry.assessment import Candidate
+from raymed.storage.seal import check_seal
+from raymed.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model on the local disk.
+
+    Attributes:
+        name: what to call it.
+        network: folder of the exported network.
+        inference: temperature and picture settings; None for a bare checkpoint, which has neither.
+    """
+
+    name: str
+    network: Path
+    inference: Inference | None
+
+    def notes(self, prepared: Prepared, split: str) -> list[str]:
+        """What a person should know before judging this model on a split of these data.
+
+        Raises:
+            UserError: the pictures or the classes are not those that the model was made for.
+        """
+        if self.inference is None:
+            recipe = json.loads((self.network / RECIPE_FILE).read_text("utf-8"))
+            names = recipe.get("names", [])
+            own, given = [names], [prepared.labels.names]
+            if "codes" in recipe:
+                own, given = [names, recipe["codes"]], [prepared.labels.names, prepared.labels.codes]
+            if own != given:
+                raise UserError(
+                    f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
+                    f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
+                )
+            return ["a bare checkpoint: temperature 1, 16 slices of each patient"]
+        if self.inference.image != prepared.image:
+            raise UserError(
+                f"{self.name} looks at pictures with {self.inference.image}, but {prepared.folder.uri} was prepared with "
+                f"{prepared.image}: prepare the data again with the model's settings"
+            )
+        own_labels, given_labels = self.inference.labels, prepared.labels
+        if (own_labels.codes, own_labels.names) != (given_labels.codes, given_labels.names):
+            raise UserError(
+                f"{self.name} decides between {', '.join(self.inference.labels.names)}, but {prepared.folder.uri} has "
+                f"{', '.join(prepared.labels.names)}: prepare the data again with the model's label table"
+            )
+        if self.inference.data != prepared.digest:
+            return ["other data than the model was trained on: make sure that no patient is in both"]
+        if split == "all":
+            return ["the model was trained on some of these patients: the figures flatter it"]
+        if split in self.inference.trained_on:
+            return [f"the model was trained on {split} patients: the figures say nothing about others"]
+        return [] if split == "test" else [f"the model was chosen by {split} patients: the figures flatter it"]
+
+
+def resolve_model(uri: str, tracker: Tracker) -> Resolved:
+    """The model that a URI or a folder names: ``models:/raymed-lung@champion``, ``models:/raymed-lung/3``, ``runs:/RUN_ID``,
+    a folder with a registered model, a checkpoint, or an exported network.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if uri.startswith("models:/"):
+        return _opened(uri, _download(uri, tracker))
+    if uri.startswith("runs:/"):
+        run_id = uri.removeprefix("runs:/").split("/")[0]
+        versions = tracker.client.search_model_versions(f"run_id = '{tracker.describe(run_id).id}'")
+        if versions:
+            newest = max(versions, key=lambda each: int(each.version))
+            return resolve_model(f"models:/{newest.name}/{newest.version}", tracker)
+        candidate = Candidate.of_run(tracker, run_id)
+        return _opened(uri, candidate.fetch(candidate.checkpoint, _scratch()))
+    return _opened(uri, Path(uri).expanduser().absolute())
+
+
+def open_tower(uri: str, tracking: str) -> VisionTower:
+    """The ViT of the model that a URI or a folder names as for `resolve_model`; or of any model folder or file of weights,
+    by its path or by its name under RAYMED_MODELS.
+
+    Raises:
+        UserError: there is none.
+    """
+    if uri.startswith(("models:/", "runs:/")):
+        return VisionTower.read(resolve_model(uri, Tracker.open(tracking)).network, uri)
+    path = find_model(uri, MODEL_FILES)
+    known = [path / "MLmodel", path / RECIPE_FILE, path / "model" / RECIPE_FILE]
+    return VisionTower.read(_opened(uri, path).network if any(file.is_file() for file in known) else path)
+
+
+def _opened(uri: str, folder: Path) -> Resolved:
+    if (folder / "MLmodel").is_file():
+        check_seal(folder)
+        artifacts = mlflow.models.Model.load(str(folder)).flavors["python_function"]["artifacts"]
+        inference = Inference.read(folder / artifacts[serving.INFERENCE]["path"])
+        return Resolved(inference.name, folder / artifacts[serving.NETWORK]["path"], inference)
+    for network in (folder / "model", folder):
+        if (network / RECIPE_FILE).is_file():
+            return Resolved(uri, network, None)
+    raise UserError(
+        f"{uri} is not a model: there is neither MLmodel nor {RECIPE_FILE} in {folder}. Give "
+        "models:/raymed-lung@champion, runs:/RUN_ID, or the folder of a checkpoint."
+    )
+
+
+def _download(uri: str, tracker: Tracker) -> Path:
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if not match:
+        raise UserError(f"{uri!r} names no model version: give models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = match.groups()
+    client = tracker.client
+    try:
+        number = number or client.get_model_version_by_alias(name, alias).version
+        return _local(client.get_model_version_download_uri(name, number), tracker)
+    except (MlflowException, OSError) as error:
+        known = ", ".join(each.name for each in client.search_registered_models()) or "none"
+        raise UserError(f"there is no {uri} at {tracker.uri} ({error}). Registered models: {known}.") from error
+
+
+def _local(artifact_uri: str, tracker: Tracker) -> Path:
+    """Where an artefact lies: in place on this machine's disk, else a copy."""
+    if artifact_uri.startswith("file:"):
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri, tracking_uri=tracker.uri))
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri, dst_path=str(_scratch()), tracking_uri=tracker.uri))
+
+
+def _scratch() -> Path:
+    """A folder that lives as long as this process."""
+    folder = tempfile.mkdtemp(prefix="raymed-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

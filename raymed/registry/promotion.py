@@ -1,0 +1,82 @@
+"""A trial that a person picked, promoted: judged and registered, or, of data without classes, registered by its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raymed.data.prepared import Prepared
+from raymed.evaluation.summary import lines
+from raymed.job.job import Outcome
+from raymed.registry.assessment import Candidate
+from raymed.registry.register import alias_of, judge_and_register, register_network
+from raymed.storage.folder import Folder
+from raymed.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A trial to be promoted.
+
+    Attributes:
+        tracker: where its run is.
+        candidate: what it left.
+        alias: that the version gets; None for the usual one.
+        licence: what its card says about the terms of use.
+    """
+
+    tracker: Tracker
+    candidate: Candidate
+    alias: str | None
+    licence: str
+
+    def describe(self) -> Outcome:
+        """What would be done. Raises: UserError: its checkpoint or its data are gone."""
+        candidate, prepared = self.candidate, Prepared.open(self.candidate.data)
+        text = [
+            f"checkpoint  {candidate.network(candidate.checkpoint).uri}",
+            f"data        {candidate.data}, digest {prepared.digest}",
+            f"alias       {alias_of(candidate, self.alias) or 'none: a limit left patients out of training'}",
+            "dry run: nothing was judged or registered",
+        ]
+        return Outcome("\n".join(text), asdict(candidate))
+
+    def run(self, folder: Folder, how: Mapping[str, Any]) -> Outcome:
+        """Judge and register it.
+
+        Args:
+            folder: of the storage, for the table of judged patients.
+            how: micro_batch, workers and bootstrap of the judgement.
+
+        Raises:
+            UserError: as `judge_and_register`.
+        """
+        if not Prepared.open(self.candidate.data).labels.classes:
+            return self._register_network()
+        registered = judge_and_register(self.tracker, self.candidate, self.alias, licence=self.licence, **how)
+        judgement, patients = registered.judgement, f"promoted/{self.candidate.run_id}/patients.csv"
+        folder.write(patients, judgement.predictions())
+        judged, split = (judgement.test, "test") if judgement.test else (judgement.validation, "validation")
+        text = [
+            f"{judged.patients} {split} patients, temperature {judgement.temperature:.3f}",
+            *lines(judged),
+            f"every judged patient: {folder.uri}/{patients}",
+            f"registered: {registered.uri} (version {registered.version})",
+        ]
+        data = {"model": registered.uri, "version": registered.version, "temperature": judgement.temperature}
+        return Outcome("\n".join(text), data | {"split": split, "figures": judged.flat()})
+
+    def _register_network(self) -> Outcome:
+        """For data without classes: the network and its validation loss."""
+        run = self.tracker.describe(self.candidate.run_id)
+        epoch = int(run.metrics["best_epoch"])
+        val_loss = self.tracker.of_epoch(run.id, "val_loss", epoch)
+        found_by = f"The run {run.name}: val_loss {val_loss:.4f} in epoch {epoch}; picked by a person."
+        registered = register_network(self.tracker, self.candidate, val_loss, found_by, self.alias, self.licence)
+        text = [
+            f"val_loss {val_loss:.4f}; the data have no classes to judge patients by",
+            f"registered: {registered.uri} (version {registered.version})",
+            f"take its ViT out: python jobs/extract_vit.py --model {registered.uri} --out VIT",
+        ]
+        return Outcome("\n".join(text), {"model": registered.uri, "version": registered.version, "val_loss": val_loss})

@@ -1,0 +1,59 @@
+"""A storage that is away for a while is waited for; one that is full or read-only is not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from raymed.errors import StorageError
+from raymed.storage.folder import Folder
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # what waiting does not mend
+PAUSE = 2.0  # seconds between two tries
+
+Result = TypeVar("Result")
+
+
+def wait_for(action: Callable[[], Result], storage: Folder, minutes: float, waiting: Callable[[], None]) -> Result:
+    """Do what a storage may refuse, again and again while it is away.
+
+    Args:
+        minutes: to wait for it.
+        waiting: called before each new try.
+
+    Raises:
+        StorageError: it is full or read-only, or was away for longer.
+    """
+    until = time.monotonic() + 60 * minutes
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if is_refusal(error):
+                raise StorageError(
+                    f"{storage.uri} cannot be used: {error}. The checkpoints in it are untouched. "
+                    "Free space or mend the permissions, and run the same command again"
+                ) from error
+            if time.monotonic() > until:
+                raise StorageError(
+                    f"{storage.uri} has been away from {socket.gethostname()} for {minutes:g} minutes "
+                    f"(train.storage_minutes): {error}. Its checkpoints are untouched. Bring it back, at the same place on "
+                    "every machine of the cluster, and run the same command again"
+                ) from error
+        waiting()
+        time.sleep(PAUSE)
+
+
+def require_there(folder: Folder) -> None:
+    """Raises: OSError: the folder is not there, or its storage does not answer. Object stores have no folders."""
+    if not folder.exists() and folder.is_local:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder.uri)
+
+
+def is_refusal(error: OSError) -> bool:
+    """Whether a storage that is there says no: it is full or read-only, or this account may not write."""
+    return error.errno in REFUSALS or "ACCESS_DENIED" in str(error)

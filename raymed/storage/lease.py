@@ -1,0 +1,159 @@
+"""A lease on a name in a storage: one process holds it at a time, on whatever machine, and a heartbeat shows that it lives.
+
+Whoever wants it leaves a claim, a file of its own, and only then looks for others: of two that come at once, at least one
+sees the other. This takes no more of a storage than that what was written is listed, which file systems, NFS and S3 do. A
+claim's age is the difference of two times that the storage noted itself, so that clocks of machines do not matter; the claim
+of a process on this machine ends with the process, where Linux tells which process it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raymed.errors import UserError
+from raymed.storage.availability import require_there
+from raymed.storage.folder import Folder
+
+log = logging.getLogger("raymed")
+
+CLAIMS = ".leases"
+BEAT, EXPIRES = 15.0, 60.0  # seconds between two heartbeats; age of a claim whose holder is taken for dead
+LEAVING = 10.0  # seconds for the claim to go; a storage that hangs is not waited for, and the claim expires
+
+_held: set[str] = set()  # by this process
+
+
+@contextmanager
+def lease(storage: Folder, name: str) -> Iterator[None]:
+    """Hold the lease on a name; a process that holds it already may take it again within.
+
+    Raises:
+        UserError: another process holds it, or the storage cannot be written.
+    """
+    folder = storage.child(f"{CLAIMS}/{name}")
+    if folder.uri in _held:
+        yield
+        return
+    claim = _Claim(folder, name)
+    claim.make()
+    _held.add(folder.uri)
+    try:
+        claim.start()
+        yield
+    finally:
+        _held.discard(folder.uri)
+        claim.end()
+
+
+class _Claim:
+    """This process's claim on a lease."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name, self._file = folder, name, f"{uuid.uuid4().hex}.json"
+        self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name=f"lease on {name}", daemon=True)
+
+    def make(self) -> None:
+        """Leave the claim, and see whether another one counts.
+
+        Raises:
+            UserError: one does.
+        """
+        self._write()
+        try:
+            now = self._folder.modified(self._file)
+            for file in self._others():
+                with contextlib.suppress(FileNotFoundError):  # its holder ends
+                    holder, age = _read(self._folder, file), now - self._folder.modified(file)
+                    if _is_over(holder, age):
+                        self._folder.delete(file)
+                        continue
+                    who = f"{holder.get('pid')} on {holder.get('host')}, last seen {max(0, age):.0f} s ago"
+                    raise UserError(
+                        f"{self._name!r} is running in another process ({who}): wait for it, or stop it. "
+                        f"If that machine is gone, try again in {EXPIRES:.0f} s"
+                    )
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._folder.delete(self._file)
+            raise
+
+    def start(self) -> None:
+        self._heart.start()
+
+    def end(self) -> None:
+        self._over.set()
+        self._heart.join(LEAVING)
+
+    def _beat(self) -> None:
+        """Renew the claim until it is over, and remove it then."""
+        rivals: dict[str, float] = {}
+        while not self._over.wait(BEAT):
+            try:
+                require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
+                is_there, before = self._folder.exists(self._file), rivals
+                rivals = {file: self._folder.modified(file) for file in self._others()}
+                # one that only looked, or was killed while it did, renews nothing
+                has_rival = any(before.get(file, renewed) != renewed for file, renewed in rivals.items())
+                if is_there and not has_rival:
+                    self._write()
+                    continue
+            except Exception as error:  # whatever a file system raises while it is away
+                log.debug("the lease on %s could not be renewed: %s", self._name, error)
+                continue
+            log.error("another process has taken %s over, because this one was not seen for too long: it ends", self._name)
+            os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored by what a script starts in the background
+            break
+        with contextlib.suppress(Exception):  # a storage that is away: the claim expires
+            self._folder.delete(self._file)
+
+    def _write(self) -> None:
+        self._folder.write(self._file, json.dumps(_myself()).encode())
+
+    def _others(self) -> list[str]:
+        return [file for file in self._folder.names() if file.endswith(".json") and file != self._file]
+
+
+def _read(folder: Folder, file: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(folder.read(file)))
+    except (ValueError, TypeError):
+        return {}  # damaged: only its age counts
+
+
+def _is_over(holder: dict[str, Any], age: float) -> bool:
+    if _machine() and holder.get("machine") == _machine():
+        return _started(int(holder["pid"])) != holder["started"]
+    return age > EXPIRES
+
+
+def _myself() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _machine() -> str:
+    """Names where process ids are those that we see: a host since it started, or a container on it. Empty without /proc."""
+    boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not (boot.exists() and processes.is_symlink()):
+        return ""  # a process id alone, which another process may have by now, tells nothing
+    return " ".join([socket.gethostname(), boot.read_text().strip(), str(processes.readlink())])
+
+
+def _started(pid: int) -> str:
+    """When a process was started, by a clock of its machine; empty where there is none (any more)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

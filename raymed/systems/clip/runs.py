@@ -1,0 +1,233 @@
+"""The runs that a CLIP training job stands for: one, the folds of a cross-validation, or many configurations from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from raymed.data.prepared import Prepared
+from raymed.data.sources.listing import read_text
+from raymed.errors import UserError
+from raymed.job.command_line import Aliases
+from raymed.job.mistakes import did_you_mean
+from raymed.systems.clip.options import TrainClip
+from raymed.systems.clip.output import CONFIG, RunOutput, write_json
+from raymed.training.spec import FitSpec
+from raymed.tuning.search import VARIANT, Night
+from raymed.tuning.space import get_setting, with_setting
+
+log = logging.getLogger("raymed")
+
+RUN = "run"  # name of the only run
+OF_THE_JOB = (  # options that an entry of a configuration file cannot have of its own
+    "output_dir", "multi_config", "config_file", "resume_from", "storage", "tracking_uri", "dry_run", "json", "name",
+    "resume", "keep_checkpoints", "search", "workers", "min_workers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration: a run, or one for each fold.
+
+    Attributes:
+        name: of its folder; empty for the only one.
+        options: its settings.
+        prepared: its data.
+        specs: its runs, by name: ``run``, or ``fold_1`` and so on, after the configuration's own name.
+    """
+
+    name: str
+    options: TrainClip
+    prepared: Prepared
+    specs: dict[str, FitSpec]
+
+    @classmethod
+    def of(cls, options: TrainClip, name: str = "") -> Configuration:
+        """Raises: UserError: data, texts, model or folds do not fit."""
+        prepared = options.prepared()
+        spec = options.spec(prepared)
+        if not options.use_cv:
+            return cls(name, options, prepared, {name or RUN: spec})
+        options.check_folds(prepared)
+        folds = range(options.n_splits)
+        before = f"{name}-" if name else ""
+        specs = {f"{before}fold_{fold + 1}": dataclasses.replace(spec, fold=fold) for fold in folds}
+        return cls(name, options, prepared, specs)
+
+    def start(self, output: Path) -> None:
+        """Write the configuration into its folder."""
+        write_json(output / self.name / CONFIG, self.describe())
+
+    def outputs(self, output: Path, night: Night) -> dict[str, RunOutput]:
+        """The output folder of each run of the night."""
+        folder = output / self.name
+        found = {}
+        for number, name in enumerate(self.specs, start=1):
+            fold = {"fold": number} if self.options.use_cv else {}
+            where = folder / f"fold_{number}" if fold else folder
+            spec = night.trial(0, {VARIANT: name})
+            found[name] = RunOutput(where, spec, self.describe() | fold, self.options.save_best)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """What config.json says: the guide's keys, then every setting."""
+        options, train, model = self.options, self.options.train, self.options.model
+        recipe = next(iter(self.specs.values())).recipe
+        described = {
+            "image_encoder": model.image_encoder,
+            "text_encoder": model.text_encoder,
+            "embed_dim": model.embed_dim,
+            "batch_size": train.global_batch,
+            "epochs": train.epochs,
+            "learning_rate": train.lr,
+            "weight_decay": train.weight_decay,
+            "temperature": model.temperature,
+            "img_size": options.size,
+            "augmentation": options.augment.preset,
+            "random_state": options.seed,
+            "use_cv": options.use_cv,
+            "n_splits": options.n_splits,
+            "use_amp": train.precision == "amp",
+            "save_best": options.save_best,
+            "early_stopping_patience": train.patience or None,
+            "early_stopping_min_delta": train.min_delta,
+            "early_stopping_monitor": train.monitor,
+            "text_template": options.text_template,
+            "class_texts_file": options.class_texts_file,
+            "folds": options.folds,
+            "data": options.data or self.prepared.folder.uri,
+            "data_digest": self.prepared.digest,
+            "image": asdict(self.prepared.image),
+            "version": version("raymed"),
+            "recipe": recipe.settings(),
+            "train": asdict(train),
+            "slices": asdict(options.slices),
+            "fold": options.fold,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(described))
+        return plain
+
+
+def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Configuration], list[str]]:
+    """What is to be trained, and what is wrong with those configurations that cannot be.
+
+    Raises:
+        UserError: options that do not go together, or nothing that can be trained.
+    """
+    options.check_modes()
+    if not options.config_file:
+        return [Configuration.of(options)], []
+    path = Path(options.config_file).expanduser()
+    found: list[Configuration] = []
+    wrong = []
+    for number, each in enumerate(read_configurations(path, options, aliases), start=1):
+        try:
+            if isinstance(each, UserError):
+                raise each
+            each.check_modes()
+            name = f"{each.model.image_encoder}_{Path(each.model.text_encoder).name}"
+            taken = {other.name for other in found}
+            names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+            found.append(Configuration.of(each, next(name for name in names if name not in taken)))
+        except UserError as error:
+            wrong.append(f"{path}, entry {number}: {error}")
+            log.warning("not trained: %s", wrong[-1])
+    if not found:
+        raise UserError("\n".join(wrong))
+    return found, wrong
+
+
+def default_output(night: Night) -> Path:
+    """Beside the run's checkpoints, or in the current folder where the storage is remote."""
+    folder = night.template.folder
+    return (Path(folder.path) if folder.is_local else Path(night.name).resolve()) / "output"
+
+
+def read_configurations(path: Path, options: TrainClip, aliases: Aliases) -> list[TrainClip | UserError]:
+    """The options of each entry of a configuration file, or what is wrong with it.
+
+    Args:
+        options: what holds where an entry says nothing.
+        aliases: the guide's names; keys are written with underscores.
+
+    Raises:
+        UserError: the file is no JSON list of objects.
+    """
+    try:
+        entries = json.loads(read_text(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path} must hold a list of configurations: [{{...}}, {{...}}]")
+    base = dataclasses.replace(options, multi_config=False, config_file=None)
+    found: list[TrainClip | UserError] = []
+    for entry in entries:
+        try:
+            found.append(_changed(base, entry, aliases))
+        except UserError as error:
+            found.append(error)
+    return found
+
+
+def _changed(options: TrainClip, entry: Mapping[str, Any], aliases: Aliases) -> TrainClip:
+    known_as = {key: aliases[key.replace("_", "-")] for key in entry if key.replace("_", "-") in aliases}
+    implied = {option: entry[key] for key, alias in known_as.items() for option in alias.implies if type(entry[key]) is int}
+    for key, value in (implied | dict(entry)).items():
+        alias = aliases.get(key.replace("_", "-"))
+        name = alias.option if alias else key
+        if alias and alias.says:
+            log.info("%s: %s", key, alias.says)
+        if not name:
+            continue
+        if name.split(".")[0] in OF_THE_JOB:
+            raise UserError(f"key {key!r} holds for all configurations alike: give it on the command line")
+        try:
+            now = get_setting(options, name)
+        except UserError as error:
+            known = sorted(each.replace("-", "_") for each in aliases)
+            hint = did_you_mean(key, known)
+            raise UserError(
+                f"unknown key {key!r}{hint}; the keys are {', '.join(known)}, and every option's name"
+            ) from error
+        if dataclasses.is_dataclass(now):
+            if not isinstance(value, dict):
+                raise UserError(f"key {key!r} has settings of its own: {{{', '.join(asdict(now))}}}")  # type: ignore[arg-type]
+            options = _changed(options, {f"{name}.{part}": each for part, each in value.items()}, aliases)
+            continue
+        here = alias.values.get(json.dumps(value), value) if alias else value
+        try:
+            options = with_setting(options, name, _typed(type(options), name, here))
+        except (UserError, ArgumentError) as error:
+            reason = str(error).removeprefix('Parser key "value":').strip()
+            raise UserError(f"key {key!r}: {json.dumps(value, ensure_ascii=False)} cannot be used: {reason}") from error
+    return options
+
+
+def _typed(owner: type, name: str, value: Any) -> Any:
+    """A value from JSON, as the type of the option at a dotted name.
+
+    Raises:
+        ArgumentError: it is of another type.
+    """
+    for part in name.split("."):
+        hint = typing.get_type_hints(owner)[part]
+        owner = typing.cast(type, hint)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    if hint is bool and not isinstance(value, bool):
+        raise ArgumentError(None, "it must be true or false, without quotes")
+    if value is None and type(None) not in typing.get_args(hint):
+        raise ArgumentError(None, "it must not be null")
+    return parser.parse_object({"value": value}).value

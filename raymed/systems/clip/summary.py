@@ -1,0 +1,218 @@
+"""What came out of CLIP runs: in words, as cv_summary.json for folds, and as figures in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from raymed.data.prepared import Prepared
+from raymed.errors import RunError, UserError
+from raymed.evaluation import summary
+from raymed.evaluation.figures import confusion, training_history
+from raymed.evaluation.metrics import Evaluation, evaluate, judge_patients
+from raymed.evaluation.patients import softmax, to_patients
+from raymed.job.job import Outcome
+from raymed.storage.folder import Folder
+from raymed.systems.clip.checkpoint import LISTS
+from raymed.systems.clip.output import FIGURE, RunOutput, write_json
+from raymed.systems.clip.runs import Configuration
+from raymed.tracking.tracker import Tracker
+from raymed.training.best import HIGHER_IS_BETTER, Monitor
+from raymed.training.checkpoint import PREDICTIONS
+from raymed.training.loop import JUDGED_BY
+from raymed.tuning.search import Night
+from raymed.tuning.study import CHECKPOINT, REASON
+
+SUMMARY, CONFUSION = "cv_summary.json", "confusion_matrix.png"
+PER_PATIENT = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc")  # of each fold's best epoch
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the best checkpoints of a configuration say of the patients that they were validated on.
+
+    Attributes:
+        together: all these patients.
+        folds: figures of each checkpoint's, as `PER_PATIENT` names them; what cannot be formed everywhere is left out.
+    """
+
+    together: Evaluation
+    folds: dict[str, list[float]]
+
+    @classmethod
+    def of(cls, prepared: Prepared, checkpoints: Sequence[str], seed: int) -> Judged:
+        """Args: checkpoints: address of the best checkpoint of each fold, or of the only run."""
+        rows, logits = [], []
+        for checkpoint in checkpoints:
+            with Folder.at(checkpoint).open(PREDICTIONS) as file, np.load(file) as stored:
+                rows.append(stored["row"])
+                logits.append(stored["logits"])
+        names = prepared.labels.names
+        columns = [prepared.columns(each, JUDGED_BY) for each in rows]
+        folds = [judge_patients(outputs, each, names) for outputs, each in zip(logits, columns, strict=True)]
+        patient, label, source = (
+            np.concatenate([each[name] for each in columns]) for name in ("patient", "label", "source")
+        )
+        patients = to_patients(softmax(np.concatenate(logits)), patient, label, source)
+        formed = [name for name in PER_PATIENT if all(name in each for each in folds)]
+        return cls(evaluate(patients, names, seed=seed), {name: [each[name] for each in folds] for name in formed})
+
+    def describe(self) -> dict[str, Any]:
+        """Figures with 95 % intervals, of each class too, and who was taken for whom, as plain values."""
+        return {
+            "patients": {name: asdict(each) for name, each in self.together.metrics.items()},
+            "classes": [asdict(each) for each in self.together.classes],
+            "confusion": self.together.confusion,
+        }
+
+    def record(self, tracker: Tracker, run: str, name: str, folder: Path) -> None:
+        """Write the figures into MLflow, and the confusion matrix into the output folder too.
+
+        Args:
+            name: of the configuration, put before the names of what is written.
+        """
+        before = f"{name}/" if name else ""
+        tracker.metrics(run, {f"{before}patients_{each}": value for each, value in self.together.flat().items()})
+        figure = confusion(self.together, [each.name for each in self.together.classes])
+        figure.savefig(folder / CONFUSION)
+        tracker.figure(run, figure, before + CONFUSION)
+
+
+def summarise(
+    configurations: Sequence[Configuration],
+    outputs: Mapping[str, RunOutput],
+    trials: Mapping[str, FrozenTrial],
+    night: Night,
+    output: Path,
+    wrong: Sequence[str],
+) -> Outcome:
+    """What a training job leaves.
+
+    Args:
+        outputs: of each run, by its name; likewise `trials`, how it ended.
+        output: the job's output folder.
+        wrong: why some configurations were not trained.
+
+    Raises:
+        UserError: some configurations could not be trained; the message tells of all.
+        RunError: some runs failed; the message tells of all.
+    """
+    lines: list[str] = []
+    figures: dict[str, dict[str, Any]] = {}
+    tracker = night.open_tracker()
+    runs = {name: str(tracker.find(night.trial_key(trial))) for name, trial in trials.items()}
+    parent = str(tracker.find(night.name))
+    for each in configurations:
+        folder = output / each.name
+        done = [name for name in each.specs if trials[name].state == TrialState.COMPLETE]
+        for name in each.specs:
+            if name not in done:
+                lines.append(f"{name} failed: {trials[name].user_attrs.get(REASON, 'no epoch was completed')}")
+        states = {name: trials[name].state.name for name in each.specs}
+        found = figures[each.name] = {"output": str(folder), "runs": states}
+        if not done:
+            continue
+        histories = {name: outputs[name].history() for name in done}
+        for name, history in histories.items():
+            tracker.figure(runs[name], training_history(history), FIGURE)
+        # a run that went on from a .pth file and found nothing better has no best checkpoint of its own
+        checkpoints = [trials[name].user_attrs[CHECKPOINT] for name in done if CHECKPOINT in trials[name].user_attrs]
+        judged = Judged.of(each.prepared, checkpoints, each.options.seed) if checkpoints else None
+        if judged:
+            found |= judged.describe()
+            judged.record(tracker, parent if each.options.use_cv else runs[done[0]], each.name, folder)
+        if each.options.use_cv:
+            numbers = [number for number, name in enumerate(each.specs, start=1) if name in done]
+            told = summarise_folds(each, numbers, list(histories.values()), judged)
+            write_json(folder / SUMMARY, told)
+            before = f"{each.name}/" if each.name else ""
+            tracker.metrics(parent, {before + name: value for name, value in told["average_results"].items()})
+            tracker.text(parent, (folder / SUMMARY).read_text("utf-8"), before + SUMMARY)
+            found["average_results"] = told["average_results"]
+        else:
+            found |= best_of(histories[done[0]], each.options.train.monitor) | {"run_id": runs[done[0]]}
+        lines += _lines(each, found, judged, brief=len(configurations) > 1)
+    failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
+    lines += [f"not trained: {each}" for each in wrong]
+    if wrong or failed:
+        raise (UserError if wrong else RunError)("\n".join(["not everything could be trained", *lines]))
+    lines += [tracker.look_at_it, f"files: {output}"]
+    data = {"name": night.name, "output": str(output), "tracking_uri": night.tracking_uri}
+    return Outcome("\n".join(lines), data | figures.get("", {"configurations": figures}))
+
+
+def summarise_folds(
+    configuration: Configuration,
+    numbers: Sequence[int],
+    histories: Sequence[Mapping[str, Sequence[float]]],
+    judged: Judged | None,
+) -> dict[str, Any]:
+    """The content of cv_summary.json: each fold's last epoch and its best one, mean and population std, all patients.
+
+    Args:
+        numbers: of the folds that came to their end, from 1.
+        histories: of each of them, as in its history.json.
+    """
+    monitor = configuration.options.train.monitor
+    folds: dict[str, list[float]] = {f"fold_{name}": [history[name][-1] for history in histories] for name in LISTS}
+    folds["fold_best_val_acc"] = [max(history["val_acc"]) for history in histories]
+    if judged:
+        folds |= {f"fold_patient_{name}": values for name, values in judged.folds.items()}
+    averages = {}
+    for name, values in folds.items():
+        averages[name.replace("fold_", "avg_", 1)] = float(np.mean(values))
+        averages[name.replace("fold_", "std_", 1)] = float(np.std(values))
+    return {
+        "config": configuration.describe(),
+        "folds": list(numbers),
+        "fold_results": folds | {"fold_best_epoch": [best_of(history, monitor)["best_epoch"] for history in histories]},
+        "average_results": averages,
+        **(judged.describe() if judged else {}),
+    }
+
+
+def best_of(history: Mapping[str, Sequence[float]], monitor: Monitor) -> dict[str, float]:
+    """The first epoch with the best value of the monitored metric, and its figures."""
+    choose = np.argmax if HIGHER_IS_BETTER[monitor] else np.argmin
+    place = int(choose(history[monitor]))
+    figures = {name: history[name][place] for name in ("val_acc", "val_loss")}
+    return {"best_epoch": place + 1, "epochs": len(history["val_acc"]), **figures}
+
+
+def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judged | None, brief: bool) -> list[str]:
+    """What a person is told of a configuration that was trained."""
+    title = f"{configuration.name}: " if configuration.name else ""
+    if configuration.options.use_cv:
+        averages = found["average_results"]
+
+        def spread(name: str, digits: int) -> str:
+            return f"{averages[f'avg_{name}']:.{digits}f} ± {averages[f'std_{name}']:.{digits}f}"
+
+        count = sum(state == TrialState.COMPLETE.name for state in found["runs"].values())
+        lines = [
+            f"{title}{count} folds: best val_acc {spread('best_val_acc', 2)} %, "
+            f"val_loss of the last epoch {spread('val_loss', 4)}"
+        ]
+        if judged:
+            lines.append("  per patient: " + ", ".join(f"{name} {spread(f'patient_{name}', 3)}" for name in judged.folds))
+        whole = count == len(found["runs"])
+        whose = f"{'all' if whole else 'their'} patients, each judged by the fold that has not seen it"
+    else:
+        lines = [
+            f"{title}best epoch {found['best_epoch']} of {found['epochs']}: "
+            f"val_acc {found['val_acc']:.2f} %, val_loss {found['val_loss']:.4f}"
+        ]
+        whose = "the validation patients"
+    if judged and brief:
+        shown = {name: judged.together.metrics[name] for name in PER_PATIENT if name in judged.together.metrics}
+        lines.append("  " + ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items()))
+    elif judged:
+        lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together))]
+    if judged and "run_id" in found:
+        lines.append(f"calibrate and register it: python jobs/promote.py {found['run_id']}")
+    return lines

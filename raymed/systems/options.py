@@ -1,0 +1,230 @@
+"""What the jobs of every system share: options of a training run or search, and the run or search those describe.
+
+Options are read, and explained by ``--help``, without what trains: modules that hold options import it where they use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from raymed.data.image import PIXEL_RULE, ImageSettings
+from raymed.data.phantom import VERSION, PhantomSettings, write_phantoms
+from raymed.data.plan import Sampling
+from raymed.data.prepared import Prepared
+from raymed.data.settings import PrepareSettings
+from raymed.data.split import SplitSettings
+from raymed.errors import UserError
+from raymed.job.job import JobOptions
+from raymed.storage.folder import Folder
+from raymed.training.settings import TrainSettings
+from raymed.tuning.budget import Budget, deadline
+from raymed.tuning.settings import KeepCheckpoints, SearchSettings
+
+if TYPE_CHECKING:
+    from raymed.recipes.recipe import Recipe
+    from raymed.training.spec import FitSpec
+    from raymed.tuning.search import Night
+
+log = logging.getLogger("raymed")
+
+NO_ALIAS = "A model of it is registered under no alias unless --alias is given"
+
+Searching = TypeVar("Searching", bound="SystemOptions")  # and SearchOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemOptions(JobOptions, ABC):
+    """Options of a training run or search.
+
+    Attributes:
+        phantom: The phantom patients used without --data.
+        name: Name of the run or search; the same name goes on with it (default: system and a digest of settings and data).
+        resume: Go on with an earlier run of that name if there is one (auto), forget it and start again (never), or end with
+            an error if there is none (must).
+        keep_checkpoints: Of each run the best and the two newest (best), every one (all), or, once a search is judged, the
+            champion's only: no other trial can be promoted then (champion).
+        fold: Cross-validation fold to validate on (default: the stored split).
+        workers: Training workers of one run, each with a GPU where there are GPUs; 1:4 takes as many as there is room for.
+            Those that would make a step no shorter are not started.
+        min_workers: Fewest workers a single run goes on with when machines are lost; as they return it grows again to
+            `workers` (0 = as many as `workers`).
+        train: How it is trained.
+        search: Search space, early stopping and resources of trials.
+    """
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("name", "resume", "workers", "fold", "train.global_batch", "train.lr")
+
+    phantom: PhantomSettings = field(default_factory=PhantomSettings)
+    name: str = ""
+    resume: Literal["auto", "never", "must"] = "auto"
+    keep_checkpoints: KeepCheckpoints = "best"
+    fold: int | None = None
+    workers: int = 1
+    min_workers: int = 0
+    train: TrainSettings = field(default_factory=TrainSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+
+    @abstractmethod
+    def prepared(self) -> Prepared:
+        """The prepared data: those named, or the embedded phantom patients, made on first use."""
+
+    @abstractmethod
+    def recipe(self, prepared: Prepared) -> Recipe:
+        """The system that the options describe, for these data."""
+
+    @property
+    @abstractmethod
+    def sampling(self) -> Sampling:
+        """Which rows an epoch uses, and which of them are seen together."""
+
+    def spec(self, prepared: Prepared) -> FitSpec:
+        """The run that the options describe, without its name.
+
+        Raises:
+            UserError: there is nothing to train or to validate on.
+        """
+        from raymed.training.spec import FitSpec
+
+        if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
+            raise UserError(f"{prepared.folder.uri} has no train or no val patients: it can be predicted, not trained on")
+        if prepared.image.rule != PIXEL_RULE:
+            log.warning(
+                "%s was prepared by pixel rule %d, and this raymed reads files by rule %d: a model that is trained on it "
+                "cannot be asked about files. Prepare the data again",
+                *(prepared.folder.uri, prepared.image.rule, PIXEL_RULE),
+            )
+        spec = FitSpec(
+            name="",
+            storage=self.folder.uri,
+            data=prepared.folder.uri,
+            data_digest=prepared.digest,
+            recipe=self.recipe(prepared),
+            train=self.train,
+            sampling=self.sampling,
+            fold=self.fold,
+            seed=self.seed,
+            workers=self.workers,
+            min_workers=self.min_workers,
+        )
+        if self.sampling != self.sampling.unlimited:
+            log.warning("a limit leaves patients out: %s. %s", spec.usage(prepared), NO_ALIAS)
+        return spec
+
+    def night(self, prepared: Prepared, budget: Budget) -> Night:
+        """The run or search that the options describe; a single run is a search of one trial in an empty space."""
+        return self.named(self.spec(prepared), budget)
+
+    def named(self, template: FitSpec, budget: Budget, variants: Mapping[str, FitSpec] | None = None) -> Night:
+        """A search from `template`, or the listed runs, under the name that settings and data give it."""
+        from raymed.tuning.search import Night
+        from raymed.tuning.space import located
+
+        listed = dict(variants or {})
+        of_recipe = {name: each for name, each in self.search.space.items() if not name.startswith("train.")}
+        search = dataclasses.replace(self.search, space={**self.search.space, **located(of_recipe, template.recipe)})
+        described = json.dumps(
+            [
+                # How many machines share the work changes no result.
+                [
+                    _without_generation(dataclasses.replace(spec, workers=1, min_workers=0))
+                    for spec in (template, *listed.values())
+                ],
+                dataclasses.asdict(dataclasses.replace(search, concurrent=0, cpus_per_worker=1)),
+                sorted({spec.open_data().digest for spec in (template, *listed.values())}),
+            ],
+            default=str,
+        )
+        name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
+        command = shlex.join(["python", *sys.argv])
+        if not self.dry_run:
+            self.folder.check_writable()
+        template = dataclasses.replace(template, name=name)
+        for data in {spec.data for spec in (template, *listed.values())}:
+            if f"{data}/".startswith(f"{template.folder.uri}/"):
+                raise UserError(
+                    f"the run's folder would be {template.folder.uri}, where the prepared data lie: give another --name"
+                )
+        night = Night(template, search, budget, self.tracking, command, listed, self.keep_checkpoints)
+        if self.resume == "must" and not night.has_begun:
+            raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
+        if self.resume == "never" and not self.dry_run:
+            night.forget()
+        return night
+
+
+def _without_generation(spec: FitSpec) -> dict[str, Any]:
+    """A run's fields, but for what differs from one search of a name to the next."""
+    return {name: value for name, value in dataclasses.asdict(spec).items() if name != "generation"}
+
+
+def for_search(options: Searching) -> Searching:
+    """The options with `max_epochs` as the epochs of a trial.
+
+    Raises:
+        UserError: train.epochs says something else.
+    """
+    searched: Any = options  # SearchOptions too
+    most, given = searched.max_epochs, options.train.epochs
+    if given not in (type(options)().train.epochs, most):
+        raise UserError(f"train.epochs {given} is for single runs: leave it out, and say --max-epochs, which is {most} now")
+    return dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=most))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options that say how long a search may take.
+
+    Attributes:
+        trials: Most trials.
+        max_epochs: Most epochs of a trial, in place of train.epochs.
+        epochs: Most epochs over all trials (0 = no limit).
+        hours: Most hours, interruptions not counted; the search ends in time for judging the winner, and training it again
+            (0 = no limit).
+        until: End at this time of day instead, such as 07:00; given again, it means the night in which the search began.
+        timezone: Time zone of `until`, such as Europe/Berlin (default: that of the machine the job runs on; a cluster's is
+            mostly UTC).
+        refit: Train the winner again on more rows: train and val (trainval) or every split (all).
+        alias: Name that the registered winner gets (default: champion; none where a limit left patients out of training).
+    """
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("trials", "max_epochs", "hours", "until", "refit")
+
+    trials: int = 20
+    max_epochs: int = 10
+    epochs: int = 0
+    hours: float = 0.0
+    until: str = ""
+    timezone: str = ""
+    refit: Literal["none", "trainval", "all"] = "none"
+    alias: str | None = None
+
+    @property
+    def budget(self) -> Budget:
+        if self.trials < 1 or self.epochs < 0 or self.hours < 0:
+            raise UserError("--trials must be at least 1, --epochs and --hours at least 0 (which is no limit)")
+        end = deadline(self.until, self.timezone)
+        return Budget(self.trials, self.epochs, end, self.timezone, self.hours * 3600, self.until, refit=self.refit)
+
+
+def prepare_phantoms(storage: Folder, phantom: PhantomSettings, size: int, folds: int = 5) -> Prepared:
+    """Make and prepare the embedded patients under the storage; what is there already is kept."""
+    from raymed.data.prepare import prepare
+
+    described = hashlib.blake2b(repr((VERSION, phantom, size, folds)).encode(), digest_size=3).hexdigest()
+    scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
+    storage.check_writable()
+    source = Path(scratch.path) / f"phantom-{described}" / "patients"
+    log.info("phantom patients: %d of them in %s", phantom.patients, source)
+    write_phantoms(source, phantom)
+    settings = PrepareSettings(image=ImageSettings(size=size), split=SplitSettings(folds=folds))
+    return prepare(source, storage.child(f"phantom-{described}/prepared").uri, settings).prepared

@@ -1,0 +1,1 @@
+"""Pretraining of vision transformers inside a vision-language model, on conversations about pictures."""

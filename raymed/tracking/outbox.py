@@ -1,0 +1,202 @@
+"""What is to be written to a service that may be away for a while: kept on disk, delivered in order by a thread.
+
+Whoever puts something in never waits for the service. What a killed process had not delivered is delivered by the next one,
+so delivering the same entry twice must leave what delivering it once leaves. The file is only appended to: entries, and how
+far they are delivered. What is delivered goes when nothing else is left, and at the next start, by a rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raymed.errors import UserError
+from raymed.storage.availability import wait_for
+from raymed.storage.entries import from_line, has_checksum, plain, to_line
+from raymed.storage.folder import Folder
+
+log = logging.getLogger("raymed")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two tries
+MOST_WAITING = 100_000  # entries
+LAST_WAIT = 600.0  # seconds for the service to come back at the end
+DELIVERED = "delivered"  # in an entry of our own: how many bytes of the file are
+
+
+class Refused(Exception):  # noqa: N818
+    """The service answers, and will never take an entry as it is."""
+
+
+class Outbox:
+    """Delivers entries (plain values) one after the other, each until it succeeds or is refused."""
+
+    def __init__(
+        self, path: Path, service: str, deliver: Callable[[dict[str, Any]], None], storage_minutes: float = 0.0
+    ) -> None:
+        """Start with what an earlier process left in the file at `path`.
+
+        Args:
+            service: what a person calls it.
+            deliver: raises `Refused` for an entry that the service will never take, which is set aside with a line;
+                `UserError` where everything must stop; anything else while the service is away.
+            storage_minutes: how long an entry waits for a storage that is away.
+
+        Raises:
+            UserError: the file cannot be written; what it holds stays.
+        """
+        self._path, self._service, self._deliver, self._storage_minutes = path, service, deliver, storage_minutes
+        self._waiting: deque[tuple[dict[str, Any], int]] = deque()  # each with where it ends in the file
+        self._length = 0
+        left, is_clean = _left(path)
+        content = b""
+        for entry in left:
+            content += to_line(entry)
+            self._waiting.append((entry, len(content)))
+        self._length = len(content)
+        if not is_clean:
+            Folder.at(path.parent).write(path.name, content)
+        self._changed = threading.Condition()
+        self._error: UserError | None = None
+        self._closing = False
+        self._refused = 0
+        self._thread = threading.Thread(target=self._run, name=f"outbox of {service}", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: Mapping[str, Any]) -> None:
+        """Keep an entry, durably, and return at once.
+
+        Raises:
+            UserError: an earlier entry cannot be delivered at all, far too many are waiting, or the file cannot be written.
+        """
+        with self._changed:
+            self._check()
+            if len(self._waiting) >= MOST_WAITING:
+                raise UserError(f"{self._service} has been away too long: {MOST_WAITING} entries wait in {self._path}")
+            line, folder = to_line(entry), Folder.at(self._path.parent)
+            wait_for(lambda: self._append(line, durably=True), folder, self._storage_minutes, lambda: None)
+            self._waiting.append((dict(entry), self._length))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait until all is delivered, or say where the rest is kept.
+
+        Raises:
+            UserError: an entry cannot be delivered at all.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(LAST_WAIT)
+        with self._changed:
+            self._check()
+            if self._waiting:
+                log.error(
+                    "%s is still away: %d entries wait in %s. The same command delivers them.",
+                    self._service,
+                    len(self._waiting),
+                    self._path,
+                )
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _append(self, line: bytes, durably: bool) -> None:
+        """Write behind the last whole line; what a failed write left is cut off first."""
+        with self._path.open("ab") as file:
+            if file.tell() > self._length:
+                file.truncate(self._length)
+            file.write(line)
+            file.flush()
+            if durably:
+                os.fsync(file.fileno())
+        self._length += len(line)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if not self._waiting:
+                    return
+                entry, end = self._waiting[0]
+            try:
+                self._try(entry)
+            except UserError as error:
+                with self._changed:
+                    self._error = error
+                return
+            with self._changed:
+                self._waiting.popleft()
+                with contextlib.suppress(OSError):  # it is delivered once more, then
+                    if self._waiting:
+                        self._append(to_line({DELIVERED: end}), durably=False)
+                    else:
+                        os.truncate(self._path, 0)
+                        self._length = 0
+
+    def _try(self, entry: dict[str, Any]) -> None:
+        pause, since = FIRST_PAUSE, time.monotonic()
+        while True:
+            try:
+                self._deliver(entry)
+                break
+            except UserError:
+                raise
+            except Refused as error:
+                self._set_aside(entry, error)
+                break
+            except Exception as error:  # whatever a client library raises when its service is away
+                if pause == FIRST_PAUSE:
+                    log.warning("%s is away (%s): going on, and keeping what is for it", self._service, _line(error))
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        if pause > FIRST_PAUSE:
+            log.warning("%s is back after %.0f s", self._service, time.monotonic() - since)
+
+    def _set_aside(self, entry: dict[str, Any], error: Refused) -> None:
+        aside = self._path.with_name(f"{self._path.stem}.refused{self._path.suffix}")
+        with contextlib.suppress(OSError), aside.open("ab") as file:
+            file.write(to_line(entry))
+        if not self._refused:
+            log.error("%s refuses an entry for good (%s): it is set aside in %s", self._service, _line(error), aside)
+        self._refused += 1
+
+
+def _left(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The entries of a file that are not delivered, and whether it holds these alone, each whole and with a checksum."""
+    content = path.read_bytes() if path.is_file() else b""
+    left: list[tuple[dict[str, Any], int]] = []
+    end, is_clean = 0, True
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        end += len(line)
+        try:
+            entry = from_line(line) if has_checksum(line) else _before_checksums(line)
+        except ValueError as error:
+            log.warning("entry %d of %s is left out: %s", number, path, error)
+            is_clean = False
+            continue
+        is_clean &= has_checksum(line) and DELIVERED not in entry
+        if DELIVERED in entry:
+            left = [(each, its_end) for each, its_end in left if its_end > entry[DELIVERED]]
+        else:
+            left.append((entry, end))
+    return [entry for entry, _ in left], is_clean
+
+
+def _before_checksums(line: bytes) -> dict[str, Any]:
+    """An entry that an earlier version wrote."""
+    entry = plain(line)
+    if "checksum" in entry or not line.endswith(b"\n"):
+        raise ValueError("it is cut off or damaged")
+    return entry
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

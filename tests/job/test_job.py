@@ -1,0 +1,320 @@
+"""What every job promises at the command line: options from types, helpful errors, exit codes, one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from raymed.errors import UserError
+from raymed.job.command_line import Alias, parse
+from raymed.job.job import JobOptions
+
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.py"))
+
+SCRIPT = '''
+"""Divide.
+
+    python jobs/divide.py --by 2
+"""
+from dataclasses import dataclass
+from raymed.errors import RunError, UserError
+from raymed.job.job import JobOptions, Outcome, run
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices.
+
+    Attributes:
+        limit: How many.
+    """
+    limit: int = 0
+
+    def __post_init__(self):
+        if self.limit < 0:
+            raise UserError("a limit below 0: give 0 for none")
+
+@dataclass(frozen=True, kw_only=True)
+class Divide(JobOptions):
+    """Options.
+
+    Attributes:
+        by: What to divide by.
+        slices: Checked where it is built.
+    """
+    by: int
+    slices: Slices = Slices()
+
+def main(options: Divide) -> Outcome:
+    if options.by < 0:
+        raise UserError("--by is negative: give a number from 0 up")
+    if options.by > 100:
+        raise RunError("too much")
+    print("a library's chatter")
+    return Outcome(f"result: {10 / options.by}", {"result": 10 / options.by}, 2 if options.by == 3 else 0)
+
+run(Divide, main)
+'''
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner.
+
+    Attributes:
+        deep_value: A number.
+        kind: One of two.
+        on: A switch.
+    """
+
+    deep_value: int = 1
+    kind: Literal["soft", "hard"] = "soft"
+    on: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(JobOptions):
+    """Options.
+
+    Attributes:
+        data: Where the data are.
+        max_epochs: Most epochs.
+        inner: Nested settings.
+    """
+
+    data: str
+    max_epochs: int = 3
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_dashes_and_underscores_are_the_same_and_a_bare_switch_means_true():
+    options = parse(Options, ["--data", "X", "--max-epochs", "4", "--inner.deep-value=7", "--inner.on", "--dry-run"])
+    assert (options.max_epochs, options.inner, options.dry_run, options.json) == (4, Inner(7, on=True), True, False)
+    assert parse(Options, ["--data", "X", "--max_epochs", "4", "--inner.on", "false"]).inner.on is False
+
+
+def test_the_command_line_wins_over_config_and_config_over_the_job_s_defaults(tmp_path):
+    (tmp_path / "job.yaml").write_text("max_epochs: 5\ninner: {deep_value: 5}\ndata: job\n")
+    (tmp_path / "mine.yaml").write_text("max_epochs: 6\ndata: mine\n")
+    words = ["--config", str(tmp_path / "mine.yaml"), "--data", "typed"]
+    options = parse(Options, words, defaults=tmp_path / "job.yaml")
+    assert (options.data, options.max_epochs, options.inner.deep_value) == ("typed", 6, 5)
+
+
+def test_times_in_a_config_file_stay_times(tmp_path):
+    file = tmp_path / "late.yaml"
+    file.write_text("data: 23:30\nmax_epochs: 12\n")
+    options = parse(Options, ["--config", str(file)])
+    assert (options.data, options.max_epochs) == ("23:30", 12)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--max-epoch", "3x"], "--max-epochs takes a whole number; not '3x'"),
+        (["--maxepochs", "3"], "there is no option --maxepochs: did you mean --max-epochs?"),
+        (["--inner.deep_valeu", "3"], "there is no option --inner.deep_valeu: did you mean --inner.deep_value?"),
+        (["--data.deep_value", "3"], "there is no option --data.deep_value: did you mean --inner.deep_value?"),
+        (["--inner.kind", "sofd"], "--inner.kind takes one of soft, hard; not 'sofd': did you mean soft?"),
+        (["--inner.on", "yes"], "--inner.on takes true or false, or nothing, which is true; not 'yes'"),
+        (["--inner", "3"], "--inner has settings of its own: inner.deep_value, inner.kind, inner.on"),
+        (["--max-epochs"], "--max-epochs needs a value: a whole number"),
+        (["--lerning-rate", "3"], "there is no option --lerning-rate: did you mean --learning-rate?"),
+        (["elsewhere"], "'elsewhere' belongs to no option"),
+        (["--config", "none.yaml"], "--config: there is no file '"),
+    ],
+)
+def test_a_typo_is_told_with_what_to_type_instead(words, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        parse(Options, ["--data", "X", *words], aliases={"learning-rate": Alias("inner.deep_value")})
+
+
+def test_what_is_missing_is_named_as_it_is_typed():
+    with pytest.raises(UserError, match=r"missing: DATA\nusage: python jobs/test_job.py --data DATA"):
+        parse(Options, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("iner: {deep_value: 1}", "there is no option iner.deep_value: did you mean inner.deep_value?"),
+        ("inner: {onn: true}", "there is no option inner.onn: did you mean inner.on?"),
+        ("max_epochs: many", "max_epochs takes a whole number; not 'many'"),
+        ("inner: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_typo_in_a_file_is_told_with_the_file(tmp_path, text, says):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"{file}: {says}")):
+        parse(Options, ["--data", "X", "--config", str(file)])
+
+
+def test_help_shows_what_matters_and_help_all_the_rest(capsys):
+    shown = []
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse(Options, ["--data", "X", word])
+        shown.append(capsys.readouterr().out)
+    assert "--max-epochs" in shown[0] and "--inner.on" not in shown[0]
+    assert "--help-all explains 4 more: group-readable, inner.*" in shown[0]
+    assert "--inner.on" in shown[1] and "explains" not in shown[1]
+
+
+def test_tracking_beside_a_remote_storage_must_be_named(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="--tracking-uri"):
+        parse(Options, ["--data", "X", "--storage", "s3://bucket/runs"]).tracking  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def divide(tmp_path_factory):
+    script = tmp_path_factory.mktemp("job") / "divide.py"
+    script.write_text(SCRIPT)
+    return lambda *words: subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("by", "code", "says"),
+    [
+        ("2", 0, "5.0"),
+        ("3", 2, "3.33"),
+        ("-1", 2, "give a number from 0 up"),
+        ("101", 1, "too much"),
+        ("0", 1, "ZeroDivisionError"),
+    ],
+)
+def test_exit_codes_tell_apart_what_the_user_can_mend_and_what_failed(divide, by, code, says):
+    done = divide("--by", by, "--json")
+    assert done.returncode == code
+    assert says in done.stdout
+    assert len(json.loads(done.stdout)) >= 1, "standard output must be one JSON object"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(("--bye", "1"), "bye"), (("--by", "1", "--slices.limit", "-1"), "limit"), ((), "by")]
+)
+def test_options_that_cannot_be_read_end_with_code_2_and_one_json_object(divide, words, says):
+    done = divide(*words, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["exit_code"] == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+ALL_HELP = """
+import contextlib, io, json, runpy, sys
+
+said = {}
+heavy = ("torch", "ray", "mlflow", "transformers", "deepspeed", "sklearn", "pandas", "matplotlib")
+for job in sys.argv[1:]:
+    sys.argv = [job, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        runpy.run_path(job, run_name="__main__")
+    said[job] = [out.getvalue(), [name for name in heavy if name in sys.modules]]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """What each job says to --help, and the heavy libraries that were imported by then; one process asks all."""
+    command = [sys.executable, "-c", ALL_HELP, *map(str, JOBS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_every_job_explains_all_its_options_and_shows_how_to_run_it(helps, job):
+    text, _ = helps[str(job)]
+    assert f"python jobs/{job.name}" in text
+    assert "Namespace" not in text, "a person cannot read that"
+    for option in ("--config", "--storage", "--tracking-uri", "--seed", "--dry-run", "--json"):
+        assert option in text
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_help_does_not_wait_for_libraries_that_only_the_work_needs(helps, job):
+    assert helps[str(job)][1] == []
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_help_is_short_enough_to_be_read(helps, job):
+    own = helps[str(job)][0].partition("also understood")[0]
+    assert len(re.findall(r"^  --", own, re.MULTILINE)) <= 28
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranged(JobOptions):
+    """Options.
+
+    Attributes:
+        workers: A number, or a range.
+        min_workers: Its lower end.
+    """
+
+    workers: int = 1
+    min_workers: int = 0
+
+
+@pytest.mark.parametrize("words", [["--workers", "1:4"], ["--workers=1:4"], ["--min-workers", "1", "--workers", "4"]])
+def test_a_range_of_workers_is_its_two_ends(words):
+    assert (parse(Ranged, words).min_workers, parse(Ranged, words).workers) == (1, 4)
+    assert parse(Ranged, ["--workers", "3"]).min_workers == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--workers", "--dry-run"], "--workers needs a value: a whole number"),
+        (["--workers", "1:"], "--workers takes a whole number, or a range such as 1:4; not '1:'"),
+        (["--workers=:4"], "--workers takes a whole number, or a range such as 1:4; not ':4'"),
+    ],
+)
+def test_a_range_that_lacks_an_end_is_told_as_it_was_typed(words, told):
+    """And an option that follows is not taken for its value."""
+    with pytest.raises(UserError, match=f"^{re.escape(told)}"):
+        parse(Ranged, words)
+
+
+@pytest.mark.parametrize("word", ["--help", "--help-all"])
+def test_help_names_no_path_of_the_file_of_defaults(word, tmp_path, capsys):
+    defaults = tmp_path / "defaults.yaml"
+    defaults.write_text("workers: 3\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        parse(Ranged, [word], defaults=defaults)
+    help_text = capsys.readouterr().out
+    assert "default: 3" in help_text
+    assert str(tmp_path) not in help_text and "default values below" not in help_text
+
+
+PLAN = """
+import runpy, sys
+import ray, raymed.job
+
+raymed.job._leave = lambda code: None
+runpy.run_path(sys.argv[0], run_name="__main__")
+print("Ray was started:", ray.is_initialized())
+"""
+
+
+@pytest.mark.slow
+def test_a_dry_run_on_prepared_data_plans_without_starting_ray(prepared, tmp_path):
+    """A person who asks what would happen does not wait for processes that nothing runs in."""
+    words = [str(JOBS[0].parent / "tune_lung.py"), "--data", prepared.folder.uri, "--storage", str(tmp_path), "--dry-run"]
+    code = f"import sys; sys.argv = {words!r}\n{PLAN}"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert "nothing was started" in done.stdout, done.stderr
+    assert "Ray was started: False" in done.stdout
+    for chatter in ("INFO mlflow", "Writing model shards", "Setting accelerator"):
+        assert chatter not in done.stderr

@@ -1,0 +1,317 @@
+"""What is registered must be judged on held-out patients, self-contained, and registered once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_prepared
+
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.patients import softmax
+from raymed.evaluation.predict import predict_rows
+from raymed.recipes.exported import open_model
+from raymed.registry.address import resolve_model
+from raymed.registry.assessment import Candidate, Refit
+from raymed.registry.register import (
+    CHAMPION,
+    Registered,
+    _give_alias,
+    alias_version,
+    judge_and_register,
+    register_network,
+)
+from raymed.systems.lung.recipe import LungRecipe
+from raymed.tracking.tracker import PARENT, Tracker
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Enough validation patients to fit a temperature on."""
+    return write_prepared(tmp_path_factory.mktemp("data") / "prepared", patients=176, slices=3)
+
+
+def checkpoint(data: Prepared, folder: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    recipe = LungRecipe.for_data(data.labels, data.size)
+    recipe.export(recipe.build(), folder / "model")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker.open(f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db", "raymed-lung")
+
+
+@pytest.fixture(scope="module")
+def candidate(tracker: Tracker, data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
+    folder = tmp_path_factory.mktemp("trial")
+    run = tracker.run("night/trial-1", "trial-1", parent=tracker.run("night", "night"))
+    tracker.input(run, "night", data.digest, data.folder.uri, "training")
+    made = Candidate(run, checkpoint(data, folder / "step-1", 0), data.folder.uri, None, SliceSettings(2), 0)
+    tracker.tags(run, made.tags())
+    return made
+
+
+@pytest.fixture(scope="module")
+def registered(tracker: Tracker, candidate: Candidate) -> Registered:
+    return judge_and_register(tracker, candidate, bootstrap=50)
+
+
+def test_a_candidate_is_read_back_from_its_run(tracker: Tracker, candidate: Candidate) -> None:
+    assert Candidate.of_run(tracker, candidate.run_id) == candidate
+    folded = replace(candidate, fold=2)
+    tracker.tags(tracker.run("folded", "folded"), folded.tags())
+    assert Candidate.of_run(tracker, tracker.run("folded", "folded")).fold == 2
+
+
+def test_a_run_without_a_checkpoint_is_refused_by_name(tracker: Tracker) -> None:
+    parent = tracker.run("night", "night")
+    with pytest.raises(UserError, match=r"night, RUNNING\) has no tag raymed.checkpoint(?s:.*)one of the search's trials"):
+        Candidate.of_run(tracker, parent)
+
+
+def test_a_run_of_an_earlier_raymed_is_told_from_a_search(tracker: Tracker, candidate: Candidate) -> None:
+    earlier = tracker.run("earlier", "earlier")
+    tracker.tags(earlier, {name: value for name, value in candidate.tags().items() if name != "raymed.data_digest"})
+    with pytest.raises(UserError, match="is of an earlier raymed"):
+        Candidate.of_run(tracker, earlier)
+
+
+def test_the_test_split_is_judged_with_the_temperature_of_validation(
+    registered: Registered, candidate: Candidate, data: Prepared
+) -> None:
+    judgement = registered.judgement
+    model = open_model(Path(candidate.checkpoint) / "model")
+    two_of_three = {split: data.rows(split).reshape(-1, 3)[:, [0, 2]].ravel() for split in ("val", "test")}
+    logits, columns = predict_rows(model, data, two_of_three["val"])
+    assert judgement.temperature == fit_temperature(logits, columns["patient"], columns["label"]) != 1
+    logits, columns = predict_rows(model, data, two_of_three["test"])
+    means = softmax(logits, judgement.temperature).reshape(-1, 2, 4).mean(axis=1)
+    loss = -np.log(means[np.arange(len(means)), columns["label"][::2]]).mean()
+    assert judgement.test is not None and judgement.test.patients == 22
+    assert judgement.test.metrics["loss"].value == pytest.approx(loss, abs=1e-6)
+
+
+def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared, tmp_path: Path
+) -> None:
+    assert registered.uri == "models:/raymed-lung@champion"
+    assert judge_and_register(tracker, candidate, bootstrap=50).version == registered.version
+    refit = Refit(checkpoint(data, tmp_path / "refit", 1), ("train", "val"))
+    again = judge_and_register(tracker, candidate, alias="refitted", refit=refit, bootstrap=50)
+    assert again.version != registered.version
+    weights = [resolve_model(each.uri, tracker).network / "model.safetensors" for each in (registered, again)]
+    assert weights[0].read_bytes() == (Path(candidate.checkpoint) / "model/model.safetensors").read_bytes()
+    assert weights[1].read_bytes() == (Path(refit.checkpoint) / "model/model.safetensors").read_bytes()
+    card = tracker.client.get_model_version(again.name, again.version).description
+    assert card and "belong to the model before refitting" in card and "train + val" in card
+    assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
+    assert resolve_model(registered.uri, tracker).notes(data, "test") == []
+    everything = Refit(refit.checkpoint, ("train", "val", "test"))
+    judge_and_register(tracker, candidate, alias="everything", refit=everything, bootstrap=50)
+    assert "trained on test patients" in resolve_model("models:/raymed-lung@everything", tracker).notes(data, "test")[0]
+
+
+def test_a_licence_reaches_the_card_of_a_version_that_is_there(
+    tracker: Tracker, registered: Registered, candidate: Candidate
+) -> None:
+    judge_and_register(tracker, candidate, licence="CC BY 4.0", bootstrap=50)
+    assert "CC BY 4.0" in str(tracker.client.get_model_version("raymed-lung", registered.version).description)
+
+
+def test_mlflow_learns_figures_but_no_patient(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared
+) -> None:
+    record, version = tracker.describe(candidate.run_id), tracker.client.get_model_version("raymed-lung", registered.version)
+    test = registered.judgement.test
+    assert test is not None
+    assert record.metrics["test_accuracy"] == test.metrics["accuracy"].value
+    assert {"test_macro_auc_low", "test_sensitivity_viral", "calibrated_val_loss", "temperature"} <= record.metrics.keys()
+    files = {each.path for each in tracker.client.list_artifacts(candidate.run_id, "figures")}
+    assert {"figures/test_confusion.png", "figures/test_reliability.png", "figures/test_roc.png"} <= files
+    assert version.tags["test_accuracy"] == f"{test.metrics['accuracy'].value:.4f}"
+    assert version.run_id == candidate.run_id
+    root = Path(tracker.uri.removeprefix("sqlite:///")).parent
+    patients = [str(patient).encode() for patient in data.columns(data.rows("test"), ["patient"])["patient"]]
+    texts = [path for path in root.rglob("*") if path.suffix in (".md", ".json", ".db", ".yaml") or path.name == "MLmodel"]
+    assert len(texts) > 5
+    assert [path for path in texts for patient in patients if patient in path.read_bytes()] == []
+
+
+def test_the_model_is_on_the_pages_of_its_run_and_of_its_search_with_figures_on_its_data(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared
+) -> None:
+    run = tracker.client.get_run(candidate.run_id)
+    search = tracker.client.get_run(run.data.tags[PARENT])
+    shown = [{each.model_id for each in owner.outputs.model_outputs} for owner in (run, search)]
+    assert shown[0] == shown[1]
+    models = {each.tags["mlflow.modelVersions"]: each for each in map(tracker.client.get_logged_model, shown[0])}
+    model = models[json.dumps([{"name": registered.name, "version": registered.version}])]
+    assert model.source_run_id == candidate.run_id and model.status == "READY"
+    figures = {metric.key: metric for metric in model.metrics}
+    assert registered.judgement.test is not None
+    assert figures["test_loss"].value == pytest.approx(registered.judgement.test.metrics["loss"].value)
+    assert figures["test_loss"].dataset_digest == data.digest[:36]
+    assert run.data.metrics["test_loss"] == figures["test_loss"].value
+
+
+def test_the_local_predictions_name_every_judged_patient(registered: Registered) -> None:
+    lines = list(csv.DictReader(io.StringIO(registered.judgement.predictions().decode())))
+    assert {line["split"] for line in lines} == {"val", "test"} and len(lines) == 44
+    for line in lines:
+        shares = {name: float(line[f"p_{name}"]) for name in ("normal", "bacterial", "viral", "pneumocystis")}
+        assert line["decision"] == max(shares, key=lambda name: shares[name])
+        assert sum(shares.values()) == pytest.approx(1)
+        assert line["slices"] == "2"
+
+
+def test_the_hardest_patients_come_with_the_slices_that_were_judged(registered: Registered, data: Prepared) -> None:
+    hardest = registered.judgement.hardest(data, count=3)
+    patients = registered.judgement.test_patients
+    assert patients is not None
+    own = patients.probabilities[np.arange(len(patients.ids)), patients.labels]
+    assert [each.probabilities[each.label] for each in hardest] == sorted(own)[:3]
+    for each in hardest:
+        records = [record for record in data.read(data.rows("test")) if record.patient == each.id]
+        np.testing.assert_array_equal(each.slices, [records[place].images[0].pixels for place in (0, 2)])
+
+
+def test_every_way_to_name_the_model_opens_the_same_weights(
+    tracker: Tracker, registered: Registered, candidate: Candidate
+) -> None:
+    served = resolve_model("models:/raymed-lung@champion", tracker)
+    assert served.inference is not None and served.inference.slices == candidate.slices
+    folder = str(served.network.parents[1])
+    uris = [f"models:/raymed-lung/{registered.version}", folder, candidate.checkpoint]
+    weights = {(resolve_model(uri, tracker).network / "model.safetensors").read_bytes() for uri in uris}
+    assert weights == {(served.network / "model.safetensors").read_bytes()}
+    assert resolve_model(candidate.checkpoint, tracker).inference is None
+    bare = resolve_model(f"runs:/{tracker.run('not promoted', 'not promoted', tags=candidate.tags())}", tracker)
+    assert {(bare.network / "model.safetensors").read_bytes()} == weights and bare.inference is None
+    assert resolve_model(f"runs:/{candidate.run_id}", tracker).inference is not None
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/raymed-lung@nobody", "there is no models:/raymed-lung@nobody"),
+        ("models:/other/1", "Registered models: raymed-lung"),
+        ("models:/raymed-lung", "names no model version"),
+        ("runs:/nonsense", "there is no run 'nonsense'"),
+        ("no/such/folder", "is not a model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_a_clear_error(
+    uri: str, message: str, tracker: Tracker, registered: Registered
+) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve_model(uri, tracker)
+
+
+def test_a_lost_checkpoint_is_a_clear_error(tracker: Tracker, candidate: Candidate, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not there any more"):
+        judge_and_register(tracker, replace(candidate, checkpoint=str(tmp_path / "gone")))
+
+
+ALONE = """
+import sys
+sys.path = [path for path in sys.path if path not in ("", {repo!r})]
+sys.meta_path = [each for each in sys.meta_path if "editable" not in repr(each)]
+try:
+    import raymed
+    sys.exit("raymed is importable without the model")
+except ModuleNotFoundError:
+    pass
+import mlflow, numpy, pandas
+model = mlflow.pyfunc.load_model({folder!r})
+slices = numpy.zeros((4, 28, 28), numpy.uint8)
+print(model.predict(pandas.DataFrame({{"patient_id": ["a"], "image": [slices]}})).to_json(orient="records"))
+import raymed
+assert raymed.__file__.startswith({folder!r}), raymed.__file__
+assert "ray" not in sys.modules and "deepspeed" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_the_registered_model_needs_neither_raymed_nor_ray_nor_deepspeed(
+    tracker: Tracker, registered: Registered, tmp_path: Path
+) -> None:
+    folder = str(resolve_model(registered.uri, tracker).network.parents[1])
+    repo = str(Path(__file__).parents[2])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE.format(repo=repo, folder=folder)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"patient_id":"a"' in done.stdout and '"slices":2' in done.stdout
+
+
+def test_a_network_of_data_without_classes_is_registered_once_by_its_validation_loss(
+    tracker: Tracker, candidate: Candidate
+) -> None:
+    other = replace(candidate, seed=7)
+    first, again = (register_network(tracker, other, 1.25, "Picked.", "backbone") for _ in range(2))
+    assert first == again and first.uri == "models:/raymed-lung@backbone"
+    version = tracker.client.get_model_version("raymed-lung", first.version)
+    assert version.tags["val_loss"] == "1.2500" and version.description == first.card
+    assert "Picked. A lower loss does not prove" in first.card and "no patient" in first.card
+    found = resolve_model(first.uri, tracker)
+    assert found.inference is None and open_model(found.network)[0].name == "lung"
+
+
+def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_unasked(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    limited = replace(candidate, slices=SliceSettings(2, limit=12))
+    first = judge_and_register(tracker, limited, bootstrap=20)
+    assert first.uri == f"models:/raymed-lung/{first.version}"
+    assert "under no alias: a limit left patients out of training" in caplog.text
+    assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
+    card = str(tracker.client.get_model_version("raymed-lung", first.version).description)
+    assert "**Trained on a limit, as for a first try**: train 12 of 132 patients (24 records), val 12 of 22" in card
+    assert " of 33 (" in card and "| 33 (" not in card, "each class says how many of its train patients were used"
+    whole = str(tracker.client.get_model_version("raymed-lung", registered.version).description)
+    assert "Trained on a limit" not in whole and "| 33 (66) |" in whole
+    assert (
+        "grey values as in the files: no window of ours" in whole
+        and "Trained on pictures of this kind: 264 picture" in whole
+    )
+    again = judge_and_register(tracker, limited, alias="candidate", bootstrap=20)
+    assert (again.uri, again.version) == ("models:/raymed-lung@candidate", first.version)
+
+
+def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
+    tracker: Tracker, candidate: Candidate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A person's promotion, or that of another night, is not undone; a search that is run again moves nothing back."""
+    name, client = "raymed-moved", tracker.client
+    assert alias_version(tracker, name) == ""
+    client.create_registered_model(name)
+    for number in range(3):
+        client.create_model_version(name, f"file:///{number}")
+    assert _give_alias(tracker, candidate, name, "1", None, "") == f"models:/{name}@champion"
+    assert _give_alias(tracker, candidate, name, "2", None, "1") == f"models:/{name}@champion"
+    assert _give_alias(tracker, candidate, name, "3", None, "1") == f"models:/{name}/3"
+    assert alias_version(tracker, name) == "2"
+    assert "champion stays version 2" in caplog.text and "promote.py" in caplog.text
+    client.set_registered_model_alias(name, CHAMPION, "1")  # by a person
+    assert _give_alias(tracker, candidate, name, "2", None, "2") == f"models:/{name}/2"
+    assert alias_version(tracker, name) == "1"

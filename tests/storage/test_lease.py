@@ -1,0 +1,219 @@
+"""One process holds a lease, wherever it runs, and one that died or was cut off loses it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymed.errors import UserError
+from raymed.storage import lease as leases
+from raymed.storage.folder import Folder
+from raymed.storage.lease import lease
+
+ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
+
+
+def hold(storage: Path, held: Any, release: Any) -> None:
+    with lease(Folder.at(storage), "night"):
+        held.set()
+        release.wait()
+
+
+def claims(storage: Path) -> list[Path]:
+    return sorted((storage / ".leases" / "night").glob("*.json"))
+
+
+def test_a_second_process_is_refused_and_a_killed_one_lets_go_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held, release))
+    other.start()
+    assert held.wait(120)
+    with (
+        pytest.raises(UserError, match=rf"'night' is running in another process \({other.pid} on"),
+        lease(Folder.at(tmp_path), "night"),
+    ):
+        pass
+    assert len(claims(tmp_path)) == 1, "who was refused leaves no claim"
+    with lease(Folder.at(tmp_path), "another night"):
+        pass
+    os.kill(int(other.pid or 0), signal.SIGKILL)
+    os.waitid(os.P_PID, int(other.pid or 0), os.WEXITED | os.WNOWAIT)  # dead, but still in the table of processes
+    with lease(Folder.at(tmp_path), "night"), lease(Folder.at(tmp_path), "night"):
+        assert len(claims(tmp_path)) == 1
+    other.join()
+    assert not claims(tmp_path)
+
+
+def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a_minute(tmp_path: Path) -> None:
+    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(ELSEWHERE))
+    past = time.time() - leases.EXPIRES + 10
+    os.utime(claim, (past, past))
+    with pytest.raises(UserError, match=r"1 on elsewhere, last seen 5\d s ago"), lease(Folder.at(tmp_path), "night"):
+        pass
+    os.utime(claim, (past - 20, past - 20))
+    with lease(Folder.at(tmp_path), "night"):
+        assert not claim.exists()
+
+
+def test_of_many_that_come_at_once_at_most_one_holds_it(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+from raymed.errors import UserError
+from raymed.storage.lease import lease
+from raymed.storage.folder import Folder
+while time.time() < {time.time() + 6}: pass
+for _ in range(30):
+    try:
+        with lease(Folder.at({str(tmp_path)!r}), "night"):
+            file = open({str(tmp_path / "inside")!r}, "x"); file.close()
+            import os; time.sleep(0.005); os.unlink(file.name)
+            print("held")
+    except UserError: pass
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
+    ]
+    said = [process.communicate(timeout=100) for process in processes]
+    assert [error.decode()[-300:] for _, error in said] == [""] * 4, "two were inside at once"
+    assert any(out for out, _ in said)
+
+
+@pytest.mark.timeout(300)
+def test_a_process_whose_claim_was_taken_for_dead_ends(tmp_path: Path) -> None:
+    script = f"""
+from raymed.storage import lease
+from raymed.storage.folder import Folder
+import time
+lease.BEAT = 0.1
+with lease.lease(Folder.at({str(tmp_path)!r}), "night"):
+    print("held", flush=True)
+    time.sleep(500)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        claims(tmp_path)[0].unlink()
+        _, error = process.communicate(timeout=200)
+    assert b"another process has taken night over" in error
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_storage_that_is_unmounted_for_a_while_takes_no_lease_away(tmp_path: Path) -> None:
+    """Its folder is not there, and nothing is written where it was."""
+    script = f"""
+from raymed.storage import lease
+from raymed.storage.folder import Folder
+import sys
+lease.BEAT = 0.05
+with lease.lease(Folder.at({str(tmp_path / "storage")!r}), "night"):
+    print("held", flush=True)
+    sys.stdin.readline()
+print("ended", flush=True)
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (tmp_path / "storage").rename(tmp_path / "elsewhere")
+        time.sleep(0.5)
+        assert process.poll() is None and not (tmp_path / "storage").exists()
+        (tmp_path / "elsewhere").rename(tmp_path / "storage")
+        time.sleep(0.2)
+        assert len(claims(tmp_path / "storage")) == 1
+        out, error = process.communicate("\n", timeout=30)
+    assert (out, error) == ("ended\n", "")
+
+
+def test_a_damaged_claim_counts_by_its_age(tmp_path: Path) -> None:
+    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text("nul")
+    with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "night"):
+        pass
+    os.utime(claim, (1, 1))
+    with lease(Folder.at(tmp_path), "night"):
+        pass
+
+
+def test_a_storage_that_is_away_for_a_while_is_no_sign_that_another_process_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT", 0.02)
+    storage, told = tmp_path / "storage", list[int]()
+    monkeypatch.setattr(leases.os, "kill", lambda process, number: told.append(number))
+    with lease(Folder.at(storage), "night"):
+        storage.rename(tmp_path / "away")
+        time.sleep(0.2)
+        assert not storage.exists(), "nothing is written below a mount point"
+        (tmp_path / "away").rename(storage)
+        time.sleep(0.1)
+        assert len(claims(storage)) == 1
+    assert not told
+
+
+def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim stays, and is never renewed; one that is renewed is of a process that took the lease over."""
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    told = list[int]()
+    monkeypatch.setattr(leases.os, "kill", lambda process, number: told.append(number))
+    left = tmp_path / ".leases" / "night" / "left.json"
+    with lease(Folder.at(tmp_path), "night"):
+        left.write_text(json.dumps(ELSEWHERE))
+        time.sleep(0.5)
+        assert not told
+        while not told:
+            left.write_text(json.dumps(ELSEWHERE))
+            time.sleep(0.05)
+    assert claims(tmp_path) == [left]
+
+
+def test_a_storage_that_hangs_keeps_nobody_from_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that gave up waiting for a dead server waited for it for ever at its very end."""
+    monkeypatch.setattr(leases, "BEAT", 0.02)
+    monkeypatch.setattr(leases, "LEAVING", 0.2)
+    hangs, answers = threading.Event(), threading.Event()
+    exists = Folder.exists
+
+    def no_answer(folder: Folder, name: str = "") -> bool:
+        if not answers.is_set():
+            hangs.set()
+            answers.wait(60)
+        return exists(folder, name)
+
+    monkeypatch.setattr(Folder, "exists", no_answer)
+    with lease(Folder.at(tmp_path), "night"):
+        assert hangs.wait(30)
+        since = time.monotonic()
+    left_after = time.monotonic() - since
+    answers.set()
+    assert left_after < 20
+
+
+def test_where_a_process_id_says_nothing_a_claim_counts_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, another process that has the dead one's id by now kept everybody out for ever."""
+    monkeypatch.setattr(leases, "_machine", lambda: "")
+    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(leases._myself()))
+    with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "night"):
+        pass
+    os.utime(claim, (1, 1))
+    with lease(Folder.at(tmp_path), "night"):
+        assert not claim.exists()

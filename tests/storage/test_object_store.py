@@ -1,0 +1,112 @@
+"""Checkpoints and the search's record in an object store: a local server that speaks S3."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from object_store import Bucket, object_store
+
+from raymed.errors import UserError
+from raymed.storage.folder import Folder
+from raymed.storage.lease import lease
+from raymed.training.checkpoint import Progress, fetch_newest, new_name, newest_step, publish
+from raymed.tuning.journal import COPY, Journal
+
+pytestmark = pytest.mark.slow  # the server takes its time to start
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("store") / "requests.log"
+
+
+@pytest.fixture(scope="module")
+def bucket(log) -> Iterator[Bucket]:
+    with object_store(log) as uri:
+        yield uri
+
+
+def test_files_are_written_listed_read_and_removed(bucket):
+    folder = Folder.at(f"{bucket}/runs").child("night")
+    assert folder.names() == []
+    assert not folder.exists("a/b.json")
+    folder.write("a/b.json", b"one")
+    folder.write("a/b.json", b"two")
+    assert folder.read("a/b.json") == b"two"
+    assert Folder.at(folder.uri).child("a").names() == ["b.json"]
+    folder.delete("a")
+    assert not folder.exists("a/b.json")
+
+
+def test_a_bucket_that_does_not_exist_is_an_error_that_names_it(bucket):
+    with pytest.raises(UserError, match="s3://nowhere/runs/a"):
+        Folder.at("s3://nowhere/runs").write("a", b"")
+
+
+def test_the_newest_whole_checkpoint_comes_back(bucket, tmp_path, caplog):
+    run = Folder.at(f"{bucket}/runs/trial-0000")
+    for step in (3, 12):
+        (tmp_path / str(step)).mkdir()
+        Progress(global_step=step).write(tmp_path / str(step))
+        publish(tmp_path / str(step), run, new_name(step, 0))
+    assert newest_step(run) == 12
+    newest = next(name for name in run.names() if "0012" in name)
+    run.write(f"{newest}/progress.json", b"{}")
+    found = fetch_newest(run, tmp_path / "local")
+    assert found is not None
+    assert Progress.read(found).global_step == 3
+    assert newest in caplog.text
+
+
+def test_a_fresh_head_finds_the_record_of_the_search_in_the_storage(bucket, tmp_path):
+    folder = Folder.at(f"{bucket}/runs/night")
+    journal = Journal(tmp_path / "old-head" / "study.journal", folder)
+    for number in range(5):
+        journal.append_logs([{"number": number}])
+    journal.close()
+    fresh = Journal(tmp_path / "fresh-head" / "study.journal", folder)
+    assert [entry["number"] for entry in fresh.read_logs(0)] == list(range(5))
+
+
+def test_a_report_costs_one_request(bucket, log, tmp_path):
+    journal = Journal(tmp_path / "study.journal", Folder.at(f"{bucket}/runs/counted"))
+    before = log.read_bytes().splitlines()
+    with journal.together():
+        for number in range(8):
+            journal.append_logs([{"number": number}])
+    journal.close()
+    requests = [line for line in log.read_bytes().splitlines()[len(before) :] if b"HTTP/1" in line]
+    assert len(requests) == 1, requests
+
+
+def test_a_store_that_does_not_answer_for_a_while_stops_no_search(bucket, tmp_path, caplog):
+    journal = Journal(tmp_path / "study.journal", Folder.at(f"{bucket}/runs/patient"))
+    bucket.server.send_signal(signal.SIGSTOP)
+    try:
+        before = time.monotonic()
+        for number in range(5):
+            journal.append_logs([{"number": number}])
+        assert time.monotonic() - before < 2, "nobody waits for the copy"
+        time.sleep(1)
+    finally:
+        bucket.server.send_signal(signal.SIGCONT)
+    journal.close()
+    assert Folder.at(f"{bucket}/runs/patient").read(COPY) == (tmp_path / "study.journal").read_bytes()
+
+
+def test_two_heads_on_one_bucket_do_not_both_write_a_search(bucket):
+    """The other head died: its claim expires by the store's own clock."""
+    storage = Folder.at(f"{bucket}/runs")
+    claims = storage.child(".leases/night")
+    claims.write("other.json", b'{"host": "elsewhere", "machine": "elsewhere", "pid": 1, "started": "1"}')
+    with pytest.raises(UserError, match="1 on elsewhere"), lease(storage, "night"):
+        pass
+    assert claims.names() == ["other.json"]
+    claims.delete("other.json")
+    with lease(storage, "night"):
+        assert len(claims.names()) == 1
+    assert claims.names() == []

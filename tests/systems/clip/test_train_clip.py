@@ -1,0 +1,200 @@
+"""CLIP training from class folders to the guide's files: configurations, folds, a wrong entry, prediction."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from raymed.errors import UserError
+from raymed.job.job import parse
+from raymed.systems.clip import checkpoint
+from raymed.systems.clip.options import GUIDE
+from raymed.systems.clip.runs import TrainClip
+from raymed.tracking.tracker import Tracker
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "jobs"))
+import predict_clip
+import train_clip
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+
+CLASSES = ["正常", "肺炎"]
+SMALL = {"image_encoder_name": "tiny", "text_encoder_name": "characters", "embed_dim": 16, "img_size": 32, "epochs": 2}
+CONFIGS = [
+    SMALL | {"augmentation": "none", "learning_rate": 3e-3, "batch_size": 8, "use_amp": False, "n_splits": 2},
+    SMALL | {"learning_rat": 1.0},
+    SMALL | {"use_cv": True, "n_splits": 2, "augmentation": "minimal", "early_stopping_patience": 1},
+    SMALL | {"learning_rate": 1e30, "n_splits": 2},
+]
+RUN = {"history.json", "training_history.png", "checkpoint_latest.pth", "checkpoint_best.pth"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Two classes of twelve pictures, told apart by their brightness."""
+    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir()
+        for number in range(12):
+            pixels = draw.integers(0, 90, (40, 40), dtype=np.uint8) + np.uint8(140 * label)
+            Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(images, tmp_path_factory) -> list[str]:
+    home = tmp_path_factory.mktemp("clip")
+    (home / "configs.json").write_text(json.dumps(CONFIGS, ensure_ascii=False), "utf-8")
+    words = ["--data-dir", images, "--storage", home, "--output-dir", home / "out", "--multi-config"]
+    return [str(word) for word in [*words, "--config-file", home / "configs.json"]]
+
+
+@pytest.fixture(scope="module")
+def done(words) -> tuple[Path, str]:
+    """The output folder, and what the job said in the end."""
+    with pytest.raises(UserError) as said:
+        train_clip.main(parse(TrainClip, words, aliases=GUIDE))
+    return Path(words[words.index("--output-dir") + 1]), str(said.value)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_a_wrong_entry_and_a_failing_run_are_named_and_the_others_are_trained(done):
+    output, said = done
+    assert "configs.json, entry 2: unknown key 'learning_rat'" in said
+    assert re.search("^tiny_characters-3 failed: .*training has diverged", said, re.MULTILINE)
+    names = {"tiny_characters", "tiny_characters-2", "tiny_characters-3"}
+    assert {path.name for path in output.iterdir()} == names, "runs share a folder"
+
+
+def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
+    tracker = Tracker.open(f"sqlite:///{done[0].parent}/mlflow.db", "raymed-clip")
+    runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
+    folds = {name: run.data.tags["raymed.fold"] for name, run in runs.items() if "mlflow.parentRunId" in run.data.tags}
+    assert folds == {
+        "tiny_characters": "",
+        "tiny_characters-2-fold_1": "0",
+        "tiny_characters-2-fold_2": "1",
+        "tiny_characters-3": "",
+    }
+    assert len(runs) == 5
+    (data,) = runs["tiny_characters-2-fold_2"].inputs.dataset_inputs
+    assert data.tags[0].value == "training without fold 1"
+    assert runs["tiny_characters-3"].info.status == "FAILED"
+    assert runs["tiny_characters"].info.status == "FINISHED"
+
+
+def test_a_single_run_leaves_the_guide_s_files(done):
+    folder = done[0] / "tiny_characters"
+    assert {path.name for path in folder.iterdir()} == RUN | {"config.json", "confusion_matrix.png"}, (
+        "n_splits alone must not make folds"
+    )
+    config, history = read(folder / "config.json"), read(folder / "history.json")
+    assert (config["learning_rate"], config["use_amp"], config["epochs"]) == (3e-3, False, 2)
+    assert set(history) == {"train_loss", "train_acc", "val_loss", "val_acc"}
+    assert {len(values) for values in history.values()} == {2}
+    latest, best = (torch.load(folder / f"checkpoint_{name}.pth", weights_only=True) for name in ("latest", "best"))
+    assert latest["epoch"] == 2
+    assert best["epoch"] == history["val_acc"].index(max(history["val_acc"])) + 1
+    assert latest["class_to_idx"] == {"正常": 0, "肺炎": 1}
+    assert latest["class_texts"] == {"正常": ["正常"], "肺炎": ["肺炎"]}
+
+
+def test_folds_leave_a_folder_each_and_a_summary(done):
+    folder = done[0] / "tiny_characters-2"
+    files = {"config.json", "cv_summary.json", "confusion_matrix.png"}
+    assert {path.name for path in folder.iterdir()} == files | {"fold_1", "fold_2"}
+    histories = []
+    for fold in (1, 2):
+        assert {path.name for path in (folder / f"fold_{fold}").iterdir()} == RUN
+        histories.append(read(folder / f"fold_{fold}" / "history.json"))
+    summary = read(folder / "cv_summary.json")
+    assert {"config", "fold_results", "average_results"} <= set(summary)
+    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
+        last = [history[name][-1] for history in histories]
+        assert summary["fold_results"][f"fold_{name}"] == last
+        assert summary["average_results"][f"avg_{name}"] == pytest.approx(np.mean(last))
+        assert summary["average_results"][f"std_{name}"] == pytest.approx(abs(last[0] - last[1]) / 2), "of the population"
+    assert summary["fold_results"]["fold_best_val_acc"] == [max(history["val_acc"]) for history in histories]
+    accuracy = summary["patients"]["accuracy"]
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    assert accuracy["value"] == pytest.approx(summary["average_results"]["avg_patient_accuracy"]), "folds of one size"
+    assert [sum(row) for row in summary["confusion"]] == [12, 12], "every patient is judged once"
+    assert [each["name"] for each in summary["classes"]] == CLASSES
+
+
+def test_the_same_command_trains_only_what_failed_again(words, done):
+    before = {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")}
+    assert len(before) == 6
+    with pytest.raises(UserError, match="entry 2"):
+        train_clip.main(parse(TrainClip, words, aliases=GUIDE))
+    assert {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")} == before
+
+
+def test_a_run_goes_on_from_a_file_into_another_folder_and_its_best_stays_until_a_better_one(images, done, tmp_path):
+    before = Path(shutil.copytree(done[0] / "tiny_characters", tmp_path / "before"))
+    for file in before.glob("*.pth"):
+        content = checkpoint.read(file)
+        content["progress"]["best"] |= {"value": 101.0, "mark": 101.0}  # no later epoch can be better
+        checkpoint.write(file, content)
+    words = [
+        *("--data-dir", images, "--storage", done[0].parent, "--output-dir", tmp_path / "longer", "--epochs", 3),
+        *("--image-encoder", "tiny", "--text-encoder", "characters", "--embed-dim", 16, "--img-size", 32, "--batch-size", 8),
+        *("--augmentation", "none", "--no-amp", "--n-splits", 2, "--resume-from", before / "checkpoint_latest.pth"),
+    ]
+    outcome = train_clip.main(parse(TrainClip, [str(word) for word in words], aliases=GUIDE))
+    assert outcome.data["epochs"] == 3
+    history = read(tmp_path / "longer" / "history.json")
+    assert {name: values[:2] for name, values in history.items()} == read(before / "history.json")
+    latest = torch.load(tmp_path / "longer" / "checkpoint_latest.pth", weights_only=True)
+    assert latest["epoch"] == len(latest["history"]["val_acc"]) == 3
+    best, old = (checkpoint.read(folder / "checkpoint_best.pth") for folder in (tmp_path / "longer", before))
+    assert best["epoch"] == old["epoch"]
+    assert torch.equal(best["predictions"]["logits"], old["predictions"]["logits"])
+    assert sum(map(sum, outcome.data["confusion"])) == len(old["predictions"]["row"]), "the best so far is judged"
+    assert (tmp_path / "longer" / "confusion_matrix.png").is_file()
+    assert f"python jobs/promote.py {outcome.data['run_id']}" in outcome.text
+
+
+def test_beginning_again_does_not_remove_the_file_that_it_begins_with(images, words, done):
+    file = done[0] / "tiny_characters" / "checkpoint_latest.pth"
+    single = [
+        *("--data-dir", images, "--storage", done[0].parent, "--image-encoder", "tiny", "--text-encoder", "characters")
+    ]
+    single += [*("--embed-dim", 16, "--img-size", 32, "--resume", "never", "--resume-from", file)]
+    with pytest.raises(UserError, match="copy it out of"):
+        train_clip.main(parse(TrainClip, [str(word) for word in single], aliases=GUIDE))
+    assert file.exists()
+
+
+def test_images_are_predicted_from_a_file_with_a_line_each(images, words, done, tmp_path):
+    model = done[0] / "tiny_characters" / "checkpoint_best.pth"
+    arguments = ["--model", model, "--input", images, "--out", tmp_path / "out.csv", "--storage", tmp_path]
+    options = parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE)
+    predict_clip.main(options)
+    lines = pd.read_csv(tmp_path / "out.csv")
+    assert lines["patient_id"].tolist() == sorted(f"{name}/{number:02d}.png" for name in CLASSES for number in range(12))
+    assert lines[["p_正常", "p_肺炎"]].sum(axis=1).to_numpy() == pytest.approx(1)
+
+
+def test_pictures_without_labels_are_predicted_however_they_come(images, done, tmp_path):
+    """A folder of pictures, deeper folders, one picture, a CSV: as the job's help and docs/clip.md say."""
+    (tmp_path / "flat" / "deep" / "er").mkdir(parents=True)
+    picture = next((images / CLASSES[0]).glob("*.png")).read_bytes()
+    for place in ("flat/a.png", "flat/deep/er/b.png"):
+        (tmp_path / place).write_bytes(picture)
+    (tmp_path / "flat.csv").write_text("image,patient_id\nflat/a.png,P7\n")
+    model = done[0] / "tiny_characters" / "checkpoint_best.pth"
+    for given, patients in (("flat", ["a.png", "deep/er/b.png"]), ("flat/a.png", ["a.png"]), ("flat.csv", ["P7"])):
+        arguments = ["--model", model, "--input", tmp_path / given, "--out", tmp_path / "out.csv", "--storage", tmp_path]
+        predict_clip.main(parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE))
+        assert pd.read_csv(tmp_path / "out.csv")["patient_id"].tolist() == patients

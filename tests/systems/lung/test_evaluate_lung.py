@@ -1,0 +1,65 @@
+"""Judging a model leaves what a person can look into: each patient's and each slice's probabilities."""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from raymed.data.labels import LabelTable
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.evaluation.predict import Inference
+from raymed.registry.register import save
+from raymed.systems.lung.recipe import LungRecipe
+
+JOB = Path(__file__).parents[3] / "jobs" / "evaluate_lung.py"
+
+
+def test_patients_are_the_means_of_the_slices_that_are_written_beside_them(prepared: Prepared, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe.export(recipe.build(), tmp_path / "model")
+    job = runpy.run_path(str(JOB))
+    options = job["Evaluate"](
+        model=str(tmp_path / "model"), data=prepared.folder.uri, storage=str(tmp_path / "runs"), out=str(tmp_path / "out")
+    )
+    outcome = job["main"](options)
+    patients, slices = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("patients", "slices"))
+    means = slices.groupby("patient_id")[[name for name in slices if name.startswith("p_")]].mean()
+    for name, column in means.items():
+        assert patients.set_index("patient_id")[name].to_dict() == pytest.approx(column.to_dict())
+    assert outcome.data["slices"]["accuracy"] == pytest.approx((slices["label"] == slices["decision"]).mean())
+    assert "single slices" in outcome.text
+
+
+def test_a_bare_checkpoint_is_not_judged_by_other_classes(prepared: Prepared, tmp_path: Path) -> None:
+    names = list(reversed(prepared.labels.names))
+    labels = LabelTable(
+        tuple(replace(row, name=name) for row, name in zip(prepared.labels.classes, names, strict=True))
+    )  # the same codes, which mean something else
+    recipe = LungRecipe.for_data(labels, prepared.size)
+    recipe.export(recipe.build(), tmp_path / "model")
+    job = runpy.run_path(str(JOB))
+    options = job["Evaluate"](model=str(tmp_path / "model"), data=prepared.folder.uri, storage=str(tmp_path / "runs"))
+    with pytest.raises(UserError, match=f"decides between {', '.join(names)}, but"):
+        job["main"](options)
+
+
+def test_a_limit_of_training_does_not_leave_patients_out_of_judging(prepared: Prepared, tmp_path: Path) -> None:
+    assert SliceSettings(limit=2, per_patient=3).unlimited == SliceSettings(per_patient=3)
+    torch.manual_seed(0)
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe.export(recipe.build(), tmp_path / "network")
+    inference = Inference("limited", prepared.labels, prepared.image, SliceSettings(limit=2), 1.0, prepared.digest)
+    save(tmp_path / "network", inference, tmp_path / "model")
+    job = runpy.run_path(str(JOB))
+    options = job["Evaluate"](
+        model=str(tmp_path / "model"), data=prepared.folder.uri, split="all", storage=str(tmp_path / "runs"), bootstrap=10
+    )
+    assert job["main"](options).data["evaluation"]["patients"] == len(set(prepared.index["patient"].to_pylist()))

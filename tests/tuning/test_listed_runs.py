@@ -1,0 +1,113 @@
+"""A fixed list of runs, such as folds; that they train side by side is tested with the CLIP jobs."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from raymed.errors import RunError, UserError
+from raymed.systems.lung.recipe import LungRecipe
+from raymed.training.checkpoint import Progress
+from raymed.training.engine import TrainSettings
+from raymed.training.spec import FitSpec
+from raymed.tuning.budget import Budget
+from raymed.tuning.search import VARIANT, Night
+from raymed.tuning.settings import SearchSettings
+from raymed.tuning.space import Dimension
+from raymed.tuning.study import Study
+
+
+@pytest.fixture(scope="module")
+def night(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folds")
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    template = FitSpec("folds", str(folder), prepared.folder.uri, recipe, TrainSettings(epochs=1, lr=3e-3))
+    folds = {f"fold_{fold + 1}": dataclasses.replace(template, fold=fold) for fold in range(2)}
+    folds["whole"] = template
+    return Night(template, SearchSettings(), Budget(0), f"sqlite:///{folder}/mlflow.db", variants=folds)
+
+
+def test_listed_runs_are_put_in_line_once_and_failed_ones_again(night, tmp_path):
+    night = dataclasses.replace(night, template=dataclasses.replace(night.template, storage=str(tmp_path)))
+    study = night.open_study()
+    budget = night.line_up(study)
+    for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE):
+        number, _ = study.ask(budget)
+        study.report(number, 1, {"val_loss": 1.0, "best_val_loss": 1.0, "best_epoch": 1})
+        study.tell(number, state)
+    assert study.ask(budget) is None
+    for _ in range(2):  # also when the process that put it in line was lost before it began
+        study = night.open_study()
+        budget = night.line_up(study)
+    number, params = study.ask(budget)
+    assert (number, params) == (3, {VARIANT: "fold_2"})
+    assert night.spec(study.trial(number)).fold == 1
+    assert study.ask(budget) is None
+
+
+def test_runs_that_a_kill_kept_from_being_put_in_line_are_put_there(night, tmp_path, monkeypatch):
+    night = dataclasses.replace(night, template=dataclasses.replace(night.template, storage=str(tmp_path)))
+    enqueue, lined = Study.enqueue, []
+
+    def dying(study, params):
+        if len(lined) == 2:
+            raise KeyboardInterrupt
+        lined.append(params)
+        enqueue(study, params)
+
+    monkeypatch.setattr(Study, "enqueue", dying)
+    with pytest.raises(KeyboardInterrupt):
+        night.open_study()
+    monkeypatch.setattr(Study, "enqueue", enqueue)
+    study = night.open_study()
+    assert night.line_up(study).trials == 3
+    assert {params[VARIANT] for params in study.waiting} == set(night.variants)
+
+
+@pytest.mark.parametrize("dimension", [Dimension(1e-4, 1e-3), Dimension(choices=(0.1, 0.2)), Dimension(0, 2)])
+def test_a_search_that_would_begin_outside_of_its_space_is_refused(night, dimension):
+    with pytest.raises(UserError, match=r"begins with train\.lr 0\.003"):
+        dataclasses.replace(night, search=SearchSettings(space={"train.lr": dimension}), variants={})
+
+
+def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(night):
+    space = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
+    with pytest.raises(UserError, match="fold_1"):
+        dataclasses.replace(night, search=space)
+    with pytest.raises(UserError, match="val_loss"):
+        watched = dataclasses.replace(night.template, train=TrainSettings(monitor="val_acc"))
+        dataclasses.replace(night, template=watched, search=space, variants={})
+
+
+def test_a_run_that_failed_after_good_epochs_is_no_success(night, tmp_path):
+    template = dataclasses.replace(night.template, storage=str(tmp_path))
+    night = dataclasses.replace(night, template=template, variants={})
+    study = night.open_study()
+    number, _ = study.ask(night.line_up(study))
+    study.report(number, 1, {"val_loss": 0.5, "best_val_loss": 0.5, "best_epoch": 1, "model": "CHECKPOINT"})
+    study.tell(number, TrialState.FAIL, "the loss is not finite at step 9")
+    with pytest.raises(RunError, match=r"not finite at step 9\nThe same command goes on .* epoch 1: CHECKPOINT"):
+        night.outcome(study)
+
+
+def test_a_run_that_was_tried_again_tells_its_best_epoch_though_that_lay_before_its_failure(night, tmp_path):
+    template = dataclasses.replace(night.template, storage=str(tmp_path), name="single")
+    single = dataclasses.replace(night, template=template, variants={}, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    study, folder = single.open_study(), Path(template.folder.path) / "trials" / "trial-0000"
+    best = folder / "step-00000002-000002-ab"
+    best.mkdir(parents=True)
+    history: list[dict[str, float]] = []
+    for state in (TrialState.FAIL, TrialState.COMPLETE):
+        number, _ = study.ask(single.line_up(study))
+        for loss in (0.9, 0.4) if state == TrialState.FAIL else (0.6,):
+            history.append({"val_loss": loss, "best_val_loss": min(loss, 0.4), "best_epoch": 2, "epoch": len(history) + 1})
+            study.report(number, len(history), {**history[-1], "model": str(best)})
+        study.tell(number, state)
+    Progress(epoch=2, history=history[:2]).write(best)
+    outcome = single.outcome(study)
+    assert (outcome.data["val_loss"], outcome.data["best_epoch"], outcome.data["epochs"]) == (0.4, 2, 3)
+    shutil.rmtree(best)
+    with pytest.raises(UserError, match="step-00000002-000002-ab is not there any more"):
+        single.outcome(study)
