@@ -134,10 +134,11 @@ def apply_window(hu: np.ndarray, width: float, level: float) -> np.ndarray:
     return np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path, behind: int = 0) -> np.ndarray:
     """A PNG, JPEG, BMP, TIFF or WebP file as stored: uint8 or uint16 [height, width, 1 or 3].
 
-    Transparent pictures are laid on black; CMYK and palettes become RGB; RGB with three equal channels becomes grey.
+    Transparent pictures are laid on black, or on the grey value `behind`; CMYK and palettes become RGB; RGB with three equal
+    channels becomes grey.
     16-bit grey stays 16 bit.
 
     Raises:
@@ -154,7 +155,7 @@ def read_picture(path: Path) -> np.ndarray:
         with picture:
             _check_header(picture)
             picture.load()
-            return _pixels(picture)
+            return _pixels(picture, behind)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -209,7 +210,7 @@ def _check_header(picture: Image.Image) -> None:
         )
 
 
-def _pixels(picture: Image.Image) -> np.ndarray:
+def _pixels(picture: Image.Image, behind: int) -> np.ndarray:
     if picture.mode.startswith("I;16"):
         return np.asarray(picture).astype(np.uint16)[:, :, None]
     if picture.mode in ("I", "F"):
@@ -218,7 +219,7 @@ def _pixels(picture: Image.Image) -> np.ndarray:
         return np.asarray(picture.convert("L"))[:, :, None]
     if picture.has_transparency_data:
         colour = picture.convert("RGBA")
-        laid = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour).convert("RGB")
+        laid = Image.alpha_composite(Image.new("RGBA", colour.size, (behind, behind, behind, 255)), colour).convert("RGB")
     else:
         laid = picture.convert("RGB")
     rgb = np.asarray(laid)

@@ -107,8 +107,11 @@ def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[
     return loaded
 
 
-def read_whole(path: Path, settings: ImageSettings) -> np.ndarray:
+def read_whole(path: Path, settings: ImageSettings, behind: int = 0) -> np.ndarray:
     """A picture or DICOM file of its own size, windowed: uint8 [height, width, 1 or 3].
+
+    Args:
+        behind: the grey value that shows through where a picture is transparent.
 
     Raises:
         ImageError: it cannot be used; for whatever reason.
@@ -118,7 +121,7 @@ def read_whole(path: Path, settings: ImageSettings) -> np.ndarray:
     try:
         if nifti.is_nifti(path):
             raise ImageError("a volume, not a picture")
-        stored = read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path)
+        stored = read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path, behind)
         return eight_bit(stored, settings)
     except ImageError:
         raise

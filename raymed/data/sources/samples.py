@@ -107,7 +107,7 @@ def list_samples(
     root, notes = Path(settings.root).expanduser().absolute() if settings.root else path.parent, list[str]()
     if path.suffix.lower() == ".json" and not is_array(path):
         root = meta_root(path, settings.root, notes)
-    samples = _Samples(root, settings.source_settings, private, notes)
+    samples = SampleListing(root, settings.source_settings, private, notes)
     if settings.format == "table" or (settings.format == "auto" and is_table(path)):
         used = {path.stem: usage(path, DataSet(path.stem, ".", path, {}), most, samples.notes)}
         for number, sample in _table_rows(path, root, settings):
@@ -122,7 +122,7 @@ def list_samples(
     return samples.listing(), used
 
 
-class _Samples:
+class SampleListing:
     """Samples in the making: grouped by patient and study, and everything that is wrong with them."""
 
     def __init__(self, root: Path, settings: SourceSettings, private: bool, notes: list[str]) -> None:
@@ -151,8 +151,21 @@ class _Samples:
         place = posixpath.normpath(os.path.relpath(part.annotation, self._root)), offset
         self.add(part.name, most, Sample(images, sample.messages, sample.patient, sample.study), where, place)
 
-    def add(self, source: str, most: int, sample: Sample, where: str, line: tuple[str, int] | None) -> None:
-        """Take in a sample whose paths are relative to the root; `line` says where it can be read again."""
+    def refuse(self, source: str, where: str, reason: str) -> None:
+        """Take in a line that cannot be used, for the quarantine."""
+        self.lines += 1
+        self._refusals.append(Refusal(f"{source} {where}", where, None, reason))
+
+    def add(
+        self, source: str, most: int, sample: Sample, where: str, line: tuple[str, int] | None, unnamed: str | None = None
+    ) -> None:
+        """Take in a sample whose paths are relative to the root.
+
+        Args:
+            most: most tiles of its pictures.
+            line: where it can be read again.
+            unnamed: who stands for a patient that the line does not name (default: its first picture).
+        """
         self.lines += 1
         self._unseen += not sample.images
         content = repr((sample.images, sample.messages, sample.patient, sample.study))
@@ -166,7 +179,7 @@ class _Samples:
                 return
         if patient is None:
             self._unknown += 1
-            patient = sample.images[0] if sample.images else name
+            patient = unnamed or (sample.images[0] if sample.images else name)
         elif self._private and any(re.search(rf"(?<!\w){re.escape(patient)}(?!\w)", turn.text) for turn in sample.messages):
             self._wrong.append((where, "the text names its patient, who is to have a pseudonym"))
             return
@@ -176,7 +189,7 @@ class _Samples:
             self._wrong.append((where, f"{reason}: give each patient's studies names of their own, or leave them out"))
             return
         if name in self._first:
-            reason = f"the same as {self._first[name]}; to show a data set more often, use repeat_time"
+            reason = f"the same as {self._first[name]}; to show a data set more often, use repeat_time, or weight"
             self._refusals.append(Refusal(f"{name} {where}", where, patient, reason))
             return
         self._first[name] = where

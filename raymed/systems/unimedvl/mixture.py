@@ -1,0 +1,180 @@
+"""Which samples an epoch sees, in which shares, and which of them share a sequence.
+
+Groups are drawn by their weights, a group's samples in an order of their own that begins anew once all were seen. A sample
+that does not fit the sequence being filled waits in a buffer for the next one; none is lost. An epoch draws as many samples
+as there are. Everything follows from (data, settings, seed, epoch), so that a run resumes at its step in the same packs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from raymed.data.plan import Draw, SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+
+CHUNK = 1024  # groups drawn at a time
+
+
+@dataclass(frozen=True)
+class PackingSettings:
+    """How samples share sequences; they never attend to each other.
+
+    Attributes:
+        expected_num_tokens: a sequence is full from here on.
+        max_num_tokens: what no sequence exceeds.
+        max_num_tokens_per_sample: longer samples are not used.
+        prefer_buffer_before: below so many tokens, a sequence takes samples that wait before new ones are drawn.
+        max_buffer_size: how many may wait.
+    """
+
+    expected_num_tokens: int = 32_768
+    max_num_tokens: int = 36_864
+    max_num_tokens_per_sample: int = 16_384
+    prefer_buffer_before: int = 16_384
+    max_buffer_size: int = 50
+
+    noun = "samples"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.expected_num_tokens <= self.max_num_tokens:
+            raise UserError(
+                f"packing.expected_num_tokens {self.expected_num_tokens} and packing.max_num_tokens {self.max_num_tokens}: "
+                "give 1 <= expected <= max"
+            )
+        if not 1 <= self.max_num_tokens_per_sample <= self.max_num_tokens:
+            raise UserError(
+                f"packing.max_num_tokens_per_sample {self.max_num_tokens_per_sample}: give 1 to packing.max_num_tokens, "
+                f"which is {self.max_num_tokens}"
+            )
+        if self.prefer_buffer_before < 0 or self.max_buffer_size < 0:
+            raise UserError("packing.prefer_buffer_before and packing.max_buffer_size must be at least 0")
+
+    @property
+    def redraws(self) -> bool:
+        return True
+
+    @property
+    def validation(self) -> SliceSettings:
+        return SliceSettings(choice="all")
+
+    @property
+    def unlimited(self) -> PackingSettings:
+        return self
+
+    def choose(self, prepared: Prepared, rows: np.ndarray, seed: int, epoch: int | None) -> np.ndarray:
+        """All rows, once."""
+        return rows
+
+    def draw(self, prepared: Prepared, parts: list[np.ndarray], seed: int, epoch: int) -> Draw:
+        """An epoch's samples in packs; what is left out is counted by data set and reason.
+
+        Raises:
+            UserError: a group has no sample that is short enough, weights are zero, or mandatory samples exceed a sequence.
+        """
+        rows = np.concatenate(parts)
+        columns = prepared.columns(rows, ["source", "cost"])
+        costs, sources = columns["cost"], columns["source"]
+        groups = self._groups(prepared, sources, costs)
+        packs = list(self._packs(groups, costs, seed, epoch))
+        long = Counter(sources[costs > self.max_num_tokens_per_sample])
+        unseen = np.setdiff1d(np.arange(len(rows)), np.concatenate([*packs, np.zeros(0, np.int64)]).astype(np.int64))
+        left = Counter(sources[unseen]) - long
+        left_out = {f"of {name}: longer than max_num_tokens_per_sample": many for name, many in sorted(long.items())}
+        left_out |= {f"of {name}: not drawn in this epoch": many for name, many in sorted(left.items())}
+        filled = sum(costs[pack].sum() for pack in packs) / (len(packs) * self.max_num_tokens) if packs else 0.0
+        return Draw([tuple(rows[pack].tolist()) for pack in packs], left_out, float(filled))
+
+    def _groups(self, prepared: Prepared, sources: np.ndarray, costs: np.ndarray) -> list[_Group]:
+        """The groups that are drawn from, in the order of the configuration."""
+        described = prepared.manifest.settings.get("groups")
+        if described is None:
+            raise UserError(f"{prepared.folder.uri} holds no sequences: prepare the data with jobs/prepare_unimedvl.py")
+        groups = []
+        for title, group in described.items():
+            members = np.isin(sources, [f"{title}/{name}" for name in group["sets"]])
+            short = np.flatnonzero(members & (costs <= self.max_num_tokens_per_sample))
+            if not members.any() or not (group["weight"] or group["mandatory"]):
+                continue
+            if not len(short):
+                raise UserError(
+                    f"{title}: all {members.sum()} samples are longer than packing.max_num_tokens_per_sample "
+                    f"{self.max_num_tokens_per_sample} (the shortest has {costs[members].min()} tokens)"
+                )
+            groups.append(_Group(title, float(group["weight"]), bool(group["mandatory"]), short))
+        if not sum(group.weight for group in groups) > 0:
+            raise UserError(f"{prepared.folder.uri}: the weights of the groups that have samples sum to zero")
+        mandatory = {group.title: int(costs[group.places].max()) for group in groups if group.mandatory}
+        if sum(mandatory.values()) > self.max_num_tokens:
+            longest = ", ".join(f"{title} {most}" for title, most in mandatory.items())
+            raise UserError(
+                f"the longest samples of the mandatory groups ({longest} tokens) exceed packing.max_num_tokens "
+                f"{self.max_num_tokens} together: raise it, or lower packing.max_num_tokens_per_sample"
+            )
+        return groups
+
+    def _packs(self, groups: Sequence[_Group], costs: np.ndarray, seed: int, epoch: int) -> Iterator[np.ndarray]:
+        """Places of the samples of each pack."""
+        streams = [group.stream(seed, epoch, number) for number, group in enumerate(groups)]
+        chosen = _chosen([group.weight for group in groups], seed, epoch)
+        left = sum(len(group.places) for group in groups)
+        waiting: list[int] = []
+        while left > 0 or waiting:
+            pack: list[int] = []
+            if left > 0:  # what still waits at the end of an epoch goes without: both might exceed a sequence
+                pack = [next(stream) for stream, group in zip(streams, groups, strict=True) if group.mandatory]
+                left -= len(pack)
+            tokens = int(costs[pack].sum())
+            while tokens < self.expected_num_tokens:
+                place = None
+                if tokens < self.prefer_buffer_before or left <= 0:
+                    place = _taken(waiting, costs, self.max_num_tokens - tokens)
+                if place is None:
+                    if left <= 0:
+                        break
+                    place, left = next(streams[next(chosen)]), left - 1
+                    if tokens + costs[place] > self.max_num_tokens:
+                        waiting.append(place)
+                        if len(waiting) > self.max_buffer_size:
+                            break
+                        continue
+                pack.append(place)
+                tokens += int(costs[place])
+            while (place := _taken(waiting, costs, self.max_num_tokens - tokens)) is not None:
+                pack.append(place)
+                tokens += int(costs[place])
+            yield np.array(pack, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Places of the samples that may be drawn, and how often they are."""
+
+    title: str
+    weight: float
+    mandatory: bool
+    places: np.ndarray
+
+    def stream(self, seed: int, epoch: int, number: int) -> Iterator[int]:
+        """All samples in a drawn order, and again in another one, without end."""
+        for turn in count():
+            yield from np.random.default_rng([seed, epoch, 3, number, turn]).permutation(self.places).tolist()
+
+
+def _chosen(weights: Sequence[float], seed: int, epoch: int) -> Iterator[int]:
+    """Numbers of groups, drawn by their weights, without end."""
+    draws = np.random.default_rng([seed, epoch, 2])
+    shares = np.array(weights) / sum(weights)
+    while True:
+        yield from draws.choice(len(weights), CHUNK, p=shares).tolist()
+
+
+def _taken(waiting: list[int], costs: np.ndarray, room: int) -> int | None:
+    """Take the sample that has waited longest of those that fit."""
+    at = next((at for at, place in enumerate(waiting) if costs[place] <= room), None)
+    return None if at is None else waiting.pop(at)

@@ -1,0 +1,83 @@
+"""What preparing data sets found and did, in lines for a person: counts, the first errors with file and line, sizes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from raymed.data.counts import left_out, table
+from raymed.data.prepare import PrepareResult
+from raymed.data.prepared import Prepared
+from raymed.data.sources.listing import by_reason
+from raymed.job.job import Outcome
+from raymed.systems.unimedvl.prepare import SequenceSurvey
+
+COMMONEST = 5
+READ_AT_ONCE = 64
+
+
+def plan(surveyed: SequenceSurvey, out: str) -> Outcome:
+    """What would be prepared; nothing was. A refused line is something to mend."""
+    found = surveyed.survey
+    refusals = [(refusal.where, refusal.reason) for refusal in found.listing.refusals]
+    lines = [
+        *found.listing.notes,
+        *_lines(surveyed.lines),
+        f"{found.slices} samples of {len({study.patient for study in found.studies})} patients in order; "
+        f"{len(refusals) or 'none'} refused",
+        *(f"  {line}" for line in by_reason(refusals)),
+        f"dry run: nothing was written to {out}",
+    ]
+    data = {"samples": found.slices, "refused": len(refusals), "datasets": surveyed.lines}
+    return Outcome("\n".join(lines), data, code=2 if refusals else 0)
+
+
+def summary(result: PrepareResult) -> Outcome:
+    """What was prepared."""
+    prepared, manifest = result.prepared, result.prepared.manifest
+    quarantine = [json.loads(line) for line in prepared.folder.read("quarantine.jsonl").splitlines()]
+    costs = prepared.columns(prepared.rows("all"), ["cost"])["cost"]
+    lines = [
+        *table({"all": manifest.patients["unlabelled"]}),
+        *table(manifest.sources, head="samples"),
+        *_lines(manifest.settings["lines"]),
+        f"studies: {result.new} read, {result.kept} unchanged",
+        f"tokens: {int(costs.sum())} in all, {int(np.median(costs))} in the middle, {int(costs.max())} at most",
+        *sizes(prepared),
+        f"quarantined: {manifest.quarantined} samples (quarantine.jsonl)",
+        *(f"  {line}" for line in by_reason((line["where"], line["reason"]) for line in quarantine)),
+        *left_out(manifest.left_out),
+        f"patients that share near-duplicate pictures: {len(manifest.near_duplicates)} groups",
+        str(result.guard),
+        f"prepared data: {prepared.folder.uri} (digest {manifest.digest})",
+    ]
+    data = {"out": prepared.folder.uri, "new": result.new, "kept": result.kept, "tokens": int(costs.sum())}
+    known = ("digest", "patients", "sources", "quarantined", "left_out")
+    return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
+
+
+def sizes(prepared: Prepared) -> list[str]:
+    """The commonest sizes of the pictures of some records, as each network sees them."""
+    rows = prepared.rows("all")
+    few = rows[np.linspace(0, len(rows) - 1, min(len(rows), READ_AT_ONCE)).astype(int)]
+    seen: dict[str, Counter[str]] = {"input": Counter(), "output": Counter()}
+    for record in prepared.read(few):
+        for image in record.images:
+            height, width, _ = image.pixels.shape
+            seen[image.role][f"{width}x{height}"] += 1
+    names = {"input": "seen by the ViT", "output": "seen by the autoencoder"}
+    return [
+        f"sizes {names[role]}: " + ", ".join(f"{size} ({count})" for size, count in counts.most_common(COMMONEST))
+        for role, counts in seen.items()
+        if counts
+    ]
+
+
+def _lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    return [
+        f"{name}: {each['lines']} lines, {each['used']} used" + (f", {each['refused']} refused" if each["refused"] else "")
+        for name, each in counts.items()
+    ]
