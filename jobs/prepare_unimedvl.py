@@ -51,8 +51,8 @@ class PrepareUnimedvlOptions(JobOptions, SequenceSettings):
 
 
 def main(options: PrepareUnimedvlOptions) -> Outcome:
-    from raymed.systems.unimedvl.prepare import prepare_sequences, survey_sequences
     from raymed.systems.unimedvl.preparation_report import plan, summary
+    from raymed.systems.unimedvl.prepare import prepare_sequences, survey_sequences
 
     config = options.config()
     if options.dry_run:

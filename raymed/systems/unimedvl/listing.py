@@ -6,7 +6,7 @@ import logging
 import os
 import posixpath
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from raymed.data.sources.samples import SampleListing
 from raymed.errors import UserError
 from raymed.systems.unimedvl.mixture_config import DataSet, Group, MixtureConfig
 from raymed.systems.unimedvl.samples import Sample, read_sample
-from raymed.systems.unimedvl.sequence import sequence_of
+from raymed.systems.unimedvl.sequence import KINDS, sequence_of
 
 log = logging.getLogger("raymed")
 
@@ -54,7 +54,8 @@ def root_of(config: MixtureConfig) -> Path:
 def list_sequences(
     config: MixtureConfig, settings: SourceSettings, private: bool = False
 ) -> tuple[Listing, dict[str, dict[str, int]]]:
-    """The usable lines of all data sets, and of each how many lines it has, how many are used, and how many are refused.
+    """The usable lines of all data sets, and counts for each set: of its lines, of those used and refused, and of the
+    elements of each kind in their sequences.
 
     A line without a patient belongs with those that share a picture with it.
 
@@ -70,22 +71,24 @@ def list_sequences(
         for part in group.sets:
             source = source_of(group, part)
             total, chosen = _chosen(group, part)
-            refused = 0
+            refused, kinds = 0, Counter[str]()
             for number, offset, content in chosen:
                 where = f"{Path(part.info.jsonl_path).name}:{number}"
                 try:
                     sample = read_sample(content)
-                    sequence_of(sample, group.plan, group.cfg_dropout)
+                    elements = sequence_of(sample, group.plan, group.cfg_dropout)
                     paths = _located(sample, part, root, where)
                 except (ValueError, UserError) as error:
                     samples.refuse(source, where, str(error).removeprefix(f"{where}: "))
                     refused += 1
                     continue
+                kinds.update(element.kind for element in elements)
                 if _states_another_size(sample, root, paths):
                     other_size.append(where)
                 place = posixpath.normpath(os.path.relpath(_absolute(part.info.jsonl_path), root)), offset
                 lines.append(ListedLine(source, group.split, where, place, sample, paths))
             counts[source] = {"lines": total, "used": len(chosen) - refused, "refused": refused}
+            counts[source] |= {kind: kinds[kind] for kind in KINDS}
     if other_size:
         notes.append(f"{len(other_size)} lines state another size of a picture than its file has: {some(other_size, 3)}")
     unnamed = _kin(lines)

@@ -42,8 +42,7 @@ def summary(result: PrepareResult) -> Outcome:
     costs = prepared.columns(prepared.rows("all"), ["cost"])["cost"]
     lines = [
         *table({"all": manifest.patients["unlabelled"]}),
-        *table(manifest.sources, head="samples"),
-        *_lines(manifest.settings["lines"]),
+        *_lines(manifest.settings["lines"], manifest.sources),
         f"studies: {result.new} read, {result.kept} unchanged",
         f"tokens: {int(costs.sum())} in all, {int(np.median(costs))} in the middle, {int(costs.max())} at most",
         *sizes(prepared),
@@ -76,8 +75,14 @@ def sizes(prepared: Prepared) -> list[str]:
     ]
 
 
-def _lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    return [
-        f"{name}: {each['lines']} lines, {each['used']} used" + (f", {each['refused']} refused" if each["refused"] else "")
-        for name, each in counts.items()
-    ]
+def _lines(counts: Mapping[str, Mapping[str, int]], divided: Mapping[str, Mapping[str, int]] | None = None) -> list[str]:
+    """A line for each data set; `divided` has its samples in each split."""
+    lines = []
+    for name, each in counts.items():
+        parts = [f"{each['lines']} lines, {each['used']} used"]
+        if each["refused"]:
+            parts.append(f"{each['refused']} refused")
+        if divided:
+            parts += [f"{split} {count}" for split, count in divided.get(name, {}).items()]
+        lines.append(f"{name}: {', '.join(parts)}")
+    return lines
