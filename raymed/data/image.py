@@ -37,6 +37,7 @@ WINDOWS = {
 EXIF_ORIENTATION = 0x0112
 PHOTOMETRIC = 262  # a tag of TIFF: 0 where the smallest value is white
 FEW_LEVELS = 32  # of grey: fewer are left of a picture whose values mean something else
+MINMAX = "minmax"
 SIXTEEN_BIT = "bits,N (such as bits,12), hu,OFFSET (such as hu,32768) or stretch"
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library in the process may have switched it on
@@ -53,7 +54,8 @@ class ImageSettings:
     Attributes:
         size: side of the prepared square picture, in pixels.
         resize: "squash" stretches to the square; "pad" keeps the shape and adds black borders.
-        window: for slices in Hounsfield units: lung, mediastinum, bone, abdomen, brain, or "WIDTH,LEVEL".
+        window: for slices in Hounsfield units: lung, mediastinum, bone, abdomen, brain, or "WIDTH,LEVEL"; "minmax" asks for
+            no unit: the least value of each slice becomes black and its greatest white.
         sixteen_bit: what the values of 16-bit grey pictures mean, for all pictures alike: "bits,N" that 0 is black and the
             largest number of N bits white; "hu,OFFSET" that they are Hounsfield units plus OFFSET, which are windowed;
             "stretch" nothing in common, each picture's own minimum becomes black and its maximum white. "refuse" takes none.
@@ -103,8 +105,10 @@ class ImageSettings:
         return match[1], int(match[2])
 
     @property
-    def width_level(self) -> tuple[float, float]:
-        """Window width and level, in Hounsfield units."""
+    def width_level(self) -> tuple[float, float] | None:
+        """Window width and level, in Hounsfield units; None of minmax."""
+        if self.window == MINMAX:
+            return None
         if self.window in WINDOWS:
             return WINDOWS[self.window]
         try:
@@ -113,7 +117,7 @@ class ImageSettings:
             width, level = math.nan, math.nan
         if not (math.isfinite(width) and math.isfinite(level) and width > 0):
             raise UserError(
-                f"window {self.window!r}: give one of {', '.join(WINDOWS)}, or WIDTH,LEVEL with a width above 0, "
+                f"window {self.window!r}: give one of {', '.join((*WINDOWS, MINMAX))}, or WIDTH,LEVEL with a width above 0, "
                 "e.g. 1500,-600"
             )
         return width, level
@@ -132,6 +136,20 @@ def apply_window(hu: np.ndarray, width: float, level: float) -> np.ndarray:
     if np.isnan(scaled).any():
         raise ImageError("NaN pixels")
     return np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
+
+
+def show(values: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """Values of one slice, Hounsfield units but under minmax -> uint8 of the same shape.
+
+    Raises:
+        ImageError: NaN, or under minmax nothing but one value.
+    """
+    if settings.width_level:
+        return apply_window(values, *settings.width_level)
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise ImageError(f"every value is {low:g}: there is nothing to see")
+    return apply_window(values, high - low, low + (high - low) / 2)
 
 
 def read_picture(path: Path, behind: int = 0) -> np.ndarray:
@@ -243,7 +261,7 @@ def eight_bit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
             "prepared (a model goes by what its own were); or save it as 8-bit"
         )
     if meaning == "hu":
-        shown = apply_window(picture.astype(np.float32) - number, *settings.width_level)
+        shown = show(picture.astype(np.float32) - number, settings)
     else:
         low, high = (0, 2**number - 1) if meaning == "bits" else (int(picture.min()), int(picture.max()))
         scaled = (picture.astype(np.float32) - low) * (255 / max(high - low, 1))

@@ -63,6 +63,10 @@ class Body:
 
     def slice(self, z: float, findings: Sequence[Finding], rng: np.random.Generator) -> np.ndarray:
         """One slice in the lung window: uint8 [size, size]."""
+        return apply_window(self.hounsfield(z, findings, rng), *WINDOWS["lung"])
+
+    def hounsfield(self, z: float, findings: Sequence[Finding], rng: np.random.Generator) -> np.ndarray:
+        """One slice in Hounsfield units: float32 [size, size]."""
         hu, plane = self._anatomy(z)
         filled, free = (np.maximum.reduce(shares) for shares in zip(*(finding(plane) for finding in findings), strict=True))
         filled = filled * plane.lung
@@ -73,7 +77,7 @@ class Body:
         full += vessels * (SOFT - full)
         top, left = rng.integers(0, 64, 2)
         full += self.grain[top : top + self.size, left : left + self.size] * self.noise * (0.35 + 0.65 * (full > -950))
-        return apply_window(full, *WINDOWS["lung"])
+        return full
 
     def plane(self, z: float) -> Plane:
         """Where the lungs are at height z."""

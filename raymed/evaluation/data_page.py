@@ -86,8 +86,10 @@ class DataPage:
     @property
     def window(self) -> str:
         """What black and white are."""
-        width, level = self.prepared.image.width_level
-        hounsfield = f"black {level - width / 2:.0f} HU, white {level + width / 2:.0f} HU"
+        hounsfield = "black the least value of a slice, white its greatest"
+        if (window := self.prepared.image.width_level) is not None:
+            width, level = window
+            hounsfield = f"black {level - width / 2:.0f} HU, white {level + width / 2:.0f} HU"
         kinds = self.prepared.manifest.modalities
         if set(kinds) == {"CT"}:
             return hounsfield

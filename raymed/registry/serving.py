@@ -20,7 +20,7 @@ from mlflow.types.schema import AnyType
 
 from raymed.data.acquisition import HOUNSFIELD
 from raymed.data.hounsfield import Values, require_hounsfield, without_padding
-from raymed.data.image import ImageError, ImageSettings, apply_window, fit
+from raymed.data.image import ImageError, ImageSettings, fit, show
 from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, is_single, list_source, load_study
 from raymed.data.sources.table import Row, list_rows
 from raymed.errors import UserError
@@ -152,7 +152,7 @@ def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) 
             if modality:
                 hu, values = without_padding(picture.astype(np.float32))
                 scanned.append(values)
-                picture = apply_window(hu, *settings.width_level)
+                picture = show(hu, settings)
             fitted = fit(picture, settings)
         except ImageError as error:
             notes.append(f"array {number}, slice {position}: {error}")

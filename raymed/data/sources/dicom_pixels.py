@@ -14,7 +14,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import apply_modality_lut, apply_voi
 
 from raymed.data.hounsfield import PADDING, TISSUE_ABOVE, TISSUE_BELOW, Values, require_hounsfield, without_padding
-from raymed.data.image import ImageError, ImageSettings, apply_window, fit
+from raymed.data.image import ImageError, ImageSettings, fit, show
 from raymed.data.sources.dicom_header import open_file, read_header
 
 MOST_INTERCEPT = 100_000.0  # Hounsfield units
@@ -89,7 +89,7 @@ def _shown(path: Path, settings: ImageSettings, derived: bool) -> tuple[np.ndarr
         _require_no_tissue(hu[padding])
         hu[padding] = PADDING
     hu, values = without_padding(hu)
-    shown = apply_window(hu, *settings.width_level)[:, :, None]
+    shown = show(hu, settings)[:, :, None]
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 255 - shown
     shown = np.ascontiguousarray(shown[::-1, ::-1]) if header.turned else shown

@@ -127,6 +127,7 @@ class Slice:
         geometry: its size, as far as the file says.
         modality: CT, whose values are Hounsfield units, CR or DX; None of a picture, which says nothing of that.
         axes: of a slice of a volume, to where its stored axes point, such as LPS (left, back, head); None asks the file.
+        mask: a file, relative to the root, that says where in the picture something lies.
     """
 
     id: str
@@ -138,6 +139,7 @@ class Slice:
     geometry: Geometry = Geometry()
     modality: str | None = None
     axes: str | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from raymed.data.hounsfield import Values, require_hounsfield, without_padding
-from raymed.data.image import MAX_PIXELS, ImageError, ImageSettings, apply_window, fit
+from raymed.data.image import MAX_PIXELS, MINMAX, ImageError, ImageSettings, fit, show
 from raymed.data.sources.dicom_header import AXIAL_WITHIN, SQUARE_WITHIN
 from raymed.data.sources.listing import (
     Geometry,
@@ -64,16 +64,10 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     studies: list[Study] = []
     for name, (patient, label) in owners.items():
         try:
-            volume = _open(root / name)
-            axes = _axes(volume, settings.orientation)
+            slices = volume_slices(root / name, name, settings.orientation)
         except ImageError as error:
             refusals.append(Refusal(name, name, patient, str(error)))
             continue
-        geometry = _geometry(volume, axes)
-        slices = [
-            Slice(f"{name}#{frame}", name, frame, at, f"{name}#{frame}", geometry=geometry, modality="CT", axes=axes)
-            for at, frame in enumerate(_displayed_frames(volume.shape, axes))
-        ]
         studies.append(make_study(patient, name, label, root.name, slices, files))
     depth = 2 if settings.labelled else 1
     refusals = with_patients(refusals, tree, depth, settings)
@@ -82,6 +76,48 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     refusals += silent_patients(tree, listed, named, depth, settings, "a NIfTI volume")
     notes = (f"{len(others)} files that are not NIfTI were left out: {some(others)}",) if others else ()
     return Listing(root, "nifti", sorted_studies(studies), tuple(refusals), notes)
+
+
+def volume_slices(path: Path, name: str, orientation: str | None) -> list[Slice]:
+    """The axial slices of a volume from the feet to the head, from its header alone.
+
+    Args:
+        name: its path relative to the source.
+        orientation: as `SourceSettings` has it.
+
+    Raises:
+        ImageError: it cannot be read, or not be shown rightly.
+    """
+    volume = _open(path)
+    axes = _axes(volume, orientation)
+    geometry = _geometry(volume, axes)
+    return [
+        Slice(f"{name}#{frame}", name, frame, at, f"{name}#{frame}", geometry=geometry, modality="CT", axes=axes)
+        for at, frame in enumerate(_displayed_frames(volume.shape, axes))
+    ]
+
+
+def read_mask(path: Path, image: Path, axes: str) -> np.ndarray:
+    """Where a volume's mask is above 0, by stored slice number and shown as the volume is: bool [slices, rows, columns].
+
+    Args:
+        axes: to where the volume's stored axes point.
+
+    Raises:
+        ImageError: the mask lies otherwise than the volume, or cannot be read.
+    """
+    mask, volume = _open(path), _open(image)
+    if mask.shape[:3] != volume.shape[:3]:
+        raise ImageError(f"the mask's shape is {mask.shape[:3]}, and the picture's {volume.shape[:3]}")
+    if (own := _axes(mask, axes)) != axes:
+        raise ImageError(f"the mask's axes point to {own}, and the picture's to {axes}")
+    stored, slope, intercept = _voxels(mask)
+    values = stored * slope + intercept
+    if not np.isfinite(values).all():
+        raise ImageError("the mask holds NaN or infinite values")
+    turn = _turn(axes)
+    axis = _slice_axis(turn)
+    return np.stack([_show(plane, turn, axis) for plane in np.moveaxis(values > 0, axis, 0)])
 
 
 def read_slices(path: Path, frames: list[int], axes: str | None, settings: ImageSettings) -> list[np.ndarray | str]:
@@ -95,13 +131,7 @@ def read_slices(path: Path, frames: list[int], axes: str | None, settings: Image
     """
     volume = _open(path)
     turn = _turn(axes or _axes(volume, None))
-    proxy = volume.dataobj
-    assert isinstance(proxy, ArrayProxy)
-    try:
-        stored = proxy.get_unscaled().reshape(volume.shape[:3])
-    except Exception as error:  # damaged gzip, short files and more
-        raise ImageError(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
-    slope, intercept = np.float32(proxy.slope), np.float32(proxy.inter)
+    stored, slope, intercept = _voxels(volume)
     axis = _slice_axis(turn)
     wanted = set(frames)
     scanned: list[Values] = []
@@ -113,10 +143,11 @@ def read_slices(path: Path, frames: list[int], axes: str | None, settings: Image
             hu, values = without_padding(plane)
             scanned.append(values)
             if frame in wanted:
-                shown[frame] = fit(apply_window(_show(hu, turn, axis), *settings.width_level)[:, :, None], settings)
+                shown[frame] = fit(show(_show(hu, turn, axis), settings)[:, :, None], settings)
         except ImageError as error:
             shown[frame] = str(error)
-    require_hounsfield(scanned)
+    if settings.window != MINMAX:
+        require_hounsfield(scanned)
     return [shown[frame] for frame in frames]
 
 
@@ -140,6 +171,21 @@ def _open(path: Path) -> nibabel.Nifti1Image:
     if np.prod(shape, dtype=np.int64) > MAX_VOXELS or max(shape) ** 2 > MAX_PIXELS:
         raise ImageError(f"its shape {shape} is too large")
     return volume
+
+
+def _voxels(volume: nibabel.Nifti1Image) -> tuple[np.ndarray, np.float32, np.float32]:
+    """The voxels as stored, [three axes], and the slope and intercept that lead to their values.
+
+    Raises:
+        ImageError: the file is damaged.
+    """
+    proxy = volume.dataobj
+    assert isinstance(proxy, ArrayProxy)
+    try:
+        stored = proxy.get_unscaled().reshape(volume.shape[:3])
+    except Exception as error:  # damaged gzip, short files and more
+        raise ImageError(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
+    return stored, np.float32(proxy.slope), np.float32(proxy.inter)
 
 
 def _axes(volume: nibabel.Nifti1Image, orientation: str | None) -> str:

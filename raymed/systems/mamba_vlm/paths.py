@@ -1,0 +1,109 @@
+"""The file that says where a report writer's data and weights lie, and paths that were written on Windows."""
+
+from __future__ import annotations
+
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raymed.data.sources.listing import absence, read_text
+from raymed.errors import UserError
+from raymed.job.mistakes import did_you_mean
+
+DRIVE = re.compile(r"([A-Za-z]):[\\/]")
+DRIVES = Path("/mnt")  # where Linux beside Windows has the drives
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What a ``paths.yaml`` says; None of what it leaves out.
+
+    Attributes:
+        caption_csv_train: reports to learn from.
+        caption_csv_val: reports to validate on.
+        caption_prompt_json: questions for lines without one.
+        nnunet_encoder_checkpoint: an nnU-Net checkpoint, or the folder that it was imported into.
+        nnunet_raw: folder below which pictures may lie; likewise nnunet_preprocessed and nnunet_results.
+        encoder_output_stage: which stage of the encoder gives the feature map.
+        encoder_target_spatial: side of the feature map that the bridge gets.
+        bridge_d_model: width of a visual token.
+        bridge_bidirectional: whether the bridge reads the tokens in both directions.
+        use_cmi: whether the question steers the visual tokens.
+        cmi_compress_to: most visual tokens that it reads.
+        cmi_d_state: size of its state.
+        roi_side: side of the part of the feature map that is used.
+        use_pooling: whether the map is averaged to `pool_size` on a side.
+        pool_size: see there.
+    """
+
+    caption_csv_train: Path | None = None
+    caption_csv_val: Path | None = None
+    caption_prompt_json: Path | None = None
+    nnunet_encoder_checkpoint: Path | None = None
+    nnunet_raw: Path | None = None
+    nnunet_preprocessed: Path | None = None
+    nnunet_results: Path | None = None
+    encoder_output_stage: int | None = None
+    encoder_target_spatial: int | None = None
+    bridge_d_model: int | None = None
+    bridge_bidirectional: bool | None = None
+    use_cmi: bool | None = None
+    cmi_compress_to: int | None = None
+    cmi_d_state: int | None = None
+    roi_side: int | None = None
+    use_pooling: bool | None = None
+    pool_size: int | None = None
+
+
+def read_paths(file: str | Path) -> Paths:
+    """A YAML file of the keys of `Paths`; relative paths are relative to the file.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, or a value of another kind.
+    """
+    path = local_path(str(file), Path.cwd())
+    if not path.is_file():
+        raise UserError(f"{path}: {absence(path)}")
+    try:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: needs lines such as caption_csv_train: reports.csv")
+    kinds = typing.get_type_hints(Paths)
+    for key in content:
+        if key not in kinds:
+            near = did_you_mean(str(key), list(kinds))
+            raise UserError(f"{path}: unknown key {key!r}{near}; the keys are {', '.join(kinds)}")
+    return Paths(**{key: _value(path, key, value, kinds[key]) for key, value in content.items()})
+
+
+def local_path(text: str, folder: Path) -> Path:
+    """An absolute path as this system writes it: ``D:\\x`` is ``/mnt/d/x`` but on Windows.
+
+    Args:
+        folder: what other paths are relative to, absolute.
+    """
+    text = text.strip()
+    if (drive := DRIVE.match(text)) and os.name != "nt":
+        return Path(os.path.normpath(DRIVES / drive[1].lower() / text[drive.end() :].replace("\\", "/").lstrip("/")))
+    return Path(os.path.normpath(folder / Path(text.replace("\\", "/")).expanduser()))
+
+
+def _value(file: Path, key: str, value: Any, kind: types.UnionType) -> Any:
+    """Raises: UserError: the value is of another kind."""
+    expected, _ = typing.get_args(kind)
+    if value is None:
+        return None
+    if expected is Path and isinstance(value, str) and value.strip():
+        return local_path(value, file.parent)
+    if type(value) is expected:
+        return value
+    what = {Path: "a path", bool: "true or false", int: "a whole number"}[expected]
+    raise UserError(f"{file}: {key} is {value!r}: give {what}")

@@ -1,0 +1,42 @@
+"""Reports on phantoms: the picture decides them, and a volume of another side gets another report."""
+
+from collections import Counter
+
+import numpy as np
+
+from raymed.systems.mamba_vlm.phantoms import CLEAR, PHANTOMS, phantom_report
+
+PATIENTS = [phantom_report(PHANTOMS, number) for number in range(16)]
+
+
+def test_the_side_that_is_reported_is_the_side_of_the_mask_on_the_largest_slice() -> None:
+    for patient in PATIENTS:
+        if patient.mask is None:
+            assert patient.answer == CLEAR
+            continue
+        plane = patient.mask[patient.mask.sum(axis=(1, 2)).argmax()]
+        assert plane.any()
+        share = plane[:, plane.shape[1] // 2 :].sum() / plane.sum()  # the patient's left is on the right of the picture
+        side = "left lung" if share > 0.85 else "right lung" if share < 0.15 else "both lungs"
+        near = min(abs(share - 0.85), abs(share - 0.15)) < 0.05  # the body is not quite in the middle of the picture
+        assert side in patient.answer or near, (share, patient.answer)
+
+
+def test_the_disease_can_be_seen_where_the_mask_marks_it() -> None:
+    for patient in PATIENTS:
+        if patient.mask is not None:
+            at = patient.mask.sum(axis=(1, 2)).argmax()
+            plane, marked = patient.volume[at], patient.mask[at]
+            assert plane[marked].mean() > plane.min() + 150, patient.answer
+
+
+def test_reports_differ_in_class_side_height_and_extent() -> None:
+    answers = Counter(patient.answer for patient in PATIENTS)
+    assert len(answers) >= 9 and answers[CLEAR] == 4
+    for words in (("left lung", "right lung", "both lungs"), ("upper", "middle", "lower"), ("small", "large")):
+        assert all(any(word in answer for answer in answers) for word in words), answers
+
+
+def test_a_patient_does_not_depend_on_how_many_there_are() -> None:
+    again = phantom_report(PHANTOMS, 5)
+    assert again.answer == PATIENTS[5].answer and np.array_equal(again.volume, PATIENTS[5].volume)
