@@ -33,7 +33,7 @@ from raymed.data.phantom import PhantomSettings, phantom_patient
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
 from raymed.evaluation.predict import to_record
-from raymed.models.norm import settle_batch_norms
+from raymed.models.norm import batch_norms, settle_batch_norms, step_statistics
 from raymed.models.precision import arithmetic
 from raymed.models.settings import ClipModelSettings
 from raymed.recipes.recipe import TrainingPass
@@ -171,6 +171,7 @@ def train_fold(
         for group in recipe.groups(module)
     ]
     optimizer = torch.optim.AdamW(groups, lr=TRAIN.lr)
+    norms = batch_norms(module)
 
     def loader(split: str) -> DataLoader[Record]:
         data = Files(Path(images), prepared, prepared.rows(split, fold))
@@ -190,7 +191,7 @@ def train_fold(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            settle_batch_norms(module, lambda totals: None)
+            settle_batch_norms(norms, step_statistics(norms))
             schedule.step()
         module.eval()
         right = 0

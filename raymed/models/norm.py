@@ -9,7 +9,7 @@ same state on any number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,29 +114,32 @@ def convert_batch_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-def settle_batch_norms(module: nn.Module, all_reduce: Callable[[Tensor], None]) -> None:
+def step_statistics(norms: Sequence[StepBatchNorm]) -> Tensor:
+    """What this worker's groups add to the statistics of a global batch, since the last settling.
+
+    Returns:
+        float64 [n]: of each norm the number of groups, then of each the sums of their means and variances.
+    """
+    if not norms:
+        return torch.empty(0, dtype=torch.float64)
+    device = norms[0].running_mean.device  # type: ignore[union-attr]
+    sums = [torch.zeros(2 * n.num_features, device=device) if n.sums is None else n.sums.flatten() for n in norms]
+    return torch.cat([torch.tensor([norm.groups for norm in norms], device=device), *sums]).double()
+
+
+def settle_batch_norms(norms: Sequence[StepBatchNorm], statistics: Tensor) -> None:
     """Update all running statistics once, by momentum, with the average over the global batch's groups.
 
     Every worker calls it once per global step, also one whose micro-batches were all repeats.
 
     Args:
-        module: the network; without a `StepBatchNorm` inside nothing happens, and `all_reduce` is not called.
-        all_reduce: sums a float32 tensor [n], on the host or on the device, over all workers, in place.
+        statistics: the sum of all workers' `step_statistics`.
     """
-    norms = batch_norms(module)
-    if not norms:
-        return
-    device = norms[0].running_mean.device  # type: ignore[union-attr]
-    parts = [torch.zeros(2, norm.num_features, device=device) if norm.sums is None else norm.sums for norm in norms]
-    counts = torch.tensor([float(norm.groups) for norm in norms])  # on the host, where they are read
-    all_reduce(counts)
-    flat = torch.cat([part.flatten() for part in parts])
-    all_reduce(flat)
-    flat_parts = flat.split([part.numel() for part in parts])
-    for norm, part, count in zip(norms, flat_parts, counts.tolist(), strict=True):
+    counts, *parts = statistics.split([len(norms), *(2 * norm.num_features for norm in norms)])
+    for norm, part, count in zip(norms, parts, counts.tolist(), strict=True):
         norm.sums, norm.groups = None, 0
         if count:
-            mean, variance = (part / count).view(2, -1)
+            mean, variance = (part.float() / count).view(2, -1)
             momentum = 0.1 if norm.momentum is None else norm.momentum
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)  # type: ignore[union-attr]
             norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum)  # type: ignore[union-attr]
@@ -149,9 +152,8 @@ def batch_norms(module: nn.Module) -> list[StepBatchNorm]:
 
 
 @contextmanager
-def computing(module: nn.Module, counts: bool, spans: bool) -> Iterator[None]:
-    """Within it, forward and backward calls are of a micro-batch that these `StepBatchNorm` attributes describe."""
-    norms = batch_norms(module)
+def computing(norms: Sequence[StepBatchNorm], counts: bool, spans: bool) -> Iterator[None]:
+    """Within it, forward and backward calls are of a micro-batch that these attributes describe."""
     for norm in norms:
         norm.counts, norm.spans = counts, spans
     try:

@@ -25,7 +25,7 @@ from torch import nn
 
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.errors import RunError, UserError
-from raymed.models.norm import batch_norms, computing, settle_batch_norms
+from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Recipe
 from raymed.training.cards import take_apart
@@ -88,6 +88,8 @@ class Engine:
             ),
         )
         self._engine.checkpoint_engine.load = load_shard  # DeepSpeed's own would run code that a file brings along
+        self.module.train()  # and again after every evaluation, but not in every step: it walks the whole network
+        self._norms = batch_norms(self.module)
         self._averaged = _start_average(self.module) if settings.ema else {}
         self._last_norm = 0.0
 
@@ -125,13 +127,12 @@ class Engine:
         Raises:
             RunError: the loss, or its gradient, is not a finite number.
         """
-        self.module.train()
         units = self._global_units(shares)
         sums: dict[str, tuple[torch.Tensor | float, float]] = {}
         for slot, (batch, micro) in enumerate(shares):
             # Dropout draws depend on the place in the division, not on the worker that computes it.
-            torch.manual_seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63)
-            with computing(self.module, micro.counts, micro.spans):
+            _seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63, self.device)
+            with computing(self._norms, micro.counts, micro.spans):
                 loss = self.recipe.compute_loss(self._engine, batch.to(self.device))
                 # DeepSpeed averages gradients over workers; times their number this is the sum.
                 self._engine.backward(loss.mean(units, self.workers if micro.counts else 0.0), scale_wrt_gas=False)
@@ -141,13 +142,14 @@ class Engine:
                 sums[name] = (before[0] + exact, before[1] + count) if micro.counts else before
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
-        totals = self._totals(sums)  # a device is waited for here, when all work of the step has been given to it
+        # a device is waited for here, when all work of the step has been given to it
+        totals, statistics = self._totals(sums, step_statistics(self._norms))
         self._last_norm = float(norm) if norm is not None else 0.0
         if not all(math.isfinite(total) for total, _ in totals.values()):
             raise RunError(f"{NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
         if not math.isfinite(self._last_norm):  # DeepSpeed has left the step out, and would go on without a word
             raise RunError(f"{GRADIENT_NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
-        settle_batch_norms(self.module, self.reduce)
+        settle_batch_norms(self._norms, statistics)
         if self._averaged:
             _update_average(self._averaged, self.module, min(self.settings.ema, (1 + global_step) / (10 + global_step)))
         return totals
@@ -232,17 +234,19 @@ class Engine:
         self.reduce(totals)
         return dict(zip(names, totals.tolist(), strict=True))
 
-    def _totals(self, sums: dict[str, tuple[torch.Tensor | float, float]]) -> dict[str, tuple[float, float]]:
-        """The sums and counts over all workers, read from the device at once."""
+    def _totals(
+        self, sums: dict[str, tuple[torch.Tensor | float, float]], statistics: torch.Tensor
+    ) -> tuple[dict[str, tuple[float, float]], torch.Tensor]:
+        """The sums and counts, and the batch norms' statistics, over all workers, in one sum that is read at once."""
         values = [
             value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=torch.float64, device=self.device)
             for pair in sums.values()
             for value in pair
         ]
-        flat = torch.stack(values)
+        flat = torch.cat([torch.stack(values), statistics.to(self.device)])
         self.reduce(flat)
-        numbers = flat.tolist()
-        return dict(zip(sums, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
+        numbers = flat[: len(values)].tolist()
+        return dict(zip(sums, zip(numbers[::2], numbers[1::2], strict=True), strict=True)), flat[len(values) :]
 
 
 def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers: int) -> Division:
@@ -314,6 +318,13 @@ def prepare_process(device: torch.device) -> None:
     if device.type == "cpu":
         # Gloo reduces well enough; DeepSpeed's own shared-memory op would be compiled for a minute on every new machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what a step draws from; `torch.manual_seed` takes milliseconds where a device it knows of is not in use."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _averageable(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,11 +9,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raymed.models.norm import StepBatchNorm, batch_norms, computing, convert_batch_norms, settle_batch_norms
+from raymed.models.norm import (
+    StepBatchNorm,
+    batch_norms,
+    computing,
+    convert_batch_norms,
+    settle_batch_norms,
+    step_statistics,
+)
 
 
-def _alone(_: torch.Tensor) -> None:
-    pass
+def _settle_alone(module: nn.Module) -> None:
+    norms = batch_norms(module)
+    settle_batch_norms(norms, step_statistics(norms))
 
 
 def _network(seed: int = 0) -> nn.Module:
@@ -26,7 +34,7 @@ def test_one_micro_batch_leaves_the_same_state_as_ordinary_batch_norm() -> None:
     for seed in range(3):
         x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 3 + 1
         torch.testing.assert_close(ours(x), ordinary(x))
-        settle_batch_norms(ours, _alone)
+        _settle_alone(ours)
     for (name, expected), (_, value) in zip(ordinary.state_dict().items(), ours.state_dict().items(), strict=True):
         torch.testing.assert_close(value, expected, msg=name)
 
@@ -43,22 +51,14 @@ def test_two_workers_leave_the_same_state_as_one_that_accumulates() -> None:
     alone = _network()
     for half in halves:
         alone(half)
-    settle_batch_norms(alone, _alone)
+    _settle_alone(alone)
 
-    sent: list[list[torch.Tensor]] = []
-    for half in halves:
-        worker = _network()
-        worker(half)
-        sent.append([])
-        settle_batch_norms(worker, lambda tensor: sent[-1].append(tensor.clone()))
-    sums = [sum(parts) for parts in zip(*sent, strict=True)]
-
-    torch.manual_seed(0)
     workers = [_network(), _network()]
     for worker, half in zip(workers, halves, strict=True):
         worker(half)
-        received = iter(sums)
-        settle_batch_norms(worker, lambda tensor, received=received: tensor.copy_(next(received)))
+    summed = sum(step_statistics(batch_norms(worker)) for worker in workers)
+    for worker in workers:
+        settle_batch_norms(batch_norms(worker), summed)
     for worker in workers:
         for name, expected in alone.state_dict().items():
             torch.testing.assert_close(worker.state_dict()[name], expected, msg=name)
@@ -67,12 +67,12 @@ def test_two_workers_leave_the_same_state_as_one_that_accumulates() -> None:
 def test_a_filler_micro_batch_changes_nothing_even_on_a_worker_with_nothing_else() -> None:
     network = _network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with computing(network, counts=False, spans=False):
+    with computing(batch_norms(network), counts=False, spans=False):
         network(torch.randn(2, 3, 8, 8))
-    settle_batch_norms(network, _alone)
+    _settle_alone(network)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     network(torch.randn(2, 3, 8, 8))
-    settle_batch_norms(network, _alone)
+    _settle_alone(network)
     assert not torch.equal(network.state_dict()["1.running_mean"], before["1.running_mean"])
 
 
@@ -87,8 +87,9 @@ def test_conversion_keeps_weights_state_and_names() -> None:
     torch.testing.assert_close(converted(x), expected)
 
 
-def test_a_network_without_batch_norm_does_not_communicate() -> None:
-    settle_batch_norms(nn.Linear(2, 2), lambda _: pytest.fail("nothing to reduce"))
+def test_a_network_without_batch_norm_has_nothing_to_sum() -> None:
+    assert not len(step_statistics([]))
+    settle_batch_norms([], torch.empty(0))
 
 
 def test_bf16_weights_with_float32_statistics_compute_in_training_and_evaluation() -> None:
@@ -110,21 +111,25 @@ def group() -> Iterator[None]:
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_a_group_that_spans_workers_is_normalised_as_one_that_does_not(group: None, kind: torch.dtype, affine: bool) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_group_that_spans_workers_is_normalised_as_one_that_does_not(
+    group: None, kind: torch.dtype, affine: bool, layout: torch.memory_format
+) -> None:
     """Forward, backward and statistics, here with one worker; tests/training/test_workers.py has several."""
     draw = torch.Generator().manual_seed(0)
     x, upstream = (torch.randn(6, 3, 5, 4, generator=draw).to(kind) for _ in range(2))
     x = x * 2 + 30  # variances that would be lost in a sum of squares of single precision
     found = []
     for spans in (False, True):
-        norm, inputs = StepBatchNorm(3, affine=affine), x.clone().requires_grad_()
+        norm, inputs = StepBatchNorm(3, affine=affine), x.clone(memory_format=layout).requires_grad_()
         if affine:
             norm.weight.data, norm.bias.data = torch.tensor([0.5, -2.0, 1.0]), torch.tensor([0.0, 1.0, -1.0])
-        with computing(norm, counts=True, spans=spans):
+        with computing([norm], counts=True, spans=spans):
             y = norm(inputs)
-            y.backward(upstream)
-        settle_batch_norms(norm, _alone)
-        found.append([y, inputs.grad, *(p.grad for p in norm.parameters()), norm.running_mean, norm.running_var])
+            gradients = torch.autograd.grad(y, [inputs, *norm.parameters()], upstream)
+        assert all(tensor.is_contiguous(memory_format=layout) for tensor in (y, gradients[0]))
+        _settle_alone(norm)
+        found.append([y, *gradients, norm.running_mean, norm.running_var])
     tolerance = {"atol": 2e-5, "rtol": 2e-4} if kind == torch.float32 else {"atol": 0.05, "rtol": 0.05}
     for ordinary, spanning in zip(*found, strict=True):
         torch.testing.assert_close(spanning, ordinary, **tolerance)

@@ -15,7 +15,7 @@ from torch import nn
 from raymed.data.labels import LabelTable
 from raymed.data.record import Image, Record
 from raymed.errors import UserError
-from raymed.models.norm import settle_batch_norms
+from raymed.models.norm import batch_norms, settle_batch_norms, step_statistics
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.recipe import Batch, Loss, TrainingPass
@@ -110,6 +110,7 @@ def test_a_tiny_network_learns_eight_slices_by_heart_and_survives_its_export(pre
     torch.manual_seed(0)
     module = recipe.build().train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    norms = batch_norms(module)
     batch = recipe.encode(_records(), TrainingPass(0, 0))
     for _ in range(40):
         loss = recipe.compute_loss(module, batch)
@@ -117,7 +118,7 @@ def test_a_tiny_network_learns_eight_slices_by_heart_and_survives_its_export(pre
         loss.mean(batch.units).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        settle_batch_norms(module, lambda _: None)
+        settle_batch_norms(norms, step_statistics(norms))
     predicted = recipe.predict(module.eval(), batch)["logits"].numpy()
     assert predicted.dtype == np.float32 and predicted.shape == (8, 4)
     assert predicted.argmax(1).tolist() == [0, 1, 2, 3] * 2
