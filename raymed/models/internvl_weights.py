@@ -209,7 +209,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     for name, read in ((WEIGHTS, load_file), ("pytorch_model.bin", _read_bin)):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = _shards(index)
+            files = shard_names(index)
         elif (folder / name).is_file():
             files = [name]
         else:
@@ -230,7 +230,12 @@ def _read_bin(file: Path) -> dict[str, Tensor]:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _shards(index: Path) -> list[str]:
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of sharded weights names, all in its own folder.
+
+    Raises:
+        UserError: it is no such index.
+    """
     try:
         files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:

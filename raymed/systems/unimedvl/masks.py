@@ -88,8 +88,9 @@ class DenseAttention:
         Returns:
             [1, heads, total, width].
         """
-        samples = zip(*(states.split(self._lengths, 2) for states in (query, key, value)), self._masks, strict=True)
-        return torch.cat([attend(*sample) for sample in samples], dim=2)
+        queries, keys, values = (states.split(self._lengths, 2) for states in (query, key, value))
+        samples = zip(queries, keys, values, self._masks, strict=True)
+        return torch.cat([attend(*sample, causal=sample[-1] is None) for sample in samples], dim=2)
 
 
 class FlexAttention:
@@ -132,15 +133,16 @@ def packed_attention(splits: Splits, device: torch.device) -> DenseAttention | F
     return (FlexAttention if flex else DenseAttention)(splits, device)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Torch's scaled dot product; causal where there is no mask.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    """Torch's scaled dot product.
 
     Args:
         query: [batch, heads, queries, width]; `key` and `value` [batch, fewer or as many heads, keys, width].
-        mask: what is seen, bool, to be broadcast to [batch, heads, queries, keys].
+        mask: what is seen, bool, to be broadcast to [batch, heads, queries, keys]; without it everything is.
+        causal: in place of a mask, a query sees the keys up to its own place.
     """
     grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=grouped)
 
 
 @lru_cache

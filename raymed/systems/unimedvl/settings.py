@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+from raymed.errors import UserError
+from raymed.job.mistakes import did_you_mean
+from raymed.models.model_folders import find_model
+
+CHECKPOINT_FILES = "ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's"
 TINY = "unimedvl-tiny"
 SMALL = "unimedvl-0.5b"
 LARGE = "unimedvl-7b"
@@ -148,3 +154,53 @@ PRESETS = {
     ),
     LARGE: NetworkSizes(),
 }
+
+
+@dataclass(frozen=True)
+class UnifiedModelSettings:
+    """The network and what of it is trained.
+
+    Attributes:
+        preset: random weights: `unimedvl-tiny` for a CPU, `unimedvl-0.5b` or `unimedvl-7b` (14 billion weights).
+        path: local folder of a released or trained checkpoint (ema.safetensors, ae.safetensors, llm_config.json,
+            vit_config.json, tokenizer), in place of the preset; by its path, or by its name under RAYMED_MODELS.
+        weights: which of the folder's weights: ema are the averaged ones.
+        new_generation: the folder may lack the generation expert, which then starts as the understanding one's copy.
+        copy_init_moe: of a preset, the generation expert starts as the understanding one's copy.
+        freeze_llm: keep both experts as they are.
+        freeze_vit: keep the ViT as it is.
+        freeze_und: keep the understanding expert, the ViT and what joins them as they are, and let no gradient through;
+            the output layer is trained all the same.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
+        latent_cache: memory on each worker for the latents of pictures seen before, in MiB; 0 encodes each anew.
+    """
+
+    preset: str = TINY
+    path: str | None = None
+    weights: Literal["ema", "model"] = "ema"
+    new_generation: bool = False
+    copy_init_moe: bool = True
+    freeze_llm: bool = False
+    freeze_vit: bool = False
+    freeze_und: bool = False
+    gradient_checkpointing: bool = False
+    latent_cache: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.preset not in PRESETS:
+            raise UserError(f"there is no preset {self.preset!r}{did_you_mean(self.preset, PRESETS)}: {', '.join(PRESETS)}")
+        if self.latent_cache < 0:
+            raise UserError(f"model.latent_cache is {self.latent_cache}: it cannot be negative")
+
+    def located(self) -> UnifiedModelSettings:
+        """With the absolute path that `path` stands for: workers have another working folder.
+
+        Raises:
+            UserError: there is none.
+        """
+        return self if self.path is None else replace(self, path=str(find_model(self.path, CHECKPOINT_FILES)))
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, in words."""
+        return self.path if self.path is not None else f"preset {self.preset}"

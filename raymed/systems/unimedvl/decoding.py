@@ -1,0 +1,73 @@
+"""Text, token by token, after what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raymed.errors import UserError
+from raymed.systems.unimedvl.context import Context, read_text
+
+if TYPE_CHECKING:
+    from raymed.systems.unimedvl.network import UniMedVL
+    from raymed.systems.unimedvl.tokens import TextTokens
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How an answer is written.
+
+    Attributes:
+        temperature: below 1 keeps to the likeliest tokens, above 1 strays from them; only where it is drawn.
+        max_new_tokens: longest answer in tokens; the mark that begins it counts.
+        do_sample: draw each token by its probability, in place of taking the likeliest.
+    """
+
+    temperature: float = 1.0
+    max_new_tokens: int = 512
+    do_sample: bool = True
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(f"temperature is {self.temperature}: it must be above 0 (do_sample False takes the likeliest)")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+
+
+def write(
+    network: UniMedVL, context: Context, tokens: TextTokens, settings: TextSettings, draws: torch.Generator
+) -> Iterator[int]:
+    """Ids of an answer, one by one, without its marks; it ends where the network ends it, or at the longest length."""
+    token = tokens.start
+    for _ in range(settings.max_new_tokens - 1):
+        context, logits = read_text(network, context, [token])
+        token = _choose(logits, settings, draws)
+        if token == tokens.end:
+            return
+        yield token
+
+
+def _choose(logits: Tensor, settings: TextSettings, draws: torch.Generator) -> int:
+    if not settings.do_sample:
+        return int(logits.argmax())
+    probabilities = (logits / settings.temperature).softmax(0)
+    return int(torch.multinomial(probabilities.cpu(), 1, generator=draws))  # on the host, whatever computed them
+
+
+def pieces(ids: Iterator[int], tokens: TextTokens) -> Iterator[str]:
+    """The text of ids as it comes, in pieces of whole characters."""
+    read: list[int] = []
+    shown = ""
+    for token in ids:
+        read.append(token)
+        text = tokens.text(read)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is to come
+            yield text[len(shown) :]
+            shown = text
+    text = tokens.text(read)
+    if text != shown:
+        yield text[len(shown) :]

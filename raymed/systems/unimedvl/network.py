@@ -1,0 +1,224 @@
+"""The unified network: it reads pictures and text, and draws pictures, in one packed sequence."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from raymed.systems.unimedvl.autoencoder import ImageAutoencoder
+from raymed.systems.unimedvl.embeddings import TimeEmbedder, grid_embedding
+from raymed.systems.unimedvl.flow import flow_losses, noisy
+from raymed.systems.unimedvl.latents import LatentCache, sampled
+from raymed.systems.unimedvl.masks import Splits, packed_attention
+from raymed.systems.unimedvl.settings import NetworkSizes
+from raymed.systems.unimedvl.transformer import Experts, LanguageModel, Route, Streams
+from raymed.systems.unimedvl.vit import Mlp, VisionModel
+
+
+class Losses(TypedDict):
+    """What a packed sequence costs.
+
+    `ce` and `mse` are sums with a gradient: of the weighted cross-entropies of supervised tokens, and of the squared errors
+    of the velocity. `token_losses`, float32 [supervised], and `latent_losses`, float32 [targets], are each one's, without.
+    """
+
+    ce: Tensor
+    mse: Tensor
+    token_losses: Tensor
+    latent_losses: Tensor
+
+
+class UniMedVL(nn.Module):
+    """The network. The autoencoder is frozen and no part of its parameters: no optimizer, average or shard holds it.
+
+    Attributes:
+        sizes: what it is built of.
+        latents: the autoencoder's answers that are kept.
+    """
+
+    def __init__(self, sizes: NetworkSizes, latent_cache: int = 0) -> None:
+        """All weights random, and the velocity 0 wherever it is asked.
+
+        Args:
+            latent_cache: mebibytes for the latents of pictures seen before.
+        """
+        super().__init__()
+        hidden = sizes.language.hidden
+        self.sizes = sizes
+        self.language_model = LanguageModel(sizes.language)
+        self.vit_model = VisionModel(sizes.vision)
+        self.connector = Mlp(sizes.vision.hidden, hidden, hidden)
+        self.vae2llm = nn.Linear(sizes.latent_width, hidden)
+        self.llm2vae = nn.Linear(hidden, sizes.latent_width)
+        self.time_embedder = TimeEmbedder(hidden)
+        self.latents = LatentCache(latent_cache)
+        self._autoencoder = (ImageAutoencoder(sizes.autoencoder, sizes.latent_patch),)  # in a tuple torch does not look
+
+    @property
+    def autoencoder(self) -> ImageAutoencoder:
+        """The image autoencoder, on the network's device."""
+        return self._autoencoder[0].to(self.device)
+
+    def take_autoencoder(self, autoencoder: ImageAutoencoder) -> None:
+        """Draw with this one from now on."""
+        self._autoencoder = (autoencoder,)
+
+    @property
+    def image_backbone(self) -> nn.Module:
+        return self.vit_model
+
+    @property
+    def device(self) -> torch.device:
+        return self.llm2vae.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.llm2vae.weight.dtype
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Token ids [tokens] as states [tokens, hidden]."""
+        return self.language_model.model.embed_tokens(ids)
+
+    def embed_patches(self, patches: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
+        """Patches of pictures as states [patches, hidden]; arguments as of `VisionTransformer`."""
+        side, hidden = self.sizes.vision.side, self.sizes.language.hidden
+        tokens = self.connector(self.vit_model(patches, positions, counts))
+        return tokens + grid_embedding(positions, side, hidden).to(tokens.dtype)
+
+    def embed_latents(self, latents: Tensor, times: Tensor, positions: Tensor) -> Tensor:
+        """Latent tokens at a time of the flow as states [tokens, hidden].
+
+        Args:
+            latents: [tokens, width].
+            times: float32 [tokens]; 0 for a picture that is looked at.
+            positions: row * `latent_side` + column, int64 [tokens].
+        """
+        tokens = self.vae2llm(latents.to(self.dtype))
+        places = grid_embedding(positions, self.sizes.latent_side, self.sizes.language.hidden).to(tokens.dtype)
+        return tokens + self.time_embedder(times) + places
+
+    def forward(
+        self,
+        positions: Tensor,
+        split_lengths: Tensor,
+        split_modes: Tensor,
+        split_samples: Tensor,
+        text_ids: Tensor,
+        text_places: Tensor,
+        patches: Tensor,
+        patch_positions: Tensor,
+        patch_places: Tensor,
+        patch_counts: Tensor,
+        pixels: Tensor,
+        digests: Tensor,
+        latent_grids: Tensor,
+        latent_positions: Tensor,
+        latent_places: Tensor,
+        times: Tensor,
+        noise: Tensor,
+        sampling_noise: Tensor,
+        targets: Tensor,
+        supervised: Tensor,
+        labels: Tensor,
+        label_weights: Tensor,
+    ) -> Losses:
+        """What a packed sequence costs. Shapes of the first are those of `PackedSequence`.
+
+        Args:
+            digests: 16 bytes by which each picture of `pixels` is known, uint8 [pictures, 16], on the host.
+            split_lengths, split_modes, split_samples, patch_counts, latent_grids: on the host.
+            times: of the flow at each latent token, 0 for pictures that are looked at; float32 [latents].
+            noise: where the flow ends, float32 [latents, width].
+            sampling_noise: what the latents are drawn with from the autoencoder's distribution, float32 [latents, width].
+            targets: which of the latent tokens are being drawn, int64 [targets].
+        """
+        clean = self.encode_pictures(pixels, digests, latent_grids, sampling_noise)
+        text = self.embed_text(text_ids)
+        seen = self._embed_patches_or_none(patches, patch_positions, patch_counts)
+        drawn = self.embed_latents(noisy(clean, noise, times), times, latent_positions)
+        streams = Streams(torch.cat([text, seen])[None], drawn[None])
+        route = Route(torch.cat([text_places, patch_places]), latent_places)
+        attention = packed_attention(Splits(split_lengths, split_modes, split_samples), positions.device)
+        last = self.language_model.model(streams, route, positions[None], attention)
+
+        predicting = last.understanding[0].index_select(0, torch.searchsorted(text_places, supervised))
+        ce, token_losses, _ = self.language_model.lm_head(predicting, labels, label_weights)
+        predicted = self.llm2vae(last.generation[0].index_select(0, targets))
+        latent_losses = flow_losses(predicted, clean.index_select(0, targets), noise.index_select(0, targets))
+        return Losses(ce=ce, mse=latent_losses.sum(), token_losses=token_losses, latent_losses=latent_losses.detach())
+
+    def encode_pictures(self, pixels: Tensor, digests: Tensor, grids: Tensor, sampling_noise: Tensor) -> Tensor:
+        """Latent tokens of pictures that lie end to end, each encoded at its own size: float32 [latents, width]."""
+        stride = self.sizes.grids.latent_stride
+        moments = []
+        at = 0
+        for (rows, columns), digest in zip(grids.tolist(), digests, strict=True):
+            size = 3 * rows * columns * stride**2
+            picture = pixels[at : at + size].view(3, rows * stride, columns * stride)
+            moments.append(self.latents.encode(self.autoencoder, picture, digest.numpy().tobytes()))
+            at += size
+        if not moments:
+            return sampling_noise
+        means, deviations = (torch.cat(parts) for parts in zip(*moments, strict=True))
+        return sampled(means, deviations, sampling_noise)
+
+    def _embed_patches_or_none(self, patches: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
+        """As `embed_patches`, where there may be no picture at all."""
+        if len(patches):
+            return self.embed_patches(patches, positions, counts)
+        if not self.training and not hasattr(self.connector.fc1.weight, "ds_id"):
+            return torch.zeros(0, self.sizes.language.hidden, dtype=self.dtype, device=self.device)
+        # All workers use the same parameters in every pass, or their collectives wait for each other: those that sum
+        # gradients, and under ZeRO 3, whose parameters have a `ds_id`, those that gather weights.
+        blank = torch.zeros(1, 3 * self.sizes.vision.patch**2, dtype=torch.uint8, device=self.device)
+        place = torch.zeros(1, dtype=torch.int64, device=self.device)
+        return self.embed_patches(blank, place, torch.ones(1, dtype=torch.int64))[:0]
+
+
+@torch.no_grad()
+def start_weights(network: UniMedVL, copy_understanding: bool = True) -> None:
+    """Random weights, drawn from torch's generator: matrices with a deviation of 1 / sqrt(their input's width), no biases,
+    and a velocity of 0.
+
+    Args:
+        copy_understanding: the generation expert starts as the understanding one's copy (`copy_init_moe`).
+    """
+    _draw(network)
+    if copy_understanding:
+        _copy_understanding(network)
+    _stand_still(network)
+
+
+@torch.no_grad()
+def start_generation(network: UniMedVL) -> None:
+    """The same for what only drawing needs, where the rest has its weights: the expert is the understanding one's copy."""
+    _copy_understanding(network)
+    weight = network.language_model.lm_head.weight
+    for part in (network.vae2llm, network.llm2vae, network.time_embedder):
+        part.to_empty(device=weight.device).to(weight.dtype)
+        _draw(part)
+    _stand_still(network)
+
+
+def _draw(part: nn.Module) -> None:
+    for module in part.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(0, module.in_features**-0.5)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0, module.embedding_dim**-0.5)
+
+
+def _copy_understanding(network: UniMedVL) -> None:
+    for module in network.modules():
+        if isinstance(module, Experts):
+            state = {key: tensor.clone() for key, tensor in module.understanding.state_dict().items()}
+            module.generation.load_state_dict(state, assign=True)
+
+
+def _stand_still(network: UniMedVL) -> None:
+    network.llm2vae.weight.zero_()
+    network.llm2vae.bias.zero_()

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from packed_samples import TOKENS, tiny_network
+
+from raymed.errors import UserError
+from raymed.systems.unimedvl.context import Context, read_text
+from raymed.systems.unimedvl.decoding import TextSettings, pieces, write
+from raymed.systems.unimedvl.tokens import TextTokens
+
+
+@pytest.fixture(scope="module")
+def network():
+    return tiny_network().eval()
+
+
+def answer(network, tokens=TOKENS, **settings) -> list[int]:
+    context, _ = read_text(network, Context.empty(network), [TOKENS.start, *TOKENS.ids("Findings?"), TOKENS.end])
+    return list(write(network, context, tokens, TextSettings(**settings), torch.Generator().manual_seed(1)))
+
+
+def test_the_mark_that_begins_an_answer_counts_in_its_length(network):
+    end = network.language_model.lm_head.weight[TOKENS.end]
+    kept = end.detach().clone()
+    with torch.no_grad():
+        end.fill_(0)  # so that it is never the likeliest
+    assert len(answer(network, max_new_tokens=6, do_sample=False)) == 5
+    with torch.no_grad():
+        end.copy_(kept)
+
+
+def test_an_answer_ends_at_its_mark(network):
+    whole = answer(network, max_new_tokens=12)
+    ending = TextTokens.bytes()
+    ending.end = whole[5]
+    assert answer(network, ending, max_new_tokens=12) == whole[: whole.index(ending.end)]
+
+
+def test_draws_follow_from_the_seed(network):
+    assert answer(network, max_new_tokens=20) == answer(network, max_new_tokens=20)
+
+
+def test_a_low_temperature_takes_the_likeliest(network):
+    greedy = answer(network, max_new_tokens=12, do_sample=False)
+    assert answer(network, max_new_tokens=12, temperature=1e-4) == greedy
+
+
+def test_text_comes_in_pieces_of_whole_characters():
+    text = "Lungs: 双肺 clear"
+    told = list(pieces(iter(TOKENS.ids(text)), TOKENS))
+    assert "".join(told) == text and "双" in told and len(told) == len(text)
+
+
+def test_a_temperature_of_zero_is_refused():
+    with pytest.raises(UserError, match="do_sample False"):
+        TextSettings(temperature=0)
