@@ -72,9 +72,27 @@ def auc(area: float, positive: int, negative: int) -> Estimate:
     return Estimate(area, low(area), 1 - low(1 - area))  # the variance is the same on both sides of 1/2
 
 
+def weighted_mean(estimates: Sequence[Estimate], weights: np.ndarray, correlation: np.ndarray | None = None) -> Estimate:
+    """A weighted mean of figures between 0 and 1, from their limits: MOVER (Zou & Donner 2008, Statistics in Medicine 27,
+    1693-1702).
+
+    Args:
+        estimates: with limits.
+        weights: adding up to 1, [estimates].
+        correlation: of the figures, [estimates, estimates]; None where they are of different patients.
+    """
+    together = np.eye(len(weights)) if correlation is None else correlation
+    values, lows, highs = np.array([(each.value, each.low, each.high) for each in estimates], dtype=float).T
+    value = float(weights @ values)
+
+    def reach(distances: np.ndarray) -> float:
+        return float(np.sqrt((weights * distances) @ together @ (weights * distances)))
+
+    return Estimate(value, max(0.0, value - reach(values - lows)), min(1.0, value + reach(highs - values)))
+
+
 def macro_auc(areas: Sequence[Estimate], confusion: np.ndarray) -> Estimate:
-    """The mean of areas, one class against the rest each, from their limits by MOVER (Zou & Donner 2008, Statistics in
-    Medicine 27, 1693-1702).
+    """The mean of areas, one class against the rest each, from their limits.
 
     A patient of one class that looks like another lowers the areas of both, so areas go together as far as the classes
     share their errors; two classes share all.
@@ -88,13 +106,7 @@ def macro_auc(areas: Sequence[Estimate], confusion: np.ndarray) -> Estimate:
     own = np.sqrt(errors.sum(axis=1)).clip(1e-9)  # 0 where there is one class only
     correlation = errors / np.outer(own, own)
     np.fill_diagonal(correlation, 1)
-    values, lows, highs = np.array([(each.value, each.low, each.high) for each in areas], dtype=float).T
-    value = float(values.mean())
-
-    def reach(distances: np.ndarray) -> float:
-        return float(np.sqrt(distances @ correlation @ distances)) / len(values)
-
-    return Estimate(value, max(0.0, value - reach(values - lows)), min(1.0, value + reach(highs - values)))
+    return weighted_mean(areas, np.full(len(areas), 1 / len(areas)), correlation)
 
 
 def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf) -> Estimate:

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_curve
 
 from raymed.errors import UserError
 from raymed.evaluation import intervals
+from raymed.evaluation.baselines import Baselines
 from raymed.evaluation.estimate import Estimate, flatten
 from raymed.evaluation.intervals import share
 from raymed.evaluation.patients import UNKNOWN, Patients, softmax, to_patients
@@ -77,6 +78,7 @@ class Evaluation:
         calibration: whether probabilities mean what they say; None where slices voted.
         roc: one curve per class that some but not all patients have.
         sources: the same metrics per source, when there are several.
+        baselines: what needs no picture, to compare with.
     """
 
     patients: int
@@ -86,6 +88,18 @@ class Evaluation:
     calibration: Calibration | None
     roc: tuple[RocCurve, ...]
     sources: tuple[SourceFigures, ...]
+    baselines: Baselines
+
+    @property
+    def beats_majority(self) -> bool:
+        """Whether the decisions are surely right more often than always giving the most frequent class."""
+        low = self.metrics["accuracy"].low
+        return low is not None and low > self.baselines.accuracy
+
+    @property
+    def without_patients(self) -> tuple[str, ...]:
+        """Classes that no patient has: means over classes leave them out."""
+        return tuple(figures.name for figures in self.classes if not figures.support)
 
     def flat(self) -> dict[str, float]:
         """Every figure under one name each, for a metric store: ``loss``, ``loss_low``, ``sensitivity_viral_high`` ..."""
@@ -101,6 +115,11 @@ class Evaluation:
                 "ece_perfect_high": calibration.perfect_high,
             }
             flat |= flatten({"calibration_slope": calibration.slope, "calibration_gap": calibration.gap})
+        baselines = self.baselines
+        flat |= {"majority_accuracy": baselines.accuracy, "prior_loss": baselines.loss}
+        if baselines.source is not None:
+            flat["source_macro_auc"] = baselines.source.macro_auc
+            flat |= flatten({"within_source_macro_auc": baselines.source.within})
         return flat
 
 
@@ -175,6 +194,7 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
         calibration=None if patients.voted else Calibration.of(labels, probabilities, bootstrap, seed),
         roc=() if patients.voted else _roc(patients, class_names),
         sources=tuple(_source(name, patients, bootstrap, seed) for name in (sources if len(sources) > 1 else ())),
+        baselines=Baselines.of(patients, class_names, scores.confusion, seed),
     )
 
 

@@ -41,8 +41,8 @@ class Patients:
 
     def part(self, rows: np.ndarray) -> Patients:
         """Some of them: row numbers, or bool [patients]."""
-        columns = (self.ids, self.labels, self.probabilities, self.slices, self.sources)
-        return Patients(*(column[rows] for column in columns), voted=self.voted)
+        ids, labels, sources = self.ids[rows], self.labels[rows], self.sources[rows]
+        return Patients(ids, labels, self.probabilities[rows], self.slices[rows], sources, self.voted)
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -65,13 +65,12 @@ class Calibration:
         chance = calibration_error(confidence, drawn)
         accuracy = wilson(float(right.mean()), len(right))
         sure = float(confidence.mean())
-        ends = [None if end is None else end - sure for end in (accuracy.low, accuracy.high)]
         return cls(
             error=float(calibration_error(confidence, right)),
             perfect=float(chance.mean()),
             perfect_high=float(np.quantile(chance, 0.95)),
             slope=slope(labels, probabilities),
-            gap=Estimate(accuracy.value - sure, *ends),
+            gap=Estimate(accuracy.value - sure, (accuracy.low or 0.0) - sure, (accuracy.high or 0.0) - sure),
             bins=_bins(confidence, right),
         )
 

@@ -21,9 +21,11 @@ from PIL import Image
 
 from raymed.data.usage import Usage
 from raymed.evaluation import figures, search_figures
+from raymed.evaluation.comparison import comparison
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import RARE, Evaluation
 from raymed.evaluation.style import as_svg
+from raymed.recipes.metric import VAL_LOSS, Metric
 
 THUMBNAIL = 160  # pixels: enough to see what kind of slice it is, without a page of tens of megabytes
 
@@ -39,9 +41,9 @@ class TrialSummary:
         state: COMPLETE, PRUNED (stopped early), FAILED, or RUNNING when the search ended.
         reason: why it failed, or what stopped it; empty otherwise.
         params: the parameters that the search chose.
-        curve: one entry per epoch, with ``epoch`` and ``val_loss``; other metrics are not shown.
-        best_epoch: epoch of the lowest validation loss.
-        val_loss: that loss; None if there is none.
+        curve: one entry per epoch, with ``epoch`` and the objective's ``value``.
+        best_epoch: the epoch that is the best by the objective.
+        value: its value of the objective; None if there is none.
         tie: the interval of its difference to the best holds zero.
         run_id: the MLflow run.
     """
@@ -51,7 +53,7 @@ class TrialSummary:
     params: Mapping[str, Any]
     curve: Sequence[Mapping[str, float]] = ()
     best_epoch: int | None = None
-    val_loss: float | None = None
+    value: float | None = None
     tie: bool = False
     run_id: str = ""
     reason: str = ""
@@ -118,8 +120,9 @@ class SearchReport:
         data: what was trained and judged on.
         cost: what it took, as words by name, e.g. ``{"CPU hours": "3.1"}``.
         command: what to type to get this search again.
-        importance: share of each parameter in what tells the best trials from the others (PED-ANOVA); empty when there are
-            too few trials.
+        importance: share of each parameter in what tells the best trials from the others (PED-ANOVA); empty where chance
+            explains it.
+        objective: what trials were compared by.
         versions: of packages.
         notes: sentences that a reader must not miss.
     """
@@ -141,6 +144,7 @@ class SearchReport:
     hardest_split: str = "validation"
     cost: Mapping[str, str] = field(default_factory=dict)
     importance: Mapping[str, float] = field(default_factory=dict)
+    objective: Metric = VAL_LOSS
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -157,7 +161,8 @@ SHARES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precis
 
 def render(report: SearchReport) -> str:
     """The page as one HTML document."""
-    trials = sorted(report.trials, key=lambda trial: (math.inf if trial.val_loss is None else trial.val_loss, trial.number))
+    sign = 1 if report.objective.direction == "min" else -1
+    trials = sorted(report.trials, key=lambda trial: (math.inf if trial.value is None else sign * trial.value, trial.number))
     champion = next(trial for trial in trials if trial.number == report.champion)
     varied, same = _columns(trials)
     judged = report.test or report.validation
@@ -170,6 +175,8 @@ def render(report: SearchReport) -> str:
         report=report,
         trials=trials,
         champion=champion,
+        objective=search_figures.title(report.objective),
+        best="lowest" if sign > 0 else "highest",
         default=next((trial for trial in trials if trial.number == 0 and trial.number != champion.number), None),
         states={
             state: sum(trial.state == state for trial in trials) for state in ("COMPLETE", "PRUNED", "FAILED", "RUNNING")
@@ -181,6 +188,7 @@ def render(report: SearchReport) -> str:
         judged_on="test" if report.test else "validation",
         tiles=_tiles(judged, report.validation if report.test else None),
         rare=RARE,
+        comparison=comparison(judged),
         metrics=METRICS,
         shown=dict(zip((one.name for one in judged.classes), report.names, strict=True)),
         pictures={name: Markup(svg) for name, svg in _figures(report, trials, varied, judged).items()},
@@ -226,23 +234,25 @@ def _figures(
 ) -> dict[str, str]:
     curves = {
         trial.number: [
-            (entry["epoch"], entry["val_loss"]) for entry in trial.curve if math.isfinite(entry.get("val_loss", math.nan))
+            (entry["epoch"], entry["value"]) for entry in trial.curve if math.isfinite(entry.get("value", math.nan))
         ]
         for trial in trials
     }
-    with_loss = [trial for trial in trials if trial.val_loss is not None]
+    with_value = [trial for trial in trials if trial.value is not None]
+    title = search_figures.title(report.objective)
     drawn = {
         "curves": as_svg(
-            search_figures.learning_curves(curves, report.champion),
-            f"Validation loss by epoch of {len(with_loss)} trials; trial {report.champion} is the best.",
+            search_figures.learning_curves(curves, report.champion, report.objective),
+            f"{title.capitalize()} by epoch of {len(with_value)} trials; trial {report.champion} is the best.",
         ),
         "history": as_svg(
             search_figures.history(
-                {trial.number: trial.val_loss for trial in with_loss if trial.val_loss is not None},
-                {trial.number: trial.state == "COMPLETE" for trial in with_loss},
+                {trial.number: trial.value for trial in with_value if trial.value is not None},
+                {trial.number: trial.state == "COMPLETE" for trial in with_value},
                 [trial.number for trial in trials if trial.state == "FAILED"],
+                report.objective,
             ),
-            "Best validation loss of each trial in the order of the search.",
+            f"Best {title} of each trial in the order of the search.",
         ),
         "roc": as_svg(figures.roc(judged, report.names), "ROC curve of each class against the rest."),
     }
@@ -257,16 +267,17 @@ def _figures(
             search_figures.importance(report.importance),
             f"PED-ANOVA importance; the most important parameter is {largest}.",
         )
-    if varied and len(with_loss) > 1:
+    if varied and len(with_value) > 1:
         drawn["parallel"] = as_svg(
             search_figures.parallel_coordinates(
-                {name: [trial.params.get(name) for trial in with_loss] for name in varied},
-                [trial.val_loss for trial in with_loss if trial.val_loss is not None],
-                [trial.state == "COMPLETE" for trial in with_loss],
-                [trial.tie for trial in with_loss],
-                [trial.number for trial in with_loss].index(report.champion),
+                {name: [trial.params.get(name) for trial in with_value] for name in varied},
+                [trial.value for trial in with_value if trial.value is not None],
+                [trial.state == "COMPLETE" for trial in with_value],
+                [trial.tie for trial in with_value],
+                [trial.number for trial in with_value].index(report.champion),
+                report.objective,
             ),
-            "One line per trial through its parameters to its validation loss; the trial table has the values.",
+            f"One line per trial through its parameters to its {title}; the trial table has the values.",
         )
     return drawn
 

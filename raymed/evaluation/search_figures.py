@@ -10,67 +10,85 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, WARNING, styled
+from raymed.recipes.metric import VAL_LOSS, Metric
+
+
+def title(objective: Metric) -> str:
+    """What an objective's axis is called."""
+    return (
+        "validation loss" if objective == VAL_LOSS else objective.name + (f" ({objective.unit})" if objective.unit else "")
+    )
+
+
+def _better_part(values: np.ndarray, objective: Metric) -> tuple[float, float]:
+    """Ends of an axis that shows the better 95 % of the values."""
+    if objective.direction == "min":
+        return float(values.min()), float(np.quantile(values, 0.95))
+    return float(np.quantile(values, 0.05)), float(values.max())
 
 
 @styled
-def learning_curves(curves: Mapping[int, Sequence[tuple[float, float]]], best: int) -> Figure:
-    """Validation loss by epoch of every trial, [(epoch, val_loss)] by trial number; the best trial stands out.
+def learning_curves(curves: Mapping[int, Sequence[tuple[float, float]]], best: int, objective: Metric = VAL_LOSS) -> Figure:
+    """The objective by epoch of every trial, [(epoch, value)] by trial number; the best trial stands out.
 
-    The loss axis ends above the 95th percentile, so that a trial that diverged does not flatten the others.
+    The axis ends beyond the better 95 %, so that a trial that diverged does not flatten the others.
     """
     figure = Figure(figsize=(5.4, 3.6))
     axes = figure.subplots()
     for number, curve in curves.items():
         if number != best and curve:
             axes.plot(*zip(*curve, strict=True), color=FAINT, linewidth=1, marker="." if len(curve) == 1 else "")
-    values = np.array([loss for curve in curves.values() for _, loss in curve])
+    values = np.array([value for curve in curves.values() for _, value in curve])
     if curves.get(best):
-        epochs, losses = zip(*curves[best], strict=True)
-        axes.plot(epochs, losses, color=ACCENT, linewidth=2.4, label=f"trial {best}")
-        lowest = int(np.argmin(losses))
-        axes.plot(epochs[lowest], losses[lowest], "o", color=ACCENT, markersize=7)
+        epochs, own = zip(*curves[best], strict=True)
+        axes.plot(epochs, own, color=ACCENT, linewidth=2.4, label=f"trial {best}")
+        best_epoch, value = epochs[own.index(objective.best(own))], objective.best(own)
+        axes.plot(best_epoch, value, "o", color=ACCENT, markersize=7)
         axes.annotate(
-            f"{losses[lowest]:.3f}", (epochs[lowest], losses[lowest]), (0, -15), textcoords="offset points",
+            f"{value:.3f}", (best_epoch, value), (0, -15), textcoords="offset points",
             ha="center", color=ACCENT, weight="bold",
         )  # fmt: skip
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right" if objective.direction == "min" else "lower right")
     if len(values):
-        low, high = float(values.min()), float(np.quantile(values, 0.95))
+        low, high = _better_part(values, objective)
         room = max(high - low, 0.01 * abs(high), 1e-6)
         axes.set_ylim(low - 0.18 * room, high + 0.08 * room)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel="validation loss per patient")
+    axes.set(xlabel="epoch", ylabel=title(objective))
     return figure
 
 
 @styled
-def history(losses: Mapping[int, float], finished: Mapping[int, bool], failed: Sequence[int]) -> Figure:
-    """Each trial's best validation loss in the order of the search, and the best so far.
+def history(
+    values: Mapping[int, float], finished: Mapping[int, bool], failed: Sequence[int], objective: Metric = VAL_LOSS
+) -> Figure:
+    """Each trial's best value of the objective in the order of the search, and the best so far.
 
     Args:
-        losses: by trial number.
+        values: by trial number.
         finished: by trial number, whether it ran to its end; the others were stopped early.
-        failed: trials without a loss.
+        failed: trials without a value.
     """
     figure = Figure(figsize=(5.4, 3.6))
     axes = figure.subplots()
-    numbers = sorted(losses)
-    values = np.array([losses[number] for number in numbers])
+    numbers = sorted(values)
+    reached = np.array([values[number] for number in numbers])
+    best_so_far = np.minimum if objective.direction == "min" else np.maximum
     done = np.array([finished[number] for number in numbers], dtype=bool)
     order = np.array(numbers)
-    if len(values):
-        axes.step(order, np.minimum.accumulate(values), where="post", color=ACCENT, linewidth=2, label="best so far")
-    axes.plot(order[done], values[done], "o", color=INK, markersize=5, label="finished")
-    axes.plot(order[~done], values[~done], "o", color=MUTED, markersize=5, markerfacecolor="none", label="stopped early")
-    if len(values):
-        low, high = float(values.min()), float(np.quantile(values, 0.95))
+    if len(reached):
+        axes.step(order, best_so_far.accumulate(reached), where="post", color=ACCENT, linewidth=2, label="best so far")
+    axes.plot(order[done], reached[done], "o", color=INK, markersize=5, label="finished")
+    axes.plot(order[~done], reached[~done], "o", color=MUTED, markersize=5, markerfacecolor="none", label="stopped early")
+    if len(reached):
+        low, high = _better_part(reached, objective)
         room = max(high - low, 0.01 * abs(high), 1e-6)
         axes.set_ylim(low - 0.1 * room, high + 0.15 * room)
     if failed:
         top = axes.get_ylim()[1]
         axes.plot(failed, [top] * len(failed), "x", color=WARNING, markersize=7, clip_on=False, label="failed")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="trial", ylabel="validation loss per patient")
+    axes.set(xlabel="trial", ylabel=title(objective))
     figure.legend(loc="outside upper left", ncols=4, handletextpad=0.4, columnspacing=1.0, handlelength=1.4)
     return figure
 
@@ -98,23 +116,28 @@ def importance(shares: Mapping[str, float]) -> Figure:
 
 @styled
 def parallel_coordinates(
-    columns: Mapping[str, Sequence[Any]], losses: Sequence[float], finished: Sequence[bool], near: Sequence[bool], best: int
+    columns: Mapping[str, Sequence[Any]],
+    reached: Sequence[float],
+    finished: Sequence[bool],
+    near: Sequence[bool],
+    best: int,
+    objective: Metric = VAL_LOSS,
 ) -> Figure:
-    """One line per trial through its parameters to its loss.
+    """One line per trial through its parameters to its value of the objective.
 
     Args:
         columns: parameter values by name, one per trial; None where a trial does not have it.
-        losses: best validation loss of each trial.
+        reached: best value of each trial.
         finished: whether the trial ran to its end; the others are drawn faint.
         near: whether the trial is a tie with the best.
         best: row of the best trial.
     """
     scales = {name: _scale(values) for name, values in columns.items()}
-    scales["val_loss"] = _scale(losses)
+    scales[objective.name] = _scale(reached)
     heights = np.array([positions for positions, _ in scales.values()], dtype=float)
     figure = Figure(figsize=(max(6.4, 1.15 * len(scales)), 4.0))
     axes = figure.subplots()
-    for row in sorted(range(len(losses)), key=lambda row: (row == best, near[row], finished[row])):
+    for row in sorted(range(len(reached)), key=lambda row: (row == best, near[row], finished[row])):
         if row == best:
             look: dict[str, Any] = {"color": ACCENT, "linewidth": 2.6}
         elif near[row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unicodedata import east_asian_width
 
+from raymed.evaluation.comparison import comparison
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import RARE, Evaluation
 
@@ -21,11 +22,14 @@ def lines(evaluation: Evaluation) -> list[str]:
             f"{'calibration_slope':<{wide}}{show(calibration.slope)}",
             f"{'calibration_gap':<{wide}}{show(calibration.gap)}",
         ]
+    sentences = comparison(evaluation)
+    column = max(wide, *(len(title) + 2 for title in sentences))
+    text += ["", "compared with", *(_pad(title, column) + sentence for title, sentence in sentences.items())]
     text += ["", f"{'class (patients)':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
     for each in evaluation.classes:
         title = f"{each.name}{'*' if each.rare else ''} ({each.support})"
         text.append(_pad(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
-    if any(each.rare for each in (*evaluation.classes, *evaluation.sources)):
+    if True in [each.rare for each in evaluation.classes] + [each.rare for each in evaluation.sources]:
         text.append(f"* fewer than {RARE} patients: one patient more would change these figures")
     text += ["", "patients by class (row) and decision (column)"]
     names = [each.name for each in evaluation.classes]

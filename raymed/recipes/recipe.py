@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from raymed.data.record import Record
+from raymed.recipes.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class Recipe(Protocol):
         ...
 
     @property
-    def monitors(self) -> tuple[str, ...]:
-        """Metrics of `evaluate` that the best epoch may be chosen by; `val_loss` among them."""
+    def metrics(self) -> tuple[Metric, ...]:
+        """What an epoch's figures mean, `VAL_LOSS` among them. `evaluate` may give more, one of each class or source say."""
         ...
 
     @property

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
+from raymed.evaluation.comparison import comparison
 from raymed.evaluation.metrics import RARE, Evaluation
 from raymed.evaluation.predict import Inference
 from raymed.evaluation.summary import show
@@ -140,6 +141,7 @@ def _tables(evaluation: Evaluation, split: str) -> list[str]:
         "patient's probability.",
         "\n".join(["| figure | value |", "|---|---|", *figures]),
         "\n".join([*head, *rows]),
+        "Compared with: " + "; ".join(f"*{title}*, {sentence}" for title, sentence in comparison(evaluation).items()) + ".",
     ]
     if any(each.rare for each in evaluation.classes):
         parts.append(f"\\* fewer than {RARE} patients: one patient more would change these figures.")

@@ -144,6 +144,8 @@ class SystemOptions(JobOptions, ABC):
             ],
             default=str,
         )
+        if search.space and template.train.monitor == "val_loss":
+            template = dataclasses.replace(template, train=dataclasses.replace(template.train, monitor=search.objective))
         name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
         command = shlex.join(["python", *sys.argv])
         if not self.dry_run:

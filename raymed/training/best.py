@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from raymed.errors import RunError
-
-Monitor = Literal["val_loss", "val_acc", "val_choice_loss"]
-HIGHER_IS_BETTER = {"val_loss": False, "val_acc": True, "val_choice_loss": False}
+from raymed.recipes.metric import Metric
 
 
 @dataclass
@@ -27,24 +24,20 @@ class Best:
     mark: float | None = None
     waited: int = 0
 
-    def update(self, epoch: int, metrics: dict[str, float], monitor: Monitor, min_delta: float) -> bool:
+    def update(self, epoch: int, metrics: dict[str, float], monitor: Metric, min_delta: float) -> bool:
         """Compare an epoch with the best before it, then remember it; True when its model is the best so far.
 
         Raises:
-            RunError: the recipe does not give the metric.
+            RunError: the epoch does not have the metric.
         """
-        if monitor not in metrics:
-            raise RunError(f"train.monitor is {monitor}, which this system does not give; it gives {', '.join(metrics)}")
-        value = metrics[monitor]
-        better = self.value is None or _beats(value, self.value, 0.0, monitor)
+        if monitor.name not in metrics:
+            raise RunError(f"train.monitor is {monitor.name}, and the epoch has none; it has {', '.join(metrics)}")
+        value = metrics[monitor.name]
+        better = self.value is None or monitor.is_better(value, self.value)
         if better:
             self.epoch, self.value = epoch, value
-        if self.mark is None or _beats(value, self.mark, min_delta, monitor):
+        if self.mark is None or monitor.is_better(value, self.mark, min_delta):
             self.mark, self.waited = value, 0
         else:
             self.waited += 1
         return better
-
-
-def _beats(value: float, other: float, by: float, monitor: Monitor) -> bool:
-    return value > other + by if HIGHER_IS_BETTER[monitor] else value < other - by

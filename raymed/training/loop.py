@@ -129,7 +129,7 @@ class Run:
                 raise RunError(f"the val_loss of epoch {progress.epoch} is not finite: lower train.lr")
             if self.spec.is_refit:
                 progress.best = Best()
-            better = progress.best.update(progress.epoch, metrics, settings.monitor, settings.min_delta)
+            better = progress.best.update(progress.epoch, metrics, self.spec.monitor, settings.min_delta)
             assert progress.best.value is not None  # there was an epoch
             metrics |= trained | {
                 "epoch": progress.epoch,

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from raymed.errors import UserError
 from raymed.models.settings import Precision
-from raymed.training.best import Monitor
 
 # of TrainSettings: how, not what
 HOW = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes", "storage_minutes")
@@ -34,10 +33,10 @@ class TrainSettings:
         precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them;
             `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
             Devices without them compute in fp32.
-        monitor: What the best epoch is chosen by: the lowest val_loss; or, where the system gives it, the highest val_acc
-            (CLIP) or the lowest val_choice_loss (pretraining on questions with declared choices).
+        monitor: What the best epoch is chosen by: val_loss, or another metric that the system declares for it. A search
+            chooses by search.objective.
         patience: Stop after this many epochs without an improvement of it (0 = never).
-        min_delta: A smaller change of it is no improvement; in percentage points for val_acc.
+        min_delta: A smaller change of it is no improvement; in the metric's unit.
         checkpoint_steps: Checkpoint within an epoch every so many steps (0 = only after each epoch).
         stall_minutes: A step, or a checkpoint, that takes longer is taken for a hang: the workers are started again from the
             last checkpoint, and a run that hangs again fails (0 = never).
@@ -56,7 +55,7 @@ class TrainSettings:
     ema: float = 0.0
     zero_stage: Literal[1, 2, 3] = 1
     precision: Precision = "auto"
-    monitor: Monitor = "val_loss"
+    monitor: str = "val_loss"
     patience: int = 0
     min_delta: float = 0.0
     checkpoint_steps: int = 0

@@ -13,6 +13,7 @@ from raymed.data.plan import EpochPlan, Sampling, SliceSettings, plan_epoch
 from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
 from raymed.errors import UserError
+from raymed.recipes.metric import Metric
 from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
 from raymed.training.settings import TrainSettings
@@ -60,11 +61,17 @@ class FitSpec:
             raise UserError(f"--workers is {self.workers}: it takes at least 1")
         if not 0 <= self.min_workers <= self.workers:
             raise UserError(f"between {self.min_workers} and {self.workers} workers is no range: write it as --workers 1:4")
-        if self.train.monitor not in self.recipe.monitors:
+        able = [metric.name for metric in self.recipe.metrics if metric.chooses_epoch]
+        if self.train.monitor not in able:
             raise UserError(
-                f"train.monitor is {self.train.monitor}, which {self.recipe.name} does not give; it gives "
-                f"{', '.join(self.recipe.monitors)}"
+                f"train.monitor is {self.train.monitor}: the best epoch of {self.recipe.name} is chosen by one of "
+                f"{', '.join(able)}"
             )
+
+    @property
+    def monitor(self) -> Metric:
+        """What the best epoch is chosen by."""
+        return next(metric for metric in self.recipe.metrics if metric.name == self.train.monitor)
 
     @property
     def folder(self) -> Folder:

@@ -84,7 +84,7 @@ def _run(night: Night, watch: Watch | None) -> Study:
         fit_trial, sources=_sources(night), each=each, verdicts=verdicts, keep_all=night.keep_checkpoints == "all"
     )
     with (
-        Progress(study, budget, night.label, lambda trial: night.spec(trial).train.epochs) as progress,
+        Progress(study, budget, night.label, night.spec) as progress,
         Interrupt(verdicts) as interrupt,
         StorageWatch(folder, night.template.train.storage_minutes, going_on(sys.argv), interrupt.stop) as storage,
         Reminder(verdicts, lambda: _decisions(night, study)),
@@ -143,7 +143,7 @@ def _already_searched(night: Night, study: Study, budget: Budget, tracker: Track
     """What an earlier process searched to its end; MLflow gets what it lacks."""
     more = " A larger --trials, --epochs or --hours, or another --until, goes on." if night.search.space else ""
     log.info("%s is at its end: nothing is trained again.%s", night.name, more)
-    progress = Progress(study, budget, night.label, lambda trial: night.spec(trial).train.epochs)
+    progress = Progress(study, budget, night.label, night.spec)
     recorder = Recorder(night, tracker, _start_parent(night, tracker, study.generation), study, progress, None, each)
     try:
         recorder.settle()
@@ -202,7 +202,7 @@ def _start_parent(night: Night, tracker: Tracker, generation: str) -> str:
         night.name,
         night.name,
         tags={
-            "raymed.systems.options": night.template.recipe.name,
+            "raymed.system": night.template.recipe.name,
             "raymed.data": night.template.data,
             "raymed.command": night.command,
             GENERATION: generation,

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -15,31 +15,23 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from raymed.recipes.metric import VAL_LOSS
 from raymed.training.reports import LOST
+from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.study import Study
 
 log = logging.getLogger("raymed")
-
-SHOWN = {  # of an epoch, where a system gives it
-    "train_loss": "train_loss {:.4f}",
-    "train_accuracy": "train_acc {:.1%}",
-    "val_loss": "val_loss {:.4f}",
-    "val_acc": "val_acc {:.1f} %",
-    "val_choice_loss": "val_choice_loss {:.4f}",
-    "best_val_acc": "best val_acc {:.1f} %",
-    "best_val_choice_loss": "best val_choice_loss {:.4f}",
-}
 
 
 class Progress:
     """Shows trials under way, the best so far and the time left, on standard error."""
 
     def __init__(
-        self, study: Study, budget: Budget, label: Callable[[FrozenTrial], str], epochs: Callable[[FrozenTrial], int]
+        self, study: Study, budget: Budget, label: Callable[[FrozenTrial], str], spec: Callable[[FrozenTrial], FitSpec]
     ) -> None:
-        """`label` and `epochs` tell what a trial is called and its most epochs."""
-        self._study, self._budget, self._label, self._epochs = study, budget, label, epochs
+        """`label` and `spec` tell what a trial is called, and its run."""
+        self._study, self._budget, self._label, self._spec = study, budget, label, spec
         self._started, self._epochs_before = time.time(), study.epochs
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -67,8 +59,8 @@ class Progress:
             log.warning("%s  %s", self._label(trial), result[LOST])
             return
         if happened == "epoch":
-            epoch, epochs = int(result["epoch"]), self._epochs(trial)
-            says = "  ".join(form.format(result[name]) for name, form in SHOWN.items() if name in result)
+            epoch, epochs = int(result["epoch"]), self._spec(trial).train.epochs
+            says = "  ".join(self._figures(self._spec(trial), result))
             if self._live:
                 task = self._tasks.get(number)
                 if task is None:
@@ -87,13 +79,26 @@ class Progress:
             if happened == "FAIL" or not self._live:
                 log.info("%s  %s%s", self._label(trial), words, f": {reason}" if reason else "")
 
+    def _figures(self, spec: FitSpec, result: Mapping[str, Any]) -> Iterator[str]:
+        """Of an epoch: the system's metrics of training, its val_loss, and what the best epoch is chosen by."""
+        for metric in spec.recipe.metrics:
+            shown = metric.name.startswith("train_") or metric.name in (VAL_LOSS.name, spec.train.monitor)
+            if shown and metric.name in result:
+                yield metric.show(result[metric.name])
+        if spec.monitor != VAL_LOSS:
+            yield f"best {spec.monitor.show(result[f'best_{spec.monitor.name}'])}"
+
     def _finished(self) -> int:
         return sum(trial.state.is_finished() for trial in self._study.trials)
 
     def _summary(self) -> str:
         best = self._study.best
         left = self._time_left()
-        found = f"best {min(best.intermediate_values.values()):.4f} ({self._label(best)})" if best else "no result yet"
+        found = (
+            f"best {self._study.objective.format.format(self._study.best_value(best))} ({self._label(best)})"
+            if best
+            else "no result yet"
+        )
         return f"{found}, {left}" if left else found
 
     def _time_left(self) -> str:

@@ -136,14 +136,14 @@ class Recorder:
             self._deliver_of_trial(entry["trial"], happened, entry)
 
     def _catch_up(self, finished: Collection[int]) -> None:
-        """Write of trials that had ended earlier what MLflow lacks: a run, the val_loss of its epochs, its end."""
+        """Write of trials that had ended earlier what MLflow lacks: a run, the objective of its epochs, its end."""
         known = self._tracker.children(self._parent)
         last = {self._night.trial_key(trial): trial for trial in self._study.trials}  # a run may be tried several times
         for key, trial in last.items():
             if trial.number in finished and not _is_up_to_date(known.get(key), trial):
                 at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
-                for epoch, val_loss in trial.user_attrs.get(CURVE, {}).items():
-                    self._tracker.log_epoch(self._run(trial.number), int(epoch), {"val_loss": val_loss}, at)
+                for epoch, value in trial.user_attrs.get(CURVE, {}).items():
+                    self._tracker.log_epoch(self._run(trial.number), int(epoch), {self._study.objective.name: value}, at)
                 self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))
 
     def _end(self, number: int, state: str, reason: str) -> None:
@@ -175,7 +175,7 @@ class Recorder:
                 self._night.trial_key(trial),
                 spec.name,
                 parent=self._parent,
-                tags={"raymed.systems.options": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
+                tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
                 | {GENERATION: self._study.generation, USED: str(usage)}
                 | {f"raymed.{name}": str(value) for name, value in how.items()},
                 params={

@@ -9,7 +9,6 @@ from datetime import datetime
 from importlib.metadata import version
 
 import numpy as np
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.leak import guard
@@ -20,14 +19,16 @@ from raymed.evaluation.metrics import difference_interval
 from raymed.evaluation.patients import Patients, softmax, to_patients
 from raymed.evaluation.report import DataSummary, SearchReport, State, TrialSummary, render
 from raymed.job.job import Outcome
+from raymed.recipes.metric import VAL_LOSS
 from raymed.registry.assessment import Refit
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, judge_and_register
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import PREDICTIONS, read_whole
+from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Night
-from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study, best_value
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study
 
 log = logging.getLogger("raymed")
 
@@ -58,7 +59,7 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     again = Refit(train_again(night, best, SPLITS[refit]), SPLITS[refit]) if refit != "none" else None
     seen = study.champion if alias is None else None
     registered = judge_and_register(tracker, night.candidate(runs[best.number], best), alias, again, seen=seen)
-    ties = find_ties(night, study, best)
+    ties = find_ties(night, study, best) if study.objective == VAL_LOSS else []  # they are compared by that loss
     for number in ties:
         tracker.tags(runs[number], {"raymed.tie": f"not surely worse than trial {best.number}"})
     folder = night.template.folder
@@ -67,7 +68,7 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     folder.write("report.html", page.encode())
     parent = str(tracker.find(night.name))
     tracker.text(parent, page, "report.html")
-    tracker.metrics(parent, {"val_loss": best_value(best)})
+    tracker.metrics(parent, {study.objective.name: study.best_value(best)})
     tracker.describe_as(parent, _description(night, study, best, registered, ties, runs))
     night.thin_out(study, best)
     study.note_champion(registered.version)
@@ -86,7 +87,7 @@ def _description(
     page = f"#/experiments/{night.open_tracker().experiment_id}/runs/"
     return "\n\n".join(
         [
-            f"**Trial {best.number} won** of {len(study.trials)}: val_loss {best_value(best):.4f} in epoch "
+            f"**Trial {best.number} won** of {len(study.trials)}: {study.objective.show(study.best_value(best))} in epoch "
             f"{best.user_attrs[BEST_EPOCH]} ([its page]({page}{runs[best.number]})). It is registered as "
             f"`{registered.uri}`, version {registered.version}.",
             f"{judged.patients} {where} patients: {figures}.",
@@ -98,7 +99,7 @@ def _description(
 
 
 def best_trial(night: Night, study: Study) -> FrozenTrial:
-    """The trial with the lowest validation loss.
+    """The best trial by the search's objective.
 
     Raises:
         RunError: no trial completed an epoch.
@@ -129,15 +130,6 @@ def find_ties(night: Night, study: Study, best: FrozenTrial) -> list[int]:
             if difference.low is None or difference.low <= 0:
                 ties.append(trial.number)
     return ties
-
-
-def importance(study: Study) -> dict[str, float]:
-    """Share of each setting in what tells the best tenth of the finished trials by val_loss from the others (PED-ANOVA,
-    Watanabe et al. 2023, arXiv:2304.10255); empty with too few finished trials."""
-    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    if len(complete) < 4 or len(study.space) < 2:
-        return {}
-    return dict(get_param_importances(study.study, evaluator=PedAnovaImportanceEvaluator()))
 
 
 def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
@@ -174,7 +166,8 @@ def _report(
         model=registered.uri,
         started=started,
         seconds=(ended - started).total_seconds(),
-        trials=[_summary(trial, trial.number in ties, runs[trial.number]) for trial in study.trials],
+        trials=[_summary(study, trial, trial.number in ties, runs[trial.number]) for trial in study.trials],
+        objective=study.objective,
         champion=best.number,
         names=prepared.labels.titles,
         validation=judgement.validation,
@@ -193,21 +186,21 @@ def _report(
         hardest=judgement.hardest(prepared),
         hardest_split="test" if judgement.test_patients else "validation",
         cost={"epochs": str(study.epochs), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
-        importance=importance(study),
+        importance=importance(study.study, night.template.seed),
         versions={name: version(name) for name in PACKAGES},
         notes=notes,
     )
 
 
-def _summary(trial: FrozenTrial, tie: bool, run_id: str) -> TrialSummary:
-    value = best_value(trial)
+def _summary(study: Study, trial: FrozenTrial, tie: bool, run_id: str) -> TrialSummary:
+    value = study.best_value(trial)
     return TrialSummary(
         number=trial.number,
         state=STATES[trial.state],
         params=trial.params,
-        curve=[{"epoch": int(epoch), "val_loss": loss} for epoch, loss in trial.user_attrs.get(CURVE, {}).items()],
+        curve=[{"epoch": int(epoch), "value": value} for epoch, value in trial.user_attrs.get(CURVE, {}).items()],
         best_epoch=trial.user_attrs.get(BEST_EPOCH),
-        val_loss=value if math.isfinite(value) else None,
+        value=value if math.isfinite(value) else None,
         tie=tie,
         run_id=run_id,
         reason=trial.user_attrs.get(REASON, ""),
@@ -221,7 +214,7 @@ def _outcome(night: Night, study: Study, best: FrozenTrial, registered: Register
     lines = [
         f"{len(study.trials)} trials: {states['COMPLETE']} finished, {states['PRUNED']} stopped early, "
         f"{states['FAIL']} failed; {study.epochs} epochs, {hours:.2f} worker hours",
-        f"best: trial {best.number}, val_loss {best_value(best):.4f} in epoch {best.user_attrs[BEST_EPOCH]}"
+        f"best: trial {best.number}, {study.objective.show(study.best_value(best))} in epoch {best.user_attrs[BEST_EPOCH]}"
         + (f"; not surely worse: trials {', '.join(map(str, ties))}" if ties else ""),
     ]
     if judgement.test is not None:
@@ -234,7 +227,7 @@ def _outcome(night: Night, study: Study, best: FrozenTrial, registered: Register
     data = {
         "name": night.name,
         "best_trial": best.number,
-        "val_loss": best_value(best),
+        study.objective.name: study.best_value(best),
         "ties": ties,
         "model": registered.uri,
         "version": registered.version,

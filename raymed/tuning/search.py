@@ -16,6 +16,7 @@ from raymed.cluster import connection as cluster
 from raymed.cluster.connection import capacity, cpus_per_gpu, is_own
 from raymed.errors import RunError, UserError
 from raymed.job.job import Outcome
+from raymed.recipes.metric import Metric
 from raymed.registry.assessment import Candidate
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
@@ -62,8 +63,14 @@ class Night:
     def __post_init__(self) -> None:
         if self.search.space and self.variants:
             raise UserError(f"{', '.join(self.variants)} are fixed runs: leave search.space empty, or search without them")
-        if self.search.space and self.template.train.monitor != "val_loss":
-            raise UserError("a search compares trials by val_loss: leave train.monitor as it is")
+        able = [metric.name for metric in self.template.recipe.metrics if metric.chooses_trial]
+        if self.search.objective not in able:
+            raise UserError(
+                f"search.objective is {self.search.objective}: trials of {self.template.recipe.name} are compared by one of "
+                f"{', '.join(able)}"
+            )
+        if self.search.space and self.template.train.monitor != self.search.objective:
+            raise UserError(f"a search compares trials, and their epochs, by {self.objective.name}: leave train.monitor out")
         for name, value in self.defaults.items():
             if not self.search.space[name].holds(value):
                 raise UserError(
@@ -76,6 +83,11 @@ class Night:
     @property
     def name(self) -> str:
         return self.template.name
+
+    @property
+    def objective(self) -> Metric:
+        """What trials are compared by."""
+        return next(metric for metric in self.template.recipe.metrics if metric.name == self.search.objective)
 
     @property
     def model(self) -> str:
@@ -92,7 +104,7 @@ class Night:
         journal = Journal(
             self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
         )
-        return Study(journal, self.name, space, first, halving, self.template.seed)
+        return Study(journal, self.name, space, first, halving, self.template.seed, self.objective)
 
     @property
     def study_path(self) -> Path:

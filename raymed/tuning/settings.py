@@ -34,6 +34,8 @@ class SearchSettings:
 
     Attributes:
         space: Settings that are searched, by dotted name (see raymed/tuning/space.py).
+        objective: What trials are compared by, each by its best epoch: val_loss, or another metric that the system declares
+            for it.
         halving: When trials are stopped early.
         concurrent: Trials at once (0 = as many as the cluster holds).
         cpus_per_worker: CPUs of each training worker (0 = with GPUs, a GPU's share of its machine's; without them one,
@@ -41,6 +43,7 @@ class SearchSettings:
     """
 
     space: Space = field(default_factory=dict)
+    objective: str = "val_loss"
     halving: Halving = field(default_factory=Halving)
     concurrent: int = 0
     cpus_per_worker: int = 0

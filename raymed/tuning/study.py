@@ -1,9 +1,9 @@
 """The study: one durable record of a search.
 
-The truth about a search is an Optuna study on disk: what was suggested, every val_loss by epoch, the rungs of successive
-halving, how each trial ended and why. Suggestions come from Optuna's TPE (seeded anew for each trial, so they do not depend
-on what a lost process had drawn), and early stopping is Optuna's asynchronous successive halving (ASHA, Li et al. 2020),
-which keeps its rungs in the study. Ray Tune runs the trials; its own state files decide nothing.
+The truth about a search is an Optuna study on disk: what was suggested, every value of its objective by epoch, the rungs of
+successive halving, how each trial ended and why. Suggestions come from Optuna's TPE (seeded anew for each trial, so they do
+not depend on what a lost process had drawn), and early stopping is Optuna's asynchronous successive halving (ASHA, Li et al.
+2020), which keeps its rungs in the study. Ray Tune runs the trials; its own state files decide nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.errors import UserError
+from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.training.loop import MODEL
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
@@ -35,10 +37,17 @@ DECIDED = "decided"  # by epoch: why the trial was stopped after it, or nothing 
 
 
 class Study:
-    """A durable Optuna study of val_loss (lower is better)."""
+    """A durable Optuna study of the objective: val_loss, or another metric that the system declares."""
 
     def __init__(
-        self, journal: Journal, name: str, space: Space, first: Sequence[Mapping[str, Value]], halving: Halving, seed: int
+        self,
+        journal: Journal,
+        name: str,
+        space: Space,
+        first: Sequence[Mapping[str, Value]],
+        halving: Halving,
+        seed: int,
+        objective: Metric = VAL_LOSS,
     ) -> None:
         """Open or create the study in a journal.
 
@@ -46,26 +55,39 @@ class Study:
             first: settings of the first trials, before anything is drawn.
 
         Raises:
-            UserError: the journal holds something else, or a search with another space.
+            UserError: the journal holds something else, or a search with another space or objective.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = journal
-        self.halving = halving
+        self.halving, self.objective = halving, objective
+        self._direction = StudyDirection.MINIMIZE if objective.direction == "min" else StudyDirection.MAXIMIZE
         self.seed, self.space = seed, {name: dimension.distribution() for name, dimension in space.items()}
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if halving.first_rung:
             pruner = optuna.pruners.SuccessiveHalvingPruner(halving.first_rung, halving.reduction)
         try:
             storage = optuna.storages.JournalStorage(journal)
-            self.study = optuna.create_study(study_name=name, storage=storage, pruner=pruner, load_if_exists=True)
+            self.study = optuna.create_study(
+                study_name=name, storage=storage, pruner=pruner, direction=self._direction, load_if_exists=True
+            )
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"the record of the search {name!r} is of something else ({error}). Use another --name, or --resume never"
             ) from error
         described = {name: repr(each) for name, each in self.space.items()}
-        if self.study.user_attrs.setdefault("space", described) != described:
+        recorded = self.study.user_attrs
+        # A record of before there was a choice names no objective.
+        aim = recorded.get("objective", VAL_LOSS.name if "space" in recorded else objective.name)
+        if recorded.get("space", described) != described:
             raise UserError(f"the search {name!r} was started with another space. Use another --name, or --resume never")
-        self.study.set_user_attr("space", described)
+        if aim != objective.name:
+            raise UserError(
+                f"the search {name!r} compares its trials by {aim}, not by {objective.name}. Use another --name, or "
+                "--resume never"
+            )
+        with self.together():
+            self.study.set_user_attr("space", described)
+            self.study.set_user_attr("objective", objective.name)
         if not self.study.trials:
             for params in first:
                 self.enqueue(params)
@@ -161,9 +183,17 @@ class Study:
 
     @property
     def best(self) -> FrozenTrial | None:
-        """The trial with the lowest val_loss that left a checkpoint, however it ended."""
+        """The best trial of those that left a checkpoint, however it ended."""
         able = [trial for trial in self.trials if trial.intermediate_values and CHECKPOINT in trial.user_attrs]
-        return min(able, key=best_value, default=None)
+        return min(able, key=self.rank, default=None)
+
+    def best_value(self, trial: FrozenTrial) -> float:
+        """A trial's best value of the objective; infinitely bad when it reported none."""
+        return self.objective.best(value for value in trial.intermediate_values.values() if math.isfinite(value))
+
+    def rank(self, trial: FrozenTrial) -> float:
+        """What trials are sorted by, the best first."""
+        return self.best_value(trial) if self.objective.direction == "min" else -self.best_value(trial)
 
     def ask(self, budget: Budget) -> tuple[int, dict[str, Value]] | None:
         """Number and settings of the next trial: one a lost process left unfinished, else a new one; None at the end."""
@@ -187,7 +217,7 @@ class Study:
         """A new trial. Its draws are seeded by its number: they do not depend on what a lost process had drawn."""
         seed = self.seed * 100_003 + number
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
-        draft = optuna.create_study(sampler=sampler)
+        draft = optuna.create_study(sampler=sampler, direction=self._direction)
         draft.add_trials(self.trials)
         params = draft.ask(self.space).params
         return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
@@ -209,7 +239,7 @@ class Study:
         trial.set_user_attr(DECIDED, {**trial.user_attrs.get(DECIDED, {}), str(epoch): reason})
 
     def report(self, number: int, epoch: int, result: Mapping[str, Any]) -> bool:
-        """Record an epoch's best val_loss so far; True when successive halving says to stop the trial.
+        """Record an epoch's value of the objective, and the best yet; True when successive halving says to stop the trial.
 
         A resumed run reports its last epoch again, in case the search was lost before it had decided.
         """
@@ -217,11 +247,11 @@ class Study:
         if epoch in self.trial(number).intermediate_values:
             self.locate(number, result)
             return self._decided_to_stop(self.trial(number), epoch)
-        trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), epoch: float(result["val_loss"])})
+        trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), epoch: float(result[self.objective.name])})
         trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + float(result.get("seconds", 0.0)))
         self.locate(number, result)
         self.study.set_user_attr(SPENT, self.spent)
-        trial.report(float(result["best_val_loss"]), epoch)  # last: an epoch that is there is recorded in full
+        trial.report(float(result[f"best_{self.objective.name}"]), epoch)  # last: an epoch that is there is recorded in full
         return trial.should_prune()
 
     def locate(self, number: int, result: Mapping[str, Any]) -> None:
@@ -241,17 +271,19 @@ class Study:
             return False
         if key not in trial.system_attrs:
             return self._trial(trial.number).should_prune()
-        values = sorted(each.system_attrs[key] for each in self.trials if key in each.system_attrs)
-        return bool(trial.system_attrs[key] > values[max(0, len(values) // self.halving.reduction - 1)])
+        values = [each.system_attrs[key] for each in self.trials if key in each.system_attrs]
+        values.sort(reverse=self.objective.direction == "max")
+        last = values[max(0, len(values) // self.halving.reduction - 1)]  # of those that go on
+        return self.objective.is_better(last, trial.system_attrs[key])
 
     def tell(self, number: int, state: TrialState, reason: str = "") -> None:
-        """End a trial, once. Its value is its lowest val_loss."""
+        """End a trial, once. Its value is its best one of the objective."""
         trial = self.trial(number)
         if trial.state.is_finished():
             return
         if reason:
             self._trial(number).set_user_attr(REASON, reason)
-        value = best_value(trial)
+        value = self.best_value(trial)
         if state == TrialState.COMPLETE and not math.isfinite(value):
             state = TrialState.FAIL
         self.study.tell(number, value if state == TrialState.COMPLETE else None, state)
@@ -260,8 +292,3 @@ class Study:
         if number not in self._asked:
             self._asked[number] = optuna.Trial(self.study, self.trial(number)._trial_id)
         return self._asked[number]
-
-
-def best_value(trial: FrozenTrial) -> float:
-    """A trial's lowest val_loss; infinity when it reported none."""
-    return min((value for value in trial.intermediate_values.values() if math.isfinite(value)), default=math.inf)

@@ -1,4 +1,4 @@
-"""The winner of a search that is judged by its validation loss alone: registered, with a card that says how it was found.
+"""The winner of a search that is judged by validation alone: registered, with a card that says how it was found.
 
 What a pretrained backbone is worth shows only where it is used. So there are no patients to judge here, and no test figures.
 """
@@ -6,14 +6,17 @@ What a pretrained backbone is worth shows only where it is used. So there are no
 from __future__ import annotations
 
 from raymed.job.job import Outcome
+from raymed.recipes.metric import VAL_LOSS
 from raymed.registry.register import register_network
+from raymed.storage.folder import Folder
+from raymed.training.checkpoint import read_history
 from raymed.tuning.result import STATES, best_trial
 from raymed.tuning.search import Night
-from raymed.tuning.study import BEST_EPOCH, DONE, Study, best_value
+from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, DONE, Study
 
 
 def register_winner(night: Night, study: Study, alias: str | None = None) -> Outcome:
-    """Register the trial with the lowest validation loss.
+    """Register the best trial by the search's objective.
 
     Args:
         alias: see `SearchOptions`.
@@ -23,16 +26,18 @@ def register_winner(night: Night, study: Study, alias: str | None = None) -> Out
     """
     best, tracker = best_trial(night, study), night.open_tracker()
     run = tracker.find(night.trial_key(best)) or ""
+    value = study.objective.show(study.best_value(best))
+    val_loss = read_history(Folder.at(best.user_attrs[CHECKPOINT]))[-1][VAL_LOSS.name]
     found_by = (
-        f"The search {night.name}, {night.label(best)}: val_loss {best_value(best):.4f} in epoch "
-        f"{best.user_attrs[BEST_EPOCH]}, the lowest of {len(study.trials)} trials. It was started with `{night.command}`."
+        f"The search {night.name}, {night.label(best)}: {value} in epoch "
+        f"{best.user_attrs[BEST_EPOCH]}, the best of {len(study.trials)} trials. It was started with `{night.command}`."
     )
     seen = study.champion if alias is None else None
-    registered = register_network(tracker, night.candidate(run, best), best_value(best), found_by, alias, seen=seen)
+    registered = register_network(tracker, night.candidate(run, best), val_loss, found_by, alias, seen=seen)
     uri, parent = registered.uri, str(tracker.find(night.name))
     report = f"{registered.card}\n{_table(night, study)}\n"
     tracker.text(parent, report, "report.md")
-    tracker.metrics(parent, {"val_loss": best_value(best)})
+    tracker.metrics(parent, {study.objective.name: study.best_value(best)})
     tracker.describe_as(
         parent,
         f"**{night.label(best)} won**. {found_by}\n\nIt is registered as `{uri}`, version {registered.version}.\n\n"
@@ -44,8 +49,7 @@ def register_winner(night: Night, study: Study, alias: str | None = None) -> Out
     study.note_champion(registered.version)
     study.enter(DONE)
     lines = [
-        f"{len(study.trials)} trials; best: {night.label(best)}, val_loss {best_value(best):.4f} in epoch "
-        f"{best.user_attrs[BEST_EPOCH]}",
+        f"{len(study.trials)} trials; best: {night.label(best)}, {value} in epoch {best.user_attrs[BEST_EPOCH]}",
         f"registered: {registered.uri} (version {registered.version})",
         f"take its ViT out: python jobs/extract_vit.py --model {uri} --tracking-uri {night.tracking_uri} --out VIT",
         tracker.look_at_it,
@@ -54,7 +58,7 @@ def register_winner(night: Night, study: Study, alias: str | None = None) -> Out
     data = {
         "name": night.name,
         "best_trial": best.number,
-        "val_loss": best_value(best),
+        study.objective.name: study.best_value(best),
         "model": registered.uri,
         "version": registered.version,
         "tracking_uri": night.tracking_uri,
@@ -66,10 +70,15 @@ def register_winner(night: Night, study: Study, alias: str | None = None) -> Out
 def _table(night: Night, study: Study) -> str:
     """All trials, the best first, as Markdown."""
     searched = list(night.search.space)
-    heads = ["trial", "state", "val_loss", "best epoch", *searched]
+    heads = ["trial", "state", study.objective.name, "best epoch", *searched]
     rows = [
-        [str(trial.number), STATES[trial.state], f"{best_value(trial):.4f}", str(trial.user_attrs.get(BEST_EPOCH, ""))]
+        [
+            str(trial.number),
+            STATES[trial.state],
+            study.objective.format.format(study.best_value(trial)),
+            str(trial.user_attrs.get(BEST_EPOCH, "")),
+        ]
         + [str(trial.params.get(name, "")) for name in searched]
-        for trial in sorted(study.trials, key=best_value)
+        for trial in sorted(study.trials, key=study.rank)
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])

@@ -57,7 +57,7 @@ def trial(number: int, generator: np.random.Generator) -> TrialSummary:
     epochs = int(generator.choice([3, 6, 9])) if pruned else 30
     losses = 0.38 + fit + 0.95 * np.exp(-np.arange(1, epochs + 1) / 5) + generator.normal(0, 0.015, epochs)
     losses += 0.004 * np.maximum(0, np.arange(epochs) - 18)
-    curve = [{"epoch": epoch + 1, "val_loss": float(loss)} for epoch, loss in enumerate(losses)]
+    curve = [{"epoch": epoch + 1, "value": float(loss)} for epoch, loss in enumerate(losses)]
     state = "PRUNED" if pruned else "COMPLETE"
     best = int(losses.argmin())
     return TrialSummary(number, state, params, curve, best + 1, float(losses[best]), False, f"{number:02x}c4d1e8" * 4)
@@ -66,10 +66,8 @@ def trial(number: int, generator: np.random.Generator) -> TrialSummary:
 def morning() -> SearchReport:
     generator = np.random.default_rng(5)
     trials = [trial(number, generator) for number in range(40)]
-    lowest = min(one.val_loss for one in trials if one.val_loss is not None)
-    trials = [
-        TrialSummary(**{**vars(one), "tie": one.val_loss is not None and one.val_loss < lowest + 0.1}) for one in trials
-    ]
+    lowest = min(one.value for one in trials if one.value is not None)
+    trials = [TrialSummary(**{**vars(one), "tie": one.value is not None and one.value < lowest + 0.1}) for one in trials]
     validation, test = patients((28, 29, 27, 4), 3.4, 1), patients((28, 29, 28, 4), 3.0, 2)
     losses = -np.log(test.probabilities[np.arange(len(test.ids)), test.labels])
     hardest = [
@@ -85,7 +83,7 @@ def morning() -> SearchReport:
         started=datetime(2026, 11, 20, 22, 4, tzinfo=UTC),
         seconds=7 * 3600 + 41 * 60,
         trials=trials,
-        champion=next(one.number for one in trials if one.val_loss == lowest),
+        champion=next(one.number for one in trials if one.value == lowest),
         names=NAMES,
         validation=evaluate(validation, CLASSES),
         test=evaluate(test, CLASSES),

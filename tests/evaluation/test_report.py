@@ -9,6 +9,7 @@ from search_report import CLASSES, morning, patients
 
 from raymed.data.usage import Usage
 from raymed.evaluation.metrics import evaluate
+from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.report import HardPatient, SearchReport, TrialSummary, render
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -81,10 +82,10 @@ def test_the_headline_says_what_won_by_how_much_and_how_sure_that_is(page: Page,
     accuracy = report.test.metrics["accuracy"]
     best = next(trial for trial in report.trials if trial.number == report.champion)
     default = next(trial for trial in report.trials if trial.number == 0)
-    assert best.val_loss and default.val_loss
+    assert best.value and default.value
     assert f"Trial {report.champion} won: {100 * accuracy.value:.1f} % of 89 test patients right" in page.text
     assert f"95 % interval {100 * accuracy.low:.1f} – {100 * accuracy.high:.1f}" in page.text
-    assert f"the default settings (trial 0) reached {default.val_loss:.3f}" in page.text
+    assert f"the default settings (trial 0) reached {default.value:.3f}" in page.text
     assert "% more" not in page.text
     assert "cannot be told apart from it on these patients" in page.text
 
@@ -105,6 +106,28 @@ def test_rare_classes_are_marked(page: Page) -> None:
     assert "Macro F1, without rare classes" in page.text
 
 
+def test_rare_classes_are_not_in_the_tiles_on_top(page: Page, report: SearchReport) -> None:
+    assert report.test
+    assert "Macro AUC of 3 of 4 classes, test" in page.text
+    few = evaluate(patients((5, 5, 5, 5), 3.0, 1), CLASSES, bootstrap=5)
+    tiles = Page(render(dataclasses.replace(report, test=few))).text.split("Judgement per patient")[0]
+    assert "Accuracy, test" in tiles and "Macro AUC" not in tiles
+
+
+def test_probabilities_are_called_badly_calibrated_only_where_chance_does_not_explain_it(report: SearchReport) -> None:
+    def said(sharpness: float) -> str:
+        generator = np.random.default_rng(2)
+        probabilities = softmax(generator.normal(size=(200, 4)) * 2)
+        labels = (probabilities.cumsum(axis=1) < generator.random((200, 1))).sum(axis=1)
+        ids, one, nowhere = np.arange(200).astype(str), np.ones(200, np.int64), np.full(200, "", object)
+        judged = Patients(ids, labels, softmax(np.log(probabilities) * sharpness), one, nowhere)
+        return Page(render(dataclasses.replace(report, test=evaluate(judged, CLASSES, bootstrap=200)))).text
+
+    assert "larger than chance explains" in said(3.0)
+    assert "larger than chance explains" not in said(1.0)
+    assert "Probabilities are calibrated" not in said(1.0)
+
+
 def test_nothing_that_comes_from_data_becomes_markup(report: SearchReport) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
     classes = tuple(f"{name}{evil}" for name in CLASSES)
@@ -115,8 +138,8 @@ def test_nothing_that_comes_from_data_becomes_markup(report: SearchReport) -> No
         name=evil, system=evil, model=evil, command=evil, hardest_split=evil, names=classes, validation=judged, test=judged,
         trials=[
             TrialSummary(0, "FAILED", {evil: evil}, reason=evil, run_id=evil),
-            TrialSummary(1, "COMPLETE", {evil: 1}, [{"epoch": 1, "val_loss": 0.5}], 1, 0.5, run_id=evil),
-            TrialSummary(2, "COMPLETE", {evil: 2}, [{"epoch": 1, "val_loss": 0.6}], 1, 0.6, run_id=evil),
+            TrialSummary(1, "COMPLETE", {evil: 1}, [{"epoch": 1, "value": 0.5}], 1, 0.5, run_id=evil),
+            TrialSummary(2, "COMPLETE", {evil: 2}, [{"epoch": 1, "value": 0.6}], 1, 0.6, run_id=evil),
         ],
         champion=1,
         hardest=[HardPatient(evil, 0, [0.1, 0.2, 0.3, 0.4], [np.zeros((9, 9, 1), np.uint8)])],
@@ -134,11 +157,11 @@ def test_nothing_that_comes_from_data_becomes_markup(report: SearchReport) -> No
 
 
 def test_a_search_of_one_trial_without_test_patients_has_a_page(report: SearchReport) -> None:
-    trial = TrialSummary(0, "COMPLETE", {"lr": 0.1}, [{"epoch": 1, "val_loss": 1.2}], 1, 1.2)
+    trial = TrialSummary(0, "COMPLETE", {"lr": 0.1}, [{"epoch": 1, "value": 1.2}], 1, 1.2)
     page = Page(render(dataclasses.replace(report, trials=[trial], champion=0, test=None, hardest=(), importance={})))
     assert "with the default settings" in page.text
     assert "There are no test patients" in page.text
-    assert "too few finished trials" in page.text
+    assert "do not show which parameter matters" in page.text
     assert "#hardest" not in page.links
 
 

@@ -9,15 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymed.errors import RunError
+from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress
 
+ACCURACY = Metric("val_acc", "%", "max", "{:.1f} %", chooses_epoch=True)
 
-def follow(values: list[float], monitor: str = "val_acc", min_delta: float = 0.0) -> list[tuple[int, int]]:
+
+def follow(values: list[float], monitor: Metric = ACCURACY, min_delta: float = 0.0) -> list[tuple[int, int]]:
     """(best epoch, epochs waited) after each epoch."""
     best, seen = Best(), []
     for epoch, value in enumerate(values, start=1):
-        best.update(epoch, {monitor: value}, monitor, min_delta)
+        best.update(epoch, {monitor.name: value}, monitor, min_delta)
         seen.append((best.epoch, best.waited))
     return seen
 
@@ -25,7 +28,7 @@ def follow(values: list[float], monitor: str = "val_acc", min_delta: float = 0.0
 def test_an_improving_run_never_waits():
     """Comparing after the best was overwritten would make every run stop after exactly `patience` epochs."""
     assert follow([50.0, 60.0, 70.0, 80.0]) == [(1, 0), (2, 0), (3, 0), (4, 0)]
-    assert follow([0.9, 0.8, 0.7], "val_loss") == [(1, 0), (2, 0), (3, 0)]
+    assert follow([0.9, 0.8, 0.7], VAL_LOSS) == [(1, 0), (2, 0), (3, 0)]
 
 
 def test_a_smaller_gain_than_min_delta_is_kept_as_the_best_model_but_ends_no_waiting():
@@ -40,9 +43,9 @@ def test_among_equal_epochs_the_first_is_the_best():
     assert follow([80.0, 80.0, 80.0]) == [(1, 0), (1, 1), (1, 2)]
 
 
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.sampled_from(["val_loss", "val_acc", "val_choice_loss"]))
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.sampled_from([VAL_LOSS, ACCURACY]))
 def test_the_best_epoch_is_the_first_extreme_of_the_history(values, monitor):
-    extreme = max(values) if monitor == "val_acc" else min(values)
+    extreme = max(values) if monitor == ACCURACY else min(values)
     assert follow(values, monitor)[-1][0] == values.index(extreme) + 1
 
 
@@ -51,11 +54,11 @@ def test_waiting_goes_on_where_a_checkpoint_left_it(values, cut, delta):
     cut = min(cut, len(values) - 1)
     best = Best()
     for epoch, value in enumerate(values[:cut], start=1):
-        best.update(epoch, {"val_loss": value}, "val_loss", delta)
+        best.update(epoch, {"val_loss": value}, VAL_LOSS, delta)
     best = Best(**json.loads(json.dumps(dataclasses.asdict(best))))
     for epoch, value in enumerate(values[cut:], start=cut + 1):
-        best.update(epoch, {"val_loss": value}, "val_loss", delta)
-    assert (best.epoch, best.waited) == follow(values, "val_loss", delta)[-1]
+        best.update(epoch, {"val_loss": value}, VAL_LOSS, delta)
+    assert (best.epoch, best.waited) == follow(values, VAL_LOSS, delta)[-1]
 
 
 def test_a_checkpoint_keeps_the_best_epoch_and_the_waiting(tmp_path):
@@ -64,6 +67,6 @@ def test_a_checkpoint_keeps_the_best_epoch_and_the_waiting(tmp_path):
     assert Progress.read(tmp_path) == progress
 
 
-def test_a_metric_that_the_system_does_not_give_is_named():
+def test_a_metric_that_the_epoch_lacks_is_named():
     with pytest.raises(RunError, match=r"val_acc.*val_loss"):
-        Best().update(1, {"val_loss": math.pi}, "val_acc", 0.0)
+        Best().update(1, {"val_loss": math.pi}, ACCURACY, 0.0)

@@ -81,6 +81,21 @@ def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(night):
         dataclasses.replace(night, template=watched, search=space, variants={})
 
 
+def test_a_search_may_aim_at_any_metric_that_the_system_declares_for_it(night):
+    space, template = {"train.lr": Dimension(1e-4, 1e-2)}, night.template
+    with pytest.raises(
+        UserError, match=r"search\.objective is val_acuracy: trials of lung are compared by one of val_loss, acc"
+    ):
+        dataclasses.replace(night, search=SearchSettings(space, objective="val_acuracy"), variants={})
+    with pytest.raises(UserError, match="compares trials, and their epochs, by accuracy"):
+        dataclasses.replace(night, search=SearchSettings(space, objective="accuracy"), variants={})
+    watched = dataclasses.replace(template, train=dataclasses.replace(template.train, monitor="accuracy"))
+    search = SearchSettings(space, objective="accuracy")
+    night = dataclasses.replace(night, template=watched, search=search, variants={})
+    assert night.trial(0, {"train.lr": 2e-3}).monitor == night.objective
+    assert night.objective.direction == "max"
+
+
 def test_a_run_that_failed_after_good_epochs_is_no_success(night, tmp_path):
     template = dataclasses.replace(night.template, storage=str(tmp_path))
     night = dataclasses.replace(night, template=template, variants={})

@@ -35,7 +35,7 @@ def night(prepared: Prepared, tmp_path: Path) -> Night:
 def open_recorder(night: Night, study: Study) -> tuple[Recorder, Tracker, str]:
     tracker = night.open_tracker()
     parent = tracker.run(night.name, night.name)
-    progress = Progress(study, night.budget, night.label, lambda trial: 2)
+    progress = Progress(study, night.budget, night.label, night.spec)
     return Recorder(night, tracker, parent, study, progress, None, Resources(2, 2, 1, False)), tracker, parent
 
 

@@ -2,12 +2,14 @@
 
 from types import SimpleNamespace
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
 from raymed.errors import UserError
+from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.storage.folder import Folder
 from raymed.training.loop import COMMON, FAILED
 from raymed.tuning.budget import Budget
@@ -23,7 +25,6 @@ from raymed.tuning.study import (
     SECONDS,
     Halving,
     Study,
-    best_value,
 )
 from raymed.tuning.timetable import Timetable
 
@@ -32,9 +33,12 @@ THERE = SimpleNamespace(is_away=False)  # the storage
 DEFAULTS = {"x": 0.25, "y": "b"}
 
 
-def open_study(folder, space=SPACE):
+ACCURACY = Metric("accuracy", "", "max", "{:.1%}", chooses_epoch=True, chooses_trial=True)
+
+
+def open_study(folder, space=SPACE, objective=VAL_LOSS):
     journal = Journal(folder / "study.journal", Folder.at(folder))
-    return Study(journal, "night", space, [DEFAULTS], Halving(1, 3), seed=7)
+    return Study(journal, "night", space, [DEFAULTS], Halving(1, 3), seed=7, objective=objective)
 
 
 def timetable(budget: Budget) -> Timetable:
@@ -70,6 +74,37 @@ def test_a_search_goes_on_with_the_trial_that_was_under_way(tmp_path):
     assert again.ask(Budget(3)) == (number, params)
     assert again.ask(Budget(3))[0] == number + 1
     assert again.best.user_attrs[CHECKPOINT] == "epoch-1"
+
+
+def test_a_search_for_the_highest_keeps_the_highest_and_stops_the_others(tmp_path):
+    """Also where a run that goes on reports an epoch again, whose decision was lost."""
+    study, stopped = open_study(tmp_path, objective=ACCURACY), []
+    for accuracy in (0.5, 0.7, 0.6):
+        number, _ = study.ask(Budget(10))
+        report = {"accuracy": accuracy, "best_accuracy": accuracy, "best_epoch": 1, "model": "m", "seconds": 1.0}
+        stopped.append(study.report(number, 1, report | {"val_loss": 9.0}))
+    assert stopped == [False, False, True]
+    again = open_study(tmp_path, objective=ACCURACY)
+    assert [again.report(number, 1, {}) for number in (1, 2)] == [False, True]
+    assert (again.best.number, again.best_value(again.best)) == (1, 0.7)
+    assert sorted(again.trials, key=again.rank)[0].number == 1
+    assert again.study.direction.name == "MAXIMIZE"
+
+
+def test_a_search_of_another_objective_under_the_same_name_is_refused(tmp_path):
+    open_study(tmp_path)
+    with pytest.raises(UserError, match=r"compares its trials by val_loss, not by accuracy\. Use another --name"):
+        open_study(tmp_path, objective=ACCURACY)
+
+
+def test_a_record_of_before_there_was_an_objective_is_one_of_val_loss(tmp_path):
+    storage = optuna.storages.JournalStorage(Journal(tmp_path / "study.journal", Folder.at(tmp_path)))
+    earlier = optuna.create_study(study_name="night", storage=storage)
+    earlier.set_user_attr("space", {name: repr(dimension.distribution()) for name, dimension in SPACE.items()})
+    earlier.enqueue_trial(DEFAULTS)
+    with pytest.raises(UserError, match="compares its trials by val_loss"):
+        open_study(tmp_path, objective=ACCURACY)
+    assert open_study(tmp_path).ask(Budget(3)) == (0, DEFAULTS)
 
 
 def test_halving_stops_the_worse_two_of_three_and_remembers_its_rungs(tmp_path):
@@ -191,7 +226,7 @@ def test_a_trial_without_a_finite_loss_fails_and_is_never_best(tmp_path):
     study.report(number, 1, result(float("nan"), 1))
     study.tell(number, TrialState.COMPLETE)
     assert study.trials[0].state == TrialState.FAIL
-    assert best_value(study.trials[0]) == float("inf")
+    assert study.best_value(study.trials[0]) == float("inf")
 
 
 @pytest.mark.parametrize("budget", [Budget(0), Budget(9, deadline=1.0).begun(), Budget(9, epochs=1)])

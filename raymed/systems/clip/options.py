@@ -316,5 +316,7 @@ class TrainClip(ClipOptions):
             raise UserError(
                 "--resume-from is for a single run; folds and configurations go on when the command is run again"
             )
+        if self.train.monitor not in ("val_acc", "val_loss"):
+            raise UserError(f"train.monitor is {self.train.monitor}: history.json has val_acc and val_loss to choose by")
         if self.use_cv and self.fold is not None:
             raise UserError("--use-cv trains every fold: leave --fold out")

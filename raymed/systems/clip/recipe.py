@@ -22,6 +22,7 @@ from raymed.models.settings import ClipModelSettings
 from raymed.recipes.augment import generator
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
+from raymed.recipes.metric import CLASSIFIER, Metric
 from raymed.recipes.pictures import class_labels, stack_pictures
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.recipes.settings import ClipAugmentSettings, ClipLossSettings
@@ -122,8 +123,8 @@ class ClipRecipe:
         return prepared_size(self.size)
 
     @property
-    def monitors(self) -> tuple[str, ...]:
-        return ("val_loss", "val_acc")
+    def metrics(self) -> tuple[Metric, ...]:
+        return (*CLASSIFIER, Metric("val_acc", "%", "max", "{:.1f} %", chooses_epoch=True, chooses_trial=True))
 
     @property
     def contrastive(self) -> bool:

@@ -20,6 +20,7 @@ from raymed.data.sources.listing import read_text
 from raymed.errors import UserError
 from raymed.job.command_line import Aliases
 from raymed.job.mistakes import did_you_mean
+from raymed.recipes.metric import Metric
 from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import CONFIG, RunOutput, write_json
 from raymed.training.spec import FitSpec
@@ -63,6 +64,11 @@ class Configuration:
         before = f"{name}-" if name else ""
         specs = {f"{before}fold_{fold + 1}": dataclasses.replace(spec, fold=fold) for fold in folds}
         return cls(name, options, prepared, specs)
+
+    @property
+    def monitor(self) -> Metric:
+        """What the best epoch of each run is chosen by."""
+        return next(iter(self.specs.values())).monitor
 
     def start(self, output: Path) -> None:
         """Write the configuration into its folder."""

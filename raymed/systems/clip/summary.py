@@ -17,12 +17,12 @@ from raymed.evaluation.figures import confusion, training_history
 from raymed.evaluation.metrics import Evaluation, evaluate, judge_patients
 from raymed.evaluation.patients import softmax, to_patients
 from raymed.job.job import Outcome
+from raymed.recipes.metric import Metric
 from raymed.storage.folder import Folder
 from raymed.systems.clip.checkpoint import LISTS
 from raymed.systems.clip.output import FIGURE, RunOutput, write_json
 from raymed.systems.clip.runs import Configuration
 from raymed.tracking.tracker import Tracker
-from raymed.training.best import HIGHER_IS_BETTER, Monitor
 from raymed.training.checkpoint import PREDICTIONS
 from raymed.training.loop import JUDGED_BY
 from raymed.tuning.search import Night
@@ -135,7 +135,7 @@ def summarise(
             tracker.text(parent, (folder / SUMMARY).read_text("utf-8"), before + SUMMARY)
             found["average_results"] = told["average_results"]
         else:
-            found |= best_of(histories[done[0]], each.options.train.monitor) | {"run_id": runs[done[0]]}
+            found |= best_of(histories[done[0]], each.monitor) | {"run_id": runs[done[0]]}
         lines += _lines(each, found, judged, brief=len(configurations) > 1)
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
     lines += [f"not trained: {each}" for each in wrong]
@@ -158,7 +158,7 @@ def summarise_folds(
         numbers: of the folds that came to their end, from 1.
         histories: of each of them, as in its history.json.
     """
-    monitor = configuration.options.train.monitor
+    monitor = configuration.monitor
     folds: dict[str, list[float]] = {f"fold_{name}": [history[name][-1] for history in histories] for name in LISTS}
     folds["fold_best_val_acc"] = [max(history["val_acc"]) for history in histories]
     if judged:
@@ -176,10 +176,9 @@ def summarise_folds(
     }
 
 
-def best_of(history: Mapping[str, Sequence[float]], monitor: Monitor) -> dict[str, float]:
+def best_of(history: Mapping[str, Sequence[float]], monitor: Metric) -> dict[str, float]:
     """The first epoch with the best value of the monitored metric, and its figures."""
-    choose = np.argmax if HIGHER_IS_BETTER[monitor] else np.argmin
-    place = int(choose(history[monitor]))
+    place = history[monitor.name].index(monitor.best(history[monitor.name]))
     figures = {name: history[name][place] for name in ("val_acc", "val_loss")}
     return {"best_epoch": place + 1, "epochs": len(history["val_acc"]), **figures}
 

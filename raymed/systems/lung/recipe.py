@@ -23,6 +23,7 @@ from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import augment
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
+from raymed.recipes.metric import CLASSIFIER, Metric
 from raymed.recipes.pictures import class_labels, stack_pictures
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.recipes.settings import AugmentSettings, LossSettings
@@ -102,8 +103,8 @@ class LungRecipe:
         return "lung"
 
     @property
-    def monitors(self) -> tuple[str, ...]:
-        return ("val_loss",)
+    def metrics(self) -> tuple[Metric, ...]:
+        return CLASSIFIER
 
     @property
     def contrastive(self) -> bool:

@@ -82,9 +82,10 @@ class VitpOptions(SystemOptions):
     def recipe(self, prepared: Prepared) -> VitpRecipe:
         from raymed.systems.vitp.recipe import VitpRecipe
 
-        if self.train.monitor == "val_choice_loss" and not _asked(prepared, prepared.rows("val", self.fold)):
+        monitor = self.search.objective if self.search.space else self.train.monitor
+        if monitor == "val_choice_loss" and not _asked(prepared, prepared.rows("val", self.fold)):
             raise UserError(
-                "train.monitor is val_choice_loss, and no validation sample asks a question with declared choices "
+                "epochs would be chosen by val_choice_loss, and no validation sample asks a question with declared choices "
                 "(<cls>: a|b.): leave it out, or prepare data whose val patients are asked some"
             )
         if self.model.path is not None and self.train.lr == SMALL.lr:

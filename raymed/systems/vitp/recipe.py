@@ -26,6 +26,7 @@ from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import generator
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
+from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.recipes.settings import ChatLossSettings
 from raymed.systems.vitp.chat_samples import Sample, encode_sample, lay
@@ -110,8 +111,14 @@ class VitpRecipe:
         return "vitp"
 
     @property
-    def monitors(self) -> tuple[str, ...]:
-        return ("val_loss", "val_choice_loss")
+    def metrics(self) -> tuple[Metric, ...]:
+        return (
+            Metric("train_loss", "nats", "min", "{:.4f}"),
+            VAL_LOSS,
+            Metric("val_perplexity", "", "min", "{:.2f}"),
+            Metric("val_choice_loss", "nats", "min", "{:.4f}", chooses_epoch=True, chooses_trial=True),
+            Metric("val_choice_accuracy", "", "max", "{:.1%}"),
+        )
 
     @property
     def contrastive(self) -> bool:

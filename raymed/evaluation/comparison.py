@@ -1,0 +1,26 @@
+"""An evaluation beside what needs no picture, in words: for the terminal, the card and the page."""
+
+from __future__ import annotations
+
+from raymed.evaluation.metrics import Evaluation
+
+
+def comparison(evaluation: Evaluation) -> dict[str, str]:
+    """Sentences by their title; each is there only where it holds."""
+    baselines, source = evaluation.baselines, evaluation.baselines.source
+    always = f"right for {100 * baselines.accuracy:.1f} % of these patients"
+    if not evaluation.beats_majority:
+        always += "; the model is not surely better than that"
+    sentences = {f"always {baselines.majority}": always}
+    if "loss" in evaluation.metrics:
+        sentences["class frequencies"] = f"loss {baselines.loss:.3f}"
+    if source is not None and source.tells:
+        sentences["the source alone"] = (
+            f"macro AUC {source.macro_auc:.3f}, {source.class_name} {source.class_auc:.3f}: "
+            "more than chance, so a model can look good by telling sources apart"
+        )
+    if source is not None and source.within is not None:
+        sentences["the model within sources"] = f"macro AUC {source.within} over pairs of patients of one source"
+    if evaluation.without_patients:
+        sentences["no patient has"] = f"{', '.join(evaluation.without_patients)}: means over classes leave that out"
+    return sentences
