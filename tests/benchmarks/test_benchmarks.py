@@ -176,3 +176,10 @@ def test_workers_share_an_epoch_without_repeats(
     (figures,) = figures_of(capsys).values()
     assert (figures["workers"], figures["repeats"], figures["busy"]) == (2, 0.0, 1.0)
     assert figures["rate"] > 0
+
+
+def test_scans_that_are_compared_compute_the_same(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("scan").main(length=48, channels=[8], steps=1)
+    figures = figures_of(capsys)
+    assert len(figures) == 5, "ours and four others"
+    assert all(way["difference"] < 1e-5 and way["seconds"] > 0 for way in figures.values())

@@ -217,6 +217,13 @@ class LanguageModel:
         return module
 
 
+def embedding_table(model: LanguageModel) -> Tensor:
+    """The model's embeddings [tokens, width]; of the tiny one random ones, drawn from torch's generator."""
+    if model.folder is None:
+        return torch.randn(model.config.vocab_size, model.config.hidden_size) * model.config.initializer_range
+    return _state(model.folder)["backbone.embeddings.weight"]
+
+
 def tiny_config(vocabulary: int) -> MambaConfig:
     """Width 64, two layers; three rows more than the tokenizer has tokens, as in the published models."""
     return MambaConfig(
@@ -262,11 +269,7 @@ def _read_config(folder: Path) -> MambaConfig:
 
 
 def _load(module: MambaLanguageModel, folder: Path) -> None:
-    state = {
-        key.replace("backbone.embedding.", "backbone.embeddings."): tensor.float()
-        for key, tensor in read_state(folder).items()
-        if key != "lm_head.weight"  # the embedding's once more
-    }
+    state = _state(folder)
     expected = module.state_dict()
     refuse_keys(
         folder,
@@ -277,3 +280,12 @@ def _load(module: MambaLanguageModel, folder: Path) -> None:
         },
     )
     module.load_state_dict(state)
+
+
+def _state(folder: Path) -> dict[str, Tensor]:
+    """A folder's weights by the names of `MambaLanguageModel`."""
+    return {
+        key.replace("backbone.embedding.", "backbone.embeddings."): tensor.float()
+        for key, tensor in read_state(folder).items()
+        if key != "lm_head.weight"  # the embedding's once more
+    }

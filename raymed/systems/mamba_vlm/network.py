@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,6 +46,7 @@ class ReportWriter(VisionBridge):
         pictures: Tensor | None = None,
         features: Tensor | None = None,
         mask: Tensor | None = None,
+        ids: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """Cross-entropy of each learned token [learned], `token_losses`, and the visual tokens' spread, `token_std`.
 
@@ -53,10 +56,11 @@ class ReportWriter(VisionBridge):
             pictures: [batch, slices, 1, height, width], or
             features: their maps, as `VisionBridge.features` gives them.
             mask: [batch, slices, 1, height, width], where the region lies around it.
+            ids: of the rows, under which the maps of a frozen encoder are kept.
         """
         if features is None:
             assert pictures is not None
-            features = self.features(pictures)
+            features = self.kept_features(pictures, ids) if self.vision.freeze and ids else self.features(pictures)
         text = self.language_model.embed(tokens)
         visual = self._interacting(self.visual_tokens(features, mask), text, prompt_lengths)
         hidden = self.language_model(torch.cat([visual.to(text.dtype), text], dim=1))

@@ -131,8 +131,13 @@ def write_encoder(weights: EncoderWeights, folder: Path) -> KeyReport:
         )
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: weights.tensors[key].contiguous() for key in report.matched}, folder / WEIGHTS)
-    (folder / PLAN).write_text(json.dumps(weights.plan.to_json(), indent=2), "utf-8")
+    write_plan(weights.plan, folder)
     return report
+
+
+def write_plan(plan: EncoderPlan, folder: Path) -> None:
+    """Write `encoder.json`."""
+    (folder / PLAN).write_text(json.dumps(plan.to_json(), indent=2), "utf-8")
 
 
 def read_encoder_plan(folder: Path) -> EncoderPlan:

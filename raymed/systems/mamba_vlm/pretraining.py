@@ -57,8 +57,8 @@ class BridgePretraining(VisionBridge):
         words: Tensor | None = None,
         word_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of each row, float32 [batch], the tokens' mean square `energy` and their spread `token_std` (the mean
-        over channels of the standard deviation over all tokens of the batch).
+        """The loss of each row, float32 [batch], `losses`; the tokens' mean square `energy` and their spread `token_std`
+        (the mean over channels of the standard deviation over all tokens); for `contrast` what is compared.
 
         Args:
             pictures: [batch, slices, 1, height, width].
@@ -72,17 +72,18 @@ class BridgePretraining(VisionBridge):
             assert hidden is not None
             size = pictures.shape[-2:]
             seen = pictures * F.interpolate((~hidden).flatten(0, 1).float(), size).unflatten(0, hidden.shape[:2])
-        features = self.features(seen)
+        features, vectors = self.features(seen), {}
         tokens = self.bridged(self.region(features, features, mask))
         if self.objective == "masked":
             losses = self._reconstruction(tokens, pictures, features, mask, hidden)
         elif self.objective == "contrast":
-            losses = self._contrast(tokens, words, word_mask)
+            vectors = self._vectors(tokens, words, word_mask)
+            losses = _contrast(vectors["picture"], vectors["report"])
         else:
             losses = tokens.float().square().mean((1, 2))
         plain = tokens.detach().float()
         spread = plain.flatten(0, 1).std(0, correction=0).mean()
-        return {"losses": losses, "energy": plain.square().mean(), "token_std": spread}
+        return {"losses": losses, "energy": plain.square().mean(), "token_std": spread, **vectors}
 
     def _reconstruction(
         self, tokens: Tensor, pictures: Tensor, features: Tensor, mask: Tensor | None, hidden: Tensor | None
@@ -98,13 +99,19 @@ class BridgePretraining(VisionBridge):
         errors = (self.decoder(tokens).float().transpose(1, 2) - wanted[:, :-1]).square().mean(1)
         return (errors * wanted[:, -1]).sum(1) / wanted[:, -1].sum(1).clamp(min=1e-6)
 
-    def _contrast(self, tokens: Tensor, words: Tensor | None, word_mask: Tensor | None) -> Tensor:
-        """Half the cross-entropy of finding the report for a picture, and half of finding the picture for a report."""
+    def _vectors(self, tokens: Tensor, words: Tensor | None, word_mask: Tensor | None) -> dict[str, Tensor]:
+        """Unit vectors of pictures and reports, float32 [batch, shared width]."""
         assert words is not None and word_mask is not None
         weights = word_mask[..., None].to(tokens.dtype)
         text = (self.words(words).to(tokens.dtype) * weights).sum(1) / weights.sum(1).clamp(min=1)
-        pictures = F.normalize(self.picture_head(tokens.mean(1)).float(), dim=1)
-        reports = F.normalize(self.text_head(text).float(), dim=1)
-        scores = pictures @ reports.t() / TEMPERATURE
-        own = torch.arange(len(scores), device=scores.device)
-        return (F.cross_entropy(scores, own, reduction="none") + F.cross_entropy(scores.t(), own, reduction="none")) / 2
+        return {
+            "picture": F.normalize(self.picture_head(tokens.mean(1)).float(), dim=1),
+            "report": F.normalize(self.text_head(text).float(), dim=1),
+        }
+
+
+def _contrast(pictures: Tensor, reports: Tensor) -> Tensor:
+    """Half the cross-entropy of finding the report for a picture, and half of finding the picture for a report, [batch]."""
+    scores = pictures @ reports.t() / TEMPERATURE
+    own = torch.arange(len(scores), device=scores.device)
+    return (F.cross_entropy(scores, own, reduction="none") + F.cross_entropy(scores.t(), own, reduction="none")) / 2

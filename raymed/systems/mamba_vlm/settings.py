@@ -45,6 +45,11 @@ class VisionSettings:
                 f"side up to {self.target_side}, or 0 for the whole map"
             )
 
+    @property
+    def reads_masks(self) -> bool:
+        """Whether the region lies around a mask."""
+        return self.roi_side > 0 and self.roi_mode == "mask"
+
     def located(self) -> VisionSettings:
         """With the absolute path of the encoder: workers have another working folder.
 
