@@ -18,6 +18,10 @@ from torch import nn
 from raymed.data.record import Record
 from raymed.recipes.metric import Metric
 
+Predictions = dict[str, Any]
+"""By name a value for every row: an array [rows, ...], a list of texts, or a list of pictures, uint8 [height, width] or
+[height, width, 3], each of its own size."""
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -149,15 +153,16 @@ class Recipe(Protocol):
         """
         ...
 
-    def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Outputs per row (first dimension = rows of the batch), e.g. ``logits`` [rows, classes], float32, on its device."""
+    def predict(self, module: nn.Module, batch: Batch) -> Mapping[str, Any]:
+        """What `Predictions` holds, for the rows of the batch; in place of arrays tensors on the batch's device, e.g.
+        ``logits`` [rows, classes], float32."""
         ...
 
-    def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+    def evaluate(self, predictions: Predictions, records: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics over all validation rows, each present exactly once; contains ``val_loss``.
 
         Args:
-            predictions: `predict`'s outputs, concatenated, [rows, ...].
+            predictions: `predict`'s outputs for all these rows.
             records: the index columns ``id``, ``patient``, ``label`` ... of the same rows, in the same order.
         """
         ...

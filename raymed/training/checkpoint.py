@@ -30,6 +30,7 @@ log = logging.getLogger("raymed")
 
 PREFIX = "step-"
 PREDICTIONS = "predictions.npz"  # of the epoch's validation, within a checkpoint at its end
+OUTPUTS = "predictions.parquet"  # beside them, where a system gives texts or pictures
 
 
 @dataclass

@@ -17,7 +17,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -27,7 +26,7 @@ from raymed.data.micro_batches import Division, MicroBatch
 from raymed.errors import RunError, UserError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
 from raymed.models.precision import arithmetic
-from raymed.recipes.recipe import Batch, Recipe
+from raymed.recipes.recipe import Batch, Predictions, Recipe
 from raymed.training.cards import take_apart
 from raymed.training.means import sums_of
 from raymed.training.settings import TrainSettings
@@ -154,11 +153,13 @@ class Engine:
             _update_average(self._averaged, self.module, min(self.settings.ema, (1 + global_step) / (10 + global_step)))
         return totals
 
-    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+    def predict(self, batch: Batch) -> Predictions:
         """The recipe's outputs for a micro-batch; call inside `evaluating`."""
         with torch.no_grad():
             predicted = self.recipe.predict(self.module, batch.to(self.device))
-        return {name: value.cpu().numpy() for name, value in predicted.items()}
+        return {
+            name: values.cpu().numpy() if isinstance(values, torch.Tensor) else values for name, values in predicted.items()
+        }
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

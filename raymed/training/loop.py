@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -25,12 +24,13 @@ from raymed.data.micro_batches import Division, MicroBatch
 from raymed.data.plan import EpochPlan, showings
 from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import CommonError, RunError, StorageError, UserError
-from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.recipes.recipe import Batch, Predictions, TrainingPass
 from raymed.storage.availability import require_there, wait_for
 from raymed.training.best import Best
-from raymed.training.checkpoint import PREDICTIONS, Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
+from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.means import means
+from raymed.training.predictions import in_order, write_predictions
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
 from raymed.training.spec import FitSpec
@@ -206,13 +206,14 @@ class Run:
             ]
             yield [(self.spec.recipe.encode(next(records), where), micro) for where, micro in passes]
 
-    def _validate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Metrics over every validation row exactly once, and the predictions in row order; the same on all workers."""
+    def _validate(self) -> tuple[dict[str, float], Predictions]:
+        """Metrics over every validation row exactly once, the same on all workers, and, on worker 0, the predictions in the
+        order of the rows."""
         rows = self.spec.rows(self.prepared, "val")
         plan = tuple((row,) for row in rows.tolist())
         shares = Division(self.spec.train.micro_batch, self.workers).share(plan, self.worker)
         mine = [[row for (row,) in micro.packs] for micro in shares]
-        outputs: list[tuple[list[int], dict[str, np.ndarray]]] = []
+        outputs: list[tuple[list[int], Predictions]] = []
         with self.engine.evaluating():
             encoded = (self.spec.recipe.encode(records, None) for records in self.reader.read(mine))
             for batch, taken, micro in zip(ahead(encoded), mine, shares, strict=True):
@@ -220,13 +221,20 @@ class Run:
                 predicted = self.engine.predict(batch)
                 if micro.counts:
                     outputs.append((taken, predicted))
-        gathered: list[Any] = [None] * self.workers
-        dist.all_gather_object(gathered, outputs)
-        parts = [part for worker in gathered for part in worker]
-        order = np.argsort(np.concatenate([taken for taken, _ in parts]))
-        predictions = {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}
-        metrics = self.spec.recipe.evaluate(predictions, self.prepared.columns(rows, JUDGED_BY))
-        return metrics, predictions | {"row": rows}
+        gathered: list[Any] | None = [None] * self.workers if self.worker == 0 else None
+        dist.gather_object(outputs, gathered)
+        predictions: Predictions = {}
+        judged: list[Any] = [None]
+        if gathered is not None:
+            try:
+                predictions = in_order([part for worker in gathered for part in worker])
+                judged = [self.spec.recipe.evaluate(predictions, self.prepared.columns(rows, JUDGED_BY))]
+            except (UserError, RunError) as error:  # raised on all workers, below
+                judged = [error]
+        dist.broadcast_object_list(judged)
+        if isinstance(judged[0], Exception):
+            raise judged[0]
+        return judged[0], predictions | {"row": rows}
 
     def _told(self, metrics: dict[str, float]) -> dict[str, Any]:
         """Metrics as they are reported: with facts about the run, and the place of the best model, where there is one."""
@@ -238,7 +246,7 @@ class Run:
     def _checkpoint_within_epoch(self) -> None:
         self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False)
 
-    def _checkpoint(self, metrics: dict[str, float], predictions: dict[str, np.ndarray] | None, better: bool) -> None:
+    def _checkpoint(self, metrics: dict[str, float], predictions: Predictions | None, better: bool) -> None:
         """Write this worker's part and report; a better model also leaves its weights, loadable without DeepSpeed.
 
         Raises:
@@ -256,7 +264,7 @@ class Run:
                 self.progress.workers, self.progress.origin = self.workers, self.spec.origin()
                 self.progress.write(folder)
                 if predictions is not None:
-                    np.savez(folder / PREDICTIONS, **predictions)  # type: ignore[arg-type]
+                    write_predictions(folder, predictions)
             seal(folder, self.worker, self.workers)
             try:
                 self._together(lambda: upload(folder, self.spec.folder, name[0]))

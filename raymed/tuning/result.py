@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 from datetime import datetime
 from importlib.metadata import version
 
-import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.leak import guard
@@ -24,7 +22,7 @@ from raymed.registry.assessment import Refit
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, judge_and_register
 from raymed.storage.folder import Folder
-from raymed.training.checkpoint import PREDICTIONS, read_whole
+from raymed.training.predictions import read_predictions
 from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Night
@@ -133,10 +131,9 @@ def find_ties(night: Night, study: Study, best: FrozenTrial) -> list[int]:
 
 
 def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
-    with np.load(io.BytesIO(read_whole(Folder.at(trial.user_attrs[CHECKPOINT]), PREDICTIONS))) as stored:
-        rows, logits = stored["row"], stored["logits"]
-    columns = prepared.columns(rows, ["patient", "label", "source"])
-    return to_patients(softmax(logits), columns["patient"], columns["label"], columns["source"])
+    predictions = read_predictions(Folder.at(trial.user_attrs[CHECKPOINT]))
+    columns = prepared.columns(predictions["row"], ["patient", "label", "source"])
+    return to_patients(softmax(predictions["logits"]), columns["patient"], columns["label"], columns["source"])
 
 
 def _report(

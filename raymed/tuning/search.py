@@ -21,7 +21,7 @@ from raymed.registry.assessment import Candidate
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
 from raymed.tracking.tracker import Tracker
-from raymed.training.checkpoint import PREDICTIONS, checkpoint_names, read_history
+from raymed.training.checkpoint import OUTPUTS, PREDICTIONS, checkpoint_names, read_history
 from raymed.training.fit import Resources, resources, spread
 from raymed.training.spec import FitSpec
 from raymed.tuning.budget import Budget
@@ -32,7 +32,7 @@ from raymed.tuning.space import Dimension, Value, get_setting, with_setting
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
-COMPARED = (PREDICTIONS, "sealed-000.json")  # what a trial is compared by, and the list that vouches for it
+COMPARED = (PREDICTIONS, OUTPUTS, "sealed-000.json")  # what a trial is compared by, and the list that vouches for it
 
 TRIALS = "trials"  # the folder of a search's runs
 VARIANT = "run"  # the name of a listed run, among a trial's settings

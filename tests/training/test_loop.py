@@ -1,15 +1,21 @@
-"""What a worker encodes of an epoch's plan, without a cluster."""
+"""What a worker encodes of an epoch's plan, and tells of its validation, without a cluster."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch.distributed as dist
+import torch.multiprocessing
 
 from raymed.data.micro_batches import Division
 from raymed.data.plan import EpochPlan
-from raymed.recipes.recipe import TrainingPass
+from raymed.errors import RunError
+from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
@@ -49,3 +55,47 @@ def test_a_run_stops_after_exactly_as_many_epochs_without_a_better_one(patience:
     spec = SimpleNamespace(train=TrainSettings(epochs=50, patience=patience), last_epoch=0)
     run: Any = SimpleNamespace(spec=spec, progress=Progress(epoch=9, best=Best(waited=waited)))
     assert Run._finished(run) is over
+
+
+class Writer:
+    """A recipe that writes a report of each row, and an engine that says what it wrote."""
+
+    def encode(self, records: list[int], training: None) -> Batch:
+        return Batch({}, {"loss": float(len(records))}, [str(row) for row in records])
+
+    def predict(self, batch: Batch) -> dict[str, Any]:
+        return {"report": [f"row {row}" for row in batch.ids], "length": np.array([len(row) for row in batch.ids])}
+
+    def evaluate(self, predictions: dict[str, Any], records: dict[str, Any]) -> dict[str, float]:
+        if predictions["report"] != [f"row {row}" for row in records["row"]]:
+            raise RunError(f"{predictions['report']} are not the reports of {records['row']}")
+        return {"val_loss": float(len(records["row"]))}
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def read(self, rows: Any) -> Any:
+        return iter(rows)
+
+
+def _validate(worker: int, store: Path) -> None:
+    dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{store}")
+    writer = Writer()
+    for wrong in (0, 1):
+        rows = np.arange(3, 10)
+        spec = SimpleNamespace(train=TrainSettings(micro_batch=2), recipe=writer, rows=lambda *_, rows=rows: rows)
+        prepared = SimpleNamespace(columns=lambda rows, _, wrong=wrong: {"row": rows + wrong})
+        run: Any = SimpleNamespace(
+            spec=spec, prepared=prepared, worker=worker, workers=2, engine=writer, reader=writer, _leave_if_told=lambda: None
+        )
+        if wrong:
+            with pytest.raises(RunError, match="are not the reports of"):
+                Run._validate(run)
+            continue
+        metrics, predictions = Run._validate(run)
+        assert metrics == {"val_loss": 7}
+        assert predictions.get("report") == ([f"row {row}" for row in range(3, 10)] if worker == 0 else None)
+
+
+def test_texts_of_all_workers_are_judged_once_and_what_is_wrong_with_them_ends_the_run_on_each(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(_validate, (tmp_path / "store",), nprocs=2, start_method="fork")

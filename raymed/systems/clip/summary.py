@@ -23,8 +23,8 @@ from raymed.systems.clip.checkpoint import LISTS
 from raymed.systems.clip.output import FIGURE, RunOutput, write_json
 from raymed.systems.clip.runs import Configuration
 from raymed.tracking.tracker import Tracker
-from raymed.training.checkpoint import PREDICTIONS
 from raymed.training.loop import JUDGED_BY
+from raymed.training.predictions import read_predictions
 from raymed.tuning.search import Night
 from raymed.tuning.study import CHECKPOINT, REASON
 
@@ -49,9 +49,9 @@ class Judged:
         """Args: checkpoints: address of the best checkpoint of each fold, or of the only run."""
         rows, logits = [], []
         for checkpoint in checkpoints:
-            with Folder.at(checkpoint).open(PREDICTIONS) as file, np.load(file) as stored:
-                rows.append(stored["row"])
-                logits.append(stored["logits"])
+            predictions = read_predictions(Folder.at(checkpoint))
+            rows.append(predictions["row"])
+            logits.append(predictions["logits"])
         names = prepared.labels.names
         columns = [prepared.columns(each, JUDGED_BY) for each in rows]
         folds = [judge_patients(outputs, each, names) for outputs, each in zip(logits, columns, strict=True)]
