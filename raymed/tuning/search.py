@@ -77,6 +77,9 @@ class Night:
                     f"the search begins with {name} {value}, which search.space does not hold: {self.search.space[name]}. "
                     f"Widen it in a --config file, or give a --{name} within it (two whole numbers hold whole numbers only)"
                 )
+        for name, value in (item for params in self.search.first for item in params.items()):
+            if name not in self.search.space or not self.search.space[name].holds(value):
+                raise UserError(f"search.first has {name} {value!r}, which search.space does not hold")
         if (self.search.space or len(self.variants) > 1) and self.template.min_workers:
             raise UserError("runs that share the cluster have a fixed number of workers: give --workers without a range")
 
@@ -97,7 +100,7 @@ class Night:
     def open_study(self) -> Study:
         """The search's record."""
         space, halving = self.search.space, self.search.halving
-        first: list[Mapping[str, Value]] = [self.defaults] if space else []
+        first = self.first if space else []
         if self.variants:
             space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
             first = [{VARIANT: name} for name in self.variants]
@@ -203,6 +206,12 @@ class Night:
         """What is searched, as the configuration has it: the first trial."""
         template = self.template
         return {n: get_setting(template if n.startswith("train.") else template.recipe, n) for n in self.search.space}
+
+    @property
+    def first(self) -> list[Mapping[str, Value]]:
+        """The settings of the trials before anything is drawn: as configured, then the listed ones, each once."""
+        listed = [self.defaults, *({**self.defaults, **params} for params in self.search.first)]
+        return [params for place, params in enumerate(listed) if params not in listed[:place]]
 
     def resources(self) -> tuple[Resources, int]:
         """What each trial takes, and how many run at once.

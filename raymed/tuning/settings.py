@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raymed.errors import UserError
-from raymed.tuning.space import Space
+from raymed.tuning.space import Space, Value
 
 KeepCheckpoints = Literal["best", "all", "champion"]
 
@@ -36,6 +36,8 @@ class SearchSettings:
         space: Settings that are searched, by dotted name (see raymed/tuning/space.py).
         objective: What trials are compared by, each by its best epoch: val_loss, or another metric that the system declares
             for it.
+        first: Settings of the trials after the first, before anything is drawn, such as the points of a grid: some of the
+            searched ones by name, the others as configured.
         halving: When trials are stopped early.
         concurrent: Trials at once (0 = as many as the cluster holds).
         cpus_per_worker: CPUs of each training worker (0 = with GPUs, a GPU's share of its machine's; without them one,
@@ -44,6 +46,7 @@ class SearchSettings:
 
     space: Space = field(default_factory=dict)
     objective: str = "val_loss"
+    first: tuple[dict[str, Value], ...] = ()
     halving: Halving = field(default_factory=Halving)
     concurrent: int = 0
     cpus_per_worker: int = 0

@@ -89,8 +89,9 @@ class Study:
             self.study.set_user_attr("space", described)
             self.study.set_user_attr("objective", objective.name)
         if not self.study.trials:
-            for params in first:
-                self.enqueue(params)
+            with self.together():
+                for params in first:
+                    self.enqueue(params)
         self.mistake = ""  # what every trial would meet: something that the user can mend
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}

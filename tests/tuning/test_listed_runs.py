@@ -72,6 +72,26 @@ def test_a_search_that_would_begin_outside_of_its_space_is_refused(night, dimens
         dataclasses.replace(night, search=SearchSettings(space={"train.lr": dimension}), variants={})
 
 
+def test_the_points_of_a_grid_come_first_each_once_and_then_the_search(night, tmp_path):
+    template = dataclasses.replace(night.template, storage=str(tmp_path))
+    space = {"train.lr": Dimension(1e-4, 1e-2, log=True), "train.global_batch": Dimension(choices=(2, 4, 8))}
+    grid = ({"train.global_batch": 4}, {"train.lr": 1e-3, "train.global_batch": 2}, {"train.lr": 3e-3})
+    whole = SearchSettings(space=space, first=grid)
+    template = dataclasses.replace(template, train=dataclasses.replace(template.train, global_batch=8))
+    searched = dataclasses.replace(night, template=template, search=whole, variants={}, budget=Budget(5))
+    study = searched.open_study()
+    asked = [study.ask(searched.budget)[1] for _ in range(4)]
+    assert asked[:3] == [
+        {"train.lr": 3e-3, "train.global_batch": 8},
+        {"train.lr": 3e-3, "train.global_batch": 4},
+        {"train.lr": 1e-3, "train.global_batch": 2},
+    ]
+    assert asked[3] not in asked[:3]
+    for wrong in ({"train.lr": 0.5}, {"train.epochs": 3}):
+        with pytest.raises(UserError, match=f"search.first has {next(iter(wrong))} .*, which search.space does not hold"):
+            dataclasses.replace(searched, search=dataclasses.replace(whole, first=(wrong,)))
+
+
 def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(night):
     space = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
     with pytest.raises(UserError, match="fold_1"):

@@ -33,12 +33,14 @@ class Intensity:
     std: float = 1.0
 
     @classmethod
-    def of_plans(cls, values: Mapping[str, Any], where: str) -> Intensity:
+    def of_plans(cls, values: Mapping[str, Any] | None, where: str) -> Intensity:
         """That of an nnU-Net's plans: its normalisation's name, and the properties of the foreground.
 
         Raises:
-            UserError: a normalisation that is not known, or properties that are none.
+            UserError: no or an unknown normalisation, or properties that are none.
         """
+        if not values:
+            raise UserError(f"{where}: the plans say nothing of intensities: pass --normalize window or minmax")
         scheme = values.get("scheme")
         if scheme == "ZScoreNormalization":
             return cls("zscore")

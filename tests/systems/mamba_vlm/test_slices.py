@@ -11,6 +11,7 @@ from PIL import Image
 from volume_files import CHEST, SIDE, shown, write_nifti, write_series
 
 from raymed.data.image import ImageError, ImageSettings
+from raymed.errors import UserError
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.slices import Reading, SliceSettings, read_pictures
 
@@ -143,6 +144,12 @@ def test_bytes_under_the_plans_are_what_nnunet_was_trained_on_to_a_256th_of_its_
     Image.fromarray(CHEST[2].astype(np.uint8)).save(tmp_path / "p.png")
     with pytest.raises(ImageError, match="no Hounsfield units, which the encoder's plans want"):
         pixels(tmp_path / "p.png", None, reading)
+
+
+def test_plans_that_say_nothing_or_name_an_unknown_normalisation_are_errors() -> None:
+    for values, reason in ((None, "say nothing"), ({"scheme": "Odd"}, "'Odd'"), ({"scheme": "CTNormalization"}, "lack")):
+        with pytest.raises(UserError, match=reason):
+            Intensity.of_plans(values, "encoder.json")
 
 
 def test_zscore_makes_each_picture_of_mean_zero_and_deviation_one() -> None:
