@@ -18,6 +18,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.findings import Findings
 
 CHARACTERS = re.compile(r"[\u3400-\u9fff]")  # of Chinese, each of which counts as a word
+WORD = re.compile(rf"{CHARACTERS.pattern}|(?:(?!{CHARACTERS.pattern})\w)+")
 RESAMPLES = 1000
 
 
@@ -138,13 +139,16 @@ def per_patient(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
     return means
 
 
-class _Words(Tokenizer):
-    """Words of Latin and other alphabets, and single Chinese characters, which rouge-score's own tokenizer drops."""
+def words(text: str) -> list[str]:
+    """Words of Latin and other alphabets, and single Chinese characters, without letter case and punctuation."""
+    return WORD.findall(text.casefold())
 
-    pattern = re.compile(rf"{CHARACTERS.pattern}|(?:(?!{CHARACTERS.pattern})\w)+")
+
+class _Words(Tokenizer):
+    """For rouge-score, whose own tokenizer drops Chinese."""
 
     def tokenize(self, text: str) -> list[str]:
-        return self.pattern.findall(text.casefold())
+        return words(text)
 
 
 def _f1(reference: frozenset[int], text: frozenset[int]) -> float:
