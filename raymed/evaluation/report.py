@@ -44,7 +44,8 @@ class TrialSummary:
         curve: one entry per epoch, with ``epoch`` and the objective's ``value``.
         best_epoch: the epoch that is the best by the objective.
         value: its value of the objective; None if there is none.
-        tie: the interval of its difference to the best holds zero.
+        difference: by how much its loss is above the best trial's over the same patients; None where that is not known.
+        tie: the interval of that difference holds zero.
         run_id: the MLflow run.
     """
 
@@ -54,6 +55,7 @@ class TrialSummary:
     curve: Sequence[Mapping[str, float]] = ()
     best_epoch: int | None = None
     value: float | None = None
+    difference: Estimate | None = None
     tie: bool = False
     run_id: str = ""
     reason: str = ""

@@ -13,6 +13,7 @@ from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError
 from raymed.evaluation import summary
+from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import difference_interval
 from raymed.evaluation.patients import Patients, softmax, to_patients
 from raymed.evaluation.report import DataSummary, SearchReport, State, TrialSummary, render
@@ -57,12 +58,13 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     again = Refit(train_again(night, best, SPLITS[refit]), SPLITS[refit]) if refit != "none" else None
     seen = study.champion if alias is None else None
     registered = judge_and_register(tracker, night.candidate(runs[best.number], best), alias, again, seen=seen)
-    ties = find_ties(night, study, best) if study.objective == VAL_LOSS else []  # they are compared by that loss
+    differences = compare(night, study, best) if study.objective == VAL_LOSS else {}  # they are compared by that loss
+    ties = [number for number, difference in differences.items() if difference.low is None or difference.low <= 0]
     for number in ties:
         tracker.tags(runs[number], {"raymed.tie": f"not surely worse than trial {best.number}"})
     folder = night.template.folder
     folder.write("patients.csv", registered.judgement.predictions())
-    page = render(_report(night, study, best, registered, ties, runs, again))
+    page = render(_report(night, study, best, registered, differences, ties, runs, again))
     folder.write("report.html", page.encode())
     parent = str(tracker.find(night.name))
     tracker.text(parent, page, "report.html")
@@ -108,15 +110,17 @@ def best_trial(night: Night, study: Study) -> FrozenTrial:
     return study.best
 
 
-def find_ties(night: Night, study: Study, best: FrozenTrial) -> list[int]:
-    """Trials whose patients' loss is not surely worse: the 95 % interval of the difference to the best contains zero.
+def compare(night: Night, study: Study, best: FrozenTrial) -> dict[int, Estimate]:
+    """By trial, how much larger its loss is than the best's over the same patients, each at its own best epoch.
+
+    A trial whose 95 % interval holds zero is not surely worse.
 
     Raises:
         RunError: the best trial's predictions are damaged; another's are said to be and left out.
     """
     prepared = night.template.open_data()
     winner = _validation_patients(prepared, best)
-    ties = []
+    differences = {}
     for trial in study.trials:
         if trial.number != best.number and CHECKPOINT in trial.user_attrs:
             try:
@@ -124,10 +128,8 @@ def find_ties(night: Night, study: Study, best: FrozenTrial) -> list[int]:
             except RunError as error:
                 log.warning("trial %d is not compared with the best: %s", trial.number, error)
                 continue
-            difference = difference_interval(patients, winner, seed=night.template.seed)
-            if difference.low is None or difference.low <= 0:
-                ties.append(trial.number)
-    return ties
+            differences[trial.number] = difference_interval(patients, winner, seed=night.template.seed)
+    return differences
 
 
 def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
@@ -141,6 +143,7 @@ def _report(
     study: Study,
     best: FrozenTrial,
     registered: Registered,
+    differences: dict[int, Estimate],
     ties: list[int],
     runs: dict[int, str],
     refit: Refit | None,
@@ -163,7 +166,10 @@ def _report(
         model=registered.uri,
         started=started,
         seconds=(ended - started).total_seconds(),
-        trials=[_summary(study, trial, trial.number in ties, runs[trial.number]) for trial in study.trials],
+        trials=[
+            _summary(study, trial, differences.get(trial.number), trial.number in ties, runs[trial.number])
+            for trial in study.trials
+        ],
         objective=study.objective,
         champion=best.number,
         names=prepared.labels.titles,
@@ -189,7 +195,7 @@ def _report(
     )
 
 
-def _summary(study: Study, trial: FrozenTrial, tie: bool, run_id: str) -> TrialSummary:
+def _summary(study: Study, trial: FrozenTrial, difference: Estimate | None, tie: bool, run_id: str) -> TrialSummary:
     value = study.best_value(trial)
     return TrialSummary(
         number=trial.number,
@@ -198,6 +204,7 @@ def _summary(study: Study, trial: FrozenTrial, tie: bool, run_id: str) -> TrialS
         curve=[{"epoch": int(epoch), "value": value} for epoch, value in trial.user_attrs.get(CURVE, {}).items()],
         best_epoch=trial.user_attrs.get(BEST_EPOCH),
         value=value if math.isfinite(value) else None,
+        difference=difference,
         tie=tie,
         run_id=run_id,
         reason=trial.user_attrs.get(REASON, ""),

@@ -4,6 +4,7 @@ python tests/evaluation/search_report.py report.html
 """
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from raymed.data.phantom import PhantomSettings, phantom_patient
 from raymed.data.usage import Usage
+from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import evaluate
 from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.report import DataSummary, HardPatient, SearchReport, TrialSummary
@@ -60,14 +62,22 @@ def trial(number: int, generator: np.random.Generator) -> TrialSummary:
     curve = [{"epoch": epoch + 1, "value": float(loss)} for epoch, loss in enumerate(losses)]
     state = "PRUNED" if pruned else "COMPLETE"
     best = int(losses.argmin())
-    return TrialSummary(number, state, params, curve, best + 1, float(losses[best]), False, f"{number:02x}c4d1e8" * 4)
+    run = f"{number:02x}c4d1e8" * 4
+    return TrialSummary(number, state, params, curve, best + 1, float(losses[best]), run_id=run)
+
+
+def compared(one: TrialSummary, lowest: float) -> TrialSummary:
+    if one.value is None or one.value == lowest:
+        return one
+    gap = one.value - lowest
+    return replace(one, difference=Estimate(gap, gap - 0.1, gap + 0.1), tie=gap < 0.1)
 
 
 def morning() -> SearchReport:
     generator = np.random.default_rng(5)
     trials = [trial(number, generator) for number in range(40)]
     lowest = min(one.value for one in trials if one.value is not None)
-    trials = [TrialSummary(**{**vars(one), "tie": one.value is not None and one.value < lowest + 0.1}) for one in trials]
+    trials = [compared(one, lowest) for one in trials]
     validation, test = patients((28, 29, 27, 4), 3.4, 1), patients((28, 29, 28, 4), 3.0, 2)
     losses = -np.log(test.probabilities[np.arange(len(test.ids)), test.labels])
     hardest = [

@@ -8,7 +8,7 @@ import pytest
 
 from raymed.errors import RunError
 from raymed.training.checkpoint import PREDICTIONS, seal
-from raymed.tuning.result import find_ties
+from raymed.tuning.result import compare
 from raymed.tuning.study import CHECKPOINT
 
 
@@ -29,7 +29,7 @@ def trials(prepared, tmp_path) -> list[SimpleNamespace]:
 
 def ties(prepared, trials: list[SimpleNamespace]) -> list[int]:
     night = SimpleNamespace(template=SimpleNamespace(open_data=lambda: prepared, seed=0))
-    return find_ties(night, SimpleNamespace(trials=trials), trials[0])
+    return list(compare(night, SimpleNamespace(trials=trials), trials[0]))
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "removed", "flipped"])
