@@ -32,5 +32,7 @@ def parameter_groups(module: nn.Module, part: nn.Module, name: str, lr_scale: fl
 
 
 def _decays(owner: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices and kernels, not for norms, biases, scales, embeddings, positions and class tokens."""
-    return parameter.ndim > 1 and not isinstance(owner, nn.Embedding) and not name.endswith(("token", "position_embeddings"))
+    """Weight decay is for matrices and kernels, not for norms, biases, scales, embeddings, positions, class tokens and the
+    rates of state space models."""
+    kept = ("token", "position_embeddings", "A_log")
+    return parameter.ndim > 1 and not isinstance(owner, nn.Embedding) and not name.endswith(kept)

@@ -15,9 +15,6 @@ from raymed.errors import UserError
 from raymed.storage.folder import make_durable
 from raymed.systems.mamba_vlm.nnunet import KeyReport
 
-STAGE_1_BEST, STAGE_1_FINAL = "vision_bridge_best_val.pt", "vision_bridge_final.pt"
-STAGE_2_BEST, STAGE_2_FINAL = "vision_bridge_vlm_best_val.pt", "vision_bridge_vlm_final.pt"
-OVERNIGHT_BEST = "vision_bridge_overnight_best.pt"
 PARTS = ("encoder.", "bridge.", "cmi_connector.")  # what such a file holds
 _UNITS = {"0": "convs.0.conv", "1": "convs.0.norm", "3": "convs.1.conv", "4": "convs.1.norm"}  # of older encoders' stages
 
@@ -35,9 +32,10 @@ class GuideCheckpoint:
     values: dict[str, Any]
 
 
-def write_checkpoint(path: Path, module: nn.Module, step: int, **values: Any) -> None:
-    """Write a module's encoder, bridge and interaction as `{step, model_state_dict, **values}`; whole or not at all."""
-    weights = {key: tensor.detach().cpu() for key, tensor in module.state_dict().items() if key.startswith(PARTS)}
+def write_checkpoint(path: Path, state: Mapping[str, Tensor], step: int, **values: Any) -> None:
+    """Write the encoder, bridge and interaction among a network's weights as `{step, model_state_dict, **values}`; whole or
+    not at all."""
+    weights = {key: tensor.detach().float().cpu() for key, tensor in state.items() if key.startswith(PARTS)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     torch.save({"step": step, "model_state_dict": weights, **values}, partial)

@@ -150,7 +150,7 @@ def test_a_reconstruction_counts_hidden_parts_only_and_never_sees_them() -> None
 
 def test_files_of_the_guide_give_back_what_was_trained_and_nothing_of_the_language_model(tmp_path: Path) -> None:
     first, second = writer(seed=0), writer(seed=1)
-    write_checkpoint(tmp_path / "vision_bridge_best_val.pt", first, step=7, val_loss=0.5)
+    write_checkpoint(tmp_path / "vision_bridge_best_val.pt", first.state_dict(), step=7, val_loss=0.5)
     checkpoint = read_checkpoint(tmp_path / "vision_bridge_best_val.pt")
     assert checkpoint.values == {"step": 7, "val_loss": 0.5}
     assert not any(key.startswith("language_model") for key in checkpoint.weights)
@@ -160,14 +160,14 @@ def test_files_of_the_guide_give_back_what_was_trained_and_nothing_of_the_langua
 
 
 def test_an_interaction_that_a_file_lacks_keeps_its_random_weights(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "old.pt", writer(), step=1)
+    write_checkpoint(tmp_path / "old.pt", writer().state_dict(), step=1)
     network = writer(interaction=InteractionSettings(use=True))
     report = load_into(network, read_checkpoint(tmp_path / "old.pt"), tmp_path / "old.pt")
     assert report.missing and all(key.startswith("cmi_connector.") for key in report.missing)
 
 
 def test_an_encoder_of_another_shape_is_refused_with_its_keys(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "old.pt", writer(), step=1)
+    write_checkpoint(tmp_path / "old.pt", writer().state_dict(), step=1)
     other = writer(VisionSettings(preset="tiny", output_stage=3, target_side=8))
     with pytest.raises(UserError, match=r"missing: encoder\.stages\.3"):
         load_into(other, read_checkpoint(tmp_path / "old.pt"), tmp_path / "old.pt")

@@ -1,0 +1,39 @@
+"""Stage 2 of the report writer: a frozen language model is made to write the report of a picture; files go to --output_dir.
+
+    python jobs/train_vlm.py                                           # phantom patients with reports, a CPU will do
+    python jobs/train_vlm.py --epochs 2 --batch_size 1 --lr 1e-5 --vision_checkpoint outputs/vision_bridge_best_val.pt
+    python jobs/train_vlm.py --epochs 20 --batch_size 1 --lr 2e-5 --max_visual_tokens 96      # goes on, 20 epochs more
+    python jobs/train_vlm.py --data PREPARED --from_scratch --language.path mamba-130m-hf
+
+Without --vision_checkpoint it begins with stage 2's last file in --output_dir, or else with stage 1's. The same command goes
+on with an interrupted run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from raymed.job.job import Outcome, run
+from raymed.systems.mamba_vlm.options import GUIDE, TrainVlm
+from raymed.tuning.budget import Budget
+
+
+def main(options: TrainVlm) -> Outcome:
+    from raymed.cluster.connection import connect
+    from raymed.systems.mamba_vlm.output import write_stage_2
+    from raymed.tuning.estimate import describe
+    from raymed.tuning.execution import run_search
+
+    options = options.completed()
+    connect(start=not options.dry_run)
+    night = options.night(options.prepared(), Budget(trials=1))
+    if options.dry_run:
+        return describe(night)
+    study = run_search(night)
+    outcome = night.outcome(study, "look at its texts: python jobs/check_image_to_text.py")
+    lines = write_stage_2(night.spec(study.trials[-1]), outcome.data["checkpoint"], options.output)
+    return dataclasses.replace(outcome, text="\n".join([*lines, outcome.text]))
+
+
+if __name__ == "__main__":
+    run(TrainVlm, main, aliases=GUIDE)

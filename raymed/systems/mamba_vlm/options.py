@@ -1,0 +1,287 @@
+"""What the report writer's jobs share: their options, the guide's names for them, and the data they describe."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from raymed.data.phantom import PhantomSettings
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.job.command_line import Alias
+from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_FINAL
+from raymed.systems.mamba_vlm.paths import Paths, local_path, read_paths
+from raymed.systems.mamba_vlm.settings import (
+    BridgeSettings,
+    InteractionSettings,
+    LanguageSettings,
+    VisionSettings,
+)
+from raymed.systems.options import SystemOptions
+from raymed.training.settings import TrainSettings
+from raymed.tuning.space import get_setting, with_setting
+
+if TYPE_CHECKING:
+    from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
+    from raymed.systems.mamba_vlm.recipe import ReportRecipe
+
+log = logging.getLogger("raymed")
+
+PATHS = Path("config/paths.yaml")  # of the guide, below the working folder
+PHANTOMS = PhantomSettings(patients=160, size=64, slices=(8, 8), difficulty=0.1)
+SMALL: dict[str, Any] = {
+    "vision.preset": "tiny",
+    "vision.output_stage": 2,
+    "vision.target_side": 8,
+    "bridge.max_visual_tokens": 16,
+    "language.path": None,
+    "train.epochs": 12,
+    "train.global_batch": 8,
+    "train.micro_batch": 8,
+    "train.lr": 3e-3,
+}
+
+# What the guide's flags are called here.
+GUIDE = {
+    "epochs": Alias("train.epochs"),
+    "batch-size": Alias("train.global_batch", implies=("train.micro_batch",)),
+    "lr": Alias("train.lr"),
+    "max-visual-tokens": Alias("bridge.max_visual_tokens"),
+    "mamba-model": Alias("language.path"),
+    "gradient-checkpointing": Alias("language.gradient_checkpointing"),
+    "save-every": Alias("train.checkpoint_steps"),
+    "save-every-steps": Alias("train.checkpoint_steps"),
+    "llm-8bit": Alias("language.int8", {"true": "true", "false": "false"}),
+    "use-cmi": Alias("cmi.use", {"true": "true", "false": "false"}),
+    "cmi-compress-to": Alias("cmi.compress_to"),
+    "roi-side": Alias("vision.roi_side"),
+    "gradient-accumulation-steps": Alias(
+        says="ignored: --batch_size is what one optimizer step takes, and --train.micro_batch what goes through the network "
+        "at once"
+    ),
+    "patch-size": Alias(says="ignored: pictures have the size that they were prepared with (jobs/prepare_mamba.py)"),
+    "num-workers": Alias(says="ignored: pictures are decoded once, by Ray Data on every CPU"),
+    "log-every-steps": Alias(says="ignored: every epoch is logged"),
+    "length-audit-samples": Alias(says="ignored: every report that is longer than max_text_len is counted"),
+    "align-vocab": Alias(says="ignored: scores beyond the tokenizer are never computed"),
+    "csv": Alias("paths", says="give --data PREPARED, or a paths.yaml with caption_csv_train and caption_csv_val"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaOptions(SystemOptions):
+    """Options of a run or search of the report writer.
+
+    Attributes:
+        data: Folder or URI of prepared reports (jobs/prepare_mamba.py); without it and without paths, phantom patients with
+            reports are made and used, and what is left at its default is made small.
+        paths: A YAML file with the guide's keys: caption_csv_train, caption_csv_val, nnunet_encoder_checkpoint and others
+            (default: config/paths.yaml, where there is one). Reports are prepared from it; flags go before it.
+        phantom: The phantom patients used without data.
+        vision: The encoder, and which of its tokens are used.
+        bridge: From the encoder's map to visual tokens.
+        language: The language model.
+        max_text_len: Most tokens of a question and its report together.
+        output_dir: Folder for the files that the guide names.
+        train: How it is trained; a pack is a report.
+    """
+
+    MATTERS: ClassVar[tuple[str, ...]] = (
+        "data", "paths", "output_dir", "language.path", "vision.encoder", "vision.roi_side", "bridge.kind",
+        "bridge.max_visual_tokens",
+    )  # fmt: skip
+
+    data: str | None = None
+    paths: str | None = None
+    phantom: PhantomSettings = PHANTOMS
+    vision: VisionSettings = field(default_factory=VisionSettings)
+    bridge: BridgeSettings = field(default_factory=BridgeSettings)
+    language: LanguageSettings = field(default_factory=lambda: LanguageSettings(path="state-spaces/mamba-2.8b-hf"))
+    max_text_len: int = 512
+    output_dir: str = "outputs"
+    train: TrainSettings = field(
+        default_factory=lambda: TrainSettings(epochs=3, global_batch=4, micro_batch=4, lr=1e-4, warmup=0.05)
+    )
+
+    @property
+    def sampling(self) -> SliceSettings:
+        return SliceSettings(choice="all")
+
+    @property
+    def output(self) -> Path:
+        return local_path(self.output_dir, Path.cwd())
+
+    @property
+    def paths_file(self) -> Path | None:
+        """The YAML file, given or found."""
+        if self.paths is not None:
+            return local_path(self.paths, Path.cwd())
+        return PATHS.absolute() if self.data is None and PATHS.is_file() else None
+
+    def completed(self) -> Self:
+        """With what the YAML file says where nothing else was said; without data, made small enough for phantoms and a CPU.
+
+        Raises:
+            UserError: the file is wrong, or names a checkpoint that was not imported.
+        """
+        if (file := self.paths_file) is not None:
+            return self._with(_of_paths(read_paths(file), file))
+        if self.data is not None:
+            return self
+        log.info("no --data: phantom patients, and small settings: %s", ", ".join(f"{n} {v}" for n, v in SMALL.items()))
+        return self._with(SMALL)
+
+    def _with(self, values: dict[str, Any]) -> Self:
+        """With these values of what is left at its default."""
+        defaults, completed = type(self)(), self
+        for name, value in values.items():
+            if hasattr(self, name.partition(".")[0]) and get_setting(self, name) == get_setting(defaults, name):
+                completed = with_setting(completed, name, value)
+        return completed
+
+    def prepared(self) -> Prepared:
+        if self.data is not None:
+            return Prepared.open(self.data)
+        if (file := self.paths_file) is None:
+            from raymed.systems.mamba_vlm.phantoms import prepare_phantom_reports
+
+            return prepare_phantom_reports(self.folder, self.phantom)
+        from raymed.systems.mamba_vlm.report_files import ReportFileOptions
+        from raymed.systems.mamba_vlm.reports import ReportSettings, prepare_reports
+
+        files, settings = ReportFileOptions(paths=str(file)).files(ReportSettings())
+        name = hashlib.blake2b(str(file).encode(), digest_size=3).hexdigest()
+        return prepare_reports(files, self.folder.child(f"reports-{name}").uri, settings).prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBridge(MambaOptions):
+    """Options of stage 1.
+
+    Attributes:
+        loss: masked reconstructs hidden parts of the picture; contrast finds a picture's report among others'; proxy_l2 is
+            the guide's, whose best tokens are all zero.
+    """
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("loss",)
+
+    loss: Literal["masked", "contrast", "proxy_l2"] = "masked"
+
+    def recipe(self, prepared: Prepared) -> BridgeRecipe:
+        from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
+
+        return BridgeRecipe.for_data(
+            prepared,
+            vision=self.vision,
+            bridge=self.bridge,
+            language=self.language,
+            objective=self.loss,
+            max_text_len=self.max_text_len,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVlm(MambaOptions):
+    """Options of stage 2.
+
+    Attributes:
+        cmi: The interaction of visual tokens with the question.
+        vision_checkpoint: A checkpoint file of stage 1 or 2 to begin with (default: that of stage 2 in output_dir, or else
+            stage 1's).
+        from_scratch: Begin with random weights; an imported encoder keeps its own.
+        train: How it is trained; a pack is a report.
+    """
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("vision_checkpoint", "from_scratch", "cmi.use")
+
+    cmi: InteractionSettings = field(default_factory=InteractionSettings)
+    vision_checkpoint: str | None = None
+    from_scratch: bool = False
+    train: TrainSettings = field(
+        default_factory=lambda: TrainSettings(epochs=2, global_batch=1, micro_batch=1, lr=1e-5, warmup=0.05)
+    )
+
+    def recipe(self, prepared: Prepared) -> ReportRecipe:
+        from raymed.systems.mamba_vlm.recipe import ReportRecipe
+
+        start = self.start()
+        return ReportRecipe.for_data(
+            prepared,
+            vision=self.vision,
+            bridge=self.bridge,
+            cmi=self.cmi,
+            language=self.language,
+            max_text_len=self.max_text_len,
+            start=None if start is None else str(self._kept(start)),
+        )
+
+    def start(self) -> Path | None:
+        """The checkpoint file that training begins with, by the guide's rule.
+
+        Raises:
+            UserError: one was asked for that is not there, or one and none.
+        """
+        if self.vision_checkpoint is not None:
+            if self.from_scratch:
+                raise UserError("--from_scratch begins with random weights, --vision_checkpoint with a file's: give one")
+            path = local_path(self.vision_checkpoint, Path.cwd())
+            if not path.is_file():
+                raise UserError(f"--vision_checkpoint: there is no file {path}")
+            return path
+        if self.from_scratch:
+            return None
+        for name, says in (
+            (STAGE_2_FINAL, "training goes on, for as many epochs more"),
+            (STAGE_1_BEST, "stage 1's best"),
+            (STAGE_1_FINAL, "stage 1's last"),
+        ):
+            if (self.output / name).is_file():
+                log.info("begins with %s (%s); --from_scratch begins anew", self.output / name, says)
+                return self.output / name
+        log.warning("no checkpoint of stage 1 or 2 in %s: encoder and bridge begin with random weights", self.output)
+        return None
+
+    def _kept(self, path: Path) -> Path:
+        """A copy in the storage, where all workers find it, under its digest: training later replaces the file."""
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest()
+        if not self.folder.is_local:
+            raise UserError(f"training begins with {path}, which workers must reach: give a shared folder as --storage")
+        kept = Path(self.folder.path) / "starts" / f"{digest}.pt"
+        if not kept.exists() and not self.dry_run:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_suffix(".partial")
+            shutil.copyfile(path, partial)
+            partial.replace(kept)
+        return kept if kept.exists() else path
+
+
+def _of_paths(paths: Paths, file: Path) -> dict[str, Any]:
+    """Settings by name that a paths.yaml says something about.
+
+    Raises:
+        UserError: the encoder's checkpoint was not imported, or the file asks for what there is not.
+    """
+    encoder = paths.nnunet_encoder_checkpoint
+    if encoder is not None and not encoder.is_dir():
+        raise UserError(
+            f"{file}: nnunet_encoder_checkpoint is a checkpoint: import it (python jobs/import_nnunet.py {encoder} --out "
+            "nnunet_encoder) and name the folder"
+        )
+    if paths.bridge_bidirectional is False:
+        raise UserError(f"{file}: bridge_bidirectional false: the bridge reads in both directions; leave the line out")
+    values = {
+        "vision.encoder": None if encoder is None else str(encoder),
+        "vision.output_stage": paths.encoder_output_stage,
+        "vision.target_side": paths.encoder_target_spatial,
+        "vision.roi_side": paths.roi_side,
+        "vision.pool_side": (paths.pool_size or 12) if paths.use_pooling else None,
+        "cmi.use": paths.use_cmi,
+        "cmi.compress_to": paths.cmi_compress_to,
+        "cmi.states": paths.cmi_d_state,
+    }
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,235 @@
+"""Stage 2: encoder and bridge learn to make a language model write the report of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from raymed.data.record import Record
+from raymed.errors import UserError
+from raymed.models.adapt import merged_state
+from raymed.recipes.exported import read_settings, write_settings
+from raymed.recipes.groups import parameter_groups
+from raymed.recipes.metric import VAL_LOSS, Metric
+from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.systems.mamba_vlm.captions import encode_captions
+from raymed.systems.mamba_vlm.guide_files import load_into, read_checkpoint
+from raymed.systems.mamba_vlm.intensity import Intensity
+from raymed.systems.mamba_vlm.language_model import LanguageModel
+from raymed.systems.mamba_vlm.network import ReportWriter
+from raymed.systems.mamba_vlm.nnunet import read_encoder_plan, write_plan
+from raymed.systems.mamba_vlm.records import read_reports
+from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
+from raymed.systems.mamba_vlm.vision import encoder_plan
+
+if TYPE_CHECKING:
+    from raymed.data.prepared import Prepared
+
+WEIGHTS = "model.safetensors"
+LARGEST_EXPONENT = 700.0  # a perplexity above is no number
+METRICS = (
+    Metric("train_loss", "nats", "min", "{:.4f}"),
+    Metric("train_token_std", "", "max", "{:.3f}"),
+    VAL_LOSS,
+    Metric("val_perplexity", "", "min", "{:.1f}"),
+)
+
+
+@dataclass(frozen=True)
+class ReportRecipe:
+    """The recipe `mamba_vlm`. Build it with `for_data`.
+
+    Attributes:
+        size: side of the pictures, in pixels.
+        intensity: what the pictures' bytes mean.
+        vision: the encoder, and which of its tokens are used.
+        bridge: from its map to visual tokens.
+        cmi: the interaction with the question.
+        language: the language model.
+        max_text_len: most tokens of question and report together.
+        start: a checkpoint file of the guide's that encoder, bridge and interaction begin with; None for random weights, and
+            for the encoder's own.
+    """
+
+    size: int
+    intensity: Intensity = field(default_factory=Intensity)
+    vision: VisionSettings = field(default_factory=VisionSettings)
+    bridge: BridgeSettings = field(default_factory=BridgeSettings)
+    cmi: InteractionSettings = field(default_factory=InteractionSettings)
+    language: LanguageSettings = field(default_factory=LanguageSettings)
+    max_text_len: int = 512
+    start: str | None = None
+
+    @classmethod
+    def for_data(cls, prepared: Prepared, **settings: Any) -> ReportRecipe:
+        """The recipe for these prepared reports.
+
+        Raises:
+            UserError: they are no reports, or a model is missing.
+        """
+        recipe = cls(prepared.size, intensity_of(prepared), **settings)
+        recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
+        encoder_plan(recipe.vision)
+        _language_model(recipe.language)
+        return recipe
+
+    @classmethod
+    def read(cls, folder: Path) -> ReportRecipe:
+        """The recipe that `export` wrote into a folder.
+
+        Raises:
+            UserError: the folder holds no exported model of this recipe.
+        """
+        settings = read_settings(folder, "mamba_vlm")
+        return cls(
+            size=settings["size"],
+            intensity=Intensity(**settings["intensity"]),
+            vision=VisionSettings(**settings["vision"]),
+            bridge=BridgeSettings(**settings["bridge"]),
+            cmi=InteractionSettings(**settings["cmi"]),
+            language=LanguageSettings(**settings["language"]),
+            max_text_len=settings["max_text_len"],
+        )
+
+    @property
+    def name(self) -> str:
+        return "mamba_vlm"
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return METRICS
+
+    @property
+    def contrastive(self) -> bool:
+        return False
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The language model before its weights are read, and its tokenizer."""
+        return _language_model(self.language)
+
+    def build(self) -> ReportWriter:
+        """The network with its starting weights."""
+        network = ReportWriter(encoder_plan(self.vision), self.vision, self.bridge, self.cmi, self.language_model)
+        if self.start is not None:
+            load_into(network, read_checkpoint(Path(self.start)), Path(self.start))
+        return network
+
+    def groups(self, module: nn.Module) -> list[ParameterGroup]:
+        """The language model, where it is trained, and the rest, each with and without weight decay."""
+        return parameter_groups(module, module.language_model, "language", 1.0)  # type: ignore[arg-type]
+
+    def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
+        """Pictures, masks where the region lies around them, and the arguments of `ReportWriter`; `learned` [rows]."""
+        reports = read_reports(records, self.size, self.intensity, self.vision.reads_masks)
+        language = self.language_model
+        captions = encode_captions(language.tokenizer, reports.questions, reports.answers, language.end, self.max_text_len)
+        tensors = {
+            "pictures": reports.pictures,
+            "tokens": captions.tokens,
+            "prompt_lengths": captions.prompt_lengths,
+            "rows": captions.rows,
+            "positions": captions.positions,
+            "targets": captions.targets,
+            "learned": captions.learned,
+        }
+        if reports.mask is not None:
+            tensors["mask"] = reports.mask
+        return Batch(tensors, {"caption": float(len(captions.targets))}, [record.id for record in records], ("learned",))
+
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
+        """Cross-entropy summed over the learned tokens; logs the spread of the visual tokens, `token_std`."""
+        output = _run(module, batch)
+        losses, rows = output["token_losses"], float(len(batch.ids))
+        return Loss({"caption": LossTerm(losses.sum())}, {"token_std": (output["token_std"] * rows, rows)})
+
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """For each row `nll`, the summed cross-entropy of its report, float64, and `tokens`, how many were learned."""
+        with torch.no_grad():
+            losses = _run(module, batch)["token_losses"]
+        nll = torch.zeros(len(batch.ids), dtype=torch.float64, device=losses.device)
+        nll = nll.index_add(0, batch.tensors["rows"], losses.double())
+        return {"nll": nll, "tokens": batch.tensors["learned"]}
+
+    def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
+        """`val_loss`: mean cross-entropy of all learned tokens, and the perplexity."""
+        val_loss = float(predictions["nll"].sum() / predictions["tokens"].sum())
+        return {"val_loss": val_loss, "val_perplexity": float(np.exp(min(val_loss, LARGEST_EXPONENT)))}
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write weights (LoRA merged), tokenizer, `recipe.json`; a language model not trained stays where it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = merged_state(module)
+        if self._kept_apart:
+            state = {key: tensor for key, tensor in state.items() if not key.startswith("language_model.")}
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
+        write_plan(encoder_plan(self.vision), folder)
+        self.language_model.tokenizer.save_pretrained(folder)
+        write_settings(folder, self.settings())
+
+    def load(self, folder: Path) -> ReportWriter:
+        """The network that `export` wrote, in evaluation mode on the CPU.
+
+        Raises:
+            UserError: the folder is not complete, its weights do not fit, or the language model is not where it was.
+        """
+        language = LanguageModel.find(replace(self.language, lora=0, freeze=True))
+        vision = replace(self.vision, encoder=None)  # its weights are among the others
+        network = ReportWriter(read_encoder_plan(folder), vision, self.bridge, self.cmi, language)
+        state = load_file(folder / WEIGHTS)
+        missing, unexpected = network.load_state_dict(state, strict=False)
+        missing = [key for key in missing if not (self._kept_apart and key.startswith("language_model."))]
+        if missing or unexpected:
+            raise UserError(f"{folder / WEIGHTS} does not fit its recipe: {', '.join([*missing, *unexpected][:5])}")
+        return network.eval()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "recipe": self.name,
+            "size": self.size,
+            "intensity": asdict(self.intensity),
+            "vision": asdict(self.vision),
+            "bridge": asdict(self.bridge),
+            "cmi": asdict(self.cmi),
+            "language": asdict(self.language),
+            "max_text_len": self.max_text_len,
+            "start": self.start,
+        }
+
+    @property
+    def _kept_apart(self) -> bool:
+        """Whether the language model's weights are those of its own folder."""
+        return self.language.path is not None and self.language.frozen and not self.language.lora
+
+
+RECIPE = ReportRecipe
+
+
+def intensity_of(prepared: Prepared) -> Intensity:
+    """What the bytes of prepared reports mean.
+
+    Raises:
+        UserError: the data hold no reports.
+    """
+    described = prepared.manifest.settings
+    if "intensity" not in described:
+        raise UserError(f"{prepared.folder.uri} holds no reports: prepare them with jobs/prepare_mamba.py")
+    return Intensity(**described["intensity"])
+
+
+def _run(module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "learned"}
+    return module(**inputs, ids=batch.ids)
+
+
+@lru_cache
+def _language_model(settings: LanguageSettings) -> LanguageModel:
+    return LanguageModel.find(settings)

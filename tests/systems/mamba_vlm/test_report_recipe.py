@@ -1,0 +1,140 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raymed.data.record import Image, Message, Record
+from raymed.errors import UserError
+from raymed.recipes.exported import open_model
+from raymed.recipes.recipe import TrainingPass
+from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
+from raymed.systems.mamba_vlm.guide_files import write_checkpoint
+from raymed.systems.mamba_vlm.intensity import Intensity
+from raymed.systems.mamba_vlm.recipe import ReportRecipe
+from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, VisionSettings
+
+SIZE = 32
+VISION = VisionSettings(preset="tiny", output_stage=2, target_side=8)
+RECIPE = ReportRecipe(SIZE, vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
+BRIDGE = BridgeRecipe(SIZE, vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
+
+
+def records(count: int = 3, mask: bool = False) -> list[Record]:
+    draw = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        images = [Image("input", 0, draw.integers(0, 256, (SIZE, SIZE, 1), dtype=np.uint8))]
+        if mask and number:
+            images.append(Image("mask", 0, np.full((SIZE, SIZE, 1), 255, np.uint8)))
+        messages = [Message("human", "What is there?"), Message("gpt", "a nodule " * (number + 1))]
+        name = f"r{number}"
+        made.append(Record(name, f"p{number}", name, 0, None, "made", tuple(images), tuple(messages)))
+    return made
+
+
+def seeded(recipe: ReportRecipe | BridgeRecipe) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return recipe.build()
+
+
+def test_losses_are_summed_over_learned_tokens_and_predictions_are_their_rows() -> None:
+    module = seeded(RECIPE)
+    batch = RECIPE.encode(records(), None)
+    loss, predicted = RECIPE.compute_loss(module, batch), RECIPE.predict(module, batch)
+    assert batch.units == {"caption": float(predicted["tokens"].sum())}
+    torch.testing.assert_close(predicted["nll"].sum(), loss.terms["caption"].total.double(), rtol=1e-5, atol=0)
+    metrics = RECIPE.evaluate({name: value.numpy() for name, value in predicted.items()}, {})
+    assert metrics["val_loss"] == pytest.approx(
+        float(loss.terms["caption"].total.detach()) / batch.units["caption"], rel=1e-5
+    )
+    alone = [RECIPE.predict(module, RECIPE.encode([record], None))["nll"] for record in records()]
+    torch.testing.assert_close(torch.cat(alone), predicted["nll"], rtol=1e-4, atol=1e-4)
+
+
+def test_every_trained_parameter_is_in_one_group_and_rates_do_not_decay() -> None:
+    module = seeded(replace(RECIPE, cmi=InteractionSettings(use=True)))
+    groups = RECIPE.groups(module)
+    listed = [id(parameter) for group in groups for parameter in group.parameters]
+    assert sorted(listed) == sorted(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    still = {id(parameter) for group in groups if not group.decay for parameter in group.parameters}
+    for name, parameter in module.named_parameters():
+        if name.endswith(("A_log", ".D")):
+            assert id(parameter) in still, name
+
+
+def test_an_exported_model_predicts_the_same_without_what_it_was_made_from(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, intensity=Intensity("zscore"), cmi=InteractionSettings(use=True))
+    module = seeded(recipe).eval()
+    recipe.export(module, tmp_path)
+    opened, loaded = open_model(tmp_path)
+    assert opened == recipe
+    batch = recipe.encode(records(), None)
+    assert torch.equal(opened.predict(loaded, batch)["nll"], recipe.predict(module, batch)["nll"])
+
+
+def test_training_begins_with_the_weights_of_a_file_of_the_guide(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    first = RECIPE.build()
+    write_checkpoint(tmp_path / "vision_bridge_best_val.pt", first.state_dict(), step=1)
+    second = seeded(replace(RECIPE, start=str(tmp_path / "vision_bridge_best_val.pt")))
+    assert torch.equal(second.encoder.stages[0][0].convs[0].conv.weight, first.encoder.stages[0][0].convs[0].conv.weight)
+
+
+def test_a_region_around_the_mask_reads_masks_and_reports_without_one_have_the_centre() -> None:
+    recipe = replace(RECIPE, vision=replace(VISION, roi_side=4, roi_mode="mask"))
+    batch = recipe.encode(records(mask=True), None)
+    assert batch.tensors["mask"].shape == (3, 1, 1, SIZE, SIZE)
+    assert batch.tensors["mask"].flatten(1).mean(1).tolist() == [0.0, 1.0, 1.0]
+    assert torch.isfinite(recipe.predict(seeded(recipe), batch)["nll"]).all()
+    assert "mask" not in RECIPE.encode(records(mask=True), None).tensors
+
+
+def test_a_frozen_encoder_looks_at_a_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPE, vision=replace(VISION, freeze=True))
+    module, looked = seeded(recipe), []
+    forward = module.encoder.forward
+    monkeypatch.setattr(module.encoder, "forward", lambda pictures: looked.append(len(pictures)) or forward(pictures))
+    first = recipe.predict(module, recipe.encode(records(), None))
+    again = recipe.predict(module, recipe.encode(records()[::-1], None))
+    assert looked == [1, 1, 1]
+    torch.testing.assert_close(again["nll"].flip(0), first["nll"])
+
+
+@pytest.mark.parametrize("objective", ["masked", "contrast", "proxy_l2"])
+def test_stage_1_has_the_loss_of_its_rows(objective: str) -> None:
+    recipe = replace(BRIDGE, objective=objective)  # type: ignore[arg-type]
+    module = seeded(recipe)
+    batch = recipe.encode(records(), TrainingPass(0, 0))
+    loss = recipe.compute_loss(module, batch)
+    assert batch.units == {"proxy": 3.0}
+    predicted = {name: value.numpy() for name, value in recipe.predict(module, batch).items()}
+    assert recipe.evaluate(predicted, {})["val_loss"] == pytest.approx(
+        float(loss.terms["proxy"].total.detach()) / 3, rel=1e-4
+    )
+    loss.terms["proxy"].total.backward()
+    groups = recipe.groups(module)
+    assert all(parameter.grad is not None for group in groups for parameter in group.parameters)
+
+
+def test_what_is_hidden_is_drawn_from_seed_epoch_and_record_and_nothing_else() -> None:
+    together = BRIDGE.encode(records(), TrainingPass(1, 2)).tensors["hidden"]
+    alone = BRIDGE.encode(records()[1:2], TrainingPass(1, 2)).tensors["hidden"]
+    assert torch.equal(together[1:2], alone)
+    assert not torch.equal(BRIDGE.encode(records(), TrainingPass(1, 3)).tensors["hidden"], together)
+    assert 0.3 < together.float().mean() < 0.7
+
+
+def test_a_contrast_compares_all_validation_rows_however_they_were_batched() -> None:
+    recipe = replace(BRIDGE, objective="contrast")
+    module = seeded(recipe)
+    together = {name: value.numpy() for name, value in recipe.predict(module, recipe.encode(records(), None)).items()}
+    parts = [recipe.predict(module, recipe.encode([record], None)) for record in records()]
+    alone = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    assert recipe.evaluate(alone, {})["val_loss"] == pytest.approx(recipe.evaluate(together, {})["val_loss"], rel=1e-4)
+
+
+def test_pictures_of_another_size_are_refused_by_the_records_name() -> None:
+    with pytest.raises(UserError, match="r0: pictures of 64 x 64"):
+        replace(RECIPE, size=64).encode(records(), None)
