@@ -57,9 +57,9 @@ def main(options: Evaluate) -> Outcome:
 
     resolved = resolve_model(options.model, Tracker.open(options.tracking))
     prepared = Prepared.open(options.data)
-    notes = resolved.notes(prepared, options.split)
     slices = resolved.inference.slices if resolved.inference else SliceSettings()
     rows = chosen_rows(prepared, options.split, options.fold, slices.unlimited, options.seed)
+    notes = resolved.notes(prepared, prepared.columns(rows, ["patient"])["patient"])
     if options.dry_run:
         return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
     logits, columns = predict_rows(open_model(resolved.network), prepared, rows, options.micro_batch, options.workers)

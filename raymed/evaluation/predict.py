@@ -26,6 +26,7 @@ from raymed.data.record import Image, Record, records_from
 from raymed.data.sources import Listing, Refusal, Slice, Study, load_study
 from raymed.data.sources.listing import by_reason
 from raymed.errors import RunError, UserError
+from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.patients import softmax
 from raymed.recipes.recipe import Recipe
 
@@ -50,7 +51,8 @@ class Inference:
         slices: which slices of a study are looked at.
         temperature: the logits are divided by it, so that probabilities mean what they say.
         data: digest of the prepared data that the model was trained on.
-        trained_on: splits whose patients it has seen; validation patients also chose it.
+        calibrated_slices: the fewest slices of a patient that the temperature was fitted on; 0 where that was not noted.
+        known: the patients that trained and chose it; None of a model that was registered before that was noted.
         acquisition: modality and size of the pictures that it was trained on.
     """
 
@@ -60,7 +62,8 @@ class Inference:
     slices: SliceSettings
     temperature: float
     data: str
-    trained_on: tuple[str, ...] = ("train",)
+    calibrated_slices: int = 0
+    known: KnownPatients | None = None
     acquisition: Acquisition = field(default_factory=Acquisition)
 
     def to_json(self) -> str:
@@ -71,7 +74,8 @@ class Inference:
             "slices": asdict(self.slices),
             "temperature": self.temperature,
             "data": self.data,
-            "trained_on": self.trained_on,
+            "calibrated_slices": self.calibrated_slices,
+            "known": self.known and self.known.to_dict(),
             "acquisition": asdict(self.acquisition),
         }
         return json.dumps(values, ensure_ascii=False, indent=2)
@@ -88,7 +92,8 @@ class Inference:
                 slices=SliceSettings.read(values["slices"]),
                 temperature=float(values["temperature"]),
                 data=values["data"],
-                trained_on=tuple(values.get("trained_on", ("train",))),
+                calibrated_slices=int(values.get("calibrated_slices", 0)),
+                known=KnownPatients.read(values["known"]) if values.get("known") else None,
                 acquisition=Acquisition.read(values["acquisition"]) if "acquisition" in values else Acquisition(),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -152,6 +157,12 @@ class Predictor:
             raise RunError(f"the model's output for patient {patient} is not a number: choose another model")
         means = softmax(logits, inference.temperature).mean(axis=0)
         unlike = inference.acquisition.unlike(piece for _, piece in found)
+        if len(chosen) < inference.calibrated_slices:
+            notes = [
+                f"{len(chosen)} slices; the temperature was fitted on patients with {inference.calibrated_slices} or more: "
+                "the probabilities may be too sure",
+                *notes,
+            ]
         return PatientPrediction(patient, tuple(means.tolist()), len(chosen), tuple(notes), unlike)
 
 

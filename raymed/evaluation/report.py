@@ -117,6 +117,7 @@ class SearchReport:
         validation: judgement of the champion, before the temperature is applied or after, as `notes` say.
         test: judgement on test patients, seen once; None if there are none.
         temperature: what the champion's logits are divided by.
+        looks: how many models the test patients have judged so far.
         hardest: patients that the champion got most wrong, the worst first.
         hardest_split: which split they are from.
         data: what was trained and judged on.
@@ -142,6 +143,7 @@ class SearchReport:
     temperature: float
     data: DataSummary
     command: str
+    looks: int = 1
     hardest: Sequence[HardPatient] = ()
     hardest_split: str = "validation"
     cost: Mapping[str, str] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
 from mlflow.exceptions import MlflowException
 
 from raymed.data.prepared import Prepared
@@ -23,6 +24,9 @@ from raymed.registry import serving
 from raymed.registry.assessment import Candidate
 from raymed.storage.seal import check_seal
 from raymed.tracking.tracker import Tracker
+
+OTHER_DATA = "other data than the model was trained on, and no id that it knows: other ids of the same patients go unnoticed"
+WHO_IS_UNKNOWN = "it is not noted who trained and chose this model: if these patients did, the figures flatter it"
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,11 @@ class Resolved:
     network: Path
     inference: Inference | None
 
-    def notes(self, prepared: Prepared, split: str) -> list[str]:
-        """What a person should know before judging this model on a split of these data.
+    def notes(self, prepared: Prepared, patients: np.ndarray) -> list[str]:
+        """What a person should know before judging this model on patients of these data.
+
+        Args:
+            patients: their ids; repeats count once.
 
         Raises:
             UserError: the pictures or the classes are not those that the model was made for.
@@ -56,7 +63,7 @@ class Resolved:
                     f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
                     f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
                 )
-            return ["a bare checkpoint: temperature 1, 16 slices of each patient"]
+            return ["a bare checkpoint: temperature 1, 16 slices of each patient", WHO_IS_UNKNOWN]
         if self.inference.image != prepared.image:
             raise UserError(
                 f"{self.name} looks at pictures with {self.inference.image}, but {prepared.folder.uri} was prepared with "
@@ -68,13 +75,12 @@ class Resolved:
                 f"{self.name} decides between {', '.join(self.inference.labels.names)}, but {prepared.folder.uri} has "
                 f"{', '.join(prepared.labels.names)}: prepare the data again with the model's label table"
             )
-        if self.inference.data != prepared.digest:
-            return ["other data than the model was trained on: make sure that no patient is in both"]
-        if split == "all":
-            return ["the model was trained on some of these patients: the figures flatter it"]
-        if split in self.inference.trained_on:
-            return [f"the model was trained on {split} patients: the figures say nothing about others"]
-        return [] if split == "test" else [f"the model was chosen by {split} patients: the figures flatter it"]
+        if self.inference.known is None:
+            return [WHO_IS_UNKNOWN]
+        notes = self.inference.known.notes(patients)
+        if self.inference.data != prepared.digest and not notes:
+            return [OTHER_DATA]
+        return notes
 
 
 def resolve_model(uri: str, tracker: Tracker) -> Resolved:

@@ -20,6 +20,7 @@ from raymed.data.split import SPLITS
 from raymed.data.usage import Usage
 from raymed.errors import UserError
 from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.metrics import Evaluation, evaluate
 from raymed.evaluation.patients import Patients, softmax, to_patients
 from raymed.evaluation.predict import Model, chosen_rows, predict_rows
@@ -117,6 +118,12 @@ class Candidate:
         """Rows of the slices that its network, or its refit, was trained on."""
         splits, slices = (("train",), self.slices) if refit is None else (refit.splits, self.slices.unlimited)
         return np.concatenate([chosen_rows(prepared, split, self.fold, slices, self.seed) for split in splits])
+
+    def known_patients(self, prepared: Prepared, refit: Refit | None) -> KnownPatients:
+        """Who trained its network, or its refit, and who chose it."""
+        trained, chosen = self.trained_rows(prepared, refit), prepared.rows("val", self.fold)
+        ids = (prepared.columns(rows, ["patient"])["patient"] for rows in (trained, chosen))
+        return KnownPatients.of(prepared.digest, *ids)
 
     def network(self, checkpoint: str) -> Folder:
         """Where a checkpoint's exported network lies.

@@ -68,12 +68,14 @@ def write(
     settings: Mapping[str, Any],
     refit: Refit | None = None,
     licence: str = "",
+    looks: int = 1,
 ) -> str:
     """The card as Markdown.
 
     Args:
         settings: the recipe's, as `Recipe.settings` gives them.
         licence: what the user states; without it the card says what it follows from.
+        looks: how many models the test patients have judged so far.
     """
     manifest, slices = prepared.manifest, inference.slices
     classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
@@ -89,7 +91,7 @@ def write(
         "## Use",
         CAUTION.replace("\n", " "),
         "## Patient-level figures",
-        *_figures(judgement, refit),
+        *_figures(judgement, refit, looks),
         "## Calibration",
         f"Temperature scaling (Guo et al. 2017), fitted on {judgement.validation.patients} validation patients: "
         f"{temperature}.",
@@ -109,14 +111,14 @@ def write(
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(judgement: Judgement, refit: Refit | None) -> list[str]:
+def _figures(judgement: Judgement, refit: Refit | None, looks: int) -> list[str]:
     parts = []
     if refit is not None:
         left = "no held-out patients are left to judge them on"
         if "test" not in refit.splits:
             left = "`jobs/evaluate_lung.py --split test` judges them on patients they have not seen"
         parts.append(
-            f"**The figures belong to the model before refitting.** The registered weights come from the same "
+            f"**Figures and temperature belong to the model before refitting.** The registered weights come from the same "
             f"configuration, trained again on {' + '.join(refit.splits)}; {left}."
         )
     if judgement.test is None:
@@ -125,6 +127,11 @@ def _figures(judgement: Judgement, refit: Refit | None) -> list[str]:
             "flatter it."
         )
         return [*parts, *_tables(judgement.validation, "validation")]
+    if looks > 1:
+        parts.append(
+            f"**These test patients have judged {looks} models so far.** Figures of a model that is picked among them by "
+            "its test figures flatter it."
+        )
     return [*parts, *_tables(judgement.test, "test")]
 
 

@@ -34,6 +34,7 @@ log = logging.getLogger("raymed")
 
 CHAMPION = "champion"
 KEY = "raymed.key"
+TEST_PATIENTS = "raymed.test_patients"  # a tag: digest of the test patients that a run was judged on
 NEEDS = [  # what the served model imports
     *("torch", "transformers", "safetensors", "peft", "mlflow", "numpy", "pandas", "scipy", "pyarrow", "PyYAML"),
     *("pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel"),
@@ -49,12 +50,14 @@ class Registered:
         version: its number.
         uri: what to give to --model: its alias or, without one, its number.
         judgement: how good it is.
+        looks: how many models these test patients have judged so far, by the tracking server; 0 without test patients.
     """
 
     name: str
     version: str
     uri: str
     judgement: Judgement
+    looks: int
 
 
 def judge_and_register(
@@ -84,29 +87,32 @@ def judge_and_register(
         judgement = judge(candidate, model, prepared, micro_batch, workers, bootstrap)
         name = f"raymed-{model[0].name}"
         key = _key(candidate, refit, prepared)
-        trained_on = refit.splits if refit is not None else ("train",) if candidate.fold is None else ("train", "val")
         inference = Inference(
             name=f"{name}-{key}",
             labels=prepared.labels,
             image=prepared.image,
             slices=candidate.slices,
             temperature=judgement.temperature,
+            calibrated_slices=int(judgement.validation_patients.slices.min()),
             data=prepared.digest,
-            trained_on=trained_on,
+            known=candidate.known_patients(prepared, refit),
             acquisition=Acquisition.of(prepared, candidate.trained_rows(prepared, refit)),
         )
-        text = model_card.write(inference, judgement, prepared, model[0].settings(), refit, licence)
+        looks = _count_look(tracker, judgement)
+        text = model_card.write(inference, judgement, prepared, model[0].settings(), refit, licence, looks)
         found = _version(tracker, name, key)
         if found is None:
             if refit is not None:
                 network = candidate.fetch(refit.checkpoint, Path(temporary) / "refitted" / "model")
             _log(tracker, judgement, text)
             save(network, inference, Path(temporary) / "pyfunc")
-            logged = log_model(tracker, candidate.run_id, Path(temporary) / "pyfunc", key, name, judgement.flat())
-            found = _create_version(tracker, name, key, candidate.run_id, logged, _figures(judgement), text)
+            logged = log_model(
+                tracker, candidate.run_id, Path(temporary) / "pyfunc", key, name, {} if refit else judgement.flat()
+            )
+            found = _create_version(tracker, name, key, candidate.run_id, logged, _figures(judgement, refit), text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
-    return Registered(name, found, _give_alias(tracker, candidate, name, found, alias, seen), judgement)
+    return Registered(name, found, _give_alias(tracker, candidate, name, found, alias, seen), judgement, looks)
 
 
 @dataclass(frozen=True)
@@ -237,12 +243,22 @@ def _renew_card(tracker: Tracker, name: str, number: str, run_id: str, text: str
     tracker.text(run_id, text, "card.md")
 
 
-def _figures(judgement: Judgement) -> dict[str, str]:
-    """A judgement's figures, as tags of a model version."""
+def _count_look(tracker: Tracker, judgement: Judgement) -> int:
+    """Note that a model was judged on its test patients; returns how many were so far."""
+    if judgement.test_patients is None:
+        return 0
+    ids = "\0".join(map(str, judgement.test_patients.ids))  # sorted
+    digest = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
+    tracker.tags(judgement.candidate.run_id, {TEST_PATIENTS: digest})
+    return tracker.count(TEST_PATIENTS, digest)
+
+
+def _figures(judgement: Judgement, refit: Refit | None) -> dict[str, str]:
+    """A judgement's figures, as tags of a model version; of a refit, whose network was not judged, they say so."""
     tags = {f"val_{metric}": f"{each.value:.4f}" for metric, each in judgement.validation.metrics.items()}
     if judgement.test is not None:
         tags |= {f"test_{metric}": f"{each.value:.4f}" for metric, each in judgement.test.metrics.items()}
-    return tags
+    return tags | ({"figures_of": "before_refit"} if refit is not None else {})
 
 
 def _log(tracker: Tracker, judgement: Judgement, text: str) -> None:

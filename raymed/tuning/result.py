@@ -186,6 +186,7 @@ def _report(
             guard=str(guard(prepared.index, night.template.fold)),
         ),
         command=night.command,
+        looks=registered.looks,
         hardest=judgement.hardest(prepared),
         hardest_split="test" if judgement.test_patients else "validation",
         cost={"epochs": str(study.epochs), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},

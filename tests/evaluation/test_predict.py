@@ -193,7 +193,7 @@ def test_a_model_of_another_pixel_rule_is_not_asked_about_files(
     with pytest.raises(UserError, match="pixel rule"):
         predict(options, earlier, lambda: model)
     with pytest.raises(UserError, match="prepare the data again"):
-        Resolved("earlier", tmp_path, earlier).notes(prepared, "test")
+        Resolved("earlier", tmp_path, earlier).notes(prepared, np.array(["a"]))
 
 
 def test_a_model_that_recorded_no_pixel_rule_is_of_the_first(inference: Inference, tmp_path: Path) -> None:
@@ -251,3 +251,14 @@ def test_class_folders_are_not_taken_for_patients(inference: Inference, tmp_path
         predict(options, inference, unopened)
     below = replace(options, source=SourceSettings(labelled=True))
     assert predict(below, inference, unopened).data["found"] == "folders: 2 slices in 2 studies"
+
+
+def test_a_patient_with_fewer_slices_than_the_temperature_was_fitted_on_is_told_so(
+    model: Model, inference: Inference, folders: Path
+) -> None:
+    listing = list_source(folders, SourceSettings(labelled=False))
+    fitted = replace(inference, calibrated_slices=1)
+    assert not any("temperature" in note for one in predict_studies(model, listing, fitted) for note in one.notes)
+    fitted = replace(inference, calibrated_slices=1000)
+    judged = [one for one in predict_studies(model, listing, fitted) if one.probabilities is not None]
+    assert judged and all("may be too sure" in one.notes[0] for one in judged)

@@ -20,10 +20,11 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.recipes.exported import open_model
-from raymed.registry.address import resolve_model
+from raymed.registry.address import WHO_IS_UNKNOWN, resolve_model
 from raymed.registry.assessment import Candidate, Refit
 from raymed.registry.register import (
     CHAMPION,
@@ -118,11 +119,59 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     assert weights[1].read_bytes() == (Path(refit.checkpoint) / "model/model.safetensors").read_bytes()
     card = tracker.client.get_model_version(again.name, again.version).description
     assert card and "belong to the model before refitting" in card and "train + val" in card
+    tags = tracker.client.get_model_version(again.name, again.version).tags
+    assert tags["figures_of"] == "before_refit" and "figures_of" not in version_tags(tracker, registered)
     assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
-    assert resolve_model(registered.uri, tracker).notes(data, "test") == []
+    tests = data.columns(data.rows("test"), ["patient"])["patient"]
+    assert resolve_model(registered.uri, tracker).notes(data, tests) == []
     everything = Refit(refit.checkpoint, ("train", "val", "test"))
     judge_and_register(tracker, candidate, alias="everything", refit=everything, bootstrap=50)
-    assert "trained on test patients" in resolve_model("models:/raymed-lung@everything", tracker).notes(data, "test")[0]
+    notes = resolve_model("models:/raymed-lung@everything", tracker).notes(data, tests)
+    assert notes == ["the model was trained on 22 of these 22 patients: the figures flatter it"]
+
+
+def version_tags(tracker: Tracker, registered: Registered) -> dict[str, str]:
+    tags: dict[str, str] = tracker.client.get_model_version(registered.name, registered.version).tags
+    return tags
+
+
+def test_a_model_says_how_many_of_the_patients_it_is_judged_on_it_knows_whatever_the_split_is_called(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared
+) -> None:
+    def notes(split: str, fold: int | None = None) -> list[str]:
+        patients = data.columns(data.rows(split, fold), ["patient"])["patient"]
+        return resolve_model(registered.uri, tracker).notes(data, patients)
+
+    trained, count = set(ids(data, "train")), len(set(ids(data, "val", 0)))
+    known = len(trained & set(ids(data, "val", 0)))
+    assert known > 0
+    assert f"trained on {known} of these {count} patients" in notes("val", 0)[0]  # of the stored split, on a fold
+    assert len(notes("val")) == 1 and "chose the model" in notes("val")[0]
+    assert "trained on" in notes("all")[0] and "chose the model" in notes("all")[1]
+    folded = KnownPatients.of("k", ids(data, "train", 0), ids(data, "val", 0))
+    assert len(folded.notes(ids(data, "val", 0))) == 1 and "chose" in folded.notes(ids(data, "val", 0))[0]
+    assert WHO_IS_UNKNOWN in resolve_model(candidate.checkpoint, tracker).notes(data, ids(data, "train"))
+    one_more = replace(data, manifest=replace(data.manifest, digest="other"))
+    assert "trained on" in resolve_model(registered.uri, tracker).notes(one_more, ids(data, "train"))[0]
+
+
+def ids(data: Prepared, split: str, fold: int | None = None) -> np.ndarray:
+    patients: np.ndarray = data.columns(data.rows(split, fold), ["patient"])["patient"]
+    return patients
+
+
+def test_the_card_counts_the_models_that_these_test_patients_have_judged(
+    tracker: Tracker, candidate: Candidate, tmp_path: Path, data: Prepared
+) -> None:
+    before = judge_and_register(tracker, candidate, bootstrap=50).looks
+    assert judge_and_register(tracker, candidate, bootstrap=50).looks == before  # the same model again
+    run = tracker.run("looks", "looks")
+    other = replace(candidate, run_id=run, checkpoint=checkpoint(data, tmp_path / "other", 7))
+    tracker.tags(run, other.tags())
+    again = judge_and_register(tracker, other, alias="other", bootstrap=50)
+    assert again.looks == before + 1
+    card = tracker.client.get_model_version(again.name, again.version).description
+    assert card and f"have judged {before + 1} models so far" in card
 
 
 def test_a_licence_reaches_the_card_of_a_version_that_is_there(
