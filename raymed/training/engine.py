@@ -28,6 +28,7 @@ from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Predictions, Recipe
 from raymed.training.cards import take_apart
+from raymed.training.heap import keep_freed_memory
 from raymed.training.means import sums_of
 from raymed.training.settings import TrainSettings
 from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
@@ -307,6 +308,7 @@ def prepare_process(device: torch.device) -> None:
     """Set DeepSpeed up for this process, before an `Engine` is built."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        keep_freed_memory()
     else:
         torch.cuda.set_device(device)  # of this thread
         os.environ["LOCAL_RANK"] = str(device.index or 0)  # by which DeepSpeed chooses its card
