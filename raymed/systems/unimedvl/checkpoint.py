@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from raymed.errors import UserError
 from raymed.models.backbone_weights import refuse_keys
+from raymed.storage.folder import Folder
 from raymed.systems.unimedvl.autoencoder import ImageAutoencoder, checkpoint_state, load_checkpoint_state
 from raymed.systems.unimedvl.checkpoint_config import (
     AUTOENCODERS,
     LATENT_TABLE,
     VISION_TABLE,
     autoencoder_file,
+    autoencoder_sizes,
     opened,
+    sizes_of,
     stored_shapes,
     weight_files,
     write_configs,
 )
 from raymed.systems.unimedvl.embeddings import grid_embedding
 from raymed.systems.unimedvl.network import UniMedVL, start_generation, start_weights
-from raymed.systems.unimedvl.settings import NetworkSizes, UnifiedModelSettings
+from raymed.systems.unimedvl.settings import PRESETS, NetworkSizes, UnifiedModelSettings
 from raymed.systems.unimedvl.tokens import TextTokens
 
 log = logging.getLogger("raymed")
@@ -44,11 +50,25 @@ def checkpoint_name(key: str) -> str:
     return key.replace(".generation.", "_moe_gen.").replace(".understanding.", ".")
 
 
+def network_sizes(settings: UnifiedModelSettings) -> NetworkSizes:
+    """The sizes of the network that the settings name: of its checkpoint, or of the preset and its autoencoder.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    if settings.path is not None:
+        return sizes_of(Path(settings.path), settings.weights)
+    preset = PRESETS[settings.preset]
+    if settings.vae_path is None:
+        return preset
+    return replace(preset, autoencoder=autoencoder_sizes(Folder.at(settings.vae_path)))
+
+
 def build(settings: UnifiedModelSettings, sizes: NetworkSizes) -> UniMedVL:
     """The network with its starting weights: a folder's, in its own types, or drawn from torch's generator.
 
     Args:
-        sizes: what `sizes_of` says of the folder, or those of the preset.
+        sizes: what `network_sizes` says.
 
     Raises:
         UserError: the folder's weights do not fit.
@@ -57,6 +77,8 @@ def build(settings: UnifiedModelSettings, sizes: NetworkSizes) -> UniMedVL:
         return load(Path(settings.path), sizes, settings)
     network = UniMedVL(sizes, settings.latent_cache)
     start_weights(network, settings.copy_init_moe)
+    if settings.vae_path is not None:
+        network.take_autoencoder(load_autoencoder(Folder.at(settings.vae_path), sizes))
     return network
 
 
@@ -99,7 +121,7 @@ def load(folder: Path, sizes: NetworkSizes, settings: UnifiedModelSettings) -> U
         network.load_state_dict(state, strict=False, assign=True)
     if without_generation:
         start_generation(network)
-    network.take_autoencoder(_load_autoencoder(folder, sizes))
+    network.take_autoencoder(load_autoencoder(Folder.at(folder), sizes))
     log.info("%d of %d weights taken from %s", len(shapes.keys() & stored.keys()), len(shapes), files[0])
     return network
 
@@ -120,20 +142,28 @@ def save(network: UniMedVL, tokens: TextTokens, folder: Path) -> None:
     tokens.tokenizer.save_pretrained(folder)
 
 
-def _load_autoencoder(folder: Path, sizes: NetworkSizes) -> ImageAutoencoder:
-    file = autoencoder_file(folder)
+def load_autoencoder(folder: Folder, sizes: NetworkSizes) -> ImageAutoencoder:
+    """The image autoencoder of a checkpoint folder.
+
+    Raises:
+        UserError: there is none, it is damaged, or does not fit its sizes.
+    """
+    name = autoencoder_file(folder)
+    try:
+        state = load_bytes(folder.read(name))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the weights {folder.uri}/{name}: {error}") from error
     autoencoder = ImageAutoencoder(sizes.autoencoder, sizes.latent_patch)
-    expected = {key: tuple(tensor.shape) for key, tensor in checkpoint_state(autoencoder).items()}
-    stored = stored_shapes(file)
+    expected = checkpoint_state(autoencoder)
     refuse_keys(
-        file,
+        Path(folder.uri) / name,
         {
-            "missing": expected.keys() - stored.keys(),
-            "unexpected": stored.keys() - expected.keys(),
-            "of another shape": [key for key in expected.keys() & stored.keys() if expected[key] != stored[key]],
+            "missing": expected.keys() - state.keys(),
+            "unexpected": state.keys() - expected.keys(),
+            "of another shape": [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape],
         },
     )
-    load_checkpoint_state(autoencoder, load_file(file))
+    load_checkpoint_state(autoencoder, state)
     return autoencoder
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from raymed.errors import UserError
 from raymed.models.internvl_weights import shard_names
+from raymed.storage.folder import Folder
 from raymed.systems.unimedvl.settings import CHECKPOINT_FILES, AutoencoderSizes, LanguageSizes, NetworkSizes, VisionSizes
 
 LANGUAGE_CONFIG, VISION_CONFIG, AUTOENCODER_CONFIG = "llm_config.json", "vit_config.json", "ae_config.json"
@@ -51,7 +52,7 @@ def sizes_of(folder: Path, weights: str = "ema") -> NetworkSizes:
                 side=vision["image_size"] // vision["patch_size"],
                 norm_eps=vision.get("layer_norm_eps", 1e-6),
             ),
-            autoencoder=_autoencoder_sizes(folder),
+            autoencoder=autoencoder_sizes(Folder.at(folder)),
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: {LANGUAGE_CONFIG} or {VISION_CONFIG} lacks {error}") from error
@@ -89,16 +90,32 @@ def write_configs(sizes: NetworkSizes, end: int, folder: Path) -> None:
         (folder / name).write_text(json.dumps(content, indent=2), "utf-8")
 
 
-def autoencoder_file(folder: Path) -> Path:
-    """The file of the image autoencoder.
+def autoencoder_file(folder: Folder) -> str:
+    """Name of the file with the image autoencoder.
 
     Raises:
         UserError: there is none.
     """
     for name in AUTOENCODERS:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder} has no image autoencoder: put {AUTOENCODERS[0]} there, or {AUTOENCODERS[1]}")
+        if folder.exists(name):
+            return name
+    raise UserError(f"{folder.uri} has no image autoencoder: put {AUTOENCODERS[0]} there, or {AUTOENCODERS[1]}")
+
+
+def autoencoder_sizes(folder: Folder) -> AutoencoderSizes:
+    """Sizes of the image autoencoder, from the configuration that `write_configs` writes; a released folder has none, and
+    FLUX's.
+
+    Raises:
+        UserError: the configuration is damaged.
+    """
+    if not folder.exists(AUTOENCODER_CONFIG):
+        return AutoencoderSizes()
+    try:
+        content = json.loads(folder.read(AUTOENCODER_CONFIG))
+        return AutoencoderSizes(**content | {"multipliers": tuple(content["multipliers"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.uri}/{AUTOENCODER_CONFIG} cannot be used: {error}") from error
 
 
 @contextmanager
@@ -163,14 +180,6 @@ def _vision_config(sizes: VisionSizes) -> dict[str, Any]:
 def _vision_layers(stored: Mapping[str, Any]) -> int:
     numbers = [int(match[1]) for key in stored if (match := re.match(r"vit_model\..*\.layers\.(\d+)\.", key))]
     return max(numbers, default=-1) + 1
-
-
-def _autoencoder_sizes(folder: Path) -> AutoencoderSizes:
-    """From the configuration that `save` wrote; a released folder has none, and FLUX's."""
-    if (folder / AUTOENCODER_CONFIG).is_file():
-        content = _read_config(folder / AUTOENCODER_CONFIG)
-        return AutoencoderSizes(**content | {"multipliers": tuple(content["multipliers"])})
-    return AutoencoderSizes()
 
 
 def _read_config(file: Path) -> dict[str, Any]:

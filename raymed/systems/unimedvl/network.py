@@ -11,8 +11,8 @@ from raymed.systems.unimedvl.autoencoder import ImageAutoencoder
 from raymed.systems.unimedvl.embeddings import TimeEmbedder, grid_embedding
 from raymed.systems.unimedvl.flow import flow_losses, noisy
 from raymed.systems.unimedvl.latents import LatentCache, sampled
-from raymed.systems.unimedvl.masks import Splits, packed_attention
-from raymed.systems.unimedvl.settings import NetworkSizes
+from raymed.systems.unimedvl.masks import FLEX_FROM, Splits, packed_attention
+from raymed.systems.unimedvl.settings import NetworkSizes, UnifiedModelSettings
 from raymed.systems.unimedvl.transformer import Experts, LanguageModel, Route, Streams
 from raymed.systems.unimedvl.vit import Mlp, VisionModel
 
@@ -76,6 +76,29 @@ class UniMedVL(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.llm2vae.weight.dtype
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Facts to tag a run with."""
+        return {
+            "backbone": "unimedvl",
+            "attention": f"flex from {FLEX_FROM} tokens" if self.device.type == "cuda" else "sdpa",
+        }
+
+    def freeze(self, settings: UnifiedModelSettings) -> None:
+        """Keep what the settings say as it is, and compute activations again where they say so."""
+        decoder = self.language_model.model
+        decoder.gradient_checkpointing = settings.gradient_checkpointing
+        self.vit_model.vision_model.encoder.gradient_checkpointing = settings.gradient_checkpointing
+        decoder.understanding_stands_still = settings.freeze_und
+        if settings.freeze_llm:
+            self.language_model.requires_grad_(False)
+        if settings.freeze_vit or settings.freeze_und:
+            self.vit_model.requires_grad_(False)
+        if settings.freeze_und:
+            experts = [module.understanding for module in decoder.modules() if isinstance(module, Experts)]
+            for part in (self.connector, decoder.embed_tokens, *experts):
+                part.requires_grad_(False)
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Token ids [tokens] as states [tokens, hidden]."""

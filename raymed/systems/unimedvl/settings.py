@@ -165,12 +165,15 @@ class UnifiedModelSettings:
         path: local folder of a released or trained checkpoint (ema.safetensors, ae.safetensors, llm_config.json,
             vit_config.json, tokenizer), in place of the preset; by its path, or by its name under RAYMED_MODELS.
         weights: which of the folder's weights: ema are the averaged ones.
+        vae_path: folder or URI with the image autoencoder (ae.safetensors) of a preset; for `unimedvl-tiny` one is fitted to
+            the training pictures where none is given.
         new_generation: the folder may lack the generation expert, which then starts as the understanding one's copy.
         copy_init_moe: of a preset, the generation expert starts as the understanding one's copy.
-        freeze_llm: keep both experts as they are.
+        freeze_llm: keep both experts, the token table and the output layer as they are.
         freeze_vit: keep the ViT as it is.
-        freeze_und: keep the understanding expert, the ViT and what joins them as they are, and let no gradient through;
-            the output layer is trained all the same.
+        freeze_und: keep the understanding expert, the token table, the ViT and its connector as they are, and let no
+            gradient through; the output layer is trained all the same.
+        vit_lr_scale: learning rate of the ViT, relative to the rest's.
         gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
         latent_cache: memory on each worker for the latents of pictures seen before, in MiB; 0 encodes each anew.
     """
@@ -178,19 +181,25 @@ class UnifiedModelSettings:
     preset: str = TINY
     path: str | None = None
     weights: Literal["ema", "model"] = "ema"
+    vae_path: str | None = None
     new_generation: bool = False
     copy_init_moe: bool = True
     freeze_llm: bool = False
     freeze_vit: bool = False
     freeze_und: bool = False
+    vit_lr_scale: float = 1.0
     gradient_checkpointing: bool = False
     latent_cache: int = 1024
 
     def __post_init__(self) -> None:
         if self.path is None and self.preset not in PRESETS:
             raise UserError(f"there is no preset {self.preset!r}{did_you_mean(self.preset, PRESETS)}: {', '.join(PRESETS)}")
-        if self.latent_cache < 0:
-            raise UserError(f"model.latent_cache is {self.latent_cache}: it cannot be negative")
+        if self.path is not None and self.vae_path is not None:
+            raise UserError("model.vae_path is for presets: the folder of model.path has an autoencoder of its own")
+        if self.latent_cache < 0 or self.vit_lr_scale <= 0:
+            raise UserError(
+                "model.latent_cache cannot be negative; model.vit_lr_scale is above 0 (model.freeze_vit freezes)"
+            )
 
     def located(self) -> UnifiedModelSettings:
         """With the absolute path that `path` stands for: workers have another working folder.
@@ -204,3 +213,26 @@ class UnifiedModelSettings:
     def origin(self) -> str:
         """Where the weights come from, in words."""
         return self.path if self.path is not None else f"preset {self.preset}"
+
+
+@dataclass(frozen=True)
+class UnifiedLossSettings:
+    """The loss: cross-entropy of answers and squared error of the velocity of pictures, each a mean over its own tokens.
+
+    Attributes:
+        ce_weight: weight of the cross-entropy.
+        mse_weight: weight of the squared error.
+        timestep_shift: above 1 pictures are trained at times nearer to the noise.
+        ce_loss_reweighting: a token of a long answer weighs less, by one over the root of how many there are.
+    """
+
+    ce_weight: float = 0.25
+    mse_weight: float = 1.0
+    timestep_shift: float = 1.0
+    ce_loss_reweighting: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.ce_weight, self.mse_weight) < 0 or self.ce_weight + self.mse_weight == 0:
+            raise UserError("loss_settings.ce_weight and mse_weight cannot be negative, and one of them is above 0")
+        if self.timestep_shift <= 0:
+            raise UserError(f"loss_settings.timestep_shift is {self.timestep_shift}: it must be above 0")
