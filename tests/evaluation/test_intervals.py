@@ -169,6 +169,15 @@ def test_an_area_of_one_has_the_interval_that_newcombes_formula_gives() -> None:
     assert intervals.auc(1.0, 5, 15).high == 1.0
 
 
+def test_folds_that_share_their_training_patients_are_not_taken_for_independent_ones() -> None:
+    values = [0.80, 0.84, 0.78, 0.86, 0.82]
+    estimate = intervals.over_folds(values)
+    naive = 2.776 * np.std(values, ddof=1) / 5**0.5  # Student's t of five independent figures
+    assert estimate.low is not None
+    assert (estimate.value - estimate.low) / naive == pytest.approx((1 + 5 / 4) ** 0.5, rel=1e-3)  # Nadeau & Bengio 2003
+    assert intervals.over_folds([0.8]).low is None
+
+
 def test_two_classes_share_all_their_errors_so_that_their_macro_area_is_as_unsure_as_each() -> None:
     area = intervals.auc(0.9, 10, 10)
     both = intervals.macro_auc([area, area], np.array([[8, 2], [3, 7]]))

@@ -14,6 +14,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.evaluation import summary
 from raymed.evaluation.figures import confusion, training_history
+from raymed.evaluation.intervals import over_folds
 from raymed.evaluation.metrics import Evaluation, evaluate, judge_patients
 from raymed.evaluation.patients import softmax, to_patients
 from raymed.job.job import Outcome
@@ -194,13 +195,19 @@ def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judge
 
         count = sum(state == TrialState.COMPLETE.name for state in found["runs"].values())
         lines = [
-            f"{title}{count} folds: best val_acc {spread('best_val_acc', 2)} %, "
-            f"val_loss of the last epoch {spread('val_loss', 4)}"
+            f"{title}{count} folds: best val_acc {spread('best_val_acc', 2)} %; of the last epoch, which nothing chose: "
+            f"val_acc {spread('val_acc', 2)} %, val_loss {spread('val_loss', 4)}"
         ]
         if judged:
-            lines.append("  per patient: " + ", ".join(f"{name} {spread(f'patient_{name}', 3)}" for name in judged.folds))
+            trained_anew = {name: over_folds(values) for name, values in judged.folds.items()}
+            lines.append(
+                "  per patient, trained anew: " + ", ".join(f"{name} {each}" for name, each in trained_anew.items())
+            )
         whole = count == len(found["runs"])
-        whose = f"{'all' if whole else 'their'} patients, each judged by the fold that has not seen it"
+        whose = (
+            f"{'all' if whole else 'their'} patients, each judged by the network that was not trained on it, in the epoch "
+            "that its fold chose, which flatters"
+        )
     else:
         lines = [
             f"{title}best epoch {found['best_epoch']} of {found['epochs']}: "
