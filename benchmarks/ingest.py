@@ -4,7 +4,7 @@
     python benchmarks/ingest.py --patients 12 --source_size 64 --size 56 --folder /tmp/ingest    # seconds, to try it
 
 - loader: a DataLoader with 2 workers that opens, resizes and normalises the patients' PNGs, as training scripts do.
-- staged: Ray Data decodes the prepared slices once a night into the object store; every epoch of every trial reads there.
+- staged: Ray Data decodes the prepared slices once a search into the object store; every epoch of every trial reads there.
 - streamed: Ray Data reads the prepared shards anew each epoch, for sets that do not fit; its start is counted.
 
 The loader hands out normalised float32. The recipe hands out uint8, which its network normalises where it computes; both

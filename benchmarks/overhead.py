@@ -37,7 +37,7 @@ from raymed.systems.options import prepare_phantoms
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.engine import TrainSettings, deepspeed_config
 from raymed.training.fit import fit, resources
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 
 
 def main(
@@ -67,7 +67,7 @@ def main(
     prepared = prepare_phantoms(storage, PhantomSettings(patients=patients, size=source_size), size)
     recipe = LungRecipe.for_data(prepared.labels, size, ModelSettings(preset=preset))
     train = TrainSettings(epochs=epochs, global_batch=batch, micro_batch=batch, norm_group=batch)
-    template = FitSpec("", storage.uri, prepared.folder.uri, recipe, train, SliceSettings(choice="all"))
+    template = RunSpec("", storage.uri, prepared.folder.uri, recipe, train, SliceSettings(choice="all"))
     staged = stage(prepared, template.all_rows(prepared))
     steps = len(template.plan(prepared, 0).batches)
     ours, bare, waits = [], [], []
@@ -97,7 +97,7 @@ def main(
     show(f"{preset} at {size} pixels, batches of {batch}, {steps} steps an epoch", lines, figures)
 
 
-def history_of(spec: FitSpec) -> list[dict[str, float]]:
+def history_of(spec: RunSpec) -> list[dict[str, float]]:
     """The metrics of each epoch of a finished run."""
     with tempfile.TemporaryDirectory() as temporary:
         newest = fetch_newest(spec.folder, Path(temporary))
@@ -105,14 +105,14 @@ def history_of(spec: FitSpec) -> list[dict[str, float]]:
         return Progress.read(newest).history
 
 
-def bare_epochs(spec: FitSpec) -> list[float]:
+def bare_epochs(spec: RunSpec) -> list[float]:
     """Seconds of each epoch of a loop with nothing around it, in a process of its own."""
     torch.set_num_threads(1)
     with process_group_of_one():
         return time_bare_loop(spec)
 
 
-def time_bare_loop(spec: FitSpec) -> list[float]:
+def time_bare_loop(spec: RunSpec) -> list[float]:
     import deepspeed
 
     torch.manual_seed(spec.seed)

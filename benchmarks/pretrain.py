@@ -55,7 +55,7 @@ SHAPE = Shape()
 LARGE = ((2, 1), (2, 2), (3, 2))  # columns and rows of large pictures, which have a thumbnail besides
 WORDS = (2, 6, 60, 80)  # of an answer, on average
 Step = Callable[[], Iterator[tuple[Tensor, float, float]]]
-"""Gives, for each micro-batch, the loss to go back from, the summed cross-entropy and the number of learned tokens."""
+"""Gives, for each micro-batch, the loss to go back from, the summed cross-entropy and the number of supervised tokens."""
 
 
 def main(

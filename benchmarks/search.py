@@ -44,10 +44,10 @@ from raymed.systems.lung.recipe import LungRecipe
 from raymed.systems.options import prepare_phantoms
 from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import JUDGED_BY
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Halving, Study
@@ -92,18 +92,18 @@ def main(
         prepared.labels, size, ModelSettings(preset=preset), augment=AugmentSettings(**config["augment"])
     )
     train = TrainSettings(**config["train"] | {"epochs": epochs})
-    template = FitSpec("search", "", prepared.folder.uri, recipe, train, SliceSettings(per_patient=slices))
+    template = RunSpec("search", "", prepared.folder.uri, recipe, train, SliceSettings(per_patient=slices))
     space = {name: Dimension(**each) for name, each in config["search"]["space"].items()}
-    search = SearchSettings(space, Halving(**config["search"]["halving"]))
+    settings = SearchSettings(space, Halving(**config["search"]["halving"]))
 
     with process_group_of_one(), tempfile.TemporaryDirectory() as temporary:
         records = Records(prepared, template)
         marks, found = [], []
         for seed in range(first_seed, first_seed + seeds):
             at = dataclasses.replace(template, seed=seed, storage=f"{temporary}/{seed}")
-            night = Night(at, search, Budget(10**6, trials * epochs), "")
-            marks.append(random_search(night, trials, records))
-            found.append({way: our_search(night, way, marks[-1], records) for way in WAYS})
+            search = Search(at, settings, Budget(10**6, trials * epochs), "")
+            marks.append(random_search(search, trials, records))
+            found.append({way: our_search(search, way, marks[-1], records) for way in WAYS})
             print(f"seed {seed}: {marks[-1]} {found[-1]}", file=sys.stderr)
     budget = trials * epochs
     lines = [
@@ -165,39 +165,39 @@ class Found:
         return f"{how} in {self.epochs} epochs, {self.seconds:.0f} s"
 
 
-def random_search(night: Night, trials: int, records: Records) -> Mark:
+def random_search(search: Search, trials: int, records: Records) -> Mark:
     """Train settings drawn at random, each to its end."""
     started = time.process_time()  # one thread: what the wall would show on an idle machine
-    lowest = min(min(random_trial(night, number, records), default=float("inf")) for number in range(trials))
+    lowest = min(min(random_trial(search, number, records), default=float("inf")) for number in range(trials))
     return Mark(lowest, time.process_time() - started)
 
 
-def random_trial(night: Night, number: int, records: Records) -> Iterator[float]:
+def random_trial(search: Search, number: int, records: Records) -> Iterator[float]:
     """val_loss of each epoch of settings drawn evenly from the space."""
-    distributions = {name: dimension.distribution() for name, dimension in night.search.space.items()}
-    sampler = optuna.samplers.RandomSampler(seed=night.template.seed * 1000 + number)
+    distributions = {name: dimension.distribution() for name, dimension in search.settings.space.items()}
+    sampler = optuna.samplers.RandomSampler(seed=search.template.seed * 1000 + number)
     params = optuna.create_study(sampler=sampler).ask(distributions).params
-    return (result["val_loss"] for result in trained(night.trial(number, params), records))
+    return (result["val_loss"] for result in trained(search.run_spec(number, params), records))
 
 
-def our_search(night: Night, way: str, mark: Mark, records: Records) -> Found:
+def our_search(search: Search, way: str, mark: Mark, records: Records) -> Found:
     """Search until the mark is reached or the budget used up, with the default settings as the first trial or without."""
     started = time.process_time()
-    folder = night.template.folder.child(way)
+    folder = search.template.folder.child(way)
     journal = Journal(Path(folder.path) / "study.journal", folder)
-    first = [night.defaults] if way == WAYS[0] else []
-    study = Study(journal, way, night.search.space, first, night.search.halving, night.template.seed)
+    first = [search.defaults] if way == WAYS[0] else []
+    study = Study(journal, way, search.settings.space, first, search.settings.halving, search.template.seed)
     best, best_trial = float("inf"), 0
-    while best > mark.val_loss and (asked := study.ask(night.budget)):
+    while best > mark.val_loss and (asked := study.ask(search.budget)):
         number, params = asked
         state, lowest, best_epoch = TrialState.COMPLETE, float("inf"), 0
-        for result in trained(night.trial(number, params), records):
+        for result in trained(search.run_spec(number, params), records):
             if result["val_loss"] < lowest:
                 lowest, best_epoch = result["val_loss"], int(result["epoch"])
             stop = study.report(number, int(result["epoch"]), result | {"best_val_loss": lowest, "best_epoch": best_epoch})
             if lowest < best:
                 best, best_trial = lowest, number
-            if stop or best <= mark.val_loss or study.epochs >= night.budget.epochs:
+            if stop or best <= mark.val_loss or study.epochs >= search.budget.epochs:
                 state = TrialState.PRUNED
                 break
         study.tell(number, state)
@@ -207,7 +207,7 @@ def our_search(night: Night, way: str, mark: Mark, records: Records) -> Found:
 class Records:
     """Every row that a trial reads, decoded and in memory."""
 
-    def __init__(self, prepared: Prepared, spec: FitSpec) -> None:
+    def __init__(self, prepared: Prepared, spec: RunSpec) -> None:
         rows = spec.all_rows(prepared)
         self.prepared, self.of = prepared, dict(zip(rows.tolist(), prepared.read(rows), strict=True))
 
@@ -215,7 +215,7 @@ class Records:
         return [self.of[row] for row in rows]
 
 
-def trained(spec: FitSpec, records: Records) -> Iterator[dict[str, Any]]:
+def trained(spec: RunSpec, records: Records) -> Iterator[dict[str, Any]]:
     """Train a trial; after each epoch its number and val_loss. As raymed/training/loop.py, without Ray and checkpoints."""
     prepared = records.prepared
     plans = [spec.plan(prepared, epoch).batches for epoch in range(spec.train.epochs)]

@@ -2,7 +2,7 @@
 
 python jobs/evaluate_lung.py --model models:/raymed-lung@champion --data PREPARED --split test
 python jobs/evaluate_lung.py --model models:/raymed-lung@champion --data OTHER_HOSPITAL --split all
-python jobs/evaluate_lung.py --model runs/night/trials/trial-0003/step-00000120-ab12cd34 --data PREPARED --split val
+python jobs/evaluate_lung.py --model runs/search/trials/trial-0003/step-00000120-ab12cd34 --data PREPARED --split val
 """
 
 from __future__ import annotations

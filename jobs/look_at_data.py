@@ -1,4 +1,4 @@
-"""Look at prepared data before a night: a printable page of what a network will see, by source and class.
+"""Look at prepared data before a search: a printable page of what a network will see, by source and class.
 
     python jobs/look_at_data.py PREPARED                   # the page goes to runs/
     python jobs/look_at_data.py PREPARED --out page.html

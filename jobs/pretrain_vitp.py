@@ -27,10 +27,10 @@ def main(options: VitpOptions) -> Outcome:
     from raymed.tuning.execution import run_search
 
     connect(start=not options.dry_run)
-    night = options.night(options.prepared(), Budget(trials=1))
+    search = options.open_search(options.prepared(), Budget(trials=1))
     if options.dry_run:
-        return describe(night)
-    return night.outcome(run_search(night), "take its ViT out: python jobs/extract_vit.py --model {checkpoint} --out VIT")
+        return describe(search)
+    return search.outcome(run_search(search), "take its ViT out: python jobs/extract_vit.py --model {checkpoint} --out VIT")
 
 
 if __name__ == "__main__":

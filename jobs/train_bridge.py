@@ -25,12 +25,12 @@ def main(options: TrainBridge) -> Outcome:
 
     options = options.completed()
     connect(start=not options.dry_run)
-    night = options.night(options.prepared(), Budget(trials=1))
+    search = options.open_search(options.prepared(), Budget(trials=1))
     if options.dry_run:
-        return describe(night)
-    study = run_search(night)
-    outcome = night.outcome(study, "stage 2: python jobs/train_vlm.py")
-    lines = write_stage_1(night.spec(study.trials[-1]), outcome.data["checkpoint"], options.output)
+        return describe(search)
+    study = run_search(search)
+    outcome = search.outcome(study, "stage 2: python jobs/train_vlm.py")
+    lines = write_stage_1(search.spec_of(study.trials[-1]), outcome.data["checkpoint"], options.output)
     return dataclasses.replace(outcome, text="\n".join([*lines, outcome.text]))
 
 

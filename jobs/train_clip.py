@@ -32,7 +32,7 @@ def main(options: TrainClip) -> Outcome:
     options = options.small()
     configurations, wrong = list_configurations(options, GUIDE)
     for each in {each.prepared.folder.uri: each for each in configurations}.values():
-        each.options.tell_data(each.prepared)
+        each.options.log_data_summary(each.prepared)
     connect(start=not options.dry_run)
     runs = {name: spec for each in configurations for name, spec in each.specs.items()}
     if options.resume_from:
@@ -40,22 +40,22 @@ def main(options: TrainClip) -> Outcome:
         if options.resume == "never" and begin_with.is_relative_to(options.folder.path):
             raise UserError(f"--resume never may remove {begin_with}: copy it out of {options.folder.uri} first")
         read_for(begin_with, runs[RUN])
-    night = options.named(next(iter(runs.values())), Budget(len(runs)), runs)
+    search = options.named_search(next(iter(runs.values())), Budget(len(runs)), runs)
     if options.dry_run:
-        plan = describe(night)
+        plan = describe(search)
         if wrong:
             raise UserError("\n".join([*wrong, "the plan of the others:", plan.text]))
         return plan
-    output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(night)
-    outputs = {name: each for listed in configurations for name, each in listed.outputs(output, night).items()}
+    output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(search)
+    outputs = {name: each for listed in configurations for name, each in listed.outputs(output, search).items()}
     if options.resume_from:
         start_from(begin_with, outputs[RUN].spec)
     for each in configurations:
         each.start(output)
-    with night.alone(), OutputWriter(outputs) as writer:
-        trials = night.last_trials(run_search(night, writer.watch))
+    with search.alone(), OutputWriter(outputs) as writer:
+        trials = search.last_trials(run_search(search, writer.watch))
         writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})
-    return summarise(configurations, outputs, trials, night, output, wrong)
+    return summarise(configurations, outputs, trials, search, output, wrong)
 
 
 if __name__ == "__main__":

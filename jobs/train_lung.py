@@ -31,10 +31,10 @@ def main(options: TrainLung) -> Outcome:
 
     connect(start=not options.dry_run)
     prepared = options.prepared()
-    night = options.night(prepared, Budget(trials=1))
+    search = options.open_search(prepared, Budget(trials=1))
     if options.dry_run:
-        return describe(night)
-    return night.outcome(run_search(night))
+        return describe(search)
+    return search.outcome(run_search(search))
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ def main(options: UniMedVLOptions) -> Outcome:
     from raymed.tuning.execution import run_search
 
     connect(start=not options.dry_run)
-    night = options.night(options.prepared(), Budget(trials=1))
-    log_memory_plan(night.template)
+    search = options.open_search(options.prepared(), Budget(trials=1))
+    log_memory_plan(search.template)
     if options.dry_run:
-        return describe(night)
-    return night.outcome(
-        run_search(night), "ask it: python jobs/vqa.py --model {checkpoint} --image PICTURE --prompt QUESTION"
+        return describe(search)
+    return search.outcome(
+        run_search(search), "ask it: python jobs/vqa.py --model {checkpoint} --image PICTURE --prompt QUESTION"
     )
 
 

@@ -35,17 +35,17 @@ def main(options: TuneClip) -> Outcome:
     from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
-    from raymed.tuning.result import judge_night
+    from raymed.tuning.result import conclude_search
 
     connect(start=not options.dry_run)
     options = for_search(options).small()
     prepared = options.prepared()
-    options.tell_data(prepared)
-    night = options.night(prepared, options.budget)
+    options.log_data_summary(prepared)
+    search = options.open_search(prepared, options.budget)
     if options.dry_run:
-        return describe(night)
-    with night.alone():
-        return judge_night(night, run_search(night), options.refit, options.alias)
+        return describe(search)
+    with search.alone():
+        return conclude_search(search, run_search(search), options.refit, options.alias)
 
 
 if __name__ == "__main__":

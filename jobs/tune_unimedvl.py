@@ -33,11 +33,11 @@ def main(options: TuneUniMedVL) -> Outcome:
         raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
     connect(start=not options.dry_run)
     options = for_search(options)
-    night = options.night(options.prepared(), options.budget)
+    search = options.open_search(options.prepared(), options.budget)
     if options.dry_run:
-        return describe(night)
-    with night.alone():
-        return register_winner(night, run_search(night), options.alias)
+        return describe(search)
+    with search.alone():
+        return register_winner(search, run_search(search), options.alias)
 
 
 if __name__ == "__main__":

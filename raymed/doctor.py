@@ -28,7 +28,7 @@ from raymed.models.settings import ModelSettings
 from raymed.storage.folder import Folder
 
 GIB = 1 << 30
-LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a night's checkpoints; Ray's object store before it falls back to slow disk
+LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a search's checkpoints; Ray's object store before it falls back to slow disk
 TRACEBACKS = 3
 FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12")  # all of them are the module `faiss`
 
@@ -176,7 +176,7 @@ def storage(folder: Folder) -> Iterator[Finding]:
         free = shutil.disk_usage(there).free
         enough = free >= LOW_DISK
         text = f"{free / GIB:.0f} GiB free" + (
-            "" if enough else ": a night's checkpoints may fill it; free space or move --storage"
+            "" if enough else ": a search's checkpoints may fill it; free space or move --storage"
         )
         yield Finding("disk", "ok" if enough else "missing", text)
 

@@ -59,15 +59,15 @@ def test_a_searched_model_named_by_a_relative_path_is_found_by_a_worker_elsewher
 ) -> None:
     for name in ("one", "two"):
         ResNetForImageClassification(backbones.PRESETS["tiny"](prepared.size)).save_pretrained(name)
-    search = SearchSettings(space={"model.path": Dimension(choices=("one", "two"))})
+    settings = SearchSettings(space={"model.path": Dimension(choices=("one", "two"))})
     common = {"data": prepared.folder.uri, "storage": str(elsewhere)}
-    night = LungOptions(**common, model=ModelSettings(path="one"), search=search).night(prepared, Budget(2))
+    search = LungOptions(**common, model=ModelSettings(path="one"), search=settings).open_search(prepared, Budget(2))
     monkeypatch.chdir(elsewhere)
-    for path in night.search.space["model.path"].choices:
-        assert night.trial(0, {"model.path": path}).recipe.build() is not None
+    for path in search.settings.space["model.path"].choices:
+        assert search.run_spec(0, {"model.path": path}).recipe.build() is not None
     wrong = SearchSettings(space={"model.path": Dimension(choices=("one", "none"))})
     with pytest.raises(UserError, match="there is no model 'one'"):
-        LungOptions(**common, search=wrong).night(prepared, Budget(2))
+        LungOptions(**common, search=wrong).open_search(prepared, Budget(2))
 
 
 def test_a_search_that_was_typed_with_relative_paths_is_the_same_search_elsewhere(
@@ -77,13 +77,13 @@ def test_a_search_that_was_typed_with_relative_paths_is_the_same_search_elsewher
     shutil.copytree(prepared.folder.path, "data")
     job, words = script("tune_lung"), ["--data", "data", "--storage", "runs", "--model.path", "weights"]
     options = for_search(parse(job.TuneLung, words, defaults=ROOT / "configs" / "tune_lung.yaml", script=job))
-    night = options.night(options.prepared(), options.budget)
+    search = options.open_search(options.prepared(), options.budget)
     monkeypatch.chdir(elsewhere)
-    spec = night.trial(0, {"train.lr": 1e-3})
+    spec = search.run_spec(0, {"train.lr": 1e-3})
     assert spec.recipe.build() is not None
     assert Prepared.open(spec.data).digest == prepared.digest
     assert spec.folder.path.startswith(f"{tmp_path}/runs/")
-    assert night.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert search.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
 def test_features_of_relative_paths_are_computed_by_a_worker_elsewhere(

@@ -37,7 +37,7 @@ class Options(JobOptions):
     '''Options.'''
 
 def main(options):
-    options.folder.write("night/patients.csv", b"anna")
+    options.folder.write("search/patients.csv", b"anna")
     sqlite3.connect(options.tracking.removeprefix("sqlite:///")).executescript("create table runs (id)")
     return Outcome("done", {})
 
@@ -56,7 +56,7 @@ def test_what_a_job_writes_is_for_its_user_or_for_the_group(
     command = [sys.executable, str(script), "--storage", str(tmp_path / "runs"), *words]
     subprocess.run(command, check=True, umask=0o022, env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)})
     written = [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]
-    assert {path.name for path in written} == {"runs", "night", "patients.csv", "mlflow.db"}
+    assert {path.name for path in written} == {"runs", "search", "patients.csv", "mlflow.db"}
     for path in written:
         assert path.stat().st_mode & 0o777 == (folder if path.is_dir() else file), path
 

@@ -25,11 +25,11 @@ from raymed.storage.folder import Folder, refuse_password
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import Tracker
 from raymed.training.engine import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import run_search
-from raymed.tuning.result import judge_night
-from raymed.tuning.search import Night
+from raymed.tuning.result import conclude_search
+from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 
 ROOT = Path(__file__).parent.parent
@@ -115,11 +115,11 @@ def test_no_name_of_a_patient_leaves_the_owner_in_data_runs_reports_or_logs(
     storage = tmp_path / "runs"
     prepared = prepare(tmp_path / "owner" / "in", f"{storage}/prepared", settings).prepared
     recipe = LungRecipe.for_data(prepared.labels, prepared.size, ModelSettings(preset="tiny"))
-    template = FitSpec("night", str(storage), prepared.folder.uri, recipe, TrainSettings(epochs=1, global_batch=8))
-    night = Night(template, SearchSettings(), Budget(trials=1), f"sqlite:///{storage}/mlflow.db")
-    outcome = judge_night(night, run_search(night))
-    report = (storage / "night" / "report.html").read_text()
-    assert "patient-" in report and "patient-" in (storage / "night" / "patients.csv").read_text()
+    template = RunSpec("search", str(storage), prepared.folder.uri, recipe, TrainSettings(epochs=1, global_batch=8))
+    search = Search(template, SearchSettings(), Budget(trials=1), f"sqlite:///{storage}/mlflow.db")
+    outcome = conclude_search(search, run_search(search))
+    report = (storage / "search" / "report.html").read_text()
+    assert "patient-" in report and "patient-" in (storage / "search" / "patients.csv").read_text()
     said = capfd.readouterr()
     spoken = caplog.text + said.out + said.err + outcome.text + json.dumps(outcome.data)
     secrets = ["Mueller", "born1970", key.read_text().strip()]

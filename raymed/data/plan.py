@@ -314,7 +314,7 @@ def plan_epoch(
     return EpochPlan(batches, left_out, fill_rate)
 
 
-def showings(batches: Sequence[GlobalBatch]) -> tuple[GlobalBatch, ...]:
+def repeat_counts(batches: Sequence[GlobalBatch]) -> tuple[GlobalBatch, ...]:
     """At the place of each row, how often it was shown before, in the order of the batches."""
     seen: Counter[int] = Counter()
 

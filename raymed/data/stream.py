@@ -1,6 +1,6 @@
 """The plan's rows, read and decoded by Ray Data, delivered to a worker in the plan's order.
 
-Two readers with one behaviour. `Staged`: Ray Data reads the shards once a night into the object store, and every trial's
+Two readers with one behaviour. `Staged`: Ray Data reads the shards once a search into the object store, and every trial's
 workers walk their plans over those blocks, zero-copy. `Streamed`, for sets that do not fit: Ray Data executes each
 worker's plan, micro-batch by micro-batch, reading from the shards.
 """

@@ -1,4 +1,4 @@
-"""What a radiologist would look at before a night: one printable HTML page about prepared data, without scripts.
+"""What a radiologist would look at before a search: one printable HTML page about prepared data, without scripts.
 
 Everything is looked at in groups of one source and class, for what differs between sources goes with the scanner, and what
 goes with a class is learned. Only some pictures are read, so the page takes a minute whatever the size of the data.

@@ -66,7 +66,7 @@ class SourceFigures:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Patient-level judgement of a model; plain values only (`dataclasses.asdict` makes it JSON), and no patient is named.
+    """Patient-level assessment of a model; plain values only (`dataclasses.asdict` makes it JSON), and no patient is named.
 
     Attributes:
         patients: number of patients.

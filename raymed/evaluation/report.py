@@ -114,8 +114,8 @@ class SearchReport:
         trials: in any order.
         champion: number of the trial that won.
         names: class names as readers see them, in the order of the label table.
-        validation: judgement of the champion, before the temperature is applied or after, as `notes` say.
-        test: judgement on test patients, seen once; None if there are none.
+        validation: assessment of the champion, before the temperature is applied or after, as `notes` say.
+        test: assessment on test patients, seen once; None if there are none.
         temperature: what the champion's logits are divided by.
         looks: how many models the test patients have judged so far.
         hardest: patients that the champion got most wrong, the worst first.

@@ -41,7 +41,7 @@ class CaptionLosses:
     Attributes:
         patients: whose text it is, [rows].
         nll: nats, [rows].
-        tokens: learned tokens, [rows].
+        tokens: supervised tokens, [rows].
     """
 
     patients: np.ndarray

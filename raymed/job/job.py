@@ -161,7 +161,7 @@ def run(
     _leave(code)
 
 
-def going_on(words: Sequence[str]) -> str:
+def resume_command(words: Sequence[str]) -> str:
     """The command that goes on with what `words` began; it begins nothing anew."""
     command = shlex.join(["python", *words])
     return re.sub(r"--resume[ =]never\b", "--resume must", command)
@@ -169,7 +169,7 @@ def going_on(words: Sequence[str]) -> str:
 
 def interrupted() -> str:
     """The last line of a job that was told to stop."""
-    return f"stopped. To go on from the last checkpoint: {going_on(sys.argv)}"
+    return f"stopped. To go on from the last checkpoint: {resume_command(sys.argv)}"
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:

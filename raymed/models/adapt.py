@@ -1,4 +1,4 @@
-"""How a network with given weights is adapted: which parts are frozen, LoRA, drop path."""
+"""How a network with pretrained weights is adapted: which parts are frozen, LoRA, drop path."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A network takes `pixels` uint8 [rows, 1 or 3, size, size] and optionally `labels` [rows], and returns `logits`
 [rows, classes] and, where it is a language model and has labels, `language_loss` [rows]. It has `image_backbone`,
-`description` (facts to tag a run with) and `export(folder)`. A committee also returns its members' logits.
+`description` (facts to tag a run with) and `export(folder)`. An ensemble also returns its members' logits.
 """
 
 from __future__ import annotations

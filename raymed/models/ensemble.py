@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMMITTEE = "committee"  # the model type in its config.json
+COMMITTEE = "ensemble"  # the model type in its config.json
 
 
-class Committee(nn.Module):
+class Ensemble(nn.Module):
     """Classifiers of the same classes and pictures, none of which sees another in training.
 
     Attributes:
@@ -29,7 +29,7 @@ class Committee(nn.Module):
 
     @property
     def image_backbone(self) -> nn.Module:
-        """The backbones of the members that start from given weights."""
+        """The backbones of the members that start from pretrained weights."""
         return nn.ModuleList(member.image_backbone for member in self.members if member.pretrained)
 
     @property

@@ -23,14 +23,14 @@ class ModelSettings:
             `efficientnet-b0` to `efficientnet-b7`, `starnet_s1` to `starnet_s4`, `starnet_dual_pyramid_rcf`, `vit-small`,
             `vit`, `internvit-300m` (image backbones), `internvl-tiny`, `internvl-small`, `internvl2_5-1b` (InternVL); or
             `efficientnet-lite0`, an image backbone with ImageNet weights from an installed package. Image backbones joined
-            by `+` are a committee: trained side by side, and their probabilities averaged.
+            by `+` are an ensemble: trained side by side, and their probabilities averaged.
         path: local folder with weights, in place of the preset: InternVL (native or original layout) or an image backbone;
             by its path, or by its name under RAYMED_MODELS.
         dropout: rate on the pooled features; image backbones only.
         drop_path: stochastic depth, rising linearly to this rate in the last block of the image backbone.
         vision_layer: which block's output of the image backbone is projected: -1 is the last's, -2 that of the one before
             (default: what the folder says, else -1); InternVL only.
-        freeze_vision: keep the image backbone as it is; of a committee, backbones with given weights.
+        freeze_vision: keep the image backbone as it is; of an ensemble, backbones with pretrained weights.
         trainable_blocks: with `freeze_vision`, train the last so many blocks all the same.
         freeze_projector: keep the projector from pictures to language as it is; InternVL only.
         freeze_language: keep the language model as it is; InternVL only.
@@ -38,8 +38,8 @@ class ModelSettings:
         language_lora: rank of LoRA adapters in the language model (0 = none); InternVL only.
         gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
         attention: attention kernel; `auto` takes flash-attn on a GPU where it is installed, and SDPA otherwise.
-        backbone_lr_scale: learning rate of the image backbone, relative to the rest's; of a committee, of backbones with
-            given weights.
+        backbone_lr_scale: learning rate of the image backbone, relative to the rest's; of an ensemble, of backbones with
+            pretrained weights.
     """
 
     preset: str = "tiny"
@@ -84,7 +84,7 @@ class ModelSettings:
 
     @property
     def members(self) -> list[str]:
-        """Names of the presets: one, or those of a committee."""
+        """Names of the presets: one, or those of an ensemble."""
         return self.preset.split("+") if self.path is None else [self.preset]
 
     @property

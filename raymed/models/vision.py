@@ -1,4 +1,4 @@
-"""An image backbone with a linear head, or a committee of them: for those with small machines."""
+"""An image backbone with a linear head, or an ensemble of them: for those with small machines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raymed.models.backbones import (
     read_config,
 )
 from raymed.models.efficientnet_lite import installed_weights
-from raymed.models.ensemble import COMMITTEE, Committee, member_folder
+from raymed.models.ensemble import COMMITTEE, Ensemble, member_folder
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.settings import LITE, ModelSettings
 
@@ -47,7 +47,7 @@ class ImageClassifier(nn.Module):
     Attributes:
         backbone: a transformers image model.
         head: dropout and the linear layer, after a layer norm where the backbone's tokens have none.
-        pretrained: whether the backbone started from given weights.
+        pretrained: whether the backbone started from pretrained weights.
     """
 
     pretrained: bool = False
@@ -122,9 +122,9 @@ def _check_member(settings: ModelSettings, size: int) -> None:
 
 
 def build(settings: ModelSettings, classes: int, size: int) -> nn.Module:
-    """The classifier, or the committee, with its starting weights, adapted as the settings say."""
+    """The classifier, or the ensemble, with its starting weights, adapted as the settings say."""
     members = [_build_member(member, classes, size) for member in _members(settings)]
-    return members[0] if len(members) == 1 else Committee(members)
+    return members[0] if len(members) == 1 else Ensemble(members)
 
 
 def _build_member(settings: ModelSettings, classes: int, size: int) -> ImageClassifier:
@@ -147,14 +147,14 @@ def _build_member(settings: ModelSettings, classes: int, size: int) -> ImageClas
 
 
 def load(folder: Path, classes: int, size: int) -> nn.Module:
-    """The classifier or the committee that `export` wrote.
+    """The classifier or the ensemble that `export` wrote.
 
     Raises:
         UserError: the folder is not complete, or its weights do not fit.
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if config["model_type"] == COMMITTEE:
-        return Committee([_load_member(member_folder(folder, n), classes, size) for n in range(config["members"])])
+        return Ensemble([_load_member(member_folder(folder, n), classes, size) for n in range(config["members"])])
     return _load_member(folder, classes, size)
 
 
@@ -169,7 +169,7 @@ def _load_member(folder: Path, classes: int, size: int) -> ImageClassifier:
 
 
 def _members(settings: ModelSettings) -> list[ModelSettings]:
-    """The settings of each network; of a committee, only members with given weights are frozen."""
+    """The settings of each network; of an ensemble, only members with pretrained weights are frozen."""
     members = [replace(settings, preset=name) for name in settings.members]
     if len(members) == 1:
         return members

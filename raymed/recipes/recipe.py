@@ -98,16 +98,16 @@ class TrainingPass:
     """Where in training a micro-batch is encoded. Augmentation draws from (seed, epoch, `keys`) and nothing else.
 
     Attributes:
-        showings: of each record, how often the epoch has shown it before; empty where each is shown once.
+        repeat_counts: of each record, how often the epoch has shown it before; empty where each is shown once.
     """
 
     seed: int
     epoch: int
-    showings: tuple[int, ...] = ()
+    repeat_counts: tuple[int, ...] = ()
 
     def keys(self, ids: Sequence[str]) -> list[str]:
         """Of each record, its id and which showing it is: one that is shown again is varied anew."""
-        shown = self.showings or (0,) * len(ids)
+        shown = self.repeat_counts or (0,) * len(ids)
         return [f"{name}\0{count}" if count else name for name, count in zip(ids, shown, strict=True)]
 
 

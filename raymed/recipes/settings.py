@@ -59,8 +59,8 @@ class ChatLossSettings:
     """The loss of a sample: mean cross-entropy of its answers' tokens + choice_weight * mean choice loss of its questions.
 
     Attributes:
-        reduction: what weighs alike in a global batch: every learned token (token), every sample (sample), or, in between,
-            a sample by the square root of its learned tokens (square).
+        reduction: what weighs alike in a global batch: every supervised token (token), every sample (sample), or,
+            in between, a sample by the square root of its supervised tokens (square).
         choice_weight: weight of the cross-entropy over the declared choices, where a sample asks ``<cls>: a|b|c.``; 0 leaves
             it out.
         label_smoothing: share of the choice loss's target that is spread evenly over all choices.
@@ -77,7 +77,7 @@ class ChatLossSettings:
             raise UserError(f"loss_settings.choice_weight is {self.choice_weight}: it must be at least 0")
 
     def weight(self, tokens: int) -> float:
-        """Of each learned token of a sample with so many."""
+        """Of each supervised token of a sample with so many."""
         return {"token": 1.0, "sample": 1 / max(1, tokens), "square": max(1, tokens) ** -0.5}[self.reduction]
 
 

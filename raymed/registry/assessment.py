@@ -164,7 +164,7 @@ class Refit:
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
+class Assessment:
     """How good a candidate is, per patient, with calibrated probabilities.
 
     Attributes:
@@ -229,7 +229,7 @@ class Judgement:
 
 def judge(
     candidate: Candidate, model: Model, prepared: Prepared, micro_batch: int = 32, workers: int = 1, bootstrap: int = 1000
-) -> Judgement:
+) -> Assessment:
     """Fit the temperature on the validation patients, then judge validation and test patients with it.
 
     Raises:
@@ -261,4 +261,4 @@ def judge(
     validation, validation_patients = judged(logits, columns)
     test, test_patients = judged(*predict("test")) if "test" in used else (None, None)
     usage = Usage.of(prepared, used, candidate.fold)
-    return Judgement(candidate, temperature, names, validation, validation_patients, test, test_patients, usage)
+    return Assessment(candidate, temperature, names, validation, validation_patients, test, test_patients, usage)

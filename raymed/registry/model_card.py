@@ -19,7 +19,7 @@ from raymed.evaluation.summary import show
 from raymed.models.settings import LITE
 
 if TYPE_CHECKING:
-    from raymed.registry.assessment import Judgement, Refit
+    from raymed.registry.assessment import Assessment, Refit
 
 CAUTION = """Research use. It supports the reading of images by a physician and does not replace it; it has no clearance as
 a medical device. It knows only the classes below: a patient with anything else is given one of them all the same. Figures
@@ -63,7 +63,7 @@ def write_network(
 
 def write(
     inference: Inference,
-    judgement: Judgement,
+    assessment: Assessment,
     prepared: Prepared,
     settings: Mapping[str, Any],
     refit: Refit | None = None,
@@ -81,7 +81,7 @@ def write(
     classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
     window = inference.acquisition.window(inference.image.window)
     window += f"; {inference.image.resize} to {inference.image.size} px"
-    temperature = f"temperature {judgement.temperature:.3f}"
+    temperature = f"temperature {assessment.temperature:.3f}"
     parts = [
         f"# {inference.name}",
         f"Decides per patient between: {classes}. The patient's probabilities are the mean over "
@@ -91,27 +91,27 @@ def write(
         "## Use",
         CAUTION.replace("\n", " "),
         "## Patient-level figures",
-        *_figures(judgement, refit, looks),
+        *_figures(assessment, refit, looks),
         "## Calibration",
-        f"Temperature scaling (Guo et al. 2017), fitted on {judgement.validation.patients} validation patients: "
+        f"Temperature scaling (Guo et al. 2017), fitted on {assessment.validation.patients} validation patients: "
         f"{temperature}.",
-        *_calibration(judgement),
+        *_calibration(assessment),
         "## Data",
         f"Prepared data with digest `{prepared.digest}`; {manifest.quarantined} slices in quarantine, "
         f"{len(manifest.left_out)} patients without a usable slice, "
         f"{near_duplicates(prepared)}.",
-        *_used(judgement, refit),
+        *_used(assessment, refit),
         f"Trained on pictures of this kind: {inference.acquisition}. Others are told by a note beside the prediction.",
-        f"Checked again before judging: {guard(prepared.index, judgement.candidate.fold)}.",
+        f"Checked again before judging: {guard(prepared.index, assessment.candidate.fold)}.",
         "## Network",
-        f"Recipe {settings.get('recipe', '')}, {_origin(settings)}; run `{judgement.candidate.run_id}`.",
+        f"Recipe {settings.get('recipe', '')}, {_origin(settings)}; run `{assessment.candidate.run_id}`.",
         "## Licence",
         licence or _licence(settings),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(judgement: Judgement, refit: Refit | None, looks: int) -> list[str]:
+def _figures(assessment: Assessment, refit: Refit | None, looks: int) -> list[str]:
     parts = []
     if refit is not None:
         left = "no held-out patients are left to judge them on"
@@ -121,18 +121,18 @@ def _figures(judgement: Judgement, refit: Refit | None, looks: int) -> list[str]
             f"**Figures and temperature belong to the model before refitting.** The registered weights come from the same "
             f"configuration, trained again on {' + '.join(refit.splits)}; {left}."
         )
-    if judgement.test is None:
+    if assessment.test is None:
         parts.append(
             "**There is no test split.** The figures are those of the validation patients, which also chose the model: they "
             "flatter it."
         )
-        return [*parts, *_tables(judgement.validation, "validation")]
+        return [*parts, *_tables(assessment.validation, "validation")]
     if looks > 1:
         parts.append(
             f"**These test patients have judged {looks} models so far.** Figures of a model that is picked among them by "
             "its test figures flatter it."
         )
-    return [*parts, *_tables(judgement.test, "test")]
+    return [*parts, *_tables(assessment.test, "test")]
 
 
 def _tables(evaluation: Evaluation, split: str) -> list[str]:
@@ -155,9 +155,9 @@ def _tables(evaluation: Evaluation, split: str) -> list[str]:
     return parts
 
 
-def _calibration(judgement: Judgement) -> list[str]:
+def _calibration(assessment: Assessment) -> list[str]:
     """Whether the probabilities mean what they say, on patients that did not fit the temperature where there are any."""
-    calibration = (judgement.test or judgement.validation).calibration
+    calibration = (assessment.test or assessment.validation).calibration
     if calibration is None:
         return []
     error = (
@@ -179,9 +179,9 @@ def near_duplicates(prepared: Prepared) -> str:
     return f"{groups} groups of patients who share near-duplicate pictures, each kept in one split"
 
 
-def _used(judgement: Judgement, refit: Refit | None) -> list[str]:
+def _used(assessment: Assessment, refit: Refit | None) -> list[str]:
     """Who was trained and judged on, of those there are."""
-    usage, parts = judgement.usage, []
+    usage, parts = assessment.usage, []
     if usage.leaves_patients_out:
         parts.append(f"**Trained on a limit, as for a first try**: {usage}.")
     lines = [

@@ -10,7 +10,7 @@ from raymed.data.prepared import Prepared
 from raymed.evaluation.summary import lines
 from raymed.job.job import Outcome
 from raymed.registry.assessment import Candidate
-from raymed.registry.register import alias_of, judge_and_register, register_network
+from raymed.registry.register import alias_of, assess_and_register, register_network
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker
 
@@ -47,24 +47,24 @@ class Promotion:
 
         Args:
             folder: of the storage, for the table of judged patients.
-            how: micro_batch, workers and bootstrap of the judgement.
+            how: micro_batch, workers and bootstrap of the assessment.
 
         Raises:
-            UserError: as `judge_and_register`.
+            UserError: as `assess_and_register`.
         """
         if not Prepared.open(self.candidate.data).labels.classes:
             return self._register_network()
-        registered = judge_and_register(self.tracker, self.candidate, self.alias, licence=self.licence, **how)
-        judgement, patients = registered.judgement, f"promoted/{self.candidate.run_id}/patients.csv"
-        folder.write(patients, judgement.predictions())
-        judged, split = (judgement.test, "test") if judgement.test else (judgement.validation, "validation")
+        registered = assess_and_register(self.tracker, self.candidate, self.alias, licence=self.licence, **how)
+        assessment, patients = registered.assessment, f"promoted/{self.candidate.run_id}/patients.csv"
+        folder.write(patients, assessment.predictions())
+        judged, split = (assessment.test, "test") if assessment.test else (assessment.validation, "validation")
         text = [
-            f"{judged.patients} {split} patients, temperature {judgement.temperature:.3f}",
+            f"{judged.patients} {split} patients, temperature {assessment.temperature:.3f}",
             *lines(judged),
             f"every judged patient: {folder.uri}/{patients}",
             f"registered: {registered.uri} (version {registered.version})",
         ]
-        data = {"model": registered.uri, "version": registered.version, "temperature": judgement.temperature}
+        data = {"model": registered.uri, "version": registered.version, "temperature": assessment.temperature}
         return Outcome("\n".join(text), data | {"split": split, "figures": judged.flat()})
 
     def _register_network(self) -> Outcome:

@@ -25,7 +25,7 @@ from raymed.evaluation import figures
 from raymed.evaluation.predict import Inference
 from raymed.recipes.exported import RECIPE_FILE, open_model
 from raymed.registry import model_card, serving
-from raymed.registry.assessment import Candidate, Judgement, Refit, judge
+from raymed.registry.assessment import Assessment, Candidate, Refit, judge
 from raymed.registry.logged_model import LoggedModel, log_model
 from raymed.storage.seal import seal
 from raymed.tracking.tracker import USED, Tracker, is_permanent
@@ -49,18 +49,18 @@ class Registered:
         name: of the registered model.
         version: its number.
         uri: what to give to --model: its alias or, without one, its number.
-        judgement: how good it is.
+        assessment: how good it is.
         looks: how many models these test patients have judged so far, by the tracking server; 0 without test patients.
     """
 
     name: str
     version: str
     uri: str
-    judgement: Judgement
+    assessment: Assessment
     looks: int
 
 
-def judge_and_register(
+def assess_and_register(
     tracker: Tracker,
     candidate: Candidate,
     alias: str | None = None,
@@ -84,7 +84,7 @@ def judge_and_register(
     with tempfile.TemporaryDirectory() as temporary:
         network = candidate.fetch(candidate.checkpoint, Path(temporary) / "judged" / "model")
         model = open_model(network)
-        judgement = judge(candidate, model, prepared, micro_batch, workers, bootstrap)
+        assessment = judge(candidate, model, prepared, micro_batch, workers, bootstrap)
         name = f"raymed-{model[0].name}"
         key = _key(candidate, refit, prepared)
         inference = Inference(
@@ -92,27 +92,27 @@ def judge_and_register(
             labels=prepared.labels,
             image=prepared.image,
             slices=candidate.slices,
-            temperature=judgement.temperature,
-            calibrated_slices=int(judgement.validation_patients.slices.min()),
+            temperature=assessment.temperature,
+            calibrated_slices=int(assessment.validation_patients.slices.min()),
             data=prepared.digest,
             known=candidate.known_patients(prepared, refit),
             acquisition=Acquisition.of(prepared, candidate.trained_rows(prepared, refit)),
         )
-        looks = _count_look(tracker, judgement)
-        text = model_card.write(inference, judgement, prepared, model[0].settings(), refit, licence, looks)
+        looks = _count_look(tracker, assessment)
+        text = model_card.write(inference, assessment, prepared, model[0].settings(), refit, licence, looks)
         found = _version(tracker, name, key)
         if found is None:
             if refit is not None:
                 network = candidate.fetch(refit.checkpoint, Path(temporary) / "refitted" / "model")
-            _log(tracker, judgement, text)
+            _log(tracker, assessment, text)
             save(network, inference, Path(temporary) / "pyfunc")
             logged = log_model(
-                tracker, candidate.run_id, Path(temporary) / "pyfunc", key, name, {} if refit else judgement.flat()
+                tracker, candidate.run_id, Path(temporary) / "pyfunc", key, name, {} if refit else assessment.flat()
             )
-            found = _create_version(tracker, name, key, candidate.run_id, logged, _figures(judgement, refit), text)
+            found = _create_version(tracker, name, key, candidate.run_id, logged, _figures(assessment, refit), text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
-    return Registered(name, found, _give_alias(tracker, candidate, name, found, alias, seen), judgement, looks)
+    return Registered(name, found, _give_alias(tracker, candidate, name, found, alias, seen), assessment, looks)
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def register_network(
 
     Args:
         found_by: how it was chosen, a sentence for its card.
-        alias: as for `judge_and_register`.
-        seen: as for `judge_and_register`.
+        alias: as for `assess_and_register`.
+        seen: as for `assess_and_register`.
 
     Raises:
         UserError: the checkpoint is not there any more, or the data leak.
@@ -243,30 +243,30 @@ def _renew_card(tracker: Tracker, name: str, number: str, run_id: str, text: str
     tracker.text(run_id, text, "card.md")
 
 
-def _count_look(tracker: Tracker, judgement: Judgement) -> int:
+def _count_look(tracker: Tracker, assessment: Assessment) -> int:
     """Note that a model was judged on its test patients; returns how many were so far."""
-    if judgement.test_patients is None:
+    if assessment.test_patients is None:
         return 0
-    ids = "\0".join(map(str, judgement.test_patients.ids))  # sorted
+    ids = "\0".join(map(str, assessment.test_patients.ids))  # sorted
     digest = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
-    tracker.tags(judgement.candidate.run_id, {TEST_PATIENTS: digest})
+    tracker.tags(assessment.candidate.run_id, {TEST_PATIENTS: digest})
     return tracker.count(TEST_PATIENTS, digest)
 
 
-def _figures(judgement: Judgement, refit: Refit | None) -> dict[str, str]:
-    """A judgement's figures, as tags of a model version; of a refit, whose network was not judged, they say so."""
-    tags = {f"val_{metric}": f"{each.value:.4f}" for metric, each in judgement.validation.metrics.items()}
-    if judgement.test is not None:
-        tags |= {f"test_{metric}": f"{each.value:.4f}" for metric, each in judgement.test.metrics.items()}
+def _figures(assessment: Assessment, refit: Refit | None) -> dict[str, str]:
+    """A assessment's figures, as tags of a model version; of a refit, whose network was not judged, they say so."""
+    tags = {f"val_{metric}": f"{each.value:.4f}" for metric, each in assessment.validation.metrics.items()}
+    if assessment.test is not None:
+        tags |= {f"test_{metric}": f"{each.value:.4f}" for metric, each in assessment.test.metrics.items()}
     return tags | ({"figures_of": "before_refit"} if refit is not None else {})
 
 
-def _log(tracker: Tracker, judgement: Judgement, text: str) -> None:
-    run_id = judgement.candidate.run_id
+def _log(tracker: Tracker, assessment: Assessment, text: str) -> None:
+    run_id = assessment.candidate.run_id
     tracker.text(run_id, text, "card.md")
-    tracker.metrics(run_id, {"temperature": judgement.temperature})
-    for split, evaluation in judgement.evaluations.items():
-        names = judgement.class_names
+    tracker.metrics(run_id, {"temperature": assessment.temperature})
+    for split, evaluation in assessment.evaluations.items():
+        names = assessment.class_names
         tracker.figure(run_id, figures.confusion(evaluation, names), f"figures/{split}_confusion.png")
         if evaluation.calibration is not None:
             tracker.figure(run_id, figures.reliability(evaluation.calibration), f"figures/{split}_reliability.png")

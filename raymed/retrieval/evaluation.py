@@ -53,7 +53,7 @@ class RetrievalRun:
         queries: what was asked about.
         gallery: what was searched, with the features of the best layer.
         neighbours: what was found in it.
-        best: the judgement of that layer.
+        best: the assessment of that layer.
         judged: of all layers.
         judging: how.
     """

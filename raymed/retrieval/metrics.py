@@ -38,14 +38,14 @@ class ClassRetrieval:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Judgement of a search; plain values only, and no patient is named.
+    """Assessment of a search; plain values only, and no patient is named.
 
     Attributes:
         layer: whose features.
         queries: pictures asked about; of so many `patients`. Where no patient is known, a picture counts as one.
         gallery: pictures searched.
         unlabelled: queries without a label, which are not judged.
-        hopeless: queries whose class the gallery has no picture of that may be found; they count as wrong.
+        unanswerable: queries whose class the gallery has no picture of that may be found; they count as wrong.
         hits: queries with the same class among the first k, by k.
         top: their share (Top-k accuracy), by k.
         mean_average_precision: mAP@k by k.
@@ -58,7 +58,7 @@ class Retrieval:
     patients: int
     gallery: int
     unlabelled: int
-    hopeless: int
+    unanswerable: int
     hits: dict[int, int]
     top: dict[int, Estimate]
     mean_average_precision: dict[int, Estimate]
@@ -126,7 +126,7 @@ def judge(
         patients=len(set(patients)),
         gallery=len(gallery.features),
         unlabelled=int((~labelled).sum()),
-        hopeless=int((relevant == 0).sum()),
+        unanswerable=int((relevant == 0).sum()),
         hits={k: int(top.sum()) for k, top in tops.items()},
         top={k: weights.mean(top) for k, top in tops.items()},
         mean_average_precision={k: weights.mean(average_precision(hits[:, :k], relevant)) for k in ks},

@@ -18,7 +18,7 @@ def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: R
     """What a reader must not miss.
 
     Args:
-        best: the judgement of these neighbours, the best of so many `layers`.
+        best: the assessment of these neighbours, the best of so many `layers`.
     """
     notes = []
     if shared := gallery.shared_patients(queries):
@@ -31,8 +31,10 @@ def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: R
         notes.append(f"{' and '.join(nameless)} name no patient: {fate}")
     if best.unlabelled:
         notes.append(f"{best.unlabelled} queries have no label and are not judged")
-    if best.hopeless:
-        notes.append(f"{best.hopeless} queries are of a class that the gallery has no other picture of: they count as wrong")
+    if best.unanswerable:
+        notes.append(
+            f"{best.unanswerable} queries are of a class that the gallery has no other picture of: they count as wrong"
+        )
     if rare := [each.name for each in best.classes if each.patients < RARE]:
         notes.append(f"classes with fewer than {RARE} patients among the queries, whose intervals mean little: {some(rare)}")
     if lacking := int((neighbours.rows[:, -1] == NONE).sum()):

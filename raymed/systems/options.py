@@ -32,8 +32,8 @@ from raymed.tuning.settings import KeepCheckpoints, SearchSettings
 
 if TYPE_CHECKING:
     from raymed.recipes.recipe import Recipe
-    from raymed.training.spec import FitSpec
-    from raymed.tuning.search import Night
+    from raymed.training.spec import RunSpec
+    from raymed.tuning.search import Search
 
 log = logging.getLogger("raymed")
 
@@ -87,13 +87,13 @@ class SystemOptions(JobOptions, ABC):
     def sampling(self) -> Sampling:
         """Which rows an epoch uses, and which of them are seen together."""
 
-    def spec(self, prepared: Prepared) -> FitSpec:
+    def spec(self, prepared: Prepared) -> RunSpec:
         """The run that the options describe, without its name.
 
         Raises:
             UserError: there is nothing to train or to validate on.
         """
-        from raymed.training.spec import FitSpec
+        from raymed.training.spec import RunSpec
 
         if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
             raise UserError(f"{prepared.folder.uri} has no train or no val patients: it can be predicted, not trained on")
@@ -103,7 +103,7 @@ class SystemOptions(JobOptions, ABC):
                 "cannot be asked about files. Prepare the data again",
                 *(prepared.folder.uri, prepared.image.rule, PIXEL_RULE),
             )
-        spec = FitSpec(
+        spec = RunSpec(
             name="",
             storage=self.folder.uri,
             data=prepared.folder.uri,
@@ -120,18 +120,18 @@ class SystemOptions(JobOptions, ABC):
             log.warning("a limit leaves patients out: %s. %s", spec.usage(prepared), NO_ALIAS)
         return spec
 
-    def night(self, prepared: Prepared, budget: Budget) -> Night:
+    def open_search(self, prepared: Prepared, budget: Budget) -> Search:
         """The run or search that the options describe; a single run is a search of one trial in an empty space."""
-        return self.named(self.spec(prepared), budget)
+        return self.named_search(self.spec(prepared), budget)
 
-    def named(self, template: FitSpec, budget: Budget, variants: Mapping[str, FitSpec] | None = None) -> Night:
+    def named_search(self, template: RunSpec, budget: Budget, variants: Mapping[str, RunSpec] | None = None) -> Search:
         """A search from `template`, or the listed runs, under the name that settings and data give it."""
-        from raymed.tuning.search import Night
+        from raymed.tuning.search import Search
         from raymed.tuning.space import located
 
         listed = dict(variants or {})
         of_recipe = {name: each for name, each in self.search.space.items() if not name.startswith("train.")}
-        search = dataclasses.replace(self.search, space={**self.search.space, **located(of_recipe, template.recipe)})
+        settings = dataclasses.replace(self.search, space={**self.search.space, **located(of_recipe, template.recipe)})
         described = json.dumps(
             [
                 # How many machines share the work changes no result.
@@ -139,13 +139,13 @@ class SystemOptions(JobOptions, ABC):
                     _without_generation(dataclasses.replace(spec, workers=1, min_workers=0))
                     for spec in (template, *listed.values())
                 ],
-                dataclasses.asdict(dataclasses.replace(search, concurrent=0, cpus_per_worker=1)),
+                dataclasses.asdict(dataclasses.replace(settings, concurrent=0, cpus_per_worker=1)),
                 sorted({spec.open_data().digest for spec in (template, *listed.values())}),
             ],
             default=str,
         )
-        if search.space and template.train.monitor == "val_loss":
-            template = dataclasses.replace(template, train=dataclasses.replace(template.train, monitor=search.objective))
+        if settings.space and template.train.monitor == "val_loss":
+            template = dataclasses.replace(template, train=dataclasses.replace(template.train, monitor=settings.objective))
         name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
         command = shlex.join(["python", *sys.argv])
         if not self.dry_run:
@@ -156,15 +156,15 @@ class SystemOptions(JobOptions, ABC):
                 raise UserError(
                     f"the run's folder would be {template.folder.uri}, where the prepared data lie: give another --name"
                 )
-        night = Night(template, search, budget, self.tracking, command, listed, self.keep_checkpoints)
-        if self.resume == "must" and not night.has_begun:
+        search = Search(template, settings, budget, self.tracking, command, listed, self.keep_checkpoints)
+        if self.resume == "must" and not search.has_begun:
             raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
         if self.resume == "never" and not self.dry_run:
-            night.forget()
-        return night
+            search.forget()
+        return search
 
 
-def _without_generation(spec: FitSpec) -> dict[str, Any]:
+def _without_generation(spec: RunSpec) -> dict[str, Any]:
     """A run's fields, but for what differs from one search of a name to the next."""
     return {name: value for name, value in dataclasses.asdict(spec).items() if name != "generation"}
 
@@ -192,7 +192,7 @@ class SearchOptions:
         epochs: Most epochs over all trials (0 = no limit).
         hours: Most hours, interruptions not counted; the search ends in time for judging the winner, and training it again
             (0 = no limit).
-        until: End at this time of day instead, such as 07:00; given again, it means the night in which the search began.
+        until: End at this time of day instead, such as 07:00; given again, it means the night in which it began.
         timezone: Time zone of `until`, such as Europe/Berlin (default: that of the machine the job runs on; a cluster's is
             mostly UTC).
         refit: Train the winner again on more rows: train and val (trainval) or every split (all).

@@ -34,7 +34,7 @@ from raymed.training.loop import COMMON, FAILED, train_worker
 from raymed.training.preemption import NoteTermination
 from raymed.training.rendezvous import OneMachine
 from raymed.training.reports import Reports, in_words
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.training.stall import STALLED
 
 log = logging.getLogger("raymed")
@@ -90,17 +90,17 @@ def spread(cpus: int, workers: int) -> int:
 
 
 def fit(
-    spec: FitSpec,
+    spec: RunSpec,
     source: Staged | Streamed,
     resources: Resources,
-    verdicts: ActorHandle | None = None,
+    stop_decisions: ActorHandle | None = None,
     callbacks: Sequence[UserCallback] = (),
     keep_all: bool = False,
 ) -> dict[str, Any]:
     """Train, or go on with the run of that name, to its end.
 
     Args:
-        verdicts: asked after each epoch whether to stop.
+        stop_decisions: asked after each epoch whether to stop.
         keep_all: keep all checkpoints, not only the best and the two newest.
 
     Returns:
@@ -117,7 +117,7 @@ def fit(
         # where an earlier raymed had Ray Train keep the checkpoints: Ray refuses to start once one of that list is gone
         spec.folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
         try:
-            _trainer(spec, source, resources, verdicts, callbacks, keep_all).fit()
+            _trainer(spec, source, resources, stop_decisions, callbacks, keep_all).fit()
             newest = checkpoint_names(spec.folder)[-1:]
             return {} if not newest else next(reversed(read_history(spec.folder.child(newest[0]))), {})
         except TrainingFailedError as error:
@@ -138,7 +138,7 @@ def fit(
             log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
 
 
-def _wait_for_storage(spec: FitSpec) -> None:
+def _wait_for_storage(spec: RunSpec) -> None:
     storage = Folder.at(spec.storage)
     wait_for(lambda: require_there(storage), storage, spec.train.storage_minutes, lambda: None)
 
@@ -178,10 +178,10 @@ class _Trainer(TorchTrainer):
 
 
 def _trainer(
-    spec: FitSpec,
+    spec: RunSpec,
     source: Staged | Streamed,
     resources: Resources,
-    verdicts: ActorHandle | None,
+    stop_decisions: ActorHandle | None,
     callbacks: Sequence[UserCallback],
     keep_all: bool,
 ) -> TorchTrainer:
@@ -189,7 +189,7 @@ def _trainer(
     elastic = resources.min_workers < resources.workers
     return _Trainer(
         train_worker,
-        train_loop_config={"spec": spec, "source": source, "verdicts": verdicts, "keep_all": keep_all},
+        train_loop_config={"spec": spec, "source": source, "stop_decisions": stop_decisions, "keep_all": keep_all},
         torch_config=(OneMachine if is_own() else TorchConfig)(timeout_s=spec.train.collective_seconds),
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
@@ -209,7 +209,7 @@ def fit_trial(
     config: dict[str, Any],
     sources: Mapping[str, Staged | Streamed],
     each: Resources,
-    verdicts: ActorHandle,
+    stop_decisions: ActorHandle,
     keep_all: bool,
 ) -> None:
     """A trial of Ray Tune: `fit`, with every report passed on. It lives here because its process imports this module.
@@ -218,10 +218,10 @@ def fit_trial(
         sources: where the rows of each prepared data set come from, by its URI.
         keep_all: see `fit`.
     """
-    spec: FitSpec = config["spec"]
+    spec: RunSpec = config["spec"]
     try:
         _wait_for_storage(spec)  # Ray Train would make its folder below the mount point of one that is away
         reports = Reports(TuneReportCallback()._training_actor_item_queue)
-        fit(spec, sources[spec.data], each, verdicts, [reports], keep_all)
+        fit(spec, sources[spec.data], each, stop_decisions, [reports], keep_all)
     except CommonError as error:
         tune.report({FAILED: str(error), COMMON: 1.0})

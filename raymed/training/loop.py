@@ -1,6 +1,6 @@
 """What one worker does: walk the plan, step, judge, checkpoint, report.
 
-The same for every recipe. A run's losses are a function of its `FitSpec` alone: the order comes from the plan, the draws
+The same for every recipe. A run's losses are a function of its `RunSpec` alone: the order comes from the plan, the draws
 from (seed, epoch, record) and (seed, step, place), and a resumed run goes on at the step its checkpoint names.
 """
 
@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 
 from raymed.data.leak import guard
 from raymed.data.micro_batches import Division, MicroBatch
-from raymed.data.plan import EpochPlan, showings
+from raymed.data.plan import EpochPlan, repeat_counts
 from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.recipe import Batch, Predictions, TrainingPass
@@ -33,7 +33,7 @@ from raymed.training.means import means
 from raymed.training.predictions import in_order, write_predictions
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.training.stall import StallGuard
 from raymed.training.stop_decisions import wait_for_verdict
 from raymed.training.upload import upload
@@ -49,12 +49,12 @@ JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry into a worker; ``config`` holds the ``spec``, the ``source`` of its rows and the ``verdicts``."""
+    """Ray Train's entry into a worker; ``config`` holds ``spec``, ``source`` (of its rows) and ``stop_decisions``."""
     device = ray.train.torch.get_device()
     prepare_process(device)
     try:
         try:
-            run = Run(config["spec"], config["source"], config["verdicts"], config["keep_all"], device)
+            run = Run(config["spec"], config["source"], config["stop_decisions"], config["keep_all"], device)
         except CommonError:
             raise
         except UserError as error:  # weights that do not fit, a leak: all workers meet it
@@ -73,10 +73,15 @@ class Run:
     """One worker's side of a training run."""
 
     def __init__(
-        self, spec: FitSpec, source: Staged | Streamed, verdicts: ActorHandle | None, keep_all: bool, device: torch.device
+        self,
+        spec: RunSpec,
+        source: Staged | Streamed,
+        stop_decisions: ActorHandle | None,
+        keep_all: bool,
+        device: torch.device,
     ) -> None:
         context = ray.train.get_context()
-        self.verdicts, self.keep_all = verdicts, keep_all
+        self.stop_decisions, self.keep_all = stop_decisions, keep_all
         self.spec, self.worker, self.workers = spec, context.get_world_rank(), context.get_world_size()
         self.prepared = spec.open_data()
         if not spec.is_refit:
@@ -89,7 +94,7 @@ class Run:
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
         self.progress = self._resume()
         self.saved_step = self.progress.global_step
-        self.notices = Notices(verdicts)
+        self.notices = Notices(stop_decisions)
         self.stall.step()
 
     def train(self) -> None:
@@ -146,9 +151,9 @@ class Run:
 
     def _told_to_stop(self) -> bool:
         self.stall.step()
-        if self.verdicts is None:
+        if self.stop_decisions is None:
             return False
-        told = [self.worker == 0 and wait_for_verdict(self.verdicts, self.spec.name, self.progress.epoch)]
+        told = [self.worker == 0 and wait_for_verdict(self.stop_decisions, self.spec.name, self.progress.epoch)]
         dist.broadcast_object_list(told)
         return told[0]
 
@@ -196,7 +201,7 @@ class Run:
         """This worker's encoded micro-batches of each global batch from `first_step` on."""
         shares, shown = (
             [self.division.share(batch, self.worker) for batch in batches]
-            for batches in (plan.batches[first_step:], showings(plan.batches)[first_step:])
+            for batches in (plan.batches[first_step:], repeat_counts(plan.batches)[first_step:])
         )
         records = self.reader.read([[row for pack in micro.packs for row in pack] for step in shares for micro in step])
         for step in shown:

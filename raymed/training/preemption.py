@@ -57,8 +57,8 @@ class NoteTermination(WorkerCallback):
 class Notices:
     """One worker's view of what it was told."""
 
-    def __init__(self, verdicts: ActorHandle | None) -> None:
-        self._from_job = verdicts.told_to_leave.remote() if verdicts is not None else None
+    def __init__(self, stop_decisions: ActorHandle | None) -> None:
+        self._from_job = stop_decisions.told_to_leave.remote() if stop_decisions is not None else None
 
     def newest(self) -> Notice:
         """Cheap enough to be asked at every step."""

@@ -20,7 +20,7 @@ from raymed.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
-class FitSpec:
+class RunSpec:
     """Everything a training run is determined by.
 
     Attributes:

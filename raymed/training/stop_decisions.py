@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 # Each worker that was ever started leaves a question that waits, and 1,000 would be all that are heard. If the process is
 # lost, Ray starts it again and asks it the same questions; what it had been told, `Reminder` tells it.
 @ray.remote(num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1)  # type: ignore[call-overload]
-class Verdicts:
+class StopDecisions:
     """What a search decided about its trials' epochs, and whether its job is being stopped."""
 
     def __init__(self) -> None:
@@ -49,10 +49,10 @@ class Verdicts:
         await self._leaving.wait()
 
 
-def wait_for_verdict(verdicts: ActorHandle, name: str, epoch: int) -> bool:
+def wait_for_verdict(stop_decisions: ActorHandle, name: str, epoch: int) -> bool:
     """Whether the run `name` is to stop after `epoch`; waits until the search has decided.
 
     Raises:
         ray.exceptions.RayActorError: the search is gone.
     """
-    return cast(bool, ray.get(verdicts.ask.remote(name, epoch)))
+    return cast(bool, ray.get(stop_decisions.ask.remote(name, epoch)))

@@ -1,1 +1,1 @@
-"""Search space, Optuna study, early stopping, and the night that runs them on Ray Tune."""
+"""Search space, Optuna study, early stopping, and the search that runs them on Ray Tune."""

@@ -70,7 +70,7 @@ class Budget:
         return f"{end:%Y-%m-%d %H:%M %Z}"
 
     def kept(self, earlier: Budget) -> Budget:
-        """With the deadline that the same `until` had when the search began: the same command means the same night."""
+        """With the deadline that the same `until` had when the search began: the same command means the same search."""
         same = (self.until, self.timezone) == (earlier.until, earlier.timezone)
         return replace(self, deadline=earlier.deadline) if self.until and same else self
 

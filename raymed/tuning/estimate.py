@@ -15,23 +15,23 @@ from raymed.job.job import Outcome
 from raymed.recipes.recipe import TrainingPass
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
-from raymed.training.spec import FitSpec
-from raymed.tuning.search import Night
+from raymed.training.spec import RunSpec
+from raymed.tuning.search import Search
 
 MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on the machine that only submits the job
 
 
-def describe(night: Night) -> Outcome:
+def describe(search: Search) -> Outcome:
     """Check data, model, tracking address and resources, and say what the search would do and take.
 
     Raises:
         UserError: something of that does not fit.
     """
-    spec, prepared = night.template, night.template.open_data()
-    check_reachable(night.tracking_uri)
+    spec, prepared = search.template, search.template.open_data()
+    check_reachable(search.tracking_uri)
     spec.folder.check_writable()
-    each, fitting = night.resources()
-    concurrent = min(fitting, night.budget.trials)
+    each, fitting = search.resources()
+    concurrent = min(fitting, search.budget.trials)
     workers = f"{each.min_workers} to {each.workers}" if each.min_workers < each.workers else str(each.workers)
     plan = spec.plan(prepared, 0)
     records, noun = plan.rows, spec.sampling.noun
@@ -49,15 +49,15 @@ def describe(night: Night) -> Outcome:
         f"{validation} val {noun} of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
         *(f"           left out: {count} {reason}" for reason, count in plan.left_out.items() if count),
         f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most {spec.train.epochs} epochs",
-        *([f"           {idle}"] if (idle := night.idle(each)) else []),
+        *([f"           {idle}"] if (idle := search.idle(each)) else []),
         *([f"           workers are busy {busy:.0%} of the time"] if busy < 0.995 else []),
         f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
         f"{state / 2**30:.2f} GiB a worker under ZeRO {spec.train.zero_stage}",
         f"resources  {concurrent} at once, each {workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
-        f"runs       {', '.join(night.variants)}"
-        if night.variants
-        else f"search     {night.budget.trials} trials over {', '.join(night.defaults) or 'no settings'}"
-        + (f"; {night.budget.plan}" if night.budget.end else ""),
+        f"runs       {', '.join(search.runs)}"
+        if search.runs
+        else f"search     {search.budget.trials} trials over {', '.join(search.defaults) or 'no settings'}"
+        + (f"; {search.budget.plan}" if search.budget.end else ""),
     ]
     seconds = (
         _seconds_per_record(spec, prepared, module, each.cpus)
@@ -71,11 +71,11 @@ def describe(night: Night) -> Outcome:
         whole = epoch * spec.train.epochs
         lines.append(
             f"time       about {seconds * 1000:.1f} ms a {noun[:-1]}, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial "
-            f"that is not stopped early, at most {whole * math.ceil(night.budget.trials / concurrent) / 60:.0f} min for all"
+            f"that is not stopped early, at most {whole * math.ceil(search.budget.trials / concurrent) / 60:.0f} min for all"
         )
-    lines.append(f"nothing was started; it would be recorded at {night.tracking_uri} and lie in {spec.folder.uri}")
+    lines.append(f"nothing was started; it would be recorded at {search.tracking_uri} and lie in {spec.folder.uri}")
     data = {"steps_per_epoch": len(plan.batches), "records": records, "parameters": parameters, "concurrent": concurrent}
-    return Outcome("\n".join(lines), data | {"seconds_per_record": seconds, "state_bytes": state, "name": night.name})
+    return Outcome("\n".join(lines), data | {"seconds_per_record": seconds, "state_bytes": state, "name": search.name})
 
 
 def state_bytes(parameters: int, trained: int, stage: int, workers: int) -> float:
@@ -87,11 +87,11 @@ def state_bytes(parameters: int, trained: int, stage: int, workers: int) -> floa
     return weights / (workers if stage == 3 else 1) + gradients / (workers if stage >= 2 else 1) + moments / workers
 
 
-def _patients(prepared: Prepared, spec: FitSpec, split: str) -> int:
+def _patients(prepared: Prepared, spec: RunSpec, split: str) -> int:
     return len(set(prepared.columns(spec.rows(prepared, split), ["patient"])["patient"]))
 
 
-def _seconds_per_record(spec: FitSpec, prepared: Prepared, module: torch.nn.Module, cpus: int) -> float:
+def _seconds_per_record(spec: RunSpec, prepared: Prepared, module: torch.nn.Module, cpus: int) -> float:
     """Forward and backward of a few real micro-batches in this process, on as many threads as a worker has."""
     ((micro, *_), *_) = Division(spec.train.micro_batch).rounds(spec.plan(prepared, 0).batches[0])
     records = prepared.read(np.array([row for pack in micro.packs for row in pack]))

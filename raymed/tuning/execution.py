@@ -1,6 +1,6 @@
-"""The search: Ray Tune runs the trials of a night over one decoded data set, and MLflow gets one child run per trial.
+"""The search: Ray Tune runs the trials of one over one decoded data set, and MLflow gets one child run per trial.
 
-Running the same night again goes on with it: finished trials stay, unfinished ones continue from their checkpoints.
+Running the same search again goes on with it: finished trials stay, unfinished ones continue from their checkpoints.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from raymed.cluster.connection import HEAD
 from raymed.data.plan import EpochPlan
 from raymed.data.stream import Staged, Streamed, open_reader
 from raymed.errors import RunError, UserError
-from raymed.job.job import going_on
+from raymed.job.job import resume_command
 from raymed.job.library_log import essence
 from raymed.registry.register import alias_version
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
 from raymed.training.retention import scratch
-from raymed.training.spec import FitSpec
-from raymed.training.stop_decisions import Verdicts
+from raymed.training.spec import RunSpec
+from raymed.training.stop_decisions import StopDecisions
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.progress import Progress
 from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
 from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.reminder import Reminder
-from raymed.tuning.search import DRIVER_CPUS, TRIALS, Night
+from raymed.tuning.search import DRIVER_CPUS, TRIALS, Search
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import DECIDED, JUDGING, SEARCHING, Study
 from raymed.tuning.timetable import Timetable
@@ -48,7 +48,7 @@ log = logging.getLogger("raymed")
 NOTES = "tune-"  # begins the names of folders that Ray Tune had in the storage of an earlier raymed
 
 
-def run_search(night: Night, watch: Watch | None = None) -> Study:
+def run_search(search: Search, watch: Watch | None = None) -> Study:
     """Search until the budget is used up; the study tells how every trial ended.
 
     Args:
@@ -57,43 +57,47 @@ def run_search(night: Night, watch: Watch | None = None) -> Study:
     Raises:
         UserError: another process runs this search.
     """
-    with night.alone():
-        return _run(night, watch)
+    with search.alone():
+        return _run(search, watch)
 
 
-def _run(night: Night, watch: Watch | None) -> Study:
-    night.finish_forgetting()
-    study, tracker = night.open_study(), night.open_tracker()
-    night = night.of_generation(study.generation)
-    budget = study.begin(night.line_up(study))
-    each, concurrent = night.resources()
+def _run(search: Search, watch: Watch | None) -> Study:
+    search.finish_forgetting()
+    study, tracker = search.open_study(), search.open_tracker()
+    search = search.of_generation(study.generation)
+    budget = study.begin(search.enqueue_retries(study))
+    each, concurrent = search.resources()
     if study.phase != SEARCHING:
-        return _already_searched(night, study, budget, tracker, each)
+        return _already_searched(search, study, budget, tracker, each)
     if study.champion is None:
-        study.note_champion(alias_version(tracker, night.model))
+        study.note_champion(alias_version(tracker, search.model))
     if budget.end:
         log.info("%s", budget.plan)
-    if idle := night.idle(each):
+    if idle := search.idle(each):
         log.warning(idle)
-    parent = _start_parent(night, tracker, study.generation)
-    folder = night.template.folder
+    parent = _start_parent(search, tracker, study.generation)
+    folder = search.template.folder
     folder.filesystem.create_dir(folder.child(TRIALS).path, recursive=True)
     _sweep(folder)
-    verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
+    stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     train = tune.with_parameters(
-        fit_trial, sources=_sources(night), each=each, verdicts=verdicts, keep_all=night.keep_checkpoints == "all"
+        fit_trial,
+        sources=_sources(search),
+        each=each,
+        stop_decisions=stop_decisions,
+        keep_all=search.keep_checkpoints == "all",
     )
     with (
-        Progress(study, budget, night.label, night.spec) as progress,
-        Interrupt(verdicts) as interrupt,
-        StorageWatch(folder, night.template.train.storage_minutes, going_on(sys.argv), interrupt.stop) as storage,
-        Reminder(verdicts, lambda: _decisions(night, study)),
+        Progress(study, budget, search.label, search.spec_of) as progress,
+        Interrupt(stop_decisions) as interrupt,
+        StorageWatch(folder, search.template.train.storage_minutes, resume_command(sys.argv), interrupt.stop) as storage,
+        Reminder(stop_decisions, lambda: _decisions(search, study)),
         scratch(folder, 0) as notes,
     ):
-        recorder = Recorder(night, tracker, parent, study, progress, watch, each)
-        timetable = Timetable.of(night, budget)
-        searcher = StudySearcher(study, timetable, night.trial, interrupt, storage)
-        scheduler = StudyScheduler(study, timetable, verdicts, recorder.observe, interrupt, storage)
+        recorder = Recorder(search, tracker, parent, study, progress, watch, each)
+        timetable = Timetable.of(search, budget)
+        searcher = StudySearcher(study, timetable, search.run_spec, interrupt, storage)
+        scheduler = StudyScheduler(study, timetable, stop_decisions, recorder.observe, interrupt, storage)
         tuner = _tuner(notes, train, concurrent, searcher, scheduler)
         try:
             tuner.fit()
@@ -111,7 +115,7 @@ def _run(night: Night, watch: Watch | None) -> Study:
         except RayError as error:
             raise RunError(
                 f"Ray ended in the middle of the search ({essence(str(error))}): one of its own processes was killed, or "
-                f"its machine is gone. Trials under way go on from their checkpoints: {going_on(sys.argv)}"
+                f"its machine is gone. Trials under way go on from their checkpoints: {resume_command(sys.argv)}"
             ) from error
         except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
             if storage.gave_up:
@@ -132,19 +136,19 @@ def _sweep(folder: Folder) -> None:
                 folder.delete(name)
 
 
-def _decisions(night: Night, study: Study) -> Iterator[tuple[str, int, bool]]:
+def _decisions(search: Search, study: Study) -> Iterator[tuple[str, int, bool]]:
     """Every decision so far: of which run, after which epoch, and whether to stop."""
     for trial in study.trials:
         for epoch, reason in trial.user_attrs.get(DECIDED, {}).items():
-            yield night.spec(trial).name, int(epoch), bool(reason)
+            yield search.spec_of(trial).name, int(epoch), bool(reason)
 
 
-def _already_searched(night: Night, study: Study, budget: Budget, tracker: Tracker, each: Resources) -> Study:
+def _already_searched(search: Search, study: Study, budget: Budget, tracker: Tracker, each: Resources) -> Study:
     """What an earlier process searched to its end; MLflow gets what it lacks."""
-    more = " A larger --trials, --epochs or --hours, or another --until, goes on." if night.search.space else ""
-    log.info("%s is at its end: nothing is trained again.%s", night.name, more)
-    progress = Progress(study, budget, night.label, night.spec)
-    recorder = Recorder(night, tracker, _start_parent(night, tracker, study.generation), study, progress, None, each)
+    more = " A larger --trials, --epochs or --hours, or another --until, goes on." if search.settings.space else ""
+    log.info("%s is at its end: nothing is trained again.%s", search.name, more)
+    progress = Progress(study, budget, search.label, search.spec_of)
+    recorder = Recorder(search, tracker, _start_parent(search, tracker, study.generation), study, progress, None, each)
     try:
         recorder.settle()
     finally:
@@ -177,10 +181,10 @@ def _tuner(
     )
 
 
-def _sources(night: Night) -> dict[str, Staged | Streamed]:
+def _sources(search: Search) -> dict[str, Staged | Streamed]:
     """The rows of all runs, each prepared data set decoded once, by its URI."""
-    specs: dict[str, list[FitSpec]] = {}
-    for spec in night.variants.values() or [night.template]:
+    specs: dict[str, list[RunSpec]] = {}
+    for spec in search.runs.values() or [search.template]:
         specs.setdefault(spec.data, []).append(spec)
     sources = {}
     for data, same in specs.items():
@@ -189,35 +193,35 @@ def _sources(night: Night) -> dict[str, Staged | Streamed]:
     return sources
 
 
-def _digest(runs: Mapping[str, FitSpec]) -> str:
+def _digest(runs: Mapping[str, RunSpec]) -> str:
     """Names the settings of listed runs."""
     described = {name: spec.settings() for name, spec in runs.items()}
     return hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _start_parent(night: Night, tracker: Tracker, generation: str) -> str:
-    prepared = night.template.open_data()
-    plan: EpochPlan = night.template.plan(prepared, 0)
+def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
+    prepared = search.template.open_data()
+    plan: EpochPlan = search.template.plan(prepared, 0)
     parent = tracker.run(
-        night.name,
-        night.name,
+        search.name,
+        search.name,
         tags={
-            "raymed.system": night.template.recipe.name,
-            "raymed.data": night.template.data,
-            "raymed.command": night.command,
+            "raymed.system": search.template.recipe.name,
+            "raymed.data": search.template.data,
+            "raymed.command": search.command,
             GENERATION: generation,
         },
         params={
             "data_digest": prepared.digest,
-            "space": {n: repr(d) for n, d in night.search.space.items()},
-            **({"runs": _digest(night.variants)} if night.variants else night.template.settings()),
+            "space": {n: repr(d) for n, d in search.settings.space.items()},
+            **({"runs": _digest(search.runs)} if search.runs else search.template.settings()),
         },
     )
-    tracker.input(parent, night.name, prepared.digest, night.template.data, "training")
+    tracker.input(parent, search.name, prepared.digest, search.template.data, "training")
     log.info(
         "plan: %d %s an epoch in %d steps%s; left out: %s",
         plan.rows,
-        night.template.sampling.noun,
+        search.template.sampling.noun,
         len(plan.batches),
         "" if plan.fill_rate is None else f", sequences filled to {plan.fill_rate:.1%}",
         ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()) or "none",

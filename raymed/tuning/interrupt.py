@@ -27,8 +27,8 @@ class Interrupt:
 
     told = False
 
-    def __init__(self, verdicts: ActorHandle) -> None:
-        self._verdicts = verdicts
+    def __init__(self, stop_decisions: ActorHandle) -> None:
+        self._verdicts = stop_decisions
         self._waited = threading.Timer(PATIENCE_SECONDS, _thread.interrupt_main)
         self._waited.daemon = True
         self._ending = ending(PATIENCE_SECONDS + DEADLINE, interrupted())  # MLflow, or a storage, may be waited for

@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 
 from raymed.recipes.metric import VAL_LOSS
 from raymed.training.reports import LOST
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.study import Study
 
@@ -28,7 +28,7 @@ class Progress:
     """Shows trials under way, the best so far and the time left, on standard error."""
 
     def __init__(
-        self, study: Study, budget: Budget, label: Callable[[FrozenTrial], str], spec: Callable[[FrozenTrial], FitSpec]
+        self, study: Study, budget: Budget, label: Callable[[FrozenTrial], str], spec: Callable[[FrozenTrial], RunSpec]
     ) -> None:
         """`label` and `spec` tell what a trial is called, and its run."""
         self._study, self._budget, self._label, self._spec = study, budget, label, spec
@@ -79,7 +79,7 @@ class Progress:
             if happened == "FAIL" or not self._live:
                 log.info("%s  %s%s", self._label(trial), words, f": {reason}" if reason else "")
 
-    def _figures(self, spec: FitSpec, result: Mapping[str, Any]) -> Iterator[str]:
+    def _figures(self, spec: RunSpec, result: Mapping[str, Any]) -> Iterator[str]:
         """Of an epoch: the system's metrics of training, its val_loss, and what the best epoch is chosen by."""
         for metric in spec.recipe.metrics:
             shown = metric.name.startswith("train_") or metric.name in (VAL_LOSS.name, spec.train.monitor)

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from raymed.training.fit import RESTARTS
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.space import Value
 from raymed.tuning.storage_watch import StorageWatch
@@ -41,7 +41,7 @@ class StudySearcher(Searcher):
         self,
         study: Study,
         timetable: Timetable,
-        spec: Callable[[int, Mapping[str, Value]], FitSpec],
+        spec: Callable[[int, Mapping[str, Value]], RunSpec],
         interrupt: Interrupt,
         storage: StorageWatch,
     ) -> None:
@@ -85,13 +85,13 @@ class StudyScheduler(FIFOScheduler):
         self,
         study: Study,
         timetable: Timetable,
-        verdicts: ActorHandle,
+        stop_decisions: ActorHandle,
         observe: Callable[[int, str, Mapping[str, Any]], None],
         interrupt: Interrupt,
         storage: StorageWatch,
     ) -> None:
         super().__init__()
-        self._study, self._timetable, self._verdicts, self._observe = study, timetable, verdicts, observe
+        self._study, self._timetable, self._verdicts, self._observe = study, timetable, stop_decisions, observe
         self._interrupt, self._storage = interrupt, storage
         self._lost: Counter[tuple[int, int]] = Counter()  # drivers, by trial and epoch
 

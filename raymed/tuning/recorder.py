@@ -16,9 +16,9 @@ from raymed.tracking.tracker import GENERATION, USED, RunRecord, Status, Tracker
 from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER
 from raymed.training.reports import LOST
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.progress import Progress
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.study import CHECKPOINT, CURVE, REASON, Study
 
 log = logging.getLogger("raymed")
@@ -26,7 +26,7 @@ log = logging.getLogger("raymed")
 STATE = "raymed.state"
 STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
 
-Watch = Callable[[FitSpec, str, Mapping[str, Any]], None]
+Watch = Callable[[RunSpec, str, Mapping[str, Any]], None]
 """Told of a run, what happened to it (start, epoch, COMPLETE, PRUNED or FAIL), and what it reported."""
 
 
@@ -38,7 +38,7 @@ class Recorder:
 
     def __init__(
         self,
-        night: Night,
+        search: Search,
         tracker: Tracker,
         parent: str,
         study: Study,
@@ -50,15 +50,15 @@ class Recorder:
         Args:
             each: what every trial takes.
         """
-        self._night, self._tracker, self._parent = night, tracker, parent
+        self._search, self._tracker, self._parent = search, tracker, parent
         self._study, self._progress, self._watch = study, progress, watch
         self._each = each
         self._runs: dict[int, str] = {}
         self._digests: dict[str, str] = {}
         self._usages: dict[str, Usage] = {}
         self._warned: set[int] = set()  # trials of which damaged checkpoints were told
-        minutes = night.template.train.storage_minutes
-        self._outbox = Outbox(night.outbox, f"the tracking server {tracker.uri}", self._deliver, minutes)
+        minutes = search.template.train.storage_minutes
+        self._outbox = Outbox(search.outbox, f"the tracking server {tracker.uri}", self._deliver, minutes)
         self._outbox.put({"happened": "begin", "finished": [t.number for t in study.trials if t.state.is_finished()]})
 
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Recorder:
             self._progress.show(number, happened, result)
             return
         if self._watch is not None:
-            self._watch(self._night.spec(self._study.trial(number)), happened, result)
+            self._watch(self._search.spec_of(self._study.trial(number)), happened, result)
         entry = {
             "trial": number,
             "happened": happened,
@@ -99,7 +99,7 @@ class Recorder:
                     state, reason = TrialState.PRUNED, "interrupted, and the budget was used up before it was its turn again"
                 self._study.tell(trial.number, state, reason)
                 self.observe(trial.number, state.name, {"reason": reason})
-        self._outbox.put({"happened": "end", "status": "FINISHED" if self._night.has_succeeded(self._study) else "FAILED"})
+        self._outbox.put({"happened": "end", "status": "FINISHED" if self._search.has_succeeded(self._study) else "FAILED"})
 
     def close(self) -> None:
         """Wait until MLflow has everything."""
@@ -138,7 +138,7 @@ class Recorder:
     def _catch_up(self, finished: Collection[int]) -> None:
         """Write of trials that had ended earlier what MLflow lacks: a run, the objective of its epochs, its end."""
         known = self._tracker.children(self._parent)
-        last = {self._night.trial_key(trial): trial for trial in self._study.trials}  # a run may be tried several times
+        last = {self._search.trial_key(trial): trial for trial in self._study.trials}  # a run may be tried several times
         for key, trial in last.items():
             if trial.number in finished and not _is_up_to_date(known.get(key), trial):
                 at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
@@ -148,7 +148,7 @@ class Recorder:
 
     def _end(self, number: int, state: str, reason: str) -> None:
         run, trial = self._run(number), self._study.trial(number)
-        checkpoint = self._night.candidate(run, trial).tags() if CHECKPOINT in trial.user_attrs else {}
+        checkpoint = self._search.candidate(run, trial).tags() if CHECKPOINT in trial.user_attrs else {}
         self._tracker.tags(run, {STATE: state} | checkpoint)
         self._tracker.finish(run, STATUS[state], reason)
 
@@ -160,19 +160,19 @@ class Recorder:
             self._tracker.log_epoch(run, entry["epoch"], entry["metrics"], entry.get("at"))
             self._tracker.tags(run, {f"raymed.{name}": fact for name, fact in entry["facts"].items()})
             if CHECKPOINT in trial.user_attrs:
-                self._tracker.tags(run, self._night.candidate(run, trial).tags())
+                self._tracker.tags(run, self._search.candidate(run, trial).tags())
         else:
             self._end(number, happened, entry["reason"])
 
     def _run(self, number: int) -> str:
         if number not in self._runs:
             trial = self._study.trial(number)
-            spec = self._night.spec(trial)
+            spec = self._search.spec_of(trial)
             fold = "" if spec.fold is None else str(spec.fold)
             how = spec.train.how() | {"workers": self._each.workers, "threads": self._each.cpus}
             usage = self._used(spec)
             run = self._tracker.run(
-                self._night.trial_key(trial),
+                self._search.trial_key(trial),
                 spec.name,
                 parent=self._parent,
                 tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
@@ -189,11 +189,11 @@ class Recorder:
             if spec.data not in self._digests:
                 self._digests[spec.data] = spec.open_data().digest
             context = f"training without fold {fold}" if fold else "training"
-            self._tracker.input(run, self._night.name, self._digests[spec.data], spec.data, context)
+            self._tracker.input(run, self._search.name, self._digests[spec.data], spec.data, context)
             self._runs[number] = run
         return self._runs[number]
 
-    def _used(self, spec: FitSpec) -> Usage:
+    def _used(self, spec: RunSpec) -> Usage:
         """Whom a run is trained and validated on, counted once for all trials that have it in common."""
         key = repr((spec.data, spec.fold, spec.sampling, spec.seed))
         if key not in self._usages:

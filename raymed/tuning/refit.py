@@ -19,16 +19,16 @@ from ray.util.queue import Queue
 from raymed.cluster.connection import HEAD
 from raymed.data.stream import open_reader
 from raymed.errors import RunError, StorageError
-from raymed.job.job import going_on
+from raymed.job.job import resume_command
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import fit
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST, Reports
-from raymed.training.spec import FitSpec
-from raymed.training.stop_decisions import Verdicts
+from raymed.training.spec import RunSpec
+from raymed.training.stop_decisions import StopDecisions
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.progress import time_left
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import BEST_EPOCH, SECONDS
 
@@ -37,7 +37,7 @@ log = logging.getLogger("raymed")
 SPLITS = {"trainval": ("train", "val"), "all": ("train", "val", "test")}
 
 
-def train_again(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str:
+def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> str:
     """Train the winner's configuration on more rows, for as many epochs as the winner's best; the last checkpoint's URI.
 
     Raises:
@@ -47,9 +47,9 @@ def train_again(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str
     """
     name, last_epoch = f"refit-{best.number:04d}-{'-'.join(splits)}", best.user_attrs[BEST_EPOCH]
     spec = dataclasses.replace(
-        _again(night, night.trial(best.number, best.params), splits), name=name, last_epoch=last_epoch
+        _again(search, search.run_spec(best.number, best.params), splits), name=name, last_epoch=last_epoch
     )
-    each = night.whole(spec)  # nothing else runs now
+    each = search.whole(spec)  # nothing else runs now
     log.info(
         "refit: trial %d on %s for %d epochs, %d workers of %d CPUs, %s",
         *(
@@ -58,20 +58,22 @@ def train_again(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str
             spec.last_epoch,
             each.workers,
             each.cpus,
-            time_left(seconds(night, best, splits)),
+            time_left(seconds(search, best, splits)),
         ),
     )
-    verdicts = Verdicts.options(resources=HEAD).remote()  # type: ignore[attr-defined]
+    stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     for epoch in range(1, spec.last_epoch):  # nothing stops it early
-        verdicts.give.remote(spec.name, epoch, False)
+        stop_decisions.give.remote(spec.name, epoch, False)
     source = open_reader(spec.open_data(), spec.all_rows(spec.open_data()))
     with (
         _Listener(spec.last_epoch) as listener,
-        Interrupt(verdicts) as interrupt,
-        StorageWatch(night.template.folder, spec.train.storage_minutes, going_on(sys.argv), interrupt.stop) as storage,
+        Interrupt(stop_decisions) as interrupt,
+        StorageWatch(
+            search.template.folder, spec.train.storage_minutes, resume_command(sys.argv), interrupt.stop
+        ) as storage,
     ):
         try:
-            fit(spec, source, each, verdicts, [listener.callback])
+            fit(spec, source, each, stop_decisions, [listener.callback])
         except KeyboardInterrupt:
             if storage.gave_up:
                 raise RunError(storage.gave_up) from None
@@ -92,22 +94,22 @@ def train_again(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> str
     return spec.folder.child(progress.model).uri
 
 
-def seconds(night: Night, best: FrozenTrial, splits: tuple[str, ...]) -> float:
+def seconds(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> float:
     """How long training a trial's configuration again will take, by the time that its epochs took."""
     epoch: float = best.user_attrs.get(SECONDS, 0.0) / max(1, best.last_step or 1)
-    return best.user_attrs[BEST_EPOCH] * epoch * cost_of_epochs(night, night.spec(best), splits)
+    return best.user_attrs[BEST_EPOCH] * epoch * cost_of_epochs(search, search.spec_of(best), splits)
 
 
-def cost_of_epochs(night: Night, spec: FitSpec, splits: tuple[str, ...]) -> float:
+def cost_of_epochs(search: Search, spec: RunSpec, splits: tuple[str, ...]) -> float:
     """How long an epoch of the refit of a run takes, in epochs of that run: it has more rows, and the machine for itself."""
-    again, prepared = _again(night, spec, splits), spec.open_data()
-    had, has = night.resources()[0], night.whole(again)
+    again, prepared = _again(search, spec, splits), spec.open_data()
+    had, has = search.resources()[0], search.whole(again)
     rows = again.plan(prepared, 0).rows / spec.plan(prepared, 0).rows
     return rows * (had.workers * had.cpus) / (has.workers * has.cpus)
 
 
-def _again(night: Night, spec: FitSpec, splits: tuple[str, ...]) -> FitSpec:
-    return dataclasses.replace(spec, train_on=splits, sampling=night.template.sampling.unlimited)
+def _again(search: Search, spec: RunSpec, splits: tuple[str, ...]) -> RunSpec:
+    return dataclasses.replace(spec, train_on=splits, sampling=search.template.sampling.unlimited)
 
 
 class _Listener:

@@ -18,9 +18,9 @@ PAUSE = 0.5  # seconds between two looks at the actor
 class Reminder:
     """While entered, waits for the actor to be lost, and then gives it every decision again."""
 
-    def __init__(self, verdicts: ActorHandle, decisions: Callable[[], Iterable[tuple[str, int, bool]]]) -> None:
+    def __init__(self, stop_decisions: ActorHandle, decisions: Callable[[], Iterable[tuple[str, int, bool]]]) -> None:
         """`decisions` gives what was decided so far: a run's name, the epoch, and whether the run stops after it."""
-        self._verdicts, self._decisions, self._over = verdicts, decisions, threading.Event()
+        self._verdicts, self._decisions, self._over = stop_decisions, decisions, threading.Event()
 
     def __enter__(self) -> Reminder:
         threading.Thread(target=self._wait, name="reminder", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The morning after a night: who won, what ties with it, the winner judged and registered, and the report."""
+"""What comes of a search: who won, what ties with it, the winner judged and registered, and the report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from raymed.job.job import Outcome
 from raymed.recipes.metric import VAL_LOSS
 from raymed.registry.assessment import Refit
 from raymed.registry.model_card import near_duplicates
-from raymed.registry.register import Registered, judge_and_register
+from raymed.registry.register import Registered, assess_and_register
 from raymed.storage.folder import Folder
 from raymed.training.predictions import read_predictions
 from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study
 
 log = logging.getLogger("raymed")
@@ -40,7 +40,7 @@ STATES: dict[TrialState, State] = {
 }
 
 
-def judge_night(night: Night, study: Study, refit: str = "none", alias: str | None = None) -> Outcome:
+def conclude_search(search: Search, study: Study, refit: str = "none", alias: str | None = None) -> Outcome:
     """Judge and register the best trial, mark what ties with it, and write the report.
 
     Args:
@@ -50,55 +50,55 @@ def judge_night(night: Night, study: Study, refit: str = "none", alias: str | No
     Raises:
         RunError: no trial completed an epoch.
     """
-    night, best = night.of_generation(study.generation), best_trial(night, study)
-    tracker = night.open_tracker()
-    runs = {trial.number: tracker.find(night.trial_key(trial)) or "" for trial in study.trials}
+    search, best = search.of_generation(study.generation), best_trial(search, study)
+    tracker = search.open_tracker()
+    run_ids = {trial.number: tracker.find(search.trial_key(trial)) or "" for trial in study.trials}
     if refit != "none" and study.phase != DONE:
         study.enter(REFITTING)
-    again = Refit(train_again(night, best, SPLITS[refit]), SPLITS[refit]) if refit != "none" else None
+    again = Refit(train_again(search, best, SPLITS[refit]), SPLITS[refit]) if refit != "none" else None
     seen = study.champion if alias is None else None
-    registered = judge_and_register(tracker, night.candidate(runs[best.number], best), alias, again, seen=seen)
-    differences = compare(night, study, best) if study.objective == VAL_LOSS else {}  # they are compared by that loss
+    registered = assess_and_register(tracker, search.candidate(run_ids[best.number], best), alias, again, seen=seen)
+    differences = compare(search, study, best) if study.objective == VAL_LOSS else {}  # they are compared by that loss
     ties = [number for number, difference in differences.items() if difference.low is None or difference.low <= 0]
     for number in ties:
-        tracker.tags(runs[number], {"raymed.tie": f"not surely worse than trial {best.number}"})
-    folder = night.template.folder
-    folder.write("patients.csv", registered.judgement.predictions())
-    page = render(_report(night, study, best, registered, differences, ties, runs, again))
+        tracker.tags(run_ids[number], {"raymed.tie": f"not surely worse than trial {best.number}"})
+    folder = search.template.folder
+    folder.write("patients.csv", registered.assessment.predictions())
+    page = render(_report(search, study, best, registered, differences, ties, run_ids, again))
     folder.write("report.html", page.encode())
-    parent = str(tracker.find(night.name))
+    parent = str(tracker.find(search.name))
     tracker.text(parent, page, "report.html")
     tracker.metrics(parent, {study.objective.name: study.best_value(best)})
-    tracker.describe_as(parent, _description(night, study, best, registered, ties, runs))
-    night.thin_out(study, best)
+    tracker.describe_as(parent, _description(search, study, best, registered, ties, run_ids))
+    search.prune_checkpoints(study, best)
     study.note_champion(registered.version)
     study.enter(DONE)
-    return _outcome(night, study, best, registered, ties)
+    return _outcome(search, study, best, registered, ties)
 
 
 def _description(
-    night: Night, study: Study, best: FrozenTrial, registered: Registered, ties: list[int], runs: dict[int, str]
+    search: Search, study: Study, best: FrozenTrial, registered: Registered, ties: list[int], run_ids: dict[int, str]
 ) -> str:
     """What the search's page says, as Markdown: who won, where the report is, and how another trial is taken instead."""
-    judged = registered.judgement.test or registered.judgement.validation
+    judged = registered.assessment.test or registered.assessment.validation
     named = [name for name in ("loss", "accuracy", "macro_auc") if name in judged.metrics]
     figures = ", ".join(f"{name} {summary.show(judged.metrics[name])}" for name in named)
-    where = "test" if registered.judgement.test else "validation"
-    page = f"#/experiments/{night.open_tracker().experiment_id}/runs/"
+    where = "test" if registered.assessment.test else "validation"
+    page = f"#/experiments/{search.open_tracker().experiment_id}/runs/"
     return "\n\n".join(
         [
             f"**Trial {best.number} won** of {len(study.trials)}: {study.objective.show(study.best_value(best))} in epoch "
-            f"{best.user_attrs[BEST_EPOCH]} ([its page]({page}{runs[best.number]})). It is registered as "
+            f"{best.user_attrs[BEST_EPOCH]} ([its page]({page}{run_ids[best.number]})). It is registered as "
             f"`{registered.uri}`, version {registered.version}.",
             f"{judged.patients} {where} patients: {figures}.",
             *([f"Not surely worse: trials {', '.join(map(str, ties))}."] if ties else []),
-            f"Report: `report.html` under Artifacts, and `{night.template.folder.uri}/report.html`.",
+            f"Report: `report.html` under Artifacts, and `{search.template.folder.uri}/report.html`.",
             "Another trial instead: `python jobs/promote.py RUN_ID`.",
         ]
     )
 
 
-def best_trial(night: Night, study: Study) -> FrozenTrial:
+def best_trial(search: Search, study: Study) -> FrozenTrial:
     """The best trial by the search's objective.
 
     Raises:
@@ -106,11 +106,11 @@ def best_trial(night: Night, study: Study) -> FrozenTrial:
     """
     if study.best is None:
         reasons = {trial.user_attrs.get(REASON, "stopped before its first epoch") for trial in study.trials}
-        raise RunError(f"no trial of {night.name} completed an epoch: {'; '.join(sorted(reasons)) or 'none was started'}")
+        raise RunError(f"no trial of {search.name} completed an epoch: {'; '.join(sorted(reasons)) or 'none was started'}")
     return study.best
 
 
-def compare(night: Night, study: Study, best: FrozenTrial) -> dict[int, Estimate]:
+def compare(search: Search, study: Study, best: FrozenTrial) -> dict[int, Estimate]:
     """By trial, how much larger its loss is than the best's over the same patients, each at its own best epoch.
 
     A trial whose 95 % interval holds zero is not surely worse.
@@ -118,7 +118,7 @@ def compare(night: Night, study: Study, best: FrozenTrial) -> dict[int, Estimate
     Raises:
         RunError: the best trial's predictions are damaged; another's are said to be and left out.
     """
-    prepared = night.template.open_data()
+    prepared = search.template.open_data()
     winner = _validation_patients(prepared, best)
     differences = {}
     for trial in study.trials:
@@ -128,7 +128,7 @@ def compare(night: Night, study: Study, best: FrozenTrial) -> dict[int, Estimate
             except RunError as error:
                 log.warning("trial %d is not compared with the best: %s", trial.number, error)
                 continue
-            differences[trial.number] = difference_interval(patients, winner, seed=night.template.seed)
+            differences[trial.number] = difference_interval(patients, winner, seed=search.template.seed)
     return differences
 
 
@@ -139,20 +139,20 @@ def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
 
 
 def _report(
-    night: Night,
+    search: Search,
     study: Study,
     best: FrozenTrial,
     registered: Registered,
     differences: dict[int, Estimate],
     ties: list[int],
-    runs: dict[int, str],
+    run_ids: dict[int, str],
     refit: Refit | None,
 ) -> SearchReport:
-    prepared, judgement = night.template.open_data(), registered.judgement
+    prepared, assessment = search.template.open_data(), registered.assessment
     manifest = prepared.manifest
     started = min(trial.datetime_start or datetime.now() for trial in study.trials)
     ended = max(trial.datetime_complete or datetime.now() for trial in study.trials)
-    each, _ = night.resources()
+    each, _ = search.resources()
     hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) * each.workers / 3600
     notes = ["Probabilities are temperature-scaled: figures are those after that."]
     if refit is not None:
@@ -161,36 +161,36 @@ def _report(
             "the figures belong to the model before that."
         )
     return SearchReport(
-        name=night.name,
-        system=night.template.recipe.name,
+        name=search.name,
+        system=search.template.recipe.name,
         model=registered.uri,
         started=started,
         seconds=(ended - started).total_seconds(),
         trials=[
-            _summary(study, trial, differences.get(trial.number), trial.number in ties, runs[trial.number])
+            _summary(study, trial, differences.get(trial.number), trial.number in ties, run_ids[trial.number])
             for trial in study.trials
         ],
         objective=study.objective,
         champion=best.number,
         names=prepared.labels.titles,
-        validation=judgement.validation,
-        test=judgement.test,
-        temperature=judgement.temperature,
+        validation=assessment.validation,
+        test=assessment.test,
+        temperature=assessment.temperature,
         data=DataSummary(
             source=manifest.source,
             digest=prepared.digest,
-            usage=judgement.usage,
+            usage=assessment.usage,
             quarantined=manifest.quarantined,
             left_out=len(manifest.left_out),
             near_duplicates=near_duplicates(prepared),
-            guard=str(guard(prepared.index, night.template.fold)),
+            guard=str(guard(prepared.index, search.template.fold)),
         ),
-        command=night.command,
+        command=search.command,
         looks=registered.looks,
-        hardest=judgement.hardest(prepared),
-        hardest_split="test" if judgement.test_patients else "validation",
+        hardest=assessment.hardest(prepared),
+        hardest_split="test" if assessment.test_patients else "validation",
         cost={"epochs": str(study.epochs), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
-        importance=importance(study.study, night.template.seed),
+        importance=importance(study.study, search.template.seed),
         versions={name: version(name) for name in PACKAGES},
         notes=notes,
     )
@@ -212,8 +212,8 @@ def _summary(study: Study, trial: FrozenTrial, difference: Estimate | None, tie:
     )
 
 
-def _outcome(night: Night, study: Study, best: FrozenTrial, registered: Registered, ties: list[int]) -> Outcome:
-    judgement = registered.judgement
+def _outcome(search: Search, study: Study, best: FrozenTrial, registered: Registered, ties: list[int]) -> Outcome:
+    assessment = registered.assessment
     states = {state: sum(trial.state.name == state for trial in study.trials) for state in ("COMPLETE", "PRUNED", "FAIL")}
     hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) / 3600
     lines = [
@@ -222,23 +222,23 @@ def _outcome(night: Night, study: Study, best: FrozenTrial, registered: Register
         f"best: trial {best.number}, {study.objective.show(study.best_value(best))} in epoch {best.user_attrs[BEST_EPOCH]}"
         + (f"; not surely worse: trials {', '.join(map(str, ties))}" if ties else ""),
     ]
-    if judgement.test is not None:
-        lines += ["test patients:", *(f"  {line}" for line in summary.lines(judgement.test))]
+    if assessment.test is not None:
+        lines += ["test patients:", *(f"  {line}" for line in summary.lines(assessment.test))]
     lines += [
         f"registered: {registered.uri} (version {registered.version})",
-        night.open_tracker().look_at_it,
-        f"report: {night.template.folder.uri}/report.html",
+        search.open_tracker().look_at_it,
+        f"report: {search.template.folder.uri}/report.html",
     ]
     data = {
-        "name": night.name,
+        "name": search.name,
         "best_trial": best.number,
         study.objective.name: study.best_value(best),
         "ties": ties,
         "model": registered.uri,
         "version": registered.version,
-        "tracking_uri": night.tracking_uri,
-        "test": judgement.test.flat() if judgement.test else None,
+        "tracking_uri": search.tracking_uri,
+        "test": assessment.test.flat() if assessment.test else None,
         "states": states,
-        "report": f"{night.template.folder.uri}/report.html",
+        "report": f"{search.template.folder.uri}/report.html",
     }
     return Outcome("\n".join(lines), data)

@@ -1,4 +1,4 @@
-"""A night: what is searched, or listed, until when, and under which names its study, runs and checkpoints are kept."""
+"""A search: what is searched, or listed, until when, and under which names its study, runs and checkpoints are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raymed.storage.lease import lease
 from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import OUTPUTS, PREDICTIONS, checkpoint_names, read_history
 from raymed.training.fit import Resources, resources, spread
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.forgotten import Forgotten
 from raymed.tuning.journal import COPY, Journal, generations
@@ -35,52 +35,52 @@ DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refu
 COMPARED = (PREDICTIONS, OUTPUTS, "sealed-000.json")  # what a trial is compared by, and the list that vouches for it
 
 TRIALS = "trials"  # the folder of a search's runs
-VARIANT = "run"  # the name of a listed run, among a trial's settings
+LISTED = "run"  # the name of a listed run, among a trial's settings
 
 
 @dataclass(frozen=True)
-class Night:
+class Search:
     """A search: the run that every trial is a variation of, what varies, and until when. Or a list of runs, such as folds.
 
     Attributes:
         template: name (the search's own), storage, data, recipe and settings that trials start from.
-        search: what varies and how trials are stopped.
+        settings: what varies and how trials are stopped.
         budget: when a search ends; listed runs are all trained to their end.
         tracking_uri: MLflow's address.
         command: what was typed, for the report.
-        variants: listed runs by name, in place of a space to search.
+        runs: listed runs by name, in place of a space to search.
         keep_checkpoints: see `SystemOptions`.
     """
 
-    template: FitSpec
-    search: SearchSettings
+    template: RunSpec
+    settings: SearchSettings
     budget: Budget
     tracking_uri: str
     command: str = ""
-    variants: Mapping[str, FitSpec] = field(default_factory=dict)
+    runs: Mapping[str, RunSpec] = field(default_factory=dict)
     keep_checkpoints: KeepCheckpoints = "best"
 
     def __post_init__(self) -> None:
-        if self.search.space and self.variants:
-            raise UserError(f"{', '.join(self.variants)} are fixed runs: leave search.space empty, or search without them")
+        if self.settings.space and self.runs:
+            raise UserError(f"{', '.join(self.runs)} are fixed runs: leave search.space empty, or search without them")
         able = [metric.name for metric in self.template.recipe.metrics if metric.chooses_trial]
-        if self.search.objective not in able:
+        if self.settings.objective not in able:
             raise UserError(
-                f"search.objective is {self.search.objective}: trials of {self.template.recipe.name} are compared by one of "
-                f"{', '.join(able)}"
+                f"search.objective is {self.settings.objective}: trials of {self.template.recipe.name} are compared by "
+                f"one of {', '.join(able)}"
             )
-        if self.search.space and self.template.train.monitor != self.search.objective:
+        if self.settings.space and self.template.train.monitor != self.settings.objective:
             raise UserError(f"a search compares trials, and their epochs, by {self.objective.name}: leave train.monitor out")
         for name, value in self.defaults.items():
-            if not self.search.space[name].holds(value):
+            if not self.settings.space[name].holds(value):
                 raise UserError(
-                    f"the search begins with {name} {value}, which search.space does not hold: {self.search.space[name]}. "
+                    f"the search begins with {name} {value}, which search.space does not hold: {self.settings.space[name]}. "
                     f"Widen it in a --config file, or give a --{name} within it (two whole numbers hold whole numbers only)"
                 )
-        for name, value in (item for params in self.search.first for item in params.items()):
-            if name not in self.search.space or not self.search.space[name].holds(value):
+        for name, value in (item for params in self.settings.first for item in params.items()):
+            if name not in self.settings.space or not self.settings.space[name].holds(value):
                 raise UserError(f"search.first has {name} {value!r}, which search.space does not hold")
-        if (self.search.space or len(self.variants) > 1) and self.template.min_workers:
+        if (self.settings.space or len(self.runs) > 1) and self.template.min_workers:
             raise UserError("runs that share the cluster have a fixed number of workers: give --workers without a range")
 
     @property
@@ -90,7 +90,7 @@ class Night:
     @property
     def objective(self) -> Metric:
         """What trials are compared by."""
-        return next(metric for metric in self.template.recipe.metrics if metric.name == self.search.objective)
+        return next(metric for metric in self.template.recipe.metrics if metric.name == self.settings.objective)
 
     @property
     def model(self) -> str:
@@ -99,11 +99,11 @@ class Night:
 
     def open_study(self) -> Study:
         """The search's record."""
-        space, halving = self.search.space, self.search.halving
+        space, halving = self.settings.space, self.settings.halving
         first = self.first if space else []
-        if self.variants:
-            space, halving = {VARIANT: Dimension(choices=tuple(self.variants))}, Halving(first_rung=0)
-            first = [{VARIANT: name} for name in self.variants]
+        if self.runs:
+            space, halving = {LISTED: Dimension(choices=tuple(self.runs))}, Halving(first_rung=0)
+            first = [{LISTED: name} for name in self.runs]
         journal = Journal(
             self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
         )
@@ -170,15 +170,15 @@ class Night:
             self.open_tracker().forget(self.name)
             dataclasses.replace(forgotten, is_unfinished=False).write(Folder.at(self.template.storage), self.name)
 
-    def trial(self, number: int, params: Mapping[str, Value]) -> FitSpec:
+    def run_spec(self, number: int, params: Mapping[str, Value]) -> RunSpec:
         """The run of a trial: the template with the searched settings put in, or a listed run.
 
         Where nothing is searched there is one run, which a second trial tries again.
         """
         storage = self.template.folder.child(TRIALS).uri
-        if self.variants:
-            listed = str(params[VARIANT])
-            return dataclasses.replace(self.variants[listed], name=listed, storage=storage)
+        if self.runs:
+            listed = str(params[LISTED])
+            return dataclasses.replace(self.runs[listed], name=listed, storage=storage)
         spec = dataclasses.replace(self.template, name=f"trial-{number if params else 0:04d}", storage=storage)
         for name, value in params.items():
             if name.startswith("train."):
@@ -187,30 +187,30 @@ class Night:
                 spec = dataclasses.replace(spec, recipe=with_setting(spec.recipe, name, value))
         return spec
 
-    def of_generation(self, generation: str) -> Night:
+    def of_generation(self, generation: str) -> Search:
         """With runs that go on from checkpoints of this search only, and not from those of another one under its name."""
-        listed = {name: dataclasses.replace(spec, generation=generation) for name, spec in self.variants.items()}
+        listed = {name: dataclasses.replace(spec, generation=generation) for name, spec in self.runs.items()}
         template = dataclasses.replace(self.template, generation=generation)
-        return dataclasses.replace(self, template=template, variants=listed)
+        return dataclasses.replace(self, template=template, runs=listed)
 
-    def spec(self, trial: FrozenTrial) -> FitSpec:
+    def spec_of(self, trial: FrozenTrial) -> RunSpec:
         """The run of a trial."""
-        return self.trial(trial.number, trial.params)
+        return self.run_spec(trial.number, trial.params)
 
     def label(self, trial: FrozenTrial) -> str:
         """What a person calls a trial."""
-        return self.spec(trial).name if self.variants else f"trial {trial.number}"
+        return self.spec_of(trial).name if self.runs else f"trial {trial.number}"
 
     @property
     def defaults(self) -> dict[str, Value]:
         """What is searched, as the configuration has it: the first trial."""
         template = self.template
-        return {n: get_setting(template if n.startswith("train.") else template.recipe, n) for n in self.search.space}
+        return {n: get_setting(template if n.startswith("train.") else template.recipe, n) for n in self.settings.space}
 
     @property
     def first(self) -> list[Mapping[str, Value]]:
         """The settings of the trials before anything is drawn: as configured, then the listed ones, each once."""
-        listed = [self.defaults, *({**self.defaults, **params} for params in self.search.first)]
+        listed = [self.defaults, *({**self.defaults, **params} for params in self.settings.first)]
         return [params for place, params in enumerate(listed) if params not in listed[:place]]
 
     def resources(self) -> tuple[Resources, int]:
@@ -221,9 +221,9 @@ class Night:
         """
         have, asked = capacity(cluster.resources()), self.template.workers
         workers = self.template.helpful(asked)
-        alone = not (self.search.space or len(self.variants) > 1 or have["GPU"]) and is_own()
+        alone = not (self.settings.space or len(self.runs) > 1 or have["GPU"]) and is_own()
         share = cpus_per_gpu() if have["GPU"] else spread((os.cpu_count() or 1) if alone else asked, workers)
-        each = resources(workers, self.search.cpus_per_worker or share, min(workers, self.template.min_workers))
+        each = resources(workers, self.settings.cpus_per_worker or share, min(workers, self.template.min_workers))
         fitting = int(have["CPU"] / (each.min_workers * each.cpus + DRIVER_CPUS))
         if each.gpu:
             fitting = min(fitting, int(have["GPU"] / each.min_workers))
@@ -231,7 +231,7 @@ class Night:
             raise UserError(
                 f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers"
             )
-        return each, min(self.search.concurrent or fitting, fitting)
+        return each, min(self.settings.concurrent or fitting, fitting)
 
     def idle(self, each: Resources) -> str:
         """Of workers that would only idle and are left out; empty where there are none."""
@@ -244,7 +244,7 @@ class Night:
             "keeps more of them busy"
         )
 
-    def whole(self, spec: FitSpec) -> Resources:
+    def whole(self, spec: RunSpec) -> Resources:
         """What a run takes that has for itself what the search's trials have between them: workers as far as they help."""
         each, concurrent = self.resources()
         workers = spec.helpful(each.workers * concurrent)
@@ -285,7 +285,7 @@ class Night:
 
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
         """What a trial left to be judged: its best checkpoint so far."""
-        spec = self.spec(trial)
+        spec = self.spec_of(trial)
         return Candidate(
             run_id,
             trial.user_attrs[CHECKPOINT],
@@ -296,12 +296,12 @@ class Night:
             spec.data_digest,
         )
 
-    def thin_out(self, study: Study, champion: FrozenTrial) -> None:
+    def prune_checkpoints(self, study: Study, champion: FrozenTrial) -> None:
         """Where only the champion's checkpoints are to be kept: leave of the others what they are compared by."""
         if self.keep_checkpoints != "champion":
             return
         for trial in study.trials:
-            folder = self.spec(trial).folder
+            folder = self.spec_of(trial).folder
             for name in checkpoint_names(folder) if trial.number != champion.number and trial.state.is_finished() else []:
                 for part in folder.child(name).names():
                     if part not in COMPARED:
@@ -309,30 +309,30 @@ class Night:
 
     def trial_key(self, trial: FrozenTrial) -> str:
         """The key under which MLflow knows a trial."""
-        return f"{self.name}/{self.spec(trial).name}"
+        return f"{self.name}/{self.spec_of(trial).name}"
 
     def last_trials(self, study: Study) -> dict[str, FrozenTrial]:
         """Listed runs by name, as they ended last."""
-        return {str(trial.params[VARIANT]): trial for trial in study.trials}
+        return {str(trial.params[LISTED]): trial for trial in study.trials}
 
     def has_succeeded(self, study: Study) -> bool:
         """Whether every listed run, or the only one, was trained to its end; of a search, whether there is a best trial."""
-        if self.search.space:
+        if self.settings.space:
             return study.best is not None
-        last = self.last_trials(study).values() if self.variants else study.trials[-1:]
+        last = self.last_trials(study).values() if self.runs else study.trials[-1:]
         return all(trial.state == TrialState.COMPLETE for trial in last)
 
-    def line_up(self, study: Study) -> Budget:
+    def enqueue_retries(self, study: Study) -> Budget:
         """Runs that failed are tried again from their last checkpoint, but for those of a search; the budget holds them."""
-        if self.search.space:
+        if self.settings.space:
             return self.budget
-        if not self.variants:
+        if not self.runs:
             if study.trials and study.trials[-1].state == TrialState.FAIL and not study.waiting:
                 study.enqueue({})
             return dataclasses.replace(self.budget, trials=max(1, len(study.trials) + len(study.waiting)))
-        waiting, last = {str(params[VARIANT]) for params in study.waiting}, self.last_trials(study)
-        for name in self.variants:
+        waiting, last = {str(params[LISTED]) for params in study.waiting}, self.last_trials(study)
+        for name in self.runs:
             missing = name not in last  # the search was lost while its runs were put in line
             if name not in waiting and (missing or last[name].state == TrialState.FAIL):
-                study.enqueue({VARIANT: name})
+                study.enqueue({LISTED: name})
         return Budget(trials=len(study.trials) + len(study.waiting))

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from raymed.tuning.budget import Budget
 from raymed.tuning.refit import SPLITS, cost_of_epochs
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.study import SECONDS, Study
 
 GRACE = 0.15  # most of the time that a leader may take, while nothing else trains any more, to end its schedule
@@ -37,16 +37,16 @@ class Timetable:
     refitting: float = 0.0
 
     @classmethod
-    def of(cls, night: Night, budget: Budget) -> Timetable:
+    def of(cls, search: Search, budget: Budget) -> Timetable:
         """The timetable of a search that starts now."""
-        spec = night.template
-        if not (budget.end and night.search.space):
+        spec = search.template
+        if not (budget.end and search.settings.space):
             return cls(budget, budget.seconds_left, spec.train.epochs)
-        prepared, workers = spec.open_data(), night.resources()[0].workers
+        prepared, workers = spec.open_data(), search.resources()[0].workers
         validation = len(spec.rows(prepared, "val"))
         epoch = spec.plan(prepared, 0).rows + validation / 3  # a forward pass is a third of a step
         judged = (validation + len(spec.rows(prepared, "test"))) / 3
-        refitting = cost_of_epochs(night, spec, SPLITS[budget.refit]) if budget.refit in SPLITS else 0.0
+        refitting = cost_of_epochs(search, spec, SPLITS[budget.refit]) if budget.refit in SPLITS else 0.0
         return cls(budget, budget.seconds_left, spec.train.epochs, judged * workers / epoch, refitting)
 
     def is_over(self, study: Study, number: int | None = None) -> bool:

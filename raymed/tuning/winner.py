@@ -11,11 +11,11 @@ from raymed.registry.register import register_network
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import read_history
 from raymed.tuning.result import STATES, best_trial
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, DONE, Study
 
 
-def register_winner(night: Night, study: Study, alias: str | None = None) -> Outcome:
+def register_winner(search: Search, study: Study, alias: str | None = None) -> Outcome:
     """Register the best trial by the search's objective.
 
     Args:
@@ -24,52 +24,52 @@ def register_winner(night: Night, study: Study, alias: str | None = None) -> Out
     Raises:
         RunError: no trial completed an epoch.
     """
-    best, tracker = best_trial(night, study), night.open_tracker()
-    run = tracker.find(night.trial_key(best)) or ""
+    best, tracker = best_trial(search, study), search.open_tracker()
+    run = tracker.find(search.trial_key(best)) or ""
     value = study.objective.show(study.best_value(best))
     val_loss = read_history(Folder.at(best.user_attrs[CHECKPOINT]))[-1][VAL_LOSS.name]
     found_by = (
-        f"The search {night.name}, {night.label(best)}: {value} in epoch "
-        f"{best.user_attrs[BEST_EPOCH]}, the best of {len(study.trials)} trials. It was started with `{night.command}`."
+        f"The search {search.name}, {search.label(best)}: {value} in epoch "
+        f"{best.user_attrs[BEST_EPOCH]}, the best of {len(study.trials)} trials. It was started with `{search.command}`."
     )
     seen = study.champion if alias is None else None
-    registered = register_network(tracker, night.candidate(run, best), val_loss, found_by, alias, seen=seen)
-    uri, parent = registered.uri, str(tracker.find(night.name))
-    report = f"{registered.card}\n{_table(night, study)}\n"
+    registered = register_network(tracker, search.candidate(run, best), val_loss, found_by, alias, seen=seen)
+    uri, parent = registered.uri, str(tracker.find(search.name))
+    report = f"{registered.card}\n{_table(search, study)}\n"
     tracker.text(parent, report, "report.md")
     tracker.metrics(parent, {study.objective.name: study.best_value(best)})
     tracker.describe_as(
         parent,
-        f"**{night.label(best)} won**. {found_by}\n\nIt is registered as `{uri}`, version {registered.version}.\n\n"
-        f"Report: `report.md` under Artifacts, and `{night.template.folder.uri}/report.md`.\n\n"
+        f"**{search.label(best)} won**. {found_by}\n\nIt is registered as `{uri}`, version {registered.version}.\n\n"
+        f"Report: `report.md` under Artifacts, and `{search.template.folder.uri}/report.md`.\n\n"
         "Another trial instead: `python jobs/promote.py RUN_ID`.",
     )
-    night.template.folder.write("report.md", report.encode())
-    night.thin_out(study, best)
+    search.template.folder.write("report.md", report.encode())
+    search.prune_checkpoints(study, best)
     study.note_champion(registered.version)
     study.enter(DONE)
     lines = [
-        f"{len(study.trials)} trials; best: {night.label(best)}, {value} in epoch {best.user_attrs[BEST_EPOCH]}",
+        f"{len(study.trials)} trials; best: {search.label(best)}, {value} in epoch {best.user_attrs[BEST_EPOCH]}",
         f"registered: {registered.uri} (version {registered.version})",
-        f"take its ViT out: python jobs/extract_vit.py --model {uri} --tracking-uri {night.tracking_uri} --out VIT",
+        f"take its ViT out: python jobs/extract_vit.py --model {uri} --tracking-uri {search.tracking_uri} --out VIT",
         tracker.look_at_it,
-        f"report: {night.template.folder.uri}/report.md",
+        f"report: {search.template.folder.uri}/report.md",
     ]
     data = {
-        "name": night.name,
+        "name": search.name,
         "best_trial": best.number,
         study.objective.name: study.best_value(best),
         "model": registered.uri,
         "version": registered.version,
-        "tracking_uri": night.tracking_uri,
-        "report": f"{night.template.folder.uri}/report.md",
+        "tracking_uri": search.tracking_uri,
+        "report": f"{search.template.folder.uri}/report.md",
     }
     return Outcome("\n".join(lines), data)
 
 
-def _table(night: Night, study: Study) -> str:
+def _table(search: Search, study: Study) -> str:
     """All trials, the best first, as Markdown."""
-    searched = list(night.search.space)
+    searched = list(search.settings.space)
     heads = ["trial", "state", study.objective.name, "best epoch", *searched]
     rows = [
         [

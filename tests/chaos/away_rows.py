@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import write_prepared
-from small_search import search
+from small_search import small_search
 from storage_rows import _finished, _job
 
 SCRIPT = Path(__file__).with_name("small_search.py")
@@ -85,7 +85,7 @@ def judging_told(tries: int, seed: int, folder: Path) -> str:
     """SIGTERM, and SIGINT, while a search's winner is judged; then the same command."""
     slowest = 0.0
     for attempt in range(tries):
-        name = f"night-{attempt}"
+        name = f"search-{attempt}"
         words = ["jobs/tune_lung.py", "--phantom.patients", "48", "--phantom.size", "64", "--phantom-size", "56"]
         words += ["--trials", "1", "--max-epochs", "1", "--storage", str(folder), "--name", name, "--json"]
         job = _job(words, folder / f"{name}.log")
@@ -113,14 +113,14 @@ def _begun(folder: Path, storage: Path, minutes: float = 10.0) -> subprocess.Pop
     """A search whose second trial is under way, slowly."""
     (folder / "hold").touch()
     process = _start(folder, storage, minutes)
-    second = storage / "night" / "trials" / "trial-0001"
+    second = storage / "search" / "trials" / "trial-0001"
     _wait(lambda: process.poll() is not None or any(second.glob("step-*/sealed-000.json")), 300)
     assert process.poll() is None, _said(storage)[-2000:]
     return process
 
 
 def _start(folder: Path, storage: Path, minutes: float = 10.0) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(SCRIPT), str(folder), "night", str(TRIALS), str(storage), str(minutes)]
+    command = [sys.executable, str(SCRIPT), str(folder), "search", str(TRIALS), str(storage), str(minutes)]
     with storage.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
@@ -131,7 +131,7 @@ def _said(storage: Path) -> str:
 
 def _read(folder: Path, storage: Path) -> Losses:
     """Settings, end and epochs of each trial."""
-    trials = search(folder, "night", TRIALS, storage=storage).open_study().trials
+    trials = small_search(folder, "search", TRIALS, storage=storage).open_study().trials
     return [(trial.params, trial.state.name, trial.intermediate_values) for trial in trials]
 
 

@@ -25,7 +25,7 @@ from raymed.data.stream import stage
 from raymed.training.checkpoint import Progress, newest_step
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import fit, resources
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 
 cloudpickle.register_pickle_by_value(small)  # workers cannot import tests
 
@@ -50,7 +50,7 @@ def _run(folder: Path, cluster: Cluster) -> None:
     prepared = Prepared.open(f"{folder}/data")
     settings = TrainSettings(epochs=20, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3, checkpoint_steps=1)
     recipe = Held(**vars(Held.for_data(prepared.labels, prepared.size)) | {"hold": str(folder / "hold")})
-    whole = FitSpec("whole", str(folder), prepared.folder.uri, recipe, settings, workers=2)
+    whole = RunSpec("whole", str(folder), prepared.folder.uri, recipe, settings, workers=2)
     elastic = dataclasses.replace(whole, name="elastic", min_workers=1)
     expected = _history(prepared, whole)
 
@@ -89,19 +89,19 @@ def _run(folder: Path, cluster: Cluster) -> None:
     print(f"{'; '.join(seen)}; largest difference of an epoch's losses {worst:.1e}")
 
 
-def _history(prepared: Prepared, spec: FitSpec) -> list[float]:
+def _history(prepared: Prepared, spec: RunSpec) -> list[float]:
     """Losses of all epochs of a run that is trained to its end."""
     fit(spec, stage(prepared, spec.all_rows(prepared)), resources(spec.workers, 1, spec.min_workers))
     history = _newest(spec).history
     return [epoch[name] for epoch in history for name in ("train_loss", "val_loss")]
 
 
-def _newest(spec: FitSpec) -> Progress:
+def _newest(spec: RunSpec) -> Progress:
     sealed = [path.parent for path in Path(spec.folder.path).glob("step-*/sealed-000.json")]
     return Progress.read(max(sealed, key=lambda path: path.name[:13])) if sealed else Progress(workers=0)
 
 
-def _await(spec: FitSpec, workers: int, after: str) -> int:
+def _await(spec: RunSpec, workers: int, after: str) -> int:
     """The step of the first checkpoint that so many workers wrote."""
     end = time.monotonic() + PATIENCE
     while True:

@@ -55,7 +55,7 @@ def two_heads(tries: int, seed: int, folder: Path) -> str:
             assert process.stdout is not None
             process.stdout.readline()  # it holds the lease
             try:
-                with lease(Folder.at(storage), "night"):
+                with lease(Folder.at(storage), "search"):
                     assert process.poll() is not None, "two were let in"
             except UserError:
                 refused += 1
@@ -72,7 +72,7 @@ def two_heads(tries: int, seed: int, folder: Path) -> str:
 def _study(home: Path, storage: Path) -> Study:
     journal = Journal(home / "study.journal", Folder.at(storage))
     space = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
-    return Study(journal, "night", space, [{"x": 0.25, "y": "b"}], Halving(1, 3), seed=7)
+    return Study(journal, "search", space, [{"x": 0.25, "y": "b"}], Halving(1, 3), seed=7)
 
 
 def _reports(study: Study) -> Iterator[None]:
@@ -129,7 +129,7 @@ def _harm_line(path: Path, draw: random.Random) -> str:
 
 
 def _search_as_a_head(home: Path, storage: Path) -> None:
-    with lease(Folder.at(storage), "night"):
+    with lease(Folder.at(storage), "search"):
         print("held", flush=True)
         study = _study(home, storage)
         for _ in _reports(study):

@@ -40,7 +40,7 @@ from ray.train import UserCallback
 from record_rows import damaged_records, two_heads
 from search_rows import SCRIPT, bad_trials, head_lost, small_trials, stopped_trials
 from small import Small
-from small_search import search
+from small_search import small_search
 from small_signals import SmallSignalling
 from start_rows import busy_starts
 from storage_rows import s3, storage_full
@@ -55,7 +55,7 @@ from raymed.tracking.outbox import Outbox
 from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, publish, verify
 from raymed.training.engine import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.journal import Journal
 
 for each in (signals, small_signals):
@@ -223,7 +223,7 @@ def many_writers(tries: int, seed: int, folder: Path) -> str:
     with multiprocessing.get_context("spawn").Pool(8) as pool:
         pool.starmap(_write_trial, [(uri, number) for number in range(tries)])
     for number in range(tries):
-        run = str(tracker.find(f"night/trial-{number}"))
+        run = str(tracker.find(f"search/trial-{number}"))
         assert [each.step for each in tracker.client.get_metric_history(run, "val_loss")] == list(range(10))
     assert len(tracker.client.search_runs([tracker.experiment_id])) == tries
     return f"{tries} trials, {10 * tries} of {10 * tries} epochs; 'database is locked' 0"
@@ -289,7 +289,7 @@ ROWS: dict[str, tuple[Row, int, int]] = {
 """The rows, each with its tries in `make chaos` and in CI; 0 where CI has a test of its own for it."""
 
 
-def _spec(prepared: Prepared, folder: Path, name: str, stage: int) -> FitSpec:
+def _spec(prepared: Prepared, folder: Path, name: str, stage: int) -> RunSpec:
     """Two workers, two epochs of 18 micro-batches in 5 steps, a checkpoint after each."""
     settings = TrainSettings(
         epochs=2,
@@ -301,15 +301,15 @@ def _spec(prepared: Prepared, folder: Path, name: str, stage: int) -> FitSpec:
         checkpoint_steps=1,
     )
     recipe = Small.for_data(prepared.labels, prepared.size)
-    return FitSpec(name, str(folder / "runs"), prepared.folder.uri, recipe, settings, workers=2)
+    return RunSpec(name, str(folder / "runs"), prepared.folder.uri, recipe, settings, workers=2)
 
 
-def _signalled(spec: FitSpec, count: Path, at: int, number: int, wait: float) -> FitSpec:
+def _signalled(spec: RunSpec, count: Path, at: int, number: int, wait: float) -> RunSpec:
     recipe = SmallSignalling(**vars(spec.recipe), at=at, count=str(count), signal=number, wait=wait)
     return dataclasses.replace(spec, recipe=recipe)
 
 
-def _history(prepared: Prepared, spec: FitSpec, callbacks: Sequence[UserCallback] = ()) -> list[dict[str, float]]:
+def _history(prepared: Prepared, spec: RunSpec, callbacks: Sequence[UserCallback] = ()) -> list[dict[str, float]]:
     """The losses of each epoch of a run, which is trained to its end."""
     from raymed.cluster.connection import connect
     from raymed.data.stream import stage
@@ -329,13 +329,13 @@ def _start_search(folder: Path, name: str) -> subprocess.Popen[bytes]:
 
 def _read_search(folder: Path, name: str) -> list[tuple[object, ...]]:
     """Settings, end, epochs and MLflow steps of each trial, of a search that has ended."""
-    night = search(folder, name, 6)
-    study, tracker = night.open_study(), night.open_tracker()
+    search = small_search(folder, name, 6)
+    study, tracker = search.open_study(), search.open_tracker()
     runs = tracker.client.search_runs([tracker.experiment_id])
     assert len(runs) == len(study.trials) + 1, "one run for each trial, and their parent"
     found: list[tuple[object, ...]] = []
     for trial in study.trials:
-        run = str(tracker.find(night.trial_key(trial)))
+        run = str(tracker.find(search.trial_key(trial)))
         steps = [each.step for each in tracker.client.get_metric_history(run, "val_loss")]
         assert steps == sorted(trial.intermediate_values), "each epoch once"
         found.append((trial.params, trial.state.name, trial.intermediate_values))
@@ -364,7 +364,7 @@ def _harm(path: Path, harm: str, draw: random.Random) -> bytes:
 
 def _write_trial(uri: str, number: int) -> None:
     tracker = Tracker.open(uri, "chaos")
-    run = tracker.run(f"night/trial-{number}", f"trial {number}")
+    run = tracker.run(f"search/trial-{number}", f"trial {number}")
     for epoch in range(10):
         tracker.log_epoch(run, epoch, {"val_loss": 1 / (epoch + 1)})
     tracker.finish(run, "FINISHED")

@@ -23,15 +23,15 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 from ray.util import placement_group_table
 from small import Small
-from small_search import search
+from small_search import small_search
 
 from raymed.cluster.connection import connect
 from raymed.data.prepared import Prepared
 from raymed.training.engine import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import run_search
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.study import REASON, Halving
 
@@ -64,16 +64,16 @@ def stopped_trials(tries: int, seed: int, folder: Path) -> str:
     """After a good trial `tries` worse ones, one by one, each stopped early; how soon the resources of each are back."""
     connect()
     write_prepared(folder / "data")
-    night = search(folder, "stopped", tries + 1, Halving(1, tries + 1), seed)
+    search = small_search(folder, "stopped", tries + 1, Halving(1, tries + 1), seed)
     free = ray.cluster_resources()["CPU"]
     ended: list[float] = []
 
-    def watch(spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
+    def watch(spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
         if happened in ("PRUNED", "COMPLETE"):
             ended.append(time.monotonic())
 
     with _sampled(lambda: ray.available_resources().get("CPU", 0.0)) as samples:
-        study = run_search(night, watch)
+        study = run_search(search, watch)
         time.sleep(SETTLED)
     back = [next((at for at, cpus in samples if at > end and cpus > free - 0.1), float("inf")) - end for end in ended]
     pruned = sum(trial.state == TrialState.PRUNED for trial in study.trials)
@@ -87,15 +87,15 @@ def small_trials(tries: int, seed: int, folder: Path) -> str:
     """`tries` small trials in a row: the driver's memory and open files, from the tenth part of them on."""
     connect()
     write_prepared(folder / "data")
-    night = search(folder, "small", tries, seed=seed)
-    night = dataclasses.replace(night, search=dataclasses.replace(night.search, concurrent=0))
+    search = small_search(folder, "small", tries, seed=seed)
+    search = dataclasses.replace(search, settings=dataclasses.replace(search.settings, concurrent=0))
     process, seen = psutil.Process(), list[tuple[int, int]]()
 
-    def watch(spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
+    def watch(spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
         if happened in ("PRUNED", "COMPLETE"):
             seen.append((process.memory_info().rss >> 20, process.num_fds()))
 
-    run_search(night, watch)
+    run_search(search, watch)
     (early, files), (late, files_late) = seen[len(seen) // 10], seen[-1]
     assert late <= 1.15 * early + 20, f"{early} -> {late} MiB"
     assert files_late <= files + 20, f"{files} -> {files_late} open files"
@@ -129,7 +129,7 @@ def _eight(prepared: Prepared, folder: Path, name: str, harm: str, bad: int) -> 
     """The best val_loss of each of eight trials, or why it failed; nothing may be left running anywhere."""
     settings = vars(Small.for_data(prepared.labels, prepared.size))
     specs = {
-        f"run-{number}": FitSpec(
+        f"run-{number}": RunSpec(
             name,
             str(folder),
             prepared.folder.uri,
@@ -139,9 +139,9 @@ def _eight(prepared: Prepared, folder: Path, name: str, harm: str, bad: int) -> 
         )
         for number in range(8)
     }
-    night = Night(specs["run-0"], SearchSettings(), Budget(0), f"sqlite:///{folder}/{name}.db", variants=specs)
-    study = run_search(night)
-    tracker = night.open_tracker()
+    search = Search(specs["run-0"], SearchSettings(), Budget(0), f"sqlite:///{folder}/{name}.db", runs=specs)
+    study = run_search(search)
+    tracker = search.open_tracker()
     running = [
         run.info.run_name for run in tracker.client.search_runs([tracker.experiment_id]) if run.info.status == "RUNNING"
     ]

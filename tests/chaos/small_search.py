@@ -21,10 +21,10 @@ from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.job.library_log import OneLine
 from raymed.training.engine import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import run_search
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Halving
@@ -34,7 +34,7 @@ cloudpickle.register_pickle_by_value(small)  # workers cannot import tests
 TRAIN = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=1e-2, checkpoint_steps=3)
 
 
-def search(
+def small_search(
     folder: Path,
     name: str,
     trials: int,
@@ -42,15 +42,15 @@ def search(
     seed: int = 1,
     storage: Path | None = None,
     minutes: float = 20.0,
-) -> Night:
+) -> Search:
     """A search over the prepared data in `folder`/data; its MLflow database lies in `folder` too, and so do its runs."""
     prepared = Prepared.open(f"{folder}/data")
     recipe = Held(**vars(Small.for_data(prepared.labels, prepared.size)), hold=str(folder / "hold"))
     train = dataclasses.replace(TRAIN, storage_minutes=minutes)
-    template = FitSpec(name, str(storage or folder), prepared.folder.uri, recipe, train, seed=seed)
+    template = RunSpec(name, str(storage or folder), prepared.folder.uri, recipe, train, seed=seed)
     space = {"train.lr": Dimension(1e-6, 1e-2, log=True)}
     settings = SearchSettings(space=space, halving=halving or Halving(1, 3), concurrent=1)
-    return Night(template, settings, Budget(trials), f"sqlite:///{folder}/{(storage or folder / name).name}.db")
+    return Search(template, settings, Budget(trials), f"sqlite:///{folder}/{(storage or folder / name).name}.db")
 
 
 if __name__ == "__main__":
@@ -59,7 +59,7 @@ if __name__ == "__main__":
     storage, minutes = (Path(sys.argv[4]), float(sys.argv[5])) if len(sys.argv) > 4 else (None, 20.0)
     try:
         connect()
-        run_search(search(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), storage=storage, minutes=minutes))
+        run_search(small_search(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), storage=storage, minutes=minutes))
     except (UserError, RunError) as error:
         print(error, file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -30,10 +30,10 @@ from raymed.tracking.server import answers
 from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.engine import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import run_search
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.study import REASON
 
@@ -50,26 +50,26 @@ def storage_full(tries: int, seed: int, folder: Path) -> str:
     prepared = write_prepared(folder / "data")
     settings = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3, checkpoint_steps=1)
     plain = Full(**vars(Full.for_data(prepared.labels, prepared.size)))
-    spec = FitSpec("run", str(folder), prepared.folder.uri, plain, settings)
-    whole = Night(spec, SearchSettings(), Budget(1), f"sqlite:///{folder}/mlflow.db")
+    spec = RunSpec("run", str(folder), prepared.folder.uri, plain, settings)
+    whole = Search(spec, SearchSettings(), Budget(1), f"sqlite:///{folder}/mlflow.db")
     (expected,) = run_search(whole).trials
     for attempt in range(tries):
         disk = folder / f"disk-{attempt}"
         with _small_disk(disk):
             harmed = dataclasses.replace(plain, disk=str(disk))
             run = dataclasses.replace(spec, storage=str(disk), recipe=harmed)
-            night = dataclasses.replace(whole, template=run, tracking_uri=f"sqlite:///{folder}/mlflow-{attempt}.db")
+            search = dataclasses.replace(whole, template=run, tracking_uri=f"sqlite:///{folder}/mlflow-{attempt}.db")
             try:
-                reason = run_search(night).trials[-1].user_attrs[REASON]
+                reason = run_search(search).trials[-1].user_attrs[REASON]
             except UserError as error:  # the record lies on that disk too
                 reason = str(error)
             assert str(disk) in reason and "Free space" in reason, reason
-            left = fetch_newest(night.trial(0, {}).folder, folder / f"left-{attempt}")
+            left = fetch_newest(search.run_spec(0, {}).folder, folder / f"left-{attempt}")
             assert left is not None and Progress.read(left).global_step >= 5, "an earlier checkpoint was touched"
             harmed.free()
             ray.shutdown()  # the process that was told has ended, and its workers with it
             connect()
-            found = run_search(dataclasses.replace(night, template=dataclasses.replace(run, recipe=plain))).trials[-1]
+            found = run_search(dataclasses.replace(search, template=dataclasses.replace(run, recipe=plain))).trials[-1]
             assert found.state == TrialState.COMPLETE and found.intermediate_values == expected.intermediate_values
     return f"{tries} of {tries} said what to do, left the earlier checkpoints whole and went on to the same losses"
 
@@ -84,9 +84,9 @@ def s3(tries: int, seed: int, folder: Path) -> str:
                 if path.is_file():
                     Folder.at(bucket).write(f"data/{path.relative_to(source.path)}", path.read_bytes())
             places = ["--storage", storage.uri, "--tracking-uri", tracking, "--json"]
-            train = ["jobs/train_lung.py", "--data", f"{bucket}/data", "--name", "night", "--train.epochs", "4", *places]
+            train = ["jobs/train_lung.py", "--data", f"{bucket}/data", "--name", "search", "--train.epochs", "4", *places]
             job = _job(train, folder / f"first-{attempt}.log")
-            run = storage.child("night/trials/trial-0000")
+            run = storage.child("search/trials/trial-0000")
             while not any(name.startswith("step-") for name in run.names()):
                 assert job.poll() is None, (folder / f"first-{attempt}.log").read_text()[-2000:]
                 time.sleep(0.2)
@@ -148,5 +148,5 @@ def _finished(words: list[str], log: Path) -> dict[str, Any]:
 
 def _forget_home() -> None:
     """Leave what another machine would know: only the bucket."""
-    for path in (Path.home() / ".raymed").glob("night-*"):
+    for path in (Path.home() / ".raymed").glob("search-*"):
         shutil.rmtree(path)

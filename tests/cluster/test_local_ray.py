@@ -47,7 +47,7 @@ from raymed.data.stream import Streamed
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.fit import fit, resources
 from raymed.training.settings import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 data, storage = sys.argv[1:]
 connect()
 prepared, over = Prepared.open(data), threading.Event()
@@ -57,7 +57,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 settings = TrainSettings(epochs=1, global_batch=16, micro_batch=5, norm_group=5)
 recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-assert fit(FitSpec("run", storage, data, recipe, settings, workers=2), Streamed(data), resources(2, 1))
+assert fit(RunSpec("run", storage, data, recipe, settings, workers=2), Streamed(data), resources(2, 1))
 over.set()
 """
 )

@@ -8,7 +8,7 @@ from conftest import write_prepared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymed.data.plan import Series, SliceSettings, choose, foremost, plan_epoch, row_weights, showings, uniform
+from raymed.data.plan import Series, SliceSettings, choose, foremost, plan_epoch, repeat_counts, row_weights, uniform
 from raymed.errors import UserError
 
 
@@ -170,7 +170,7 @@ def test_rows_are_weighted_by_how_rare_their_class_is(method, expected):
 
 def test_showings_of_a_row_are_counted_in_the_order_of_the_epoch():
     batches = (((4, 7), (4,)), ((7,), (5, 4)))
-    assert showings(batches) == (((0, 0), (1,)), ((1,), (0, 2)))
+    assert repeat_counts(batches) == (((0, 0), (1,)), ((1,), (0, 2)))
 
 
 def test_weighted_epochs_have_as_many_rows_drawn_anew_and_count_what_is_left_out(tmp_path):

@@ -87,10 +87,10 @@ def test_names_with_commas_and_signs_come_back_as_the_kind_of_file_asks(tmp_path
     (tmp_path / "in" / "normal" / "Doe, J & Co").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "in" / "normal" / "Doe, J & Co" / "0.png")
     (study,) = pseudonyms.rename(survey(tmp_path / "in", SourceSettings(), "lung")).studies
-    job = runpy.run_path(str(REPOSITORY / "jobs" / "reveal.py"))
-    table = job["revealed"](f"patient_id,decision\n{study.patient},normal\n", ".csv", pseudonyms)
+    job = runpy.run_path(str(REPOSITORY / "jobs" / "reidentify.py"))
+    table = job["reidentified"](f"patient_id,decision\n{study.patient},normal\n", ".csv", pseudonyms)
     assert list(csv.reader(io.StringIO(table))) == [["patient_id", "decision"], ["Doe, J & Co", "normal"]]
-    assert job["revealed"](f"<b>{study.patient}</b>", ".html", pseudonyms) == "<b>Doe, J &amp; Co</b>"
+    assert job["reidentified"](f"<b>{study.patient}</b>", ".html", pseudonyms) == "<b>Doe, J &amp; Co</b>"
 
 
 def test_pseudonyms_lead_back_only_with_the_right_table(tmp_path: Path, pseudonyms: Pseudonyms) -> None:
@@ -168,7 +168,7 @@ def test_no_original_name_appears_in_prepared_data_and_the_owner_can_go_back(
     assert (again.new, again.kept, again.prepared.digest) == (0, 12, result.prepared.digest)
     patients = sorted(set(result.prepared.index["patient"].to_pylist()))
     (tmp_path / "patients.csv").write_text("patient_id\n" + "\n".join(patients) + "\n")
-    command = [sys.executable, str(REPOSITORY / "jobs" / "reveal.py"), str(tmp_path / "patients.csv"), str(key)]
+    command = [sys.executable, str(REPOSITORY / "jobs" / "reidentify.py"), str(tmp_path / "patients.csv"), str(key)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RAYMED_STORAGE": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     named = (tmp_path / "owner" / "patients.csv").read_text().splitlines()[1:]

@@ -15,7 +15,7 @@ from raymed.models.settings import ModelSettings
 from raymed.systems.lung.options import LungOptions
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.settings import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return write_prepared(tmp_path_factory.mktemp("data") / "prepared", patients=32, slices=4)
 
 
-def spec(data: Prepared, slices: SliceSettings, fold: int | None = None) -> FitSpec:
+def spec(data: Prepared, slices: SliceSettings, fold: int | None = None) -> RunSpec:
     recipe = LungRecipe.for_data(data.labels, data.size, ModelSettings(preset="tiny"))
-    return FitSpec("run", "runs", data.folder.uri, recipe, TrainSettings(), slices, fold)
+    return RunSpec("run", "runs", data.folder.uri, recipe, TrainSettings(), slices, fold)
 
 
 def test_a_limit_and_the_choice_of_slices_are_counted_as_the_plan_takes_them(data: Prepared) -> None:

@@ -1,4 +1,4 @@
-"""A realistic report of a night that never was: what the tests of the page look at.
+"""A realistic report of a search that never was: what the tests of the page look at.
 
 python tests/evaluation/search_report.py report.html
 """

@@ -111,7 +111,7 @@ def test_rare_classes_are_not_in_the_tiles_on_top(page: Page, report: SearchRepo
     assert report.test
     assert "Macro AUC of 3 of 4 classes, test" in page.text
     few = evaluate(patients((5, 5, 5, 5), 3.0, 1), CLASSES, bootstrap=5)
-    tiles = Page(render(dataclasses.replace(report, test=few))).text.split("Judgement per patient")[0]
+    tiles = Page(render(dataclasses.replace(report, test=few))).text.split("Assessment per patient")[0]
     assert "Accuracy, test" in tiles and "Macro AUC" not in tiles
 
 

@@ -18,19 +18,19 @@ def _pixels() -> torch.Tensor:
 
 
 def test_its_probability_is_the_mean_of_its_members() -> None:
-    committee, pixels = classifiers.build(ModelSettings(preset="tiny+tiny+small-cnn"), CODES, 64).eval(), _pixels()
-    each = [member(pixels)["logits"].softmax(1) for member in committee.members]
+    ensemble, pixels = classifiers.build(ModelSettings(preset="tiny+tiny+small-cnn"), CODES, 64).eval(), _pixels()
+    each = [member(pixels)["logits"].softmax(1) for member in ensemble.members]
     assert not torch.allclose(each[0], each[1]), "members start alike"
-    torch.testing.assert_close(committee(pixels)["logits"].softmax(1), torch.stack(each).mean(0))
+    torch.testing.assert_close(ensemble(pixels)["logits"].softmax(1), torch.stack(each).mean(0))
 
 
 def test_a_member_learns_what_it_would_learn_alone() -> None:
-    committee, pixels = classifiers.build(ModelSettings(preset="tiny+small-cnn"), CODES, 64), _pixels()
-    labels, alone = torch.tensor([0, 1, 2]), committee.members[0]
+    ensemble, pixels = classifiers.build(ModelSettings(preset="tiny+small-cnn"), CODES, 64), _pixels()
+    labels, alone = torch.tensor([0, 1, 2]), ensemble.members[0]
     F.cross_entropy(alone(pixels)["logits"], labels).backward()
     expected = [parameter.grad.clone() for parameter in alone.parameters()]
-    committee.zero_grad()
-    voices = committee(pixels)["member_logits"]
+    ensemble.zero_grad()
+    voices = ensemble(pixels)["member_logits"]
     F.cross_entropy(voices.flatten(0, 1), labels.repeat(2), reduction="sum").div(3).backward()
     for parameter, gradient in zip(alone.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
@@ -41,8 +41,8 @@ def test_only_members_with_given_weights_are_frozen_and_scaled() -> None:
     drawn, given = classifiers.build(settings, CODES, 64).members
     assert all(parameter.requires_grad for parameter in drawn.parameters())
     assert [any(p.requires_grad for p in block.parameters()) for block in given.backbone.blocks] == [False] * 6 + [True] * 11
-    committee = classifiers.build(settings, CODES, 64)
-    assert len(list(committee.image_backbone.parameters())) == len(list(given.backbone.parameters()))
+    ensemble = classifiers.build(settings, CODES, 64)
+    assert len(list(ensemble.image_backbone.parameters())) == len(list(given.backbone.parameters()))
 
 
 def test_an_unknown_member_is_named() -> None:

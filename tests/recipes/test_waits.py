@@ -59,7 +59,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "lung-internvl": lambda: lung("internvl-tiny"),
     "lung-resnet18": lambda: lung("resnet18"),
     "lung-vit": lambda: lung("vit-small", 224),
-    "lung-committee": lambda: lung("tiny+small-cnn"),
+    "lung-ensemble": lambda: lung("tiny+small-cnn"),
     "clip-class": lambda: clip("tiny", "class"),
     "clip-contrastive": lambda: clip("starnet_dual_pyramid_rcf", "clip"),
     "clip-frozen-text": lambda: clip("tiny", "class", freeze_text=True),

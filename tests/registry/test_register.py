@@ -31,7 +31,7 @@ from raymed.registry.register import (
     Registered,
     _give_alias,
     alias_version,
-    judge_and_register,
+    assess_and_register,
     register_network,
 )
 from raymed.systems.lung.recipe import LungRecipe
@@ -59,8 +59,8 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
 @pytest.fixture(scope="module")
 def candidate(tracker: Tracker, data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
     folder = tmp_path_factory.mktemp("trial")
-    run = tracker.run("night/trial-1", "trial-1", parent=tracker.run("night", "night"))
-    tracker.input(run, "night", data.digest, data.folder.uri, "training")
+    run = tracker.run("search/trial-1", "trial-1", parent=tracker.run("search", "search"))
+    tracker.input(run, "search", data.digest, data.folder.uri, "training")
     made = Candidate(run, checkpoint(data, folder / "step-1", 0), data.folder.uri, None, SliceSettings(2), 0)
     tracker.tags(run, made.tags())
     return made
@@ -68,7 +68,7 @@ def candidate(tracker: Tracker, data: Prepared, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def registered(tracker: Tracker, candidate: Candidate) -> Registered:
-    return judge_and_register(tracker, candidate, bootstrap=50)
+    return assess_and_register(tracker, candidate, bootstrap=50)
 
 
 def test_a_candidate_is_read_back_from_its_run(tracker: Tracker, candidate: Candidate) -> None:
@@ -79,8 +79,8 @@ def test_a_candidate_is_read_back_from_its_run(tracker: Tracker, candidate: Cand
 
 
 def test_a_run_without_a_checkpoint_is_refused_by_name(tracker: Tracker) -> None:
-    parent = tracker.run("night", "night")
-    with pytest.raises(UserError, match=r"night, RUNNING\) has no tag raymed.checkpoint(?s:.*)one of the search's trials"):
+    parent = tracker.run("search", "search")
+    with pytest.raises(UserError, match=r"search, RUNNING\) has no tag raymed.checkpoint(?s:.*)one of the search's trials"):
         Candidate.of_run(tracker, parent)
 
 
@@ -94,25 +94,25 @@ def test_a_run_of_an_earlier_raymed_is_told_from_a_search(tracker: Tracker, cand
 def test_the_test_split_is_judged_with_the_temperature_of_validation(
     registered: Registered, candidate: Candidate, data: Prepared
 ) -> None:
-    judgement = registered.judgement
+    assessment = registered.assessment
     model = open_model(Path(candidate.checkpoint) / "model")
     two_of_three = {split: data.rows(split).reshape(-1, 3)[:, [0, 2]].ravel() for split in ("val", "test")}
     logits, columns = predict_rows(model, data, two_of_three["val"])
-    assert judgement.temperature == fit_temperature(logits, columns["patient"], columns["label"]) != 1
+    assert assessment.temperature == fit_temperature(logits, columns["patient"], columns["label"]) != 1
     logits, columns = predict_rows(model, data, two_of_three["test"])
-    means = softmax(logits, judgement.temperature).reshape(-1, 2, 4).mean(axis=1)
+    means = softmax(logits, assessment.temperature).reshape(-1, 2, 4).mean(axis=1)
     loss = -np.log(means[np.arange(len(means)), columns["label"][::2]]).mean()
-    assert judgement.test is not None and judgement.test.patients == 22
-    assert judgement.test.metrics["loss"].value == pytest.approx(loss, abs=1e-6)
+    assert assessment.test is not None and assessment.test.patients == 22
+    assert assessment.test.metrics["loss"].value == pytest.approx(loss, abs=1e-6)
 
 
 def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared, tmp_path: Path
 ) -> None:
     assert registered.uri == "models:/raymed-lung@champion"
-    assert judge_and_register(tracker, candidate, bootstrap=50).version == registered.version
+    assert assess_and_register(tracker, candidate, bootstrap=50).version == registered.version
     refit = Refit(checkpoint(data, tmp_path / "refit", 1), ("train", "val"))
-    again = judge_and_register(tracker, candidate, alias="refitted", refit=refit, bootstrap=50)
+    again = assess_and_register(tracker, candidate, alias="refitted", refit=refit, bootstrap=50)
     assert again.version != registered.version
     weights = [resolve_model(each.uri, tracker).network / "model.safetensors" for each in (registered, again)]
     assert weights[0].read_bytes() == (Path(candidate.checkpoint) / "model/model.safetensors").read_bytes()
@@ -125,7 +125,7 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     tests = data.columns(data.rows("test"), ["patient"])["patient"]
     assert resolve_model(registered.uri, tracker).notes(data, tests) == []
     everything = Refit(refit.checkpoint, ("train", "val", "test"))
-    judge_and_register(tracker, candidate, alias="everything", refit=everything, bootstrap=50)
+    assess_and_register(tracker, candidate, alias="everything", refit=everything, bootstrap=50)
     notes = resolve_model("models:/raymed-lung@everything", tracker).notes(data, tests)
     assert notes == ["the model was trained on 22 of these 22 patients: the figures flatter it"]
 
@@ -163,12 +163,12 @@ def ids(data: Prepared, split: str, fold: int | None = None) -> np.ndarray:
 def test_the_card_counts_the_models_that_these_test_patients_have_judged(
     tracker: Tracker, candidate: Candidate, tmp_path: Path, data: Prepared
 ) -> None:
-    before = judge_and_register(tracker, candidate, bootstrap=50).looks
-    assert judge_and_register(tracker, candidate, bootstrap=50).looks == before  # the same model again
+    before = assess_and_register(tracker, candidate, bootstrap=50).looks
+    assert assess_and_register(tracker, candidate, bootstrap=50).looks == before  # the same model again
     run = tracker.run("looks", "looks")
     other = replace(candidate, run_id=run, checkpoint=checkpoint(data, tmp_path / "other", 7))
     tracker.tags(run, other.tags())
-    again = judge_and_register(tracker, other, alias="other", bootstrap=50)
+    again = assess_and_register(tracker, other, alias="other", bootstrap=50)
     assert again.looks == before + 1
     card = tracker.client.get_model_version(again.name, again.version).description
     assert card and f"have judged {before + 1} models so far" in card
@@ -177,7 +177,7 @@ def test_the_card_counts_the_models_that_these_test_patients_have_judged(
 def test_a_licence_reaches_the_card_of_a_version_that_is_there(
     tracker: Tracker, registered: Registered, candidate: Candidate
 ) -> None:
-    judge_and_register(tracker, candidate, licence="CC BY 4.0", bootstrap=50)
+    assess_and_register(tracker, candidate, licence="CC BY 4.0", bootstrap=50)
     assert "CC BY 4.0" in str(tracker.client.get_model_version("raymed-lung", registered.version).description)
 
 
@@ -185,7 +185,7 @@ def test_mlflow_learns_figures_but_no_patient(
     tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared
 ) -> None:
     record, version = tracker.describe(candidate.run_id), tracker.client.get_model_version("raymed-lung", registered.version)
-    test = registered.judgement.test
+    test = registered.assessment.test
     assert test is not None
     assert record.metrics["test_accuracy"] == test.metrics["accuracy"].value
     assert {"test_macro_auc_low", "test_sensitivity_viral", "calibrated_val_loss", "temperature"} <= record.metrics.keys()
@@ -211,14 +211,14 @@ def test_the_model_is_on_the_pages_of_its_run_and_of_its_search_with_figures_on_
     model = models[json.dumps([{"name": registered.name, "version": registered.version}])]
     assert model.source_run_id == candidate.run_id and model.status == "READY"
     figures = {metric.key: metric for metric in model.metrics}
-    assert registered.judgement.test is not None
-    assert figures["test_loss"].value == pytest.approx(registered.judgement.test.metrics["loss"].value)
+    assert registered.assessment.test is not None
+    assert figures["test_loss"].value == pytest.approx(registered.assessment.test.metrics["loss"].value)
     assert figures["test_loss"].dataset_digest == data.digest[:36]
     assert run.data.metrics["test_loss"] == figures["test_loss"].value
 
 
 def test_the_local_predictions_name_every_judged_patient(registered: Registered) -> None:
-    lines = list(csv.DictReader(io.StringIO(registered.judgement.predictions().decode())))
+    lines = list(csv.DictReader(io.StringIO(registered.assessment.predictions().decode())))
     assert {line["split"] for line in lines} == {"val", "test"} and len(lines) == 44
     for line in lines:
         shares = {name: float(line[f"p_{name}"]) for name in ("normal", "bacterial", "viral", "pneumocystis")}
@@ -228,8 +228,8 @@ def test_the_local_predictions_name_every_judged_patient(registered: Registered)
 
 
 def test_the_hardest_patients_come_with_the_slices_that_were_judged(registered: Registered, data: Prepared) -> None:
-    hardest = registered.judgement.hardest(data, count=3)
-    patients = registered.judgement.test_patients
+    hardest = registered.assessment.hardest(data, count=3)
+    patients = registered.assessment.test_patients
     assert patients is not None
     own = patients.probabilities[np.arange(len(patients.ids)), patients.labels]
     assert [each.probabilities[each.label] for each in hardest] == sorted(own)[:3]
@@ -272,7 +272,7 @@ def test_a_model_that_is_not_there_is_a_clear_error(
 
 def test_a_lost_checkpoint_is_a_clear_error(tracker: Tracker, candidate: Candidate, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not there any more"):
-        judge_and_register(tracker, replace(candidate, checkpoint=str(tmp_path / "gone")))
+        assess_and_register(tracker, replace(candidate, checkpoint=str(tmp_path / "gone")))
 
 
 ALONE = """
@@ -330,7 +330,7 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
 ) -> None:
     caplog.set_level("INFO")
     limited = replace(candidate, slices=SliceSettings(2, limit=12))
-    first = judge_and_register(tracker, limited, bootstrap=20)
+    first = assess_and_register(tracker, limited, bootstrap=20)
     assert first.uri == f"models:/raymed-lung/{first.version}"
     assert "under no alias: a limit left patients out of training" in caplog.text
     assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
@@ -343,14 +343,14 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
         "grey values as in the files: no window of ours" in whole
         and "Trained on pictures of this kind: 264 picture" in whole
     )
-    again = judge_and_register(tracker, limited, alias="candidate", bootstrap=20)
+    again = assess_and_register(tracker, limited, alias="candidate", bootstrap=20)
     assert (again.uri, again.version) == ("models:/raymed-lung@candidate", first.version)
 
 
 def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
     tracker: Tracker, candidate: Candidate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A person's promotion, or that of another night, is not undone; a search that is run again moves nothing back."""
+    """A person's promotion, or that of another search, is not undone; a search that is run again moves nothing back."""
     name, client = "raymed-moved", tracker.client
     assert alias_version(tracker, name) == ""
     client.create_registered_model(name)

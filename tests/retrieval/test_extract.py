@@ -213,8 +213,8 @@ def test_real_slices_find_their_own_patient_unless_that_is_excluded(work: Work, 
     for exclude in ("picture", "patient"):
         gallery = Gallery(slices, 2, RetrievalSettings(exclude=exclude))  # type: ignore[arg-type]
         tops[exclude] = judge(gallery, slices, gallery.search(slices, 3), [1], bootstrap=10)
-    assert tops["picture"].top[1].value > 0.9 and tops["picture"].hopeless == 0
-    assert tops["patient"].top[1].value == 0 and tops["patient"].hopeless == len(slices) == 77
+    assert tops["picture"].top[1].value > 0.9 and tops["picture"].unanswerable == 0
+    assert tops["patient"].top[1].value == 0 and tops["patient"].unanswerable == len(slices) == 77
 
 
 @pytest.mark.parametrize("names", [("{label}/{patient}/{slice}.png"), ("{label}/{patient}/ct/{slice}.png")])

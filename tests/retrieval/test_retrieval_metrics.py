@@ -46,7 +46,7 @@ def test_a_query_counts_if_any_of_its_first_k_has_its_class() -> None:
         [False, True, True],
         [True, False, False],
     ]
-    assert (found.queries, found.unlabelled, found.hopeless) == (4, 1, 1)
+    assert (found.queries, found.unlabelled, found.unanswerable) == (4, 1, 1)
     assert found.hits == {1: 2, 3: 3}
     assert found.top[3].value == 0.75
     assert found.mean_average_precision[3].value == pytest.approx((1 / 2 + (1 / 2 + 2 / 3) / 2 + 1 + 0) / 4)

@@ -24,13 +24,13 @@ ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started":
 
 
 def hold(storage: Path, held: Any, release: Any) -> None:
-    with lease(Folder.at(storage), "night"):
+    with lease(Folder.at(storage), "search"):
         held.set()
         release.wait()
 
 
 def claims(storage: Path) -> list[Path]:
-    return sorted((storage / ".leases" / "night").glob("*.json"))
+    return sorted((storage / ".leases" / "search").glob("*.json"))
 
 
 def test_a_second_process_is_refused_and_a_killed_one_lets_go_at_once(tmp_path: Path) -> None:
@@ -40,31 +40,31 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go_at_once(tmp_path: 
     other.start()
     assert held.wait(120)
     with (
-        pytest.raises(UserError, match=rf"'night' is running in another process \({other.pid} on"),
-        lease(Folder.at(tmp_path), "night"),
+        pytest.raises(UserError, match=rf"'search' is running in another process \({other.pid} on"),
+        lease(Folder.at(tmp_path), "search"),
     ):
         pass
     assert len(claims(tmp_path)) == 1, "who was refused leaves no claim"
-    with lease(Folder.at(tmp_path), "another night"):
+    with lease(Folder.at(tmp_path), "another search"):
         pass
     os.kill(int(other.pid or 0), signal.SIGKILL)
     os.waitid(os.P_PID, int(other.pid or 0), os.WEXITED | os.WNOWAIT)  # dead, but still in the table of processes
-    with lease(Folder.at(tmp_path), "night"), lease(Folder.at(tmp_path), "night"):
+    with lease(Folder.at(tmp_path), "search"), lease(Folder.at(tmp_path), "search"):
         assert len(claims(tmp_path)) == 1
     other.join()
     assert not claims(tmp_path)
 
 
 def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a_minute(tmp_path: Path) -> None:
-    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim = tmp_path / ".leases" / "search" / "theirs.json"
     claim.parent.mkdir(parents=True)
     claim.write_text(json.dumps(ELSEWHERE))
     past = time.time() - leases.EXPIRES + 10
     os.utime(claim, (past, past))
-    with pytest.raises(UserError, match=r"1 on elsewhere, last seen 5\d s ago"), lease(Folder.at(tmp_path), "night"):
+    with pytest.raises(UserError, match=r"1 on elsewhere, last seen 5\d s ago"), lease(Folder.at(tmp_path), "search"):
         pass
     os.utime(claim, (past - 20, past - 20))
-    with lease(Folder.at(tmp_path), "night"):
+    with lease(Folder.at(tmp_path), "search"):
         assert not claim.exists()
 
 
@@ -77,7 +77,7 @@ from raymed.storage.folder import Folder
 while time.time() < {time.time() + 6}: pass
 for _ in range(30):
     try:
-        with lease(Folder.at({str(tmp_path)!r}), "night"):
+        with lease(Folder.at({str(tmp_path)!r}), "search"):
             file = open({str(tmp_path / "inside")!r}, "x"); file.close()
             import os; time.sleep(0.005); os.unlink(file.name)
             print("held")
@@ -98,7 +98,7 @@ from raymed.storage import lease
 from raymed.storage.folder import Folder
 import time
 lease.BEAT = 0.1
-with lease.lease(Folder.at({str(tmp_path)!r}), "night"):
+with lease.lease(Folder.at({str(tmp_path)!r}), "search"):
     print("held", flush=True)
     time.sleep(500)
 """
@@ -107,7 +107,7 @@ with lease.lease(Folder.at({str(tmp_path)!r}), "night"):
         process.stdout.readline()
         claims(tmp_path)[0].unlink()
         _, error = process.communicate(timeout=200)
-    assert b"another process has taken night over" in error
+    assert b"another process has taken search over" in error
     assert process.returncode == -signal.SIGTERM
 
 
@@ -118,7 +118,7 @@ from raymed.storage import lease
 from raymed.storage.folder import Folder
 import sys
 lease.BEAT = 0.05
-with lease.lease(Folder.at({str(tmp_path / "storage")!r}), "night"):
+with lease.lease(Folder.at({str(tmp_path / "storage")!r}), "search"):
     print("held", flush=True)
     sys.stdin.readline()
 print("ended", flush=True)
@@ -140,13 +140,13 @@ print("ended", flush=True)
 
 
 def test_a_damaged_claim_counts_by_its_age(tmp_path: Path) -> None:
-    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim = tmp_path / ".leases" / "search" / "theirs.json"
     claim.parent.mkdir(parents=True)
     claim.write_text("nul")
-    with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "night"):
+    with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "search"):
         pass
     os.utime(claim, (1, 1))
-    with lease(Folder.at(tmp_path), "night"):
+    with lease(Folder.at(tmp_path), "search"):
         pass
 
 
@@ -156,7 +156,7 @@ def test_a_storage_that_is_away_for_a_while_is_no_sign_that_another_process_took
     monkeypatch.setattr(leases, "BEAT", 0.02)
     storage, told = tmp_path / "storage", list[int]()
     monkeypatch.setattr(leases.os, "kill", lambda process, number: told.append(number))
-    with lease(Folder.at(storage), "night"):
+    with lease(Folder.at(storage), "search"):
         storage.rename(tmp_path / "away")
         time.sleep(0.2)
         assert not storage.exists(), "nothing is written below a mount point"
@@ -173,8 +173,8 @@ def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
     monkeypatch.setattr(leases, "BEAT", 0.05)
     told = list[int]()
     monkeypatch.setattr(leases.os, "kill", lambda process, number: told.append(number))
-    left = tmp_path / ".leases" / "night" / "left.json"
-    with lease(Folder.at(tmp_path), "night"):
+    left = tmp_path / ".leases" / "search" / "left.json"
+    with lease(Folder.at(tmp_path), "search"):
         left.write_text(json.dumps(ELSEWHERE))
         time.sleep(0.5)
         assert not told
@@ -198,7 +198,7 @@ def test_a_storage_that_hangs_keeps_nobody_from_leaving(tmp_path: Path, monkeypa
         return exists(folder, name)
 
     monkeypatch.setattr(Folder, "exists", no_answer)
-    with lease(Folder.at(tmp_path), "night"):
+    with lease(Folder.at(tmp_path), "search"):
         assert hangs.wait(30)
         since = time.monotonic()
     left_after = time.monotonic() - since
@@ -209,11 +209,11 @@ def test_a_storage_that_hangs_keeps_nobody_from_leaving(tmp_path: Path, monkeypa
 def test_where_a_process_id_says_nothing_a_claim_counts_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without /proc, another process that has the dead one's id by now kept everybody out for ever."""
     monkeypatch.setattr(leases, "_machine", lambda: "")
-    claim = tmp_path / ".leases" / "night" / "theirs.json"
+    claim = tmp_path / ".leases" / "search" / "theirs.json"
     claim.parent.mkdir(parents=True)
     claim.write_text(json.dumps(leases._myself()))
-    with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "night"):
+    with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "search"):
         pass
     os.utime(claim, (1, 1))
-    with lease(Folder.at(tmp_path), "night"):
+    with lease(Folder.at(tmp_path), "search"):
         assert not claim.exists()

@@ -31,7 +31,7 @@ def bucket(log) -> Iterator[Bucket]:
 
 
 def test_files_are_written_listed_read_and_removed(bucket):
-    folder = Folder.at(f"{bucket}/runs").child("night")
+    folder = Folder.at(f"{bucket}/runs").child("search")
     assert folder.names() == []
     assert not folder.exists("a/b.json")
     folder.write("a/b.json", b"one")
@@ -63,7 +63,7 @@ def test_the_newest_whole_checkpoint_comes_back(bucket, tmp_path, caplog):
 
 
 def test_a_fresh_head_finds_the_record_of_the_search_in_the_storage(bucket, tmp_path):
-    folder = Folder.at(f"{bucket}/runs/night")
+    folder = Folder.at(f"{bucket}/runs/search")
     journal = Journal(tmp_path / "old-head" / "study.journal", folder)
     for number in range(5):
         journal.append_logs([{"number": number}])
@@ -101,12 +101,12 @@ def test_a_store_that_does_not_answer_for_a_while_stops_no_search(bucket, tmp_pa
 def test_two_heads_on_one_bucket_do_not_both_write_a_search(bucket):
     """The other head died: its claim expires by the store's own clock."""
     storage = Folder.at(f"{bucket}/runs")
-    claims = storage.child(".leases/night")
+    claims = storage.child(".leases/search")
     claims.write("other.json", b'{"host": "elsewhere", "machine": "elsewhere", "pid": 1, "started": "1"}')
-    with pytest.raises(UserError, match="1 on elsewhere"), lease(storage, "night"):
+    with pytest.raises(UserError, match="1 on elsewhere"), lease(storage, "search"):
         pass
     assert claims.names() == ["other.json"]
     claims.delete("other.json")
-    with lease(storage, "night"):
+    with lease(storage, "search"):
         assert len(claims.names()) == 1
     assert claims.names() == []

@@ -34,10 +34,10 @@ def reopened(tracker: Tracker) -> Tracker:
 
 
 def test_a_rerun_finds_its_run_instead_of_making_a_second_one(tracker: Tracker) -> None:
-    parent = tracker.run("night", "night")
-    first = tracker.run("night/trial-1", "trial 1", parent, {"raymed.fold": "0"}, {"train": {"lr": 1e-3}})
-    again = reopened(tracker).run("night/trial-1", "trial 1", parent, {"raymed.fold": "0"}, {"train": {"lr": 1e-3}})
-    other = tracker.run("night/trial-10", "trial 10", parent)
+    parent = tracker.run("search", "search")
+    first = tracker.run("search/trial-1", "trial 1", parent, {"raymed.fold": "0"}, {"train": {"lr": 1e-3}})
+    again = reopened(tracker).run("search/trial-1", "trial 1", parent, {"raymed.fold": "0"}, {"train": {"lr": 1e-3}})
+    other = tracker.run("search/trial-10", "trial 10", parent)
     assert first == again != other
     record = tracker.describe(first)
     assert record.parent == parent
@@ -46,7 +46,7 @@ def test_a_rerun_finds_its_run_instead_of_making_a_second_one(tracker: Tracker) 
 
 
 def test_names_with_quotes_and_chinese_are_found_again(tracker: Tracker) -> None:
-    key = 'O\'Brien "first" `night` 肺部%'
+    key = 'O\'Brien "first" `search` 肺部%'
     assert tracker.run(key, key) == tracker.run(key, key)
     assert tracker.describe(tracker.run(key, key)).name == key
     assert tracker.find("O'Brien") is None
@@ -312,18 +312,18 @@ def test_nothing_is_sent_to_mlflows_makers() -> None:
 
 
 def test_forgetting_a_search_takes_its_trials_and_leaves_its_neighbours(tracker: Tracker) -> None:
-    kept = [tracker.run(key, key) for key in ("night-2", "night-2/trial-0000")]
-    for key in ("night", "night/trial-0000", "night/trial-0001"):
+    kept = [tracker.run(key, key) for key in ("search-2", "search-2/trial-0000")]
+    for key in ("search", "search/trial-0000", "search/trial-0001"):
         tracker.run(key, key)
-    tracker.forget("night")
-    assert tracker.find("night") is None
-    assert tracker.find("night/trial-0001") is None
-    assert [tracker.find("night-2"), tracker.find("night-2/trial-0000")] == kept
+    tracker.forget("search")
+    assert tracker.find("search") is None
+    assert tracker.find("search/trial-0001") is None
+    assert [tracker.find("search-2"), tracker.find("search-2/trial-0000")] == kept
 
 
 def test_who_only_looks_up_makes_no_experiment_and_finds_runs_of_any(tracker: Tracker) -> None:
-    run_id = tracker.run("night", "night")
+    run_id = tracker.run("search", "search")
     before = {each.name for each in tracker.client.search_experiments()}
     looking = Tracker.open(tracker.uri)
-    assert looking.describe(run_id).name == "night"
+    assert looking.describe(run_id).name == "search"
     assert {each.name for each in looking.client.search_experiments()} == before

@@ -28,10 +28,10 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     """A search of three trials, the last of which won and is registered."""
     folder = tmp_path_factory.mktemp("search")
     tracker = Tracker.open(f"sqlite:///{folder}/mlflow.db", "raymed-lung")
-    search = tracker.run("night", "night")
+    search = tracker.run("search", "search")
     for number in range(3):
-        run = tracker.run(f"night/trial-{number}", f"trial-{number:04d}", search, params={"train": {"lr": 0.1**number}})
-        tracker.input(run, "night", "0123abcd", "/prepared", "training")
+        run = tracker.run(f"search/trial-{number}", f"trial-{number:04d}", search, params={"train": {"lr": 0.1**number}})
+        tracker.input(run, "search", "0123abcd", "/prepared", "training")
         for epoch in (1, 2):
             tracker.log_epoch(run, epoch, {"val_loss": 0.75 / (number + 1)})
         tracker.metrics(run, {BEST: 0.75 / (number + 1)})
@@ -99,7 +99,7 @@ def test_trials_are_sorted_compared_and_followed_to_the_model_in_a_few_clicks(tr
         page.get_by_role("button", name="Compare").click()
         expect(page.get_by_text("Comparing 2 Runs")).to_be_visible()
         page.goto(
-            f"{server}/#/experiments/{tracker.experiment_id}/runs/{tracker.find('night')}?workflowType=machine_learning"
+            f"{server}/#/experiments/{tracker.experiment_id}/runs/{tracker.find('search')}?workflowType=machine_learning"
         )
         for text in ("Trial 2 won", "Logged models (1)", "raymed-lung-0123", "trial-0000"):
             expect(page.get_by_text(text).first).to_be_visible()

@@ -16,7 +16,7 @@ from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import _trainer, fit, resources
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -24,14 +24,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3, checkpoint_steps=2)
 
 
-def spec_of(prepared, storage: Path, name: str, **changes) -> FitSpec:
+def spec_of(prepared, storage: Path, name: str, **changes) -> RunSpec:
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-    spec = FitSpec(name, str(storage), prepared.folder.uri, recipe, SETTINGS)
+    spec = RunSpec(name, str(storage), prepared.folder.uri, recipe, SETTINGS)
     train = {key: changes.pop(key) for key in list(changes) if key in TrainSettings.__dataclass_fields__}
     return dataclasses.replace(spec, train=dataclasses.replace(SETTINGS, **train), **changes)
 
 
-def run(prepared, spec: FitSpec, streamed: bool = False) -> dict[str, float]:
+def run(prepared, spec: RunSpec, streamed: bool = False) -> dict[str, float]:
     source = Streamed(prepared.folder.uri) if streamed else stage(prepared, spec.all_rows(prepared))
     return fit(spec, source, resources(spec.workers, 1))
 

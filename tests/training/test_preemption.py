@@ -14,7 +14,7 @@ from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import fit, resources
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -25,12 +25,12 @@ SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5,
 
 
 @pytest.fixture(scope="module")
-def spec(prepared, tmp_path_factory) -> FitSpec:
+def spec(prepared, tmp_path_factory) -> RunSpec:
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-    return FitSpec("run", str(tmp_path_factory.mktemp("runs")), prepared.folder.uri, recipe, SETTINGS)
+    return RunSpec("run", str(tmp_path_factory.mktemp("runs")), prepared.folder.uri, recipe, SETTINGS)
 
 
-def run(prepared, spec: FitSpec) -> dict[str, float]:
+def run(prepared, spec: RunSpec) -> dict[str, float]:
     """The last epoch's losses."""
     fit(spec, stage(prepared, spec.all_rows(prepared)), resources(spec.workers, 1))
     newest = max(Path(spec.folder.path).glob("step-*"), key=lambda path: path.name[:13])

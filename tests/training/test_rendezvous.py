@@ -15,7 +15,7 @@ from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.fit import Resources, _trainer
 from raymed.training.rendezvous import OneMachine
 from raymed.training.settings import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 
 
 class Workers:
@@ -66,7 +66,7 @@ def test_a_file_serves_a_jobs_own_ray_and_workers_wait_as_long_as_for_the_storag
     """With 40 minutes for a storage that is away, workers that waited for another gave up after 30."""
     monkeypatch.setattr("raymed.training.fit.is_own", lambda: own)
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-    spec = FitSpec("never-run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(storage_minutes=40), workers=2)
+    spec = RunSpec("never-run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(storage_minutes=40), workers=2)
     trainer = _trainer(spec, Streamed(prepared.folder.uri), Resources(2, 2, 1, False), None, [], False)
     assert type(trainer.backend_config) is kind
     assert trainer.backend_config.timeout_s == (30 + 40) * 60

@@ -5,10 +5,10 @@ import pytest
 from raymed.data.prepared import Prepared
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.settings import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 
 
@@ -21,8 +21,8 @@ def test_no_more_runs_are_planned_at_once_than_there_are(prepared: Prepared, tmp
     )  # also beside the session's Ray
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
     train = TrainSettings(global_batch=8, micro_batch=4, norm_group=4)
-    template = FitSpec("run", str(tmp_path), prepared.folder.uri, recipe, train, workers=4, min_workers=1)
+    template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, train, workers=4, min_workers=1)
     search = SearchSettings(cpus_per_worker=1)
-    outcome = describe(Night(template, search, Budget(trials=trials), f"sqlite:///{tmp_path}/mlflow.db"))
+    outcome = describe(Search(template, search, Budget(trials=trials), f"sqlite:///{tmp_path}/mlflow.db"))
     assert f"resources  {at_once} at once, each 1 to 4 x 1 CPU\n" in outcome.text
     assert outcome.data["concurrent"] == at_once

@@ -89,7 +89,7 @@ def test_without_a_copy_what_comes_before_the_damage_is_taken_and_the_line_says_
 
 
 def test_a_record_of_before_checksums_is_read_and_goes_on_with_them(tmp_path):
-    old = [{"op_code": 0, "worker_id": "w", "study_name": "night"}, {"op_code": 2, "worker_id": "w", "user_attr": {"a": 1}}]
+    old = [{"op_code": 0, "worker_id": "w", "study_name": "search"}, {"op_code": 2, "worker_id": "w", "user_attr": {"a": 1}}]
     content = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in old)
     for place in (tmp_path / "study.journal", tmp_path / "storage" / COPY):
         place.parent.mkdir(exist_ok=True)

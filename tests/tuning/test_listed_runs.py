@@ -11,44 +11,44 @@ from raymed.errors import RunError, UserError
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.search import VARIANT, Night
+from raymed.tuning.search import LISTED, Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Study
 
 
 @pytest.fixture(scope="module")
-def night(prepared, tmp_path_factory):
+def search(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("folds")
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-    template = FitSpec("folds", str(folder), prepared.folder.uri, recipe, TrainSettings(epochs=1, lr=3e-3))
+    template = RunSpec("folds", str(folder), prepared.folder.uri, recipe, TrainSettings(epochs=1, lr=3e-3))
     folds = {f"fold_{fold + 1}": dataclasses.replace(template, fold=fold) for fold in range(2)}
     folds["whole"] = template
-    return Night(template, SearchSettings(), Budget(0), f"sqlite:///{folder}/mlflow.db", variants=folds)
+    return Search(template, SearchSettings(), Budget(0), f"sqlite:///{folder}/mlflow.db", runs=folds)
 
 
-def test_listed_runs_are_put_in_line_once_and_failed_ones_again(night, tmp_path):
-    night = dataclasses.replace(night, template=dataclasses.replace(night.template, storage=str(tmp_path)))
-    study = night.open_study()
-    budget = night.line_up(study)
+def test_listed_runs_are_put_in_line_once_and_failed_ones_again(search, tmp_path):
+    search = dataclasses.replace(search, template=dataclasses.replace(search.template, storage=str(tmp_path)))
+    study = search.open_study()
+    budget = search.enqueue_retries(study)
     for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE):
         number, _ = study.ask(budget)
         study.report(number, 1, {"val_loss": 1.0, "best_val_loss": 1.0, "best_epoch": 1})
         study.tell(number, state)
     assert study.ask(budget) is None
     for _ in range(2):  # also when the process that put it in line was lost before it began
-        study = night.open_study()
-        budget = night.line_up(study)
+        study = search.open_study()
+        budget = search.enqueue_retries(study)
     number, params = study.ask(budget)
-    assert (number, params) == (3, {VARIANT: "fold_2"})
-    assert night.spec(study.trial(number)).fold == 1
+    assert (number, params) == (3, {LISTED: "fold_2"})
+    assert search.spec_of(study.trial(number)).fold == 1
     assert study.ask(budget) is None
 
 
-def test_runs_that_a_kill_kept_from_being_put_in_line_are_put_there(night, tmp_path, monkeypatch):
-    night = dataclasses.replace(night, template=dataclasses.replace(night.template, storage=str(tmp_path)))
+def test_runs_that_a_kill_kept_from_being_put_in_line_are_put_there(search, tmp_path, monkeypatch):
+    search = dataclasses.replace(search, template=dataclasses.replace(search.template, storage=str(tmp_path)))
     enqueue, lined = Study.enqueue, []
 
     def dying(study, params):
@@ -59,26 +59,26 @@ def test_runs_that_a_kill_kept_from_being_put_in_line_are_put_there(night, tmp_p
 
     monkeypatch.setattr(Study, "enqueue", dying)
     with pytest.raises(KeyboardInterrupt):
-        night.open_study()
+        search.open_study()
     monkeypatch.setattr(Study, "enqueue", enqueue)
-    study = night.open_study()
-    assert night.line_up(study).trials == 3
-    assert {params[VARIANT] for params in study.waiting} == set(night.variants)
+    study = search.open_study()
+    assert search.enqueue_retries(study).trials == 3
+    assert {params[LISTED] for params in study.waiting} == set(search.runs)
 
 
 @pytest.mark.parametrize("dimension", [Dimension(1e-4, 1e-3), Dimension(choices=(0.1, 0.2)), Dimension(0, 2)])
-def test_a_search_that_would_begin_outside_of_its_space_is_refused(night, dimension):
+def test_a_search_that_would_begin_outside_of_its_space_is_refused(search, dimension):
     with pytest.raises(UserError, match=r"begins with train\.lr 0\.003"):
-        dataclasses.replace(night, search=SearchSettings(space={"train.lr": dimension}), variants={})
+        dataclasses.replace(search, settings=SearchSettings(space={"train.lr": dimension}), runs={})
 
 
-def test_the_points_of_a_grid_come_first_each_once_and_then_the_search(night, tmp_path):
-    template = dataclasses.replace(night.template, storage=str(tmp_path))
+def test_the_points_of_a_grid_come_first_each_once_and_then_the_search(search, tmp_path):
+    template = dataclasses.replace(search.template, storage=str(tmp_path))
     space = {"train.lr": Dimension(1e-4, 1e-2, log=True), "train.global_batch": Dimension(choices=(2, 4, 8))}
     grid = ({"train.global_batch": 4}, {"train.lr": 1e-3, "train.global_batch": 2}, {"train.lr": 3e-3})
     whole = SearchSettings(space=space, first=grid)
     template = dataclasses.replace(template, train=dataclasses.replace(template.train, global_batch=8))
-    searched = dataclasses.replace(night, template=template, search=whole, variants={}, budget=Budget(5))
+    searched = dataclasses.replace(search, template=template, settings=whole, runs={}, budget=Budget(5))
     study = searched.open_study()
     asked = [study.ask(searched.budget)[1] for _ in range(4)]
     assert asked[:3] == [
@@ -89,53 +89,53 @@ def test_the_points_of_a_grid_come_first_each_once_and_then_the_search(night, tm
     assert asked[3] not in asked[:3]
     for wrong in ({"train.lr": 0.5}, {"train.epochs": 3}):
         with pytest.raises(UserError, match=f"search.first has {next(iter(wrong))} .*, which search.space does not hold"):
-            dataclasses.replace(searched, search=dataclasses.replace(whole, first=(wrong,)))
+            dataclasses.replace(searched, settings=dataclasses.replace(whole, first=(wrong,)))
 
 
-def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(night):
+def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(search):
     space = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
     with pytest.raises(UserError, match="fold_1"):
-        dataclasses.replace(night, search=space)
+        dataclasses.replace(search, settings=space)
     with pytest.raises(UserError, match="val_loss"):
-        watched = dataclasses.replace(night.template, train=TrainSettings(monitor="val_acc"))
-        dataclasses.replace(night, template=watched, search=space, variants={})
+        watched = dataclasses.replace(search.template, train=TrainSettings(monitor="val_acc"))
+        dataclasses.replace(search, template=watched, settings=space, runs={})
 
 
-def test_a_search_may_aim_at_any_metric_that_the_system_declares_for_it(night):
-    space, template = {"train.lr": Dimension(1e-4, 1e-2)}, night.template
+def test_a_search_may_aim_at_any_metric_that_the_system_declares_for_it(search):
+    space, template = {"train.lr": Dimension(1e-4, 1e-2)}, search.template
     with pytest.raises(
         UserError, match=r"search\.objective is val_acuracy: trials of lung are compared by one of val_loss, acc"
     ):
-        dataclasses.replace(night, search=SearchSettings(space, objective="val_acuracy"), variants={})
+        dataclasses.replace(search, settings=SearchSettings(space, objective="val_acuracy"), runs={})
     with pytest.raises(UserError, match="compares trials, and their epochs, by accuracy"):
-        dataclasses.replace(night, search=SearchSettings(space, objective="accuracy"), variants={})
+        dataclasses.replace(search, settings=SearchSettings(space, objective="accuracy"), runs={})
     watched = dataclasses.replace(template, train=dataclasses.replace(template.train, monitor="accuracy"))
     search = SearchSettings(space, objective="accuracy")
-    night = dataclasses.replace(night, template=watched, search=search, variants={})
-    assert night.trial(0, {"train.lr": 2e-3}).monitor == night.objective
-    assert night.objective.direction == "max"
+    search = dataclasses.replace(search, template=watched, settings=search, runs={})
+    assert search.run_spec(0, {"train.lr": 2e-3}).monitor == search.objective
+    assert search.objective.direction == "max"
 
 
-def test_a_run_that_failed_after_good_epochs_is_no_success(night, tmp_path):
-    template = dataclasses.replace(night.template, storage=str(tmp_path))
-    night = dataclasses.replace(night, template=template, variants={})
-    study = night.open_study()
-    number, _ = study.ask(night.line_up(study))
+def test_a_run_that_failed_after_good_epochs_is_no_success(search, tmp_path):
+    template = dataclasses.replace(search.template, storage=str(tmp_path))
+    search = dataclasses.replace(search, template=template, runs={})
+    study = search.open_study()
+    number, _ = study.ask(search.enqueue_retries(study))
     study.report(number, 1, {"val_loss": 0.5, "best_val_loss": 0.5, "best_epoch": 1, "model": "CHECKPOINT"})
     study.tell(number, TrialState.FAIL, "the loss is not finite at step 9")
     with pytest.raises(RunError, match=r"not finite at step 9\nThe same command goes on .* epoch 1: CHECKPOINT"):
-        night.outcome(study)
+        search.outcome(study)
 
 
-def test_a_run_that_was_tried_again_tells_its_best_epoch_though_that_lay_before_its_failure(night, tmp_path):
-    template = dataclasses.replace(night.template, storage=str(tmp_path), name="single")
-    single = dataclasses.replace(night, template=template, variants={}, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+def test_a_run_that_was_tried_again_tells_its_best_epoch_though_that_lay_before_its_failure(search, tmp_path):
+    template = dataclasses.replace(search.template, storage=str(tmp_path), name="single")
+    single = dataclasses.replace(search, template=template, runs={}, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     study, folder = single.open_study(), Path(template.folder.path) / "trials" / "trial-0000"
     best = folder / "step-00000002-000002-ab"
     best.mkdir(parents=True)
     history: list[dict[str, float]] = []
     for state in (TrialState.FAIL, TrialState.COMPLETE):
-        number, _ = study.ask(single.line_up(study))
+        number, _ = study.ask(single.enqueue_retries(study))
         for loss in (0.9, 0.4) if state == TrialState.FAIL else (0.6,):
             history.append({"val_loss": loss, "best_val_loss": min(loss, 0.4), "best_epoch": 2, "epoch": len(history) + 1})
             study.report(number, len(history), {**history[-1], "model": str(best)})

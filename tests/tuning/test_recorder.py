@@ -14,29 +14,29 @@ from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import Tracker
 from raymed.training.fit import Resources
 from raymed.training.settings import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import Recorder
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Study
 
 
 @pytest.fixture
-def night(prepared: Prepared, tmp_path: Path) -> Night:
+def search(prepared: Prepared, tmp_path: Path) -> Search:
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-    template = FitSpec("night", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=2, lr=3e-3))
-    search = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
-    return Night(template, search, Budget(trials=3), f"sqlite:///{tmp_path}/mlflow.db")
+    template = RunSpec("search", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=2, lr=3e-3))
+    settings = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
+    return Search(template, settings, Budget(trials=3), f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def open_recorder(night: Night, study: Study) -> tuple[Recorder, Tracker, str]:
-    tracker = night.open_tracker()
-    parent = tracker.run(night.name, night.name)
-    progress = Progress(study, night.budget, night.label, night.spec)
-    return Recorder(night, tracker, parent, study, progress, None, Resources(2, 2, 1, False)), tracker, parent
+def open_recorder(search: Search, study: Study) -> tuple[Recorder, Tracker, str]:
+    tracker = search.open_tracker()
+    parent = tracker.run(search.name, search.name)
+    progress = Progress(study, search.budget, search.label, search.spec_of)
+    return Recorder(search, tracker, parent, study, progress, None, Resources(2, 2, 1, False)), tracker, parent
 
 
 def report(study: Study, number: int, epoch: int) -> dict[str, Any]:
@@ -45,12 +45,12 @@ def report(study: Study, number: int, epoch: int) -> dict[str, Any]:
     return result | {"val_accuracy": 0.75}
 
 
-def search(night: Night) -> Study:
+def searched(search: Search) -> Study:
     """A trial whose end MLflow is told of, and one that is killed between the study's entry and the outbox's."""
-    study = night.open_study()
-    recorder, _, _ = open_recorder(night, study)
+    study = search.open_study()
+    recorder, _, _ = open_recorder(search, study)
     for number in (0, 1):
-        study.ask(night.budget)
+        study.ask(search.budget)
         recorder.observe(number, "start", {})
         for epoch in (1, 2):
             recorder.observe(number, "epoch", report(study, number, epoch))
@@ -61,9 +61,9 @@ def search(night: Night) -> Study:
     return study
 
 
-def shown(night: Night) -> dict[str, tuple[str, str | None, list[int]]]:
+def shown(search: Search) -> dict[str, tuple[str, str | None, list[int]]]:
     """Of each trial's run its status, state and the steps of val_loss."""
-    tracker = night.open_tracker()
+    tracker = search.open_tracker()
     history = tracker.client.get_metric_history
     return {
         key: (
@@ -71,29 +71,29 @@ def shown(night: Night) -> dict[str, tuple[str, str | None, list[int]]]:
             run.tags.get("raymed.state"),
             [m.step for m in history(run.id, "val_loss")],
         )
-        for key, run in tracker.children(str(tracker.find(night.name))).items()
+        for key, run in tracker.children(str(tracker.find(search.name))).items()
     }
 
 
-def test_an_end_that_was_lost_between_the_study_and_the_outbox_is_told_by_the_next_process(night: Night) -> None:
-    search(night)
-    assert shown(night)["night/trial-0001"][:2] == ("RUNNING", None)
-    recorder, *_ = open_recorder(night, night.open_study())
+def test_an_end_that_was_lost_between_the_study_and_the_outbox_is_told_by_the_next_process(search: Search) -> None:
+    searched(search)
+    assert shown(search)["search/trial-0001"][:2] == ("RUNNING", None)
+    recorder, *_ = open_recorder(search, search.open_study())
     recorder.close()
     ended = ("FINISHED", "COMPLETE", [1, 2])
-    assert shown(night) == {"night/trial-0000": ended, "night/trial-0001": ended}
+    assert shown(search) == {"search/trial-0000": ended, "search/trial-0001": ended}
 
 
-def test_what_a_restored_database_lacks_is_written_again_from_the_study(night: Night, tmp_path: Path) -> None:
+def test_what_a_restored_database_lacks_is_written_again_from_the_study(search: Search, tmp_path: Path) -> None:
     """All of MLflow is gone, and the outbox with it."""
-    search(night)
-    night.outbox.unlink()
-    night = dataclasses.replace(night, tracking_uri=f"sqlite:///{tmp_path}/empty.db")
-    recorder, tracker, _ = open_recorder(night, night.open_study())
+    searched(search)
+    search.outbox.unlink()
+    search = dataclasses.replace(search, tracking_uri=f"sqlite:///{tmp_path}/empty.db")
+    recorder, tracker, _ = open_recorder(search, search.open_study())
     recorder.close()
     ended = ("FINISHED", "COMPLETE", [1, 2])
-    assert shown(night) == {"night/trial-0000": ended, "night/trial-0001": ended}
-    run = tracker.describe(str(tracker.find("night/trial-0000")))
+    assert shown(search) == {"search/trial-0000": ended, "search/trial-0001": ended}
+    run = tracker.describe(str(tracker.find("search/trial-0000")))
     assert run.tags["raymed.checkpoint"] == "/checkpoints/2", "so that it can be judged and registered"
     assert [run.params[f"how.{name}"] for name in ("workers", "threads", "micro_batch", "zero_stage")] == [
         "2",
@@ -103,26 +103,26 @@ def test_what_a_restored_database_lacks_is_written_again_from_the_study(night: N
     ]
 
 
-def test_a_run_that_is_up_to_date_is_not_written_again(night: Night) -> None:
-    search(night)
+def test_a_run_that_is_up_to_date_is_not_written_again(search: Search) -> None:
+    searched(search)
     for _ in range(2):
-        recorder, tracker, _ = open_recorder(night, night.open_study())
+        recorder, tracker, _ = open_recorder(search, search.open_study())
         recorder.close()
-    history = tracker.client.get_metric_history(str(tracker.find("night/trial-0000")), "val_accuracy")
+    history = tracker.client.get_metric_history(str(tracker.find("search/trial-0000")), "val_accuracy")
     assert [metric.step for metric in history] == [1, 2]
 
 
-def test_a_run_deleted_in_the_ui_holds_up_no_other(night: Night, caplog: pytest.LogCaptureFixture) -> None:
-    study = night.open_study()
-    recorder, tracker, _ = open_recorder(night, study)
+def test_a_run_deleted_in_the_ui_holds_up_no_other(search: Search, caplog: pytest.LogCaptureFixture) -> None:
+    study = search.open_study()
+    recorder, tracker, _ = open_recorder(search, study)
     for number in (0, 1):
-        study.ask(night.budget)
+        study.ask(search.budget)
         recorder.observe(number, "epoch", report(study, number, 1))
-    while tracker.find("night/trial-0001") is None:
+    while tracker.find("search/trial-0001") is None:
         pass
-    tracker.client.delete_run(str(tracker.find("night/trial-0000")))
+    tracker.client.delete_run(str(tracker.find("search/trial-0000")))
     for number in (0, 1):
         recorder.observe(number, "epoch", report(study, number, 2))
     recorder.close()
-    assert "refuses an entry for good" in caplog.text and night.outbox.read_bytes() == b""
-    assert shown(night) == {"night/trial-0001": ("RUNNING", None, [1, 2])}
+    assert "refuses an entry for good" in caplog.text and search.outbox.read_bytes() == b""
+    assert shown(search) == {"search/trial-0001": ("RUNNING", None, [1, 2])}

@@ -14,13 +14,13 @@ import ray
 
 from raymed.data.prepared import Prepared
 from raymed.errors import CommonError, UserError
-from raymed.job.job import going_on
+from raymed.job.job import resume_command
 from raymed.storage.folder import Folder
 from raymed.systems.lung.options import LungOptions
 from raymed.systems.options import SearchOptions, for_search
 from raymed.tracking.tracker import Tracker
 from raymed.training.engine import TrainSettings
-from raymed.training.stop_decisions import Verdicts
+from raymed.training.stop_decisions import StopDecisions
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import _sources, _sweep
 from raymed.tuning.interrupt import Interrupt
@@ -33,9 +33,9 @@ class SearchedLung(LungOptions, SearchOptions):
     """Options of a search."""
 
 
-def night_of(prepared, folder, resume, name="night", **changes):
+def night_of(prepared, folder, resume, name="search", **changes):
     options = LungOptions(data=prepared.folder.uri, storage=str(folder), name=name, resume=resume, **changes)
-    return options.night(prepared, Budget(3))
+    return options.open_search(prepared, Budget(3))
 
 
 def test_must_refuses_a_name_that_nothing_is_known_of_and_goes_on_with_one_that_is(prepared, tmp_path):
@@ -58,38 +58,38 @@ def die(*arguments, **settings):
     raise SystemExit("killed")
 
 
-def killed_while_forgetting(night, step, monkeypatch):
+def killed_while_forgetting(search, step, monkeypatch):
     """Before the step, the process is killed."""
     with monkeypatch.context() as patch:
         if step == "record":
             unlink = Path.unlink
-            patch.setattr(Path, "unlink", lambda path, **how: die() if path == night.study_path else unlink(path, **how))
+            patch.setattr(Path, "unlink", lambda path, **how: die() if path == search.study_path else unlink(path, **how))
         elif step == "folder":
             patch.setattr(Folder, "delete", lambda folder, name="": die() if not name else None)
         else:
             patch.setattr(Tracker, "forget", die)
         with pytest.raises(SystemExit):
-            night.forget()
+            search.forget()
 
 
 @pytest.mark.parametrize("step", ["record", "folder", "mlflow"])
 def test_a_search_whose_forgetting_was_killed_does_not_come_back_half(prepared, tmp_path, monkeypatch, step):
-    night = night_of(prepared, tmp_path, "auto")
-    study = night.open_study()
+    search = night_of(prepared, tmp_path, "auto")
+    study = search.open_study()
     study.ask(Budget(3))
     study.close()
-    night.template.folder.write("trials/trial-0000/step-00000001-a/progress.json", b"{}")
-    run = night.open_tracker().run("night", "night")
-    killed_while_forgetting(night, step, monkeypatch)
+    search.template.folder.write("trials/trial-0000/step-00000001-a/progress.json", b"{}")
+    run = search.open_tracker().run("search", "search")
+    killed_while_forgetting(search, step, monkeypatch)
     with pytest.raises(UserError, match="no earlier run"):
         night_of(prepared, tmp_path, "must")
     again = night_of(prepared, tmp_path, "auto")
     again.finish_forgetting()
     assert again.open_study().trials == []
     assert not again.template.folder.exists("trials")
-    assert again.open_tracker().find("night") is None
+    assert again.open_tracker().find("search") is None
     assert again.open_study().generation != study.generation
-    assert night.open_tracker().describe(run).status == "RUNNING", "MLflow keeps it, deleted"
+    assert search.open_tracker().describe(run).status == "RUNNING", "MLflow keeps it, deleted"
 
 
 def test_a_head_that_comes_back_with_the_record_of_a_forgotten_search_begins_anew(tmp_path, caplog):
@@ -114,15 +114,15 @@ def test_a_head_that_comes_back_with_the_record_of_a_forgotten_search_begins_ane
 
 
 def test_never_removes_nothing_while_another_machine_judges_or_refits_that_search(prepared, tmp_path):
-    night = night_of(prepared, tmp_path, "auto")
-    night.open_study().ask(Budget(3))
+    search = night_of(prepared, tmp_path, "auto")
+    search.open_study().ask(Budget(3))
     claim = {"host": "other-head", "machine": "other-head 1", "pid": 7, "started": "1"}
-    Folder.at(tmp_path).write(".leases/night/theirs.json", json.dumps(claim).encode())
+    Folder.at(tmp_path).write(".leases/search/theirs.json", json.dumps(claim).encode())
     with pytest.raises(UserError, match="7 on other-head"):
         night_of(prepared, tmp_path, "never")
-    with pytest.raises(UserError, match="7 on other-head"), night.alone():
+    with pytest.raises(UserError, match="7 on other-head"), search.alone():
         pass
-    assert len(night.open_study().trials) == 1
+    assert len(search.open_study().trials) == 1
 
 
 def test_never_removes_no_folder_that_is_none_of_ours(prepared, tmp_path):
@@ -143,12 +143,12 @@ def test_a_run_does_not_go_into_the_data_that_it_reads(prepared, tmp_path):
 def test_patients_added_in_place_under_a_search_are_refused_wherever_its_rows_are_read(prepared, tmp_path):
     """Row numbers of the old index would name other patients in the new one."""
     data = Path(shutil.copytree(prepared.folder.path, tmp_path / "data"))
-    night = night_of(Prepared.open(str(data)), tmp_path / "runs", "auto")
+    search = night_of(Prepared.open(str(data)), tmp_path / "runs", "auto")
     trial = SimpleNamespace(number=0, params={}, user_attrs={CHECKPOINT: "uri"})
-    candidate = night.candidate("run", trial)
+    candidate = search.candidate("run", trial)
     manifest = json.loads((data / "manifest.json").read_bytes())
     (data / "manifest.json").write_text(json.dumps(manifest | {"digest": "other"}), "utf-8")
-    for opening in (night.trial(0, {}).open_data, candidate.open_data, lambda: _sources(night)):
+    for opening in (search.run_spec(0, {}).open_data, candidate.open_data, lambda: _sources(search)):
         with pytest.raises(CommonError, match="was prepared again"):
             opening()
     assert candidate.tags()["raymed.data_digest"] == prepared.digest
@@ -172,17 +172,17 @@ def test_a_search_says_how_long_its_trials_are_in_one_way():
 
 def test_the_command_to_go_on_with_begins_nothing_anew():
     words = ["jobs/train_lung.py", "--resume", "never", "--name", "never more"]
-    assert going_on(words) == "python jobs/train_lung.py --resume must --name 'never more'"
-    assert going_on(["a.py", "--resume=never"]) == "python a.py --resume must"
+    assert resume_command(words) == "python jobs/train_lung.py --resume must --name 'never more'"
+    assert resume_command(["a.py", "--resume=never"]) == "python a.py --resume must"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_runs_to_leave_and_the_second_stops_at_once(number):
-    before, verdicts = signal.getsignal(number), Verdicts.remote()
-    told = verdicts.told_to_leave.remote()
-    with pytest.raises(KeyboardInterrupt), Interrupt(verdicts) as interrupt:
+    before, stop_decisions = signal.getsignal(number), StopDecisions.remote()
+    told = stop_decisions.told_to_leave.remote()
+    with pytest.raises(KeyboardInterrupt), Interrupt(stop_decisions) as interrupt:
         os.kill(os.getpid(), number)
         ray.get(told, timeout=30)
         assert interrupt.told

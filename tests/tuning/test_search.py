@@ -27,17 +27,17 @@ from raymed.data.record import Record
 from raymed.errors import RunError, UserError
 from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import Batch, TrainingPass
-from raymed.registry.register import judge_and_register
+from raymed.registry.register import assess_and_register
 from raymed.storage.folder import Folder
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import newest_step
 from raymed.training.engine import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
 from raymed.tuning.execution import run_search
-from raymed.tuning.result import judge_night
-from raymed.tuning.search import Night
+from raymed.tuning.result import conclude_search
+from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import BEST_EPOCH, REASON, Halving
@@ -58,24 +58,24 @@ class Buggy(LungRecipe):
 
 
 @pytest.fixture(scope="module")
-def night(prepared, tmp_path_factory) -> Night:
-    folder = tmp_path_factory.mktemp("night")
+def search(prepared, tmp_path_factory) -> Search:
+    folder = tmp_path_factory.mktemp("search")
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
     train = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=3e-3)
-    template = FitSpec("night", str(folder), prepared.folder.uri, recipe, train, seed=1)
+    template = RunSpec("search", str(folder), prepared.folder.uri, recipe, train, seed=1)
     space = {"train.lr": Dimension(choices=(3e-3, 3e-9, DIVERGES))}
-    search = SearchSettings(space=space, halving=Halving(1, 3))
-    return Night(template, search, Budget(trials=5), f"sqlite:///{folder}/mlflow.db", "python jobs/tune_lung.py")
+    settings = SearchSettings(space=space, halving=Halving(1, 3))
+    return Search(template, settings, Budget(trials=5), f"sqlite:///{folder}/mlflow.db", "python jobs/tune_lung.py")
 
 
 @pytest.fixture(scope="module")
-def searched(night):
-    return run_search(night)
+def searched(search):
+    return run_search(search)
 
 
 @pytest.fixture(scope="module")
-def morning(night, searched):
-    return judge_night(night, searched)
+def morning(search, searched):
+    return conclude_search(search, searched)
 
 
 def test_a_diverging_trial_fails_with_its_reason_and_hurts_no_other(searched):
@@ -96,15 +96,15 @@ def test_stopped_trials_give_their_resources_back(searched):
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
 
 
-def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(night, searched):
-    tracker = night.open_tracker()
+def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(search, searched):
+    tracker = search.open_tracker()
     runs = tracker.client.search_runs([tracker.experiment_id])
-    parent = str(tracker.find(night.name))
+    parent = str(tracker.find(search.name))
     assert tracker.describe(parent).status == "FINISHED"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
     assert len(children) == 5
     for trial in searched.trials:
-        run = str(tracker.find(night.trial_key(trial)))
+        run = str(tracker.find(search.trial_key(trial)))
         epochs = [metric.step for metric in tracker.client.get_metric_history(run, "val_loss")]
         assert epochs == sorted(trial.intermediate_values)
         assert tracker.describe(run).status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
@@ -113,11 +113,11 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(ni
             assert (tags["raymed.device"], tags["raymed.precision"], tags["raymed.backbone"]) == ("cpu", "float32", "resnet")
 
 
-def test_the_morning_leaves_a_report_and_a_champion_that_predicts(night, morning, prepared):
-    page = Folder.at(night.template.storage).child("night").read("report.html").decode()
+def test_the_morning_leaves_a_report_and_a_champion_that_predicts(search, morning, prepared):
+    page = Folder.at(search.template.storage).child("search").read("report.html").decode()
     assert "champion" in page
-    assert night.command in page
-    mlflow.set_tracking_uri(night.tracking_uri)
+    assert search.command in page
+    mlflow.set_tracking_uri(search.tracking_uri)
     model = mlflow.pyfunc.load_model("models:/raymed-lung@champion")
     slices = [record.images[0].pixels[..., 0] for record in prepared.read(prepared.rows("test")[:4])]
     said = model.predict(pd.DataFrame({"patient_id": ["new"], "image": [slices]}))
@@ -127,58 +127,58 @@ def test_the_morning_leaves_a_report_and_a_champion_that_predicts(night, morning
     assert said["decision"].iloc[0] == probabilities.idxmax().removeprefix("p_")
 
 
-def test_workers_that_would_only_idle_are_not_taken_and_their_cpus_become_threads(night):
+def test_workers_that_would_only_idle_are_not_taken_and_their_cpus_become_threads(search):
     """Eight GPUs on a global batch of 2 used to compute seven repeats that did not count."""
     template = dataclasses.replace(
-        night.template, workers=2, train=dataclasses.replace(night.template.train, global_batch=1)
+        search.template, workers=2, train=dataclasses.replace(search.template.train, global_batch=1)
     )
-    idle = dataclasses.replace(night, template=template)
+    idle = dataclasses.replace(search, template=template)
     each, _ = idle.resources()
     assert (each.workers, each.cpus) == (1, 2)
     assert "2 workers, 1 slices a step: no faster than 1" in idle.idle(each)
-    assert not night.idle(night.resources()[0])
+    assert not search.idle(search.resources()[0])
 
 
-def test_a_refit_takes_all_that_the_trials_had_as_workers_that_help_and_threads(night):
-    each, concurrent = night.resources()
+def test_a_refit_takes_all_that_the_trials_had_as_workers_that_help_and_threads(search):
+    each, concurrent = search.resources()
     total = each.workers * each.cpus * concurrent
-    whole = night.whole(night.template)
-    assert whole.workers == night.template.helpful(total)
+    whole = search.whole(search.template)
+    assert whole.workers == search.template.helpful(total)
     assert whole.workers * whole.cpus == total
-    small = dataclasses.replace(night.template.train, global_batch=1)
-    alone = night.whole(dataclasses.replace(night.template, train=small))
+    small = dataclasses.replace(search.template.train, global_batch=1)
+    alone = search.whole(dataclasses.replace(search.template, train=small))
     assert (alone.workers, alone.cpus) == (1, total)
 
 
-def test_a_dry_run_refuses_a_space_of_settings_that_are_not_there(night):
-    search = dataclasses.replace(night.search, space={"train.lrr": Dimension(low=1e-4, high=1e-2)})
+def test_a_dry_run_refuses_a_space_of_settings_that_are_not_there(search):
+    settings = dataclasses.replace(search.settings, space={"train.lrr": Dimension(low=1e-4, high=1e-2)})
     with pytest.raises(UserError, match="there is no 'lrr'"):
-        describe(dataclasses.replace(night, search=search))
+        describe(dataclasses.replace(search, settings=settings))
 
 
-def test_a_dry_run_leaves_nothing(night, tmp_path):
+def test_a_dry_run_leaves_nothing(search, tmp_path):
     place = tmp_path / "new" / "runs"
-    template = dataclasses.replace(night.template, storage=str(place))
-    describe(dataclasses.replace(night, template=template, tracking_uri=f"sqlite:///{place}/mlflow.db"))
+    template = dataclasses.replace(search.template, storage=str(place))
+    describe(dataclasses.replace(search, template=template, tracking_uri=f"sqlite:///{place}/mlflow.db"))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bug_in_a_recipe_is_the_reason_of_its_runs_failure(night, prepared, tmp_path):
-    recipe = Buggy(**vars(night.template.recipe))
-    template = dataclasses.replace(night.template, storage=str(tmp_path), name="buggy", recipe=recipe)
-    study = run_search(Night(template, SearchSettings(), Budget(1), f"sqlite:///{tmp_path}/mlflow.db"))
+def test_a_bug_in_a_recipe_is_the_reason_of_its_runs_failure(search, prepared, tmp_path):
+    recipe = Buggy(**vars(search.template.recipe))
+    template = dataclasses.replace(search.template, storage=str(tmp_path), name="buggy", recipe=recipe)
+    study = run_search(Search(template, SearchSettings(), Budget(1), f"sqlite:///{tmp_path}/mlflow.db"))
     assert [trial.state for trial in study.trials] == [TrialState.FAIL]
     assert study.trials[0].user_attrs[REASON] == "ValueError: a bug of the recipe's"
 
 
-def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, prepared, tmp_path):
+def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(search, prepared, tmp_path):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     ResNetModel(config).save_pretrained(tmp_path / "model")
     save_file({"other.weight": torch.zeros(1)}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     recipe = LungRecipe.for_data(prepared.labels, prepared.size, ModelSettings(path=str(tmp_path / "model")))
-    template = dataclasses.replace(night.template, storage=str(tmp_path), name="unfit", recipe=recipe)
-    search, uri = dataclasses.replace(night.search, concurrent=1), f"sqlite:///{tmp_path}/mlflow.db"
-    unfit = dataclasses.replace(night, template=template, search=search, tracking_uri=uri)
+    template = dataclasses.replace(search.template, storage=str(tmp_path), name="unfit", recipe=recipe)
+    settings, uri = dataclasses.replace(search.settings, concurrent=1), f"sqlite:///{tmp_path}/mlflow.db"
+    unfit = dataclasses.replace(search, template=template, settings=settings, tracking_uri=uri)
     with pytest.raises(UserError, match="do not fit"):
         run_search(unfit)
     assert [trial.state for trial in unfit.open_study().trials] == [TrialState.RUNNING], "or the mended search lacks it"
@@ -186,31 +186,31 @@ def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(night, p
     assert tracker.describe(str(tracker.find("unfit"))).status == "KILLED"
 
 
-def test_running_a_finished_search_again_changes_nothing(night, searched, morning):
+def test_running_a_finished_search_again_changes_nothing(search, searched, morning):
     before = {trial.number: (trial.state, trial.params) for trial in searched.trials}
-    again = run_search(night)
+    again = run_search(search)
     assert {trial.number: (trial.state, trial.params) for trial in again.trials} == before
-    assert judge_night(night, again).data["version"] == morning.data["version"]
-    tracker = night.open_tracker()
+    assert conclude_search(search, again).data["version"] == morning.data["version"]
+    tracker = search.open_tracker()
     assert len(tracker.client.search_runs([tracker.experiment_id])) == 6
 
 
-def test_a_larger_budget_goes_on_with_the_search(night, searched, morning):
-    more = run_search(dataclasses.replace(night, budget=Budget(trials=6)))
+def test_a_larger_budget_goes_on_with_the_search(search, searched, morning):
+    more = run_search(dataclasses.replace(search, budget=Budget(trials=6)))
     assert len(more.trials) == 6
     assert [trial.params for trial in more.trials[:5]] == [trial.params for trial in searched.trials[:5]]
 
 
-def test_the_same_name_with_other_settings_is_refused_though_nothing_is_left_to_run(night, searched):
-    longer = dataclasses.replace(night.template, train=dataclasses.replace(night.template.train, epochs=30))
+def test_the_same_name_with_other_settings_is_refused_though_nothing_is_left_to_run(search, searched):
+    longer = dataclasses.replace(search.template, train=dataclasses.replace(search.template.train, epochs=30))
     with pytest.raises(UserError, match=r"(?s)other settings:.*train\.epochs: was \d+, now 30"):
-        run_search(dataclasses.replace(night, template=longer))
+        run_search(dataclasses.replace(search, template=longer))
 
 
-def test_when_only_the_champion_is_kept_the_others_can_still_be_compared(night, searched, morning, tmp_path):
-    copy = shutil.copytree(Path(night.template.folder.path) / "trials", tmp_path / "night" / "trials")
-    elsewhere = dataclasses.replace(night.template, storage=str(tmp_path))
-    dataclasses.replace(night, template=elsewhere, keep_checkpoints="champion").thin_out(searched, searched.best)
+def test_when_only_the_champion_is_kept_the_others_can_still_be_compared(search, searched, morning, tmp_path):
+    copy = shutil.copytree(Path(search.template.folder.path) / "trials", tmp_path / "search" / "trials")
+    elsewhere = dataclasses.replace(search.template, storage=str(tmp_path))
+    dataclasses.replace(search, template=elsewhere, keep_checkpoints="champion").prune_checkpoints(searched, searched.best)
     for trial in searched.trials:
         kept = {path.name for path in copy.glob(f"trial-{trial.number:04d}/step-*/*")}
         assert ("model" in kept) == (trial.number == searched.best.number)
@@ -218,10 +218,10 @@ def test_when_only_the_champion_is_kept_the_others_can_still_be_compared(night, 
 
 
 def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tells_of_each_epoch(
-    night, searched, morning, caplog
+    search, searched, morning, caplog
 ):
     caplog.set_level("INFO", "raymed")
-    refitted = judge_night(night, night.open_study(), refit="trainval")
+    refitted = conclude_search(search, search.open_study(), refit="trainval")
     assert refitted.data["version"] != morning.data["version"]
     assert refitted.data["test"] == morning.data["test"], "the figures belong to the model before refitting"
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("refit")]
@@ -230,19 +230,19 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tel
     assert [line.split("  ")[1] for line in told[1:]] == [f"epoch {epoch}/{epochs}" for epoch in range(1, epochs + 1)]
 
 
-def test_a_refit_that_does_not_come_to_its_end_is_not_registered(night, searched, morning, monkeypatch):
+def test_a_refit_that_does_not_come_to_its_end_is_not_registered(search, searched, morning, monkeypatch):
     monkeypatch.setattr("raymed.tuning.refit.fit", lambda *settings: {})  # as where its loss is not finite
-    before = night.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version
+    before = search.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version
     with pytest.raises(RunError, match="ended after epoch 0 of"):
-        judge_night(night, night.open_study(), refit="all")
-    assert night.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version == before
+        conclude_search(search, search.open_study(), refit="all")
+    assert search.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version == before
 
 
-def test_a_person_can_promote_another_trial(night, searched, morning):
-    tracker = night.open_tracker()
+def test_a_person_can_promote_another_trial(search, searched, morning):
+    tracker = search.open_tracker()
     other = next(each for each in searched.trials if each.state != TrialState.FAIL and each.number != searched.best.number)
-    run = str(tracker.find(night.trial_key(other)))
-    registered = judge_and_register(tracker, night.candidate(run, other), alias="candidate")
+    run = str(tracker.find(search.trial_key(other)))
+    registered = assess_and_register(tracker, search.candidate(run, other), alias="candidate")
 
     def version(alias: str) -> str:
         return str(tracker.client.get_model_version_by_alias(registered.name, alias).version)
@@ -250,13 +250,13 @@ def test_a_person_can_promote_another_trial(night, searched, morning):
     assert version("candidate") == registered.version != version("champion")
 
 
-def test_ctrl_c_once_saves_a_checkpoint_within_the_epoch_and_the_same_command_goes_on(night, prepared, tmp_path):
+def test_ctrl_c_once_saves_a_checkpoint_within_the_epoch_and_the_same_command_goes_on(search, prepared, tmp_path):
     """A single run, whose worker sends the job what a terminal sends at Ctrl-C."""
     recipe = Signalling(
-        **vars(night.template.recipe), at=5, count=str(tmp_path / "count"), target=os.getpid(), signal=signal.SIGINT
+        **vars(search.template.recipe), at=5, count=str(tmp_path / "count"), target=os.getpid(), signal=signal.SIGINT
     )
-    template = dataclasses.replace(night.template, name="stopped", storage=str(tmp_path), recipe=recipe)
-    single = dataclasses.replace(night, template=template, search=SearchSettings(), budget=Budget(trials=1))
+    template = dataclasses.replace(search.template, name="stopped", storage=str(tmp_path), recipe=recipe)
+    single = dataclasses.replace(search, template=template, settings=SearchSettings(), budget=Budget(trials=1))
     with pytest.raises(KeyboardInterrupt):
         run_search(single)
     assert [trial.state for trial in single.open_study().trials] == [TrialState.RUNNING]

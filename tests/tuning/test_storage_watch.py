@@ -1,4 +1,4 @@
-"""A storage that goes away in the middle of a night is said, waited for, and left in the end."""
+"""A storage that goes away in the middle of a search is said, waited for, and left in the end."""
 
 import os
 import shutil
@@ -74,7 +74,7 @@ with storage_watch.StorageWatch(folder, 0.001, "python job.py", lambda: None):
 
 
 def test_the_record_waits_for_its_storage_and_loses_nothing(tmp_path, monkeypatch):
-    folder = tmp_path / "night"
+    folder = tmp_path / "search"
     journal = Journal(folder / "study.journal", Folder.at(folder), storage_minutes=1)
     folder.rename(tmp_path / "away")
     monkeypatch.setattr("raymed.storage.availability.time.sleep", lambda seconds: shutil.move(tmp_path / "away", folder))

@@ -38,7 +38,7 @@ ACCURACY = Metric("accuracy", "", "max", "{:.1%}", chooses_epoch=True, chooses_t
 
 def open_study(folder, space=SPACE, objective=VAL_LOSS):
     journal = Journal(folder / "study.journal", Folder.at(folder))
-    return Study(journal, "night", space, [DEFAULTS], Halving(1, 3), seed=7, objective=objective)
+    return Study(journal, "search", space, [DEFAULTS], Halving(1, 3), seed=7, objective=objective)
 
 
 def timetable(budget: Budget) -> Timetable:
@@ -99,7 +99,7 @@ def test_a_search_of_another_objective_under_the_same_name_is_refused(tmp_path):
 
 def test_a_record_of_before_there_was_an_objective_is_one_of_val_loss(tmp_path):
     storage = optuna.storages.JournalStorage(Journal(tmp_path / "study.journal", Folder.at(tmp_path)))
-    earlier = optuna.create_study(study_name="night", storage=storage)
+    earlier = optuna.create_study(study_name="search", storage=storage)
     earlier.set_user_attr("space", {name: repr(dimension.distribution()) for name, dimension in SPACE.items()})
     earlier.enqueue_trial(DEFAULTS)
     with pytest.raises(UserError, match="compares its trials by val_loss"):
@@ -256,7 +256,7 @@ def test_an_epoch_trained_again_after_its_checkpoint_was_lost_names_the_new_one(
 
 
 def test_a_full_storage_stops_the_search_and_its_trials_go_on_once_there_is_room(tmp_path):
-    """Told by one of two trials, in the middle of the night; before, that one failed, and the next, and the next."""
+    """Told by one of two trials, in the middle of the search; before, that one failed, and the next, and the next."""
     study = open_study(tmp_path)
     scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
     trials = [SimpleNamespace(config={"number": study.ask(Budget(9))[0], "spec": None}) for _ in range(2)]

@@ -28,8 +28,8 @@ def trials(prepared, tmp_path) -> list[SimpleNamespace]:
 
 
 def ties(prepared, trials: list[SimpleNamespace]) -> list[int]:
-    night = SimpleNamespace(template=SimpleNamespace(open_data=lambda: prepared, seed=0))
-    return list(compare(night, SimpleNamespace(trials=trials), trials[0]))
+    search = SimpleNamespace(template=SimpleNamespace(open_data=lambda: prepared, seed=0))
+    return list(compare(search, SimpleNamespace(trials=trials), trials[0]))
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "removed", "flipped"])

@@ -8,10 +8,10 @@ from optuna.trial import TrialState
 from raymed.storage.folder import Folder
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.settings import TrainSettings
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.settings import Halving, SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import Study
@@ -24,7 +24,7 @@ HOURS, EPOCH = 8 * 3600.0, 100.0  # of the search, and seconds of an epoch
 def study(tmp_path: Path) -> Study:
     """Two trials under way: the first leads after 6 of 8 epochs, the second is worse."""
     journal = Journal(tmp_path / "study.journal", Folder.at(tmp_path))
-    study = Study(journal, "night", {"train.lr": Dimension(1e-4, 1e-2)}, [], Halving(0), seed=1)
+    study = Study(journal, "search", {"train.lr": Dimension(1e-4, 1e-2)}, [], Halving(0), seed=1)
     for number, losses in enumerate(([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.9, 0.8])):
         study.ask(Budget(9))
         for epoch, loss in enumerate(losses, 1):
@@ -72,13 +72,13 @@ def test_the_plan_says_what_is_done_by_the_end_and_counts_every_row(prepared, tm
     budget = Budget(9, seconds=HOURS, refit="all")
     assert "in time for judging the winner, and its training again, by 2" in budget.plan
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
-    template = FitSpec("night", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=3, lr=3e-3))
-    search = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
-    night = Night(template, search, budget, f"sqlite:///{tmp_path}/mlflow.db")
+    template = RunSpec("search", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=3, lr=3e-3))
+    settings = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
+    search = Search(template, settings, budget, f"sqlite:///{tmp_path}/mlflow.db")
     resources = type("Each", (), {"workers": 1, "cpus": 1})()
-    monkeypatch.setattr(Night, "resources", lambda self: (resources, 1))
-    monkeypatch.setattr(Night, "whole", lambda self, spec: resources)
-    table = Timetable.of(night, budget)
+    monkeypatch.setattr(Search, "resources", lambda self: (resources, 1))
+    monkeypatch.setattr(Search, "whole", lambda self, spec: resources)
+    table = Timetable.of(search, budget)
     train, rest = len(prepared.rows("train")), len(prepared.rows("val")) + len(prepared.rows("test"))
     assert table.refitting == pytest.approx((train + rest) / train)
     assert table.judging == pytest.approx(rest / 3 / (train + len(prepared.rows("val")) / 3))

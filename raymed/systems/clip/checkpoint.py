@@ -25,7 +25,7 @@ from raymed.systems.clip.recipe import ClipRecipe
 from raymed.training.best import Best
 from raymed.training.checkpoint import PREDICTIONS, Progress, new_name, newest_step, publish
 from raymed.training.engine import learning_rate
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.training.state import TrainingState, write_state
 
 log = logging.getLogger("raymed")
@@ -111,7 +111,7 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_for(path: Path, spec: FitSpec) -> tuple[dict[str, Any], Progress]:
+def read_for(path: Path, spec: RunSpec) -> tuple[dict[str, Any], Progress]:
     """A file that a run can go on from, and how far it got.
 
     Raises:
@@ -129,7 +129,7 @@ def read_for(path: Path, spec: FitSpec) -> tuple[dict[str, Any], Progress]:
     return content, progress
 
 
-def start_from(path: Path, spec: FitSpec) -> None:
+def start_from(path: Path, spec: RunSpec) -> None:
     """Make the file's state the first checkpoint of a run, unless the run has come as far by itself.
 
     The best epoch so far, which lies in the file or in the one beside it, is a checkpoint of the run too: it is the run's
@@ -199,7 +199,7 @@ def _read_best(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
     return best if same and best["epoch"] == epoch and best.get("predictions") else None
 
 
-def _publish(path: Path, content: Mapping[str, Any], spec: FitSpec, steps: int, model: str) -> str:
+def _publish(path: Path, content: Mapping[str, Any], spec: RunSpec, steps: int, model: str) -> str:
     """Make a file's epoch a checkpoint of a run.
 
     Args:
@@ -243,7 +243,7 @@ def _publish(path: Path, content: Mapping[str, Any], spec: FitSpec, steps: int, 
     return name
 
 
-def _require_same(path: Path, content: Mapping[str, Any], spec: FitSpec) -> None:
+def _require_same(path: Path, content: Mapping[str, Any], spec: RunSpec) -> None:
     recipe = spec.recipe
     assert isinstance(recipe, ClipRecipe)
     theirs, ours = sorted(content["class_to_idx"], key=content["class_to_idx"].get), list(recipe.names)

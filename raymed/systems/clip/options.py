@@ -196,7 +196,7 @@ class ClipOptions(SystemOptions):
         """Raises: UserError: the classes do not fit the texts, or the towers."""
         self._recipe(found.labels)
 
-    def tell_data(self, prepared: Prepared) -> None:
+    def log_data_summary(self, prepared: Prepared) -> None:
         """Lines that say what the images became: of whom they are, and what was left out."""
         from raymed.registry.model_card import near_duplicates
 

@@ -26,13 +26,13 @@ from raymed.systems.clip.checkpoint import BEST, LATEST
 from raymed.systems.clip.recipe import ClipRecipe
 from raymed.training.checkpoint import PREDICTIONS, Progress, copy_to_local, fetch_newest
 from raymed.training.loop import SAVED
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.training.state import read_state
 
 log = logging.getLogger("raymed")
 
 CONFIG, HISTORY, FIGURE = "config.json", "history.json", "training_history.png"
-PATIENCE = 60.0  # seconds, for files that are being written when a night is interrupted
+PATIENCE = 60.0  # seconds, for files that are being written when a search is interrupted
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RunOutput:
     """
 
     folder: Path
-    spec: FitSpec
+    spec: RunSpec
     config: dict[str, Any]
     save_best: bool
 
@@ -119,7 +119,7 @@ class RunOutput:
 
 
 class OutputWriter:
-    """Keeps output folders up to date while a night runs, in a process of its own on this machine."""
+    """Keeps output folders up to date while a search runs, in a process of its own on this machine."""
 
     def __init__(self, outputs: Mapping[str, RunOutput]) -> None:
         """Args: outputs: of each run, by the run's name."""
@@ -132,12 +132,12 @@ class OutputWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What was under way is written, also when the night was interrupted."""
+        """What was under way is written, also when the search was interrupted."""
         if self._waiting:
             ray.wait(self._waiting, num_returns=len(self._waiting), timeout=PATIENCE)
         ray.kill(self._process)
 
-    def watch(self, spec: FitSpec, happened: str, result: Mapping[str, Any]) -> None:
+    def watch(self, spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
         """For `run_search`."""
         if happened == "epoch" and SAVED in result:
             checkpoint = spec.folder.child(result[SAVED])

@@ -23,8 +23,8 @@ from raymed.job.mistakes import did_you_mean
 from raymed.recipes.metric import Metric
 from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import CONFIG, RunOutput, write_json
-from raymed.training.spec import FitSpec
-from raymed.tuning.search import VARIANT, Night
+from raymed.training.spec import RunSpec
+from raymed.tuning.search import LISTED, Search
 from raymed.tuning.space import get_setting, with_setting
 
 log = logging.getLogger("raymed")
@@ -50,7 +50,7 @@ class Configuration:
     name: str
     options: TrainClip
     prepared: Prepared
-    specs: dict[str, FitSpec]
+    specs: dict[str, RunSpec]
 
     @classmethod
     def of(cls, options: TrainClip, name: str = "") -> Configuration:
@@ -74,14 +74,14 @@ class Configuration:
         """Write the configuration into its folder."""
         write_json(output / self.name / CONFIG, self.describe())
 
-    def outputs(self, output: Path, night: Night) -> dict[str, RunOutput]:
-        """The output folder of each run of the night."""
+    def outputs(self, output: Path, search: Search) -> dict[str, RunOutput]:
+        """The output folder of each run of the search."""
         folder = output / self.name
         found = {}
         for number, name in enumerate(self.specs, start=1):
             fold = {"fold": number} if self.options.use_cv else {}
             where = folder / f"fold_{number}" if fold else folder
-            spec = night.trial(0, {VARIANT: name})
+            spec = search.run_spec(0, {LISTED: name})
             found[name] = RunOutput(where, spec, self.describe() | fold, self.options.save_best)
         return found
 
@@ -153,10 +153,10 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
     return found, wrong
 
 
-def default_output(night: Night) -> Path:
+def default_output(search: Search) -> Path:
     """Beside the run's checkpoints, or in the current folder where the storage is remote."""
-    folder = night.template.folder
-    return (Path(folder.path) if folder.is_local else Path(night.name).resolve()) / "output"
+    folder = search.template.folder
+    return (Path(folder.path) if folder.is_local else Path(search.name).resolve()) / "output"
 
 
 def read_configurations(path: Path, options: TrainClip, aliases: Aliases) -> list[TrainClip | UserError]:

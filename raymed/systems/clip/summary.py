@@ -26,7 +26,7 @@ from raymed.systems.clip.runs import Configuration
 from raymed.tracking.tracker import Tracker
 from raymed.training.loop import JUDGED_BY
 from raymed.training.predictions import read_predictions
-from raymed.tuning.search import Night
+from raymed.tuning.search import Search
 from raymed.tuning.study import CHECKPOINT, REASON
 
 SUMMARY, CONFUSION = "cv_summary.json", "confusion_matrix.png"
@@ -88,7 +88,7 @@ def summarise(
     configurations: Sequence[Configuration],
     outputs: Mapping[str, RunOutput],
     trials: Mapping[str, FrozenTrial],
-    night: Night,
+    search: Search,
     output: Path,
     wrong: Sequence[str],
 ) -> Outcome:
@@ -105,9 +105,9 @@ def summarise(
     """
     lines: list[str] = []
     figures: dict[str, dict[str, Any]] = {}
-    tracker = night.open_tracker()
-    runs = {name: str(tracker.find(night.trial_key(trial))) for name, trial in trials.items()}
-    parent = str(tracker.find(night.name))
+    tracker = search.open_tracker()
+    runs = {name: str(tracker.find(search.trial_key(trial))) for name, trial in trials.items()}
+    parent = str(tracker.find(search.name))
     for each in configurations:
         folder = output / each.name
         done = [name for name in each.specs if trials[name].state == TrialState.COMPLETE]
@@ -143,7 +143,7 @@ def summarise(
     if wrong or failed:
         raise (UserError if wrong else RunError)("\n".join(["not everything could be trained", *lines]))
     lines += [tracker.look_at_it, f"files: {output}"]
-    data = {"name": night.name, "output": str(output), "tracking_uri": night.tracking_uri}
+    data = {"name": search.name, "output": str(output), "tracking_uri": search.tracking_uri}
     return Outcome("\n".join(lines), data | figures.get("", {"configurations": figures}))
 
 

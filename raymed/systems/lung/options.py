@@ -64,7 +64,7 @@ class LungOptions(SystemOptions):
         recipe = LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss_settings, self.augment)
         if self.model.path and self.train.lr >= TrainSettings.lr and family_of(self.model) == "internvl":
             log.warning(
-                "train.lr %g is for small networks; InternVL with given weights wants 2e-5: configs/lung_internvl.yaml",
+                "train.lr %g is for small networks; InternVL with pretrained weights wants 2e-5: configs/lung_internvl.yaml",
                 self.train.lr,
             )
         return recipe

@@ -141,7 +141,7 @@ class LungRecipe:
         weights, labels = self.loss_settings, batch.tensors["labels"]
         output = module(**batch.tensors) if weights.lm_weight else module(pixels=batch.tensors["pixels"])
         logits = output["logits"].float()
-        voices = output.get("member_logits", logits[None]).float()  # each member of a committee learns by itself
+        voices = output.get("member_logits", logits[None]).float()  # each member of an ensemble learns by itself
         choice = F.cross_entropy(
             voices.flatten(0, 1), labels.repeat(len(voices)), label_smoothing=weights.label_smoothing, reduction="sum"
         ) / len(voices)

@@ -23,7 +23,7 @@ class Captions:
     Attributes:
         tokens: ids of question, newline, answer and end [batch, length].
         prompt_lengths: how many of a row's tokens are question and newline, [batch].
-        rows: of each learned token, its row, [learned].
+        rows: of each supervised token, its row, [learned].
         positions: where in its row the token before it lies, whose state predicts it, [learned].
         targets: its id, [learned].
         cut: how many rows were longer than allowed.

@@ -48,7 +48,7 @@ class ReportWriter(VisionBridge):
         mask: Tensor | None = None,
         ids: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        """Cross-entropy of each learned token [learned], `token_losses`, and the visual tokens' spread, `token_std`.
+        """Cross-entropy of each supervised token [learned], `token_losses`, and the visual tokens' spread, `token_std`.
 
         Scores are computed only where they are read. The first five arguments are those of `Captions`.
 

@@ -17,7 +17,7 @@ from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STA
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.training.state import read_state
 
 log = logging.getLogger("raymed")
@@ -27,7 +27,7 @@ COLUMNS = ("step", "epoch", "caption_loss")
 LAST = 5  # epochs whose mean loss is told at the end
 
 
-def write_stage_1(spec: FitSpec, best: str, folder: Path) -> list[str]:
+def write_stage_1(spec: RunSpec, best: str, folder: Path) -> list[str]:
     """Write the best and the last weights of a run of stage 1; gives lines about them.
 
     Args:
@@ -37,7 +37,7 @@ def write_stage_1(spec: FitSpec, best: str, folder: Path) -> list[str]:
     return [f"files of stage 1: {folder / STAGE_1_BEST}, {folder / STAGE_1_FINAL}"]
 
 
-def write_stage_2(spec: FitSpec, best: str, folder: Path) -> list[str]:
+def write_stage_2(spec: RunSpec, best: str, folder: Path) -> list[str]:
     """The same of stage 2, with the settings that a check needs, and the run's epochs added to the log.
 
     Args:
@@ -68,7 +68,7 @@ def write_stage_2(spec: FitSpec, best: str, folder: Path) -> list[str]:
     ]
 
 
-def _write_both(spec: FitSpec, best: str, best_file: Path, last_file: Path, values: Mapping[str, Any]) -> Progress:
+def _write_both(spec: RunSpec, best: str, best_file: Path, last_file: Path, values: Mapping[str, Any]) -> Progress:
     """The best and the last weights; gives how far the run came."""
     with _local(Folder.at(best)) as checkpoint:
         _write(checkpoint, best_file, values)

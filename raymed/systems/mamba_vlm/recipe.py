@@ -146,7 +146,7 @@ class ReportRecipe:
         return Batch(tensors, {"caption": float(len(captions.targets))}, [record.id for record in records], ("learned",))
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
-        """Cross-entropy summed over the learned tokens; logs the spread of the visual tokens, `token_std`."""
+        """Cross-entropy summed over the supervised tokens; logs the spread of the visual tokens, `token_std`."""
         output = _run(module, batch)
         losses, rows = output["token_losses"], float(len(batch.ids))
         return Loss({"caption": LossTerm(losses.sum())}, {"token_std": (output["token_std"] * rows, rows)})
@@ -160,7 +160,7 @@ class ReportRecipe:
         return {"nll": nll, "tokens": batch.tensors["learned"]}
 
     def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
-        """`val_loss`: mean cross-entropy of all learned tokens, and the perplexity."""
+        """`val_loss`: mean cross-entropy of all supervised tokens, and the perplexity."""
         val_loss = float(predictions["nll"].sum() / predictions["tokens"].sum())
         return {"val_loss": val_loss, "val_perplexity": float(np.exp(min(val_loss, LARGEST_EXPONENT)))}
 

@@ -108,7 +108,7 @@ class LanguageSettings:
     Attributes:
         path: local folder in the layout of `state-spaces/mamba-2.8b-hf`, by its path or by its name under RAYMED_MODELS;
             without it, a tiny one with random weights that reads bytes.
-        freeze: keep it as it is (default: with given weights; random ones are trained).
+        freeze: keep it as it is (default: with pretrained weights; random ones are trained).
         lora: rank of LoRA adapters in it (0 = none).
         int8: keep its matrices in 8 bits (needs bitsandbytes and a GPU); not for training it.
         gradient_checkpointing: compute its layers again in the backward pass: much less memory, a third more time.

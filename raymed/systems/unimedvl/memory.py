@@ -17,7 +17,7 @@ from raymed.systems.unimedvl.settings import NetworkSizes, UnifiedModelSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.recipe import UniMedVLRecipe
-    from raymed.training.spec import FitSpec
+    from raymed.training.spec import RunSpec
 
 log = logging.getLogger("raymed")
 
@@ -142,7 +142,7 @@ def memory_table(sizes: NetworkSizes, counts: Counts, tokens: int) -> list[str]:
     return lines
 
 
-def log_memory_plan(spec: FitSpec) -> None:
+def log_memory_plan(spec: RunSpec) -> None:
     """Say what a large network takes, before it is started."""
     recipe: UniMedVLRecipe = spec.recipe  # type: ignore[assignment]
     counts = Counts.of(recipe.sizes, recipe.model)

@@ -44,7 +44,7 @@ class PackedSequence:
         supervised: where the next token is learned. int64 [n].
         labels: that token. int64 [n].
         label_weights: 1, or one over the root of how many tokens its text has. float32 [n].
-        supervised_counts: learned tokens of each sample. int64 [S].
+        supervised_counts: supervised tokens of each sample. int64 [S].
         target_counts: latent tokens of each sample that are to be drawn. int64 [S].
     """
 

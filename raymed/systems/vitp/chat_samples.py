@@ -42,7 +42,7 @@ class Sample:
 
     @property
     def asked(self) -> list[int]:
-        """Which of the learned tokens answer `questions`: the same however many image tokens are dropped."""
+        """Which of the supervised tokens answer `questions`: the same however many image tokens are dropped."""
         return [int((self.labels[: question.place] >= 0).sum()) for question in self.questions]
 
 
@@ -74,7 +74,7 @@ def lay(samples: Sequence[Sample], weight: Callable[[int], float]) -> dict[str, 
     """Samples end to end, as `InternVLChat.forward` takes them.
 
     Args:
-        weight: of each learned token of a sample with so many. The declared choices of a sample weigh together as much as
+        weight: of each supervised token of a sample with so many. The declared choices of a sample weigh together as much as
             its tokens.
     """
     counts = [sample.learned for sample in samples]

@@ -162,7 +162,7 @@ class VitpRecipe:
         return sample
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
-        """Weighted sum over the batch's learned tokens and declared choices; logs `token_loss`, `choice_loss`, and the share
+        """Weighted sum over the batch's supervised tokens and declared choices; logs `token_loss`, `choice_loss`, the share
         of image tokens `dropped`."""
         output = self._run(module, batch)
         seen, image_tokens = len(batch.tensors["kept"]), len(batch.tensors["pixels"]) * (self.size // TOKEN_SIDE) ** 2
@@ -201,7 +201,7 @@ class VitpRecipe:
         return module(**inputs, smoothing=self.loss_settings.label_smoothing)
 
     def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
-        """`val_loss`: mean cross-entropy of all learned tokens; the same for each data set, and the perplexity. Of declared
+        """`val_loss`: mean cross-entropy of supervised tokens; the same for each data set, and the perplexity. Of declared
         choices the mean cross-entropy `val_choice_loss` and the share of right answers `val_choice_accuracy`."""
         nll, tokens = predictions["nll"], predictions["tokens"]
         val_loss = float(nll.sum() / tokens.sum())

@@ -36,7 +36,7 @@ from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch, fetch_newest, seal
 from raymed.training.engine import Engine, TrainSettings
 from raymed.training.loop import SAVED
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 from raymed.training.state import TrainingState, read_state
 
 TRAIN = TrainSettings(epochs=3, global_batch=16, micro_batch=16, lr=3e-3, warmup=0.0, final_lr=0.0, monitor="val_acc")
@@ -68,7 +68,7 @@ def spec(prepared, tmp_path_factory):
     model = ClipModelSettings("tiny", None, "characters", 16)
     recipe = ClipRecipe.for_data(prepared.labels, 32, texts, model)
     storage = str(tmp_path_factory.mktemp("runs"))
-    return FitSpec("run", storage, prepared.folder.uri, recipe, TRAIN, SliceSettings(choice="all"), seed=42)
+    return RunSpec("run", storage, prepared.folder.uri, recipe, TRAIN, SliceSettings(choice="all"), seed=42)
 
 
 @pytest.fixture(scope="module")

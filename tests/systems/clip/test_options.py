@@ -93,7 +93,7 @@ def test_images_that_cannot_be_used_are_counted_aloud_and_none_becomes_black(opt
     other = replace(options, data=str(folder), source=replace(options.source, patients=None))
     prepared = other.prepared()
     with caplog.at_level("INFO", "raymed"):
-        other.tell_data(prepared)
+        other.log_data_summary(prepared)
     assert f"{sum(SIZES.values())} images of {sum(SIZES.values())} patients in 2 classes" in caplog.text
     assert "1 images cannot be used" in caplog.text and "--patients" in caplog.text
 

@@ -21,7 +21,7 @@ from raymed.systems.vitp.token_drop import TokenDropSettings
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import fit, resources
-from raymed.training.spec import FitSpec
+from raymed.training.spec import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare_corpus(folder / "lines.jsonl", str(folder / "out"), settings).prepared
 
 
-def spec_of(corpus: Prepared, storage: Path, name: str, epochs: int = 1, workers: int = 1, drop_path: float = 0) -> FitSpec:
+def spec_of(corpus: Prepared, storage: Path, name: str, epochs: int = 1, workers: int = 1, drop_path: float = 0) -> RunSpec:
     recipe = VitpRecipe.for_data(
         corpus,
         model=ModelSettings(preset="internvl-tiny", drop_path=drop_path),
@@ -59,10 +59,10 @@ def spec_of(corpus: Prepared, storage: Path, name: str, epochs: int = 1, workers
     )
     train = dataclasses.replace(TRAIN, epochs=epochs)
     sampling = MixtureSettings(max_tokens=160)
-    return FitSpec(name, str(storage), corpus.folder.uri, recipe, train, sampling=sampling, workers=workers)
+    return RunSpec(name, str(storage), corpus.folder.uri, recipe, train, sampling=sampling, workers=workers)
 
 
-def losses(spec: FitSpec, corpus: Prepared, *callbacks: Keep) -> dict[str, float]:
+def losses(spec: RunSpec, corpus: Prepared, *callbacks: Keep) -> dict[str, float]:
     metrics = fit(spec, stage(corpus, spec.all_rows(corpus)), resources(spec.workers, 1), callbacks=list(callbacks))
     return {name: value for name, value in metrics.items() if name.startswith(("train_", "val_"))}
 

@@ -119,11 +119,11 @@ def test_a_sample_that_is_shown_again_in_an_epoch_draws_other_tokens() -> None:
     record = conversation("large", ((4, 3),))
     alone = DROPPING.encode([record], EPOCH).tensors
     once, offset = alone["kept"], len(alone["pixels"]) * (SIZE // 28) ** 2
-    twice = DROPPING.encode([record, record], replace(EPOCH, showings=(0, 1))).tensors["kept"]
+    twice = DROPPING.encode([record, record], replace(EPOCH, repeat_counts=(0, 1))).tensors["kept"]
     again = twice[len(once) :] - offset
     assert torch.equal(twice[: len(once)], once)
     assert len(again) == len(once) and not torch.equal(again, once)
-    assert torch.equal(DROPPING.encode([record], replace(EPOCH, showings=(1,))).tensors["kept"], again)
+    assert torch.equal(DROPPING.encode([record], replace(EPOCH, repeat_counts=(1,))).tensors["kept"], again)
 
 
 def test_a_right_choice_that_the_network_thinks_impossible_has_a_finite_loss() -> None:

@@ -1,6 +1,6 @@
 """Put the original names back into a file that speaks of pseudonyms. For the owner of the data, who has the key.
 
-    python jobs/reveal.py runs/night/patients.csv ~/.raymed/keys/hospital    # writes patients.csv beside the key
+    python jobs/reidentify.py runs/search/patients.csv ~/.raymed/keys/hospital    # writes patients.csv beside the key
 
 The key is the file that jobs/prepare_lung.py --pseudonymise was given.
 """
@@ -21,8 +21,8 @@ from raymed.spreadsheet import neutral, original
 
 
 @dataclass(frozen=True)
-class Reveal(JobOptions):
-    """Options of revealing names.
+class Reidentify(JobOptions):
+    """Options of re-identification.
 
     Attributes:
         file: A text file with pseudonyms, such as a CSV of predictions or a report.
@@ -33,14 +33,14 @@ class Reveal(JobOptions):
     key: str
 
 
-def main(options: Reveal) -> Outcome:
+def main(options: Reidentify) -> Outcome:
     source, key = Path(options.file).expanduser(), Path(options.key).expanduser()
     if not source.is_file() or not key.is_file():
         raise UserError(f"there is no file {source if not source.is_file() else key}")
     target = key.parent / source.name
     if target.exists():
         raise UserError(f"{target} is there already: move it away first")
-    named = revealed(read_text(source), source.suffix.lower(), Pseudonyms.open(key))
+    named = reidentified(read_text(source), source.suffix.lower(), Pseudonyms.open(key))
     if options.dry_run:
         return Outcome(f"dry run: nothing was written to {target}", {"file": str(target)})
     target.touch(mode=0o600)
@@ -48,7 +48,7 @@ def main(options: Reveal) -> Outcome:
     return Outcome(f"names of patients, for their owner only: {target}", {"file": str(target)})
 
 
-def revealed(text: str, suffix: str, pseudonyms: Pseudonyms) -> str:
+def reidentified(text: str, suffix: str, pseudonyms: Pseudonyms) -> str:
     """The text with its names, written as the kind of file asks: a name may hold a comma, or an ampersand."""
     if suffix == ".csv":
         out = io.StringIO()
@@ -61,4 +61,4 @@ def revealed(text: str, suffix: str, pseudonyms: Pseudonyms) -> str:
 
 
 if __name__ == "__main__":
-    run(Reveal, main, positional=True)
+    run(Reidentify, main, positional=True)
