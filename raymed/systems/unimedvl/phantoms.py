@@ -172,7 +172,7 @@ def phantom_config(storage: Folder, settings: PhantomSettings) -> Path:
 def prepare_phantoms(storage: Folder, settings: PhantomSettings) -> Prepared:
     """Make and prepare the embedded patients under the storage; what is there already is kept."""
     config = MixtureConfig.read(phantom_config(storage, settings))
-    preparing = SequenceSettings(split=SplitSettings("75/25/0", folds=0))
+    preparing = SequenceSettings(split=SplitSettings("4/1/1", folds=0))
     return prepare_sequences(config, storage.child(f"phantom-sequences-{_digest(settings)}").uri, preparing).prepared
 
 
