@@ -197,11 +197,11 @@ def our_search(search: Search, way: str, mark: Mark, records: Records) -> Found:
             stop = study.report(number, int(result["epoch"]), result | {"best_val_loss": lowest, "best_epoch": best_epoch})
             if lowest < best:
                 best, best_trial = lowest, number
-            if stop or best <= mark.val_loss or study.epochs >= search.budget.epochs:
+            if stop or best <= mark.val_loss or study.trained >= search.budget.epochs:
                 state = TrialState.PRUNED
                 break
         study.tell(number, state)
-    return Found(best <= mark.val_loss, best, best_trial, study.epochs, time.process_time() - started)
+    return Found(best <= mark.val_loss, best, best_trial, study.trained, time.process_time() - started)
 
 
 class Records:
@@ -227,6 +227,7 @@ def trained(spec: RunSpec, records: Records) -> Iterator[dict[str, Any]]:
             batch = spec.recipe.encode(records[[row for pack in packs for row in pack]], TrainingPass(spec.seed, epoch))
             try:
                 engine.step([(batch, MicroBatch(packs))], step)
+                engine.read()
             except RunError:  # these settings diverge: the trial is over
                 return
             step += 1

@@ -1,5 +1,6 @@
 """A checkpoint that a run would remove, kept: where a kill right after that step would have left it."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from ray import cloudpickle
 from ray.train import UserCallback
 
 from raymed.training.loop import SAVED
+from raymed.training.step_log import STEPS
 
 
 class Keep(UserCallback):
@@ -21,3 +23,15 @@ class Keep(UserCallback):
         if metrics[0]["global_step"] == self.step:
             run = Path(run_context.run_config.storage_path, run_context.run_config.name)
             shutil.copytree(run / metrics[0][SAVED], self.to / metrics[0][SAVED])
+
+
+class KeepSteps(UserCallback):
+    """Appends what is reported of single steps to a file, one line each."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+    def after_report(self, run_context, metrics, checkpoint):
+        with self.file.open("a", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in metrics[0][STEPS])

@@ -41,8 +41,8 @@ class TrialSummary:
         state: COMPLETE, PRUNED (stopped early), FAILED, or RUNNING when the search ended.
         reason: why it failed, or what stopped it; empty otherwise.
         params: the parameters that the search chose.
-        curve: one entry per epoch, with ``epoch`` and the objective's ``value``.
-        best_epoch: the epoch that is the best by the objective.
+        curve: one entry per validation, with ``epoch`` (or step) and the objective's ``value``.
+        best_epoch: the epoch (or step) that is the best by the objective.
         value: its value of the objective; None if there is none.
         difference: by how much its loss is above the best trial's over the same patients; None where that is not known.
         tie: the interval of that difference holds zero.
@@ -128,6 +128,7 @@ class SearchReport:
         objective: what trials were compared by.
         versions: of packages.
         notes: sentences that a reader must not miss.
+        counted: by what validations are: epoch, or step.
     """
 
     name: str
@@ -151,6 +152,7 @@ class SearchReport:
     objective: Metric = VAL_LOSS
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    counted: str = "epoch"
 
 
 METRICS = {
@@ -246,8 +248,8 @@ def _figures(
     title = search_figures.title(report.objective)
     drawn = {
         "curves": as_svg(
-            search_figures.learning_curves(curves, report.champion, report.objective),
-            f"{title.capitalize()} by epoch of {len(with_value)} trials; trial {report.champion} is the best.",
+            search_figures.learning_curves(curves, report.champion, report.objective, report.counted),
+            f"{title.capitalize()} by {report.counted} of {len(with_value)} trials; trial {report.champion} is the best.",
         ),
         "history": as_svg(
             search_figures.history(

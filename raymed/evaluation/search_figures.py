@@ -28,8 +28,10 @@ def _better_part(values: np.ndarray, objective: Metric) -> tuple[float, float]:
 
 
 @styled
-def learning_curves(curves: Mapping[int, Sequence[tuple[float, float]]], best: int, objective: Metric = VAL_LOSS) -> Figure:
-    """The objective by epoch of every trial, [(epoch, value)] by trial number; the best trial stands out.
+def learning_curves(
+    curves: Mapping[int, Sequence[tuple[float, float]]], best: int, objective: Metric = VAL_LOSS, counted: str = "epoch"
+) -> Figure:
+    """The objective by epoch (or step) of every trial, [(epoch, value)] by trial number; the best trial stands out.
 
     The axis ends beyond the better 95 %, so that a trial that diverged does not flatten the others.
     """
@@ -54,7 +56,7 @@ def learning_curves(curves: Mapping[int, Sequence[tuple[float, float]]], best: i
         room = max(high - low, 0.01 * abs(high), 1e-6)
         axes.set_ylim(low - 0.18 * room, high + 0.08 * room)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel=title(objective))
+    axes.set(xlabel=counted, ylabel=title(objective))
     return figure
 
 

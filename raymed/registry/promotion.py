@@ -70,9 +70,12 @@ class Promotion:
     def _register_network(self) -> Outcome:
         """For data without classes: the network and its validation loss."""
         run = self.tracker.describe(self.candidate.run_id)
-        epoch = int(run.metrics["best_epoch"])
-        val_loss = self.tracker.of_epoch(run.id, "val_loss", epoch)
-        found_by = f"The run {run.name}: val_loss {val_loss:.4f} in epoch {epoch}; picked by a person."
+        counted = "global_step" if "best_global_step" in run.metrics else "epoch"  # see `TrainSettings.counted`
+        epoch = int(run.metrics[f"best_{counted}"])
+        val_loss = self.tracker.of_validation(run.id, "val_loss", epoch)
+        found_by = (
+            f"The run {run.name}: val_loss {val_loss:.4f} in {counted.removeprefix('global_')} {epoch}; picked by a person."
+        )
         registered = register_network(self.tracker, self.candidate, val_loss, found_by, self.alias, self.licence)
         text = [
             f"val_loss {val_loss:.4f}; the data have no classes to judge patients by",

@@ -188,7 +188,7 @@ class SearchOptions:
 
     Attributes:
         trials: Most trials.
-        max_epochs: Most epochs of a trial, in place of train.epochs.
+        max_epochs: Most epochs of a trial, in place of train.epochs; train.steps is in place of both.
         epochs: Most epochs over all trials (0 = no limit).
         hours: Most hours, interruptions not counted; the search ends in time for judging the winner, and training it again
             (0 = no limit).

@@ -46,6 +46,7 @@ class Progress:
         workers: how many workers wrote the checkpoint.
         saved: how many checkpoints the run has written, this one included.
         sums: (sum, count) of what is logged of the epoch under way, over all workers.
+        steps: rows of single steps that were not told of before; see `StepLog`.
         history: the metrics of each completed epoch.
         origin: what it comes from: settings by name, and the search's generation; empty in checkpoints of before.
     """
@@ -58,6 +59,7 @@ class Progress:
     workers: int = 1
     saved: int = 0
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    steps: list[dict[str, float]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,23 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
         return (step + 1) / rising
     progress = min(1.0, (step - rising) / max(1, total - rising))
     return settings.final_lr + (1 - settings.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What an optimizer step computed.
+
+    Attributes:
+        step: its number in the run, from 0.
+        lr: learning rate of the first parameter group in it.
+        gradient_norm: global norm of its gradient, before clipping.
+        sums: (sum, count) per logged name over all workers, of the loss's terms too; see `means`.
+    """
+
+    step: int
+    lr: float
+    gradient_norm: float
+    sums: dict[str, tuple[float, float]]
 
 
 class Engine:
@@ -92,6 +110,7 @@ class Engine:
         self._norms = batch_norms(self.module)
         self._averaged = _start_average(self.module) if settings.ema else {}
         self._last_norm = 0.0
+        self._unread: list[tuple[int, float, tuple[str, ...], torch.Tensor]] = []
 
     @property
     def module(self) -> nn.Module:
@@ -112,21 +131,16 @@ class Engine:
 
     @property
     def gradient_norm(self) -> float:
-        """Global norm of the last step's gradient, before clipping."""
+        """Global norm of the gradient, before clipping, of the last step that was read."""
         return self._last_norm
 
-    def step(self, shares: Sequence[tuple[Batch, MicroBatch]], global_step: int) -> dict[str, tuple[float, float]]:
-        """One optimizer step over this worker's micro-batches of a global batch.
+    def step(self, shares: Sequence[tuple[Batch, MicroBatch]], global_step: int) -> None:
+        """One optimizer step over this worker's micro-batches of a global batch; `read` gives its figures.
 
         Args:
             shares: each encoded micro-batch, and its place in the division.
-
-        Returns:
-            (sum, count) per logged name over all workers, of the loss's terms too; see `means`.
-
-        Raises:
-            RunError: the loss, or its gradient, is not a finite number.
         """
+        lr = self.lr
         units = self._global_units(shares)
         sums: dict[str, tuple[torch.Tensor | float, float]] = {}
         for slot, (batch, micro) in enumerate(shares):
@@ -141,18 +155,31 @@ class Engine:
                 exact = total.detach().double() if isinstance(total, torch.Tensor) else total
                 sums[name] = (before[0] + exact, before[1] + count) if micro.counts else before
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        # a device is waited for here, when all work of the step has been given to it
-        totals, statistics = self._totals(sums, step_statistics(self._norms))
-        self._last_norm = float(norm) if norm is not None else 0.0
-        if not all(math.isfinite(total) for total, _ in totals.values()):
-            raise RunError(f"{NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
-        if not math.isfinite(self._last_norm):  # DeepSpeed has left the step out, and would go on without a word
-            raise RunError(f"{GRADIENT_NOT_FINITE} at step {global_step}: lower train.lr, or look at the rows of that step")
+        totals, statistics = self._totals(sums, self._engine.get_global_grad_norm(), step_statistics(self._norms))
+        self._unread.append((global_step, lr, tuple(sums), totals))
         settle_batch_norms(self._norms, statistics)
         if self._averaged:
             _update_average(self._averaged, self.module, min(self.settings.ema, (1 + global_step) / (10 + global_step)))
-        return totals
+
+    def read(self) -> list[StepFigures]:
+        """The figures of the steps since the last call, in order; here a device is waited for.
+
+        Raises:
+            RunError: a loss, or its gradient, is not a finite number.
+        """
+        steps, self._unread = self._unread, []
+        numbers = iter(torch.cat([totals for *_, totals in steps]).tolist() if steps else [])
+        figures = []
+        for step, lr, names, totals in steps:
+            norm, *pairs = (next(numbers) for _ in range(len(totals)))
+            sums = dict(zip(names, zip(pairs[::2], pairs[1::2], strict=True), strict=True))
+            if not all(math.isfinite(total) for total, _ in sums.values()):
+                raise RunError(f"{NOT_FINITE} at step {step}: lower train.lr, or look at the rows of that step")
+            if not math.isfinite(norm):  # DeepSpeed has left the step out, and would go on without a word
+                raise RunError(f"{GRADIENT_NOT_FINITE} at step {step}: lower train.lr, or look at the rows of that step")
+            figures.append(StepFigures(step, lr, norm, sums))
+            self._last_norm = norm
+        return figures
 
     def predict(self, batch: Batch) -> Predictions:
         """The recipe's outputs for a micro-batch; call inside `evaluating`."""
@@ -237,18 +264,24 @@ class Engine:
         return dict(zip(names, totals.tolist(), strict=True))
 
     def _totals(
-        self, sums: dict[str, tuple[torch.Tensor | float, float]], statistics: torch.Tensor
-    ) -> tuple[dict[str, tuple[float, float]], torch.Tensor]:
-        """The sums and counts, and the batch norms' statistics, over all workers, in one sum that is read at once."""
-        values = [
-            value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=torch.float64, device=self.device)
-            for pair in sums.values()
-            for value in pair
-        ]
-        flat = torch.cat([torch.stack(values), statistics.to(self.device)])
+        self,
+        sums: dict[str, tuple[torch.Tensor | float, float]],
+        norm: torch.Tensor | float | None,
+        statistics: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm, then each sum and its count over all workers, float64 [1 + 2 names] on the device; and the batch
+        norms' statistics over all workers, in the same sum."""
+
+        def scalar(value: torch.Tensor | float) -> torch.Tensor:
+            number = torch.float64
+            if isinstance(value, torch.Tensor):
+                return value.detach().to(self.device, number).reshape(())
+            return torch.full((), value, dtype=number, device=self.device)
+
+        values = torch.stack([scalar(value) for pair in sums.values() for value in pair])
+        flat = torch.cat([values, statistics.to(self.device)])
         self.reduce(flat)
-        numbers = flat[: len(values)].tolist()
-        return dict(zip(sums, zip(numbers[::2], numbers[1::2], strict=True), strict=True)), flat[len(values) :]
+        return torch.cat([scalar(0.0 if norm is None else norm)[None], flat[: len(values)]]), flat[len(values) :]
 
 
 def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers: int) -> Division:

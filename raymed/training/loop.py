@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
 from raymed.training.spec import RunSpec
 from raymed.training.stall import StallGuard
+from raymed.training.step_log import STEPS, TOTAL_STEPS, StepLog
 from raymed.training.stop_decisions import wait_for_verdict
 from raymed.training.upload import upload
 
@@ -87,14 +88,15 @@ class Run:
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
         self.reader: Reader = source.open()
-        total = len(spec.plan(self.prepared, 0).batches) * spec.train.epochs
-        self.engine = Engine(spec.recipe, spec.train, total, spec.seed, device)
+        self.total_steps = spec.total_steps(self.prepared)
+        self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, device)
         for workers in (spec.min_workers or self.workers, self.workers):
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
         self.progress = self._resume()
         self.saved_step = self.progress.global_step
-        self.notices = Notices(stop_decisions)
+        self.notices, self.step_log = Notices(stop_decisions), StepLog()
+        self.epoch_steps = 0  # of the epoch under way
         self.stall.step()
 
     def train(self) -> None:
@@ -104,10 +106,10 @@ class Run:
             Preempted: this worker's machine, or another's, is being taken away; a checkpoint is saved.
         """
         try:
-            self._train_epochs()
+            self._train_and_validate()
         except Leave as leave:
             if self.progress.global_step > self.saved_step:
-                self._checkpoint_within_epoch()
+                self._checkpoint_between_validations()
             if leave.notice == Notice.MACHINE:
                 raise Preempted(f"told to leave after step {self.saved_step}") from None
         finally:
@@ -120,27 +122,29 @@ class Run:
         if notice:
             raise Leave(Notice(notice))
 
-    def _train_epochs(self) -> None:
+    def _train_and_validate(self) -> None:
         progress, settings = self.progress, self.spec.train
-        if progress.epoch:  # the search may have been lost before it knew of the epoch, or had decided
-            ray.train.report(self._told(progress.history[-1]))
-            if not progress.step and not self._finished() and self._told_to_stop():
+        if progress.history:  # the search may have been lost before it knew of the validation, or had decided
+            self._report(progress.history[-1])
+            if not progress.sums and not self._finished() and self._told_to_stop():
                 return
         while not self._finished():
-            trained = self._train_epoch()
+            trained = self._train()
             metrics, predictions = self._validate()
-            progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+            progress.sums = {}
+            if not settings.validate_steps or progress.step == self.epoch_steps:
+                progress.epoch, progress.step = progress.epoch + 1, 0
             if not math.isfinite(metrics["val_loss"]):
-                raise RunError(f"the val_loss of epoch {progress.epoch} is not finite: lower train.lr")
+                raise RunError(f"the val_loss of {settings.noun} {self._point} is not finite: lower train.lr")
             if self.spec.is_refit:
                 progress.best = Best()
-            better = progress.best.update(progress.epoch, metrics, self.spec.monitor, settings.min_delta)
-            assert progress.best.value is not None  # there was an epoch
+            better = progress.best.update(self._point, metrics, self.spec.monitor, settings.min_delta)
+            assert progress.best.value is not None  # there was a validation
             metrics |= trained | {
-                "epoch": progress.epoch,
+                "epoch": progress.epoch + (progress.step / self.epoch_steps if progress.step else 0),
                 f"best_{settings.monitor}": progress.best.value,
-                "best_val_loss": min(epoch["val_loss"] for epoch in [*progress.history, metrics]),
-                "best_epoch": progress.best.epoch,
+                "best_val_loss": min(each["val_loss"] for each in [*progress.history, metrics]),
+                f"best_{settings.counted}": progress.best.epoch,
                 "global_step": progress.global_step,
             }
             metrics["finished"] = float(self._finished())
@@ -153,49 +157,84 @@ class Run:
         self.stall.step()
         if self.stop_decisions is None:
             return False
-        told = [self.worker == 0 and wait_for_verdict(self.stop_decisions, self.spec.name, self.progress.epoch)]
+        told = [self.worker == 0 and wait_for_verdict(self.stop_decisions, self.spec.name, self._point)]
         dist.broadcast_object_list(told)
         return told[0]
+
+    @property
+    def _point(self) -> int:
+        """Where the run stands, as validations are counted."""
+        return self.progress.global_step if self.spec.train.validate_steps else self.progress.epoch
 
     def _finished(self) -> bool:
         progress, settings = self.progress, self.spec.train
         patience_over = 0 < settings.patience <= progress.best.waited
-        return progress.epoch >= (self.spec.last_epoch or settings.epochs) or patience_over
+        trained = progress.global_step >= settings.steps if settings.steps else progress.epoch >= settings.epochs
+        return trained or patience_over or 0 < self.spec.stop_after <= self._point
 
-    def _train_epoch(self) -> dict[str, float]:
-        """The rest of the epoch under way; metrics of all of it but the times, which are of this part."""
+    def _train(self) -> dict[str, float]:
+        """Train to the next validation; metrics of all steps since the last one, but the times, which are of this part."""
         progress, settings = self.progress, self.spec.train
-        started, waited, records = time.perf_counter(), 0.0, 0
-        plan = self.spec.plan(self.prepared, progress.epoch)
-        batches = ahead(self._training_batches(plan, progress.epoch, progress.step))
+        self.step_log.begin()
         while True:
-            self._leave_if_told()
-            asked = time.perf_counter()
-            shares = next(batches, None)
-            waited += time.perf_counter() - asked
-            if shares is None:
+            plan = self.spec.plan(self.prepared, progress.epoch)
+            self.epoch_steps = len(plan.batches)
+            end = int(min(self.epoch_steps, progress.step + self._steps_left))
+            self._train_on(replace(plan, batches=plan.batches[:end]))
+            is_last = not settings.steps and progress.epoch + 1 >= settings.epochs
+            if not settings.validate_steps or not self._steps_left or is_last:
                 break
-            for name, (total, count) in self.engine.step(shares, progress.global_step).items():
-                before = progress.sums.get(name, (0.0, 0.0))
-                progress.sums[name] = (before[0] + total, before[1] + count)
-            records += sum(len(pack) for pack in plan.batches[progress.step])
-            progress.step += 1
-            progress.global_step += 1
-            due = settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
-            if due and progress.step < len(plan.batches):
-                self._checkpoint_within_epoch()
-        seconds = time.perf_counter() - started
+            progress.epoch, progress.step = progress.epoch + 1, 0
         filler, efficiency = self.division.balance(plan.batches)
         return {f"train_{name}": mean for name, mean in means(progress.sums).items()} | {
             "lr": self.engine.lr,
             "gradient_norm": self.engine.gradient_norm,
-            "seconds": seconds,
-            "records_per_second": records / seconds,
-            "data_wait": waited / seconds,
+            **self.step_log.speed,
             "filler": filler,
             "worker_efficiency": efficiency,
             **({} if plan.fill_rate is None else {"fill_rate": plan.fill_rate}),
         }
+
+    @property
+    def _steps_left(self) -> float:
+        """Steps to the next validation; infinity where that is at the end of an epoch."""
+        settings, done = self.spec.train, self.progress.global_step
+        every = settings.validate_steps
+        left = [end - done for end in (settings.steps, self.spec.stop_after if every else 0) if end]
+        left += [-done % every or (0 if self.progress.sums else every)] if every else []
+        return min(left, default=math.inf)
+
+    def _train_on(self, plan: EpochPlan) -> None:
+        """The steps of a plan that are left of it."""
+        progress, settings = self.progress, self.spec.train
+        batches = ahead(self._training_batches(plan, progress.epoch, progress.step))
+        while True:
+            self._leave_if_told()
+            shares = self.step_log.waiting(batches)
+            if shares is None:
+                break
+            self.engine.step(shares, progress.global_step)
+            self.step_log.add(sum(len(pack) for pack in plan.batches[progress.step]))
+            progress.step += 1
+            progress.global_step += 1
+            due = settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
+            if due and progress.step < len(plan.batches):
+                self._checkpoint_between_validations()
+            elif progress.global_step % settings.log_steps == 0:
+                self._read_steps()
+                if self.engine.greatest(int(self.worker == 0 and self.step_log.is_due)):
+                    self._report({"global_step": progress.global_step})
+        self._read_steps()
+
+    def _read_steps(self) -> None:
+        """Take in what the steps since the last call computed; here a device is waited for."""
+        figures = self.engine.read()
+        for step in figures:
+            for name, (total, count) in step.sums.items():
+                before = self.progress.sums.get(name, (0.0, 0.0))
+                self.progress.sums[name] = (before[0] + total, before[1] + count)
+        if self.worker == 0:
+            self.progress.steps += self.step_log.rows(figures)
 
     def _training_batches(self, plan: EpochPlan, epoch: int, first_step: int) -> Iterator[list[tuple[Batch, MicroBatch]]]:
         """This worker's encoded micro-batches of each global batch from `first_step` on."""
@@ -241,18 +280,24 @@ class Run:
             raise judged[0]
         return judged[0], predictions | {"row": rows}
 
-    def _told(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Metrics as they are reported: with facts about the run, and the place of the best model, where there is one."""
+    def _report(self, metrics: Mapping[str, Any]) -> None:
+        """Tell the driver of metrics and of the steps since the last time, with facts about the run and its best model."""
         model = self.progress.model
-        place = {MODEL: self.spec.folder.child(model).uri} if model else {}
+        best = {MODEL: self.spec.folder.child(model).uri} if model else {}
         facts = self.engine.description | ({PASSED_OVER: ", ".join(self.passed_over)} if self.passed_over else {})
-        return metrics | {DESCRIPTION: facts} | place
+        steps, self.progress.steps = self.progress.steps, []
+        ray.train.report({**metrics, **best, DESCRIPTION: facts, STEPS: steps, TOTAL_STEPS: self.total_steps})
+        self.step_log.told()
 
-    def _checkpoint_within_epoch(self) -> None:
+    def _checkpoint_between_validations(self) -> None:
+        self._read_steps()
         self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False)
 
     def _checkpoint(self, metrics: dict[str, float], predictions: Predictions | None, better: bool) -> None:
-        """Write this worker's part and report; a better model also leaves its weights, loadable without DeepSpeed.
+        """Write this worker's part, and the model as it is loaded without DeepSpeed, then report.
+
+        Args:
+            better: the model is the best so far.
 
         Raises:
             StorageError: the storage is full, or was away for too long; earlier checkpoints are as they were.
@@ -262,8 +307,8 @@ class Run:
         dist.broadcast_object_list(name)
         with scratch(self.spec.folder, self.worker) as folder:
             self.engine.save(folder)
+            self.engine.export(folder / "model")
             if better:
-                self.engine.export(folder / "model")
                 self.progress.model = name[0]
             if self.worker == 0:
                 self.progress.workers, self.progress.origin = self.workers, self.spec.origin()
@@ -281,7 +326,7 @@ class Run:
         self.saved_step = self.progress.global_step
         if self.worker == 0:
             self.retention.add(name[0], self.progress.model)
-        ray.train.report(self._told(metrics) | {SAVED: name[0]})
+        self._report({**metrics, SAVED: name[0]})
 
     def _together(self, action: Callable[[], Result]) -> Result:
         """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.

@@ -9,7 +9,7 @@ from raymed.errors import UserError
 from raymed.models.settings import Precision
 
 # of TrainSettings: how, not what
-HOW = ("micro_batch", "zero_stage", "checkpoint_steps", "stall_minutes", "storage_minutes")
+HOW = ("micro_batch", "zero_stage", "log_steps", "checkpoint_steps", "stall_minutes", "storage_minutes")
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class TrainSettings:
 
     Attributes:
         epochs: Most epochs.
+        steps: Optimizer steps in all, in place of `epochs`: the schedule follows them, and the last epoch ends where they do
+            (0 = by `epochs`).
         global_batch: Packs (slices) per optimizer step, over all workers.
         micro_batch: Most packs per forward pass of a worker; the rest of the global batch is accumulated. Lower it when
             memory is short.
@@ -35,8 +37,12 @@ class TrainSettings:
             Devices without them compute in fp32.
         monitor: What the best epoch is chosen by: val_loss, or another metric that the system declares for it. A search
             chooses by search.objective.
-        patience: Stop after this many epochs without an improvement of it (0 = never).
+        patience: Stop after this many validations (epochs) without an improvement of it (0 = never).
         min_delta: A smaller change of it is no improvement; in the metric's unit.
+        validate_steps: Validate every so many steps and at the end, in place of after each epoch; the learning curve,
+            patience and successive halving count by these (0 = by epochs).
+        log_steps: Tell of loss, learning rate and speed every so many steps, where that is not more than once in five
+            seconds; MLflow gets every step.
         checkpoint_steps: Checkpoint within an epoch every so many steps (0 = only after each epoch).
         stall_minutes: A step, or a checkpoint, that takes longer is taken for a hang: the workers are started again from the
             last checkpoint, and a run that hangs again fails (0 = never).
@@ -44,6 +50,7 @@ class TrainSettings:
     """
 
     epochs: int = 10
+    steps: int = 0
     global_batch: int = 16
     micro_batch: int = 16
     norm_group: int = 16
@@ -58,17 +65,21 @@ class TrainSettings:
     monitor: str = "val_loss"
     patience: int = 0
     min_delta: float = 0.0
+    validate_steps: int = 0
+    log_steps: int = 10
     checkpoint_steps: int = 0
     stall_minutes: float = 30.0
     storage_minutes: float = 20.0
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.global_batch, self.micro_batch, self.norm_group) < 1:
-            raise UserError("train.epochs, train.global_batch, train.micro_batch and train.norm_group must be at least 1")
+        if min(self.epochs, self.global_batch, self.micro_batch, self.norm_group, self.log_steps) < 1:
+            raise UserError("train.epochs, global_batch, micro_batch, norm_group and log_steps must be at least 1")
         if min(self.patience, self.min_delta, self.stall_minutes, self.storage_minutes) < 0:
             raise UserError("train.patience, min_delta, stall_minutes and storage_minutes must be at least 0")
-        if self.lr <= 0 or min(self.weight_decay, self.clip, self.checkpoint_steps) < 0:
-            raise UserError("train.lr must be above 0; train.weight_decay, clip and checkpoint_steps must not be below")
+        if self.lr <= 0 or min(self.weight_decay, self.clip) < 0:
+            raise UserError("train.lr must be above 0; train.weight_decay and train.clip must not be below")
+        if min(self.steps, self.validate_steps, self.checkpoint_steps) < 0:
+            raise UserError("train.steps, validate_steps and checkpoint_steps are counts of steps: 0, or how many")
         if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1 and 0 <= self.ema < 1):
             raise UserError(
                 f"train.warmup {self.warmup:g} and train.final_lr {self.final_lr:g} are shares (of all steps, of train.lr): "
@@ -76,6 +87,16 @@ class TrainSettings:
             )
         if self.ema and self.zero_stage == 3:
             raise UserError("train.ema needs whole parameters on every worker: use train.zero_stage 1 or 2, or train.ema 0")
+
+    @property
+    def counted(self) -> Literal["epoch", "global_step"]:
+        """What validations are counted by, as a metric: the axis of a learning curve, the rungs of successive halving."""
+        return "global_step" if self.validate_steps else "epoch"
+
+    @property
+    def noun(self) -> str:
+        """What a person calls it."""
+        return self.counted.removeprefix("global_")
 
     @property
     def collective_seconds(self) -> int:

@@ -34,7 +34,8 @@ class RunSpec:
         fold: cross-validation fold to validate on; None for the stored split.
         train_on: splits whose rows are trained on; a refit takes val and test too, so its val_loss says nothing and its last
             weights are kept.
-        last_epoch: stop after this epoch, on the schedule of all `train.epochs` (0 = train them all).
+        stop_after: stop after this epoch, or step where validations are counted by steps, on the schedule of the whole run
+            (0 = train to its end).
         seed: of weights, order, draws.
         workers: number of Ray Train workers; the most where `min_workers` is given.
         min_workers: fewest workers to go on with while machines are missing (0 = `workers`).
@@ -49,7 +50,7 @@ class RunSpec:
     sampling: Sampling = field(default_factory=SliceSettings)
     fold: int | None = None
     train_on: tuple[str, ...] = ("train",)
-    last_epoch: int = 0
+    stop_after: int = 0
     seed: int = 0
     workers: int = 1
     min_workers: int = 0
@@ -123,6 +124,16 @@ class RunSpec:
         if self.sampling.redraws:
             return np.sort(np.concatenate([prepared.rows(split, self.fold) for split in splits]))
         return np.sort(np.concatenate([self.rows(prepared, split) for split in splits]))
+
+    def total_steps(self, prepared: Prepared) -> int:
+        """Optimizer steps of the whole schedule."""
+        return self.train.steps or len(self.plan(prepared, 0).batches) * self.train.epochs
+
+    def length(self, prepared: Prepared) -> int:
+        """How far the whole run goes, as its validations are counted: in epochs, or in steps."""
+        if self.train.validate_steps:
+            return self.total_steps(prepared)
+        return -(-self.train.steps // len(self.plan(prepared, 0).batches)) or self.train.epochs
 
     def plan(self, prepared: Prepared, epoch: int) -> EpochPlan:
         parts = [prepared.rows(split, self.fold) for split in self.train_on]

@@ -48,7 +48,9 @@ def describe(search: Search) -> Outcome:
         f"data       {records} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
         f"{validation} val {noun} of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
         *(f"           left out: {count} {reason}" for reason, count in plan.left_out.items() if count),
-        f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most {spec.train.epochs} epochs",
+        f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most "
+        + (f"{spec.train.steps} steps" if spec.train.steps else f"{spec.train.epochs} epochs")
+        + (f"; validated every {spec.train.validate_steps} steps" if spec.train.validate_steps else ""),
         *([f"           {idle}"] if (idle := search.idle(each)) else []),
         *([f"           workers are busy {busy:.0%} of the time"] if busy < 0.995 else []),
         f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
@@ -68,13 +70,21 @@ def describe(search: Search) -> Outcome:
         lines.append("time       not estimated here: the first epoch of the first trial will tell")
     else:
         epoch = (records + validation / 3) * seconds / each.workers
-        whole = epoch * spec.train.epochs
+        validations = -(-spec.length(prepared) // (spec.train.validate_steps or 1))
+        passes = spec.total_steps(prepared) / len(plan.batches)
+        whole = (passes * records + validations * validation / 3) * seconds / each.workers
         lines.append(
             f"time       about {seconds * 1000:.1f} ms a {noun[:-1]}, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial "
             f"that is not stopped early, at most {whole * math.ceil(search.budget.trials / concurrent) / 60:.0f} min for all"
         )
     lines.append(f"nothing was started; it would be recorded at {search.tracking_uri} and lie in {spec.folder.uri}")
-    data = {"steps_per_epoch": len(plan.batches), "records": records, "parameters": parameters, "concurrent": concurrent}
+    data = {
+        "steps_per_epoch": len(plan.batches),
+        "steps": spec.total_steps(prepared),
+        "records": records,
+        "parameters": parameters,
+        "concurrent": concurrent,
+    }
     return Outcome("\n".join(lines), data | {"seconds_per_record": seconds, "state_bytes": state, "name": search.name})
 
 

@@ -137,7 +137,7 @@ def _sweep(folder: Folder) -> None:
 
 
 def _decisions(search: Search, study: Study) -> Iterator[tuple[str, int, bool]]:
-    """Every decision so far: of which run, after which epoch, and whether to stop."""
+    """Every decision so far: of which run, after which epoch (or step), and whether to stop."""
     for trial in study.trials:
         for epoch, reason in trial.user_attrs.get(DECIDED, {}).items():
             yield search.spec_of(trial).name, int(epoch), bool(reason)
@@ -219,10 +219,11 @@ def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
     )
     tracker.input(parent, search.name, prepared.digest, search.template.data, "training")
     log.info(
-        "plan: %d %s an epoch in %d steps%s; left out: %s",
+        "plan: %d %s an epoch in %d steps, %d steps in all%s; left out: %s",
         plan.rows,
         search.template.sampling.noun,
         len(plan.batches),
+        search.template.total_steps(prepared),
         "" if plan.fill_rate is None else f", sequences filled to {plan.fill_rate:.1%}",
         ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()) or "none",
     )

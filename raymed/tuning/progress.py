@@ -18,10 +18,14 @@ from rich.progress import Progress as Bars
 from raymed.recipes.metric import VAL_LOSS
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
+from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.budget import Budget
 from raymed.tuning.study import Study
 
 log = logging.getLogger("raymed")
+
+OF_STEP = {"train_loss": "loss {:.4f}", "lr": "lr {:.2e}", "records_per_second": "{:.1f} samples/s"}
+QUIET = 30.0  # seconds between two lines of a trial's steps; its bar moves more often
 
 
 class Progress:
@@ -32,7 +36,7 @@ class Progress:
     ) -> None:
         """`label` and `spec` tell what a trial is called, and its run."""
         self._study, self._budget, self._label, self._spec = study, budget, label, spec
-        self._started, self._epochs_before = time.time(), study.epochs
+        self._started, self._epochs_before = time.time(), study.trained
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -40,6 +44,7 @@ class Progress:
             console=Console(stderr=True),
         )
         self._tasks: dict[int, TaskID] = {}
+        self._quiet_until: dict[int, float] = {}
         self._live = sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
@@ -53,22 +58,22 @@ class Progress:
             self._bars.stop()
 
     def show(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
-        """An epoch, a lost worker, or the end of a trial."""
+        """Steps, an epoch, a lost worker, or the end of a trial."""
         trial = self._study.trial(number)
         if happened == LOST:
             log.warning("%s  %s", self._label(trial), result[LOST])
             return
-        if happened == "epoch":
-            epoch, epochs = int(result["epoch"]), self._spec(trial).train.epochs
-            says = "  ".join(self._figures(self._spec(trial), result))
+        if happened == STEPS:
+            if "val_loss" not in result:  # whose own line comes next
+                self._show_step(trial, result[STEPS][-1], result[TOTAL_STEPS])
+        elif happened == "epoch":
+            where, says = self._where(trial, result), "  ".join(self._figures(self._spec(trial), result))
+            self._quiet_until[number] = time.monotonic() + QUIET
             if self._live:
-                task = self._tasks.get(number)
-                if task is None:
-                    task = self._tasks[number] = self._bars.add_task(self._label(trial), total=epochs, says="")
-                self._bars.update(task, completed=epoch, says=says)
+                self._move(trial, result["global_step"], result[TOTAL_STEPS], f"{where}  {says}")
                 self._bars.update(self._total, completed=self._finished(), says=self._summary())
             else:
-                log.info("%s  epoch %d/%d  %s  |  %s", self._label(trial), epoch, epochs, says, self._summary())
+                log.info("%s  %s  %s  |  %s", self._label(trial), where, says, self._summary())
         else:
             words = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[happened]
             reason = str(result.get("reason", ""))
@@ -87,6 +92,28 @@ class Progress:
                 yield metric.show(result[metric.name])
         if spec.monitor != VAL_LOSS:
             yield f"best {spec.monitor.show(result[f'best_{spec.monitor.name}'])}"
+
+    def _show_step(self, trial: FrozenTrial, row: Mapping[str, float], total: int) -> None:
+        says, step = _in_words(row, OF_STEP), int(row["global_step"])
+        says = f"step {step}/{total}  {says}  |  {time_left((total - step) * row['seconds'])}"
+        if self._live:
+            self._move(trial, step, total, says)
+        elif time.monotonic() >= self._quiet_until.get(trial.number, 0.0):
+            self._quiet_until[trial.number] = time.monotonic() + QUIET
+            log.info("%s  %s", self._label(trial), says)
+
+    def _move(self, trial: FrozenTrial, step: int, total: int, says: str) -> None:
+        """A trial's bar."""
+        task = self._tasks.get(trial.number)
+        if task is None:
+            task = self._tasks[trial.number] = self._bars.add_task(self._label(trial), total=total, says="")
+        self._bars.update(task, completed=step, says=says)
+
+    def _where(self, trial: FrozenTrial, result: Mapping[str, Any]) -> str:
+        train = self._spec(trial).train
+        if train.steps or train.validate_steps:
+            return f"step {result['global_step']}/{result[TOTAL_STEPS]}"
+        return f"epoch {result['epoch']}/{train.epochs}"
 
     def _finished(self) -> int:
         return sum(trial.state.is_finished() for trial in self._study.trials)
@@ -107,13 +134,17 @@ class Progress:
             seconds = max(0.0, self._budget.seconds_left)
         else:
             finished = [trial for trial in self._study.trials if trial.state.is_finished()]
-            trained = self._study.epochs - self._epochs_before
+            trained = self._study.trained - self._epochs_before
             if not finished or not trained:
                 return ""
             per_trial = sum(trial.last_step or 0 for trial in finished) / len(finished)
             missing = (self._budget.trials - len(finished)) * per_trial
             seconds = missing * (time.time() - self._started) / trained
         return time_left(seconds)
+
+
+def _in_words(metrics: Mapping[str, Any], forms: Mapping[str, str]) -> str:
+    return "  ".join(form.format(metrics[name]) for name, form in forms.items() if name in metrics)
 
 
 def time_left(seconds: float) -> str:

@@ -22,6 +22,7 @@ from raymed.training.fit import RESTARTS
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
+from raymed.training.step_log import STEPS
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.space import Value
 from raymed.tuning.storage_watch import StorageWatch
@@ -104,12 +105,14 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Always to go on, as far as Ray Tune is concerned: a trial that is told to stop ends by itself."""
-        if COMMON in result or ("mistake" in result and trial.config["number"] == 0 and not self._study.epochs):
+        if result.get(STEPS):
+            self._observe(trial.config["number"], STEPS, result)
+        if COMMON in result or ("mistake" in result and trial.config["number"] == 0 and not self._study.trained):
             self._study.mistake = str(result[FAILED])  # it stays RUNNING: the same command goes on once that is mended
         elif FAILED in result:
             self._end(trial, TrialState.FAIL, str(result[FAILED]))
-        elif "val_loss" in result:  # and not a checkpoint within an epoch
-            self._judge(trial, int(result["epoch"]), result)
+        elif "val_loss" in result:  # and not only steps, or a checkpoint between two validations
+            self._judge(trial, int(result[self._study.counted]), result)
         elif LOST in result:
             self._observe(trial.config["number"], LOST, result)
         return TrialScheduler.CONTINUE
@@ -121,9 +124,9 @@ class StudyScheduler(FIFOScheduler):
             reason, budget = "", self._timetable.budget
             with self._study.together():
                 if self._study.report(number, epoch, result):
-                    reason = f"stopped by successive halving after epoch {epoch}"
-                elif self._timetable.is_over(self._study, number) or 0 < budget.epochs <= self._study.epochs:
-                    reason = f"the budget was used up after epoch {epoch}"
+                    reason = f"stopped by successive halving after {self._study.noun} {epoch}"
+                elif self._timetable.is_over(self._study, number) or 0 < budget.epochs <= self._study.trained:
+                    reason = f"the budget was used up after {self._study.noun} {epoch}"
                 self._study.decide(number, epoch, reason)
         else:
             self._study.locate(number, result)
@@ -141,7 +144,7 @@ class StudyScheduler(FIFOScheduler):
         place = number, self._study.trial(number).last_step or 0
         self._lost[place] += _lost_its_driver(trial)
         if self._storage.is_away or 0 < self._lost[place] <= RESTARTS:
-            log.warning("trial %d lost its driver after epoch %d: it is taken up again", *place)
+            log.warning("trial %d lost its driver after %s %d: it is taken up again", number, self._study.noun, place[1])
             self._study.take_up(number)
             return
         if self._lost[place]:

@@ -17,6 +17,7 @@ from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
+from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.progress import Progress
 from raymed.tuning.search import Search
 from raymed.tuning.study import CHECKPOINT, CURVE, REASON, Study
@@ -63,7 +64,10 @@ class Recorder:
 
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
         """Told by the search of a trial's start, epochs, lost workers and end."""
-        if happened == LOST:
+        if happened == STEPS:
+            rows = {"trial": number, "happened": STEPS, "rows": result[STEPS], "at": int(time.time() * 1000)}
+            self._outbox.put(rows)
+        if happened in (LOST, STEPS):
             self._progress.show(number, happened, result)
             return
         if self._watch is not None:
@@ -78,7 +82,7 @@ class Recorder:
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
             within = f"{DESCRIPTION}/"  # Tune flattens what is reported
             facts = {name.removeprefix(within): value for name, value in result.items() if name.startswith(within)}
-            entry |= {"epoch": int(result["epoch"]), "metrics": metrics, "facts": facts}
+            entry |= {"epoch": int(result[self._study.counted]), "metrics": metrics, "facts": facts}
             if PASSED_OVER in facts and number not in self._warned:
                 self._warned.add(number)
                 log.warning("trial %d went on from an earlier checkpoint: not whole are %s", number, facts[PASSED_OVER])
@@ -137,13 +141,14 @@ class Recorder:
 
     def _catch_up(self, finished: Collection[int]) -> None:
         """Write of trials that had ended earlier what MLflow lacks: a run, the objective of its epochs, its end."""
-        known = self._tracker.children(self._parent)
+        known, counted = self._tracker.children(self._parent), self._study.counted
         last = {self._search.trial_key(trial): trial for trial in self._study.trials}  # a run may be tried several times
         for key, trial in last.items():
-            if trial.number in finished and not _is_up_to_date(known.get(key), trial):
+            if trial.number in finished and not _is_up_to_date(known.get(key), trial, counted):
                 at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
                 for epoch, value in trial.user_attrs.get(CURVE, {}).items():
-                    self._tracker.log_epoch(self._run(trial.number), int(epoch), {self._study.objective.name: value}, at)
+                    metrics = {self._study.objective.name: value}
+                    self._tracker.log_validation(self._run(trial.number), int(epoch), metrics, at, counted)
                 self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))
 
     def _end(self, number: int, state: str, reason: str) -> None:
@@ -156,8 +161,10 @@ class Recorder:
         run, trial = self._run(number), self._study.trial(number)
         if happened == "start":
             self._tracker.reopen(run)
+        elif happened == STEPS:
+            self._tracker.log_steps(run, entry["rows"], entry["at"])
         elif happened == "epoch":
-            self._tracker.log_epoch(run, entry["epoch"], entry["metrics"], entry.get("at"))
+            self._tracker.log_validation(run, entry["epoch"], entry["metrics"], entry.get("at"), self._study.counted)
             self._tracker.tags(run, {f"raymed.{name}": fact for name, fact in entry["facts"].items()})
             if CHECKPOINT in trial.user_attrs:
                 self._tracker.tags(run, self._search.candidate(run, trial).tags())
@@ -201,10 +208,10 @@ class Recorder:
         return self._usages[key]
 
 
-def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial) -> bool:
-    """Whether MLflow's run of a finished trial shows its end and its last epoch."""
+def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial, counted: str) -> bool:
+    """Whether MLflow's run of a finished trial shows its end and its last validation."""
     last = max(map(int, trial.user_attrs.get(CURVE, {})), default=0)
-    return run is not None and (run.tags.get(STATE), run.status, run.metrics.get("epoch", 0)) == (
+    return run is not None and (run.tags.get(STATE), run.status, run.metrics.get(counted, 0)) == (
         trial.state.name,
         STATUS[trial.state.name],
         last,
@@ -214,6 +221,6 @@ def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial) -> bool:
 def _is_metric(name: str, value: Any) -> bool:
     """Ours, not what keeps checkpoints, nor what Ray Tune adds to a result."""
     others = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp", "pid", "iterations_since_restore"}
-    others |= {"training_iteration"}
+    others |= {"training_iteration", TOTAL_STEPS}
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and name not in others and not name.startswith("config/")

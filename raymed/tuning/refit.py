@@ -30,7 +30,7 @@ from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.progress import time_left
 from raymed.tuning.search import Search
 from raymed.tuning.storage_watch import StorageWatch
-from raymed.tuning.study import BEST_EPOCH, SECONDS
+from raymed.tuning.study import BEST_POINT, SECONDS
 
 log = logging.getLogger("raymed")
 
@@ -38,35 +38,34 @@ SPLITS = {"trainval": ("train", "val"), "all": ("train", "val", "test")}
 
 
 def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> str:
-    """Train the winner's configuration on more rows, for as many epochs as the winner's best; the last checkpoint's URI.
+    """Train the winner's configuration on more rows, as far as the winner was best; the last checkpoint's URI.
 
     Raises:
         StorageError: the storage is full or read-only.
         RunError: it did not come to its end.
         KeyboardInterrupt: it was told to stop, and has saved a checkpoint.
     """
-    name, last_epoch = f"refit-{best.number:04d}-{'-'.join(splits)}", best.user_attrs[BEST_EPOCH]
-    spec = dataclasses.replace(
-        _again(search, search.run_spec(best.number, best.params), splits), name=name, last_epoch=last_epoch
-    )
+    spec = _as_far(search.run_spec(best.number, best.params), best.user_attrs[BEST_POINT], search, splits)
+    spec = dataclasses.replace(spec, name=f"refit-{best.number:04d}-{'-'.join(splits)}")
     each = search.whole(spec)  # nothing else runs now
     log.info(
-        "refit: trial %d on %s for %d epochs, %d workers of %d CPUs, %s",
+        "refit: trial %d on %s for %d %ss, %d workers of %d CPUs, %s",
         *(
             best.number,
             " + ".join(splits),
-            spec.last_epoch,
+            spec.stop_after,
+            spec.train.noun,
             each.workers,
             each.cpus,
             time_left(seconds(search, best, splits)),
         ),
     )
     stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
-    for epoch in range(1, spec.last_epoch):  # nothing stops it early
-        stop_decisions.give.remote(spec.name, epoch, False)
+    for point in range(spec.train.validate_steps or 1, spec.stop_after, spec.train.validate_steps or 1):
+        stop_decisions.give.remote(spec.name, point, False)  # nothing stops it early
     source = open_reader(spec.open_data(), spec.all_rows(spec.open_data()))
     with (
-        _Listener(spec.last_epoch) as listener,
+        _Listener(spec) as listener,
         Interrupt(stop_decisions) as interrupt,
         StorageWatch(
             search.template.folder, spec.train.storage_minutes, resume_command(sys.argv), interrupt.stop
@@ -85,10 +84,11 @@ def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> s
     with tempfile.TemporaryDirectory() as temporary:
         newest = fetch_newest(spec.folder, Path(temporary))
         progress = Progress() if newest is None else Progress.read(newest)
-    if progress.epoch < spec.last_epoch:
+    point = progress.global_step if spec.train.validate_steps else progress.epoch
+    if point < spec.stop_after:
         reason = f": {listener.last[FAILED]}" if FAILED in listener.last else ""
         raise RunError(
-            f"the refit {spec.folder.uri} ended after epoch {progress.epoch} of {spec.last_epoch}{reason}. Nothing was "
+            f"the refit {spec.folder.uri} ended after {spec.train.noun} {point} of {spec.stop_after}{reason}. Nothing was "
             "registered. Run the same command again, or leave --refit out: the winner is then registered as it was searched"
         )
     return spec.folder.child(progress.model).uri
@@ -97,15 +97,28 @@ def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> s
 def seconds(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> float:
     """How long training a trial's configuration again will take, by the time that its epochs took."""
     epoch: float = best.user_attrs.get(SECONDS, 0.0) / max(1, best.last_step or 1)
-    return best.user_attrs[BEST_EPOCH] * epoch * cost_of_epochs(search, search.spec_of(best), splits)
+    return best.user_attrs[BEST_POINT] * epoch * cost_of_epochs(search, search.spec_of(best), splits)
 
 
 def cost_of_epochs(search: Search, spec: RunSpec, splits: tuple[str, ...]) -> float:
-    """How long an epoch of the refit of a run takes, in epochs of that run: it has more rows, and the machine for itself."""
+    """How long an epoch of the refit of a run takes, in epochs of that run: it has more rows, and the machine for itself.
+    A step has as many rows; but of a run that counts its epochs there are more steps."""
     again, prepared = _again(search, spec, splits), spec.open_data()
     had, has = search.resources()[0], search.whole(again)
-    rows = again.plan(prepared, 0).rows / spec.plan(prepared, 0).rows
+    rows = 1.0 if spec.train.steps else again.plan(prepared, 0).rows / spec.plan(prepared, 0).rows
     return rows * (had.workers * had.cpus) / (has.workers * has.cpus)
+
+
+def _as_far(spec: RunSpec, best: int, search: Search, splits: tuple[str, ...]) -> RunSpec:
+    """The refit of a run that was best at the `best`-th epoch, or step."""
+    prepared, again, train = spec.open_data(), _again(search, spec, splits), spec.train
+    if train.steps and not train.validate_steps:  # more rows make longer epochs: it goes by the steps of the run's
+        steps = len(spec.plan(prepared, 0).batches)
+        again = dataclasses.replace(again, train=dataclasses.replace(train, validate_steps=steps))
+        best = min(best * steps, train.steps)
+    elif train.validate_steps and not train.steps:  # as far along a schedule that has more steps
+        best = round(best * again.total_steps(prepared) / spec.total_steps(prepared))
+    return dataclasses.replace(again, stop_after=best)
 
 
 def _again(search: Search, spec: RunSpec, splits: tuple[str, ...]) -> RunSpec:
@@ -120,8 +133,8 @@ class _Listener:
         last: what it reported last.
     """
 
-    def __init__(self, epochs: int) -> None:
-        self._epochs, self._queue = epochs, Queue(actor_options={"num_cpus": 0, "resources": HEAD})
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec, self._queue = spec, Queue(actor_options={"num_cpus": 0, "resources": HEAD})
         self.callback, self.last = Reports(self._queue), dict[str, Any]()
         self._thread = threading.Thread(target=self._listen, name="refit progress", daemon=True)
 
@@ -152,7 +165,9 @@ class _Listener:
         return result
 
     def _tell(self, result: Mapping[str, Any]) -> None:
-        epoch, loss = int(result["epoch"]), result.get("train_loss")
+        train, last = self._spec.train, self._spec.stop_after
+        point, loss = int(result[train.counted]), result.get("train_loss")
         said = "" if loss is None else f"  train_loss {loss:.4f}"
-        left = time_left((self._epochs - epoch) * float(result["seconds"])) if epoch < self._epochs else "done"
-        log.info("refit  epoch %d/%d%s  |  %s", epoch, self._epochs, said, left)
+        seconds = float(result["seconds"]) / (train.validate_steps or 1)
+        left = time_left((last - point) * seconds) if point < last else "done"
+        log.info("refit  %s %d/%d%s  |  %s", train.noun, point, last, said, left)

@@ -27,7 +27,7 @@ from raymed.training.predictions import read_predictions
 from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Search
-from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study
 
 log = logging.getLogger("raymed")
 
@@ -87,8 +87,8 @@ def _description(
     page = f"#/experiments/{search.open_tracker().experiment_id}/runs/"
     return "\n\n".join(
         [
-            f"**Trial {best.number} won** of {len(study.trials)}: {study.objective.show(study.best_value(best))} in epoch "
-            f"{best.user_attrs[BEST_EPOCH]} ([its page]({page}{run_ids[best.number]})). It is registered as "
+            f"**Trial {best.number} won** of {len(study.trials)}: {study.objective.show(study.best_value(best))} in "
+            f"{study.best_point(best)} ([its page]({page}{run_ids[best.number]})). It is registered as "
             f"`{registered.uri}`, version {registered.version}.",
             f"{judged.patients} {where} patients: {figures}.",
             *([f"Not surely worse: trials {', '.join(map(str, ties))}."] if ties else []),
@@ -163,6 +163,7 @@ def _report(
     return SearchReport(
         name=search.name,
         system=search.template.recipe.name,
+        counted=study.noun,
         model=registered.uri,
         started=started,
         seconds=(ended - started).total_seconds(),
@@ -189,7 +190,7 @@ def _report(
         looks=registered.looks,
         hardest=assessment.hardest(prepared),
         hardest_split="test" if assessment.test_patients else "validation",
-        cost={"epochs": str(study.epochs), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
+        cost={f"{study.noun}s": str(study.trained), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
         importance=importance(study.study, search.template.seed),
         versions={name: version(name) for name in PACKAGES},
         notes=notes,
@@ -203,7 +204,7 @@ def _summary(study: Study, trial: FrozenTrial, difference: Estimate | None, tie:
         state=STATES[trial.state],
         params=trial.params,
         curve=[{"epoch": int(epoch), "value": value} for epoch, value in trial.user_attrs.get(CURVE, {}).items()],
-        best_epoch=trial.user_attrs.get(BEST_EPOCH),
+        best_epoch=trial.user_attrs.get(BEST_POINT),
         value=value if math.isfinite(value) else None,
         difference=difference,
         tie=tie,
@@ -218,8 +219,8 @@ def _outcome(search: Search, study: Study, best: FrozenTrial, registered: Regist
     hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) / 3600
     lines = [
         f"{len(study.trials)} trials: {states['COMPLETE']} finished, {states['PRUNED']} stopped early, "
-        f"{states['FAIL']} failed; {study.epochs} epochs, {hours:.2f} worker hours",
-        f"best: trial {best.number}, {study.objective.show(study.best_value(best))} in epoch {best.user_attrs[BEST_EPOCH]}"
+        f"{states['FAIL']} failed; {study.trained} {study.noun}s, {hours:.2f} worker hours",
+        f"best: trial {best.number}, {study.objective.show(study.best_value(best))} in {study.best_point(best)}"
         + (f"; not surely worse: trials {', '.join(map(str, ties))}" if ties else ""),
     ]
     if assessment.test is not None:

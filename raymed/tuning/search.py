@@ -29,7 +29,7 @@ from raymed.tuning.forgotten import Forgotten
 from raymed.tuning.journal import COPY, Journal, generations
 from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
 from raymed.tuning.space import Dimension, Value, get_setting, with_setting
-from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, REASON, Study
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, REASON, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
 COMPARED = (PREDICTIONS, OUTPUTS, "sealed-000.json")  # what a trial is compared by, and the list that vouches for it
@@ -80,6 +80,10 @@ class Search:
         for name, value in (item for params in self.settings.first for item in params.items()):
             if name not in self.settings.space or not self.settings.space[name].holds(value):
                 raise UserError(f"search.first has {name} {value!r}, which search.space does not hold")
+        if self.budget.epochs and self.template.train.validate_steps:
+            raise UserError(
+                "--epochs limits a search that counts in epochs, and train.validate_steps counts in steps: give --hours"
+            )
         if (self.settings.space or len(self.runs) > 1) and self.template.min_workers:
             raise UserError("runs that share the cluster have a fixed number of workers: give --workers without a range")
 
@@ -99,7 +103,8 @@ class Search:
 
     def open_study(self) -> Study:
         """The search's record."""
-        space, halving = self.settings.space, self.settings.halving
+        space, halving, train = self.settings.space, self.settings.halving, self.template.train
+        halving = dataclasses.replace(halving, first_rung=halving.first_rung * (train.validate_steps or 1))
         first = self.first if space else []
         if self.runs:
             space, halving = {LISTED: Dimension(choices=tuple(self.runs))}, Halving(first_rung=0)
@@ -107,7 +112,7 @@ class Search:
         journal = Journal(
             self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
         )
-        return Study(journal, self.name, space, first, halving, self.template.seed, self.objective)
+        return Study(journal, self.name, space, first, halving, self.template.seed, self.objective, train.counted)
 
     @property
     def study_path(self) -> Path:
@@ -268,20 +273,21 @@ class Search:
             raise RunError(failed)
         if trial.state == TrialState.FAIL:
             raise RunError(
-                f"{failed}\nThe same command goes on from the last checkpoint. The best one is that of epoch "
-                f"{trial.user_attrs[BEST_EPOCH]}: {trial.user_attrs[CHECKPOINT]}"
+                f"{failed}\nThe same command goes on from the last checkpoint. The best one is that of "
+                f"{study.best_point(trial)}: {trial.user_attrs[CHECKPOINT]}"
             )
-        epoch, monitor = trial.user_attrs[BEST_EPOCH], self.template.train.monitor
+        monitor = self.template.train.monitor
         chosen = "" if monitor == "val_loss" else f", chosen by {monitor}"
         checkpoint = trial.user_attrs[CHECKPOINT]
         val_loss = read_history(Folder.at(checkpoint))[-1]["val_loss"]  # an earlier try may have trained that epoch
         lines = [
-            f"val_loss {val_loss:.4f} in epoch {epoch} of {trial.last_step}{chosen}; checkpoint {checkpoint}",
+            f"val_loss {val_loss:.4f} in {study.best_point(trial)} of {trial.last_step}{chosen}; checkpoint {checkpoint}",
             tracker.look_at_it,
             advice.format(run_id=run, checkpoint=checkpoint),
         ]
-        data = {"run_id": run, "name": self.name, "val_loss": val_loss, "best_epoch": epoch, "checkpoint": checkpoint}
-        return Outcome("\n".join(lines), data | {"epochs": trial.last_step, "tracking_uri": self.tracking_uri})
+        data = {"run_id": run, "name": self.name, "val_loss": val_loss, "checkpoint": checkpoint}
+        data |= {f"best_{study.noun}": trial.user_attrs[BEST_POINT], f"{study.noun}s": trial.last_step}
+        return Outcome("\n".join(lines), data | {"tracking_uri": self.tracking_uri})
 
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
         """What a trial left to be judged: its best checkpoint so far."""

@@ -29,7 +29,7 @@ from raymed.tuning.space import Space, Value
 
 log = logging.getLogger("raymed")
 
-REASON, CHECKPOINT, BEST_EPOCH, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
+REASON, CHECKPOINT, BEST_POINT, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
 SEEN_CHAMPION = "seen_champion"  # also of the whole search
 SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
@@ -48,18 +48,21 @@ class Study:
         halving: Halving,
         seed: int,
         objective: Metric = VAL_LOSS,
+        counted: str = "epoch",
     ) -> None:
         """Open or create the study in a journal.
 
         Args:
             first: settings of the first trials, before anything is drawn.
+            halving: its first rung as validations are counted.
+            counted: by what they are, see `TrainSettings`; where this module says epoch, it may be a step.
 
         Raises:
             UserError: the journal holds something else, or a search with another space or objective.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = journal
-        self.halving, self.objective = halving, objective
+        self.halving, self.objective, self.counted = halving, objective, counted
         self._direction = StudyDirection.MINIMIZE if objective.direction == "min" else StudyDirection.MAXIMIZE
         self.seed, self.space = seed, {name: dimension.distribution() for name, dimension in space.items()}
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
@@ -178,8 +181,17 @@ class Study:
         return list(self._in_flight)
 
     @property
-    def epochs(self) -> int:
-        """Epochs trained so far, over all trials."""
+    def noun(self) -> str:
+        """What a person calls that by which validations are counted."""
+        return self.counted.removeprefix("global_")
+
+    def best_point(self, trial: FrozenTrial) -> str:
+        """When a trial was best: epoch 3, or step 1500."""
+        return f"{self.noun} {trial.user_attrs[BEST_POINT]}"
+
+    @property
+    def trained(self) -> int:
+        """Epochs, or steps, trained so far, over all trials."""
         return sum(trial.last_step or 0 for trial in self.trials)
 
     @property
@@ -202,7 +214,7 @@ class Study:
             return None
         if self._in_flight:
             number = self._in_flight.pop(0)
-        elif len(self.trials) >= budget.trials or (budget.epochs and self.epochs >= budget.epochs):
+        elif len(self.trials) >= budget.trials or (budget.epochs and self.trained >= budget.epochs):
             return None
         elif self.waiting:
             number = self.study.ask().number
@@ -260,7 +272,7 @@ class Study:
         trial = self.trial(number)
         if MODEL in result and result[MODEL] != trial.user_attrs.get(CHECKPOINT) and not trial.state.is_finished():
             self._trial(number).set_user_attr(CHECKPOINT, result[MODEL])
-            self._trial(number).set_user_attr(BEST_EPOCH, int(result["best_epoch"]))
+            self._trial(number).set_user_attr(BEST_POINT, int(result[f"best_{self.counted}"]))
 
     def _decided_to_stop(self, trial: FrozenTrial, epoch: int) -> bool:
         """What successive halving decided, or would have, after an epoch that is recorded."""

@@ -25,7 +25,7 @@ class Timetable:
     Attributes:
         budget: the time, and what follows the search within it.
         seconds: left when the search, or the process that goes on with it, begins; infinity without a limit.
-        epochs: most epochs of a trial.
+        epochs: most epochs of a trial; steps, here and below, where validations are counted by steps.
         judging: how long judging takes, in epochs of a trial.
         refitting: how long an epoch of the refit takes, in epochs of a trial; 0 where there is none.
     """
@@ -44,10 +44,12 @@ class Timetable:
             return cls(budget, budget.seconds_left, spec.train.epochs)
         prepared, workers = spec.open_data(), search.resources()[0].workers
         validation = len(spec.rows(prepared, "val"))
-        epoch = spec.plan(prepared, 0).rows + validation / 3  # a forward pass is a third of a step
+        plan, every = spec.plan(prepared, 0), spec.train.validate_steps
+        # a forward pass is a third of a step
+        epoch = plan.rows / len(plan.batches) + validation / 3 / every if every else plan.rows + validation / 3
         judged = (validation + len(spec.rows(prepared, "test"))) / 3
         refitting = cost_of_epochs(search, spec, SPLITS[budget.refit]) if budget.refit in SPLITS else 0.0
-        return cls(budget, budget.seconds_left, spec.train.epochs, judged * workers / epoch, refitting)
+        return cls(budget, budget.seconds_left, spec.length(prepared), judged * workers / epoch, refitting)
 
     def is_over(self, study: Study, number: int | None = None) -> bool:
         """Whether no trial is to begin any more, or the trial of that number is to stop."""
@@ -72,4 +74,4 @@ class Timetable:
 
 def _epoch(study: Study) -> float:
     """Seconds of an epoch, the mean over all that were trained."""
-    return sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) / max(1, study.epochs)
+    return sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) / max(1, study.trained)

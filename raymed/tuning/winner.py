@@ -12,7 +12,7 @@ from raymed.storage.folder import Folder
 from raymed.training.checkpoint import read_history
 from raymed.tuning.result import STATES, best_trial
 from raymed.tuning.search import Search
-from raymed.tuning.study import BEST_EPOCH, CHECKPOINT, DONE, Study
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, Study
 
 
 def register_winner(search: Search, study: Study, alias: str | None = None) -> Outcome:
@@ -29,8 +29,8 @@ def register_winner(search: Search, study: Study, alias: str | None = None) -> O
     value = study.objective.show(study.best_value(best))
     val_loss = read_history(Folder.at(best.user_attrs[CHECKPOINT]))[-1][VAL_LOSS.name]
     found_by = (
-        f"The search {search.name}, {search.label(best)}: {value} in epoch "
-        f"{best.user_attrs[BEST_EPOCH]}, the best of {len(study.trials)} trials. It was started with `{search.command}`."
+        f"The search {search.name}, {search.label(best)}: {value} in "
+        f"{study.best_point(best)}, the best of {len(study.trials)} trials. It was started with `{search.command}`."
     )
     seen = study.champion if alias is None else None
     registered = register_network(tracker, search.candidate(run, best), val_loss, found_by, alias, seen=seen)
@@ -49,7 +49,7 @@ def register_winner(search: Search, study: Study, alias: str | None = None) -> O
     study.note_champion(registered.version)
     study.enter(DONE)
     lines = [
-        f"{len(study.trials)} trials; best: {search.label(best)}, {value} in epoch {best.user_attrs[BEST_EPOCH]}",
+        f"{len(study.trials)} trials; best: {search.label(best)}, {value} in {study.best_point(best)}",
         f"registered: {registered.uri} (version {registered.version})",
         f"take its ViT out: python jobs/extract_vit.py --model {uri} --tracking-uri {search.tracking_uri} --out VIT",
         tracker.look_at_it,
@@ -70,13 +70,13 @@ def register_winner(search: Search, study: Study, alias: str | None = None) -> O
 def _table(search: Search, study: Study) -> str:
     """All trials, the best first, as Markdown."""
     searched = list(search.settings.space)
-    heads = ["trial", "state", study.objective.name, "best epoch", *searched]
+    heads = ["trial", "state", study.objective.name, f"best {study.noun}", *searched]
     rows = [
         [
             str(trial.number),
             STATES[trial.state],
             study.objective.format.format(study.best_value(trial)),
-            str(trial.user_attrs.get(BEST_EPOCH, "")),
+            str(trial.user_attrs.get(BEST_POINT, "")),
         ]
         + [str(trial.params.get(name, "")) for name in searched]
         for trial in sorted(study.trials, key=study.rank)

@@ -1,20 +1,21 @@
 """Promises 3 and 4 on real Ray Train workers with DeepSpeed: losses do not depend on workers, ZeRO, reader or kills."""
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from keep import Keep
+from keep import Keep, KeepSteps
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from safetensors.torch import load_file
 
 from raymed.data.stream import Streamed, stage
 from raymed.models.precision import has_bf16
 from raymed.systems.lung.recipe import LungRecipe
-from raymed.training.checkpoint import Progress
-from raymed.training.engine import TrainSettings
+from raymed.training.checkpoint import Progress, checkpoint_names, read_history
+from raymed.training.engine import TrainSettings, learning_rate
 from raymed.training.fit import _trainer, fit, resources
 from raymed.training.spec import RunSpec
 
@@ -82,6 +83,29 @@ def test_a_run_resumed_in_mid_epoch_computes_the_losses_of_an_uninterrupted_one(
     progress = Progress.read(kept)
     assert (progress.epoch, progress.step) == (1, 2)
     assert losses(run(prepared, cut)) == losses(alone), "bit-equal on a CPU in fp32"
+
+
+def test_a_run_of_steps_is_validated_in_mid_epoch_and_goes_on_bit_equal_between_two_validations(prepared, storage):
+    """5 steps an epoch: cut off after step 4, between the validations after steps 3 and 6; the second epoch ends early."""
+    counted = {"epochs": 9, "steps": 8, "validate_steps": 3}
+    whole, cut = (spec_of(prepared, storage, f"steps-{name}", **counted) for name in ("whole", "cut"))
+    rows = [storage / "rows.jsonl", storage / "rows-again.jsonl"]
+    source = stage(prepared, whole.all_rows(prepared))
+    fit(whole, source, resources(1, 1), callbacks=[Keep(4, Path(cut.folder.path)), KeepSteps(rows[0])])
+    (kept,) = Path(cut.folder.path).iterdir()
+    assert Progress.read(kept).step == 4
+    assert (kept / "model" / "recipe.json").is_file(), "a checkpoint at any step holds a model that can be used"
+    fit(cut, source, resources(1, 1), callbacks=[KeepSteps(rows[1])])
+    once, again = (read_history(spec.folder.child(checkpoint_names(spec.folder)[-1])) for spec in (whole, cut))
+    assert [(each["global_step"], each["epoch"]) for each in once] == [(3, 0.6), (6, 1.2), (8, 1.6)]
+    assert [losses(each) for each in again] == [losses(each) for each in once], "bit-equal on a CPU in fp32"
+    assert [each["finished"] for each in once] == [0.0, 0.0, 1.0]
+    steps, resumed = ([json.loads(line) for line in path.read_text().splitlines()] for path in rows)
+    assert [step["global_step"] for step in steps] == list(range(1, 9)), "every step is told of, once"
+    computed = [[(step["train_loss"], step["lr"], step["gradient_norm"]) for step in each] for each in (steps[3:], resumed)]
+    assert computed[0] == computed[1], "what the cut-off run may not have told of is told again"
+    assert steps[0]["lr"] == pytest.approx(SETTINGS.lr), "warm-up is a tenth of 8 steps, and ends with the first"
+    assert steps[-1]["lr"] == pytest.approx(SETTINGS.lr * learning_rate(7, 8, SETTINGS)), "the schedule follows train.steps"
 
 
 def test_checkpoints_within_an_epoch_never_displace_the_best(prepared, storage, alone):

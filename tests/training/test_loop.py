@@ -52,7 +52,7 @@ def test_a_row_that_is_shown_again_is_told_so_on_any_worker_and_after_a_resume(f
 
 @pytest.mark.parametrize(("patience", "waited", "over"), [(0, 9, False), (3, 2, False), (3, 3, True), (3, 4, True)])
 def test_a_run_stops_after_exactly_as_many_epochs_without_a_better_one(patience: int, waited: int, over: bool) -> None:
-    spec = SimpleNamespace(train=TrainSettings(epochs=50, patience=patience), last_epoch=0)
+    spec = SimpleNamespace(train=TrainSettings(epochs=50, patience=patience), stop_after=0)
     run: Any = SimpleNamespace(spec=spec, progress=Progress(epoch=9, best=Best(waited=waited)))
     assert Run._finished(run) is over
 

@@ -89,7 +89,8 @@ def work(worker: int, workers: int, out: Path) -> None:
         for step in range(STEPS):
             share = divided.share(tuple((row,) for row in range(ROWS)), worker)
             mine = [(encode([row for (row,) in micro.packs], step), micro) for micro in share]
-            steps.append(means(engine.step(mine, step)) | {"norm": engine.gradient_norm})
+            engine.step(mine, step)
+            steps.append(means(engine.read()[-1].sums) | {"norm": engine.gradient_norm})
         results[micro_batch, stage] = steps
     torch.save(results, out / f"results-{worker}.pt")
     dist.barrier()

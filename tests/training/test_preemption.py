@@ -66,5 +66,5 @@ def test_a_worker_told_to_leave_or_killed_costs_no_step_that_was_saved(
 
 def test_a_run_goes_on_with_another_number_of_workers(prepared, spec, alone):
     changed = dataclasses.replace(spec, name="changed", train=dataclasses.replace(SETTINGS, zero_stage=3))
-    run(prepared, dataclasses.replace(changed, workers=2, last_epoch=1))
+    run(prepared, dataclasses.replace(changed, workers=2, stop_after=1))
     assert run(prepared, changed) == pytest.approx(alone, rel=2e-5)

@@ -82,7 +82,8 @@ def work(worker: int, workers: int, settings: TrainSettings, start: Path | None,
     losses = []
     for step in range(first, last):
         mine = [(batch(step, slot), MicroBatch(())) for slot in range(worker, 2, workers)]
-        losses.append(means(engine.step(mine, step))["loss"])
+        engine.step(mine, step)
+        losses.append(means(engine.read()[-1].sums)["loss"])
         engine.module.seen += 1
         if step + 1 in ends:
             engine.save(ends[step + 1])

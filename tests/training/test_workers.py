@@ -90,7 +90,8 @@ def work(worker: int, workers: int, out: Path) -> None:
         for step in range(STEPS):
             share = divided.share(tuple((row,) for row in range(packs)), worker)
             mine = [(encode([row for (row,) in micro.packs], step), micro) for micro in share]
-            losses.append(engine.step(mine, step)["loss/loss"])
+            engine.step(mine, step)
+            losses.append(engine.read()[-1].sums["loss/loss"])
             norms.append(engine.gradient_norm)
         results[name] = {"losses": losses, "norms": norms, "state": copy.deepcopy(engine.module.state_dict())}
     engine.export(out)

@@ -10,11 +10,13 @@ import pytest
 from optuna.trial import TrialState
 
 from raymed.data.prepared import Prepared
+from raymed.errors import UserError
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import Tracker
 from raymed.training.fit import Resources
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.budget import Budget
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import Recorder
@@ -126,3 +128,37 @@ def test_a_run_deleted_in_the_ui_holds_up_no_other(search: Search, caplog: pytes
     recorder.close()
     assert "refuses an entry for good" in caplog.text and search.outbox.read_bytes() == b""
     assert shown(search) == {"search/trial-0001": ("RUNNING", None, [1, 2])}
+
+
+def test_steps_are_told_of_calmly_and_all_of_them_reach_mlflow(search: Search, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "raymed")
+    study = search.open_study()
+    recorder, tracker, _ = open_recorder(search, study)
+    study.ask(search.budget)
+    recorder.observe(0, "start", {})
+    for last in (10, 20):
+        rows = [
+            {"global_step": step, "train_loss": 1.5, "lr": 2e-5, "records_per_second": 8.0, "seconds": 2.0}
+            for step in range(last - 9, last + 1)
+        ]
+        recorder.observe(0, STEPS, {STEPS: rows, TOTAL_STEPS: 8000})
+    recorder.close()
+    assert [record.getMessage() for record in caplog.records if record.name == "raymed"] == [
+        "trial 0  step 10/8000  loss 1.5000  lr 2.00e-05  8.0 samples/s  |  about 4:26 h left"
+    ]
+    run = tracker.find(search.trial_key(study.trial(0)))
+    assert [metric.step for metric in tracker.client.get_metric_history(str(run), "step/lr")] == list(range(1, 21))
+
+
+def test_a_search_whose_validations_are_counted_in_steps_halves_on_steps(search: Search) -> None:
+    train = dataclasses.replace(search.template.train, validate_steps=50)
+    study = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train)).open_study()
+    assert study.halving.first_rung == 50
+    for number in range(3):
+        study.ask(search.budget)
+        result = {"val_loss": 1.0 + number, "best_val_loss": 1.0 + number, "best_global_step": 50, "model": f"/{number}"}
+        assert study.report(number, 50, result) is (number > 0), "one in three goes on"
+    assert study.best is not None
+    assert study.best_point(study.best) == "step 50"
+    with pytest.raises(UserError, match="counts in steps: give --hours"):
+        dataclasses.replace(search, template=dataclasses.replace(search.template, train=train), budget=Budget(3, epochs=9))

@@ -1,13 +1,23 @@
 """The refit is no silent quarter of an hour."""
 
+import dataclasses
 import queue
+from types import SimpleNamespace
 
 import pytest
 
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.loop import FAILED
 from raymed.training.reports import LOST
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
 from raymed.tuning import refit
-from raymed.tuning.refit import _Listener
+from raymed.tuning.budget import Budget
+from raymed.tuning.refit import SPLITS, _as_far, _Listener
+from raymed.tuning.search import Search
+from raymed.tuning.settings import SearchSettings
+
+SPEC = SimpleNamespace(train=TrainSettings(), stop_after=3)
 
 
 class Line(queue.Queue):
@@ -23,7 +33,7 @@ class Line(queue.Queue):
 def test_each_epoch_is_told_with_the_time_left_and_so_is_a_lost_worker(monkeypatch, caplog):
     monkeypatch.setattr(refit, "Queue", Line)
     caplog.set_level("INFO", "raymed")
-    with _Listener(3) as listener:
+    with _Listener(SPEC) as listener:
         for epoch in (1, 2):
             report = {"val_loss": 0.4, "epoch": epoch, "train_loss": 0.5 / epoch, "seconds": 90.0}
             listener.callback.after_report(None, [report], None)
@@ -40,8 +50,31 @@ def test_each_epoch_is_told_with_the_time_left_and_so_is_a_lost_worker(monkeypat
 
 def test_a_refit_that_is_cut_off_leaves_no_thread_that_waits(monkeypatch):
     monkeypatch.setattr(refit, "Queue", Line)
-    with pytest.raises(KeyboardInterrupt), _Listener(3) as listener:
+    with pytest.raises(KeyboardInterrupt), _Listener(SPEC) as listener:
         listener._queue.put(None)
         raise KeyboardInterrupt
     listener._thread.join(10)
     assert not listener._thread.is_alive()
+
+
+def test_a_refit_goes_as_far_as_the_winner_was_best_however_that_was_counted(prepared, tmp_path):
+    """45 train slices in steps of 16 are 3 steps an epoch; with val and test there are more."""
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    spec = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=10, global_batch=16))
+    search = Search(spec, SearchSettings(), Budget(1), "sqlite://")
+
+    def far(best, **train):
+        again = _as_far(
+            dataclasses.replace(spec, train=dataclasses.replace(spec.train, **train)), best, search, SPLITS["all"]
+        )
+        return again.stop_after, again.train.validate_steps
+
+    steps, more = (
+        len(dataclasses.replace(spec, train_on=splits).plan(prepared, 0).batches) for splits in (("train",), SPLITS["all"])
+    )
+    assert steps < more
+    assert far(4) == (4, 0), "epochs"
+    assert far(4, steps=8 * steps) == (4 * steps, steps), "the steps of the winner's epochs: those of more rows are longer"
+    assert far(9, steps=9 * steps - 1) == (9 * steps - 1, steps), "its last epoch was cut"
+    assert far(2 * steps, steps=8 * steps, validate_steps=steps) == (2 * steps, steps), "steps are steps"
+    assert far(2 * steps, validate_steps=steps) == (2 * more, steps), "as far along a longer schedule"

@@ -40,7 +40,7 @@ from raymed.tuning.result import conclude_search
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import BEST_EPOCH, REASON, Halving
+from raymed.tuning.study import BEST_POINT, REASON, Halving
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -226,7 +226,7 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tel
     assert refitted.data["test"] == morning.data["test"], "the figures belong to the model before refitting"
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("refit")]
     assert re.match(r"refit: trial \d on train \+ val for \d epochs, \d workers of \d CPUs, (about|under)", told[0])
-    epochs = searched.best.user_attrs[BEST_EPOCH]
+    epochs = searched.best.user_attrs[BEST_POINT]
     assert [line.split("  ")[1] for line in told[1:]] == [f"epoch {epoch}/{epochs}" for epoch in range(1, epochs + 1)]
 
 

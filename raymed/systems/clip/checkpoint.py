@@ -120,7 +120,7 @@ def read_for(path: Path, spec: RunSpec) -> tuple[dict[str, Any], Progress]:
     content = read(path)
     _require_same(path, content, spec)
     progress = _progress(content)
-    if progress.epoch >= spec.train.epochs:
+    if not spec.train.steps and progress.epoch >= spec.train.epochs:
         raise UserError(f"{path} has been trained for {progress.epoch} epochs already: give more --epochs")
     if 0 < spec.train.patience <= progress.best.waited:
         raise UserError(
@@ -214,7 +214,7 @@ def _publish(path: Path, content: Mapping[str, Any], spec: RunSpec, steps: int, 
     name = new_name(progress.global_step, 0)
     before, schedule = content["config"]["learning_rate"], content["scheduler_state_dict"]
     rates = [rate * spec.train.lr / before for rate in schedule["base_lrs"]]
-    now = learning_rate(progress.global_step, steps * spec.train.epochs, spec.train)
+    now = learning_rate(progress.global_step, spec.train.steps or steps * spec.train.epochs, spec.train)
     schedule = schedule | {
         "last_epoch": progress.global_step,
         "base_lrs": rates,

@@ -318,5 +318,7 @@ class TrainClip(ClipOptions):
             )
         if self.train.monitor not in ("val_acc", "val_loss"):
             raise UserError(f"train.monitor is {self.train.monitor}: history.json has val_acc and val_loss to choose by")
+        if self.train.validate_steps:
+            raise UserError("CLIP's files and histories count epochs: leave train.validate_steps out")
         if self.use_cv and self.fold is not None:
             raise UserError("--use-cv trains every fold: leave --fold out")

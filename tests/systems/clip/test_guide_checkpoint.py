@@ -96,7 +96,8 @@ def train_epoch(engine: Engine, spec, prepared, epoch: int) -> list[float]:
             )
             for micro in Division(spec.train.micro_batch).share(batch, 0)
         ]
-        losses.append(engine.step(shares, epoch * len(batches) + place)["loss/loss"][0])
+        engine.step(shares, epoch * len(batches) + place)
+        losses.append(engine.read()[-1].sums["loss/loss"][0])
     return losses
 
 
