@@ -209,7 +209,7 @@ class TrainVlm(MambaOptions):
     def recipe(self, prepared: Prepared) -> ReportRecipe:
         from raymed.systems.mamba_vlm.recipe import ReportRecipe
 
-        start = self.start()
+        start = self.first_weights()
         return ReportRecipe.for_data(
             prepared,
             vision=self.vision,
@@ -220,7 +220,7 @@ class TrainVlm(MambaOptions):
             start=None if start is None else str(self._kept(start)),
         )
 
-    def start(self) -> Path | None:
+    def first_weights(self) -> Path | None:
         """The checkpoint file that training begins with, by the guide's rule.
 
         Raises:
