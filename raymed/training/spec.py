@@ -17,7 +17,6 @@ from raymed.recipes.metric import Metric
 from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
 from raymed.training.settings import TrainSettings
-from raymed.training.start import StartWeights
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class RunSpec:
         storage: URI of the folder that holds the run's folder.
         data: URI of the prepared data.
         data_digest: what they hold; empty where that is not asked.
-        start: weights to begin with, in place of the recipe's own.
         recipe: the system to train.
         train: how.
         sampling: which rows of a split an epoch uses, and which of them are seen together.
@@ -58,7 +56,6 @@ class RunSpec:
     min_workers: int = 0
     generation: str = ""
     data_digest: str = ""
-    start: StartWeights | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -83,8 +80,7 @@ class RunSpec:
 
     def settings(self) -> dict[str, Any]:
         """What decides the results of a run, and stays what it was when the run goes on."""
-        begin = {"digest": self.start.digest, "new": list(self.start.new)} if self.start else ""
-        deciding = {"train": self.train.deciding(), "sampling": str(self.sampling), "seed": self.seed, "start": begin}
+        deciding = {"train": self.train.deciding(), "sampling": str(self.sampling), "seed": self.seed}
         return {**self.recipe.settings(), **deciding}
 
     def origin(self) -> dict[str, Any]:

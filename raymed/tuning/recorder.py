@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -189,7 +188,6 @@ class Recorder:
                 params={
                     **spec.recipe.settings(),
                     "train": spec.train.deciding(),
-                    **({"start": asdict(spec.start)} if spec.start else {}),
                     "used": usage.flat(),
                     "seed": spec.seed,
                 },

@@ -27,8 +27,7 @@ from raymed.training.settings import TrainSettings
 from raymed.tuning.space import get_setting, with_setting
 
 if TYPE_CHECKING:
-    from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
-    from raymed.systems.mamba_vlm.recipe import ReportRecipe
+    from raymed.recipes.recipe import Recipe
 
 log = logging.getLogger("raymed")
 
@@ -172,7 +171,7 @@ class TrainBridge(MambaOptions):
 
     loss: Literal["masked", "contrast", "proxy_l2"] = "masked"
 
-    def recipe(self, prepared: Prepared) -> BridgeRecipe:
+    def recipe(self, prepared: Prepared) -> Recipe:
         from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 
         return BridgeRecipe.for_data(
@@ -206,10 +205,10 @@ class TrainVlm(MambaOptions):
         default_factory=lambda: TrainSettings(epochs=2, global_batch=1, micro_batch=1, lr=1e-5, warmup=0.05)
     )
 
-    def recipe(self, prepared: Prepared) -> ReportRecipe:
+    def recipe(self, prepared: Prepared) -> Recipe:
         from raymed.systems.mamba_vlm.recipe import ReportRecipe
 
-        start = self.first_weights()
+        start = self.start()
         return ReportRecipe.for_data(
             prepared,
             vision=self.vision,
@@ -220,7 +219,7 @@ class TrainVlm(MambaOptions):
             start=None if start is None else str(self._kept(start)),
         )
 
-    def first_weights(self) -> Path | None:
+    def start(self) -> Path | None:
         """The checkpoint file that training begins with, by the guide's rule.
 
         Raises:

@@ -70,13 +70,23 @@ def write_stage_2(spec: RunSpec, best: str, folder: Path) -> list[str]:
 
 def _write_both(spec: RunSpec, best: str, best_file: Path, last_file: Path, values: Mapping[str, Any]) -> Progress:
     """The best and the last weights; gives how far the run came."""
-    with _local(Folder.at(best)) as checkpoint:
-        _write(checkpoint, best_file, values)
+    write_best(best, best_file, values)
     with tempfile.TemporaryDirectory() as temporary:
         newest = fetch_newest(spec.folder, Path(temporary))
         if newest is None:
             raise RunError(f"{spec.folder.uri} holds no whole checkpoint")
         return _write(newest, last_file, values)
+
+
+def write_best(best: str, file: Path, values: Mapping[str, Any]) -> None:
+    """Write the weights of a run's best checkpoint.
+
+    Args:
+        best: its address.
+        values: what the file says besides step and val_loss.
+    """
+    with _local(Folder.at(best)) as checkpoint:
+        _write(checkpoint, file, values)
 
 
 def _write(checkpoint: Path, file: Path, values: Mapping[str, Any]) -> Progress:

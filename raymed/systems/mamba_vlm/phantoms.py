@@ -33,7 +33,6 @@ from raymed.systems.mamba_vlm.reports import ReportSettings, prepare_reports
 log = logging.getLogger("raymed")
 
 REPORTS_VERSION = 1  # of what is drawn and said: raise it with every change
-PHANTOMS = PhantomSettings(patients=160, size=64, slices=(8, 8), difficulty=0.1)
 SETTINGS = ReportSettings(image=ImageSettings(size=64), normalize="window", split=SplitSettings("70/15/15", folds=0))
 PROMPTS = ("Write the findings of this CT.", "What does this slice of a chest CT show?", "Describe this image.")
 CLEAR = "Both lungs are clear. There is no sign of pneumonia."

@@ -4,7 +4,8 @@ from collections import Counter
 
 import numpy as np
 
-from raymed.systems.mamba_vlm.phantoms import CLEAR, PHANTOMS, phantom_report
+from raymed.systems.mamba_vlm.options import PHANTOMS
+from raymed.systems.mamba_vlm.phantoms import CLEAR, phantom_report
 
 PATIENTS = [phantom_report(PHANTOMS, number) for number in range(16)]
 

@@ -1,0 +1,82 @@
+"""The overnight search: the guide's grid first, failed runs on no rank, the files that the guide names."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import done
+from optuna.trial import TrialState
+
+from raymed.systems.mamba_vlm.overnight import write_overnight
+from raymed.systems.mamba_vlm.overnight_options import BATCH, GRID, LR, SPACE, OvernightOptions
+from raymed.systems.mamba_vlm.recipe import ReportRecipe
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
+from raymed.tuning.budget import Budget
+from raymed.tuning.search import Search
+from raymed.tuning.settings import SearchSettings
+
+
+def small_search(prepared, folder: Path) -> Search:
+    train = TrainSettings(lr=1e-4, global_batch=4, micro_batch=2)
+    template = RunSpec("n", str(folder), prepared.folder.uri, ReportRecipe(prepared.size), train)
+    return Search(template, SearchSettings(space=SPACE, first=GRID), Budget(9), f"sqlite:///{folder}/mlflow.db")
+
+
+def test_a_failed_run_is_on_no_rank_and_nothing_is_credited_to_it(prepared, tmp_path: Path) -> None:
+    searched = small_search(prepared, tmp_path)
+    study = searched.open_study()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "vision_bridge_best_val.pt").write_bytes(b"of an earlier run")
+    for state in (TrialState.FAIL, TrialState.COMPLETE):
+        number, params = study.ask(searched.budget)
+        study.report(number, 1, {"val_loss": 0.0, "best_val_loss": 0.0, "best_epoch": 1})
+        study.tell(number, state, "out of memory")
+        assert params in GRID
+    entries = write_overnight(searched, study, tmp_path / "out")
+    assert [entry.rank for entry in entries] == [None, None], "neither left a checkpoint"
+    assert not list((tmp_path / "out").glob("vision_bridge_overnight*"))
+    assert "failed: out of memory" in (tmp_path / "out" / "overnight_best_summary.txt").read_text()
+    board = json.loads((tmp_path / "out" / "overnight_leaderboard.json").read_text())
+    assert {row["state"] for row in board} == {"failed: out of memory", "finished"}
+    [log] = (tmp_path / "out").glob("overnight_lr0.0001_bs4_*.log")
+    assert log.read_text() == "epoch 1 val_loss 0.000000\n"
+
+
+def test_the_four_points_of_the_guide_come_first_and_the_default_is_one_of_them(prepared, tmp_path: Path) -> None:
+    searched = small_search(prepared, tmp_path)
+    assert searched.first == list(GRID)
+    assert {(params[LR], params[BATCH]) for params in GRID} == {(1e-4, 2), (1e-4, 4), (5e-5, 2), (5e-5, 4)}
+
+
+def test_flags_mean_what_the_guide_says(tmp_path: Path) -> None:
+    typed = OvernightOptions(data="PREPARED", epochs=100)
+    options = typed.completed()
+    assert (options.train.epochs, options.train.lr, options.train.global_batch) == (100, 1e-4, 4)
+    assert (options.budget.epochs, options.search.first) == (400, GRID)
+    single = dataclasses.replace(typed, no_grid=True).completed()
+    assert not single.search.space and single.budget.trials == 1 and single.train.epochs == 100
+    assert OvernightOptions(data="PREPARED").epochs == 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_night_on_phantoms_leaves_the_files_and_goes_on_where_it_was(tmp_path: Path, stage: int) -> None:
+    phantom = ("--phantom.patients", "24", "--phantom.size", "32", "--phantom.slices", "[3,3]")
+    words = ("--stage", str(stage), *phantom, "--epochs", "2", "--trials", "5", "--json")
+    told = done("overnight", tmp_path, *words)
+    summary = json.loads(told)
+    out = tmp_path / "outputs"
+    assert len(summary["entries"]) == 5 and summary["entries"][0]["rank"] == 1
+    best = torch.load(out / "vision_bridge_overnight_best.pt", weights_only=True)
+    assert best["val_loss"] == pytest.approx(summary["entries"][0]["val_loss"], rel=1e-5)
+    assert {path.name for path in out.glob("vision_bridge_best_lr*")} >= {
+        f"vision_bridge_best_lr{lr}_bs{batch}.pt" for lr in ("0.0001", "5e-05") for batch in (2, 4)
+    }
+    with (out / "overnight_leaderboard.csv").open() as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file)]
+    assert losses == sorted(losses)
+    assert json.loads(done("overnight", tmp_path, *words)) == summary

@@ -1,0 +1,70 @@
+"""Report writers judged: what is swapped, generated and compared, on a tiny network and records made here."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from raymed.data.image import ImageSettings
+from raymed.data.labels import LabelTable
+from raymed.data.phantom import PhantomSettings
+from raymed.data.record import Image, Message, Record
+from raymed.evaluation.findings import Findings
+from raymed.storage.folder import Folder
+from raymed.systems.mamba_vlm.evaluation import Writer, caption_losses, evaluate_writer, generate_texts
+from raymed.systems.mamba_vlm.phantoms import SETTINGS, prepare_phantom_reports
+from raymed.systems.mamba_vlm.recipe import ReportRecipe
+from raymed.systems.mamba_vlm.settings import BridgeSettings, GenerationSettings, VisionSettings
+
+SIZE = 32
+
+
+def writer(kind: str = "mamba") -> Writer:
+    vision = VisionSettings(preset="tiny", output_stage=2, target_side=4)
+    recipe = ReportRecipe(SIZE, vision=vision, bridge=BridgeSettings(kind=kind, max_visual_tokens=16))
+    torch.manual_seed(0)
+    return Writer(recipe, recipe.build().eval())
+
+
+def record(number: int, answer: str = "Clear.") -> Record:
+    pixels = np.random.default_rng(number).integers(0, 255, (SIZE, SIZE, 1), dtype=np.uint8)
+    messages = (Message("human", "What is seen?"), Message("gpt", answer))
+    name = f"P{number}"
+    return Record(name, name, name, 0, None, "made", (Image("input", 0, pixels),), messages)
+
+
+def test_the_loss_is_of_each_report_and_does_not_depend_on_what_else_is_in_the_batch() -> None:
+    records = [record(0), record(1, "A much longer report about the left lung."), record(2)]
+    together, alone = (caption_losses(writer(), iter(batches)) for batches in ([records], [[each] for each in records]))
+    assert together.patients.tolist() == ["P0", "P1", "P2"]
+    assert np.array_equal(together.tokens, alone.tokens)
+    np.testing.assert_allclose(together.nll, alone.nll, rtol=1e-4)
+
+
+def test_another_picture_gives_another_loss_and_the_same_one_the_same() -> None:
+    own, other = record(0), replace(record(1), messages=record(0).messages)
+    losses = caption_losses(writer(), iter([[own, own, other]]))
+    assert losses.nll[0] == pytest.approx(losses.nll[1]) and losses.nll[0] != pytest.approx(losses.nll[2], rel=1e-9)
+
+
+def test_texts_are_what_the_model_writes_and_end_within_the_cap() -> None:
+    settings = GenerationSettings(max_new_tokens=5)
+    texts = generate_texts(writer(), [record(0), record(1)], settings)
+    assert texts == [generate_texts(writer(), [each], settings)[0] for each in (record(0), record(1))]
+    assert all(len(text.encode()) <= 5 * 4 for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_model_that_was_not_trained_fails_its_guards_and_is_told_so(tmp_path) -> None:
+    phantom = PhantomSettings(patients=24, size=32, slices=(4, 4), difficulty=0.1)
+    prepared = prepare_phantom_reports(Folder.at(tmp_path), phantom, replace(SETTINGS, image=ImageSettings(size=SIZE)))
+    findings, generation = Findings(LabelTable.open("chest_findings")), GenerationSettings(max_new_tokens=8)
+    rows = prepared.rows("all")
+    result = evaluate_writer(writer(), prepared, rows, findings, generation, 8, simple=writer("linear"))
+    assert [guard.name for guard in result.guards] == ["image shuffle", "commonest report", "linear bridge"]
+    assert not result.passed and result.lines[0].startswith(("FAILED", "passed"))
+    assert not result.guards[1].passed, result.guards[1].words
+    assert len(result.texts) == 24 and set(result.texts["patient_id"]) == {f"phantom_{n:04d}" for n in range(24)}
+    assert result.to_dict()["distinct_references"] > 0.3
