@@ -62,6 +62,8 @@ def parse(
 ) -> Options:
     """Options from command-line words; ``--max-epochs`` and ``--max_epochs`` are the same, a bare switch means true.
 
+    `aliases` come on top of the class's own `ALIASES`.
+
     ``--help`` shows the options that `shown` lists; ``--help-all`` shows all of them.
 
     Args:
@@ -72,6 +74,7 @@ def parse(
     """
     script = script or sys.modules[options_type.__module__]
     _read_times_as_text()
+    aliases = {**getattr(options_type, "ALIASES", {}), **(aliases or {})}
     kinds, everything = mistakes.kinds(options_type), HELP_ALL in arguments
     parser = _Parser(
         prog=f"python jobs/{Path(script.__file__ or options_type.__name__).name}",
@@ -79,7 +82,7 @@ def parse(
         description=(script.__doc__ or "").strip(),
         formatter_class=_HelpFormatter,
         default_config_files=[str(defaults)] if defaults else [],
-        epilog=_epilog(options_type, aliases or {}, everything),
+        epilog=_epilog(options_type, aliases, everything),
     )
     parser.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
     # Options inherited from another module's dataclass are written in that module's names: resolve them here.
@@ -88,10 +91,10 @@ def parse(
     if not everything:
         parser.show_only({"help", "config", *shown(options_type)})
     arguments = ["--help" if word == HELP_ALL else word for word in arguments]
-    words = _words(_translated(arguments, aliases or {}), {name for name, kind in kinds.items() if kind is bool})
+    words = _words(_translated(arguments, aliases), {name for name, kind in kinds.items() if kind is bool})
     words = _gathered(_ranged(words, options_type), options_type)
     files = re.findall(r"(?<!\S)--config[= ](\S+)", " ".join(words)) or ([str(defaults)] if defaults else [])
-    others = [name.replace("-", "_") for name in aliases or {}]
+    others = [name.replace("-", "_") for name in aliases]
     parser.mistake = mistakes.Mistake(kinds, others, words, files)
     ready = parser.instantiate_classes(parser.parse_args(words))
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 from raymed.storage.seal import check_seal
 from raymed.training.checkpoint import copy_to_local
+from raymed.training.predictions import read_predictions
 
 if TYPE_CHECKING:
     from raymed.evaluation.report import HardPatient
@@ -148,6 +149,18 @@ class Candidate:
         copy_to_local(self.network(checkpoint), into)
         check_seal(into)
         return into
+
+
+def validated_patients(checkpoint: str, prepared: Prepared, temperature: float = 1.0) -> Patients:
+    """What a run said of its validation patients in its best epoch, as its checkpoint keeps it.
+
+    Raises:
+        RunError: that is not there, or damaged.
+    """
+    predictions = read_predictions(Folder.at(checkpoint))
+    columns = prepared.columns(predictions["row"], ["patient", "label", "source"])
+    probabilities = softmax(predictions["logits"], temperature)
+    return to_patients(probabilities, columns["patient"], columns["label"], columns["source"])
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,14 @@ from mlflow.exceptions import MlflowException
 import raymed
 from raymed.data.acquisition import Acquisition
 from raymed.data.prepared import Prepared
+from raymed.errors import RunError, UserError
 from raymed.evaluation import figures
+from raymed.evaluation.estimate import Estimate
+from raymed.evaluation.metrics import difference_interval
 from raymed.evaluation.predict import Inference
 from raymed.recipes.exported import RECIPE_FILE, open_model
 from raymed.registry import model_card, serving
-from raymed.registry.assessment import Assessment, Candidate, Refit, judge
+from raymed.registry.assessment import Assessment, Candidate, Refit, judge, validated_patients
 from raymed.registry.logged_model import LoggedModel, log_model
 from raymed.storage.seal import seal
 from raymed.tracking.tracker import USED, Tracker, is_permanent
@@ -112,6 +115,12 @@ def assess_and_register(
             found = _create_version(tracker, name, key, candidate.run_id, logged, _figures(assessment, refit), text)
         elif licence:
             _renew_card(tracker, name, found, candidate.run_id, text)
+    difference = against(tracker, assessment, name, found, alias_of(candidate, alias))
+    if difference is not None and seen is not None and difference.low is not None and difference.low > 0:
+        log.warning(
+            "surely worse on the same validation patients: the alias stays. To move it: python jobs/promote.py RUN_ID"
+        )
+        return Registered(name, found, f"models:/{name}/{found}", assessment, looks)
     return Registered(name, found, _give_alias(tracker, candidate, name, found, alias, seen), assessment, looks)
 
 
@@ -173,6 +182,26 @@ def alias_version(tracker: Tracker, name: str, alias: str = CHAMPION) -> str:
         if not is_permanent(error):
             raise
         return ""
+
+
+def against(tracker: Tracker, assessment: Assessment, name: str, number: str, alias: str | None) -> Estimate | None:
+    """By how much a version's validation loss is above that of the one that an alias names, over the same patients; logged.
+
+    None where there is no other version, or it was validated on other patients.
+    """
+    now = alias_version(tracker, name, alias) if alias is not None else ""
+    if now in ("", number):
+        return None
+    try:
+        run = tracker.describe(str(tracker.client.get_model_version(name, now).run_id))
+        other = Candidate.of_run(tracker, run.id)
+        patients = validated_patients(other.checkpoint, other.open_data(), run.metrics["temperature"])
+        difference = difference_interval(assessment.validation_patients, patients, seed=assessment.candidate.seed)
+    except (UserError, RunError, KeyError) as error:
+        log.info("not compared with version %s (%s): %s", now, alias, error)
+        return None
+    log.info("validation loss against version %s (%s), on the same patients: %s more", now, alias, difference)
+    return difference
 
 
 def _give_alias(

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -24,9 +25,11 @@ from raymed.data.prepared import Prepared
 from raymed.data.settings import PrepareSettings
 from raymed.data.split import SplitSettings
 from raymed.errors import UserError
+from raymed.job.command_line import Alias, Aliases
 from raymed.job.job import JobOptions
 from raymed.storage.folder import Folder
 from raymed.training.settings import TrainSettings
+from raymed.training.start import StartSettings, StartWeights
 from raymed.tuning.budget import Budget, deadline
 from raymed.tuning.settings import KeepCheckpoints, SearchSettings
 
@@ -59,10 +62,15 @@ class SystemOptions(JobOptions, ABC):
         min_workers: Fewest workers a single run goes on with when machines are lost; as they return it grows again to
             `workers` (0 = as many as `workers`).
         train: How it is trained.
+        start: What it starts from.
         search: Search space, early stopping and resources of trials.
     """
 
-    MATTERS: ClassVar[tuple[str, ...]] = ("name", "resume", "workers", "fold", "train.global_batch", "train.lr")
+    MATTERS: ClassVar[tuple[str, ...]] = (
+        *("name", "resume", "workers", "fold", "train.global_batch", "train.lr"),
+        *("start.weights", "start.new"),
+    )
+    ALIASES: ClassVar[Aliases] = {"start.from": Alias("start.weights")}  # `from` is a word of Python's
 
     phantom: PhantomSettings = field(default_factory=PhantomSettings)
     name: str = ""
@@ -72,6 +80,7 @@ class SystemOptions(JobOptions, ABC):
     workers: int = 1
     min_workers: int = 0
     train: TrainSettings = field(default_factory=TrainSettings)
+    start: StartSettings = field(default_factory=StartSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
 
     @abstractmethod
@@ -108,6 +117,7 @@ class SystemOptions(JobOptions, ABC):
             storage=self.folder.uri,
             data=prepared.folder.uri,
             data_digest=prepared.digest,
+            start=self._start_weights(),
             recipe=self.recipe(prepared),
             train=self.train,
             sampling=self.sampling,
@@ -119,6 +129,21 @@ class SystemOptions(JobOptions, ABC):
         if self.sampling != self.sampling.unlimited:
             log.warning("a limit leaves patients out: %s. %s", spec.usage(prepared), NO_ALIAS)
         return spec
+
+    def _start_weights(self) -> StartWeights | None:
+        """The weights that a run begins with, where its workers find them."""
+        if self.start.weights is None:
+            return None
+        from raymed.registry.address import resolve_model
+        from raymed.tracking.tracker import Tracker
+
+        uri = self.start.weights
+        if re.fullmatch("[0-9a-f]{32}", uri):
+            uri = f"runs:/{uri}"
+        resolved = resolve_model(uri, Tracker.open(self.tracking))
+        start = StartWeights.of(resolved.network, self.start.parts, None if self.dry_run else self.folder)
+        log.info("starts from the weights of %s (digest %s)", resolved.name, start.digest)
+        return start
 
     def open_search(self, prepared: Prepared, budget: Budget) -> Search:
         """The run or search that the options describe; a single run is a search of one trial in an empty space."""
@@ -165,8 +190,9 @@ class SystemOptions(JobOptions, ABC):
 
 
 def _without_generation(spec: RunSpec) -> dict[str, Any]:
-    """A run's fields, but for what differs from one search of a name to the next."""
-    return {name: value for name, value in dataclasses.asdict(spec).items() if name != "generation"}
+    """A run's fields, but for what differs from one search of a name to the next, and for where its first weights lie."""
+    fields = {name: value for name, value in dataclasses.asdict(spec).items() if name not in ("generation", "start")}
+    return fields | ({"start": (spec.start.digest, spec.start.new)} if spec.start else {})
 
 
 def for_search(options: Searching) -> Searching:

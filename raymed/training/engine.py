@@ -32,6 +32,7 @@ from raymed.training.cards import take_apart
 from raymed.training.heap import keep_freed_memory
 from raymed.training.means import sums_of
 from raymed.training.settings import TrainSettings
+from raymed.training.start import StartWeights
 from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
 
 NOT_FINITE = "the loss is not finite"
@@ -68,11 +69,20 @@ class StepFigures:
 class Engine:
     """A recipe's network under DeepSpeed, in one worker. All workers call every method together."""
 
-    def __init__(self, recipe: Recipe, settings: TrainSettings, total_steps: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: TrainSettings,
+        total_steps: int,
+        seed: int,
+        device: torch.device,
+        start: StartWeights | None = None,
+    ) -> None:
         """Build the network and wrap it.
 
         Args:
             total_steps: optimizer steps of the whole run, for the schedule.
+            start: weights to begin with, in place of the recipe's own.
         """
         import deepspeed  # only training workers need it; predicting and preparing work without
 
@@ -83,6 +93,8 @@ class Engine:
         self._host = take_apart(device, timeout) if device.type == "cuda" and self.workers > 1 else None
         torch.manual_seed(seed)
         module = recipe.build().to(device)
+        if start is not None:
+            start.load_into(module)
         adapt_to_float32 = getattr(module, "compute_in_float32", None)
         if adapt_to_float32 and arithmetic(settings.precision, device) == "fp32":
             adapt_to_float32()

@@ -89,7 +89,7 @@ class Run:
             guard(self.prepared.index, spec.fold)
         self.reader: Reader = source.open()
         self.total_steps = spec.total_steps(self.prepared)
-        self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, device)
+        self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)

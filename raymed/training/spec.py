@@ -17,6 +17,7 @@ from raymed.recipes.metric import Metric
 from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
 from raymed.training.settings import TrainSettings
+from raymed.training.start import StartWeights
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RunSpec:
         storage: URI of the folder that holds the run's folder.
         data: URI of the prepared data.
         data_digest: what they hold; empty where that is not asked.
+        start: weights to begin with, in place of the recipe's own.
         recipe: the system to train.
         train: how.
         sampling: which rows of a split an epoch uses, and which of them are seen together.
@@ -56,6 +58,7 @@ class RunSpec:
     min_workers: int = 0
     generation: str = ""
     data_digest: str = ""
+    start: StartWeights | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -80,7 +83,8 @@ class RunSpec:
 
     def settings(self) -> dict[str, Any]:
         """What decides the results of a run, and stays what it was when the run goes on."""
-        deciding = {"train": self.train.deciding(), "sampling": str(self.sampling), "seed": self.seed}
+        begin = {"digest": self.start.digest, "new": list(self.start.new)} if self.start else ""
+        deciding = {"train": self.train.deciding(), "sampling": str(self.sampling), "seed": self.seed, "start": begin}
         return {**self.recipe.settings(), **deciding}
 
     def origin(self) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def describe(search: Search) -> Outcome:
     plan = spec.plan(prepared, 0)
     records, noun = plan.rows, spec.sampling.noun
     module = spec.recipe.build()
+    if spec.start is not None:
+        spec.start.load_into(module)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -188,6 +189,7 @@ class Recorder:
                 params={
                     **spec.recipe.settings(),
                     "train": spec.train.deciding(),
+                    **({"start": asdict(spec.start)} if spec.start else {}),
                     "used": usage.flat(),
                     "seed": spec.seed,
                 },

@@ -10,20 +10,16 @@ from importlib.metadata import version
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.leak import guard
-from raymed.data.prepared import Prepared
 from raymed.errors import RunError
 from raymed.evaluation import summary
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import difference_interval
-from raymed.evaluation.patients import Patients, softmax, to_patients
 from raymed.evaluation.report import DataSummary, SearchReport, State, TrialSummary, render
 from raymed.job.job import Outcome
 from raymed.recipes.metric import VAL_LOSS
-from raymed.registry.assessment import Refit
+from raymed.registry.assessment import Refit, validated_patients
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, assess_and_register
-from raymed.storage.folder import Folder
-from raymed.training.predictions import read_predictions
 from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Search
@@ -119,23 +115,17 @@ def compare(search: Search, study: Study, best: FrozenTrial) -> dict[int, Estima
         RunError: the best trial's predictions are damaged; another's are said to be and left out.
     """
     prepared = search.template.open_data()
-    winner = _validation_patients(prepared, best)
+    winner = validated_patients(best.user_attrs[CHECKPOINT], prepared)
     differences = {}
     for trial in study.trials:
         if trial.number != best.number and CHECKPOINT in trial.user_attrs:
             try:
-                patients = _validation_patients(prepared, trial)
+                patients = validated_patients(trial.user_attrs[CHECKPOINT], prepared)
             except RunError as error:
                 log.warning("trial %d is not compared with the best: %s", trial.number, error)
                 continue
             differences[trial.number] = difference_interval(patients, winner, seed=search.template.seed)
     return differences
-
-
-def _validation_patients(prepared: Prepared, trial: FrozenTrial) -> Patients:
-    predictions = read_predictions(Folder.at(trial.user_attrs[CHECKPOINT]))
-    columns = prepared.columns(predictions["row"], ["patient", "label", "source"])
-    return to_patients(softmax(predictions["logits"]), columns["patient"], columns["label"], columns["source"])
 
 
 def _report(

@@ -183,3 +183,11 @@ def test_scans_that_are_compared_compute_the_same(benchmark: Any, capsys: pytest
     figures = figures_of(capsys)
     assert len(figures) == 5, "ours and four others"
     assert all(way["difference"] < 1e-5 and way["seconds"] > 0 for way in figures.values())
+
+
+@pytest.mark.slow
+def test_packing_loses_no_token_and_is_faster_than_padding(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("packing").main(samples=12, hidden=64, layers=1, sequence=1024, steps=1)
+    figures = figures_of(capsys)
+    assert figures["sequences"] * 1024 * figures["fill_rate"] == pytest.approx(figures["tokens"])
+    assert figures["packed_is_faster"] > 1 and 0 < figures["masks_share"] < 1

@@ -36,6 +36,8 @@ from raymed.registry.register import (
 )
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import PARENT, Tracker
+from raymed.training.checkpoint import PREDICTIONS
+from raymed.training.checkpoint import seal as seal_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -364,3 +366,29 @@ def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
     client.set_registered_model_alias(name, CHAMPION, "1")  # by a person
     assert _give_alias(tracker, candidate, name, "2", None, "2") == f"models:/{name}/2"
     assert alias_version(tracker, name) == "1"
+
+
+def test_a_search_does_not_hand_the_alias_to_a_model_that_is_surely_worse_and_a_person_may(
+    tracker: Tracker, candidate: Candidate, data: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def validated(number: int, right: float) -> Candidate:
+        """A run that gives each validation patient's own class so much more."""
+        run = tracker.run(f"rival-{number}", f"rival-{number}")
+        made = replace(candidate, run_id=run, checkpoint=checkpoint(data, tmp_path / str(number), number))
+        tracker.tags(run, made.tags())
+        rows = data.rows("val")
+        logits = right * np.eye(4, dtype=np.float32)[data.columns(rows, ["label"])["label"]]
+        logits += np.random.default_rng(0).normal(size=logits.shape)
+        np.savez(Path(made.checkpoint) / PREDICTIONS, row=rows, logits=logits)
+        seal_checkpoint(Path(made.checkpoint), 0, 1)
+        return made
+
+    good = assess_and_register(tracker, validated(11, 5.0), alias="rival", bootstrap=20)
+    with caplog.at_level("INFO", logger="raymed"):
+        worse = assess_and_register(tracker, validated(12, 0.0), alias="rival", bootstrap=20, seen=good.version)
+    assert worse.uri == f"models:/raymed-lung/{worse.version}"
+    assert alias_version(tracker, "raymed-lung", "rival") == good.version
+    assert f"against version {good.version} (rival), on the same patients" in caplog.text
+    assert "surely worse" in caplog.text and "promote.py" in caplog.text
+    by_hand = assess_and_register(tracker, validated(12, 0.0), alias="rival", bootstrap=20)
+    assert alias_version(tracker, "raymed-lung", "rival") == by_hand.version

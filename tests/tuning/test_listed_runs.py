@@ -110,8 +110,8 @@ def test_a_search_may_aim_at_any_metric_that_the_system_declares_for_it(search):
     with pytest.raises(UserError, match="compares trials, and their epochs, by accuracy"):
         dataclasses.replace(search, settings=SearchSettings(space, objective="accuracy"), runs={})
     watched = dataclasses.replace(template, train=dataclasses.replace(template.train, monitor="accuracy"))
-    settings = SearchSettings(space, objective="accuracy")
-    search = dataclasses.replace(search, template=watched, settings=settings, runs={})
+    aimed = SearchSettings(space, objective="accuracy")
+    search = dataclasses.replace(search, template=watched, settings=aimed, runs={})
     assert search.run_spec(0, {"train.lr": 2e-3}).monitor == search.objective
     assert search.objective.direction == "max"
 

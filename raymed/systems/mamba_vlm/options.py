@@ -208,7 +208,7 @@ class TrainVlm(MambaOptions):
     def recipe(self, prepared: Prepared) -> Recipe:
         from raymed.systems.mamba_vlm.recipe import ReportRecipe
 
-        start = self.start()
+        start = self.first_weights()
         return ReportRecipe.for_data(
             prepared,
             vision=self.vision,
@@ -219,7 +219,7 @@ class TrainVlm(MambaOptions):
             start=None if start is None else str(self._kept(start)),
         )
 
-    def start(self) -> Path | None:
+    def first_weights(self) -> Path | None:
         """The checkpoint file that training begins with, by the guide's rule.
 
         Raises:

@@ -67,6 +67,7 @@ def list_sequences(
     counts: dict[str, dict[str, int]] = {}
     lines: list[ListedLine] = []
     other_size: list[str] = []
+    undropped: set[str] = set()
     for group in config.groups:
         for part in group.sets:
             source = source_of(group, part)
@@ -83,6 +84,8 @@ def list_sequences(
                     refused += 1
                     continue
                 kinds.update(element.kind for element in elements)
+                if any(each.kind == "target" for each in elements) and not any(each.droppable for each in elements):
+                    undropped.add(group.title)
                 if _states_another_size(sample, root, paths):
                     other_size.append(where)
                 place = posixpath.normpath(os.path.relpath(_absolute(part.info.jsonl_path), root)), offset
@@ -91,6 +94,11 @@ def list_sequences(
             counts[source] |= {kind: kinds[kind] for kind in KINDS}
     if other_size:
         notes.append(f"{len(other_size)} lines state another size of a picture than its file has: {some(other_size, 3)}")
+    if undropped:
+        notes.append(
+            f"training leaves no condition out of {some(sorted(undropped))}, as their class has it: guidance then rests on "
+            "the weights one begins with. cfg_dropout: true lets training leave them out"
+        )
     unnamed = _kin(lines)
     for line, stand_in in zip(lines, unnamed, strict=True):
         sample = line.sample

@@ -142,6 +142,15 @@ def test_sizes_that_are_not_those_of_the_file_are_counted_and_told(tmp_path) -> 
     }  # fmt: skip
 
 
+def test_drawing_without_dropping_conditions_is_told_and_can_be_changed(tmp_path) -> None:
+    for name in "ab":
+        picture(tmp_path / "images", f"{name}.png")
+    sets = {"train": [line("a.png", output="b.png")]}
+    told = "leaves no condition out"
+    assert any(told in note and f"{TASK}/train" in note for note in listed(config(tmp_path, sets)).notes)
+    assert not any(told in note for note in listed(config(tmp_path, sets, cfg_dropout=True)).notes)
+
+
 @pytest.mark.parametrize(
     ("lost", "reason"),
     [("train.jsonl", "the data set train has no file"), ("images", "the data set train has no folder")],
