@@ -104,17 +104,31 @@ def resolve_model(uri: str, tracker: Tracker) -> Resolved:
 
 
 def open_tower(uri: str, tracking: str) -> VisionTower:
-    """The ViT of the model that a URI or a folder names as for `resolve_model`; or of any model folder or file of weights,
-    by its path or by its name under RAYMED_MODELS.
+    """The ViT of the model that a URI or a folder names as for `network_folder`; or in a file of weights.
+
+    Raises:
+        UserError: there is none.
+    """
+    registered = uri.startswith(("models:/", "runs:/"))
+    return VisionTower.read(network_folder(uri, tracking, MODEL_FILES), uri if registered else None)
+
+
+def network_folder(uri: str, tracking: str, files: str) -> Path:
+    """Where the network lies that a URI or a folder names as for `resolve_model`; or any model folder or file of weights, by
+    its path or by its name under RAYMED_MODELS.
+
+    Args:
+        tracking: MLflow's address, for models:/ and runs:/.
+        files: what such a folder holds, for the error.
 
     Raises:
         UserError: there is none.
     """
     if uri.startswith(("models:/", "runs:/")):
-        return VisionTower.read(resolve_model(uri, Tracker.open(tracking)).network, uri)
-    path = find_model(uri, MODEL_FILES)
+        return resolve_model(uri, Tracker.open(tracking)).network
+    path = find_model(uri, files)
     known = [path / "MLmodel", path / RECIPE_FILE, path / "model" / RECIPE_FILE]
-    return VisionTower.read(_opened(uri, path).network if any(file.is_file() for file in known) else path)
+    return _opened(uri, path).network if any(file.is_file() for file in known) else path
 
 
 def _opened(uri: str, folder: Path) -> Resolved:

@@ -8,7 +8,7 @@ of answers, and the squared error of the velocity of pictures being drawn, each 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, Trainin
 from raymed.systems.unimedvl.bounds import check_bounds
 from raymed.systems.unimedvl.flow import draw_times
 from raymed.systems.unimedvl.packs import PackedSequence, encode_sample, pack
+from raymed.systems.unimedvl.resize import VAE, VIT, ResizeSettings
 from raymed.systems.unimedvl.sequence import CondDropout
 from raymed.systems.unimedvl.settings import NetworkSizes, UnifiedLossSettings, UnifiedModelSettings
 
@@ -49,12 +50,16 @@ class UniMedVLRecipe:
         model: which network, and what of it is trained.
         loss_settings: the loss.
         dropout: how often training leaves out a condition that may be left out.
+        vit: how large pictures are to the ViT, in the data; a trained model looks at others alike.
+        vae: the same to the autoencoder.
     """
 
     sizes: NetworkSizes
     model: UnifiedModelSettings = field(default_factory=UnifiedModelSettings)
     loss_settings: UnifiedLossSettings = field(default_factory=UnifiedLossSettings)
     dropout: CondDropout = field(default_factory=CondDropout)
+    vit: ResizeSettings = VIT
+    vae: ResizeSettings = VAE
 
     @classmethod
     def for_data(
@@ -85,7 +90,8 @@ class UniMedVLRecipe:
                 f"{prepared.folder.uri} was prepared with another tokenizer than that of {model.origin}, so lengths do not "
                 f"hold: prepare it again with --tokenizer {model.path or model.preset}"
             )
-        return recipe
+        vit, vae = _transforms(prepared, "vit", ("vit",)), _transforms(prepared, "vae", ("vae", "target"))
+        return replace(recipe, vit=vit or recipe.vit, vae=vae or recipe.vae)
 
     @classmethod
     def read(cls, folder: Path) -> UniMedVLRecipe:
@@ -102,6 +108,8 @@ class UniMedVLRecipe:
             model=UnifiedModelSettings(**settings["model"]),
             loss_settings=UnifiedLossSettings(**settings["loss"]),
             dropout=CondDropout(**settings["dropout"]),
+            vit=ResizeSettings(**settings["vit"]),
+            vae=ResizeSettings(**settings["vae"]),
         )
 
     @property
@@ -247,7 +255,20 @@ class UniMedVLRecipe:
             "model": asdict(self.model),
             "loss": asdict(self.loss_settings),
             "dropout": asdict(self.dropout),
+            "vit": asdict(self.vit),
+            "vae": asdict(self.vae),
         }
+
+
+def _transforms(prepared: Prepared, key: str, kinds: Sequence[str]) -> ResizeSettings | None:
+    """The transform that leaves pictures largest, of the groups that have pictures of these kinds."""
+    described = prepared.manifest.settings
+    used = [
+        ResizeSettings(**group[key])
+        for title, group in described["groups"].items()
+        if any(described["lines"][f"{title}/{name}"][kind] for name in group["sets"] for kind in kinds)
+    ]
+    return max(used, key=lambda each: (each.max_image_size, each.max_pixels), default=None)
 
 
 @lru_cache

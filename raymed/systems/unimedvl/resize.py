@@ -51,6 +51,11 @@ class ResizeSettings:
         return max(1, round(self.max_image_size / self.image_stride))
 
 
+VIT = ResizeSettings(image_stride=14, max_image_size=980, min_image_size=378, max_pixels=2_007_040)
+VAE = ResizeSettings(image_stride=16, max_image_size=1024, min_image_size=32)
+"""How released models see pictures when they are asked."""
+
+
 def target_size(width: int, height: int, settings: ResizeSettings, images: int = 1) -> tuple[int, int]:
     """(width, height) of a prepared picture, both multiples of the stride.
 

@@ -1,0 +1,100 @@
+"""The job that asks about pictures: its options, one question whose answer is shown as it comes, or a file of many."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from raymed.errors import UserError
+from raymed.job.command_line import Alias
+from raymed.job.job import JobOptions, Outcome
+from raymed.systems.unimedvl.decoding import TextSettings
+from raymed.systems.unimedvl.questions import read_questions
+
+if TYPE_CHECKING:
+    from raymed.systems.unimedvl.pipeline import Pipeline
+
+# What the guide's parameters are called here.
+GUIDE = {
+    "model-path": Alias("model"),
+    "image-path": Alias("image"),
+    "temperature": Alias("text.temperature"),
+    "max-new-tokens": Alias("text.max_new_tokens"),
+    "do-sample": Alias("text.do_sample", {"true": "true"}),
+    "use-model-checkpoint": Alias("weights", {"true": "model", "false": "ema", "True": "model", "False": "ema"}),
+    "target-gpu-device": Alias(says="ignored: CUDA_VISIBLE_DEVICES says which GPU is used"),
+    "max-mem-per-gpu": Alias(says="ignored: a GPU is used as far as the model needs it"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQA(JobOptions):
+    """Options of asking.
+
+    Attributes:
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, a checkpoint, or a folder of released weights.
+        weights: Which of a folder's weights: ema are the averaged ones.
+        image: The picture.
+        prompt: What is asked about it.
+        questions: A JSONL file with many questions instead.
+        out: The JSONL file that their answers are written to.
+        text: How answers are written.
+        seed: Seed of the draws; 0 draws anew each time.
+    """
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("model", "image", "prompt", "questions", "out", "seed", "text.temperature")
+
+    model: str
+    weights: Literal["ema", "model"] = "ema"
+    image: str = ""
+    prompt: str = ""
+    questions: str = ""
+    out: str = ""
+    text: TextSettings = field(default_factory=TextSettings)
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.questions:
+            if self.prompt or self.image or not self.out:
+                raise UserError("--questions goes with --out, and without --image and --prompt")
+        elif not self.prompt:
+            raise UserError("nothing is asked: give --image and --prompt, or --questions and --out")
+
+
+def ask_one(pipeline: Pipeline, options: VQA) -> Outcome:
+    """One question; its answer is shown as it comes."""
+    from raymed.systems.unimedvl.pipeline import open_picture
+
+    pictures = [open_picture(options.image)] if options.image else []
+    started = time.perf_counter()
+    parts = []
+    for piece in pipeline.stream(pictures, options.prompt, options.text, options.seed):
+        parts.append(piece)
+        if not options.json:
+            print(piece, end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    answer, seconds = "".join(parts).strip(), time.perf_counter() - started
+    data = {"answer": answer, "image": options.image, "prompt": options.prompt, "seed": options.seed, "seconds": seconds}
+    return Outcome(answer, data)
+
+
+def ask_many(pipeline: Pipeline, options: VQA) -> Outcome:
+    """The questions of a file, each answer written as it comes."""
+    from raymed.systems.unimedvl.pipeline import open_picture
+
+    questions, out = read_questions(Path(options.questions)), Path(options.out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w", encoding="utf-8") as file:
+            for question in questions:
+                pictures = [open_picture(path) for path in question.pictures]
+                answer = pipeline.answer(pictures, question.prompt, options.text, options.seed)
+                file.write(json.dumps(question.line | {"answer": answer}, ensure_ascii=False) + "\n")
+                file.flush()
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}. Free space, or choose another --out") from error
+    return Outcome(f"{len(questions)} answers: {out}", {"answers": len(questions), "out": str(out)})

@@ -1,0 +1,201 @@
+"""A trained model that answers questions about pictures, and draws them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raymed.errors import UserError
+from raymed.models.precision import arithmetic
+from raymed.recipes.exported import RECIPE_FILE
+from raymed.registry.address import network_folder
+from raymed.systems.unimedvl.checkpoint import load
+from raymed.systems.unimedvl.checkpoint_config import sizes_of
+from raymed.systems.unimedvl.context import Context, look_at, read_text, take_in
+from raymed.systems.unimedvl.decoding import TextSettings, pieces, write
+from raymed.systems.unimedvl.network import UniMedVL
+from raymed.systems.unimedvl.resize import VAE, VIT, ResizeSettings, resized, target_size
+from raymed.systems.unimedvl.sampler import Contexts, DrawingSettings, draw
+from raymed.systems.unimedvl.settings import CHECKPOINT_FILES, UnifiedModelSettings
+from raymed.systems.unimedvl.tokens import TextTokens
+
+THINK = "Think it through first, inside <think> and </think>. Then give the answer behind </think>."
+PLAN = "Look at the picture and plan how this is done step by step, and what must stay as it is: "
+ANALYSIS = "Based on analysis: "
+THOUGHT = "</think>"
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A trained model, ready to be asked. Get it with `Pipeline.open`.
+
+    Attributes:
+        network: in evaluation mode, on its device.
+        tokens: its tokenizer.
+        vit, vae: how large it sees pictures.
+        source: where it was read from.
+    """
+
+    network: UniMedVL
+    tokens: TextTokens
+    vit: ResizeSettings
+    vae: ResizeSettings
+    source: str
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        tracking: str = "",
+        weights: Literal["ema", "model"] = "ema",
+        device: torch.device | None = None,
+    ) -> Pipeline:
+        """The model at an address: models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint that was trained here, or a folder of
+        released weights, by its path or by its name under RAYMED_MODELS.
+
+        Args:
+            tracking: MLflow's address, for the first two.
+            weights: the averaged ones, or those that were trained.
+            device: the first GPU, if there is one; else the CPU.
+
+        Raises:
+            UserError: there is no such model, or it is not complete.
+        """
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder = network_folder(model, tracking, CHECKPOINT_FILES)
+        settings = UnifiedModelSettings(path=str(folder), weights=weights, latent_cache=0)
+        network = load(folder, sizes_of(folder, weights), settings)
+        network = network.to(device, torch.bfloat16 if arithmetic("auto", device) == "bf16" else torch.float32)
+        vit, vae = _sizes_of_pictures(folder)
+        return cls(network.eval(), TextTokens.read(folder), vit, vae, model)
+
+    def stream(
+        self, pictures: Sequence[Image.Image], prompt: str, settings: TextSettings, seed: int = 0, system: str = ""
+    ) -> Iterator[str]:
+        """The answer to a question about pictures, piece by piece.
+
+        Args:
+            seed: of the draws; 0 draws anew each time.
+            system: what is said before the pictures.
+        """
+        context = self._told(Context.empty(self.network), system)
+        for picture in pictures:
+            context = look_at(self.network, context, self.tokens, _tensor(resized(picture, self.vit)))
+        context = self._told(context, prompt)
+        yield from pieces(write(self.network, context, self.tokens, settings, generator(seed)), self.tokens)
+
+    def answer(
+        self, pictures: Sequence[Image.Image], prompt: str, settings: TextSettings, seed: int = 0, system: str = ""
+    ) -> str:
+        """As `stream`, in one piece."""
+        return "".join(self.stream(pictures, prompt, settings, seed, system)).strip()
+
+    def prepare_instruction(
+        self, picture: Image.Image, instruction: str, settings: TextSettings, seed: int = 0, thinking: bool = False
+    ) -> str:
+        """An instruction with what the model says of the picture before it draws.
+
+        Args:
+            thinking: let it plan the edit, in place of answering the instruction.
+        """
+        if not thinking:
+            said = self.answer([picture], instruction, settings, seed)
+            return f"{instruction}\n\n{said}" if said else instruction
+        plan = self.answer([picture], PLAN + instruction, settings, seed, THINK).rpartition(THOUGHT)[2].strip()
+        return f"{instruction}\n\n{ANALYSIS}{plan}" if plan else instruction
+
+    def draw(
+        self,
+        pictures: Sequence[Image.Image],
+        instruction: str,
+        settings: DrawingSettings,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda step, steps: None,
+    ) -> Image.Image:
+        """A picture drawn from pictures and an instruction; it has the shape of the first, by the autoencoder's rule."""
+        latents, rows, columns = self.draw_latents(pictures, instruction, settings, seed, progress)
+        pixels = self.network.autoencoder.decode(latents, rows, columns)
+        return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+    def draw_latents(
+        self,
+        pictures: Sequence[Image.Image],
+        instruction: str,
+        settings: DrawingSettings,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda step, steps: None,
+    ) -> tuple[Tensor, int, int]:
+        """The latent tokens of the same picture, float32 [rows * columns, width], with rows and columns."""
+        network, tokens = self.network, self.tokens
+        before = Context.empty(network)
+        alone = self._told(before, instruction)
+        for picture in pictures:
+            before = take_in(network, before, tokens, _tensor(resized(picture, self.vae)))
+            before = look_at(network, before, tokens, _tensor(resized(picture, self.vit)))
+        contexts = Contexts(self._told(before, instruction), before, alone)
+        side = self.vae.max_image_size
+        width, height = target_size(*pictures[0].size, self.vae) if pictures else (side, side)
+        rows, columns = height // self.vae.image_stride, width // self.vae.image_stride
+        noise = torch.randn(rows * columns, network.sizes.latent_width, generator=generator(seed))
+        return draw(network, contexts, tokens, rows, columns, settings, noise, progress), rows, columns
+
+    def with_picture_sizes(self, vit: tuple[int, int, int] | None, vae: tuple[int, int, int] | None) -> Pipeline:
+        """The same model, seeing pictures at other sizes: (longest side, shortest side, stride) each, None as it is."""
+
+        def changed(settings: ResizeSettings, sizes: tuple[int, int, int] | None) -> ResizeSettings:
+            if sizes is None:
+                return settings
+            longest, shortest, stride = sizes
+            if stride != settings.image_stride:
+                raise UserError(f"a token of this model is {settings.image_stride} pixels wide, not {stride}")
+            return replace(settings, max_image_size=longest, min_image_size=shortest)
+
+        return replace(self, vit=changed(self.vit, vit), vae=changed(self.vae, vae))
+
+    def _told(self, context: Context, text: str) -> Context:
+        if not text:
+            return context
+        tokens = self.tokens
+        return read_text(self.network, context, [tokens.start, *tokens.ids(text), tokens.end])[0]
+
+
+def generator(seed: int) -> torch.Generator:
+    """Draws that follow from a seed; from the clock where it is 0."""
+    return torch.Generator().manual_seed(seed or time.time_ns() % 2**63)
+
+
+def open_picture(path: str | Path | Image.Image) -> Image.Image:
+    """A picture from its file; one that is open already is taken as it is.
+
+    Raises:
+        UserError: there is no such picture, or it cannot be read.
+    """
+    if isinstance(path, Image.Image):
+        return path
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"the picture {path} cannot be read: {error}") from error
+    return image
+
+
+def _tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(pixels))
+
+
+def _sizes_of_pictures(folder: Path) -> tuple[ResizeSettings, ResizeSettings]:
+    """As the model was trained; released folders do not say, and are asked as the guide does."""
+    if not (folder / RECIPE_FILE).is_file():
+        return VIT, VAE
+    settings = json.loads((folder / RECIPE_FILE).read_text("utf-8"))
+    return ResizeSettings(**settings["vit"]), ResizeSettings(**settings["vae"])

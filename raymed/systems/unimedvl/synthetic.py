@@ -1,0 +1,57 @@
+"""Drawn pictures on disk: marked as synthetic, with their settings in the file, and beside their input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from raymed.errors import UserError
+
+MARK = "SYNTHETIC"
+SETTINGS = "raymed"  # key of the settings in a PNG's text
+GAP = 8  # pixels between the pictures of a sheet
+
+
+def marked(picture: Image.Image) -> Image.Image:
+    """The picture with a strip below it that says what it is; the picture itself is left as it is."""
+    height = max(14, picture.height // 20)
+    font = ImageFont.load_default(height - 3)
+    strip = Image.new("RGB", (picture.width, height), "black")
+    pen = ImageDraw.Draw(strip)
+    width = pen.textlength(MARK, font)
+    if width > picture.width:
+        font = ImageFont.load_default((height - 3) * picture.width / width)
+    pen.text((picture.width / 2, height / 2), MARK, "white", font, anchor="mm")
+    whole = Image.new("RGB", (picture.width, picture.height + height))
+    whole.paste(picture, (0, 0))
+    whole.paste(strip, (0, picture.height))
+    return whole
+
+
+def write_png(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
+    """Write a picture that is marked, with its settings as JSON in the file's text under `SETTINGS`.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    text = PngInfo()
+    text.add_itxt(SETTINGS, json.dumps({"synthetic": True, **settings}, ensure_ascii=False))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, "PNG", pnginfo=text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}. Free space, or choose another --out") from error
+
+
+def sheet(given: Image.Image, drawn: Image.Image) -> Image.Image:
+    """The input, as large as what was drawn from it, and that, marked, side by side."""
+    right = marked(drawn)
+    whole = Image.new("RGB", (2 * drawn.width + GAP, right.height), "white")
+    whole.paste(given.convert("RGB").resize(drawn.size, Image.Resampling.BICUBIC), (0, 0))
+    whole.paste(right, (drawn.width + GAP, 0))
+    return whole

@@ -1,0 +1,105 @@
+import json
+
+import numpy as np
+import pytest
+from packed_samples import SIZES, TOKENS, tiny_network
+from PIL import Image
+
+from raymed.errors import UserError
+from raymed.systems.unimedvl.checkpoint import save
+from raymed.systems.unimedvl.decoding import TextSettings
+from raymed.systems.unimedvl.pipeline import ANALYSIS, Pipeline, open_picture
+from raymed.systems.unimedvl.recipe import UniMedVLRecipe
+from raymed.systems.unimedvl.resize import VAE, VIT, ResizeSettings
+from raymed.systems.unimedvl.sampler import DrawingSettings
+
+GREEDY = TextSettings(max_new_tokens=8, do_sample=False)
+FAST = DrawingSettings(num_timesteps=3)
+SMALL = {"vit": ResizeSettings(14, 56, 28), "vae": ResizeSettings(8, 64, 16)}
+
+
+def grey(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """As training leaves it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    UniMedVLRecipe(SIZES, **SMALL).export(tiny_network(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder):
+    return Pipeline.open(str(folder))
+
+
+def test_a_trained_checkpoint_sees_pictures_as_in_training_and_a_released_one_as_the_guide_does(pipeline, tmp_path):
+    assert (pipeline.vit, pipeline.vae) == (SMALL["vit"], SMALL["vae"])
+    save(tiny_network(), TOKENS, tmp_path)
+    released = Pipeline.open(str(tmp_path))
+    assert (released.vit, released.vae) == (VIT, VAE)
+
+
+def test_a_drawn_picture_has_the_shape_of_the_first_one(pipeline):
+    assert pipeline.draw([grey(120, 60)], "Darker.", FAST, 1).size == (64, 32)
+    assert pipeline.draw([], "A lung.", FAST, 1).size == (64, 64)
+
+
+def test_a_seed_decides_and_no_seed_does_not(pipeline):
+    picture = grey(32, 32)
+    first, again, other = (np.asarray(pipeline.draw([picture], "Darker.", FAST, seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    sampled = TextSettings(max_new_tokens=12)
+    answers = [pipeline.answer([picture], "Findings?", sampled, seed) for seed in (3, 3, 0, 0)]
+    assert answers[0] == answers[1] and answers[2] != answers[3]
+
+
+def test_the_picture_and_the_question_decide_the_answer(pipeline):
+    settings = TextSettings(max_new_tokens=12)
+
+    def answers(picture: Image.Image, question: str) -> list[str]:
+        return [pipeline.answer([picture], question, settings, seed) for seed in range(1, 5)]
+
+    asked = answers(grey(32, 32), "Findings?")
+    assert asked != answers(grey(56, 28), "Findings?") and asked != answers(grey(32, 32), "Which side?")
+
+
+def test_an_analysis_is_added_to_the_instruction_and_a_plan_said_to_be_one(pipeline):
+    picture = grey(32, 32)
+    said = pipeline.answer([picture], "Darker.", GREEDY)
+    assert pipeline.prepare_instruction(picture, "Darker.", GREEDY) == f"Darker.\n\n{said}"
+    planned = pipeline.prepare_instruction(picture, "Darker.", GREEDY, thinking=True)
+    assert planned.startswith(f"Darker.\n\n{ANALYSIS}") and said not in planned
+
+
+def test_sizes_of_another_stride_are_refused(pipeline):
+    larger = pipeline.with_picture_sizes((42, 14, 14), None)
+    assert larger.vit.max_image_size == 42 and larger.vae == pipeline.vae
+    with pytest.raises(UserError, match="8 pixels wide, not 16"):
+        pipeline.with_picture_sizes(None, (1024, 32, 16))
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "chest.png").write_bytes(b"no picture")
+    for name in ("chest.png", "none.png"):
+        with pytest.raises(UserError, match=name):
+            open_picture(tmp_path / name)
+
+
+def test_both_kinds_of_weights_can_be_asked_for(folder, tmp_path):
+    with pytest.raises(UserError, match=r"no model\.safetensors; it has ema\.safetensors"):
+        Pipeline.open(str(folder), weights="model")
+
+
+def test_transparency_is_put_on_white(pipeline):
+    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    white = Image.new("RGB", (32, 32), "white")
+    drawn = [np.asarray(pipeline.draw([each], "Darker.", FAST, 1)) for each in (clear, white)]
+    assert np.array_equal(*drawn)
+
+
+def test_settings_of_pictures_travel_with_the_model(folder):
+    assert UniMedVLRecipe.read(folder).vit == SMALL["vit"]
+    assert json.loads((folder / "recipe.json").read_text())["vae"]["image_stride"] == 8
