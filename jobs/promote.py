@@ -2,6 +2,7 @@
 
     python jobs/promote.py RUN_ID                          # becomes models:/raymed-lung@champion
     python jobs/promote.py RUN_ID --alias candidate        # under another alias; the champion stays
+    python jobs/promote.py RUN_ID --step 8000              # its checkpoint at that step, in place of the best one
     python jobs/promote.py RUN_ID --dry-run                # say what would be judged
 
 The trial's checkpoint and its prepared data must still be there. Figures of every judged patient go to the storage. Where
@@ -21,6 +22,7 @@ class Promote(JobOptions):
 
     Attributes:
         run_id: The trial's MLflow run id.
+        step: Take its checkpoint at this optimizer step (0 = the best one).
         alias: Name that the model version gets; it moves from the version that has it (default: champion; none where a limit
             left patients out of training).
         licence: What the model card says about the terms of use.
@@ -30,6 +32,7 @@ class Promote(JobOptions):
     """
 
     run_id: str
+    step: int = 0
     alias: str | None = None
     licence: str = ""
     micro_batch: int = 32
@@ -43,7 +46,8 @@ def main(options: Promote) -> Outcome:
     from raymed.tracking.tracker import Tracker
 
     tracker = Tracker.open(options.tracking)
-    promotion = Promotion(tracker, Candidate.of_run(tracker, options.run_id), options.alias, options.licence)
+    candidate = Candidate.of_run(tracker, options.run_id, options.step)
+    promotion = Promotion(tracker, candidate, options.alias, options.licence)
     if options.dry_run:
         return promotion.describe()
     how = {"micro_batch": options.micro_batch, "workers": options.workers, "bootstrap": options.bootstrap}

@@ -29,7 +29,7 @@ from raymed.recipes.exported import RECIPE_FILE
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 from raymed.storage.seal import check_seal
-from raymed.training.checkpoint import copy_to_local
+from raymed.training.checkpoint import checkpoint_names, copy_to_local, step_of
 from raymed.training.predictions import read_predictions
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from raymed.tracking.tracker import Tracker
 
 
-DATA_DIGEST = "raymed.data_digest"  # a tag
+CHECKPOINT, FOLDER, DATA_DIGEST = "raymed.checkpoint", "raymed.folder", "raymed.data_digest"  # tags of a run
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Candidate:
     def tags(self) -> dict[str, str]:
         """The run's tags from which `of_run` reads it again."""
         return {
-            "raymed.checkpoint": self.checkpoint,
+            **({CHECKPOINT: self.checkpoint} if self.checkpoint else {}),
             "raymed.data": self.data,
             "raymed.fold": "" if self.fold is None else str(self.fold),
             "raymed.slices": json.dumps(asdict(self.slices)),
@@ -74,14 +74,27 @@ class Candidate:
         }
 
     @classmethod
-    def of_run(cls, tracker: Tracker, run_id: str) -> Candidate:
-        """The candidate that a run left.
+    def of_run(cls, tracker: Tracker, run_id: str, step: int = 0) -> Candidate:
+        """The candidate that a run left: its best checkpoint.
+
+        Args:
+            step: or the one at this optimizer step (0 = the best).
 
         Raises:
-            UserError: there is no such run, or it left no checkpoint.
+            UserError: there is no such run, or it left no such checkpoint.
         """
         run = tracker.describe(run_id)
-        missing = [name for name in cls("", "", "", None, SliceSettings(), 0).tags() if name not in run.tags]
+        left = Folder.at(run.tags[FOLDER]) if FOLDER in run.tags else None  # a search, or of an earlier raymed
+        if step and left is None:
+            raise UserError(f"the run {run_id} ({run.name}) does not say where its checkpoints lie: leave --step out")
+        checkpoint = _at_step(left, step) if step and left is not None else run.tags.get(CHECKPOINT, "")
+        known = run.tags | ({CHECKPOINT: checkpoint} if checkpoint else {})
+        missing = [name for name in cls("", "checkpoint", "", None, SliceSettings(), 0).tags() if name not in known]
+        if missing == [CHECKPOINT] and left is not None:
+            raise UserError(
+                f"the run {run_id} ({run.name}, {run.status}) ended before its first validation, so none of its checkpoints "
+                f"is the best. Name one by its --step; in {left.uri} lie {', '.join(checkpoint_names(left)) or 'none yet'}"
+            )
         if missing == [DATA_DIGEST]:
             raise UserError(
                 f"the run {run_id} ({run.name}) is of an earlier raymed, which did not note what its data held: whether "
@@ -94,7 +107,7 @@ class Candidate:
             )
         return cls(
             run_id=run.id,
-            checkpoint=run.tags["raymed.checkpoint"],
+            checkpoint=checkpoint,
             data=run.tags["raymed.data"],
             fold=int(run.tags["raymed.fold"]) if run.tags["raymed.fold"] else None,
             slices=SliceSettings.read(json.loads(run.tags["raymed.slices"])),
@@ -238,6 +251,19 @@ class Assessment:
             pictures = [record.images[0].pixels for record in shown]
             hardest.append(HardPatient(patients.ids[place], label, probabilities, pictures))
         return hardest
+
+
+def _at_step(run: Folder, step: int) -> str:
+    """A run's checkpoint at an optimizer step.
+
+    Raises:
+        UserError: there is none; says at which steps there are.
+    """
+    names = checkpoint_names(run)
+    same = [name for name in names if step_of(name) == step]
+    if not same:
+        raise UserError(f"there is no checkpoint of step {step} in {run.uri}, which holds {', '.join(names) or 'none'}")
+    return run.child(same[-1]).uri
 
 
 def judge(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from raymed.data.prepared import Prepared
+from raymed.errors import UserError
 from raymed.evaluation.summary import lines
 from raymed.job.job import Outcome
 from raymed.registry.assessment import Candidate
 from raymed.registry.register import alias_of, assess_and_register, register_network
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker
+from raymed.training.checkpoint import read_history, step_of
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,16 @@ class Promotion:
 
     def _register_network(self) -> Outcome:
         """For data without classes: the network and its validation loss."""
-        run = self.tracker.describe(self.candidate.run_id)
-        counted = "global_step" if "best_global_step" in run.metrics else "epoch"  # see `TrainSettings.counted`
-        epoch = int(run.metrics[f"best_{counted}"])
-        val_loss = self.tracker.of_validation(run.id, "val_loss", epoch)
-        found_by = (
-            f"The run {run.name}: val_loss {val_loss:.4f} in {counted.removeprefix('global_')} {epoch}; picked by a person."
-        )
+        run, checkpoint = self.tracker.describe(self.candidate.run_id), Folder.at(self.candidate.checkpoint)
+        history, step = read_history(checkpoint), step_of(Path(checkpoint.path).name)
+        if not history:
+            raise UserError(
+                f"step {step} of the run {run.name} came before the first validation, so nothing is known of it. "
+                f"Its network can be used as it is: python jobs/extract_vit.py --model {checkpoint.uri} --out VIT"
+            )
+        val_loss, validated = history[-1]["val_loss"], history[-1]["global_step"]
+        when = f"in epoch {history[-1]['epoch']:g}" if step == validated else f"at step {validated:g}, before it"
+        found_by = f"The run {run.name} at step {step}: val_loss {val_loss:.4f} {when}; picked by a person."
         registered = register_network(self.tracker, self.candidate, val_loss, found_by, self.alias, self.licence)
         text = [
             f"val_loss {val_loss:.4f}; the data have no classes to judge patients by",

@@ -242,11 +242,6 @@ class Tracker:
             self.client.log_batch(run_id, sorted(metrics, key=lambda metric: (metric.step, metric.key == LAST_OF_STEP)))
         self._steps[run_id] = max([last, *(int(row["global_step"]) for row in new)])
 
-    def of_validation(self, run_id: str, name: str, epoch: int) -> float:
-        """The value of a metric that `log_validation` wrote."""
-        history = self.client.get_metric_history(run_id, metric_name(name))
-        return next(float(metric.value) for metric in history if metric.step == epoch)
-
     def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Write metrics that belong to the whole run, such as test figures; unchanged ones are not written again."""
         there = self.describe(run_id).metrics

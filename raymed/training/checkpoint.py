@@ -145,9 +145,14 @@ def checkpoint_names(run: Folder) -> list[str]:
     return [name for name in run.names() if name.startswith(PREFIX)]
 
 
+def step_of(name: str) -> int:
+    """The optimizer step of a checkpoint of that name."""
+    return int(name.split("-")[1])
+
+
 def newest_step(run: Folder) -> int:
     """The optimizer step of a run's newest checkpoint, whole or not; 0 when it has none."""
-    return max((int(name.split("-")[1]) for name in checkpoint_names(run)), default=0)
+    return max(map(step_of, checkpoint_names(run)), default=0)
 
 
 def fetch_newest(run: Folder, into: Path) -> Path | None:

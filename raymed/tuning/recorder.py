@@ -12,6 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.usage import Usage
+from raymed.registry.assessment import FOLDER
 from raymed.tracking.outbox import Outbox, Refused
 from raymed.tracking.tracker import GENERATION, USED, RunRecord, Status, Tracker, is_permanent
 from raymed.training.fit import Resources
@@ -184,7 +185,8 @@ class Recorder:
                 spec.name,
                 parent=self._parent,
                 tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
-                | {GENERATION: self._study.generation, USED: str(usage)}
+                | {GENERATION: self._study.generation, USED: str(usage), FOLDER: spec.folder.uri}
+                | self._search.candidate("", trial).tags()
                 | {f"raymed.{name}": str(value) for name, value in how.items()},
                 params={
                     **spec.recipe.settings(),

@@ -290,11 +290,11 @@ class Search:
         return Outcome("\n".join(lines), data | {"tracking_uri": self.tracking_uri})
 
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
-        """What a trial left to be judged: its best checkpoint so far."""
+        """What a trial left to be judged: its best checkpoint so far, if any."""
         spec = self.spec_of(trial)
         return Candidate(
             run_id,
-            trial.user_attrs[CHECKPOINT],
+            trial.user_attrs.get(CHECKPOINT, ""),
             spec.data,
             spec.fold,
             spec.sampling.validation,

@@ -25,7 +25,8 @@ from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.recipes.exported import open_model
 from raymed.registry.address import WHO_IS_UNKNOWN, resolve_model
-from raymed.registry.assessment import Candidate, Refit
+from raymed.registry.assessment import FOLDER, Candidate, Refit
+from raymed.registry.promotion import Promotion
 from raymed.registry.register import (
     CHAMPION,
     Registered,
@@ -34,9 +35,10 @@ from raymed.registry.register import (
     assess_and_register,
     register_network,
 )
+from raymed.storage.folder import Folder
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import PARENT, Tracker
-from raymed.training.checkpoint import PREDICTIONS
+from raymed.training.checkpoint import PREDICTIONS, Progress, new_name
 from raymed.training.checkpoint import seal as seal_checkpoint
 
 
@@ -84,6 +86,31 @@ def test_a_run_without_a_checkpoint_is_refused_by_name(tracker: Tracker) -> None
     parent = tracker.run("search", "search")
     with pytest.raises(UserError, match=r"search, RUNNING\) has no tag raymed.checkpoint(?s:.*)one of the search's trials"):
         Candidate.of_run(tracker, parent)
+    with pytest.raises(UserError, match="leave --step out"):
+        Candidate.of_run(tracker, parent, 8)
+
+
+def test_the_checkpoint_of_a_step_is_taken_where_it_is_named(tracker: Tracker, candidate: Candidate, tmp_path: Path) -> None:
+    for step, saved in ((4, 1), (8, 2), (8, 3)):
+        (tmp_path / "run" / new_name(step, saved)).mkdir(parents=True)
+    run = tracker.run("stepped", "stepped", tags={FOLDER: Folder.at(tmp_path / "run").uri})
+    tracker.tags(run, replace(candidate, checkpoint="").tags())
+    assert "/step-00000008-000003-" in Candidate.of_run(tracker, run, 8).checkpoint, "the last one of it"
+    with pytest.raises(UserError, match=r"no checkpoint of step 6 in .* which holds step-00000004-000001-"):
+        Candidate.of_run(tracker, run, 6)
+    with pytest.raises(UserError, match=r"before its first validation.*--step; in .* lie step-00000004"):
+        Candidate.of_run(tracker, run)
+
+
+def test_a_network_that_was_never_validated_is_not_registered_by_a_loss_that_nobody_knows(
+    tracker: Tracker, candidate: Candidate, tmp_path: Path
+) -> None:
+    folder = tmp_path / new_name(8, 1)
+    folder.mkdir()
+    Progress(global_step=8).write(folder)
+    promotion = Promotion(tracker, replace(candidate, checkpoint=str(folder)), None, "")
+    with pytest.raises(UserError, match=r"step 8 .* before the first validation.*extract_vit\.py --model .*step-00000008"):
+        promotion._register_network()
 
 
 def test_a_run_of_an_earlier_raymed_is_told_from_a_search(tracker: Tracker, candidate: Candidate) -> None:

@@ -82,7 +82,6 @@ def test_validations_counted_in_steps_lie_at_their_steps(tracker: Tracker) -> No
         reopened(tracker).log_validation(run, step, {"val_loss": 1 / step, "epoch": step / 800}, counted="global_step")
     assert [metric.step for metric in tracker.client.get_metric_history(run, "val_loss")] == [500, 1000]
     assert tracker.describe(run).metrics == {"val_loss": 0.001, "epoch": 1.25, "global_step": 1000}
-    assert tracker.of_validation(run, "val_loss", 500) == 0.002
 
 
 def test_a_creation_whose_answer_was_lost_leaves_one_run(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
