@@ -208,7 +208,7 @@ def data(uri: str) -> Iterator[Finding]:
     """Whether prepared data are whole and free of leaks."""
     try:
         prepared = Prepared.open(uri)
-        proof = guard(prepared.index)
+        proof = guard(prepared.index, None, prepared.manifest.patients_known)
     except UserError as error:
         yield Finding("data", "wrong", str(error))
         return

@@ -20,6 +20,7 @@ class GuardSummary:
     """What the guard proved, counted per split: nothing below is in two of them.
 
     Attributes:
+        patients_known: False where every picture counts as a patient of its own, for want of something better.
         joint: groups of several patients, who share near-duplicate pictures; none where these were not to be kept together.
     """
 
@@ -28,15 +29,21 @@ class GuardSummary:
     studies: dict[str, int]
     joint: int
     records: dict[str, int]
+    patients_known: bool = True
 
     def __str__(self) -> str:
         where = "stored splits" if self.fold is None else f"fold {self.fold}"
         counts = ", ".join(f"{split} {self.patients[split]} patients / {self.records[split]} records" for split in SPLITS)
         joint = f", nor is any of {self.joint} groups of patients with near-duplicate pictures" if self.joint else ""
+        if not self.patients_known:
+            return (
+                f"leak guard ({where}): no picture is in two splits; whether a patient is, is unknown: each picture counts "
+                f"as a patient of its own; {counts}"
+            )
         return f"leak guard ({where}): no patient, study or picture is in two splits{joint}; {counts}"
 
 
-def guard(index: pa.Table, fold: int | None = None) -> GuardSummary:
+def guard(index: pa.Table, fold: int | None = None, patients_known: bool = True) -> GuardSummary:
     """Prove that train, val and test share no patient, study, near-duplicate group or picture.
 
     Flat pictures (an all-black slice beyond the body) are alike without being copies; they are not compared.
@@ -44,6 +51,7 @@ def guard(index: pa.Table, fold: int | None = None) -> GuardSummary:
     Args:
         index: rows in the schema INDEX.
         fold: None for the stored splits, or the fold that is validated on.
+        patients_known: as in the manifest.
 
     Raises:
         UserError: something is in two splits; the message names it and its patients.
@@ -71,7 +79,7 @@ def guard(index: pa.Table, fold: int | None = None) -> GuardSummary:
     records = dict(zip(SPLITS, np.bincount(split[inside], minlength=len(SPLITS)).tolist(), strict=True))
     patients = index.filter(pa.array(inside)).group_by(["group", "patient"]).aggregate([]).group_by("group")
     joint = pc.sum(pc.greater(patients.aggregate([("patient", "count")])["patient_count"], 1)).as_py() or 0
-    return GuardSummary(fold, counts["patient"], counts["study"], joint, records)
+    return GuardSummary(fold, counts["patient"], counts["study"], joint, records, patients_known)
 
 
 def _leak(index: pa.Table, rows: np.ndarray, split: np.ndarray, words: str) -> str:

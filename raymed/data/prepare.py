@@ -116,7 +116,7 @@ def curate(
 
         settled = settings.split.file is not None or bool(found.listing.splits)
         if old and not todo and not settled and _same(old, found, described, quarantine):
-            return PrepareResult(old, 0, kept, guard(old.index))
+            return PrepareResult(old, 0, kept, guard(old.index, None, found.listing.patients_known))
         index = pa.concat_tables(tables)
         if not index.num_rows:
             raise UserError(f"{found.listing.root}: nothing can be used: {quarantine.reasons()}")
@@ -124,7 +124,7 @@ def curate(
         require_distinct(index, found.listing.patients_known)
         index, groups = grouped(index, folder, settings.near_duplicates)
         index = _split(index, found, settings, _assignments(old, described)).sort_by(ORDER).combine_chunks()
-        proof = guard(index)
+        proof = guard(index, None, found.listing.patients_known)
         for fold in range(pc.max(pc.add(index["fold"], 1)).as_py() or 0):
             guard(index, fold)
         manifest = publish(folder, index, found, settings, described, quarantine, left_out, groups)

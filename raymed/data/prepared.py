@@ -60,6 +60,8 @@ class Manifest:
         versions: of the packages that made the pixels.
         left_out: patients of whom no slice can be used, each with the commonest reason.
         notes: what a person should know of the source.
+        patients_known: False where every picture counts as a patient of its own, for want of something better: a patient
+            with several may then be in two splits.
         modalities: records per modality: CT, which is windowed Hounsfield units, CR, DX, or picture, whose values are as its
             file shows them.
     """
@@ -85,6 +87,7 @@ class Manifest:
     passed_over: int = 0
     notes: list[str] = field(default_factory=list)
     modalities: dict[str, int] = field(default_factory=dict)
+    patients_known: bool = True
     format: int = FORMAT
 
     def to_json(self) -> bytes:

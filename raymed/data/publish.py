@@ -81,6 +81,7 @@ def publish(
         passed_over=len(quarantine.lines) - quarantine.damaged,
         left_out=dict(left_out),
         notes=list(found.listing.notes),
+        patients_known=found.listing.patients_known,
         modalities=dict(sorted(Counter(name or PICTURE for name in index["modality"].to_pylist()).items())),
         ignored=found.ignored,
         shards=dict(sorted(Counter(index["shard"].to_pylist()).items())),

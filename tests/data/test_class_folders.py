@@ -1,5 +1,6 @@
 """Class folders: the guide's layout, with patients where they are known, and every bad layout named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from raymed.data.image import ImageSettings
 from raymed.data.prepare import PrepareSettings, prepare
+from raymed.data.prepared import Prepared
 from raymed.data.sources import Listing, Refusal, SourceSettings, list_source, load_study
 from raymed.data.split import SplitSettings
 from raymed.data.survey import survey
@@ -143,3 +145,17 @@ def test_copies_within_a_class_stay_in_one_fold_and_copies_in_two_classes_are_an
     picture(tmp_path / "in" / "b" / "copy.png", 0)
     with pytest.raises(UserError, match=r"two classes: .*a/0\.png.*b/copy\.png"):
         prepare(tmp_path / "in", str(tmp_path / "out"), settings)
+
+
+def test_where_no_patient_is_known_nothing_says_that_no_patient_is_in_two_splits(tmp_path: Path) -> None:
+    for seed in range(24):
+        picture(tmp_path / "in" / ("ab"[seed % 2]) / f"{seed // 4}{'ab'[seed % 2]}_{seed}.png", seed)
+    image, split = ImageSettings(size=24), SplitSettings("50/50/0", folds=0)
+    settings = PrepareSettings(format="classes", labels="source", image=image, split=split)
+    result = prepare(tmp_path / "in", str(tmp_path / "out"), settings)
+    assert "whether a patient is, is unknown" in str(result.guard) and "no patient" not in str(result.guard)
+    assert not Prepared.open(str(tmp_path / "out")).manifest.patients_known
+    known = replace(settings, patient_regex=r"(\d+[ab])_\d+\.png")
+    result = prepare(tmp_path / "in", str(tmp_path / "known"), known)
+    assert "no patient, study or picture" in str(result.guard)
+    assert Prepared.open(str(tmp_path / "known")).manifest.patients_known
