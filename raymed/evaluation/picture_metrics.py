@@ -70,7 +70,12 @@ class PictureScores:
                 f"it gives its input back: what it draws is nearer to the input ({kept.value:.1f} dB) than to the target "
                 f"({psnr.value:.1f} dB)"
             )
-        return f"what it draws is {gain.value:+.1f} dB [{gain.interval(1)}] nearer to the target than the input is"
+        ends = gain.interval(1)
+        if (gain.low or 0.0) > 0:
+            return f"what it draws is nearer to the target than the input is, by {gain.value:.1f} dB [{ends}]"
+        if (gain.high or 0.0) < 0:
+            return f"what it draws is farther from the target than the input is, by {-gain.value:.1f} dB (gain [{ends}])"
+        return f"what it draws is not surely nearer to the target than the input is: {gain.value:+.1f} dB [{ends}]"
 
 
 def score_pictures(pictures: Pictures, resamples: int = RESAMPLES, seed: int = 0) -> PictureScores:

@@ -60,7 +60,9 @@ def test_an_editor_that_does_what_it_is_asked_is_not() -> None:
     gain = scores.metrics["psnr_gain"]
     assert not scores.copies and gain.low is not None and gain.low > 0
     assert gain.value == pytest.approx(20 * np.log10(4), abs=0.3)
-    assert "nearer to the target than the input" in str(scores)
+    assert "what it draws is nearer to the target than the input is, by 12" in str(scores)
+    lost = score_pictures(Pictures(PATIENTS, shown, shown, wanted))
+    assert not lost.copies and "what it draws is farther from the target" in str(lost)
 
 
 def test_small_edits_by_an_editor_that_makes_them_are_no_copies() -> None:

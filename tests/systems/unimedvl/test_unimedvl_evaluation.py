@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import script
 from PIL import Image
 
 from raymed.data.phantom import PhantomSettings
@@ -21,6 +22,7 @@ from raymed.systems.unimedvl.evaluation_files import write_evaluation
 from raymed.systems.unimedvl.network import UniMedVL, start_weights
 from raymed.systems.unimedvl.phantoms import prepare_phantoms
 from raymed.systems.unimedvl.reader import Reader, Shown, pictures_of
+from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.sampler import DrawingSettings
 from raymed.systems.unimedvl.sequence import from_messages
 from raymed.systems.unimedvl.settings import PRESETS, TINY
@@ -106,3 +108,23 @@ def test_rows_that_ask_for_nothing_about_a_picture_are_an_error(data, network) -
     texts = np.flatnonzero(np.array(["texts" in name for name in data.index["source"].to_pylist()]))
     with pytest.raises(UserError, match="no row asks about a picture"):
         evaluate_rows(reader(Reader, network), data, texts, limit=0)
+
+
+def test_the_job_judges_an_exported_model(data, network, tmp_path: Path) -> None:
+    recipe = UniMedVLRecipe(PRESETS[TINY])
+    recipe.export(network, tmp_path / "model")
+    job = script("evaluate_unimedvl")
+    options = job.EvaluateUnimedvl(
+        model=str(tmp_path / "model"),
+        data=data.folder.uri,
+        split="val",
+        limit=2,
+        text=TextSettings(max_new_tokens=4, do_sample=False),
+        drawing=DrawingSettings(num_timesteps=3),
+        out=str(tmp_path / "judged"),
+        storage=str(tmp_path),
+    )
+    outcome = job.main(options)
+    assert "answers: 2 of" in outcome.text and "pictures: 2 of" in outcome.text
+    assert {"exact", "psnr", "psnr_gain"} <= outcome.data["figures"].keys()
+    assert (tmp_path / "judged" / "pictures.png").exists()
