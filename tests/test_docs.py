@@ -125,7 +125,7 @@ def begins_within_its_space(options: Any) -> None:
 @pytest.mark.parametrize("config", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
 def test_a_search_that_is_configured_begins_within_its_space(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    system = next(each for each in ("lung", "clip", "vitp") if each in config)
+    system = next(each for each in ("lung", "clip", "vitp", "unimedvl") if each in config)
     content = yaml.safe_load((ROOT / "configs" / config).read_text("utf-8"))
     if "search" in content:
         data = ["--data-dir", "IMAGES"] if system == "clip" else ["--data", "PREPARED"]
@@ -137,7 +137,7 @@ def test_a_search_that_is_configured_begins_within_its_space(config: str, monkey
 def test_options_in_the_text_exist(name: str) -> None:
     known = {option for path in (ROOT / "jobs").glob("*.py") for option in open_job(path.name).names()}
     text = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text("utf-8"), flags=re.M | re.S)
-    if name in ("docs/lung.md", "docs/vitp.md"):
+    if name in ("docs/lung.md", "docs/vitp.md", "docs/unimedvl.md"):
         text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)  # the first column names the guide's flags
     spoken = {span.split()[0] for span in re.findall(r"`(--[^`]+)`", text)} - FOREIGN
     assert {option for option in spoken if option[2:].replace("-", "_") not in known} == set()
