@@ -137,8 +137,9 @@ def caption_losses(writer: Writer, batches: Iterator[list[Record]]) -> CaptionLo
     """The loss of each report, given its picture and question."""
     patients: list[str] = []
     nll, tokens = [], []
+    device = next(writer.network.parameters()).device
     for records in batches:
-        predicted = writer.recipe.predict(writer.network, writer.recipe.encode(records, None))
+        predicted = writer.recipe.predict(writer.network, writer.recipe.encode(records, None).to(device))
         patients += [record.patient for record in records]
         nll.append(predicted["nll"].cpu().numpy())
         tokens.append(predicted["tokens"].cpu().numpy())

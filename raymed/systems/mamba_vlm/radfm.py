@@ -30,6 +30,7 @@ from raymed.data.sources.listing import (
 )
 from raymed.data.sources.table import read_cells
 from raymed.errors import UserError
+from raymed.systems.mamba_vlm.instructions import is_instructions, read_instructions
 from raymed.systems.mamba_vlm.paths import local_path
 
 USUAL_NAMES = {
@@ -130,7 +131,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 def list_reports(
     files: Mapping[str, Path], settings: CaptionSettings, prompts: tuple[str, ...], roots: tuple[Path, ...]
 ) -> Listing:
-    """The reports of CSV files: a study for each picture, a slice for each report about it.
+    """The reports of CSV or instruction files: a study for each picture, a slice for each report about it.
 
     Args:
         files: of each split; one file under `WHOLE` is divided later.
@@ -146,7 +147,9 @@ def list_reports(
     for split, path in files.items():
         if not path.is_file():
             raise UserError(f"{path}: {absence(path)}")
-        for line, cells in read_cells(path, USUAL_NAMES, ("answer",), vars(settings.columns), {}):
+        columns = vars(settings.columns)
+        lines = read_instructions(path) if is_instructions(path) else read_cells(path, USUAL_NAMES, ("answer",), columns, {})
+        for line, cells in lines:
             if "image" not in cells and "image_id" not in cells:
                 raise UserError(
                     f"{path}:1: no column image_path or image_id. Say which one it is with --columns.image NAME, or "

@@ -32,7 +32,7 @@ class ReportFileOptions:
     """Which files.
 
     Attributes:
-        source: a CSV of reports that is divided by patient.
+        source: a CSV of reports, or a JSON or JSONL of instructions, that is divided by patient.
         train_csv: a CSV of the reports to learn from; with it, the files are the split.
         val_csv: a CSV of the reports to validate on.
         test_csv: a CSV of the reports to test on.

@@ -143,3 +143,32 @@ def test_a_prompt_file_without_questions_is_an_error(tmp_path: Path, content: st
 def test_both_keys_of_a_prompt_file_are_read(tmp_path: Path, key: str) -> None:
     (tmp_path / "prompt.json").write_text("\ufeff" + json.dumps({key: ["请描述。", " Describe. "]}), encoding="utf-8")
     assert read_prompts(tmp_path / "prompt.json") == ("请描述。", "Describe.")
+
+
+def test_instructions_give_the_same_reports_as_a_csv(tmp_path: Path) -> None:
+    files(tmp_path, "a.png")
+    table = csv(tmp_path, "image,question,answer,patient_id", "a.png,What is seen?,Clear.,A")
+    turns = [{"from": "human", "value": "<image>\nWhat is seen?"}, {"from": "gpt", "value": "Clear."}]
+    entry = json.dumps({"image": "a.png", "conversations": turns, "patient_id": "A"})
+    (tmp_path / "lines.jsonl").write_text(f"{entry}\n")
+    (tmp_path / "list.json").write_text(f"[{entry}]")
+    of_csv, *others = (listed(path) for path in (table, tmp_path / "lines.jsonl", tmp_path / "list.json"))
+    for other in others:
+        assert [(study.patient, study.slices[0].path, study.slices[0].messages) for study in other.studies] == [
+            (study.patient, study.slices[0].path, study.slices[0].messages) for study in of_csv.studies
+        ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"image": ["a.png", "b.png"]}, "2 <image> marks|0 <image> marks|2 pictures"),
+        ({"conversations": [{"from": "human", "value": "Well?"}]}, "no answer"),
+        ({"conversations": [{"from": "human", "value": "Well?"}, {"from": "gpt", "value": " "}]}, "an empty answer"),
+    ],
+)
+def test_an_instruction_that_is_no_report_is_an_error_with_its_line(tmp_path: Path, changes: dict, reason: str) -> None:
+    turns = [{"from": "human", "value": "Well?"}, {"from": "gpt", "value": "Clear."}]
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"image": "a.png", "conversations": turns} | changes))
+    with pytest.raises(UserError, match=rf"lines\.jsonl:1: .*({reason})"):
+        listed(tmp_path / "lines.jsonl")

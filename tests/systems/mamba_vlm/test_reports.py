@@ -32,6 +32,7 @@ def chest(number: int) -> np.ndarray:
 
 
 def volumes(folder: Path, count: int) -> None:
+    folder.mkdir(exist_ok=True)
     for number in range(count):
         write_nifti(folder / f"P{number}_20260101_0000.nii.gz", hu=chest(number))
 
@@ -67,6 +68,17 @@ def test_two_files_are_the_split_and_identical_pixels_across_them_are_an_error(t
     (tmp_path / "P5_20260101_0000.nii.gz").write_bytes((tmp_path / "P0_20260101_0000.nii.gz").read_bytes())
     with pytest.raises(UserError, match=r"(?s)P0.*P5"):
         prepare_reports(files, str(tmp_path / "out"), SETTINGS)
+
+
+def test_under_pseudonyms_no_file_of_the_prepared_data_names_a_patient_and_the_split_stays(tmp_path: Path) -> None:
+    volumes(tmp_path / "source", 6)
+    source = tmp_path / "source"
+    files = ReportFiles({"train": table(source, "train.csv", range(4)), "val": table(source, "val.csv", range(4, 6))})
+    settings = replace(SETTINGS, pseudonymise=str(tmp_path / "keys" / "hospital.key"))
+    prepared = prepare_reports(files, str(tmp_path / "out"), settings).prepared
+    assert [len(prepared.rows(split)) for split in ("train", "val")] == [4, 2]
+    written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(f"P{number}_2026".encode() in content for content in written for number in range(6))
 
 
 def test_phantom_reports_are_prepared_through_the_same_files_that_users_have(tmp_path: Path) -> None:
