@@ -11,9 +11,11 @@ command goes on with an interrupted search.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 from raymed.job.job import Outcome, run
+from raymed.systems.mamba_vlm.options import small_without_data
 from raymed.systems.mamba_vlm.overnight_options import GUIDE, OvernightOptions
 
 
@@ -46,4 +48,4 @@ def main(options: OvernightOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(OvernightOptions, main, aliases=GUIDE)
+    run(OvernightOptions, main, aliases=GUIDE, defaults=small_without_data(sys.argv))

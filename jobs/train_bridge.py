@@ -11,9 +11,10 @@ with an interrupted run.
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 from raymed.job.job import Outcome, run
-from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge
+from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge, small_without_data
 from raymed.tuning.budget import Budget
 
 
@@ -35,4 +36,4 @@ def main(options: TrainBridge) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(TrainBridge, main, aliases=GUIDE)
+    run(TrainBridge, main, aliases=GUIDE, defaults=small_without_data(sys.argv))

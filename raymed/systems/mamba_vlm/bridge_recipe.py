@@ -21,9 +21,10 @@ from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, Trainin
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.language_model import LanguageModel, embedding_table
 from raymed.systems.mamba_vlm.pretraining import TEMPERATURE, BridgePretraining, Objective
-from raymed.systems.mamba_vlm.recipe import WEIGHTS, intensity_of
+from raymed.systems.mamba_vlm.recipe import WEIGHTS, intensity_of, reading_of
 from raymed.systems.mamba_vlm.records import read_reports
 from raymed.systems.mamba_vlm.settings import BridgeSettings, LanguageSettings, VisionSettings
+from raymed.systems.mamba_vlm.slices import Reading
 from raymed.systems.mamba_vlm.vision import encoder_plan
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class BridgeRecipe:
     """The recipe `mamba_bridge`. Build it with `for_data`.
 
     Attributes:
-        size: side of the pictures, in pixels.
+        reading: how pictures were read from files, their size among it.
         intensity: what the pictures' bytes mean.
         vision: the encoder, and which of its tokens are used.
         bridge: from its map to visual tokens.
@@ -52,7 +53,7 @@ class BridgeRecipe:
         max_text_len: most tokens of a report that `contrast` reads.
     """
 
-    size: int
+    reading: Reading
     intensity: Intensity = field(default_factory=Intensity)
     vision: VisionSettings = field(default_factory=VisionSettings)
     bridge: BridgeSettings = field(default_factory=BridgeSettings)
@@ -67,7 +68,7 @@ class BridgeRecipe:
         Raises:
             UserError: they are no reports, or a model is missing.
         """
-        recipe = cls(prepared.size, intensity_of(prepared), **settings)
+        recipe = cls(reading_of(prepared), intensity_of(prepared), **settings)
         recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
         encoder_plan(recipe.vision)
         LanguageModel.find(recipe.language)
@@ -82,7 +83,7 @@ class BridgeRecipe:
         """
         settings = read_settings(folder, "mamba_bridge")
         return cls(
-            size=settings["size"],
+            reading=Reading.from_dict(settings["reading"]),
             intensity=Intensity(**settings["intensity"]),
             vision=VisionSettings(**settings["vision"]),
             bridge=BridgeSettings(**settings["bridge"]),
@@ -117,7 +118,7 @@ class BridgeRecipe:
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
         """The arguments of `BridgePretraining.forward`. What is hidden of a picture is drawn anew in each epoch."""
         ids = [record.id for record in records]
-        reports = read_reports(records, self.size, self.intensity, self.vision.reads_masks)
+        reports = read_reports(records, self.reading.image.size, self.intensity, self.vision.reads_masks)
         tensors = {"pictures": reports.pictures}
         if reports.mask is not None:
             tensors["mask"] = reports.mask
@@ -172,7 +173,7 @@ class BridgeRecipe:
     def settings(self) -> dict[str, Any]:
         return {
             "recipe": self.name,
-            "size": self.size,
+            "reading": asdict(self.reading),
             "intensity": asdict(self.intensity),
             "vision": asdict(self.vision),
             "bridge": asdict(self.bridge),

@@ -16,6 +16,7 @@ from raymed.storage.folder import make_durable
 from raymed.systems.mamba_vlm.nnunet import KeyReport
 
 PARTS = ("encoder.", "bridge.", "cmi_connector.")  # what such a file holds
+LANGUAGE = "language_model."  # what it holds besides where that is trained
 _UNITS = {"0": "convs.0.conv", "1": "convs.0.norm", "3": "convs.1.conv", "4": "convs.1.norm"}  # of older encoders' stages
 
 
@@ -32,10 +33,18 @@ class GuideCheckpoint:
     values: dict[str, Any]
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Tensor], step: int, **values: Any) -> None:
+def write_checkpoint(path: Path, state: Mapping[str, Tensor], step: int, language: bool = False, **values: Any) -> None:
     """Write the encoder, bridge and interaction among a network's weights as `{step, model_state_dict, **values}`; whole or
-    not at all."""
-    weights = {key: tensor.detach().float().cpu() for key, tensor in state.items() if key.startswith(PARTS)}
+    not at all.
+
+    Args:
+        language: the language model's weights too, which are trained; its adapters are always written.
+    """
+    weights = {
+        key: tensor.detach().float().cpu()
+        for key, tensor in state.items()
+        if key.startswith(PARTS) or (key.startswith(LANGUAGE) and (language or ".lora_" in key))
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     torch.save({"step": step, "model_state_dict": weights, **values}, partial)
@@ -67,12 +76,17 @@ def read_checkpoint(path: Path) -> GuideCheckpoint:
 
 
 def load_into(module: nn.Module, checkpoint: GuideCheckpoint, path: Path) -> KeyReport:
-    """Load a checkpoint's weights; only an interaction that it lacks may be missing, and keeps its random weights.
+    """Load a checkpoint's weights; only an interaction that it lacks may be missing, and keeps its random weights. Those of
+    a language model that it holds are loaded too.
 
     Raises:
         UserError: other weights are missing, unknown or of another shape, or none fits.
     """
-    expected = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(PARTS)}
+    expected = {
+        key: tensor
+        for key, tensor in module.state_dict().items()
+        if key.startswith(PARTS) or (key.startswith(LANGUAGE) and key in checkpoint.weights)
+    }
     known = {key: tensor for key, tensor in checkpoint.weights.items() if key in expected}
     missing = tuple(key for key in expected if key not in known)
     unexpected = tuple(key for key in checkpoint.weights if key not in expected)

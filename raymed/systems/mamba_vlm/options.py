@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -32,19 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("raymed")
 
 PATHS = Path("config/paths.yaml")  # of the guide, below the working folder
+SMALL = Path(__file__).parents[3] / "configs" / "mamba_phantoms.yaml"
+DATA = {"--data", "--paths", "--csv", "--config"}  # words that name data of one's own, or a file that may
 PHANTOMS = PhantomSettings(patients=160, size=64, slices=(8, 8), difficulty=0.1)
-SMALL: dict[str, Any] = {
-    "vision.preset": "tiny",
-    "vision.output_stage": 2,
-    "vision.target_side": 8,
-    "bridge.max_visual_tokens": 16,
-    "language.path": None,
-    "train.epochs": 12,
-    "train.global_batch": 8,
-    "train.micro_batch": 8,
-    "train.lr": 3e-3,
-}
-
 # What the guide's flags are called here.
 GUIDE = {
     "epochs": Alias("train.epochs"),
@@ -72,13 +63,18 @@ GUIDE = {
 }
 
 
+def small_without_data(words: Sequence[str]) -> Path | None:
+    """The file of settings for phantoms, where the words of a command line name no data and there is no paths.yaml."""
+    return None if PATHS.is_file() or DATA & {word.partition("=")[0] for word in words} else SMALL
+
+
 @dataclass(frozen=True, kw_only=True)
 class MambaOptions(SystemOptions):
     """Options of a run or search of the report writer.
 
     Attributes:
         data: Folder or URI of prepared reports (jobs/prepare_mamba.py); without it and without paths, phantom patients with
-            reports are made and used, and what is left at its default is made small.
+            reports are made and used, with the settings of configs/mamba_phantoms.yaml where nothing else is said.
         paths: A YAML file with the guide's keys: caption_csv_train, caption_csv_val, nnunet_encoder_checkpoint and others
             (default: config/paths.yaml, where there is one). Reports are prepared from it; flags go before it.
         phantom: The phantom patients used without data.
@@ -123,20 +119,16 @@ class MambaOptions(SystemOptions):
         return PATHS.absolute() if self.data is None and PATHS.is_file() else None
 
     def completed(self) -> Self:
-        """With what the YAML file says where nothing else was said; without data, made small enough for phantoms and a CPU.
+        """With what the YAML file says of what is left at its default.
 
         Raises:
             UserError: the file is wrong, or names a checkpoint that was not imported.
         """
-        if (file := self.paths_file) is not None:
-            return self._with(_of_paths(read_paths(file), file))
-        if self.data is not None:
-            return self
-        log.info("no --data: phantom patients, and small settings: %s", ", ".join(f"{n} {v}" for n, v in SMALL.items()))
-        return self._with(SMALL)
+        file = self.paths_file
+        return self if file is None else self.with_undecided(_of_paths(read_paths(file), file))
 
-    def _with(self, values: dict[str, Any]) -> Self:
-        """With these values of what is left at its default."""
+    def with_undecided(self, values: Mapping[str, Any]) -> Self:
+        """With these values, by dotted names, of what is left at its default."""
         defaults, completed = type(self)(), self
         for name, value in values.items():
             if hasattr(self, name.partition(".")[0]) and get_setting(self, name) == get_setting(defaults, name):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raymed.errors import RunError
+from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_BEST, STAGE_2_FINAL
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
@@ -19,8 +19,6 @@ from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
 from raymed.training.spec import RunSpec
 from raymed.training.state import read_state
-
-log = logging.getLogger("raymed")
 
 LOG, CONFIG = "stage2_train_log.csv", "stage2_config.json"
 COLUMNS = ("step", "epoch", "caption_loss")
@@ -33,7 +31,7 @@ def write_stage_1(spec: RunSpec, best: str, folder: Path) -> list[str]:
     Args:
         best: address of the run's best checkpoint.
     """
-    _write_both(spec, best, folder / STAGE_1_BEST, folder / STAGE_1_FINAL, {})
+    _write_both(spec, best, folder / STAGE_1_BEST, folder / STAGE_1_FINAL)
     return [f"files of stage 1: {folder / STAGE_1_BEST}, {folder / STAGE_1_FINAL}"]
 
 
@@ -45,7 +43,7 @@ def write_stage_2(spec: RunSpec, best: str, folder: Path) -> list[str]:
     """
     recipe = spec.recipe
     assert isinstance(recipe, ReportRecipe)
-    progress = _write_both(spec, best, folder / STAGE_2_BEST, folder / STAGE_2_FINAL, {"settings": recipe.settings()})
+    progress = _write_both(spec, best, folder / STAGE_2_BEST, folder / STAGE_2_FINAL)
     losses = [epoch["train_loss"] for epoch in progress.history]
     last = losses[-LAST:]
     if _config_of(folder).get("run") != spec.name:  # a finished run that is started again adds nothing
@@ -68,31 +66,32 @@ def write_stage_2(spec: RunSpec, best: str, folder: Path) -> list[str]:
     ]
 
 
-def _write_both(spec: RunSpec, best: str, best_file: Path, last_file: Path, values: Mapping[str, Any]) -> Progress:
+def _write_both(spec: RunSpec, best: str, best_file: Path, last_file: Path) -> Progress:
     """The best and the last weights; gives how far the run came."""
-    write_best(best, best_file, values)
+    write_best(best, best_file, spec.recipe)
     with tempfile.TemporaryDirectory() as temporary:
         newest = fetch_newest(spec.folder, Path(temporary))
         if newest is None:
             raise RunError(f"{spec.folder.uri} holds no whole checkpoint")
-        return _write(newest, last_file, values)
+        return _write(newest, last_file, spec.recipe)
 
 
-def write_best(best: str, file: Path, values: Mapping[str, Any]) -> None:
-    """Write the weights of a run's best checkpoint.
+def write_best(best: str, file: Path, recipe: Recipe) -> None:
+    """Write the weights of a run's best checkpoint, with the settings that they belong to.
 
     Args:
         best: its address.
-        values: what the file says besides step and val_loss.
+        recipe: the run's.
     """
     with _local(Folder.at(best)) as checkpoint:
-        _write(checkpoint, file, values)
+        _write(checkpoint, file, recipe)
 
 
-def _write(checkpoint: Path, file: Path, values: Mapping[str, Any]) -> Progress:
+def _write(checkpoint: Path, file: Path, recipe: Recipe) -> Progress:
     progress, state = Progress.read(checkpoint), read_state(checkpoint)
-    val_loss = progress.history[-1]["val_loss"]
-    write_checkpoint(file, state.module | state.averaged, progress.global_step, val_loss=val_loss, **values)
+    weights, val_loss = state.module | state.averaged, progress.history[-1]["val_loss"]
+    trained = isinstance(recipe, ReportRecipe) and not recipe.language.frozen
+    write_checkpoint(file, weights, progress.global_step, trained, val_loss=val_loss, settings=recipe.settings())
     return progress
 
 

@@ -52,7 +52,7 @@ class OvernightOptions(TrainBridge, TrainVlm):
         """As the stages' jobs complete them, but for how long and how a trial is trained, which is the search's."""
         completed = super().completed()
         if completed.data is None and completed.paths_file is None:
-            completed = completed._with(SMALL)
+            completed = completed.with_undecided(SMALL)
         train = replace(self.train, epochs=completed.epochs, micro_batch=min(self.train.micro_batch, 2))
         settings = completed.search
         if not self.no_grid:

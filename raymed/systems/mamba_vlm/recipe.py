@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from raymed.systems.mamba_vlm.network import ReportWriter
 from raymed.systems.mamba_vlm.nnunet import read_encoder_plan, write_plan
 from raymed.systems.mamba_vlm.records import read_reports
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
+from raymed.systems.mamba_vlm.slices import Reading, SliceSettings
 from raymed.systems.mamba_vlm.vision import encoder_plan
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class ReportRecipe:
     """The recipe `mamba_vlm`. Build it with `for_data`.
 
     Attributes:
-        size: side of the pictures, in pixels.
+        reading: how pictures were read from files, their size among it; a model asked about files reads them alike.
         intensity: what the pictures' bytes mean.
         vision: the encoder, and which of its tokens are used.
         bridge: from its map to visual tokens.
@@ -59,7 +60,7 @@ class ReportRecipe:
             for the encoder's own.
     """
 
-    size: int
+    reading: Reading
     intensity: Intensity = field(default_factory=Intensity)
     vision: VisionSettings = field(default_factory=VisionSettings)
     bridge: BridgeSettings = field(default_factory=BridgeSettings)
@@ -75,7 +76,7 @@ class ReportRecipe:
         Raises:
             UserError: they are no reports, or a model is missing.
         """
-        recipe = cls(prepared.size, intensity_of(prepared), **settings)
+        recipe = cls(reading_of(prepared), intensity_of(prepared), **settings)
         recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
         encoder_plan(recipe.vision)
         _language_model(recipe.language)
@@ -88,13 +89,17 @@ class ReportRecipe:
         Raises:
             UserError: the folder holds no exported model of this recipe.
         """
-        settings = read_settings(folder, "mamba_vlm")
+        return cls.of_settings(read_settings(folder, "mamba_vlm"))
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any]) -> ReportRecipe:
+        """The recipe that `settings` describes: its own, or those of stage 1."""
         return cls(
-            size=settings["size"],
+            reading=Reading.from_dict(settings["reading"]),
             intensity=Intensity(**settings["intensity"]),
             vision=VisionSettings(**settings["vision"]),
             bridge=BridgeSettings(**settings["bridge"]),
-            cmi=InteractionSettings(**settings["cmi"]),
+            cmi=InteractionSettings(**settings.get("cmi", {})),
             language=LanguageSettings(**settings["language"]),
             max_text_len=settings["max_text_len"],
         )
@@ -102,6 +107,11 @@ class ReportRecipe:
     @property
     def name(self) -> str:
         return "mamba_vlm"
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures, in pixels."""
+        return self.reading.image.size
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -194,7 +204,7 @@ class ReportRecipe:
     def settings(self) -> dict[str, Any]:
         return {
             "recipe": self.name,
-            "size": self.size,
+            "reading": asdict(self.reading),
             "intensity": asdict(self.intensity),
             "vision": asdict(self.vision),
             "bridge": asdict(self.bridge),
@@ -211,6 +221,15 @@ class ReportRecipe:
 
 
 RECIPE = ReportRecipe
+
+
+def reading_of(prepared: Prepared) -> Reading:
+    """How the pictures of prepared reports were read."""
+    described = prepared.manifest.settings
+    if "slices" not in described or "orientation" not in described:
+        raise UserError(f"{prepared.folder.uri} holds no reports: prepare them with jobs/prepare_mamba.py")
+    hounsfield = intensity_of(prepared).scheme == "plans"
+    return Reading(prepared.image, SliceSettings(**described["slices"]), described["orientation"], hounsfield)
 
 
 def intensity_of(prepared: Prepared) -> Intensity:

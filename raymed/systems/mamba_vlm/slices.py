@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image as Pillow
@@ -71,6 +71,12 @@ class Reading:
     slices: SliceSettings = field(default_factory=SliceSettings)
     orientation: str | None = None
     hounsfield: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Reading:
+        """As `asdict` gave it."""
+        image, slices = ImageSettings.from_dict(values["image"]), SliceSettings(**values["slices"])
+        return cls(image, slices, values["orientation"], values["hounsfield"])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from raymed.data.image import ImageSettings
 from raymed.data.record import Image, Message, Record
 from raymed.errors import UserError
 from raymed.recipes.exported import open_model
@@ -14,11 +15,12 @@ from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, VisionSettings
+from raymed.systems.mamba_vlm.slices import Reading
 
 SIZE = 32
 VISION = VisionSettings(preset="tiny", output_stage=2, target_side=8)
-RECIPE = ReportRecipe(SIZE, vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
-BRIDGE = BridgeRecipe(SIZE, vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
+RECIPE = ReportRecipe(Reading(ImageSettings(size=SIZE)), vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
+BRIDGE = BridgeRecipe(Reading(ImageSettings(size=SIZE)), vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
 
 
 def records(count: int = 3, mask: bool = False) -> list[Record]:
@@ -137,4 +139,4 @@ def test_a_contrast_compares_all_validation_rows_however_they_were_batched() -> 
 
 def test_pictures_of_another_size_are_refused_by_the_records_name() -> None:
     with pytest.raises(UserError, match="r0: pictures of 64 x 64"):
-        replace(RECIPE, size=64).encode(records(), None)
+        replace(RECIPE, reading=Reading(ImageSettings(size=64))).encode(records(), None)

@@ -1,0 +1,33 @@
+"""The texts that a network writes about records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from raymed.data.record import Record
+from raymed.systems.mamba_vlm.captions import PROMPT_TOKENS, cut_prompt, prompt_ids
+from raymed.systems.mamba_vlm.network import ReportWriter
+from raymed.systems.mamba_vlm.recipe import ReportRecipe
+from raymed.systems.mamba_vlm.records import read_reports
+from raymed.systems.mamba_vlm.settings import GenerationSettings
+
+
+@torch.no_grad()
+def generate_texts(
+    recipe: ReportRecipe, network: ReportWriter, records: Sequence[Record], settings: GenerationSettings
+) -> list[str]:
+    """The text of each record's pictures and question, trimmed; empty where the network has nothing to say.
+
+    Encoder and bridge may be on another device than the language model. Of a question's tokens the first 128 are read, the
+    newline after it included.
+    """
+    reports = read_reports(records, recipe.size, recipe.intensity, recipe.vision.reads_masks)
+    device = next(network.encoder.parameters()).device
+    tokenizer = recipe.language_model.tokenizer
+    prompts = [cut_prompt(prompt_ids(tokenizer, question), PROMPT_TOKENS) for question in reports.questions]
+    features = network.features(reports.pictures.to(device))
+    mask = None if reports.mask is None else reports.mask.to(device)
+    texts = network.generate(prompts, features, settings, mask)
+    return [str(tokenizer.decode(text, skip_special_tokens=True)).strip() for text in texts]
