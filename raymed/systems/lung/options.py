@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
+from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
 from raymed.recipes.settings import AugmentSettings, LossSettings
 from raymed.systems.options import SystemOptions, prepare_phantoms
@@ -15,8 +15,6 @@ from raymed.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from raymed.systems.lung.recipe import LungRecipe
-
-log = logging.getLogger("raymed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +59,9 @@ class LungOptions(SystemOptions):
         from raymed.models.classifiers import family_of
         from raymed.systems.lung.recipe import LungRecipe
 
-        recipe = LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss_settings, self.augment)
         if self.model.path and self.train.lr >= TrainSettings.lr and family_of(self.model) == "internvl":
-            log.warning(
-                "train.lr %g is for small networks; InternVL with pretrained weights wants 2e-5: configs/lung_internvl.yaml",
-                self.train.lr,
+            raise UserError(
+                f"train.lr {self.train.lr:g} is for small networks from random weights and would ruin {self.model.path}: "
+                "give --config configs/guide_lung.yaml (for a search, configs/lung_internvl.yaml), or --train.lr"
             )
-        return recipe
+        return LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss_settings, self.augment)

@@ -24,13 +24,18 @@ from raymed.systems.vitp.options import VitpOptions
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize(("name", "batch", "stage"), [("vitp_medical", 128, 1), ("vitp_custom", 8, 2)])
-def test_the_published_settings_are_what_their_file_gives(name: str, batch: int, stage: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "batch", "stage", "warmup", "decay", "steps"),
+    [("vitp_medical", 128, 1, 0.2, 0.01, 0), ("guide_vitp", 8, 2, 0.0, 0.0, 8000)],
+)
+def test_the_published_settings_are_what_their_file_gives(
+    name: str, batch: int, stage: int, warmup: float, decay: float, steps: int
+) -> None:
     job = script("pretrain_vitp")
     options = parse(VitpOptions, ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--workers", "8"], script=job)
     train = options.train
-    assert (train.global_batch, train.zero_stage, train.lr, train.warmup) == (batch, stage, 2e-5, 0.2)
-    assert (train.weight_decay, train.clip, train.precision) == (0.01, 1.0, "bf16")
+    assert (train.global_batch, train.zero_stage, train.lr, train.warmup) == (batch, stage, 2e-5, warmup)
+    assert (train.weight_decay, train.clip, train.precision, train.steps) == (decay, 1.0, "bf16", steps)
     assert (options.token_drop.mode, options.token_drop.rate, options.model.drop_path) == ("code", 0.75, 0.1)
     assert (options.mixture.packing, options.mixture.max_tokens) == (False, 4096)
     assert train.global_batch % (train.micro_batch * options.workers) == 0, "every worker takes whole micro-batches"

@@ -1,0 +1,45 @@
+"""The settings of the lung guide's command, and of real patients."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from commands import script
+
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.job.command_line import parse
+from raymed.models.settings import ModelSettings
+from raymed.systems.lung.options import LungOptions
+from raymed.training.settings import TrainSettings
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def test_the_guides_command_is_what_its_file_gives() -> None:
+    options = parse(LungOptions, ["--config", str(CONFIGS / "guide_lung.yaml")], script=script("train_lung"))
+    train = options.train
+    assert (train.steps, train.global_batch, train.micro_batch, train.checkpoint_steps) == (2000, 16, 2, 500)
+    assert (train.lr, train.weight_decay, train.warmup, train.final_lr, train.precision) == (5e-5, 0.0, 0.0, 0.0, "bf16")
+    assert (options.augment.preset, options.model.drop_path, options.slices.per_patient) == ("none", 0.0, 16)
+
+
+def test_sixteen_slices_of_a_real_patient_are_used_where_nothing_else_is_said() -> None:
+    job = script("tune_lung")
+    options = parse(job.TuneLung, ["--data", "PREPARED"], defaults=CONFIGS / "tune_lung.yaml", script=job)
+    assert options.sampling.per_patient == 16
+    assert options.phantom.slices == (8, 8), "of phantom patients all, so that a first search takes minutes"
+
+
+def test_weights_of_an_internvl_are_not_ruined_by_the_learning_rate_of_small_networks(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl"}), encoding="utf-8")
+    options = LungOptions(model=ModelSettings(path=str(tmp_path)))
+    with pytest.raises(UserError, match=r"train\.lr 0\.001 .*would ruin .*configs/guide_lung\.yaml"):
+        options.recipe(prepared)
+    with pytest.raises(UserError, match="the tokenizer"):  # which this folder lacks: the learning rate is taken
+        dataclasses.replace(options, train=TrainSettings(lr=5e-5)).recipe(prepared)
