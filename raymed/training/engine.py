@@ -20,20 +20,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raymed.data.micro_batches import Division, MicroBatch
-from raymed.errors import RunError, UserError
+from raymed.errors import RunError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Predictions, Recipe
 from raymed.training.cards import take_apart
+from raymed.training.ema import AveragedWeights
 from raymed.training.heap import keep_freed_memory
 from raymed.training.means import sums_of
 from raymed.training.settings import TrainSettings
 from raymed.training.start import StartWeights
-from raymed.training.state import AVERAGED, SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
+from raymed.training.state import SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
 
 NOT_FINITE = "the loss is not finite"
 GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
@@ -120,7 +120,7 @@ class Engine:
         self._engine.checkpoint_engine.load = load_shard  # DeepSpeed's own would run code that a file brings along
         self.module.train()  # and again after every evaluation, but not in every step: it walks the whole network
         self._norms = batch_norms(self.module)
-        self._averaged = _start_average(self.module) if settings.ema else {}
+        self._averaged = AveragedWeights(self._engine, settings.ema) if settings.ema else None
         self._last_norm = 0.0
         self._unread: list[tuple[int, float, tuple[str, ...], torch.Tensor]] = []
 
@@ -171,7 +171,7 @@ class Engine:
         self._unread.append((global_step, lr, tuple(sums), totals))
         settle_batch_norms(self._norms, statistics)
         if self._averaged:
-            _update_average(self._averaged, self.module, min(self.settings.ema, (1 + global_step) / (10 + global_step)))
+            self._averaged.update(global_step)
 
     def read(self) -> list[StepFigures]:
         """The figures of the steps since the last call, in order; here a device is waited for.
@@ -205,7 +205,7 @@ class Engine:
     def evaluating(self) -> Iterator[None]:
         """The network in evaluation mode with the averaged weights, where there are any."""
         self.module.eval()
-        with _swapped(self.module, self._averaged):
+        with self._swapped():
             yield
         self.module.train()
 
@@ -214,7 +214,7 @@ class Engine:
         import deepspeed
 
         gathered = deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=self.settings.zero_stage == 3)
-        with gathered, _swapped(self.module, self._averaged):
+        with self._swapped(), gathered:
             if self.worker == 0:
                 self.recipe.export(self.module, folder)
         dist.barrier()
@@ -222,8 +222,8 @@ class Engine:
     def save(self, folder: Path) -> None:
         """Write this worker's part of the training state."""
         self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False)
-        if self._averaged and self.worker == 0:
-            save_file(self._averaged, folder / AVERAGED)
+        if self._averaged:
+            self._averaged.save(folder)
 
     def load(self, folder: Path) -> None:
         """Go on from a training state that `save` wrote; bit-equal where ZeRO stage and number of workers are the same.
@@ -240,7 +240,7 @@ class Engine:
             raise RunError(f"DeepSpeed cannot load the checkpoint in {folder}")
         settle_kernel(self._engine.optimizer.optimizer)
         if self._averaged:
-            self._averaged = load_file(folder / AVERAGED, device=str(self.device))
+            self._averaged.load(folder)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from a training state in one piece, whatever ZeRO stage and number of workers it comes from.
@@ -250,9 +250,10 @@ class Engine:
         """
         restore(self._engine, state)
         if self._averaged:
-            if not state.averaged:
-                raise UserError("the checkpoint holds no averaged weights: train on with train.ema 0, or start again")
-            self._averaged = {name: value.to(self.device) for name, value in state.averaged.items()}
+            self._averaged.set(state.averaged)
+
+    def _swapped(self) -> contextlib.AbstractContextManager[None]:
+        return self._averaged.swapped() if self._averaged else contextlib.nullcontext()
 
     def greatest(self, value: int) -> int:
         """The greatest of the workers' values."""
@@ -373,34 +374,3 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _averageable(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What is averaged: trained parameters, and running statistics, which belong to them."""
-    yield from ((name, value) for name, value in module.named_parameters() if value.requires_grad)
-    yield from ((name, value) for name, value in module.named_buffers() if value.is_floating_point())
-
-
-def _start_average(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().float().clone() for name, value in _averageable(module)}
-
-
-@torch.no_grad()
-def _update_average(averaged: dict[str, torch.Tensor], module: nn.Module, decay: float) -> None:
-    values = {name: value.detach().float() for name, value in _averageable(module)}
-    if values:
-        torch._foreach_lerp_([averaged[name] for name in values], list(values.values()), 1 - decay)
-
-
-@contextlib.contextmanager
-def _swapped(module: nn.Module, averaged: dict[str, torch.Tensor]) -> Iterator[None]:
-    """The averaged weights, where there are any, in place of the module's own, for a while."""
-    own = dict(_averageable(module)) if averaged else {}
-    kept = {name: value.data for name, value in own.items()}
-    for name, value in own.items():
-        value.data = averaged[name].to(value.dtype)
-    try:
-        yield
-    finally:
-        for name, value in own.items():
-            value.data = kept[name]

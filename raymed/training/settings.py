@@ -30,7 +30,7 @@ class TrainSettings:
         warmup: Share of all steps over which the learning rate rises linearly.
         final_lr: Learning rate at the end of the cosine, as a share of the peak.
         clip: Largest gradient norm (0 = no clipping).
-        ema: Decay of the averaged weights that are evaluated and kept (0 = off; not with ZeRO 3).
+        ema: Decay of the averaged weights that are evaluated and kept (0 = off).
         zero_stage: DeepSpeed ZeRO stage, 1, 2 or 3.
         precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them;
             `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
@@ -85,8 +85,6 @@ class TrainSettings:
                 f"train.warmup {self.warmup:g} and train.final_lr {self.final_lr:g} are shares (of all steps, of train.lr): "
                 f"from 0 to 1; train.ema {self.ema:g} is below 1"
             )
-        if self.ema and self.zero_stage == 3:
-            raise UserError("train.ema needs whole parameters on every worker: use train.zero_stage 1 or 2, or train.ema 0")
 
     @property
     def counted(self) -> Literal["epoch", "global_step"]:

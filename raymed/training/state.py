@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 WHOLE = "training_state.pt"  # in place of shards: a state that was put together before
 SHARDS = "state"  # folder of DeepSpeed's shards within a checkpoint
-AVERAGED = "ema.safetensors"
+AVERAGED = "ema.safetensors"  # whole, in checkpoints of before they were shared out among workers
 MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = 1 + len(MOMENTS)  # of buffers in a shard
+EMA = "averaged"  # beside them in a shard, where there are any
 
 Tensors = dict[str, torch.Tensor]
 
@@ -89,14 +91,18 @@ def read_state(folder: Path) -> TrainingState:
     shards = _optimizer_shards(folder)
     first = networks[0]
     sharded = "fp32_flat_groups" in shards[0]
-    weights, exp_avg, exp_avg_sq = (_gather_rows if sharded else _gather_slices)(shards, first["param_shapes"])
+    buffers: Tensors = {}
+    if averaged_shard(folder, 0).is_file():
+        for worker, shard in enumerate(shards):
+            shard[EMA], buffers = split_shard(load_file(averaged_shard(folder, worker)))
+    weights, exp_avg, exp_avg_sq, *more = (_gather_rows if sharded else _gather_slices)(shards, first["param_shapes"])
     module: Tensors = dict(first["module"])
     if sharded:  # the frozen parameters too
         for name, shape in first["frozen_param_shapes"].items():
             module[name] = _joined([network["frozen_param_fragments"][name] for network in networks], shape)
     module |= weights
     module |= {name: module[owner] for name, owner in first["shared_params"].items()}
-    averaged = load_file(folder / AVERAGED) if (folder / AVERAGED).is_file() else {}
+    averaged = more[0] | buffers if more else load_file(folder / AVERAGED) if (folder / AVERAGED).is_file() else {}
     return TrainingState(module, exp_avg, exp_avg_sq, averaged, first["global_steps"], first["lr_scheduler"])
 
 
@@ -112,7 +118,7 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
     module, zero, sharded = engine.module, engine.optimizer, engine.zero_optimization_stage() == 3
     state.check(module)
     # AdamW makes its state in its first step; here it must be there to be filled.
-    for flat in zero.fp32_partitioned_groups_flat if sharded else zero.single_partition_of_fp32_groups:
+    for flat in partitions(engine):
         step = torch.tensor(float(state.step))
         zero.optimizer.state[flat] = {"step": step} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
     settle_kernel(zero.optimizer)
@@ -134,6 +140,34 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
     for group, lr in zip(zero.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
     engine.global_steps = state.step
+
+
+def partitions(engine: DeepSpeedEngine) -> list[torch.Tensor]:
+    """The fp32 weights that this worker trains: flat buffers, each of a piece of the parameters."""
+    zero = engine.optimizer
+    flats = (
+        zero.fp32_partitioned_groups_flat if engine.zero_optimization_stage() == 3 else zero.single_partition_of_fp32_groups
+    )
+    return list(flats)
+
+
+@torch.no_grad()
+def set_weights(engine: DeepSpeedEngine, weights: Tensors) -> None:
+    """Put whole weights of all trained parameters into the optimizer's fp32 partitions."""
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            _set(parameter, weights[name].to(engine.device), None, engine)
+
+
+def averaged_shard(folder: Path, worker: int) -> Path:
+    """A worker's averaged weights in a checkpoint: by number its flat buffers, and by `buffer.NAME` the network's."""
+    return folder / f"ema-{worker:03d}.safetensors"
+
+
+def split_shard(tensors: Tensors) -> tuple[list[torch.Tensor], Tensors]:
+    """The flat buffers of `averaged_shard`, in order, and the network's buffers by name."""
+    buffers = {name.removeprefix("buffer."): value for name, value in tensors.items() if name.startswith("buffer.")}
+    return [tensors[str(place)] for place in range(len(tensors) - len(buffers))], buffers
 
 
 def settle_kernel(optimizer: torch.optim.AdamW) -> None:
@@ -160,11 +194,11 @@ def _set(parameter: Any, value: torch.Tensor, moment: str | None, engine: DeepSp
     engine.optimizer.set_local_hp_param(padded.narrow(0, engine.global_rank * length, length), parameter, moment)
 
 
-def _gather_slices(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> tuple[Tensors, Tensors, Tensors]:
+def _gather_slices(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> list[Tensors]:
     """ZeRO 1 and 2: a group's parameters stand one after the other in a buffer of which every worker holds one piece."""
-    gathered: tuple[Tensors, Tensors, Tensors] = ({}, {}, {})
+    gathered: list[Tensors] = [{} for _ in range(KINDS + (EMA in shards[0]))]
     for group, named in enumerate(shapes):
-        pieces = [_flat(shard["single_partition_of_fp32_groups"], shard["base_optimizer_state"], group) for shard in shards]
+        pieces = [_flat(shard, "single_partition_of_fp32_groups", "base_optimizer_state", group) for shard in shards]
         places = [shard["param_slice_mappings"][group] for shard in shards]
         for name, shape in named.items():
             held = [(flat, place[name]) for flat, place in zip(pieces, places, strict=True) if name in place]
@@ -173,11 +207,11 @@ def _gather_slices(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Si
     return gathered
 
 
-def _gather_rows(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> tuple[Tensors, Tensors, Tensors]:
+def _gather_rows(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> list[Tensors]:
     """ZeRO 3: every parameter is cut into equal pieces, one a worker, the last ones padded."""
-    gathered: tuple[Tensors, Tensors, Tensors] = ({}, {}, {})
+    gathered: list[Tensors] = [{} for _ in range(KINDS + (EMA in shards[0]))]
     for group, named in enumerate(shapes):
-        pieces = [_flat(shard["fp32_flat_groups"], shard["optimizer_state_dict"], group) for shard in shards]
+        pieces = [_flat(shard, "fp32_flat_groups", "optimizer_state_dict", group) for shard in shards]
         start = 0
         for name, shape in named.items():
             length = -(-shape.numel() // len(shards))
@@ -187,8 +221,10 @@ def _gather_rows(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size
     return gathered
 
 
-def _flat(weights: list[torch.Tensor], optimizer: dict[str, Any], group: int) -> tuple[torch.Tensor, ...]:
-    return (weights[group], *(optimizer["state"][group][moment] for moment in MOMENTS))
+def _flat(shard: dict[str, Any], weights: str, optimizer: str, group: int) -> tuple[torch.Tensor, ...]:
+    """A group's flat buffers: weights, the two moments, and, where there are any, averaged weights."""
+    moments = (shard[optimizer]["state"][group][moment] for moment in MOMENTS)
+    return (shard[weights][group], *moments, *([shard[EMA][group]] if EMA in shard else []))
 
 
 def _joined(pieces: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:

@@ -41,7 +41,7 @@ def describe(search: Search) -> Outcome:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)
-    state += 4.0 * trained if spec.train.ema else 0.0  # the averaged weights, whole on every worker
+    state += 4.0 * trained / each.workers if spec.train.ema else 0.0  # the averaged weights, shared out like the moments
     validation = len(spec.rows(prepared, "val"))
     for count in (each.min_workers, each.workers):
         divided = division(spec.recipe, module, spec.train, count)

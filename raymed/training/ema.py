@@ -1,0 +1,118 @@
+"""Averaged weights (EMA): each worker averages the fp32 weights that ZeRO gave it to train, and no worker holds them all.
+
+They follow the optimizer's fp32 weights, also where the network computes in bf16. Running statistics of batch norms, which
+belong to the weights, are averaged too; they are small, and the same on every worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from raymed.errors import UserError
+from raymed.training.state import AVERAGED, Tensors, averaged_shard, partitions, set_weights, split_shard
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+class AveragedWeights:
+    """The running average of a network's weights, one partition on each worker. All workers call every method together."""
+
+    def __init__(self, engine: DeepSpeedEngine, decay: float) -> None:
+        """Begin with the weights as they are.
+
+        Args:
+            decay: share of the average that a step keeps, once there were steps enough.
+        """
+        self._engine, self._decay = engine, decay
+        self._flats = [flat.detach().clone() for flat in partitions(engine)]
+        self._buffers = {name: value.float().clone() for name, value in self._running()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take up the weights after step `step`, from 0; the average follows faster in the first steps."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._flats, [flat.detach() for flat in partitions(self._engine)], share)
+        for name, value in self._running():
+            self._buffers[name].lerp_(value.float(), share)
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The average in the place of the network's weights, and these in its place, for a while."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def save(self, folder: Path) -> None:
+        """Write this worker's part."""
+        flats = {str(place): flat for place, flat in enumerate(self._flats)}
+        save_file(flats | {f"buffer.{name}": value for name, value in self._buffers.items()}, self._file(folder))
+
+    def load(self, folder: Path) -> None:
+        """Go on with what `save` wrote under the same ZeRO stage and number of workers.
+
+        Raises:
+            UserError: the checkpoint holds no averaged weights.
+        """
+        if not self._file(folder).is_file():  # of before they were shared out, or there are none
+            self.set(load_file(folder / AVERAGED) if (folder / AVERAGED).is_file() else {})
+            return
+        flats, buffers = split_shard(load_file(self._file(folder), device=str(self._engine.device)))
+        for flat, value in zip(self._flats, flats, strict=True):
+            flat.copy_(value)
+        self._buffers = buffers
+
+    @torch.no_grad()
+    def set(self, averaged: Tensors) -> None:
+        """Go on with whole averaged weights by name, whatever stage and number of workers they come from.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not averaged:
+            raise UserError("the checkpoint holds no averaged weights: train on with train.ema 0, or start again")
+        own = [flat.detach().clone() for flat in partitions(self._engine)]
+        set_weights(self._engine, averaged)  # by way of the optimizer's weights, which know their places
+        for flat, current, kept in zip(self._flats, partitions(self._engine), own, strict=True):
+            flat.copy_(current.detach())
+            current.data.copy_(kept)
+        self._buffers = {name: averaged[name].to(value.device) for name, value in self._buffers.items()}
+
+    def _running(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((name, value) for name, value in self._engine.module.named_buffers() if value.is_floating_point())
+
+    def _file(self, folder: Path) -> Path:
+        return averaged_shard(folder, self._engine.global_rank)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for flat, current in zip(self._flats, partitions(self._engine), strict=True):
+            kept = current.detach().clone()  # one partition at a time
+            current.data.copy_(flat)
+            flat.copy_(kept)
+        for name, value in self._running():
+            kept = value.float().clone()
+            value.copy_(self._buffers[name])
+            self._buffers[name].copy_(kept)
+        _spread(self._engine)
+
+
+def _spread(engine: DeepSpeedEngine) -> None:
+    """Bring the network's weights up to date with the optimizer's, as DeepSpeed does at the end of a step."""
+    zero = engine.optimizer
+    if engine.zero_optimization_stage() < 3:
+        zero.update_lp_params()
+        return
+    zero._partition_all_parameters()
+    for number in range(len(zero.fp32_partitioned_groups_flat)):
+        zero._reassign_or_swap_out_partitioned_parameters(number)
+    if zero.persistent_parameters:
+        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
