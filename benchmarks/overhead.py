@@ -35,9 +35,10 @@ from raymed.storage.folder import Folder
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.systems.options import prepare_phantoms
 from raymed.training.checkpoint import Progress, fetch_newest
-from raymed.training.engine import TrainSettings, deepspeed_config
 from raymed.training.fit import fit, resources
+from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.training.zero import deepspeed_config
 
 
 def main(

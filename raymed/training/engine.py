@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,10 +33,10 @@ from raymed.training.means import sums_of
 from raymed.training.settings import TrainSettings
 from raymed.training.start import StartWeights
 from raymed.training.state import SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
+from raymed.training.zero import check_offload, deepspeed_config
 
 NOT_FINITE = "the loss is not finite"
 GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
-LARGEST_BUCKET = 500_000_000  # numbers that DeepSpeed sums over workers at once; it makes room for all of them
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
@@ -91,6 +90,7 @@ class Engine:
         self.workers, self.worker = dist.get_world_size(), dist.get_rank()
         timeout = timedelta(seconds=settings.collective_seconds)
         self._host = take_apart(device, timeout) if device.type == "cuda" and self.workers > 1 else None
+        check_offload(settings, device)
         torch.manual_seed(seed)
         module = recipe.build().to(device)
         if start is not None:
@@ -308,46 +308,6 @@ def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers
     # The last global batch of an epoch may hold just one group's packs, where a whole one is cut into smaller groups.
     divided.check(min(settings.global_batch, settings.norm_group))
     return divided
-
-
-def deepspeed_config(settings: TrainSettings, device: torch.device, workers: int, trained: int) -> dict[str, Any]:
-    """DeepSpeed's configuration; accumulation is ours, because the last global batch of an epoch may be smaller.
-
-    Args:
-        trained: numbers in all trained parameters.
-    """
-    computed = arithmetic(settings.precision, device)
-    on_gpu, several = device.type == "cuda", workers > 1
-    return {
-        "train_micro_batch_size_per_gpu": settings.micro_batch,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": settings.clip,
-        # A gradient that is not finite leaves weights and moments alone, and `Engine.step` says so.
-        "bf16": {"enabled": computed == "bf16", "check_grad_overflow": True},
-        # No module's gradients are sent in bf16: their sum over workers stays exact to fp32. Over the micro-batches of one
-        # worker bf16 weights add theirs up in bf16, so few large micro-batches are the more exact.
-        "torch_autocast": {
-            "enabled": computed == "amp",
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
-        **({"communication_data_type": "fp32"} if several else {}),  # alone, gradients would be cast there and back
-        "zero_optimization": {
-            "stage": settings.zero_stage,
-            # ZeRO 1 sums gradients in the update itself, when there is nothing left to overlap with.
-            "overlap_comm": on_gpu and several and settings.zero_stage > 1,
-            "reduce_bucket_size": min(LARGEST_BUCKET, trained),
-        },
-        "zero_allow_untested_optimizer": True,
-        # torch's AdamW needs nothing compiled; on a GPU its fused kernel updates a group at once.
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": settings.lr, "weight_decay": settings.weight_decay, "torch_adam": True, "fused": on_gpu},
-        },
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
 
 
 def prepare_process(device: torch.device) -> None:

@@ -9,7 +9,16 @@ from raymed.errors import UserError
 from raymed.models.settings import Precision
 
 # of TrainSettings: how, not what
-HOW = ("micro_batch", "zero_stage", "log_steps", "checkpoint_steps", "stall_minutes", "storage_minutes")
+HOW = (
+    "micro_batch",
+    "zero_stage",
+    "offload",
+    "offload_path",
+    "log_steps",
+    "checkpoint_steps",
+    "stall_minutes",
+    "storage_minutes",
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,10 @@ class TrainSettings:
         clip: Largest gradient norm (0 = no clipping).
         ema: Decay of the averaged weights that are evaluated and kept (0 = off).
         zero_stage: DeepSpeed ZeRO stage, 1, 2 or 3.
+        offload: Where the optimizer's weights and moments are kept, and under ZeRO 3 the network's weights between their
+            uses: on the GPU (none), in the machine's memory (cpu), or, under ZeRO 3, on its disk (nvme). It makes room on
+            the GPU, and steps slower.
+        offload_path: Folder on an NVMe disk of every worker's machine, for `offload nvme`.
         precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them;
             `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
             Devices without them compute in fp32.
@@ -61,6 +74,8 @@ class TrainSettings:
     clip: float = 1.0
     ema: float = 0.0
     zero_stage: Literal[1, 2, 3] = 1
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    offload_path: str = ""
     precision: Precision = "auto"
     monitor: str = "val_loss"
     patience: int = 0
@@ -85,6 +100,15 @@ class TrainSettings:
                 f"train.warmup {self.warmup:g} and train.final_lr {self.final_lr:g} are shares (of all steps, of train.lr): "
                 f"from 0 to 1; train.ema {self.ema:g} is below 1"
             )
+        if self.offload == "nvme":
+            if self.zero_stage < 3:
+                raise UserError("train.offload nvme is for train.zero_stage 3: DeepSpeed keeps the others' states in memory")
+            if not self.offload_path:
+                raise UserError("train.offload nvme needs train.offload_path, a folder on an NVMe disk of every machine")
+            if self.ema:
+                raise UserError("train.ema averages weights that train.offload nvme keeps on a disk: use cpu, or ema 0")
+        if self.offload_path and self.offload != "nvme":
+            raise UserError(f"train.offload_path {self.offload_path} is for train.offload nvme: leave it out")
 
     @property
     def counted(self) -> Literal["epoch", "global_step"]:

@@ -16,9 +16,10 @@ from raymed.errors import RunError, UserError
 from raymed.models import precision
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
 from raymed.training.cards import refuse_shared
-from raymed.training.engine import Engine, deepspeed_config, learning_rate, prepare_process
+from raymed.training.engine import Engine, learning_rate, prepare_process
 from raymed.training.settings import TrainSettings
 from raymed.training.state import settle_kernel
+from raymed.training.zero import deepspeed_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -1,0 +1,88 @@
+"""DeepSpeed's configuration: ZeRO's stage, precision, and what is kept out of the GPUs' memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raymed.errors import UserError
+from raymed.models.precision import arithmetic
+from raymed.training.settings import TrainSettings
+
+LARGEST_BUCKET = 500_000_000  # numbers that DeepSpeed sums over workers at once; it makes room for all of them
+
+
+def deepspeed_config(settings: TrainSettings, device: torch.device, workers: int, trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration; accumulation is ours, because the last global batch of an epoch may be smaller.
+
+    Args:
+        trained: numbers in all trained parameters.
+    """
+    computed = arithmetic(settings.precision, device)
+    on_gpu, several = device.type == "cuda", workers > 1
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": settings.clip,
+        # A gradient that is not finite leaves weights and moments alone, and `Engine.step` says so.
+        "bf16": {"enabled": computed == "bf16", "check_grad_overflow": True},
+        # No module's gradients are sent in bf16: their sum over workers stays exact to fp32. Over the micro-batches of one
+        # worker bf16 weights add theirs up in bf16, so few large micro-batches are the more exact.
+        "torch_autocast": {
+            "enabled": computed == "amp",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        **({"communication_data_type": "fp32"} if several else {}),  # alone, gradients would be cast there and back
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            # ZeRO 1 sums gradients in the update itself, when there is nothing left to overlap with.
+            "overlap_comm": on_gpu and several and settings.zero_stage > 1,
+            "reduce_bucket_size": min(LARGEST_BUCKET, trained),
+            **_offload(settings),
+        },
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW needs nothing compiled, as DeepSpeed's own for offloaded weights would; its fused kernel, which CPUs
+        # have too, updates a group at once.
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": settings.lr, "weight_decay": settings.weight_decay, "torch_adam": True, "fused": on_gpu},
+        },
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def check_offload(settings: TrainSettings, device: torch.device) -> None:
+    """Refuse an offload that this worker's machine cannot do, or that saves nothing on it.
+
+    Raises:
+        UserError: no GPU, no such folder, or nothing that reads and writes it.
+    """
+    if settings.offload == "none":
+        return
+    if device.type == "cpu":
+        raise UserError(f"train.offload {settings.offload} takes load off a GPU's memory, and there is none: leave it out")
+    if settings.offload == "nvme":
+        if not Path(settings.offload_path).is_dir():
+            raise UserError(
+                f"train.offload_path {settings.offload_path} is no folder on a worker's machine: mount the disk there"
+            )
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise UserError(
+                "train.offload nvme needs DeepSpeed's async_io, which is compiled when it is first used, and there is no "
+                "libaio to compile it with: install libaio-dev and a C++ compiler on the workers, or use train.offload cpu"
+            )
+
+
+def _offload(settings: TrainSettings) -> dict[str, Any]:
+    """Where ZeRO keeps the optimizer's weights and moments, and, under stage 3, the network's weights between their uses."""
+    if settings.offload == "none":
+        return {}
+    where = {"device": settings.offload} | ({"nvme_path": settings.offload_path} if settings.offload == "nvme" else {})
+    return {"offload_optimizer": where} | ({"offload_param": where} if settings.zero_stage == 3 else {})

@@ -1,0 +1,97 @@
+"""What DeepSpeed is told to keep out of a GPU's memory, read and run by itself. There is no GPU here."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+
+from raymed.errors import UserError
+from raymed.training.engine import prepare_process
+from raymed.training.settings import TrainSettings
+from raymed.training.zero import check_offload, deepspeed_config
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"offload": "nvme"}, r"nvme is for train\.zero_stage 3"),
+        ({"offload": "nvme", "zero_stage": 3}, r"needs train\.offload_path"),
+        ({"offload": "nvme", "zero_stage": 3, "offload_path": "/nvme", "ema": 0.9}, "averages weights that"),
+        ({"offload": "cpu", "offload_path": "/nvme"}, r"/nvme is for train\.offload nvme"),
+    ],
+)
+def test_an_offload_that_makes_no_sense_is_refused_before_any_work(settings: dict, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        TrainSettings(**settings)
+
+
+@pytest.mark.slow
+def test_a_machine_that_cannot_offload_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="takes load off a GPU's memory, and there is none"):
+        check_offload(TrainSettings(offload="cpu"), CPU)
+    check_offload(TrainSettings(offload="cpu"), CUDA)
+    with pytest.raises(UserError, match="is no folder on a worker's machine"):
+        check_offload(TrainSettings(offload="nvme", zero_stage=3, offload_path=str(tmp_path / "disk")), CUDA)
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    there = TrainSettings(offload="nvme", zero_stage=3, offload_path=str(tmp_path))
+    if AsyncIOBuilder().is_compatible(verbose=False):
+        check_offload(there, CUDA)
+    else:
+        with pytest.raises(UserError, match=r"needs DeepSpeed's async_io.*libaio"):
+            check_offload(there, CUDA)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "offload"), [*product((1, 2, 3), ("none", "cpu")), (3, "nvme")])
+def test_deepspeed_reads_what_it_is_told_as_it_was_meant(stage: int, offload: str) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    settings = TrainSettings(
+        precision="fp32", zero_stage=stage, offload=offload, offload_path="/disk" if offload == "nvme" else ""
+    )  # type: ignore[arg-type]
+    read = DeepSpeedZeroConfig(**deepspeed_config(settings, CUDA, 2, 1000)["zero_optimization"])
+    assert read.stage == stage
+    assert (read.offload_optimizer is None) == (offload == "none")
+    assert (read.offload_param is not None) == (offload != "none" and stage == 3)
+    for part in filter(None, (read.offload_optimizer, read.offload_param)):
+        assert part.device == offload and str(part.nvme_path) == ("/disk" if offload == "nvme" else "None")
+
+
+@pytest.mark.slow
+def test_steps_are_the_same_where_the_optimizer_is_offloaded() -> None:
+    """DeepSpeed gets a GPU's configuration and computes on the CPU; its own optimizer for CPUs would have to be compiled."""
+    torch.multiprocessing.start_processes(_step, nprocs=1, start_method="spawn")
+
+
+def _step(_: int) -> None:
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    prepare_process(CPU)
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    import deepspeed
+
+    results = {}
+    for stage, offload in product((1, 2, 3), ("none", "cpu")):
+        torch.manual_seed(0)
+        network = nn.Linear(4, 4)
+        settings = TrainSettings(precision="fp32", zero_stage=stage, offload=offload)  # type: ignore[arg-type]
+        engine, optimizer, *_ = deepspeed.initialize(
+            model=network, model_parameters=network.parameters(), config=deepspeed_config(settings, CUDA, 1, 20)
+        )
+        assert type(optimizer.optimizer) is torch.optim.AdamW
+        for _ in range(3):
+            loss = engine(torch.ones(2, 4)).square().sum()
+            engine.backward(loss)
+            engine.step()
+        results[stage, offload] = float(loss)
+    for stage in (1, 2, 3):
+        assert results[stage, "cpu"] == pytest.approx(results[stage, "none"], rel=1e-6), results
