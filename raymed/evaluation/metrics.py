@@ -56,11 +56,19 @@ class RocCurve:
 
 @dataclass(frozen=True)
 class SourceFigures:
-    """The patients of one source. rare: fewer than ten."""
+    """The patients of one source.
+
+    Attributes:
+        rare: fewer than ten.
+        majority: their most frequent class, and how often always giving it is right.
+        metrics: as of all patients.
+    """
 
     name: str
     patients: int
     rare: bool
+    majority: str
+    majority_accuracy: float
     metrics: dict[str, Estimate]
 
 
@@ -171,6 +179,7 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
     rare = (counts > 0) & (counts < RARE)
     areas = [None] * len(counts) if patients.voted else _areas(scores)
     sources = sorted(set(map(str, patients.sources)))
+    several = sources if len(sources) > 1 else []
     return Evaluation(
         patients=len(labels),
         metrics=_metrics(patients, scores, rare, bootstrap, seed),
@@ -193,7 +202,7 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
         confusion=tuple(tuple(int(count) for count in row) for row in scores.confusion),
         calibration=None if patients.voted else Calibration.of(labels, probabilities, bootstrap, seed),
         roc=() if patients.voted else _roc(patients, class_names),
-        sources=tuple(_source(name, patients, bootstrap, seed) for name in (sources if len(sources) > 1 else ())),
+        sources=tuple(_source(name, patients, class_names, bootstrap, seed) for name in several),
         baselines=Baselines.of(patients, class_names, scores.confusion, seed),
     )
 
@@ -269,11 +278,13 @@ def _outcomes(confusion: np.ndarray) -> list[tuple[int, int, int, int]]:
     return [tuple(map(int, counts)) for counts in zip(hits, misses, false_alarms, rejections, strict=True)]  # type: ignore[misc]
 
 
-def _source(name: str, patients: Patients, bootstrap: int, seed: int) -> SourceFigures:
+def _source(name: str, patients: Patients, class_names: Sequence[str], bootstrap: int, seed: int) -> SourceFigures:
     own = patients.part(patients.sources == name)
     scores = Scores.of(own.labels, own.probabilities)
     metrics = _metrics(own, scores, np.zeros(len(scores.recall), bool), bootstrap, seed)
-    return SourceFigures(name, len(own.ids), len(own.ids) < RARE, metrics)
+    counts = scores.confusion.sum(axis=1)
+    majority, share_of_it = class_names[int(counts.argmax())], float(counts.max() / counts.sum())
+    return SourceFigures(name, len(own.ids), len(own.ids) < RARE, majority, share_of_it, metrics)
 
 
 def _roc(patients: Patients, class_names: Sequence[str]) -> tuple[RocCurve, ...]:

@@ -38,6 +38,7 @@ def lines(evaluation: Evaluation) -> list[str]:
         text.append(_pad(name, 16) + "".join(f"{count:>14}" for count in row))
     for source in evaluation.sources:
         text += ["", f"{source.name}{'*' if source.rare else ''}: {source.patients} patients"]
+        text.append(f"  {f'always {source.majority}':<{wide}}{source.majority_accuracy:.3f}")
         text += [f"  {name:<{wide}}{show(estimate)}" for name, estimate in source.metrics.items()]
     return [line.rstrip() for line in text]
 

@@ -76,6 +76,14 @@ def test_an_area_within_sources_is_the_share_of_pairs_in_order() -> None:
     assert source.within.value == pytest.approx(np.mean(areas))
 
 
+def test_each_source_stands_beside_its_own_most_frequent_class() -> None:
+    drawn = patients((10, 10, 40, 10), 1.0)
+    sources = np.where(drawn.labels == 2, "clinic", "ward").astype(object)
+    clinic, ward = evaluate(dataclasses.replace(drawn, sources=sources), NAMES, bootstrap=5).sources
+    assert (clinic.majority, clinic.majority_accuracy) == ("viral", 1.0)
+    assert (ward.majority, ward.majority_accuracy) == ("normal", pytest.approx(1 / 3))
+
+
 def test_one_source_and_small_sources_give_nothing_away() -> None:
     assert evaluate(patients((10, 10, 10, 10), 1.0), NAMES, bootstrap=5).baselines.source is None
     drawn = patients((10, 10, 10, 10), 1.0)

@@ -24,7 +24,7 @@ def gaussian_patients(
         equal: the labels were drawn from classes as frequent as each other; else they are as frequent as they are.
     """
     features = generator.normal(size=(len(labels), classes)) + separation * np.eye(classes)[labels]
-    prior = 0.0 if equal else np.log(np.bincount(labels, minlength=classes) / len(labels))
+    prior = 0.0 if equal else np.log(np.bincount(labels, minlength=classes).clip(1e-9) / len(labels))
     ids = np.array([f"P{number:05d}" for number in range(len(labels))], dtype=object)
     return Patients(
         ids, labels, softmax(separation * features + prior), np.ones(len(labels)), np.full(len(labels), "", object)
