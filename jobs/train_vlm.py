@@ -21,6 +21,7 @@ from raymed.tuning.budget import Budget
 
 def main(options: TrainVlm) -> Outcome:
     from raymed.cluster.connection import connect
+    from raymed.systems.mamba_vlm.loss_log import LossLog
     from raymed.systems.mamba_vlm.output import write_stage_2
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
@@ -30,7 +31,7 @@ def main(options: TrainVlm) -> Outcome:
     search = options.open_search(options.prepared(), Budget(trials=1))
     if options.dry_run:
         return describe(search)
-    study = run_search(search)
+    study = run_search(search, LossLog(options.output, search.template).watch)
     outcome = search.outcome(study, "look at its texts: python jobs/check_image_to_text.py")
     lines = write_stage_2(search.spec_of(study.trials[-1]), outcome.data["checkpoint"], options.output)
     return dataclasses.replace(outcome, text="\n".join([*lines, outcome.text]))

@@ -69,11 +69,11 @@ class Recorder:
         if happened == STEPS:
             rows = {"trial": number, "happened": STEPS, "rows": result[STEPS], "at": int(time.time() * 1000)}
             self._outbox.put(rows)
+        if self._watch is not None and happened != LOST:
+            self._watch(self._search.spec_of(self._study.trial(number)), happened, result)
         if happened in (LOST, STEPS):
             self._progress.show(number, happened, result)
             return
-        if self._watch is not None:
-            self._watch(self._search.spec_of(self._study.trial(number)), happened, result)
         entry = {
             "trial": number,
             "happened": happened,

@@ -1,20 +1,46 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
-from raymed.systems.mamba_vlm.output import LOG, _append_log
-from raymed.training.checkpoint import Progress
+from raymed.data.image import ImageSettings
+from raymed.systems.mamba_vlm.loss_log import CONFIG, LOG, LossLog
+from raymed.systems.mamba_vlm.recipe import ReportRecipe
+from raymed.systems.mamba_vlm.slices import Reading
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
+from raymed.training.step_log import STEPS, TOTAL_STEPS
+
+RECIPE = ReportRecipe(Reading(ImageSettings(size=32)))
+SPEC = RunSpec(name="first", storage="runs", data="data", recipe=RECIPE, train=TrainSettings(epochs=2))
 
 
-def progress(*losses: float) -> Progress:
-    history = [{"train_loss": loss, "global_step": 5.0 * number} for number, loss in enumerate(losses, start=1)]
-    return Progress(epoch=len(losses), global_step=5 * len(losses), history=history)
+def tell(log: LossLog, steps: range, loss: float) -> None:
+    rows = [{"global_step": step, "train_loss": loss} for step in steps]
+    log.watch(SPEC, STEPS, {STEPS: rows, TOTAL_STEPS: 4})
+
+
+def lines(folder: Path) -> list[str]:
+    return (folder / LOG).read_text().splitlines()
 
 
 def test_a_log_is_gone_on_with_and_never_wiped(tmp_path: Path) -> None:
-    _append_log(tmp_path / LOG, progress(3.0, 2.5))
-    _append_log(tmp_path / LOG, progress(2.0))
-    assert (tmp_path / LOG).read_text().splitlines() == [
+    tell(LossLog(tmp_path, SPEC), range(1, 5), 3.0)
+    assert lines(tmp_path) == [
         "step,epoch,caption_loss",
-        "5,1,3.000000",
-        "10,2,2.500000",
-        "15,3,2.000000",
+        *(f"{n},{e},3.000000" for n, e in ((1, 1), (2, 1), (3, 2), (4, 2))),
     ]
+    tell(LossLog(tmp_path, replace(SPEC, name="second")), range(1, 3), 2.0)
+    assert lines(tmp_path)[4:] == ["4,2,3.000000", "5,3,2.000000", "6,3,2.000000"]
+    assert json.loads((tmp_path / CONFIG).read_text())["run"] == "second"
+
+
+def test_steps_that_an_interrupted_run_does_again_are_there_once(tmp_path: Path) -> None:
+    tell(LossLog(tmp_path, SPEC), range(1, 4), 3.0)
+    tell(LossLog(tmp_path, SPEC), range(2, 5), 2.5)  # it went on from its checkpoint of step 1
+    assert lines(tmp_path)[1:] == ["1,1,3.000000", "2,1,2.500000", "3,2,2.500000", "4,2,2.500000"]
+
+
+def test_the_settings_that_a_check_needs_are_written_when_training_begins(tmp_path: Path) -> None:
+    LossLog(tmp_path, SPEC)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert (config["max_visual_tokens"], config["mamba_model"], config["epochs"]) == (96, None, 2)

@@ -1,0 +1,83 @@
+"""Stage 2's `stage2_train_log.csv` and `stage2_config.json`, kept up to date while a run trains."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raymed.storage.folder import Folder
+from raymed.systems.mamba_vlm.recipe import ReportRecipe
+from raymed.training.spec import RunSpec
+from raymed.training.step_log import STEPS, TOTAL_STEPS
+
+log = logging.getLogger("raymed")
+
+LOG, CONFIG = "stage2_train_log.csv", "stage2_config.json"
+COLUMNS = ("step", "epoch", "caption_loss")
+EVERY = 20  # steps between two printed losses
+
+
+class LossLog:
+    """A line for each step; steps and epochs of a run go on from the lines of earlier runs, and those of steps that an
+    interrupted run does again are replaced."""
+
+    def __init__(self, folder: Path, spec: RunSpec) -> None:
+        """Writes the settings, so that an interrupted run finds where its lines begin."""
+        self._folder, self._run = folder, spec.name
+        self._lines = _read_lines(folder / LOG)
+        config = _read_config(folder / CONFIG)
+        last = max(self._lines, default=0)
+        begins = {"after_step": last, "after_epoch": self._lines[last][0] if last else 0}
+        if config.get("run") == spec.name:
+            begins = {name: config[name] for name in begins}
+        self._after_step, self._after_epoch = begins["after_step"], begins["after_epoch"]
+        self._epochs = spec.train.epochs
+        folder.mkdir(parents=True, exist_ok=True)
+        Folder.at(folder).write(CONFIG, json.dumps(describe(spec) | begins, ensure_ascii=False, indent=2).encode())
+
+    def watch(self, spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
+        """For `run_search`."""
+        if happened != STEPS:
+            return
+        total = result[TOTAL_STEPS]
+        for row in result[STEPS]:
+            step = int(row["global_step"])
+            epoch, loss = (step - 1) * self._epochs // total + 1, row["train_loss"]
+            self._lines[self._after_step + step] = (self._after_epoch + epoch, loss)
+            if step % EVERY == 0:
+                log.info("step %d  epoch %d  caption_loss %.4f", self._after_step + step, self._after_epoch + epoch, loss)
+        lines = [",".join(COLUMNS), *(f"{step},{epoch},{loss:.6f}" for step, (epoch, loss) in sorted(self._lines.items()))]
+        Folder.at(self._folder).write(LOG, "".join(line + "\n" for line in lines).encode())
+
+
+def describe(spec: RunSpec) -> dict[str, Any]:
+    """What `stage2_config.json` says of a run."""
+    recipe = spec.recipe
+    assert isinstance(recipe, ReportRecipe)
+    return {
+        "max_visual_tokens": recipe.bridge.max_visual_tokens,
+        "mamba_model": recipe.language.path,
+        "epochs": spec.train.epochs,
+        "batch_size": spec.train.global_batch,
+        "lr": spec.train.lr,
+        "max_text_len": recipe.max_text_len,
+        "gradient_accumulation_steps": -(-spec.train.global_batch // spec.train.micro_batch),
+        "run": spec.name,
+    }
+
+
+def _read_lines(path: Path) -> dict[int, tuple[int, float]]:
+    """Epoch and loss by step."""
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {int(row["step"]): (int(row["epoch"]), float(row["caption_loss"])) for row in csv.DictReader(file)}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return content
