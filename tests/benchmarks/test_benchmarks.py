@@ -191,3 +191,12 @@ def test_packing_loses_no_token_and_is_faster_than_padding(benchmark: Any, capsy
     figures = figures_of(capsys)
     assert figures["sequences"] * 1024 * figures["fill_rate"] == pytest.approx(figures["tokens"])
     assert figures["packed_is_faster"] > 1 and 0 < figures["masks_share"] < 1
+
+
+def test_the_report_writers_ways_have_the_same_loss_and_write_the_same_text(
+    benchmark: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("report_writer").main(width=32, layers=1, words=6, size=32, batch=1, steps=1)
+    figures = figures_of(capsys)
+    assert figures["difference"] < 1e-4
+    assert all(rate > 0 for kind in ("samples_per_second", "tokens_per_second") for rate in figures[kind].values())
