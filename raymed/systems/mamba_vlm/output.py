@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_BEST, STAGE_2_FINAL
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
+from raymed.systems.mamba_vlm.pretraining import COLLAPSED
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
 from raymed.training.spec import RunSpec
@@ -26,8 +27,21 @@ def write_stage_1(spec: RunSpec, best: str, folder: Path) -> list[str]:
     Args:
         best: address of the run's best checkpoint.
     """
-    _write_both(spec, best, folder / STAGE_1_BEST, folder / STAGE_1_FINAL)
-    return [f"files of stage 1: {folder / STAGE_1_BEST}, {folder / STAGE_1_FINAL}"]
+    progress = _write_both(spec, best, folder / STAGE_1_BEST, folder / STAGE_1_FINAL)
+    last = progress.history[-1]
+    return [*collapse(last), f"files of stage 1: {folder / STAGE_1_BEST}, {folder / STAGE_1_FINAL}"]
+
+
+def collapse(epoch: Mapping[str, float]) -> list[str]:
+    """A warning where an epoch's visual tokens carry nothing any more."""
+    energy, spread = epoch["train_energy"], epoch["train_token_std"]
+    if energy >= COLLAPSED:
+        return []
+    return [
+        f"WARNING: the visual tokens have collapsed: their mean square is {energy:.1e} (below {COLLAPSED:g}), their spread "
+        f"{spread:.1e}. Nothing of the picture is left in them: take --loss masked or contrast, or begin stage 2 with "
+        "--from_scratch"
+    ]
 
 
 def write_stage_2(spec: RunSpec, best: str, folder: Path) -> list[str]:

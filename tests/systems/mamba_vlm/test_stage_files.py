@@ -4,6 +4,7 @@ from pathlib import Path
 
 from raymed.data.image import ImageSettings
 from raymed.systems.mamba_vlm.loss_log import CONFIG, LOG, LossLog
+from raymed.systems.mamba_vlm.output import collapse
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.slices import Reading
 from raymed.training.settings import TrainSettings
@@ -44,3 +45,9 @@ def test_the_settings_that_a_check_needs_are_written_when_training_begins(tmp_pa
     LossLog(tmp_path, SPEC)
     config = json.loads((tmp_path / CONFIG).read_text())
     assert (config["max_visual_tokens"], config["mamba_model"], config["epochs"]) == (96, None, 2)
+
+
+def test_tokens_that_have_collapsed_are_told_and_others_are_not() -> None:
+    [warning] = collapse({"train_energy": 5e-5, "train_token_std": 1e-3})
+    assert "collapsed" in warning and "--from_scratch" in warning
+    assert not collapse({"train_energy": 0.5, "train_token_std": 0.7})
