@@ -69,13 +69,15 @@ class UniMedVL(nn.Module):
     def image_backbone(self) -> nn.Module:
         return self.vit_model
 
+    # Under ZeRO 3 a parameter that is asked for by name outside of its module is gathered, which all workers must do alike.
+
     @property
     def device(self) -> torch.device:
-        return self.llm2vae.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.llm2vae.weight.dtype
+        return next(self.parameters()).dtype
 
     @property
     def description(self) -> dict[str, str]:
@@ -191,7 +193,7 @@ class UniMedVL(nn.Module):
         """As `embed_patches`, where there may be no picture at all."""
         if len(patches):
             return self.embed_patches(patches, positions, counts)
-        if not self.training and not hasattr(self.connector.fc1.weight, "ds_id"):
+        if not self.training and not hasattr(next(self.parameters()), "ds_id"):
             return torch.zeros(0, self.sizes.language.hidden, dtype=self.dtype, device=self.device)
         # All workers use the same parameters in every pass, or their collectives wait for each other: those that sum
         # gradients, and under ZeRO 3, whose parameters have a `ds_id`, those that gather weights.

@@ -110,8 +110,7 @@ class VisionTransformer(nn.Module):
         Returns:
             [patches, hidden].
         """
-        weight = self.embeddings.patch_embedding.weight
-        pixels = (patches.float() / 255 * 2 - 1).to(weight.dtype)
+        pixels = (patches.float() / 255 * 2 - 1).to(next(self.parameters()).dtype)
         return self.post_layernorm(self.encoder(self.embeddings(pixels, positions), counts.tolist()))
 
 

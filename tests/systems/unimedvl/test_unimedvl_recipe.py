@@ -4,38 +4,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from sample_records import DRAWING, EDIT, QUESTION, TEXT
 
-from raymed.data.record import Image, Message, Record
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.sequence import CondDropout
 from raymed.systems.unimedvl.settings import PRESETS, TINY, UnifiedLossSettings, UnifiedModelSettings
 
 RECIPE = UniMedVLRecipe(PRESETS[TINY], loss_settings=UnifiedLossSettings(ce_weight=0.25, mse_weight=1.0))
-SEEN, TAKEN, TARGET = (np.random.default_rng(seed).integers(0, 256, (56, 56, 3), np.uint8) for seed in range(3))
-
-
-def record(name: str, *elements: tuple[str, str], pictures: tuple[Image, ...] = ()) -> Record:
-    return Record(name, name, name, 0, None, "set", pictures, tuple(Message(*element) for element in elements))
-
-
-QUESTION = record(
-    "question",
-    ("vit?", "0"),
-    ("human", "Which lung is affected?"),
-    ("gpt", "Left."),
-    pictures=(Image("input", 0, SEEN),),
-)
-EDIT = record(
-    "edit",
-    ("vae?", "0"),
-    ("vit?", "0"),
-    ("human?", "Remove it."),
-    ("gpt", "Done."),
-    ("target", "1"),
-    pictures=(Image("input", 0, SEEN), Image("output", 0, TAKEN[:16, :24]), Image("output", 1, TARGET[:32, :32])),
-)
-TEXT = record("text", ("human", "What is typical?"), ("gpt", "Halos."))
 ALL = [QUESTION, EDIT, TEXT]
 
 
@@ -55,7 +31,7 @@ def test_units_are_supervised_tokens_and_latent_tokens_of_targets():
 
 
 def test_a_pack_without_one_of_the_terms_has_no_units_of_it_and_trains(network):
-    for records, empty in (([TEXT], "mse"), ([record("draw", ("human", "A lung."), ("target", "0"), pictures=DRAWN)], "ce")):
+    for records, empty in (([TEXT], "mse"), ([DRAWING], "ce")):
         batch = RECIPE.encode(records, TrainingPass(0, 0))
         assert batch.units[empty] == 0
         network.zero_grad()
@@ -63,9 +39,6 @@ def test_a_pack_without_one_of_the_terms_has_no_units_of_it_and_trains(network):
         loss.backward()
         assert math.isfinite(loss.item()) and loss.item() > 0
         assert all(parameter.grad is not None for parameter in network.parameters())
-
-
-DRAWN = (Image("output", 0, TARGET[:32, :32]),)
 
 
 def test_weights_and_units_make_the_loss(network):
