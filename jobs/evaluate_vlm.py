@@ -1,6 +1,6 @@
 """Judge a report writer on patients: guards first, then loss, BLEU, ROUGE-L and findings with 95 % intervals.
 
-python jobs/evaluate_vlm.py --model RUN_FOLDER                       # phantom patients
+python jobs/evaluate_vlm.py --model outputs/vision_bridge_vlm_best_val.pt            # phantom patients
 python jobs/evaluate_vlm.py --model models:/raymed-mamba_vlm@champion --data PREPARED --split test --out FOLDER
 python jobs/evaluate_vlm.py --model MAMBA --linear LINEAR --data PREPARED     # what the Mamba bridge is worth
 """
@@ -22,7 +22,8 @@ class EvaluateVlm(JobOptions):
     """Options of judging a report writer.
 
     Attributes:
-        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a folder with a model or checkpoint.
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, a folder with a model or checkpoint, or a .pt file of
+            stage 2.
         data: Folder or URI of prepared reports (jobs/prepare_mamba.py); without it, those about phantom patients.
         split: Which patients: train, val, test or all.
         linear: A model with a simpler bridge (bridge.kind linear or attention), to compare with.

@@ -48,4 +48,4 @@ def main(options: OvernightOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(OvernightOptions, main, aliases=GUIDE, defaults=small_without_data(sys.argv))
+    run(OvernightOptions, main, aliases=GUIDE, defaults=small_without_data(sys.argv, "mamba_overnight"))

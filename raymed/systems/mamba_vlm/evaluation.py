@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
@@ -21,10 +21,12 @@ from raymed.evaluation.text_guards import CaptionLosses, Guard, commonest_guard,
 from raymed.evaluation.text_metrics import RESAMPLES, Texts, TextScores, commonest, score_texts
 from raymed.recipes.exported import open_model
 from raymed.registry.address import resolve_model
-from raymed.systems.mamba_vlm.captions import PROMPT_TOKENS, cut_prompt, prompt_ids
+from raymed.systems.mamba_vlm.guide_files import load_into, read_checkpoint
 from raymed.systems.mamba_vlm.network import ReportWriter
+from raymed.systems.mamba_vlm.paths import local_path
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import GenerationSettings
+from raymed.systems.mamba_vlm.texts import generate_texts
 from raymed.tracking.tracker import Tracker
 
 AT_ONCE = 256  # training reports that are read at a time
@@ -39,15 +41,28 @@ class Writer:
 
     @classmethod
     def open(cls, name: str, tracking: str) -> Writer:
-        """The report writer that an address in MLflow, a run or a folder names; see `resolve_model`.
+        """The report writer that an address in MLflow, a run, a folder or a checkpoint file of the guide's names.
 
         Raises:
-            UserError: there is none, or it is a model of another system.
+            UserError: there is none, or it is a model of another system, or of stage 1.
         """
+        if name.endswith(".pt"):
+            return cls._of_guide(local_path(name, Path.cwd()))
         recipe, network = open_model(resolve_model(name, Tracker.open(tracking)).network)
         if not isinstance(recipe, ReportRecipe) or not isinstance(network, ReportWriter):
             raise UserError(f"{name} is a model of {recipe.name}, not a report writer")
         return cls(recipe, network)
+
+    @classmethod
+    def _of_guide(cls, path: Path) -> Writer:
+        checkpoint = read_checkpoint(path)
+        settings = checkpoint.values.get("settings", {})
+        if settings.get("recipe") != "mamba_vlm":
+            raise UserError(f"{path} is no file of stage 2: train it first (jobs/train_vlm.py)")
+        recipe = ReportRecipe.of_settings(settings)
+        network = recipe.build()
+        load_into(network, checkpoint, path)
+        return cls(recipe, network.eval())
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,18 +161,6 @@ def caption_losses(writer: Writer, batches: Iterator[list[Record]]) -> CaptionLo
     return CaptionLosses(np.array(patients, dtype=object), np.concatenate(nll), np.concatenate(tokens))
 
 
-def generate_texts(writer: Writer, records: Sequence[Record], generation: GenerationSettings) -> list[str]:
-    """What the model writes about each record's pictures; empty where it says nothing, and never anything in its place."""
-    recipe, tokenizer = writer.recipe, writer.recipe.language_model.tokenizer
-    batch = recipe.encode(records, None)
-    questions = [next(turn.text for turn in record.messages if turn.role == "human") for record in records]
-    prompts = [cut_prompt(prompt_ids(tokenizer, question), PROMPT_TOKENS) for question in questions]
-    with torch.no_grad():
-        features = writer.network.features(batch.tensors["pictures"])
-    written = writer.network.generate(prompts, features, generation, batch.tensors.get("mask"))
-    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
-
-
 def _records(prepared: Prepared, rows: np.ndarray, pictures: np.ndarray, batch: int) -> Iterator[list[Record]]:
     """Batches of records with the texts of `rows` and the pictures of other rows."""
     for start in range(0, len(rows), batch):
@@ -168,7 +171,7 @@ def _records(prepared: Prepared, rows: np.ndarray, pictures: np.ndarray, batch: 
 def _texts(writer: Writer, prepared: Prepared, rows: np.ndarray, generation: GenerationSettings, batch: int) -> pd.DataFrame:
     lines = []
     for records in _records(prepared, rows, rows, batch):
-        for record, text in zip(records, generate_texts(writer, records, generation), strict=True):
+        for record, text in zip(records, generate_texts(writer.recipe, writer.network, records, generation), strict=True):
             turns = {turn.role: turn.text for turn in record.messages}
             whose = {"patient_id": record.patient, "id": record.id}
             lines.append(whose | {"question": turns["human"], "reference": turns["gpt"], "generated": text})

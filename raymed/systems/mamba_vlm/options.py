@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("raymed")
 
 PATHS = Path("config/paths.yaml")  # of the guide, below the working folder
-SMALL = Path(__file__).parents[3] / "configs" / "mamba_phantoms.yaml"
+CONFIGS = Path(__file__).parents[3] / "configs"
 DATA = {"--data", "--paths", "--csv", "--config"}  # words that name data of one's own, or a file that may
 PHANTOMS = PhantomSettings(patients=160, size=64, slices=(8, 8), difficulty=0.1)
 # What the guide's flags are called here.
@@ -63,9 +63,14 @@ GUIDE = {
 }
 
 
-def small_without_data(words: Sequence[str]) -> Path | None:
-    """The file of settings for phantoms, where the words of a command line name no data and there is no paths.yaml."""
-    return None if PATHS.is_file() or DATA & {word.partition("=")[0] for word in words} else SMALL
+def small_without_data(words: Sequence[str], name: str = "mamba_phantoms") -> Path | None:
+    """The file of settings for phantoms, where the words of a command line name no data and there is no paths.yaml.
+
+    Args:
+        name: of the file.
+    """
+    named = PATHS.is_file() or DATA & {word.partition("=")[0] for word in words}
+    return None if named else CONFIGS / f"{name}.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)

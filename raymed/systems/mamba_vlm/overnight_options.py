@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from raymed.data.prepared import Prepared
 from raymed.systems.mamba_vlm.options import GUIDE as STAGES
@@ -18,7 +18,6 @@ LR, BATCH = "train.lr", "train.global_batch"
 GRID: tuple[dict[str, Value], ...] = tuple({LR: lr, BATCH: batch} for lr in (1e-4, 5e-5) for batch in (4, 2))
 SPACE = {LR: Dimension(1e-5, 1e-2, log=True), BATCH: Dimension(choices=(2, 4))}
 GUIDE = {name: alias for name, alias in STAGES.items() if name != "epochs"}  # --epochs are those of a trial
-SMALL: dict[str, Any] = {"epochs": 9, "trials": 8}  # for phantoms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +50,7 @@ class OvernightOptions(TrainBridge, TrainVlm):
     def completed(self) -> Self:
         """As the stages' jobs complete them, but for how long and how a trial is trained, which is the search's."""
         completed = super().completed()
-        if completed.data is None and completed.paths_file is None:
-            completed = completed.with_undecided(SMALL)
-        train = replace(self.train, epochs=completed.epochs, micro_batch=min(self.train.micro_batch, 2))
+        train = replace(self.train, epochs=self.epochs, micro_batch=min(self.train.micro_batch, 2))
         settings = completed.search
         if not self.no_grid:
             settings = replace(settings, space=settings.space or SPACE, first=settings.first or GRID)

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from raymed.systems.mamba_vlm.overnight import write_overnight
 from raymed.systems.mamba_vlm.overnight_options import BATCH, GRID, LR, SPACE, OvernightOptions
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
+from raymed.systems.mamba_vlm.slices import Reading
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
@@ -22,7 +23,7 @@ from raymed.tuning.settings import SearchSettings
 
 def small_search(prepared, folder: Path) -> Search:
     train = TrainSettings(lr=1e-4, global_batch=4, micro_batch=2)
-    template = RunSpec("n", str(folder), prepared.folder.uri, ReportRecipe(prepared.size), train)
+    template = RunSpec("n", str(folder), prepared.folder.uri, ReportRecipe(Reading(prepared.image)), train)
     return Search(template, SearchSettings(space=SPACE, first=GRID), Budget(9), f"sqlite:///{folder}/mlflow.db")
 
 

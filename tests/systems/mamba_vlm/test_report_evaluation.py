@@ -1,6 +1,7 @@
 """Report writers judged: what is swapped, generated and compared, on a tiny network and records made here."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +11,24 @@ from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.phantom import PhantomSettings
 from raymed.data.record import Image, Message, Record
+from raymed.errors import UserError
 from raymed.evaluation.findings import Findings
 from raymed.storage.folder import Folder
-from raymed.systems.mamba_vlm.evaluation import Writer, caption_losses, evaluate_writer, generate_texts
+from raymed.systems.mamba_vlm.evaluation import Writer, caption_losses, evaluate_writer
+from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.phantoms import SETTINGS, prepare_phantom_reports
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, GenerationSettings, VisionSettings
+from raymed.systems.mamba_vlm.slices import Reading
 
 SIZE = 32
 
 
 def writer(kind: str = "mamba") -> Writer:
     vision = VisionSettings(preset="tiny", output_stage=2, target_side=4)
-    recipe = ReportRecipe(SIZE, vision=vision, bridge=BridgeSettings(kind=kind, max_visual_tokens=16))
+    recipe = ReportRecipe(
+        Reading(ImageSettings(size=SIZE)), vision=vision, bridge=BridgeSettings(kind=kind, max_visual_tokens=16)
+    )
     torch.manual_seed(0)
     return Writer(recipe, recipe.build().eval())
 
@@ -48,11 +54,16 @@ def test_another_picture_gives_another_loss_and_the_same_one_the_same() -> None:
     assert losses.nll[0] == pytest.approx(losses.nll[1]) and losses.nll[0] != pytest.approx(losses.nll[2], rel=1e-9)
 
 
-def test_texts_are_what_the_model_writes_and_end_within_the_cap() -> None:
-    settings = GenerationSettings(max_new_tokens=5)
-    texts = generate_texts(writer(), [record(0), record(1)], settings)
-    assert texts == [generate_texts(writer(), [each], settings)[0] for each in (record(0), record(1))]
-    assert all(len(text.encode()) <= 5 * 4 for text in texts)
+def test_a_checkpoint_file_of_stage_2_is_opened_as_what_was_trained_and_one_of_stage_1_is_refused(tmp_path: Path) -> None:
+    trained = writer()
+    settings, path = trained.recipe.settings(), tmp_path / "vision_bridge_vlm_best_val.pt"
+    write_checkpoint(path, trained.network.state_dict(), 7, language=True, val_loss=1.0, settings=settings)
+    again = Writer.open(str(path), f"sqlite:///{tmp_path}/mlflow.db")
+    losses = [caption_losses(each, iter([[record(0)]])).nll[0] for each in (trained, again)]
+    assert losses[0] == pytest.approx(losses[1])
+    write_checkpoint(path, trained.network.state_dict(), 7, settings=settings | {"recipe": "mamba_bridge"})
+    with pytest.raises(UserError, match="no file of stage 2"):
+        Writer.open(str(path), f"sqlite:///{tmp_path}/mlflow.db")
 
 
 @pytest.mark.slow
