@@ -22,6 +22,7 @@ from raymed.models.vision_tower import VisionTower
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.registry import serving
 from raymed.registry.assessment import Candidate
+from raymed.registry.model_card import unknown_patients
 from raymed.storage.seal import check_seal
 from raymed.tracking.tracker import Tracker
 
@@ -63,7 +64,11 @@ class Resolved:
                     f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
                     f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
                 )
-            return ["a bare checkpoint: temperature 1, 16 slices of each patient", WHO_IS_UNKNOWN]
+            return [
+                *unknown_patients(prepared),
+                "a bare checkpoint: temperature 1, 16 slices of each patient",
+                WHO_IS_UNKNOWN,
+            ]
         if self.inference.image != prepared.image:
             raise UserError(
                 f"{self.name} looks at pictures with {self.inference.image}, but {prepared.folder.uri} was prepared with "
@@ -76,11 +81,11 @@ class Resolved:
                 f"{', '.join(prepared.labels.names)}: prepare the data again with the model's label table"
             )
         if self.inference.known is None:
-            return [WHO_IS_UNKNOWN]
+            return [*unknown_patients(prepared), WHO_IS_UNKNOWN]
         notes = self.inference.known.notes(patients)
         if self.inference.data != prepared.digest and not notes:
-            return [OTHER_DATA]
-        return notes
+            notes = [OTHER_DATA]
+        return unknown_patients(prepared) + notes
 
 
 def resolve_model(uri: str, tracker: Tracker) -> Resolved:

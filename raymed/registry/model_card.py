@@ -91,6 +91,7 @@ def write(
         "## Use",
         CAUTION.replace("\n", " "),
         "## Patient-level figures",
+        *(f"**Pictures, not patients**: {warning}." for warning in unknown_patients(prepared)),
         *_figures(assessment, refit, looks),
         "## Calibration",
         f"Temperature scaling (Guo et al. 2017), fitted on {assessment.validation.patients} validation patients: "
@@ -167,6 +168,16 @@ def _calibration(assessment: Assessment) -> list[str]:
     word = "**More than chance explains**: do not take the probabilities at their word."
     slope = f"Slope {show(calibration.slope)}, share right minus mean confidence {show(calibration.gap)}."
     return [" ".join([error, *([word] if calibration.beyond_chance else []), slope])]
+
+
+def unknown_patients(prepared: Prepared) -> list[str]:
+    """A warning where nobody said whose the pictures are; none where patients are known."""
+    if prepared.manifest.patients_known:
+        return []
+    return [
+        "every picture counts as a patient of its own, for nobody said whose it is: a patient with several may be in "
+        "training and test, and the figures then flatter"
+    ]
 
 
 def near_duplicates(prepared: Prepared) -> str:
