@@ -17,13 +17,13 @@ import yaml
 
 from raymed.errors import UserError
 from raymed.systems.unimedvl.registry import DatasetInfo, dataset_info, info_of, plan_of, register_module
-from raymed.systems.unimedvl.resize import ResizeSettings
+from raymed.systems.unimedvl.resize import VIT, ResizeSettings
 from raymed.systems.unimedvl.sequence import Plan
 
 log = logging.getLogger("raymed")
 
-VIT = ResizeSettings(14, 980, 378, 2_007_040)
-VAE = ResizeSettings(16, 1024, 512)
+
+VAE = ResizeSettings(16, 1024, 512)  # of training; drawing also takes smaller pictures
 RESIZE_KEYS = ("image_stride", "max_image_size", "min_image_size", "max_pixels")
 CLASS_KEYS = (
     "dataset_names", "image_transform_args", "vit_image_transform_args", "weight", "num_used_data", "is_mandatory",

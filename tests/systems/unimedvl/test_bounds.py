@@ -7,8 +7,8 @@ import pytest
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.systems.unimedvl.bounds import check_bounds
-from raymed.systems.unimedvl.mixture_config import VAE, VIT
-from raymed.systems.unimedvl.resize import ResizeSettings
+from raymed.systems.unimedvl.mixture_config import VAE
+from raymed.systems.unimedvl.resize import VIT, ResizeSettings
 from raymed.systems.unimedvl.settings import LARGE, PRESETS, GridSettings
 
 GRIDS = PRESETS[LARGE].grids
