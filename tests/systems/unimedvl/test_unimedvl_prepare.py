@@ -141,6 +141,26 @@ def test_too_many_lines_that_cannot_be_used_are_an_error(source, tmp_path) -> No
         prepare(source, tmp_path / "data", max_quarantine="5%")
 
 
+def test_a_class_of_the_users_own_is_prepared_by_workers_that_lack_its_module(source, tmp_path, monkeypatch) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "picture_last_datasets.py").write_text(
+        "from raymed.systems.unimedvl.registry import dataset_class\n"
+        "from raymed.systems.unimedvl.sequence import Element\n\n\n"
+        "def texts(sample):\n    return [Element('gpt', text) for text in sample.texts('gpt')]\n\n\n"
+        "@dataset_class('PictureLast')\n"
+        "def picture_last(sample):\n    return [*texts(sample), Element('vit', place=0)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    config = json.loads(source.read_text())
+    questions = "SftJSONLIterableDataset_Ver1"
+    config["dataset_info"] = {"PictureLast": config["dataset_info"][questions]}
+    source.write_text(json.dumps({"dataset_info": config["dataset_info"], "PictureLast": config[questions]}))
+    made = MixtureConfig.read(source, "picture_last_datasets")
+    data = prepare_sequences(made, str(tmp_path / "data"), SETTINGS).prepared
+    kinds = {tuple(each.kind for each in from_messages(record.messages)) for record in data.read(data.rows("all"))}
+    assert kinds == {("gpt", "vit")}
+
+
 def test_phantoms_are_made_prepared_and_kept(tmp_path) -> None:
     storage = Folder.at(tmp_path)
     data = prepare_phantoms(storage, PhantomSettings(patients=8, size=64, difficulty=0.2))
