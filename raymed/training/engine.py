@@ -37,6 +37,7 @@ from raymed.training.zero import check_offload, deepspeed_config
 
 NOT_FINITE = "the loss is not finite"
 GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
+SWITCH_SECONDS = 5e-4  # after which Python's threads give way to each other
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
@@ -327,6 +328,8 @@ def prepare_process(device: torch.device) -> None:
     if device.type == "cpu":
         # Gloo reduces well enough; DeepSpeed's own shared-memory op would be compiled for a minute on every new machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # A thread that encodes the next step may hold Python for 5 ms, and every sum over workers would wait for that long.
+        sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def _seed(seed: int, device: torch.device) -> None:
