@@ -3,9 +3,10 @@
     python benchmarks/workers.py                                  # the figures of docs/log.md, on as many cores as workers
     python benchmarks/workers.py --systems lung --counts 1,2 --epochs 2 --patients 24   # to try it
 
-Phantom patients, trained by Ray Train as jobs train them. Of each run the median epoch is taken, without the first. `busy`
-is the share of the workers' time that the division of the global batch leaves for work, `repeats` that of micro-batches
-that do not count. More workers than the machine has cores say nothing about speed.
+Phantom patients, trained by Ray Train as jobs train them; a run has as many cores as workers, for Ray and for the reading of
+its data, too. Of each run the median epoch is taken, without the first. `plain` is the same for the loop of plain_loop.py:
+what the machine allows. `busy` is the share of the workers' time that the division of the global batch leaves for work,
+`repeats` that of micro-batches that do not count. More workers than the machine has cores say nothing about speed.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import dataclasses
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import ray
 from jsonargparse import auto_cli
 from machine import show
+from plain_loop import plain_rate
 
 from raymed.cluster.connection import connect
+from raymed.data.prepared import Prepared
 from raymed.data.stream import stage
 from raymed.models.settings import ClipModelSettings
 from raymed.storage.folder import Folder
@@ -31,6 +36,7 @@ from raymed.systems.options import SystemOptions
 from raymed.systems.vitp.options import VitpOptions
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import Resources, fit
+from raymed.training.spec import RunSpec
 
 # CLIP's towers are those of configs/clip_xray.yaml: its default ones need files.
 TOWERS = ClipModelSettings(image_encoder="resnet18", text_encoder="characters", embed_dim=128)
@@ -57,41 +63,66 @@ def main(
         epochs: Epochs of each run, at least two.
         patients: Phantom patients.
     """
-    connect()
+    cores = sorted(os.sched_getaffinity(0))
     figures, lines = {}, []
     for system in systems.split(","):
         options = SYSTEMS[system](storage=folder)
         options = dataclasses.replace(options, phantom=dataclasses.replace(options.phantom, patients=patients))
-        prepared = options.prepared()
+        with _ray_on(cores):
+            prepared = options.prepared()
         train = dataclasses.replace(options.train, epochs=epochs)
         template = dataclasses.replace(options.spec(prepared), train=train)
-        staged = stage(prepared, template.all_rows(prepared))
-        rates: dict[int, float] = {}
+        rates: list[float] = []
+        plain: list[float] = []
+        taken: list[int] = []
         for asked in map(int, counts.split(",")):
-            workers = template.helpful(asked)
+            taken.append(workers := template.helpful(asked))
             spec = dataclasses.replace(template, name=f"{system}-{asked}", workers=workers)
-            Folder.at(folder).delete(spec.name)
-            fit(spec, staged, Resources(workers, workers, 1, gpu=False))
-            with tempfile.TemporaryDirectory() as temporary:
-                newest = fetch_newest(spec.folder, Path(temporary))
-                assert newest is not None
-                history = Progress.read(newest).history[1:]
-            rates[asked] = statistics.median(epoch["records_per_second"] for epoch in history)
-            linear = rates[asked] / next(iter(rates.values())) / workers
-            busy, repeats = history[-1]["worker_efficiency"], history[-1]["filler"]
+            with _ray_on(cores[:workers]):
+                epoch = _last_epoch(spec, prepared)
+            rates.append(epoch["records_per_second"])
+            plain.append(plain_rate(spec, workers, cores))
+            linear, allowed = (each[-1] / each[0] * taken[0] / workers for each in (rates, plain))
             figures[spec.name] = {
-                "rate": rates[asked],
+                "rate": rates[-1],
                 "linear": linear,
-                "busy": busy,
-                "repeats": repeats,
+                "plain_rate": plain[-1],
+                "plain_linear": allowed,
+                "busy": epoch["worker_efficiency"],
+                "repeats": epoch["filler"],
                 "workers": workers,
             }
             lines.append(
-                f"{system:<5} {asked} workers, {workers} taken: {rates[asked]:.1f} {template.sampling.noun}/s, "
-                f"{linear:.2f} x linear; busy {busy:.0%}, repeats {repeats:.0%}"
-                + ("" if workers <= (os.cpu_count() or 1) else " (more than cores)")
+                f"{system:<5} {asked} workers, {workers} taken: {rates[-1]:.1f} {template.sampling.noun}/s, "
+                f"{linear:.2f} x linear; plain {plain[-1]:.1f}/s, {allowed:.2f} x linear; "
+                f"busy {epoch['worker_efficiency']:.0%}, repeats {epoch['filler']:.0%}"
+                + ("" if workers <= len(cores) else " (more than cores)")
             )
     show(f"{patients} phantom patients, {epochs} epochs", lines, figures)
+
+
+@contextmanager
+def _ray_on(cores: Sequence[int]) -> Iterator[None]:
+    """A Ray of its own, whose processes share these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        connect()
+        yield
+    finally:
+        ray.shutdown()
+        os.sched_setaffinity(0, before)
+
+
+def _last_epoch(spec: RunSpec, prepared: Prepared) -> dict[str, float]:
+    """Metrics of a run's last epoch, with the median rate of all but the first."""
+    Folder.at(spec.storage).delete(spec.name)
+    fit(spec, stage(prepared, spec.all_rows(prepared)), Resources(spec.workers, spec.workers, 1, gpu=False))
+    with tempfile.TemporaryDirectory() as temporary:
+        newest = fetch_newest(spec.folder, Path(temporary))
+        assert newest is not None
+        history = Progress.read(newest).history[1:]
+    return history[-1] | {"records_per_second": statistics.median(epoch["records_per_second"] for epoch in history)}
 
 
 if __name__ == "__main__":
