@@ -1,12 +1,12 @@
-"""Judge, calibrate and register a trial, of any system, that a person picked in the MLflow UI.
+"""Assess and register a trial, of any system, that a person picked in the MLflow UI.
 
     python jobs/promote.py RUN_ID                          # becomes models:/raymed-lung@champion
     python jobs/promote.py RUN_ID --alias candidate        # under another alias; the champion stays
     python jobs/promote.py RUN_ID --step 8000              # its checkpoint at that step, in place of the best one
     python jobs/promote.py RUN_ID --dry-run                # say what would be judged
 
-The trial's checkpoint and its prepared data must still be there. Figures of every judged patient go to the storage. Where
-the data have no classes, as for pretraining, there is nobody to judge: the network is registered with its validation loss.
+The trial's checkpoint and its prepared data must still be there. Figures of every judged patient go to the storage. How a
+trial is judged is its system's: by its classes per patient, by its texts or pictures, or by its validation loss alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Promote(JobOptions):
 
 
 def main(options: Promote) -> Outcome:
-    from raymed.registry.assessment import Candidate
+    from raymed.registry.assessment import AssessmentSettings
+    from raymed.registry.candidate import Candidate
     from raymed.registry.promotion import Promotion
     from raymed.tracking.tracker import Tracker
 
@@ -50,8 +51,7 @@ def main(options: Promote) -> Outcome:
     promotion = Promotion(tracker, candidate, options.alias, options.licence)
     if options.dry_run:
         return promotion.describe()
-    how = {"micro_batch": options.micro_batch, "workers": options.workers, "bootstrap": options.bootstrap}
-    return promotion.run(options.folder, how)
+    return promotion.run(options.folder, AssessmentSettings(options.micro_batch, options.workers, options.bootstrap))
 
 
 if __name__ == "__main__":

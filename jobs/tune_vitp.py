@@ -28,7 +28,7 @@ def main(options: TuneVitp) -> Outcome:
     from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
-    from raymed.tuning.winner import register_winner
+    from raymed.tuning.result import conclude_search
 
     if options.refit != "none":
         raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
@@ -38,7 +38,7 @@ def main(options: TuneVitp) -> Outcome:
     if options.dry_run:
         return describe(search)
     with search.alone():
-        return register_winner(search, run_search(search), options.alias)
+        return conclude_search(search, run_search(search), alias=options.alias)
 
 
 if __name__ == "__main__":

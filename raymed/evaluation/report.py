@@ -9,56 +9,23 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from raymed.data.usage import Usage
 from raymed.evaluation import figures, search_figures
 from raymed.evaluation.comparison import comparison
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import RARE, Evaluation
+from raymed.evaluation.search_summary import SearchSummary, TrialSummary
 from raymed.evaluation.style import as_svg
-from raymed.recipes.metric import VAL_LOSS, Metric
 
 THUMBNAIL = 160  # pixels: enough to see what kind of slice it is, without a page of tens of megabytes
-
-State = Literal["COMPLETE", "PRUNED", "FAILED", "RUNNING"]
-
-
-@dataclass(frozen=True)
-class TrialSummary:
-    """One trial of a search.
-
-    Attributes:
-        number: in the order of the search, from 0.
-        state: COMPLETE, PRUNED (stopped early), FAILED, or RUNNING when the search ended.
-        reason: why it failed, or what stopped it; empty otherwise.
-        params: the parameters that the search chose.
-        curve: one entry per validation, with ``epoch`` (or step) and the objective's ``value``.
-        best_epoch: the epoch (or step) that is the best by the objective.
-        value: its value of the objective; None if there is none.
-        difference: by how much its loss is above the best trial's over the same patients; None where that is not known.
-        tie: the interval of that difference holds zero.
-        run_id: the MLflow run.
-    """
-
-    number: int
-    state: State
-    params: Mapping[str, Any]
-    curve: Sequence[Mapping[str, float]] = ()
-    best_epoch: int | None = None
-    value: float | None = None
-    difference: Estimate | None = None
-    tie: bool = False
-    run_id: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,81 +45,27 @@ class HardPatient:
     slices: Sequence[np.ndarray] = ()
 
 
-@dataclass(frozen=True)
-class DataSummary:
-    """What was trained and judged on.
+@dataclass(frozen=True, kw_only=True)
+class SearchReport(SearchSummary):
+    """Everything the page shows of a classifier's search.
 
     Attributes:
-        source: where the data came from.
-        digest: of the prepared data.
-        usage: patients and slices that were really used, of those there are.
-        quarantined: slices refused when the data were prepared.
-        left_out: patients of whom no slice can be used.
-        near_duplicates: what was done about patients who share near-duplicate pictures, in words.
-        guard: what the leak guard proved, in words.
-    """
-
-    source: str
-    digest: str
-    usage: Usage
-    quarantined: int
-    left_out: int
-    near_duplicates: str
-    guard: str
-
-
-@dataclass(frozen=True)
-class SearchReport:
-    """Everything the page shows.
-
-    Attributes:
-        name: of the search.
-        system: e.g. ``lung``.
-        model: how to ask for the registered model, e.g. ``models:/raymed-lung@champion``.
-        started: when the search began.
-        seconds: how long it took.
-        trials: in any order.
-        champion: number of the trial that won.
         names: class names as readers see them, in the order of the label table.
-        validation: assessment of the champion, before the temperature is applied or after, as `notes` say.
-        test: assessment on test patients, seen once; None if there are none.
+        validation: figures of the champion, before the temperature is applied or after, as `notes` say.
+        test: figures on test patients, seen once; None if there are none.
         temperature: what the champion's logits are divided by.
-        looks: how many models the test patients have judged so far.
         hardest: patients that the champion got most wrong, the worst first.
         hardest_split: which split they are from.
-        data: what was trained and judged on.
-        cost: what it took, as words by name, e.g. ``{"CPU hours": "3.1"}``.
-        command: what to type to get this search again.
-        importance: share of each parameter in what tells the best trials from the others (PED-ANOVA); empty where chance
-            explains it.
-        objective: what trials were compared by.
-        versions: of packages.
         notes: sentences that a reader must not miss.
-        counted: by what validations are: epoch, or step.
     """
 
-    name: str
-    system: str
-    model: str
-    started: datetime
-    seconds: float
-    trials: Sequence[TrialSummary]
-    champion: int
     names: Sequence[str]
     validation: Evaluation
     test: Evaluation | None
     temperature: float
-    data: DataSummary
-    command: str
-    looks: int = 1
     hardest: Sequence[HardPatient] = ()
     hardest_split: str = "validation"
-    cost: Mapping[str, str] = field(default_factory=dict)
-    importance: Mapping[str, float] = field(default_factory=dict)
-    objective: Metric = VAL_LOSS
-    versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    counted: str = "epoch"
 
 
 METRICS = {

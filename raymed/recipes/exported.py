@@ -25,17 +25,29 @@ def open_model(folder: Path) -> tuple[Recipe, nn.Module]:
     """The recipe and the network that `Recipe.export` wrote into a folder, ready to predict.
 
     Raises:
-        UserError: the folder holds no exported model, one of an unknown recipe, or one that is damaged or not complete.
+        UserError: as `read_recipe`, or the model is not complete.
+    """
+    recipe = read_recipe(folder)
+    return recipe, recipe.load(folder)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe that `Recipe.export` wrote into a folder: `lung` is that of `lung/recipe.py`, and a system's second one,
+    `NAME-part`, that of `NAME/part_recipe.py`.
+
+    Raises:
+        UserError: the folder holds no exported model, one of an unknown recipe, or one that is damaged.
     """
     check_seal(folder)
-    name = str(_read(folder).get("recipe"))
-    if name not in systems():
+    room, _, part = str(_read(folder).get("recipe")).partition("-")
+    if room not in systems():
         raise UserError(
-            f"{folder / RECIPE_FILE} is of the system {name!r}, which this raymed does not know (it knows: "
+            f"{folder / RECIPE_FILE} is of the system {room!r}, which this raymed does not know (it knows: "
             f"{', '.join(systems())}). Update raymed"
         )
-    recipe = importlib.import_module(f"{rooms.__name__}.{name}.recipe").RECIPE.read(folder)
-    return recipe, recipe.load(folder)
+    module = importlib.import_module(f"{rooms.__name__}.{room}.{f'{part}_recipe' if part else 'recipe'}")
+    recipe: Recipe = module.RECIPE.read(folder)
+    return recipe
 
 
 def systems() -> list[str]:

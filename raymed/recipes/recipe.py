@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from torch import nn
 
 from raymed.data.record import Record
 from raymed.recipes.metric import Metric
+
+if TYPE_CHECKING:
+    from raymed.data.prepared import Prepared
+    from raymed.registry.assessment import Assessment, AssessmentSettings
+    from raymed.registry.candidate import Candidate
 
 Predictions = dict[str, Any]
 """By name a value for every row: an array [rows, ...], a list of texts, or a list of pictures, uint8 [height, width] or
@@ -164,6 +169,19 @@ class Recipe(Protocol):
         Args:
             predictions: `predict`'s outputs for all these rows.
             records: the index columns ``id``, ``patient``, ``label`` ... of the same rows, in the same order.
+        """
+        ...
+
+    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> Assessment:
+        """How good a trial is at the end of a search, or when a person picks it: the test rows are looked at here only.
+
+        Args:
+            candidate: the trial.
+            network: a local copy of the network that `export` wrote.
+            prepared: the data that it was trained on.
+
+        Raises:
+            UserError: a patient is in two splits, or there is nobody to judge it on.
         """
         ...
 

@@ -21,7 +21,7 @@ from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.registry import serving
-from raymed.registry.assessment import Candidate
+from raymed.registry.candidate import Candidate
 from raymed.registry.model_card import unknown_patients
 from raymed.storage.seal import check_seal
 from raymed.tracking.tracker import Tracker

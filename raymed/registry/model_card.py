@@ -5,7 +5,6 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting". No patient is nam
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,9 @@ from raymed.evaluation.summary import show
 from raymed.models.settings import LITE
 
 if TYPE_CHECKING:
-    from raymed.registry.assessment import Assessment, Refit
+    from raymed.registry.assessment import CardFacts
+    from raymed.registry.candidate import Refit
+    from raymed.registry.patient_assessment import PatientAssessment
 
 CAUTION = """Research use. It supports the reading of images by a physician and does not replace it; it has no clearance as
 a medical device. It knows only the classes below: a patient with anything else is given one of them all the same. Figures
@@ -27,56 +28,9 @@ hold for patients like those it was tested on; another scanner, hospital, popula
 change them, so test it on your own patients first."""
 
 
-def write_network(
-    name: str,
-    found_by: str,
-    prepared: Prepared,
-    fold: int | None,
-    settings: Mapping[str, Any],
-    used: str = "",
-    licence: str = "",
-) -> str:
-    """The card, as Markdown, of a network that is judged by its validation loss alone.
-
-    Args:
-        found_by: how it was chosen.
-        settings: the recipe's.
-        used: what was trained and validated on, in words.
-        licence: what the user states.
-
-    Raises:
-        UserError: a patient is in two splits.
-    """
-    parts = [
-        f"# {name}",
-        f"{found_by} A lower loss does not prove a better backbone: compare on the task it is for.",
-        "## Data",
-        f"Prepared data with digest `{prepared.digest}`; {guard(prepared.index, fold, prepared.manifest.patients_known)}.",
-        *([f"Used of it: {used}."] if used else []),
-        "## Licence",
-        licence or _licence(settings),
-        "## Settings",
-        f"```json\n{json.dumps(settings, ensure_ascii=False, indent=2)}\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def write(
-    inference: Inference,
-    assessment: Assessment,
-    prepared: Prepared,
-    settings: Mapping[str, Any],
-    refit: Refit | None = None,
-    licence: str = "",
-    looks: int = 1,
-) -> str:
-    """The card as Markdown.
-
-    Args:
-        settings: the recipe's, as `Recipe.settings` gives them.
-        licence: what the user states; without it the card says what it follows from.
-        looks: how many models the test patients have judged so far.
-    """
+def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment) -> str:
+    """The card of a classifier, as Markdown."""
+    prepared, refit = assessment.prepared, facts.refit
     manifest, slices = prepared.manifest, inference.slices
     classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
     window = inference.acquisition.window(inference.image.window)
@@ -92,7 +46,7 @@ def write(
         CAUTION.replace("\n", " "),
         "## Patient-level figures",
         *(f"**Pictures, not patients**: {warning}." for warning in unknown_patients(prepared)),
-        *_figures(assessment, refit, looks),
+        *_figures(assessment, refit, facts.looks),
         "## Calibration",
         f"Temperature scaling (Guo et al. 2017), fitted on {assessment.validation.patients} validation patients: "
         f"{temperature}.",
@@ -105,14 +59,14 @@ def write(
         f"Trained on pictures of this kind: {inference.acquisition}. Others are told by a note beside the prediction.",
         f"Checked again before judging: {guard(prepared.index, assessment.candidate.fold, manifest.patients_known)}.",
         "## Network",
-        f"Recipe {settings.get('recipe', '')}, {_origin(settings)}; run `{assessment.candidate.run_id}`.",
+        f"Recipe {facts.settings.get('recipe', '')}, {_origin(facts.settings)}; run `{assessment.candidate.run_id}`.",
         "## Licence",
-        licence or _licence(settings),
+        facts.licence or licence(facts.settings),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(assessment: Assessment, refit: Refit | None, looks: int) -> list[str]:
+def _figures(assessment: PatientAssessment, refit: Refit | None, looks: int) -> list[str]:
     parts = []
     if refit is not None:
         left = "no held-out patients are left to judge them on"
@@ -156,7 +110,7 @@ def _tables(evaluation: Evaluation, split: str) -> list[str]:
     return parts
 
 
-def _calibration(assessment: Assessment) -> list[str]:
+def _calibration(assessment: PatientAssessment) -> list[str]:
     """Whether the probabilities mean what they say, on patients that did not fit the temperature where there are any."""
     calibration = (assessment.test or assessment.validation).calibration
     if calibration is None:
@@ -190,7 +144,7 @@ def near_duplicates(prepared: Prepared) -> str:
     return f"{groups} groups of patients who share near-duplicate pictures, each kept in one split"
 
 
-def _used(assessment: Assessment, refit: Refit | None) -> list[str]:
+def _used(assessment: PatientAssessment, refit: Refit | None) -> list[str]:
     """Who was trained and judged on, of those there are."""
     usage, parts = assessment.usage, []
     if usage.leaves_patients_out:
@@ -212,7 +166,8 @@ def _origin(settings: Mapping[str, Any]) -> str:
     return f"weights from {Path(path).name}" if path else f"preset {model.get('preset')} from random weights"
 
 
-def _licence(settings: Mapping[str, Any]) -> str:
+def licence(settings: Mapping[str, Any]) -> str:
+    """What follows from the weights that a recipe with these settings started from."""
     model = settings.get("model", {})
     if model.get("path"):
         start = Path(model["path"]).name

@@ -1,21 +1,16 @@
-"""A trial that a person picked, promoted: judged and registered, or, of data without classes, registered by its loss."""
+"""A trial that a person picked, promoted: assessed as its system says it, and registered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from raymed.data.prepared import Prepared
-from raymed.errors import UserError
-from raymed.evaluation.summary import lines
 from raymed.job.job import Outcome
-from raymed.registry.assessment import Candidate
-from raymed.registry.register import alias_of, assess_and_register, register_network
+from raymed.registry.assessment import AssessmentSettings
+from raymed.registry.candidate import Candidate
+from raymed.registry.register import alias_of, assess_and_register
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker
-from raymed.training.checkpoint import read_history, step_of
 
 
 @dataclass(frozen=True)
@@ -45,47 +40,33 @@ class Promotion:
         ]
         return Outcome("\n".join(text), asdict(candidate))
 
-    def run(self, folder: Folder, how: Mapping[str, Any]) -> Outcome:
-        """Judge and register it.
+    def run(self, folder: Folder, how: AssessmentSettings) -> Outcome:
+        """Assess and register it.
 
         Args:
-            folder: of the storage, for the table of judged patients.
-            how: micro_batch, workers and bootstrap of the assessment.
+            folder: of the storage, for tables that name patients.
 
         Raises:
             UserError: as `assess_and_register`.
         """
-        if not Prepared.open(self.candidate.data).labels.classes:
-            return self._register_network()
-        registered = assess_and_register(self.tracker, self.candidate, self.alias, licence=self.licence, **how)
-        assessment, patients = registered.assessment, f"promoted/{self.candidate.run_id}/patients.csv"
-        folder.write(patients, assessment.predictions())
-        judged, split = (assessment.test, "test") if assessment.test else (assessment.validation, "validation")
+        run = self.tracker.describe(self.candidate.run_id)
+        registered = assess_and_register(
+            self.tracker,
+            self.candidate,
+            self.alias,
+            licence=self.licence,
+            how=how,
+            found_by=f"The run {run.name}, picked by a person.",
+        )
+        assessment, files = registered.assessment, []
+        for name, content in assessment.files().items():
+            files.append(f"promoted/{self.candidate.run_id}/{name}")
+            folder.write(files[-1], content)
         text = [
-            f"{judged.patients} {split} patients, temperature {assessment.temperature:.3f}",
-            *lines(judged),
-            f"every judged patient: {folder.uri}/{patients}",
+            *assessment.lines(),
+            *(f"every judged patient: {folder.uri}/{name}" for name in files),
             f"registered: {registered.uri} (version {registered.version})",
+            assessment.next_step(registered.uri, self.tracker.uri),
         ]
-        data = {"model": registered.uri, "version": registered.version, "temperature": assessment.temperature}
-        return Outcome("\n".join(text), data | {"split": split, "figures": judged.flat()})
-
-    def _register_network(self) -> Outcome:
-        """For data without classes: the network and its validation loss."""
-        run, checkpoint = self.tracker.describe(self.candidate.run_id), Folder.at(self.candidate.checkpoint)
-        history, step = read_history(checkpoint), step_of(Path(checkpoint.path).name)
-        if not history:
-            raise UserError(
-                f"step {step} of the run {run.name} came before the first validation, so nothing is known of it. "
-                f"Its network can be used as it is: python jobs/extract_vit.py --model {checkpoint.uri} --out VIT"
-            )
-        val_loss, validated = history[-1]["val_loss"], history[-1]["global_step"]
-        when = f"in epoch {history[-1]['epoch']:g}" if step == validated else f"at step {validated:g}, before it"
-        found_by = f"The run {run.name} at step {step}: val_loss {val_loss:.4f} {when}; picked by a person."
-        registered = register_network(self.tracker, self.candidate, val_loss, found_by, self.alias, self.licence)
-        text = [
-            f"val_loss {val_loss:.4f}; the data have no classes to judge patients by",
-            f"registered: {registered.uri} (version {registered.version})",
-            f"take its ViT out: python jobs/extract_vit.py --model {registered.uri} --out VIT",
-        ]
-        return Outcome("\n".join(text), {"model": registered.uri, "version": registered.version, "val_loss": val_loss})
+        data = {"model": registered.uri, "version": registered.version, "figures": assessment.figures()}
+        return Outcome("\n".join(filter(None, text)), data)

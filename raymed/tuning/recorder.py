@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.data.usage import Usage
-from raymed.registry.assessment import FOLDER
+from raymed.registry.candidate import FOLDER
 from raymed.tracking.outbox import Outbox, Refused
 from raymed.tracking.tracker import GENERATION, USED, RunRecord, Status, Tracker, is_permanent
 from raymed.training.fit import Resources

@@ -17,7 +17,7 @@ from raymed.cluster.connection import capacity, cpus_per_gpu, is_own
 from raymed.errors import RunError, UserError
 from raymed.job.job import Outcome
 from raymed.recipes.metric import Metric
-from raymed.registry.assessment import Candidate
+from raymed.registry.candidate import Candidate
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
 from raymed.tracking.tracker import Tracker

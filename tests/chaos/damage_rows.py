@@ -18,7 +18,7 @@ from raymed.errors import UserError
 from raymed.evaluation.predict import Inference
 from raymed.recipes.exported import open_model
 from raymed.registry.address import resolve_model
-from raymed.registry.register import save
+from raymed.registry.served_model import save
 from raymed.storage.seal import SEAL
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import Tracker

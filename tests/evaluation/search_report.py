@@ -15,7 +15,8 @@ from raymed.data.usage import Usage
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import evaluate
 from raymed.evaluation.patients import Patients, softmax
-from raymed.evaluation.report import DataSummary, HardPatient, SearchReport, TrialSummary
+from raymed.evaluation.report import HardPatient, SearchReport
+from raymed.evaluation.search_summary import DataSummary, TrialSummary
 
 CLASSES = ("normal", "bacterial", "viral", "pneumocystis")
 NAMES = (

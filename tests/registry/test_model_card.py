@@ -8,7 +8,7 @@ import pytest
 
 from raymed.data.prepared import Prepared
 from raymed.models.settings import ModelSettings
-from raymed.registry.model_card import _licence, near_duplicates
+from raymed.registry.model_card import licence, near_duplicates
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from raymed.registry.model_card import _licence, near_duplicates
     ],
 )
 def test_weights_that_somebody_else_made_are_named_with_their_licence(model: ModelSettings, says: str) -> None:
-    assert says in _licence({"model": asdict(model)})
+    assert says in licence({"model": asdict(model)})
 
 
 @pytest.mark.parametrize(

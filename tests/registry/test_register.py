@@ -25,15 +25,16 @@ from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.recipes.exported import open_model
 from raymed.registry.address import WHO_IS_UNKNOWN, resolve_model
-from raymed.registry.assessment import FOLDER, Candidate, Refit
-from raymed.registry.promotion import Promotion
+from raymed.registry.assessment import AssessmentSettings
+from raymed.registry.candidate import FOLDER, Candidate, Refit
+from raymed.registry.loss_assessment import LossAssessment
+from raymed.registry.patient_assessment import PatientAssessment
 from raymed.registry.register import (
     CHAMPION,
     Registered,
     _give_alias,
     alias_version,
     assess_and_register,
-    register_network,
 )
 from raymed.storage.folder import Folder
 from raymed.systems.lung.recipe import LungRecipe
@@ -72,7 +73,7 @@ def candidate(tracker: Tracker, data: Prepared, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def registered(tracker: Tracker, candidate: Candidate) -> Registered:
-    return assess_and_register(tracker, candidate, bootstrap=50)
+    return assess_and_register(tracker, candidate, how=AssessmentSettings(bootstrap=50))
 
 
 def test_a_candidate_is_read_back_from_its_run(tracker: Tracker, candidate: Candidate) -> None:
@@ -103,14 +104,13 @@ def test_the_checkpoint_of_a_step_is_taken_where_it_is_named(tracker: Tracker, c
 
 
 def test_a_network_that_was_never_validated_is_not_registered_by_a_loss_that_nobody_knows(
-    tracker: Tracker, candidate: Candidate, tmp_path: Path
+    candidate: Candidate, data: Prepared, tmp_path: Path
 ) -> None:
     folder = tmp_path / new_name(8, 1)
     folder.mkdir()
     Progress(global_step=8).write(folder)
-    promotion = Promotion(tracker, replace(candidate, checkpoint=str(folder)), None, "")
-    with pytest.raises(UserError, match=r"step 8 .* before the first validation.*extract_vit\.py --model .*step-00000008"):
-        promotion._register_network()
+    with pytest.raises(UserError, match=r"step-00000008.* before the first validation.*as it is: use .*step-00000008"):
+        LossAssessment.of(replace(candidate, checkpoint=str(folder)), data, "", "use {model}")
 
 
 def test_a_run_of_an_earlier_raymed_is_told_from_a_search(tracker: Tracker, candidate: Candidate) -> None:
@@ -139,9 +139,9 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared, tmp_path: Path
 ) -> None:
     assert registered.uri == "models:/raymed-lung@champion"
-    assert assess_and_register(tracker, candidate, bootstrap=50).version == registered.version
+    assert assess_and_register(tracker, candidate, how=AssessmentSettings(bootstrap=50)).version == registered.version
     refit = Refit(checkpoint(data, tmp_path / "refit", 1), ("train", "val"))
-    again = assess_and_register(tracker, candidate, alias="refitted", refit=refit, bootstrap=50)
+    again = assess_and_register(tracker, candidate, alias="refitted", refit=refit, how=AssessmentSettings(bootstrap=50))
     assert again.version != registered.version
     weights = [resolve_model(each.uri, tracker).network / "model.safetensors" for each in (registered, again)]
     assert weights[0].read_bytes() == (Path(candidate.checkpoint) / "model/model.safetensors").read_bytes()
@@ -154,7 +154,7 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     tests = data.columns(data.rows("test"), ["patient"])["patient"]
     assert resolve_model(registered.uri, tracker).notes(data, tests) == []
     everything = Refit(refit.checkpoint, ("train", "val", "test"))
-    assess_and_register(tracker, candidate, alias="everything", refit=everything, bootstrap=50)
+    assess_and_register(tracker, candidate, alias="everything", refit=everything, how=AssessmentSettings(bootstrap=50))
     notes = resolve_model("models:/raymed-lung@everything", tracker).notes(data, tests)
     assert notes == ["the model was trained on 22 of these 22 patients: the figures flatter it"]
 
@@ -194,13 +194,14 @@ def ids(data: Prepared, split: str, fold: int | None = None) -> np.ndarray:
 def test_the_card_counts_the_models_that_these_test_patients_have_judged(
     tracker: Tracker, candidate: Candidate, tmp_path: Path, data: Prepared
 ) -> None:
-    before = assess_and_register(tracker, candidate, bootstrap=50).looks
-    assert assess_and_register(tracker, candidate, bootstrap=50).looks == before  # the same model again
+    before = assess_and_register(tracker, candidate, how=AssessmentSettings(bootstrap=50)).facts.looks
+    again = assess_and_register(tracker, candidate, how=AssessmentSettings(bootstrap=50))
+    assert again.facts.looks == before, "the same model again is no other look"
     run = tracker.run("looks", "looks")
     other = replace(candidate, run_id=run, checkpoint=checkpoint(data, tmp_path / "other", 7))
     tracker.tags(run, other.tags())
-    again = assess_and_register(tracker, other, alias="other", bootstrap=50)
-    assert again.looks == before + 1
+    again = assess_and_register(tracker, other, alias="other", how=AssessmentSettings(bootstrap=50))
+    assert again.facts.looks == before + 1
     card = tracker.client.get_model_version(again.name, again.version).description
     assert card and f"have judged {before + 1} models so far" in card
 
@@ -208,7 +209,7 @@ def test_the_card_counts_the_models_that_these_test_patients_have_judged(
 def test_a_licence_reaches_the_card_of_a_version_that_is_there(
     tracker: Tracker, registered: Registered, candidate: Candidate
 ) -> None:
-    assess_and_register(tracker, candidate, licence="CC BY 4.0", bootstrap=50)
+    assess_and_register(tracker, candidate, licence="CC BY 4.0", how=AssessmentSettings(bootstrap=50))
     assert "CC BY 4.0" in str(tracker.client.get_model_version("raymed-lung", registered.version).description)
 
 
@@ -242,14 +243,13 @@ def test_the_model_is_on_the_pages_of_its_run_and_of_its_search_with_figures_on_
     model = models[json.dumps([{"name": registered.name, "version": registered.version}])]
     assert model.source_run_id == candidate.run_id and model.status == "READY"
     figures = {metric.key: metric for metric in model.metrics}
-    assert registered.assessment.test is not None
-    assert figures["test_loss"].value == pytest.approx(registered.assessment.test.metrics["loss"].value)
+    assert figures["test_loss"].value == pytest.approx(registered.assessment.figures()["test_loss"])
     assert figures["test_loss"].dataset_digest == data.digest[:36]
     assert run.data.metrics["test_loss"] == figures["test_loss"].value
 
 
 def test_the_local_predictions_name_every_judged_patient(registered: Registered) -> None:
-    lines = list(csv.DictReader(io.StringIO(registered.assessment.predictions().decode())))
+    lines = list(csv.DictReader(io.StringIO(registered.assessment.files()["patients.csv"].decode())))
     assert {line["split"] for line in lines} == {"val", "test"} and len(lines) == 44
     for line in lines:
         shares = {name: float(line[f"p_{name}"]) for name in ("normal", "bacterial", "viral", "pneumocystis")}
@@ -259,8 +259,10 @@ def test_the_local_predictions_name_every_judged_patient(registered: Registered)
 
 
 def test_the_hardest_patients_come_with_the_slices_that_were_judged(registered: Registered, data: Prepared) -> None:
-    hardest = registered.assessment.hardest(data, count=3)
-    patients = registered.assessment.test_patients
+    assessment = registered.assessment
+    assert isinstance(assessment, PatientAssessment)
+    hardest = assessment.hardest(count=3)
+    patients = assessment.test_patients
     assert patients is not None
     own = patients.probabilities[np.arange(len(patients.ids)), patients.labels]
     assert [each.probabilities[each.label] for each in hardest] == sorted(own)[:3]
@@ -343,17 +345,20 @@ def test_the_registered_model_needs_neither_raymed_nor_ray_nor_deepspeed(
     assert '"patient_id":"a"' in done.stdout and '"slices":2' in done.stdout
 
 
-def test_a_network_of_data_without_classes_is_registered_once_by_its_validation_loss(
-    tracker: Tracker, candidate: Candidate
+def test_a_network_judged_by_its_validation_loss_is_registered_once_as_it_is(
+    tracker: Tracker, candidate: Candidate, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replace(candidate, seed=7)
-    first, again = (register_network(tracker, other, 1.25, "Picked.", "backbone") for _ in range(2))
-    assert first == again and first.uri == "models:/raymed-lung@backbone"
+    loss = LossAssessment(other, data, 1.25, "A lower loss does not prove a better one.", "use {model} of {tracking}")
+    monkeypatch.setattr(LungRecipe, "assess", lambda *_: loss)
+    first, again = (assess_and_register(tracker, other, "backbone", found_by="Picked.") for _ in range(2))
+    assert (first.uri, first.version) == (again.uri, again.version) and first.uri == "models:/raymed-lung@backbone"
     version = tracker.client.get_model_version("raymed-lung", first.version)
     assert version.tags["val_loss"] == "1.2500" and version.description == first.card
     assert "Picked. A lower loss does not prove" in first.card and "no patient" in first.card
     found = resolve_model(first.uri, tracker)
     assert found.inference is None and open_model(found.network)[0].name == "lung"
+    assert first.assessment.next_step(first.uri, "sqlite:///x") == "use models:/raymed-lung@backbone of sqlite:///x"
 
 
 def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_unasked(
@@ -361,7 +366,7 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
 ) -> None:
     caplog.set_level("INFO")
     limited = replace(candidate, slices=SliceSettings(2, limit=12))
-    first = assess_and_register(tracker, limited, bootstrap=20)
+    first = assess_and_register(tracker, limited, how=AssessmentSettings(bootstrap=20))
     assert first.uri == f"models:/raymed-lung/{first.version}"
     assert "under no alias: a limit left patients out of training" in caplog.text
     assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
@@ -374,7 +379,7 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
         "grey values as in the files: no window of ours" in whole
         and "Trained on pictures of this kind: 264 picture" in whole
     )
-    again = assess_and_register(tracker, limited, alias="candidate", bootstrap=20)
+    again = assess_and_register(tracker, limited, alias="candidate", how=AssessmentSettings(bootstrap=20))
     assert (again.uri, again.version) == ("models:/raymed-lung@candidate", first.version)
 
 
@@ -412,12 +417,13 @@ def test_a_search_does_not_hand_the_alias_to_a_model_that_is_surely_worse_and_a_
         seal_checkpoint(Path(made.checkpoint), 0, 1)
         return made
 
-    good = assess_and_register(tracker, validated(11, 5.0), alias="rival", bootstrap=20)
+    quick = AssessmentSettings(bootstrap=20)
+    good = assess_and_register(tracker, validated(11, 5.0), alias="rival", how=quick)
     with caplog.at_level("INFO", logger="raymed"):
-        worse = assess_and_register(tracker, validated(12, 0.0), alias="rival", bootstrap=20, seen=good.version)
+        worse = assess_and_register(tracker, validated(12, 0.0), alias="rival", how=quick, seen=good.version)
     assert worse.uri == f"models:/raymed-lung/{worse.version}"
     assert alias_version(tracker, "raymed-lung", "rival") == good.version
     assert f"against version {good.version} (rival), on the same patients" in caplog.text
     assert "surely worse" in caplog.text and "promote.py" in caplog.text
-    by_hand = assess_and_register(tracker, validated(12, 0.0), alias="rival", bootstrap=20)
+    by_hand = assess_and_register(tracker, validated(12, 0.0), alias="rival", how=quick)
     assert alias_version(tracker, "raymed-lung", "rival") == by_hand.version

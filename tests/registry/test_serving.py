@@ -22,7 +22,7 @@ from raymed.errors import UserError
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import Inference, chosen_rows, predict_rows, predict_studies
 from raymed.recipes.exported import open_model
-from raymed.registry.register import save
+from raymed.registry.served_model import save
 from raymed.systems.lung.recipe import LungRecipe
 
 CLASSES = ("normal", "bacterial", "viral", "pneumocystis")

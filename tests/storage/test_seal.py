@@ -24,7 +24,7 @@ from raymed.models.settings import ModelSettings
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes.exported import open_model
 from raymed.registry.address import open_tower, resolve_model
-from raymed.registry.assessment import Candidate
+from raymed.registry.candidate import Candidate
 from raymed.registry.register import save
 from raymed.storage.seal import SEAL, check_seal, seal
 from raymed.systems.clip import checkpoint as clip_checkpoint

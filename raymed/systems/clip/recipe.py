@@ -30,6 +30,10 @@ from raymed.systems.clip.crops import crop_pictures, prepared_size
 
 if TYPE_CHECKING:
     from raymed.data.labels import LabelTable
+    from raymed.data.prepared import Prepared
+    from raymed.registry.assessment import AssessmentSettings
+    from raymed.registry.candidate import Candidate
+    from raymed.registry.patient_assessment import PatientAssessment
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,12 @@ class ClipRecipe:
 
         judged = judge_patients(predictions["logits"], records, self.names)
         return judged | {"val_acc": 100 * judged["slice_accuracy"]}
+
+    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> PatientAssessment:
+        """Per patient, by the declared classes."""
+        from raymed.registry.patient_assessment import assess_patients
+
+        return assess_patients(candidate, (self, self.load(network)), prepared, how)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights, the towers' configurations, the tokenizer, and `recipe.json` with the class texts."""

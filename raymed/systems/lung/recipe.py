@@ -30,6 +30,10 @@ from raymed.recipes.settings import AugmentSettings, LossSettings
 
 if TYPE_CHECKING:
     from raymed.data.labels import LabelTable
+    from raymed.data.prepared import Prepared
+    from raymed.registry.assessment import AssessmentSettings
+    from raymed.registry.candidate import Candidate
+    from raymed.registry.patient_assessment import PatientAssessment
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,12 @@ class LungRecipe:
         from raymed.evaluation.metrics import judge_patients
 
         return judge_patients(predictions["logits"], records, self.names)
+
+    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> PatientAssessment:
+        """Per patient, by the declared classes."""
+        from raymed.registry.patient_assessment import assess_patients
+
+        return assess_patients(candidate, (self, self.load(network)), prepared, how)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights (LoRA merged), the networks' configuration, `recipe.json` and, for internvl, the tokenizer."""

@@ -29,6 +29,9 @@ from raymed.systems.mamba_vlm.vision import encoder_plan
 
 if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
+    from raymed.registry.assessment import AssessmentSettings
+    from raymed.registry.candidate import Candidate
+    from raymed.registry.loss_assessment import LossAssessment
 
 HIDDEN = 0.5  # share of a picture that is hidden from `masked`
 METRICS = (
@@ -37,6 +40,8 @@ METRICS = (
     Metric("train_energy", "", "max", "{:.2e}"),
     VAL_LOSS,
 )
+CAUTION = "The loss of stage 1 compares ways to train the bridge; what it is worth shows in the reports of stage 2."
+THEN = ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,12 @@ class BridgeRecipe:
         scores = predictions["picture"].astype(np.float64) @ predictions["report"].astype(np.float64).T / TEMPERATURE
         own = np.diag(scores)
         return {"val_loss": float(((_log_sum(scores, 1) - own) + (_log_sum(scores, 0) - own)).mean() / 2)}
+
+    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> LossAssessment:
+        """By its validation loss alone."""
+        from raymed.registry.loss_assessment import LossAssessment
+
+        return LossAssessment.of(candidate, prepared, CAUTION, THEN)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights and `recipe.json`."""

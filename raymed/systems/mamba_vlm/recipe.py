@@ -33,6 +33,9 @@ from raymed.systems.mamba_vlm.vision import encoder_plan
 
 if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
+    from raymed.registry.assessment import AssessmentSettings
+    from raymed.registry.candidate import Candidate
+    from raymed.registry.loss_assessment import LossAssessment
 
 WEIGHTS = "model.safetensors"
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
@@ -42,6 +45,8 @@ METRICS = (
     VAL_LOSS,
     Metric("val_perplexity", "", "min", "{:.1f}"),
 )
+CAUTION = "A lower loss does not prove better reports: judge them per patient with jobs/evaluate_vlm.py."
+THEN = "read what it writes: python jobs/check_image_to_text.py --checkpoint {model} --tracking-uri {tracking}"
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,12 @@ class ReportRecipe:
         """`val_loss`: mean cross-entropy of all supervised tokens, and the perplexity."""
         val_loss = float(predictions["nll"].sum() / predictions["tokens"].sum())
         return {"val_loss": val_loss, "val_perplexity": float(np.exp(min(val_loss, LARGEST_EXPONENT)))}
+
+    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> LossAssessment:
+        """By its validation loss alone."""
+        from raymed.registry.loss_assessment import LossAssessment
+
+        return LossAssessment.of(candidate, prepared, CAUTION, THEN)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights (LoRA merged), tokenizer, `recipe.json`; a language model not trained stays where it is."""

@@ -33,12 +33,17 @@ from raymed.systems.unimedvl.settings import NetworkSizes, UnifiedLossSettings, 
 
 if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
+    from raymed.registry.assessment import AssessmentSettings
+    from raymed.registry.candidate import Candidate
+    from raymed.registry.loss_assessment import LossAssessment
     from raymed.systems.unimedvl.tokens import TextTokens
 
 ON_HOST = ("split_lengths", "split_modes", "split_samples", "patch_counts", "digests", "latent_grids")  # decide shapes
 OF_SAMPLES = ("supervised_counts", "target_counts")
 NOT_INPUTS = ("noisy", "image_samples")  # of a packed sequence, spent in `encode`
 VALIDATION = (0, 0)  # seed and epoch that the times and the noise of validation follow from: the same in all runs
+CAUTION = "A lower loss proves no right answer and no true picture: judge them with jobs/evaluate_unimedvl.py."
+THEN = "ask it: python jobs/vqa.py --model {model} --tracking-uri {tracking}"
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,12 @@ class UniMedVLRecipe:
             if units := predictions[count][rows].sum():
                 means[name + suffix] = float(predictions[total][rows].sum() / units)
         return means
+
+    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> LossAssessment:
+        """By its validation loss alone."""
+        from raymed.registry.loss_assessment import LossAssessment
+
+        return LossAssessment.of(candidate, prepared, CAUTION, THEN)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write a checkpoint as BAGEL and UniMedVL lay it out, and `recipe.json`."""

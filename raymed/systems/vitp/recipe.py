@@ -36,10 +36,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raymed.data.prepared import Prepared
+    from raymed.registry.assessment import AssessmentSettings
+    from raymed.registry.candidate import Candidate
+    from raymed.registry.loss_assessment import LossAssessment
 
 JPEG_QUALITY = (75, 100)  # of the recompression that `data_augment` stands for, both ends included
 COUNTS = ("lengths", "learned", "questions")  # of each sample: tokens that decide shapes, so that they stay on the host
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
+CAUTION = "A lower loss does not prove a better backbone: compare on the task it is for."
+THEN = "take its ViT out: python jobs/extract_vit.py --model {model} --tracking-uri {tracking} --out VIT"
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,12 @@ class VitpRecipe:
             metrics["val_choice_loss"] = float(predictions["choice_nll"].sum() / questions)
             metrics["val_choice_accuracy"] = float(predictions["right"].sum() / questions)
         return metrics
+
+    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> LossAssessment:
+        """By its validation loss alone."""
+        from raymed.registry.loss_assessment import LossAssessment
+
+        return LossAssessment.of(candidate, prepared, CAUTION, THEN)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights (LoRA merged), configuration, tokenizer and `recipe.json`."""

@@ -15,7 +15,7 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference
-from raymed.registry.register import save
+from raymed.registry.served_model import save
 from raymed.systems.lung.recipe import LungRecipe
 
 JOB = Path(__file__).parents[3] / "jobs" / "evaluate_lung.py"

@@ -1,19 +1,18 @@
 """Which trials tie with the best, though a power cut tore what one of them left."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from raymed.errors import RunError
+from raymed.registry.patient_assessment import loss_differences
+from raymed.storage.folder import Folder
 from raymed.training.checkpoint import PREDICTIONS, seal
-from raymed.tuning.result import compare
-from raymed.tuning.study import CHECKPOINT
 
 
 @pytest.fixture
-def trials(prepared, tmp_path) -> list[SimpleNamespace]:
+def trials(prepared, tmp_path) -> list[Folder]:
     """Three trials of the same predictions."""
     rows = prepared.rows("val")
     logits = np.eye(4, dtype=np.float32)[prepared.columns(rows, ["label"])["label"]]
@@ -23,18 +22,17 @@ def trials(prepared, tmp_path) -> list[SimpleNamespace]:
         folder.mkdir()
         np.savez(folder / PREDICTIONS, row=rows, logits=logits)
         seal(folder, 0, 1)
-        trials.append(SimpleNamespace(number=number, user_attrs={CHECKPOINT: str(folder)}))
+        trials.append(Folder.at(str(folder)))
     return trials
 
 
-def ties(prepared, trials: list[SimpleNamespace]) -> list[int]:
-    search = SimpleNamespace(template=SimpleNamespace(open_data=lambda: prepared, seed=0))
-    return list(compare(search, SimpleNamespace(trials=trials), trials[0]))
+def ties(prepared, trials: list[Folder]) -> list[int]:
+    return list(loss_differences(prepared, trials[0], dict(enumerate(trials[1:], 1)), seed=0))
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "removed", "flipped"])
 def test_one_torn_loser_does_not_stop_the_report(prepared, trials, harm, caplog):
-    file = Path(trials[1].user_attrs[CHECKPOINT], PREDICTIONS)
+    file = Path(trials[1].path, PREDICTIONS)
     content = file.read_bytes()
     if harm == "removed":
         file.unlink()
@@ -47,7 +45,7 @@ def test_one_torn_loser_does_not_stop_the_report(prepared, trials, harm, caplog)
 
 
 def test_a_torn_winner_is_named(prepared, trials):
-    file = Path(trials[0].user_attrs[CHECKPOINT], PREDICTIONS)
+    file = Path(trials[0].path, PREDICTIONS)
     file.write_bytes(b"")
     with pytest.raises(RunError, match=rf"{file} is damaged"):
         ties(prepared, trials)

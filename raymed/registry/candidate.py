@@ -1,0 +1,189 @@
+"""A trained model and what it takes to assess it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.data.split import SPLITS
+from raymed.data.usage import Usage
+from raymed.errors import UserError
+from raymed.evaluation.known_patients import KnownPatients
+from raymed.evaluation.predict import chosen_rows
+from raymed.recipes.exported import RECIPE_FILE
+from raymed.storage.folder import Folder
+from raymed.storage.seal import check_seal
+from raymed.training.checkpoint import checkpoint_names, copy_to_local, step_of
+
+if TYPE_CHECKING:
+    from raymed.tracking.tracker import Tracker
+
+CHECKPOINT, FOLDER, DATA_DIGEST = "raymed.checkpoint", "raymed.folder", "raymed.data_digest"  # tags of a run
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model and what it takes to judge it.
+
+    Attributes:
+        run_id: its MLflow run.
+        checkpoint: URI of its best checkpoint, which holds the exported network in `model/`.
+        data: URI of the prepared data it was trained on.
+        fold: the cross-validation fold it was validated on; None for the stored split.
+        slices: which slices of a patient are judged.
+        seed: of the run.
+        data_digest: what the prepared data held; empty where that was not noted.
+    """
+
+    run_id: str
+    checkpoint: str
+    data: str
+    fold: int | None
+    slices: SliceSettings
+    seed: int
+    data_digest: str = ""
+
+    def tags(self) -> dict[str, str]:
+        """The run's tags from which `of_run` reads it again."""
+        return {
+            **({CHECKPOINT: self.checkpoint} if self.checkpoint else {}),
+            "raymed.data": self.data,
+            "raymed.fold": "" if self.fold is None else str(self.fold),
+            "raymed.slices": json.dumps(asdict(self.slices)),
+            "raymed.seed": str(self.seed),
+            DATA_DIGEST: self.data_digest,
+        }
+
+    @classmethod
+    def of_run(cls, tracker: Tracker, run_id: str, step: int = 0) -> Candidate:
+        """The candidate that a run left: its best checkpoint.
+
+        Args:
+            step: or the one at this optimizer step (0 = the best).
+
+        Raises:
+            UserError: there is no such run, or it left no such checkpoint.
+        """
+        run = tracker.describe(run_id)
+        left = Folder.at(run.tags[FOLDER]) if FOLDER in run.tags else None  # a search, or of an earlier raymed
+        if step and left is None:
+            raise UserError(f"the run {run_id} ({run.name}) does not say where its checkpoints lie: leave --step out")
+        checkpoint = _at_step(left, step) if step and left is not None else run.tags.get(CHECKPOINT, "")
+        known = run.tags | ({CHECKPOINT: checkpoint} if checkpoint else {})
+        missing = [name for name in cls("", "checkpoint", "", None, SliceSettings(), 0).tags() if name not in known]
+        if missing == [CHECKPOINT] and left is not None:
+            raise UserError(
+                f"the run {run_id} ({run.name}, {run.status}) ended before its first validation, so none of its checkpoints "
+                f"is the best. Name one by its --step; in {left.uri} lie {', '.join(checkpoint_names(left)) or 'none yet'}"
+            )
+        if missing == [DATA_DIGEST]:
+            raise UserError(
+                f"the run {run_id} ({run.name}) is of an earlier raymed, which did not note what its data held: whether "
+                "they are the same now is not known. Train it again"
+            )
+        if missing:
+            raise UserError(
+                f"the run {run_id} ({run.name}, {run.status}) has no tag {', '.join(missing)}, so there is nothing to "
+                "promote: it is a whole search, or ended before its first checkpoint. Choose one of the search's trials."
+            )
+        return cls(
+            run_id=run.id,
+            checkpoint=checkpoint,
+            data=run.tags["raymed.data"],
+            fold=int(run.tags["raymed.fold"]) if run.tags["raymed.fold"] else None,
+            slices=SliceSettings.read(json.loads(run.tags["raymed.slices"])),
+            seed=int(run.tags["raymed.seed"]),
+            data_digest=run.tags[DATA_DIGEST],
+        )
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a limit left patients out, as for a first try."""
+        return self.slices != self.slices.unlimited
+
+    def open_data(self) -> Prepared:
+        """The prepared data that the model was trained on.
+
+        Raises:
+            CommonError: they were prepared again, and are others now.
+        """
+        return Prepared.open(self.data, self.data_digest)
+
+    def used_rows(self, prepared: Prepared) -> dict[str, np.ndarray]:
+        """Rows of each split that it was trained or is judged on, ascending."""
+        return {
+            split: chosen_rows(prepared, split, self.fold, self.slices, self.seed)
+            for split in SPLITS
+            if len(prepared.rows(split, self.fold))
+        }
+
+    def usage(self, prepared: Prepared) -> Usage:
+        """Patients and slices of each split that it was trained or is judged on."""
+        return Usage.of(prepared, self.used_rows(prepared), self.fold)
+
+    def trained_rows(self, prepared: Prepared, refit: Refit | None) -> np.ndarray:
+        """Rows of the slices that its network, or its refit, was trained on."""
+        splits, slices = (("train",), self.slices) if refit is None else (refit.splits, self.slices.unlimited)
+        return np.concatenate([chosen_rows(prepared, split, self.fold, slices, self.seed) for split in splits])
+
+    def known_patients(self, prepared: Prepared, refit: Refit | None) -> KnownPatients:
+        """Who trained its network, or its refit, and who chose it."""
+        trained, chosen = self.trained_rows(prepared, refit), prepared.rows("val", self.fold)
+        ids = (prepared.columns(rows, ["patient"])["patient"] for rows in (trained, chosen))
+        return KnownPatients.of(prepared.digest, *ids)
+
+    def network(self, checkpoint: str) -> Folder:
+        """Where a checkpoint's exported network lies.
+
+        Raises:
+            UserError: it is not there any more.
+        """
+        folder = Folder.at(checkpoint)
+        if not folder.exists(f"model/{RECIPE_FILE}"):
+            raise UserError(
+                f"the checkpoint {checkpoint} of run {self.run_id} is not there any more, or holds no exported model. "
+                "Choose another trial."
+            )
+        return folder.child("model")
+
+    def fetch(self, checkpoint: str, into: Path) -> Path:
+        """A local copy of a checkpoint's exported network.
+
+        Raises:
+            UserError: it is not there any more, or damaged.
+        """
+        copy_to_local(self.network(checkpoint), into)
+        check_seal(into)
+        return into
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The same configuration, trained again on more rows after it was judged.
+
+    Attributes:
+        checkpoint: URI of its last checkpoint.
+        splits: what it was trained on, e.g. ("train", "val").
+    """
+
+    checkpoint: str
+    splits: tuple[str, ...]
+
+
+def _at_step(run: Folder, step: int) -> str:
+    """A run's checkpoint at an optimizer step.
+
+    Raises:
+        UserError: there is none; says at which steps there are.
+    """
+    names = checkpoint_names(run)
+    same = [name for name in names if step_of(name) == step]
+    if not same:
+        raise UserError(f"there is no checkpoint of step {step} in {run.uri}, which holds {', '.join(names) or 'none'}")
+    return run.child(same[-1]).uri

@@ -1,0 +1,282 @@
+"""How good a classifier is, per patient: temperature fitted on validation, figures on patients that it has not seen.
+
+The test split is looked at here and nowhere before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from raymed.data.acquisition import Acquisition
+from raymed.data.leak import guard
+from raymed.data.plan import uniform
+from raymed.data.prepared import Prepared
+from raymed.data.usage import Usage
+from raymed.errors import RunError
+from raymed.evaluation import summary
+from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.estimate import Estimate
+from raymed.evaluation.metrics import Evaluation, difference_interval, evaluate
+from raymed.evaluation.patients import Patients, softmax, to_patients
+from raymed.evaluation.predict import Inference, Model, predict_rows
+from raymed.evaluation.tables import decision_table
+from raymed.recipes.metric import VAL_LOSS, Metric
+from raymed.registry import model_card
+from raymed.spreadsheet import to_csv
+from raymed.storage.folder import Folder
+from raymed.training.predictions import read_predictions
+
+if TYPE_CHECKING:
+    from raymed.evaluation.report import HardPatient, SearchSummary
+    from raymed.registry.assessment import AssessmentSettings, CardFacts
+    from raymed.registry.candidate import Candidate
+    from raymed.tracking.tracker import Tracker
+
+log = logging.getLogger("raymed")
+
+
+@dataclass(frozen=True, eq=False)
+class PatientAssessment:
+    """How good a candidate is, per patient, with calibrated probabilities.
+
+    Attributes:
+        candidate: who was judged.
+        prepared: the data it was trained and judged on.
+        temperature: fitted on the validation patients.
+        class_names: in the order of the probabilities.
+        validation: figures of the validation split, which also chose the model: they flatter it.
+        validation_patients: each validation patient's probabilities.
+        test: figures of the test split, looked at once; None where there is none.
+        test_patients: each test patient's probabilities.
+        usage: patients and slices of each split that it was trained and judged on.
+    """
+
+    candidate: Candidate
+    prepared: Prepared
+    temperature: float
+    class_names: tuple[str, ...]
+    validation: Evaluation
+    validation_patients: Patients
+    test: Evaluation | None
+    test_patients: Patients | None
+    usage: Usage
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """Figures of each split, by what they are called in MLflow."""
+        named = {"calibrated_val": self.validation, "test": self.test}
+        return {name: each for name, each in named.items() if each is not None}
+
+    @property
+    def judged(self) -> tuple[str, Evaluation]:
+        """The figures that count and whose they are: test patients', or, where there are none, validation patients'."""
+        return ("test", self.test) if self.test is not None else ("validation", self.validation)
+
+    @property
+    def test_ids(self) -> Sequence[str]:
+        return [] if self.test_patients is None else [str(patient) for patient in self.test_patients.ids]
+
+    def figures(self) -> dict[str, float]:
+        figures = {"temperature": self.temperature}
+        for split, evaluation in self.evaluations.items():
+            figures |= {f"{split}_{name}": value for name, value in evaluation.flat().items()}
+        return figures
+
+    def tags(self) -> dict[str, str]:
+        tags = {f"val_{metric}": f"{each.value:.4f}" for metric, each in self.validation.metrics.items()}
+        if self.test is not None:
+            tags |= {f"test_{metric}": f"{each.value:.4f}" for metric, each in self.test.metrics.items()}
+        return tags
+
+    def headline(self) -> str:
+        split, evaluation = self.judged
+        named = [name for name in ("loss", "accuracy", "macro_auc") if name in evaluation.metrics]
+        figures = ", ".join(f"{name} {summary.show(evaluation.metrics[name])}" for name in named)
+        return f"{evaluation.patients} {split} patients: {figures}."
+
+    def lines(self) -> list[str]:
+        split, evaluation = self.judged
+        return [
+            f"{evaluation.patients} {split} patients, temperature {self.temperature:.3f}:",
+            *(f"  {line}" for line in summary.lines(evaluation)),
+        ]
+
+    def files(self) -> dict[str, bytes]:
+        """`patients.csv`: every judged patient."""
+        tables = [
+            decision_table(
+                {"split": split, "patient_id": patients.ids}, patients.labels, patients.probabilities, self.class_names
+            ).assign(slices=patients.slices, source=patients.sources)
+            for split, patients in (("val", self.validation_patients), ("test", self.test_patients))
+            if patients is not None
+        ]
+        return {"patients.csv": to_csv(pd.concat(tables))}
+
+    def log(self, tracker: Tracker) -> None:
+        from raymed.evaluation import figures  # a trial's driver does without matplotlib
+
+        run_id, names = self.candidate.run_id, self.class_names
+        tracker.metrics(run_id, {"temperature": self.temperature})
+        for split, evaluation in self.evaluations.items():
+            tracker.figure(run_id, figures.confusion(evaluation, names), f"figures/{split}_confusion.png")
+            if evaluation.calibration is not None:
+                tracker.figure(run_id, figures.reliability(evaluation.calibration), f"figures/{split}_reliability.png")
+            tracker.figure(run_id, figures.roc(evaluation, names), f"figures/{split}_roc.png")
+
+    def card(self, facts: CardFacts) -> str:
+        return model_card.write(facts, self._inference(facts), self)
+
+    def artefact(self, facts: CardFacts, network: Path, folder: Path) -> Path:
+        """A model that MLflow serves: it is asked about a patient's pictures and answers with probabilities."""
+        from raymed.registry.served_model import save
+
+        save(network, self._inference(facts), folder)
+        return folder
+
+    def differences(self, objective: Metric, others: Mapping[int, Folder]) -> dict[int, Estimate]:
+        """As `loss_differences`; by another objective than the loss nothing is compared."""
+        if objective != VAL_LOSS:
+            return {}
+        return loss_differences(self.prepared, Folder.at(self.candidate.checkpoint), others, self.candidate.seed)
+
+    def above(self, other: Candidate, figures: Mapping[str, float]) -> Estimate | None:
+        """By how much its loss is above that of another model over the same validation patients, both temperature-scaled.
+
+        None where that model has no temperature, or was validated on other patients.
+        """
+        if "temperature" not in figures:
+            return None
+        patients = validated_patients(other.open_data(), Folder.at(other.checkpoint), figures["temperature"])
+        return difference_interval(self.validation_patients, patients, seed=self.candidate.seed)
+
+    def page(self, search: SearchSummary, facts: CardFacts) -> tuple[str, str]:
+        from raymed.evaluation.report import SearchReport, render
+
+        notes = ["Probabilities are temperature-scaled: figures are those after that."]
+        if facts.refit is not None:
+            notes.append(
+                f"The registered model was trained again on {' + '.join(facts.refit.splits)}; "
+                "the figures belong to the model before that."
+            )
+        report = SearchReport(
+            **vars(search),
+            names=self.prepared.labels.titles,
+            validation=self.validation,
+            test=self.test,
+            temperature=self.temperature,
+            hardest=self.hardest(),
+            hardest_split="test" if self.test_patients else "validation",
+            notes=notes,
+        )
+        return "report.html", render(report)
+
+    def next_step(self, uri: str, tracking_uri: str) -> str:
+        return ""
+
+    def hardest(self, count: int = 6, slices: int = 16) -> list[HardPatient]:
+        """The judged patients whose own class got the least probability (test patients where there are any)."""
+        from raymed.evaluation.report import HardPatient  # a trial's driver does without matplotlib
+
+        prepared, patients = self.prepared, self.test_patients or self.validation_patients
+        own = patients.probabilities[np.arange(len(patients.labels)), patients.labels]
+        split = "test" if self.test_patients else "val"
+        rows = self.candidate.used_rows(prepared)[split]
+        owner = prepared.columns(rows, ["patient"])["patient"]
+        hardest = []
+        for place in np.argsort(own, kind="stable")[:count]:
+            seen = rows[owner == patients.ids[place]]
+            shown = prepared.read(seen[uniform(len(seen), slices)])
+            label, probabilities = int(patients.labels[place]), patients.probabilities[place].tolist()
+            pictures = [record.images[0].pixels for record in shown]
+            hardest.append(HardPatient(patients.ids[place], label, probabilities, pictures))
+        return hardest
+
+    def _inference(self, facts: CardFacts) -> Inference:
+        candidate, prepared = self.candidate, self.prepared
+        return Inference(
+            name=facts.name,
+            labels=prepared.labels,
+            image=prepared.image,
+            slices=candidate.slices,
+            temperature=self.temperature,
+            calibrated_slices=int(self.validation_patients.slices.min()),
+            data=prepared.digest,
+            known=candidate.known_patients(prepared, facts.refit),
+            acquisition=Acquisition.of(prepared, candidate.trained_rows(prepared, facts.refit)),
+        )
+
+
+def loss_differences(prepared: Prepared, winner: Folder, others: Mapping[int, Folder], seed: int) -> dict[int, Estimate]:
+    """By trial, how much larger its loss is than the winner's over the same validation patients, each at its best epoch.
+
+    A trial whose 95 % interval holds zero is not surely worse.
+
+    Args:
+        winner: its best checkpoint.
+        others: those of the other trials.
+
+    Raises:
+        RunError: the winner's predictions are damaged; another's are said to be and left out.
+    """
+    best, differences = validated_patients(prepared, winner), {}
+    for number, checkpoint in others.items():
+        try:
+            patients = validated_patients(prepared, checkpoint)
+        except RunError as error:
+            log.warning("trial %d is not compared with the best: %s", number, error)
+            continue
+        differences[number] = difference_interval(patients, best, seed=seed)
+    return differences
+
+
+def validated_patients(prepared: Prepared, checkpoint: Folder, temperature: float = 1.0) -> Patients:
+    """What a run said of its validation patients in its best epoch, as its checkpoint keeps it.
+
+    Raises:
+        RunError: that is not there, or damaged.
+    """
+    predictions = read_predictions(checkpoint)
+    columns = prepared.columns(predictions["row"], ["patient", "label", "source"])
+    probabilities = softmax(predictions["logits"], temperature)
+    return to_patients(probabilities, columns["patient"], columns["label"], columns["source"])
+
+
+def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how: AssessmentSettings) -> PatientAssessment:
+    """Fit the temperature on the validation patients, then judge validation and test patients with it.
+
+    Raises:
+        UserError: a leak between the splits, or no validation patients.
+    """
+    guard(prepared.index, candidate.fold)
+    names, used = tuple(prepared.labels.names), candidate.used_rows(prepared)
+
+    def predict(split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return predict_rows(model, prepared, used.get(split, np.empty(0, np.int64)), how.micro_batch, how.workers)
+
+    def judge(logits: np.ndarray, columns: dict[str, np.ndarray]) -> tuple[Evaluation, Patients]:
+        probabilities = softmax(logits, temperature)
+        patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"])
+        return evaluate(patients, names, how.bootstrap, candidate.seed), patients
+
+    logits, columns = predict("val")
+    temperature = fit_temperature(logits, columns["patient"], columns["label"])
+    validation, validation_patients = judge(logits, columns)
+    test, test_patients = judge(*predict("test")) if "test" in used else (None, None)
+    return PatientAssessment(
+        candidate,
+        prepared,
+        temperature,
+        names,
+        validation,
+        validation_patients,
+        test,
+        test_patients,
+        candidate.usage(prepared),
+    )
