@@ -5,24 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from language_files import write_folder
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import MambaConfig
 
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.captions import cut_prompt, encode_captions, prompt_ids
 from raymed.systems.mamba_vlm.generation import generate
-from raymed.systems.mamba_vlm.language_model import LanguageModel, MambaLanguageModel, byte_tokenizer, tiny_config
+from raymed.systems.mamba_vlm.language_model import LanguageModel, MambaLanguageModel, byte_tokenizer
 from raymed.systems.mamba_vlm.settings import GenerationSettings, LanguageSettings
-
-
-def write_folder(folder: Path) -> MambaForCausalLM:
-    """A published folder's layout, with random weights."""
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer()
-    network = MambaForCausalLM(tiny_config(len(tokenizer))).eval()
-    network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return network
 
 
 def build(folder: Path, **settings: object) -> MambaLanguageModel:

@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from language_files import write_folder
+from safetensors.torch import load_file
 
 from raymed.data.image import ImageSettings
 from raymed.data.record import Image, Message, Record
@@ -14,7 +16,7 @@ from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
-from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, VisionSettings
+from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading
 
 SIZE = 32
@@ -140,3 +142,27 @@ def test_a_contrast_compares_all_validation_rows_however_they_were_batched() -> 
 def test_pictures_of_another_size_are_refused_by_the_records_name() -> None:
     with pytest.raises(UserError, match="r0: pictures of 64 x 64"):
         replace(RECIPE, reading=Reading(ImageSettings(size=64))).encode(records(), None)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_language_model_from_a_folder_stays_there_unless_it_has_adapters(tmp_path: Path, lora: int) -> None:
+    write_folder(tmp_path / "tiny-hf")
+    recipe = replace(RECIPE, language=LanguageSettings(path=str(tmp_path / "tiny-hf"), lora=lora))
+    module = seeded(recipe).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    recipe.export(module, tmp_path / "export")
+    kept = load_file(tmp_path / "export" / "model.safetensors")
+    assert any(key.startswith("language_model.") for key in kept) == bool(lora)
+    opened, loaded = open_model(tmp_path / "export")
+    batch = recipe.encode(records(), None)
+    torch.testing.assert_close(
+        opened.predict(loaded, batch)["nll"], recipe.predict(module, batch)["nll"], rtol=1e-4, atol=1e-3
+    )
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name for name in trained if name.startswith("language_model."))
+    write_checkpoint(tmp_path / "stage2.pt", module.state_dict(), step=1)
+    again = seeded(replace(recipe, start=str(tmp_path / "stage2.pt"))).eval()
+    torch.testing.assert_close(recipe.predict(again, batch)["nll"], recipe.predict(module, batch)["nll"])
