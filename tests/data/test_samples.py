@@ -117,6 +117,26 @@ def test_every_wrong_line_is_named_with_file_and_line_before_anything_is_done(fo
     assert named in message.split("chest.jsonl:7")[0]
 
 
+@pytest.mark.parametrize(
+    ("roles", "reason"),
+    [
+        (("human", "gpt", "human"), "conversations[2] has no answer"),
+        (("human", "human", "gpt"), "conversations[1] is of human, where it is gpt's turn"),
+        (("system", "gpt", "human", "gpt"), "conversations[1] is of gpt, where it is human's turn"),
+        (("human", "gpt", "gpt"), "conversations[2] is of gpt, where it is human's turn"),
+    ],
+)
+def test_a_dialogue_out_of_turn_goes_to_the_quarantine_by_its_line(
+    folder: Path, roles: tuple[str, ...], reason: str
+) -> None:
+    turns = [{"from": role, "value": f"{role} {number}"} for number, role in enumerate(roles)]
+    with (folder / "text.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"conversations": turns}) + "\n")
+    listing, used = listed(folder / "meta.json")
+    assert [(each.where, each.reason) for each in listing.refusals] == [("text.jsonl:2", reason)]
+    assert used["text"]["lines"] == 2, "counted, and no sample"
+
+
 def test_a_line_that_is_not_utf_8_is_named(folder: Path) -> None:
     (folder / "text.jsonl").write_bytes(line(None, "Größe?").encode("latin-1"))
     assert "text.jsonl:1: not UTF-8" in wrong(folder / "meta.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,16 @@ def with_marks(messages: tuple[Message, ...], pictures: int) -> tuple[Message, .
         raise ValueError(f"{marks} {IMAGE} marks in human turns for {pictures} pictures")
     shown = Message("human", f"{IMAGE}\n{messages[first].text}")
     return (*messages[:first], shown, *messages[first + 1 :])
+
+
+def out_of_turn(messages: Sequence[Message]) -> str:
+    """What keeps turns from being a dialogue: human and gpt take turns, and gpt has the last word; empty where they do."""
+    offset = int(bool(messages) and messages[0].role == "system")
+    for index, message in enumerate(messages[offset:]):
+        expected = "gpt" if index % 2 else "human"
+        if message.role != expected:
+            return f"conversations[{index + offset}] is of {message.role}, where it is {expected}'s turn"
+    return "" if messages[-1].role == "gpt" else f"conversations[{len(messages) - 1}] has no answer"
 
 
 def _with_choices(messages: tuple[Message, ...]) -> tuple[Message, ...]:

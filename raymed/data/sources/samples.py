@@ -29,7 +29,7 @@ from raymed.data.sources.listing import (
     inside,
 )
 from raymed.data.sources.meta import DataSet, meta_root
-from raymed.data.sources.sample import Sample, read_sample, with_marks
+from raymed.data.sources.sample import Sample, out_of_turn, read_sample, with_marks
 from raymed.data.sources.table import is_table, read_cells
 from raymed.errors import UserError
 
@@ -147,6 +147,9 @@ class SampleListing:
         except (ValueError, UserError) as error:
             self.lines += 1
             self._wrong.append((where, str(error).removeprefix(f"{where}: ")))
+            return
+        if reason := out_of_turn(sample.messages):
+            self.refuse(part.name, where, reason)
             return
         place = posixpath.normpath(os.path.relpath(part.annotation, self._root)), offset
         self.add(part.name, most, Sample(images, sample.messages, sample.patient, sample.study), where, place)
