@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -25,9 +25,11 @@ from raymed.data.plan import EpochPlan, repeat_counts
 from raymed.data.stream import Reader, Staged, Streamed, ahead
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.recipe import Batch, Predictions, TrainingPass
-from raymed.storage.availability import require_there, wait_for
+from raymed.storage.availability import require_there
+from raymed.training.agreement import Agreement
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
+from raymed.training.course import Course
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.means import means
 from raymed.training.predictions import in_order, write_predictions
@@ -45,7 +47,6 @@ MODEL = "model"  # URI of the checkpoint that holds the best model so far
 SAVED = "saved"  # name of the checkpoint that was written
 FAILED = "failed"  # why a run ends before its time
 COMMON = "common"  # beside that: all runs of a search would meet it, see `CommonError`
-Result = TypeVar("Result")
 JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
 
@@ -93,10 +94,11 @@ class Run:
         for workers in (spec.min_workers or self.workers, self.workers):
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
+        self.agreement = Agreement(spec.folder, spec.train.storage_minutes, self.stall)
         self.progress = self._resume()
+        self.course = Course(spec.train, spec.stop_after, self.progress)
         self.saved_step = self.progress.global_step
         self.notices, self.step_log = Notices(stop_decisions), StepLog()
-        self.epoch_steps = 0  # of the epoch under way
         self.stall.step()
 
     def train(self) -> None:
@@ -126,28 +128,26 @@ class Run:
         progress, settings = self.progress, self.spec.train
         if progress.history:  # the search may have been lost before it knew of the validation, or had decided
             self._report(progress.history[-1])
-            if not progress.sums and not self._finished() and self._told_to_stop():
+            if not progress.sums and not self.course.is_finished and self._told_to_stop():
                 return
-        while not self._finished():
+        while not self.course.is_finished:
             trained = self._train()
             metrics, predictions = self._validate()
-            progress.sums = {}
-            if not settings.validate_steps or progress.step == self.epoch_steps:
-                progress.epoch, progress.step = progress.epoch + 1, 0
+            self.course.validated()
             if not math.isfinite(metrics["val_loss"]):
-                raise RunError(f"the val_loss of {settings.noun} {self._point} is not finite: lower train.lr")
+                raise RunError(f"the val_loss of {settings.noun} {self.course.point} is not finite: lower train.lr")
             if self.spec.is_refit:
                 progress.best = Best()
-            better = progress.best.update(self._point, metrics, self.spec.monitor, settings.min_delta)
+            better = progress.best.update(self.course.point, metrics, self.spec.monitor, settings.min_delta)
             assert progress.best.value is not None  # there was a validation
             metrics |= trained | {
-                "epoch": progress.epoch + (progress.step / self.epoch_steps if progress.step else 0),
+                "epoch": self.course.epoch,
                 f"best_{settings.monitor}": progress.best.value,
                 "best_val_loss": min(each["val_loss"] for each in [*progress.history, metrics]),
                 f"best_{settings.counted}": progress.best.epoch,
                 "global_step": progress.global_step,
             }
-            metrics["finished"] = float(self._finished())
+            metrics["finished"] = float(self.course.is_finished)
             progress.history.append(metrics)
             self._checkpoint(metrics, predictions, better)
             if not metrics["finished"] and self._told_to_stop():
@@ -157,34 +157,20 @@ class Run:
         self.stall.step()
         if self.stop_decisions is None:
             return False
-        told = [self.worker == 0 and wait_for_verdict(self.stop_decisions, self.spec.name, self._point)]
+        told = [self.worker == 0 and wait_for_verdict(self.stop_decisions, self.spec.name, self.course.point)]
         dist.broadcast_object_list(told)
         return told[0]
 
-    @property
-    def _point(self) -> int:
-        """Where the run stands, as validations are counted."""
-        return self.progress.global_step if self.spec.train.validate_steps else self.progress.epoch
-
-    def _finished(self) -> bool:
-        progress, settings = self.progress, self.spec.train
-        patience_over = 0 < settings.patience <= progress.best.waited
-        trained = progress.global_step >= settings.steps if settings.steps else progress.epoch >= settings.epochs
-        return trained or patience_over or 0 < self.spec.stop_after <= self._point
-
     def _train(self) -> dict[str, float]:
         """Train to the next validation; metrics of all steps since the last one, but the times, which are of this part."""
-        progress, settings = self.progress, self.spec.train
+        progress = self.progress
         self.step_log.begin()
         while True:
             plan = self.spec.plan(self.prepared, progress.epoch)
-            self.epoch_steps = len(plan.batches)
-            end = int(min(self.epoch_steps, progress.step + self._steps_left))
-            self._train_on(replace(plan, batches=plan.batches[:end]))
-            is_last = not settings.steps and progress.epoch + 1 >= settings.epochs
-            if not settings.validate_steps or not self._steps_left or is_last:
+            self._train_on(replace(plan, batches=plan.batches[: self.course.pause(len(plan.batches))]))
+            if self.course.validation_is_due:
                 break
-            progress.epoch, progress.step = progress.epoch + 1, 0
+            self.course.next_epoch()
         filler, efficiency = self.division.balance(plan.batches)
         return {f"train_{name}": mean for name, mean in means(progress.sums).items()} | {
             "lr": self.engine.lr,
@@ -195,18 +181,9 @@ class Run:
             **({} if plan.fill_rate is None else {"fill_rate": plan.fill_rate}),
         }
 
-    @property
-    def _steps_left(self) -> float:
-        """Steps to the next validation; infinity where that is at the end of an epoch."""
-        settings, done = self.spec.train, self.progress.global_step
-        every = settings.validate_steps
-        left = [end - done for end in (settings.steps, self.spec.stop_after if every else 0) if end]
-        left += [-done % every or (0 if self.progress.sums else every)] if every else []
-        return min(left, default=math.inf)
-
     def _train_on(self, plan: EpochPlan) -> None:
         """The steps of a plan that are left of it."""
-        progress, settings = self.progress, self.spec.train
+        progress = self.progress
         batches = ahead(self._training_batches(plan, progress.epoch, progress.step))
         while True:
             self._leave_if_told()
@@ -217,10 +194,9 @@ class Run:
             self.step_log.add(sum(len(pack) for pack in plan.batches[progress.step]))
             progress.step += 1
             progress.global_step += 1
-            due = settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
-            if due and progress.step < len(plan.batches):
+            if self.course.checkpoint_is_due and progress.step < len(plan.batches):
                 self._checkpoint_between_validations()
-            elif progress.global_step % settings.log_steps == 0:
+            elif progress.global_step % self.spec.train.log_steps == 0:
                 self._read_steps()
                 if self.engine.greatest(int(self.worker == 0 and self.step_log.is_due)):
                     self._report({"global_step": progress.global_step})
@@ -317,7 +293,7 @@ class Run:
                     write_predictions(folder, predictions)
             seal(folder, self.worker, self.workers)
             try:
-                self._together(lambda: upload(folder, self.spec.folder, name[0]))
+                self.agreement.reach(lambda: upload(folder, self.spec.folder, name[0]))
             except StorageError:
                 if self.worker == 0:
                     with contextlib.suppress(OSError):
@@ -328,25 +304,6 @@ class Run:
             self.retention.add(name[0], self.progress.model)
         self._report({**metrics, SAVED: name[0]})
 
-    def _together(self, action: Callable[[], Result]) -> Result:
-        """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.
-
-        Raises:
-            StorageError: on all workers, where that of one refuses.
-        """
-        done: list[Result] = []
-        problems = [""] * self.workers
-        try:
-            done.append(wait_for(action, self.spec.folder, self.spec.train.storage_minutes, self.stall.step))
-        except StorageError as error:
-            problems[self.worker] = str(error)
-        self.stall.step(60 * self.spec.train.storage_minutes)  # another worker may still wait for the storage
-        dist.all_gather_object(problems, problems[self.worker])
-        self.stall.step()
-        if problem := next(filter(None, problems), ""):
-            raise StorageError(problem)
-        return done[0]
-
     def _fetch_newest(self, into: Path) -> Path | None:
         newest = fetch_newest(self.spec.folder, into)
         require_there(self.spec.folder)  # or what was missing is no torn checkpoint
@@ -355,13 +312,13 @@ class Run:
     def _resume(self) -> Progress:
         """Go on from the newest whole checkpoint. Worker 0 chooses it, so that no worker goes on from another."""
         with scratch(self.spec.folder, self.worker) as folder:
-            newest = self._together(lambda: self._fetch_newest(folder) if self.worker == 0 else None)
+            newest = self.agreement.reach(lambda: self._fetch_newest(folder) if self.worker == 0 else None)
             chosen = [newest.name if newest else ""]
             dist.broadcast_object_list(chosen)
             self.passed_over = [name for name in checkpoint_names(self.spec.folder) if name > chosen[0]]
             progress = Progress()
             if chosen[0]:
-                whole = self._together(lambda: newest or fetch(self.spec.folder, chosen[0], folder))
+                whole = self.agreement.reach(lambda: newest or fetch(self.spec.folder, chosen[0], folder))
                 progress = Progress.read(whole)
                 progress.check_origin(self.spec.origin(), f"{self.spec.folder.uri}/{whole.name}")
                 self.engine.load(whole)

@@ -56,7 +56,7 @@ class TrainSettings:
             patience and successive halving count by these (0 = by epochs).
         log_steps: Tell of loss, learning rate and speed every so many steps, where that is not more than once in five
             seconds; MLflow gets every step.
-        checkpoint_steps: Checkpoint within an epoch every so many steps (0 = only after each epoch).
+        checkpoint_steps: Checkpoint every so many steps, besides one after each validation (0 = only those).
         stall_minutes: A step, or a checkpoint, that takes longer is taken for a hang: the workers are started again from the
             last checkpoint, and a run that hangs again fails (0 = never).
         storage_minutes: How long a storage that goes away is waited for.

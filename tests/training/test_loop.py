@@ -16,8 +16,6 @@ from raymed.data.micro_batches import Division
 from raymed.data.plan import EpochPlan
 from raymed.errors import RunError
 from raymed.recipes.recipe import Batch, TrainingPass
-from raymed.training.best import Best
-from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import Run
 
@@ -48,13 +46,6 @@ def test_a_row_that_is_shown_again_is_told_so_on_any_worker_and_after_a_resume(f
     whole = [[[(4, 0), (7, 0)], [(4, 1)]], [[(7, 1)], [(5, 0), (4, 2)]], [[(4, 3)], [(5, 1)]]]
     expected = {(step, place): pack for step, packs in enumerate(whole) for place, pack in enumerate(packs)}
     assert shown == {key: pack for key, pack in expected.items() if key[0] >= first_step}
-
-
-@pytest.mark.parametrize(("patience", "waited", "over"), [(0, 9, False), (3, 2, False), (3, 3, True), (3, 4, True)])
-def test_a_run_stops_after_exactly_as_many_epochs_without_a_better_one(patience: int, waited: int, over: bool) -> None:
-    spec = SimpleNamespace(train=TrainSettings(epochs=50, patience=patience), stop_after=0)
-    run: Any = SimpleNamespace(spec=spec, progress=Progress(epoch=9, best=Best(waited=waited)))
-    assert Run._finished(run) is over
 
 
 class Writer:

@@ -1,0 +1,51 @@
+"""What all workers do in the storage, or none: each waits for the others, and a refusal that one meets is raised on all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from raymed.errors import StorageError
+from raymed.storage.availability import wait_for
+from raymed.storage.folder import Folder
+from raymed.training.stall import StallGuard
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Among the workers of a run.
+
+    Attributes:
+        folder: the run's.
+        minutes: how long a storage that is away is waited for.
+        stall: told that waiting is no hang.
+    """
+
+    folder: Folder
+    minutes: float
+    stall: StallGuard
+
+    def reach(self, action: Callable[[], Result]) -> Result:
+        """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.
+
+        Raises:
+            StorageError: on all workers, where that of one refuses.
+        """
+        done: list[Result] = []
+        problems = [""] * dist.get_world_size()
+        own = ""
+        try:
+            done.append(wait_for(action, self.folder, self.minutes, self.stall.step))
+        except StorageError as error:
+            own = str(error)
+        self.stall.step(60 * self.minutes)  # another worker may still wait for the storage
+        dist.all_gather_object(problems, own)
+        self.stall.step()
+        if problem := next(filter(None, problems), ""):
+            raise StorageError(problem)
+        return done[0]
