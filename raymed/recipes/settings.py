@@ -25,9 +25,9 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"loss_settings.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+            raise UserError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if self.choice_weight <= 0 or self.lm_weight < 0:
-            raise UserError("loss_settings.choice_weight must be above 0, and loss_settings.lm_weight at least 0")
+            raise UserError("loss.choice_weight must be above 0, and loss.lm_weight at least 0")
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,9 @@ class ClipLossSettings:
 
     def __post_init__(self) -> None:
         if self.text_to_image < 0:
-            raise UserError(f"loss_settings.text_to_image is {self.text_to_image}: it must be at least 0")
+            raise UserError(f"loss.text_to_image is {self.text_to_image}: it must be at least 0")
         if self.text_to_image and self.kind == "clip":
-            raise UserError(
-                "loss_settings.text_to_image is for the class loss; the clip loss has that direction: set it to 0"
-            )
+            raise UserError("loss.text_to_image is for the class loss; the clip loss has that direction: set it to 0")
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,9 @@ class ChatLossSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"loss_settings.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+            raise UserError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if self.choice_weight < 0:
-            raise UserError(f"loss_settings.choice_weight is {self.choice_weight}: it must be at least 0")
+            raise UserError(f"loss.choice_weight is {self.choice_weight}: it must be at least 0")
 
     def weight(self, tokens: int) -> float:
         """Of each supervised token of a sample with so many."""

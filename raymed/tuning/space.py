@@ -17,6 +17,8 @@ import optuna
 
 from raymed.errors import UserError
 
+RENAMED = {"loss_settings": "loss"}  # settings that are called otherwise in records of earlier searches
+
 Value = bool | int | float | str | None  # whole numbers stay whole: a file is read as the first type that fits
 Settings = TypeVar("Settings")
 
@@ -72,13 +74,19 @@ class Located(Protocol):
         """With absolute paths: workers have another working folder."""
 
 
+def current_name(path: str) -> str:
+    """The dotted path of a setting as it is called now."""
+    first, dot, rest = path.partition(".")
+    return RENAMED.get(first, first) + dot + rest
+
+
 def get_setting(settings: Any, path: str) -> Any:
     """The value at a dotted path in nested dataclasses.
 
     Raises:
         UserError: there is no such setting; the message lists what there is.
     """
-    for name in path.split("."):
+    for name in current_name(path).split("."):
         known = [each.name for each in dataclasses.fields(settings)] if dataclasses.is_dataclass(settings) else []
         if name not in known:
             raise UserError(f"the search space names {path!r}, and there is no {name!r}: choose among {', '.join(known)}")
@@ -88,7 +96,7 @@ def get_setting(settings: Any, path: str) -> Any:
 
 def with_setting(settings: Settings, path: str, value: Any) -> Settings:
     """A copy of nested frozen dataclasses with the value at a dotted path replaced."""
-    name, _, rest = path.partition(".")
+    name, _, rest = current_name(path).partition(".")
     get_setting(settings, name)
     inner = with_setting(getattr(settings, name), rest, value) if rest else value
     return dataclasses.replace(settings, **{name: inner})  # type: ignore[type-var]

@@ -25,7 +25,7 @@ from raymed.training.loop import MODEL
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.settings import Halving
-from raymed.tuning.space import Space, Value
+from raymed.tuning.space import Space, Value, current_name
 
 log = logging.getLogger("raymed")
 
@@ -77,11 +77,12 @@ class Study:
             raise UserError(
                 f"the record of the search {name!r} is of something else ({error}). Use another --name, or --resume never"
             ) from error
-        described = {name: repr(each) for name, each in self.space.items()}
+        described = {current_name(name): repr(each) for name, each in self.space.items()}
         recorded = self.study.user_attrs
         # A record of before there was a choice names no objective.
         aim = recorded.get("objective", VAL_LOSS.name if "space" in recorded else objective.name)
-        if recorded.get("space", described) != described:
+        earlier = {current_name(name): each for name, each in recorded.get("space", described).items()}
+        if earlier != described:
             raise UserError(f"the search {name!r} was started with another space. Use another --name, or --resume never")
         if aim != objective.name:
             raise UserError(
@@ -222,8 +223,10 @@ class Study:
             number = len(self.trials)
             self.study.add_trial(self._drawn(number))  # one entry of the record: a trial is there with all its settings
         trial = self._trial(number)
+        there = {current_name(name) for name in trial.params}
         for name, distribution in self.space.items():
-            trial._suggest(name, distribution)  # of one put in line: its settings
+            if name not in there:
+                trial._suggest(name, distribution)  # of one put in line: its settings
         return number, dict(trial.params)
 
     def _drawn(self, number: int) -> FrozenTrial:

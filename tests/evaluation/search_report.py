@@ -46,7 +46,7 @@ def trial(number: int, generator: np.random.Generator) -> TrialSummary:
         "model.drop_path": float(generator.uniform(0, 0.3)),
         "augment.strength": float(generator.uniform(0, 1)),
         "augment.preset": "ct",
-        "loss_settings.label_smoothing": 0.01,
+        "loss.label_smoothing": 0.01,
     }
     if number == 11:
         return TrialSummary(

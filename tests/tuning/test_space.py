@@ -21,12 +21,18 @@ class Inner:
 class Outer:
     inner: Inner = field(default_factory=Inner)
     name: str = "x"
+    loss: Inner = field(default_factory=Inner)
 
 
 def test_a_dotted_name_changes_that_setting_and_nothing_else():
     changed = with_setting(Outer(), "inner.rate", 0.5)
     assert changed == dataclasses.replace(Outer(), inner=Inner(0.5))
     assert get_setting(changed, "inner.rate") == 0.5
+
+
+def test_a_setting_of_an_earlier_record_is_found_under_the_name_it_has_now():
+    changed = with_setting(Outer(), "loss_settings.rate", 0.5)
+    assert changed.loss.rate == get_setting(changed, "loss_settings.rate") == 0.5
 
 
 @pytest.mark.parametrize("path", ["inner.rat", "outer", "name.rate"])

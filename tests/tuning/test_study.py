@@ -107,6 +107,20 @@ def test_a_record_of_before_there_was_an_objective_is_one_of_val_loss(tmp_path):
     assert open_study(tmp_path).ask(Budget(3)) == (0, DEFAULTS)
 
 
+def test_a_search_goes_on_whose_settings_were_called_otherwise_when_it_began(tmp_path):
+    earlier = Study(
+        Journal(tmp_path / "study.journal", Folder.at(tmp_path)),
+        *("night", {"loss_settings.label_smoothing": Dimension(0.0, 0.2)}, [], Halving(1, 3), 7),
+    )
+    number, params = earlier.ask(Budget(3))
+    again = Study(
+        Journal(tmp_path / "study.journal", Folder.at(tmp_path)),
+        *("night", {"loss.label_smoothing": Dimension(0.0, 0.2)}, [], Halving(1, 3), 7),
+    )
+    assert again.ask(Budget(3)) == (number, params), "it would go on with another setting than it began with"
+    assert again.ask(Budget(3))[1].keys() == {"loss.label_smoothing"}
+
+
 def test_halving_stops_the_worse_two_of_three_and_remembers_its_rungs(tmp_path):
     study, stopped = open_study(tmp_path), []
     for loss in (0.5, 0.6, 0.7):

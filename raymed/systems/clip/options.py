@@ -67,7 +67,7 @@ GUIDE = {
     "weight-decay": Alias("train.weight_decay"),
     "img-size": Alias("size"),
     "augmentation": Alias("augment.preset"),
-    "loss": Alias("loss_settings.kind"),
+    "loss": Alias("loss.kind"),
     "weight-method": Alias("slices.class_weights"),
     "weight-smooth-factor": Alias("slices.smoothing"),
     "class-texts-dict": Alias("class_texts"),
@@ -103,7 +103,7 @@ class ClipOptions(SystemOptions):
         class_texts_file: JSON file from class to text, or to a list of texts; it goes before the template.
         class_texts: The same, in a settings file.
         model: The two towers.
-        loss_settings: The loss.
+        loss: The loss.
         augment: How training pictures are varied.
         slices: Which pictures of a patient are used.
         train: How it is trained: the learning rate falls along a cosine from the first step on.
@@ -126,7 +126,7 @@ class ClipOptions(SystemOptions):
     class_texts_file: str | None = None
     class_texts: ClassTexts = field(default_factory=dict)
     model: ClipModelSettings = field(default_factory=ClipModelSettings)
-    loss_settings: ClipLossSettings = field(default_factory=ClipLossSettings)
+    loss: ClipLossSettings = field(default_factory=ClipLossSettings)
     augment: ClipAugmentSettings = field(default_factory=ClipAugmentSettings)
     slices: SliceSettings = field(default_factory=lambda: SliceSettings(choice="all"))
     train: TrainSettings = field(
@@ -260,7 +260,7 @@ class ClipOptions(SystemOptions):
         from raymed.systems.clip.recipe import ClipRecipe
 
         texts = class_texts(labels.names, self.text_template, self._given_texts())
-        return ClipRecipe.for_data(labels, self.size, texts, self.model, self.loss_settings, self.augment)
+        return ClipRecipe.for_data(labels, self.size, texts, self.model, self.loss, self.augment)
 
     def _given_texts(self) -> Mapping[str, str | list[str]]:
         if self.class_texts_file is None:

@@ -45,7 +45,7 @@ class ClipRecipe:
         texts: the classes' texts in the same order, one or several prompts each.
         size: side of the square pictures that the network sees; the data are prepared at `prepared_size`, a tenth larger.
         model: which towers, and how they are adapted.
-        loss_settings: what they are trained on.
+        loss: what they are trained on.
         augment: how training pictures are varied.
     """
 
@@ -53,7 +53,7 @@ class ClipRecipe:
     texts: tuple[tuple[str, ...], ...]
     size: int
     model: ClipModelSettings = field(default_factory=ClipModelSettings)
-    loss_settings: ClipLossSettings = field(default_factory=ClipLossSettings)
+    loss: ClipLossSettings = field(default_factory=ClipLossSettings)
     augment: ClipAugmentSettings = field(default_factory=ClipAugmentSettings)
 
     @classmethod
@@ -80,7 +80,7 @@ class ClipRecipe:
             texts=_checked_texts(labels.names, texts),
             size=size,
             model=(model or ClipModelSettings()).located(),
-            loss_settings=loss or ClipLossSettings(),
+            loss=loss or ClipLossSettings(),
             augment=augment or ClipAugmentSettings(),
         )
         from raymed.systems.clip import network  # the driver that only holds a recipe does without transformers
@@ -105,7 +105,7 @@ class ClipRecipe:
             texts=tuple(tuple(prompts) for prompts in settings["texts"]),
             size=settings["size"],
             model=ClipModelSettings(**settings["model"]),
-            loss_settings=ClipLossSettings(**settings["loss"]),
+            loss=ClipLossSettings(**settings["loss"]),
             augment=ClipAugmentSettings(**settings["augment"]),
         )
 
@@ -132,7 +132,7 @@ class ClipRecipe:
 
     @property
     def contrastive(self) -> bool:
-        return self.loss_settings.kind == "clip" or self.loss_settings.text_to_image > 0
+        return self.loss.kind == "clip" or self.loss.text_to_image > 0
 
     def build(self) -> nn.Module:
         """The towers with their starting weights: local ones where the settings name them, else from torch's generator."""
@@ -160,7 +160,7 @@ class ClipRecipe:
         tensors = {"pixels": torch.from_numpy(crop_pictures(pixels, ids, self.size, self.augment, training))}
         if labels is not None:
             tensors["labels"] = labels
-        if training is not None and labels is not None and self.loss_settings.kind == "clip":
+        if training is not None and labels is not None and self.loss.kind == "clip":
             tensors["prompts"] = self._draw_prompts(ids, labels.tolist(), training)
         return Batch(tensors, {"loss": float(len(records))}, ids)
 
@@ -174,13 +174,13 @@ class ClipRecipe:
         output = module(batch.tensors["pixels"])
         logits = output["logits"]
         same = labels[:, None] == labels[None]
-        if self.loss_settings.kind == "clip":
+        if self.loss.kind == "clip":
             pairs = output["prompt_logits"][:, batch.tensors["prompts"]]
             rows = (spread_cross_entropy(pairs, same) + spread_cross_entropy(pairs.T, same)) / 2
         else:
             rows = F.cross_entropy(logits, labels, reduction="none")
-            if self.loss_settings.text_to_image:
-                rows = rows + self.loss_settings.text_to_image * spread_cross_entropy(logits[:, labels].T, same)
+            if self.loss.text_to_image:
+                rows = rows + self.loss.text_to_image * spread_cross_entropy(logits[:, labels].T, same)
         right = (logits.argmax(1) == labels).sum()
         logged = {"accuracy": right, "temperature": len(labels) / output["scale"].detach()}
         return Loss({"loss": LossTerm(rows.sum())}, {name: (value, len(labels)) for name, value in logged.items()})
@@ -227,7 +227,7 @@ class ClipRecipe:
             "texts": [list(prompts) for prompts in self.texts],
             "size": self.size,
             "model": asdict(self.model),
-            "loss": asdict(self.loss_settings),
+            "loss": asdict(self.loss),
             "augment": asdict(self.augment),
         }
 

@@ -26,7 +26,7 @@ class LungOptions(SystemOptions):
         phantom_size: Height and width of the prepared phantom slices, in pixels.
         slices: Which slices of a patient are used.
         model: The network.
-        loss_settings: The loss.
+        loss: The loss.
         augment: How training pictures are varied.
     """
 
@@ -43,7 +43,7 @@ class LungOptions(SystemOptions):
     phantom_size: int = 112
     slices: SliceSettings = field(default_factory=SliceSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    loss_settings: LossSettings = field(default_factory=LossSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     @property
@@ -64,4 +64,4 @@ class LungOptions(SystemOptions):
                 f"train.lr {self.train.lr:g} is for small networks from random weights and would ruin {self.model.path}: "
                 "give --config configs/guide_lung.yaml (for a search, configs/lung_internvl.yaml), or --train.lr"
             )
-        return LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss_settings, self.augment)
+        return LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss, self.augment)

@@ -53,7 +53,7 @@ class LungRecipe:
     names: tuple[str, ...]
     size: int
     model: ModelSettings = field(default_factory=ModelSettings)
-    loss_settings: LossSettings = field(default_factory=LossSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     @classmethod
@@ -77,7 +77,7 @@ class LungRecipe:
             names=tuple(labels.names),
             size=size,
             model=(model or ModelSettings()).located(),
-            loss_settings=loss or LossSettings(),
+            loss=loss or LossSettings(),
             augment=augment or AugmentSettings(),
         )
         from raymed.models import classifiers  # the driver that only holds a recipe does without transformers
@@ -98,7 +98,7 @@ class LungRecipe:
             names=tuple(settings["names"]),
             size=settings["size"],
             model=ModelSettings(**settings["model"]),
-            loss_settings=LossSettings(**settings["loss"]),
+            loss=LossSettings(**settings["loss"]),
             augment=AugmentSettings(**settings["augment"]),
         )
 
@@ -142,7 +142,7 @@ class LungRecipe:
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's slices; logs `loss`'s parts and the slices' `accuracy`."""
-        weights, labels = self.loss_settings, batch.tensors["labels"]
+        weights, labels = self.loss, batch.tensors["labels"]
         output = module(**batch.tensors) if weights.lm_weight else module(pixels=batch.tensors["pixels"])
         logits = output["logits"].float()
         voices = output.get("member_logits", logits[None]).float()  # each member of an ensemble learns by itself
@@ -197,7 +197,7 @@ class LungRecipe:
             "names": list(self.names),
             "size": self.size,
             "model": asdict(self.model),
-            "loss": asdict(self.loss_settings),
+            "loss": asdict(self.loss),
             "augment": asdict(self.augment),
         }
 

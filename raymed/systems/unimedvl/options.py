@@ -34,10 +34,10 @@ GUIDE = {
     "freeze-vit": Alias("model.freeze_vit", {"true": "true"}),
     "freeze-und": Alias("model.freeze_und", {"true": "true"}),
     "freeze-vae": Alias(says="the image autoencoder is always frozen"),
-    "ce-weight": Alias("loss_settings.ce_weight"),
-    "mse-weight": Alias("loss_settings.mse_weight"),
-    "timestep-shift": Alias("loss_settings.timestep_shift"),
-    "ce-loss-reweighting": Alias("loss_settings.ce_loss_reweighting", {"true": "true"}),
+    "ce-weight": Alias("loss.ce_weight"),
+    "mse-weight": Alias("loss.mse_weight"),
+    "timestep-shift": Alias("loss.timestep_shift"),
+    "ce-loss-reweighting": Alias("loss.ce_loss_reweighting", {"true": "true"}),
     "text-cond-dropout-prob": Alias("dropout.text"),
     "vit-cond-dropout-prob": Alias("dropout.vit"),
     "vae-cond-dropout-prob": Alias("dropout.vae"),
@@ -88,7 +88,7 @@ class UniMedVLOptions(SystemOptions):
             the loss (default: where there are any).
         packing: How samples share sequences; with the preset `unimedvl-tiny` small ones unless told otherwise.
         model: The network.
-        loss_settings: The loss.
+        loss: The loss.
         dropout: How often training leaves out a condition that may be left out.
         train: How it is trained; a pack is a sequence of up to packing.max_num_tokens tokens.
     """
@@ -100,8 +100,8 @@ class UniMedVLOptions(SystemOptions):
         "resume_from_ema",
         "model.path",
         "packing.expected_num_tokens",
-        "loss_settings.ce_weight",
-        "loss_settings.mse_weight",
+        "loss.ce_weight",
+        "loss.mse_weight",
     )
 
     data: str | None = None
@@ -112,7 +112,7 @@ class UniMedVLOptions(SystemOptions):
     visual_gen: bool | None = None
     packing: PackingSettings = SMALL_PACKS
     model: UnifiedModelSettings = field(default_factory=UnifiedModelSettings)
-    loss_settings: UnifiedLossSettings = field(default_factory=UnifiedLossSettings)
+    loss: UnifiedLossSettings = field(default_factory=UnifiedLossSettings)
     dropout: CondDropout = field(default_factory=CondDropout)
     train: TrainSettings = SMALL
 
@@ -146,7 +146,7 @@ class UniMedVLOptions(SystemOptions):
     def recipe(self, prepared: Prepared) -> UniMedVLRecipe:
         from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 
-        model, loss = self.starting_model, self.loss_settings
+        model, loss = self.starting_model, self.loss
         if model.path is not None and self.train.lr == SMALL.lr:
             raise UserError(
                 f"train.lr {SMALL.lr:g} is for small networks from random weights and would ruin {model.path}: give "
@@ -159,7 +159,7 @@ class UniMedVLOptions(SystemOptions):
             loss = replace(loss, mse_weight=0.0)
         if model.path is None and model.vae_path is None:
             model = self._with_autoencoder(model, prepared)
-        return UniMedVLRecipe.for_data(prepared, model=model, loss_settings=loss, dropout=self.dropout)
+        return UniMedVLRecipe.for_data(prepared, model=model, loss=loss, dropout=self.dropout)
 
     def _with_autoencoder(self, model: UnifiedModelSettings, prepared: Prepared) -> UnifiedModelSettings:
         """A preset's network with an autoencoder that draws the training pictures."""

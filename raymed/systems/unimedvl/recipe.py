@@ -53,7 +53,7 @@ class UniMedVLRecipe:
     Attributes:
         sizes: of the network.
         model: which network, and what of it is trained.
-        loss_settings: the loss.
+        loss: the loss.
         dropout: how often training leaves out a condition that may be left out.
         vit: how large pictures are to the ViT, in the data; a trained model looks at others alike.
         vae: the same to the autoencoder.
@@ -61,7 +61,7 @@ class UniMedVLRecipe:
 
     sizes: NetworkSizes
     model: UnifiedModelSettings = field(default_factory=UnifiedModelSettings)
-    loss_settings: UnifiedLossSettings = field(default_factory=UnifiedLossSettings)
+    loss: UnifiedLossSettings = field(default_factory=UnifiedLossSettings)
     dropout: CondDropout = field(default_factory=CondDropout)
     vit: ResizeSettings = VIT
     vae: ResizeSettings = VAE
@@ -71,7 +71,7 @@ class UniMedVLRecipe:
         cls,
         prepared: Prepared,
         model: UnifiedModelSettings,
-        loss_settings: UnifiedLossSettings,
+        loss: UnifiedLossSettings,
         dropout: CondDropout,
     ) -> UniMedVLRecipe:
         """The recipe for these prepared sequences.
@@ -82,7 +82,7 @@ class UniMedVLRecipe:
         from raymed.systems.unimedvl.checkpoint import network_sizes
 
         model = model.located()
-        recipe = cls(network_sizes(model), model, loss_settings, dropout)
+        recipe = cls(network_sizes(model), model, loss, dropout)
         tokens = tokens_of(model)
         if tokens.size > recipe.sizes.language.vocabulary:
             raise UserError(
@@ -111,7 +111,7 @@ class UniMedVLRecipe:
         return cls(
             sizes=sizes_of(folder),
             model=UnifiedModelSettings(**settings["model"]),
-            loss_settings=UnifiedLossSettings(**settings["loss"]),
+            loss=UnifiedLossSettings(**settings["loss"]),
             dropout=CondDropout(**settings["dropout"]),
             vit=ResizeSettings(**settings["vit"]),
             vae=ResizeSettings(**settings["vae"]),
@@ -152,7 +152,7 @@ class UniMedVLRecipe:
         """
         seed, epoch = (training.seed, training.epoch) if training else VALIDATION
         keys = training.keys([record.id for record in records]) if training else [record.id for record in records]
-        tokens, reweight = tokens_of(self.model), self.loss_settings.ce_loss_reweighting
+        tokens, reweight = tokens_of(self.model), self.loss.ce_loss_reweighting
         samples, flows = [], []
         for record, key in zip(records, keys, strict=True):
             draws = generator(seed, epoch, key)
@@ -172,7 +172,7 @@ class UniMedVLRecipe:
     def _flow(self, sample: PackedSequence, draws: np.random.Generator) -> dict[str, np.ndarray]:
         """Times and noise of a sample's latent tokens; one time for each picture that is drawn, 0 for the others."""
         areas = sample.latent_grids.prod(1)
-        times = draw_times(draws, len(areas), self.loss_settings.timestep_shift) * sample.noisy
+        times = draw_times(draws, len(areas), self.loss.timestep_shift) * sample.noisy
         shape = (int(areas.sum()), self.sizes.latent_width)
         return {
             "times": np.repeat(times, areas).astype(np.float32),
@@ -194,7 +194,7 @@ class UniMedVLRecipe:
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """`ce` over supervised tokens and `mse` over latent tokens of pictures being drawn; logs the mean of each."""
         losses = module(**{name: tensor for name, tensor in batch.tensors.items() if name not in OF_SAMPLES})
-        settings = self.loss_settings
+        settings = self.loss
         terms = {"ce": LossTerm(losses["ce"], settings.ce_weight), "mse": LossTerm(losses["mse"], settings.mse_weight)}
         ce, mse = losses["token_losses"], losses["latent_losses"]
         return Loss(terms, {"ce": (ce.sum(), float(len(ce))), "mse": (mse.sum(), float(len(mse)))})
@@ -221,7 +221,7 @@ class UniMedVLRecipe:
         """`val_ce` and `val_mse`, means over all supervised tokens and drawn latent tokens, and `val_loss`, their weighted
         sum; the first two also of each data set."""
         metrics = self._means(predictions, np.ones(len(predictions["tokens"]), bool), "")
-        weights = {"val_ce": self.loss_settings.ce_weight, "val_mse": self.loss_settings.mse_weight}
+        weights = {"val_ce": self.loss.ce_weight, "val_mse": self.loss.mse_weight}
         metrics["val_loss"] = sum(weights[name] * value for name, value in metrics.items())
         sources = sorted(set(records["source"]))
         for source in sources if len(sources) > 1 else []:
@@ -264,7 +264,7 @@ class UniMedVLRecipe:
             "recipe": self.name,
             "sizes": asdict(self.sizes),
             "model": asdict(self.model),
-            "loss": asdict(self.loss_settings),
+            "loss": asdict(self.loss),
             "dropout": asdict(self.dropout),
             "vit": asdict(self.vit),
             "vae": asdict(self.vae),

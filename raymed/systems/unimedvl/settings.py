@@ -233,6 +233,6 @@ class UnifiedLossSettings:
 
     def __post_init__(self) -> None:
         if min(self.ce_weight, self.mse_weight) < 0 or self.ce_weight + self.mse_weight == 0:
-            raise UserError("loss_settings.ce_weight and mse_weight cannot be negative, and one of them is above 0")
+            raise UserError("loss.ce_weight and mse_weight cannot be negative, and one of them is above 0")
         if self.timestep_shift <= 0:
-            raise UserError(f"loss_settings.timestep_shift is {self.timestep_shift}: it must be above 0")
+            raise UserError(f"loss.timestep_shift is {self.timestep_shift}: it must be above 0")

@@ -41,7 +41,7 @@ class VitpOptions(SystemOptions):
         mixture: How often each data set is seen, and how samples share sequences.
         model: The network, an InternVL; all of it is trained unless told otherwise.
         token_drop: Which image tokens the language model does not get to see in training.
-        loss_settings: The loss.
+        loss: The loss.
         normalisation: Mean and standard deviation that pixels are normalised with.
         layout: Layout of checkpoints: native for transformers, internvl as in InternVL's own code.
         train: How it is trained; a pack is a sequence of up to mixture.max_tokens tokens, or, without packing, a sample.
@@ -62,7 +62,7 @@ class VitpOptions(SystemOptions):
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     model: ModelSettings = field(default_factory=lambda: ModelSettings(preset="internvl-tiny"))
     token_drop: TokenDropSettings = field(default_factory=TokenDropSettings)
-    loss_settings: ChatLossSettings = field(default_factory=ChatLossSettings)
+    loss: ChatLossSettings = field(default_factory=ChatLossSettings)
     normalisation: Literal["imagenet", "clip", "siglip"] = "imagenet"
     layout: Literal["native", "internvl"] = "native"
     train: TrainSettings = SMALL
@@ -97,7 +97,7 @@ class VitpOptions(SystemOptions):
             prepared,
             model=self.model,
             token_drop=self.token_drop,
-            loss_settings=self.loss_settings,
+            loss=self.loss,
             normalisation=self.normalisation,
             layout=self.layout,
         )

@@ -56,7 +56,7 @@ class VitpRecipe:
         augmented: names of the data sets whose tiles are recompressed in training (`data_augment`).
         model: which network, and how it is adapted.
         token_drop: which image tokens are dropped in training.
-        loss_settings: the loss.
+        loss: the loss.
         normalisation: mean and standard deviation that pixels are normalised with.
         layout: of exported checkpoints: transformers' own (native), or InternVL's original one (internvl).
     """
@@ -65,7 +65,7 @@ class VitpRecipe:
     augmented: tuple[str, ...] = ()
     model: ModelSettings = field(default_factory=lambda: ModelSettings(preset="internvl-tiny"))
     token_drop: TokenDropSettings = field(default_factory=TokenDropSettings)
-    loss_settings: ChatLossSettings = field(default_factory=ChatLossSettings)
+    loss: ChatLossSettings = field(default_factory=ChatLossSettings)
     normalisation: Literal["imagenet", "clip", "siglip"] = "imagenet"
     layout: Literal["native", "internvl"] = "native"
 
@@ -106,7 +106,7 @@ class VitpRecipe:
             augmented=tuple(settings["augmented"]),
             model=ModelSettings(**settings["model"]),
             token_drop=TokenDropSettings(**settings["token_drop"]),
-            loss_settings=ChatLossSettings(**settings["loss"]),
+            loss=ChatLossSettings(**settings["loss"]),
             normalisation=settings["normalisation"],
             layout=settings["layout"],
         )
@@ -148,8 +148,8 @@ class VitpRecipe:
         """
         keys = training.keys([record.id for record in records]) if training else [""] * len(records)
         samples = [self._sample(record, training, key) for record, key in zip(records, keys, strict=True)]
-        arrays = lay(samples, self.loss_settings.weight)
-        arrays["choice_weights"] *= np.float32(self.loss_settings.choice_weight)
+        arrays = lay(samples, self.loss.weight)
+        arrays["choice_weights"] *= np.float32(self.loss.choice_weight)
         arrays["learned"] = np.array([sample.learned for sample in samples])
         arrays["questions"] = np.array([len(sample.questions) for sample in samples])
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
@@ -203,7 +203,7 @@ class VitpRecipe:
 
     def _run(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         inputs = {name: tensor for name, tensor in batch.tensors.items() if name not in ("learned", "questions")}
-        return module(**inputs, smoothing=self.loss_settings.label_smoothing)
+        return module(**inputs, smoothing=self.loss.label_smoothing)
 
     def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
         """`val_loss`: mean cross-entropy of supervised tokens; the same for each data set, and the perplexity. Of declared
@@ -250,7 +250,7 @@ class VitpRecipe:
             "augmented": list(self.augmented),
             "model": asdict(self.model),
             "token_drop": asdict(self.token_drop),
-            "loss": asdict(self.loss_settings),
+            "loss": asdict(self.loss),
             "normalisation": self.normalisation,
             "layout": self.layout,
         }

@@ -11,7 +11,7 @@ from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.sequence import CondDropout
 from raymed.systems.unimedvl.settings import PRESETS, TINY, UnifiedLossSettings, UnifiedModelSettings
 
-RECIPE = UniMedVLRecipe(PRESETS[TINY], loss_settings=UnifiedLossSettings(ce_weight=0.25, mse_weight=1.0))
+RECIPE = UniMedVLRecipe(PRESETS[TINY], loss=UnifiedLossSettings(ce_weight=0.25, mse_weight=1.0))
 ALL = [QUESTION, EDIT, TEXT]
 
 
@@ -127,7 +127,7 @@ def test_what_is_frozen_stays_as_it_is(settings, still):
 def test_an_exported_model_comes_back(network, tmp_path):
     RECIPE.export(network, tmp_path)
     recipe = UniMedVLRecipe.read(tmp_path)
-    assert recipe.sizes == RECIPE.sizes and recipe.loss_settings == RECIPE.loss_settings
+    assert recipe.sizes == RECIPE.sizes and recipe.loss == RECIPE.loss
     batch = RECIPE.encode(ALL, None)
     ours, theirs = RECIPE.predict(network.eval(), batch), recipe.predict(recipe.load(tmp_path), batch)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

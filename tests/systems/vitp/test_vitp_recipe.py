@@ -177,7 +177,7 @@ def test_declared_choices_are_scored_where_their_answer_is_predicted(recipe: Vit
 def test_the_choice_loss_of_a_batch_is_that_of_its_samples_alone_and_can_be_left_out() -> None:
     torch.manual_seed(0)
     module = DROPPING.build().eval()
-    plain = replace(DROPPING, loss_settings=ChatLossSettings(choice_weight=0))
+    plain = replace(DROPPING, loss=ChatLossSettings(choice_weight=0))
     with torch.no_grad():
         together = DROPPING.compute_loss(module, DROPPING.encode(QUESTIONS, EPOCH))
         alone = [DROPPING.compute_loss(module, DROPPING.encode([record], EPOCH)) for record in QUESTIONS]
@@ -226,7 +226,7 @@ def test_only_tiles_of_augmented_data_sets_are_recompressed_and_as_jpeg_does() -
 
 @pytest.mark.parametrize("reduction", ["token", "sample", "square"])
 def test_the_loss_of_a_global_batch_does_not_depend_on_how_it_is_cut(reduction: str) -> None:
-    recipe = replace(RECIPE, loss_settings=ChatLossSettings(reduction))  # type: ignore[arg-type]
+    recipe = replace(RECIPE, loss=ChatLossSettings(reduction))  # type: ignore[arg-type]
     torch.manual_seed(0)
     module = recipe.build().eval()
 
