@@ -86,7 +86,7 @@ def test_the_headline_says_what_won_by_how_much_and_how_sure_that_is(page: Page,
     assert f"95 % interval {100 * accuracy.low:.1f} – {100 * accuracy.high:.1f}" in page.text
     assert f"the default settings (trial 0) reached {default.value:.3f}" in page.text
     assert default.difference and default.difference.low is not None and default.difference.high is not None
-    interval = f"{default.difference.low:.3f} – {default.difference.high:.3f}"
+    interval = f"{default.difference.low:.3f} to {default.difference.high:.3f}"
     assert f"{default.difference.value:.3f} more on the same patients (95 % interval {interval})" in page.text
     assert "cannot be told apart from it on these patients" in page.text
 
