@@ -36,7 +36,7 @@ from raymed.training.predictions import read_predictions
 if TYPE_CHECKING:
     from raymed.evaluation.report import HardPatient, SearchSummary
     from raymed.registry.assessment import AssessmentSettings, CardFacts
-    from raymed.registry.candidate import Candidate
+    from raymed.registry.candidate import Candidate, Refit
     from raymed.tracking.tracker import Tracker
 
 log = logging.getLogger("raymed")
@@ -159,12 +159,6 @@ class PatientAssessment:
     def page(self, search: SearchSummary, facts: CardFacts) -> tuple[str, str]:
         from raymed.evaluation.report import SearchReport, render
 
-        notes = ["Probabilities are temperature-scaled: figures are those after that."]
-        if facts.refit is not None:
-            notes.append(
-                f"The registered model was trained again on {' + '.join(facts.refit.splits)}; "
-                "the figures belong to the model before that."
-            )
         report = SearchReport(
             **vars(search),
             names=self.prepared.labels.titles,
@@ -173,9 +167,25 @@ class PatientAssessment:
             temperature=self.temperature,
             hardest=self.hardest(),
             hardest_split="test" if self.test_patients else "validation",
-            notes=notes,
+            notes=self.notes(facts.refit),
         )
         return "report.html", render(report)
+
+    def notes(self, refit: Refit | None) -> list[str]:
+        """What a reader of the page must not miss; each only where it holds."""
+        split, evaluation = self.judged
+        notes = [f"{warning[0].upper()}{warning[1:]}." for warning in model_card.unknown_patients(self.prepared)]
+        if not evaluation.beats_majority:
+            notes.append(
+                f"These {split} patients do not show that the model is right more often than always answering "
+                f"{evaluation.baselines.majority}."
+            )
+        if refit is not None:
+            notes.append(
+                f"The registered model was trained again on {' + '.join(refit.splits)}; figures and temperature belong to "
+                "the model before that."
+            )
+        return [*notes, "Probabilities are temperature-scaled: figures are those after that."]
 
     def next_step(self, uri: str, tracking_uri: str) -> str:
         return ""

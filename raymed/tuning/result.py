@@ -153,7 +153,7 @@ def _summary(
             quarantined=prepared.manifest.quarantined,
             left_out=len(prepared.manifest.left_out),
             near_duplicates=near_duplicates(prepared),
-            guard=str(guard(prepared.index, search.template.fold)),
+            guard=str(guard(prepared.index, search.template.fold, prepared.manifest.patients_known)),
         ),
         command=search.command,
         looks=registered.facts.looks,

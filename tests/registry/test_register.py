@@ -21,7 +21,8 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.calibration import fit_temperature
 from raymed.evaluation.known_patients import KnownPatients
-from raymed.evaluation.patients import softmax
+from raymed.evaluation.metrics import evaluate
+from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.recipes.exported import open_model
 from raymed.registry.address import WHO_IS_UNKNOWN, resolve_model
@@ -184,6 +185,23 @@ def test_a_model_says_how_many_of_the_patients_it_is_judged_on_it_knows_whatever
     assert "every picture counts as a patient" in resolve_model(registered.uri, tracker).notes(nobodys, ids(data, "test"))[0]
     one_more = replace(data, manifest=replace(data.manifest, digest="other"))
     assert "trained on" in resolve_model(registered.uri, tracker).notes(one_more, ids(data, "train"))[0]
+
+
+def test_the_page_warns_of_what_holds_and_of_nothing_else(registered: Registered, data: Prepared) -> None:
+    assessment = registered.assessment
+    assert isinstance(assessment, PatientAssessment) and assessment.test is not None
+    untrained = assessment.notes(None)
+    assert not assessment.test.beats_majority and any("than always answering" in note for note in untrained)
+    assert not any("every picture" in note.lower() or "trained again" in note for note in untrained)
+    labels = np.repeat(np.arange(4), 20)
+    right = Patients(
+        np.arange(80).astype(str), labels, softmax(4.0 * np.eye(4)[labels]), np.ones(80, np.int64), np.full(80, "", object)
+    )
+    good = replace(assessment, test=evaluate(right, data.labels.names, bootstrap=5))
+    assert len(good.notes(None)) == 1
+    unknown = replace(good, prepared=replace(data, manifest=replace(data.manifest, patients_known=False)))
+    assert unknown.notes(None)[0].startswith("Every picture counts as a patient")
+    assert "trained again on train + val" in good.notes(Refit("", ("train", "val")))[0]
 
 
 def ids(data: Prepared, split: str, fold: int | None = None) -> np.ndarray:
