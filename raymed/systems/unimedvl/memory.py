@@ -66,7 +66,7 @@ class MemoryPlan:
         working: weights gathered for the layer at hand, and gradients on their way.
         autoencoder: whole.
         activations: of a sequence, estimated, and logits.
-        offloaded: of these, what lies in the machine's memory: gradients, optimizer, average.
+        offloaded: of these, what lies in the machine's memory: shares of weights, gradients, optimizer, average.
     """
 
     weights: int
@@ -101,22 +101,23 @@ def memory_plan(
         tokens: of the longest sequence.
         weight_bytes: of a weight as it is computed with: 2 in bf16, 4 in float32.
         averaged: whether averaged weights are kept (`train.ema`).
-        offload: optimizer, averaged weights and gradients in the machine's memory.
+        offload: the shares of weights, gradients, optimizer and average lie in the machine's memory (`train.offload`).
         recomputed: activations are computed again in the backward pass (`model.gradient_checkpointing`).
     """
     trained, whole = counts.trained, counts.trained + counts.frozen
     gradients, optimizer = weight_bytes * trained // workers, 12 * trained // workers
     average = 4 * trained // workers if averaged else 0
     working = weight_bytes * (min(whole, GATHERED) + min(trained, BUCKET)) if workers > 1 else 0
+    weights = weight_bytes * whole // workers
     return MemoryPlan(
-        weights=weight_bytes * whole // workers,
+        weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         average=average,
         working=working,
         autoencoder=4 * counts.autoencoder,
         activations=_activations(sizes, tokens, weight_bytes, recomputed) + 3 * 4 * LOGITS,
-        offloaded=gradients + optimizer + average if offload else 0,
+        offloaded=weights + gradients + optimizer + average if offload else 0,
     )
 
 

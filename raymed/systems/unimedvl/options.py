@@ -47,6 +47,10 @@ GUIDE = {
     "prefer-buffer-before": Alias("packing.prefer_buffer_before"),
     "max-buffer-size": Alias("packing.max_buffer_size"),
     "lr": Alias("train.lr"),
+    "min-lr": Alias(says="ignored: --train.final_lr is the last learning rate, as a share of the peak"),
+    "warmup-steps": Alias(says="ignored: --train.warmup is a share of all steps, so that the warm-up always ends"),
+    "total-steps": Alias("train.steps"),
+    "log-every": Alias("train.log_steps"),
     "ema": Alias("train.ema"),
     "max-grad-norm": Alias("train.clip"),
     "save-every": Alias("train.checkpoint_steps"),
@@ -67,7 +71,7 @@ GUIDE = {
     "max-latent-size": Alias(says="ignored: it is that of the checkpoint, and checked against the data"),
     "num-workers": Alias(says="ignored: pictures are decoded once, when data are prepared"),
     "prefetch-factor": Alias(says="ignored: micro-batches are always made while others are computed"),
-    "log-every": Alias(says="ignored: progress shows every step, and MLflow keeps every epoch"),
+    "cpu-offload": Alias("train.offload", {"true": "cpu", "false": "none", "True": "cpu", "False": "none"}),
     "enable-tensorboard": Alias(says="ignored: MLflow keeps what TensorBoard would"),
 }
 
