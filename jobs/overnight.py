@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 
+from raymed.errors import RunError
 from raymed.job.job import Outcome, run
 from raymed.systems.mamba_vlm.options import small_without_data
 from raymed.systems.mamba_vlm.overnight_options import GUIDE, OvernightOptions
@@ -24,7 +25,7 @@ def main(options: OvernightOptions) -> Outcome:
     from raymed.systems.mamba_vlm.overnight import SUMMARY, summary, write_overnight
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
-    from raymed.tuning.result import best_trial
+    from raymed.tuning.result import conclude_search
     from raymed.tuning.study import DONE
 
     options = options.completed()
@@ -34,16 +35,23 @@ def main(options: OvernightOptions) -> Outcome:
         return describe(search)
     with search.alone():
         study = run_search(search)
-        best_trial(search, study)
         entries = write_overnight(search, study, options.output)
+        if not entries or entries[0].rank is None:
+            raise RunError("\n".join(["no run ended well:", *summary(entries)]))
+        concluded = conclude_search(search, study) if options.stage == 2 else Outcome("", {})
         study.enter(DONE)
     lines = [
+        *concluded.text.splitlines(),
         *summary(entries),
         f"best: {options.output / entries[0].checkpoint}, copied to vision_bridge_overnight_best.pt",
         search.open_tracker().look_at_it,
         f"summary: {options.output / SUMMARY}",
     ]
-    data = {"name": search.name, "entries": [asdict(entry) for entry in entries], "output_dir": str(options.output)}
+    data = concluded.data | {
+        "name": search.name,
+        "entries": [asdict(entry) for entry in entries],
+        "output_dir": str(options.output),
+    }
     return Outcome("\n".join(lines), data)
 
 

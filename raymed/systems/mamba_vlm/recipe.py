@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
     from raymed.registry.assessment import AssessmentSettings
     from raymed.registry.candidate import Candidate
-    from raymed.registry.loss_assessment import LossAssessment
+    from raymed.systems.mamba_vlm.assessment import ReportAssessment
 
 WEIGHTS = "model.safetensors"
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
@@ -45,8 +45,6 @@ METRICS = (
     VAL_LOSS,
     Metric("val_perplexity", "", "min", "{:.1f}"),
 )
-CAUTION = "A lower loss does not prove better reports: judge them per patient with jobs/evaluate_vlm.py."
-THEN = "read what it writes: python jobs/check_image_to_text.py --checkpoint {model} --tracking-uri {tracking}"
 
 
 @dataclass(frozen=True)
@@ -179,11 +177,11 @@ class ReportRecipe:
         val_loss = float(predictions["nll"].sum() / predictions["tokens"].sum())
         return {"val_loss": val_loss, "val_perplexity": float(np.exp(min(val_loss, LARGEST_EXPONENT)))}
 
-    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> LossAssessment:
-        """By its validation loss alone."""
-        from raymed.registry.loss_assessment import LossAssessment
+    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> ReportAssessment:
+        """By its texts about patients that it has not seen, and by its validation loss."""
+        from raymed.systems.mamba_vlm.assessment import ReportAssessment
 
-        return LossAssessment.of(candidate, prepared, CAUTION, THEN)
+        return ReportAssessment.judged(candidate, self, self.load(network), prepared, how)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights (LoRA merged), tokenizer, `recipe.json`; a language model not trained stays where it is."""

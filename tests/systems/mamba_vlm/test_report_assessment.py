@@ -1,0 +1,61 @@
+"""The assessment of a report writer: guards before figures, and no patient where others read."""
+
+import numpy as np
+import pandas as pd
+
+from raymed.data.labels import LabelTable
+from raymed.data.plan import SliceSettings
+from raymed.evaluation import intervals
+from raymed.evaluation.findings import Findings
+from raymed.evaluation.text_guards import CaptionLosses, commonest_guard, shuffle_guard
+from raymed.evaluation.text_metrics import Texts, score_texts
+from raymed.registry.assessment import CardFacts
+from raymed.registry.candidate import Candidate
+from raymed.systems.mamba_vlm.assessment import CAUTION, THEN, ReportAssessment
+from raymed.systems.mamba_vlm.evaluation import ReportEvaluation
+
+PATIENTS = np.array([f"Smith{n:02d}" for n in range(12)], dtype=object)
+
+
+def evaluation(looks: bool) -> ReportEvaluation:
+    """Of a model that looks at pictures, or of one that writes the same of all."""
+    references = [f"nodule in the {('left', 'right')[n % 2]} lung" for n in range(12)]
+    generated = references if looks else references[:1] * 12
+    findings = Findings(LabelTable.open("chest_findings"))
+    scores = score_texts(Texts(PATIENTS, references, generated), findings)
+    baseline = score_texts(Texts(PATIENTS, references, references[:1] * 12), findings)
+    nll = np.random.default_rng(0).normal(20, 3, 12)
+    tokens = np.full(12, 10)
+    own, swapped = (CaptionLosses(PATIENTS, nats, tokens) for nats in (nll, nll * (2 if looks else 1)))
+    texts = pd.DataFrame({"patient_id": PATIENTS, "reference": references, "generated": generated})
+    loss = intervals.mean(own.by_patient, 100, 0)
+    return ReportEvaluation((shuffle_guard(own, swapped), commonest_guard(scores, baseline)), loss, scores, texts)
+
+
+def assessment(prepared, looks: bool) -> ReportAssessment:
+    candidate = Candidate("run", "checkpoint", prepared.folder.uri, None, SliceSettings(choice="all"), 0, prepared.digest)
+    return ReportAssessment(candidate, prepared, 1.5, CAUTION, THEN, "test", evaluation(looks))
+
+
+def test_a_model_that_does_not_look_is_called_so_on_the_card_and_in_one_sentence(prepared) -> None:
+    blind, seeing = (assessment(prepared, looks) for looks in (False, True))
+    assert "FAILED image shuffle, commonest report" in blind.headline()
+    card = blind.card(CardFacts("raymed-mamba_vlm-1", "Found.", {"recipe": "mamba_vlm"}))
+    assert card.index("FAILED: image shuffle") < card.index("caption loss") < card.index("## Data")
+    assert "passed every guard" in seeing.headline()
+    assert blind.tags()["guards"] == "failed" and seeing.tags()["guards"] == "passed"
+
+
+def test_patients_are_in_the_table_alone(prepared) -> None:
+    judged = assessment(prepared, True)
+    card = judged.card(CardFacts("raymed-mamba_vlm-1", "Found.", {"recipe": "mamba_vlm"}))
+    read_by_others = [card, judged.headline(), *judged.lines(), *judged.tags().values(), *judged.figures()]
+    assert not any("Smith" in text for text in read_by_others)
+    assert judged.files()["texts.csv"].count(b"Smith") == 12
+    assert list(judged.test_ids) == sorted(PATIENTS)
+
+
+def test_every_figure_is_a_number_under_a_name_of_its_own(prepared) -> None:
+    figures = assessment(prepared, True).figures()
+    assert figures["val_loss"] == 1.5 and figures["test_passed_image_shuffle"] == 1
+    assert all(np.isfinite(value) for value in figures.values())
