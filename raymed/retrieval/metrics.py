@@ -15,6 +15,7 @@ from scipy.stats import hypergeom
 
 from raymed.errors import UserError
 from raymed.evaluation.estimate import Estimate, bootstrapped, flatten
+from raymed.evaluation.intervals import wilson
 from raymed.evaluation.resampling import resamples
 from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import Gallery, Neighbours
@@ -167,7 +168,13 @@ class PatientResamples:
         self._draw = partial(resamples, labels[first].astype(str), count, seed)  # again each time: together they are large
 
     def mean(self, values: np.ndarray) -> Estimate:
-        """The mean over pictures, with its 95 % interval."""
+        """The mean over pictures, with its 95 % interval.
+
+        Where all pictures have the same value, so has every resample, and shows nothing of how sure it is: the interval is
+        then that of a share of as many patients (Wilson 1927).
+        """
+        if len(self._sizes) > 1 and (values == values[0]).all():
+            return wilson(float(values[0]), len(self._sizes))
         sums = np.bincount(self._owner, weights=values)
         means = np.concatenate([drawn @ sums / (drawn @ self._sizes) for drawn in self._draw()])
         return bootstrapped(float(values.mean()), means, self._classes)

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 from raymed.errors import UserError
 from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import NONE, Gallery, Neighbours, RetrievalSettings
-from raymed.retrieval.metrics import Retrieval, average_precision, judge, right
+from raymed.retrieval.metrics import PatientResamples, Retrieval, average_precision, judge, right
 from raymed.retrieval.sheet import choose_lines
 from raymed.retrieval.summary import neighbour_table, remarks, table
 
@@ -94,6 +94,13 @@ def test_intervals_hold_the_figure_and_come_from_patients() -> None:
         assert top.low <= top.value <= top.high
         widths.append(top.high - top.low)
     assert widths[1] > 1.5 * widths[0], "ten pictures of a patient are not ten patients"
+
+
+def test_queries_that_are_all_right_are_not_claimed_to_prove_it() -> None:
+    labels, patients = np.repeat(["a", "b"], 12), np.repeat([f"p{number}" for number in range(8)], 3)
+    top = PatientResamples(labels, patients, 50, 0).mean(np.ones(24, bool))
+    assert (top.value, top.high) == (1.0, 1.0)
+    assert top.low == pytest.approx(0.6756, abs=1e-4)  # Wilson, 8 of 8 patients, not 24 of 24 pictures
 
 
 def test_the_sheet_shows_every_class_and_both_right_and_wrong() -> None:
