@@ -47,6 +47,12 @@ class Pictures:
         if not len(self.patients) == len(self.inputs) == len(self.targets) == len(self.drawn):
             raise ValueError("a picture is missing")
 
+    def only(self, rows: np.ndarray) -> Pictures:
+        """Those of some rows, bool [rows]."""
+        places = np.flatnonzero(rows).tolist()
+        shown, targets, drawn = ([part[place] for place in places] for part in (self.inputs, self.targets, self.drawn))
+        return Pictures(self.patients[places], shown, targets, drawn)
+
 
 @dataclass(frozen=True, eq=False)
 class PictureScores:

@@ -43,11 +43,18 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Drawings:
-    """Pictures drawn from pictures; `distance` is Fréchet's between the latents of what was wanted and drawn, or None."""
+    """Pictures drawn from pictures.
+
+    Attributes:
+        ids: of their records.
+        scores: of all, and `by_source` of each data set where there are several.
+        distance: Fréchet's between the latents of what was wanted and drawn; None of a single picture.
+    """
 
     ids: list[str]
     pictures: Pictures
     scores: PictureScores
+    by_source: dict[str, PictureScores]
     distance: float | None
 
 
@@ -78,6 +85,7 @@ class Evaluation:
             if self.drawings.distance is not None:
                 lines.append(f"  latent Fréchet distance {self.drawings.distance:.3f}")
             lines.append(f"  {scores}")
+            lines += [f"  {source}: {part}" for source, part in self.drawings.by_source.items()]
         return lines
 
 
@@ -214,4 +222,7 @@ def _drawings(reader: Reader, records: list[Record], seed: int) -> Drawings:
     distance = None
     if len(drawn) > 1:
         distance = frechet_distance(*(np.stack([reader.latent(each) for each in part]) for part in (targets, drawn)))
-    return Drawings([record.id for record in records], made, score_pictures(made, seed=seed), distance)
+    sources = np.array([record.source for record in records])
+    several = np.unique(sources).tolist() if len(np.unique(sources)) > 1 else []
+    by_source = {source: score_pictures(made.only(sources == source), seed=seed) for source in several}
+    return Drawings([record.id for record in records], made, score_pictures(made, seed=seed), by_source, distance)

@@ -80,6 +80,7 @@ def test_one_who_sees_passes_every_guard(data, network) -> None:
     assert [(guard.name, guard.passed) for guard in made.answers.guards] == [
         ("commonest answer", True), ("image shuffle", True),
     ]  # fmt: skip
+    assert [source.rpartition("/")[2] for source in made.drawings.by_source] == ["phantom_lesions", "phantom_windows"]
     assert not made.drawings.scores.copies and made.drawings.distance == pytest.approx(0.0, abs=1e-6)
 
 
