@@ -1,5 +1,7 @@
 """The assessment of a report writer: guards before figures, and no patient where others read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -9,10 +11,14 @@ from raymed.evaluation import intervals
 from raymed.evaluation.findings import Findings
 from raymed.evaluation.text_guards import CaptionLosses, commonest_guard, shuffle_guard
 from raymed.evaluation.text_metrics import Texts, score_texts
+from raymed.recipes.metric import VAL_LOSS
 from raymed.registry.assessment import CardFacts
 from raymed.registry.candidate import Candidate
+from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.assessment import CAUTION, THEN, ReportAssessment
 from raymed.systems.mamba_vlm.evaluation import ReportEvaluation
+from raymed.training.checkpoint import seal
+from raymed.training.predictions import write_predictions
 
 PATIENTS = np.array([f"Smith{n:02d}" for n in range(12)], dtype=object)
 
@@ -59,3 +65,20 @@ def test_every_figure_is_a_number_under_a_name_of_its_own(prepared) -> None:
     figures = assessment(prepared, True).figures()
     assert figures["val_loss"] == 1.5 and figures["test_passed_image_shuffle"] == 1
     assert all(np.isfinite(value) for value in figures.values())
+
+
+def test_another_model_is_worse_by_the_loss_of_the_same_patients(prepared, tmp_path) -> None:
+    rows = np.arange(prepared.index.num_rows)
+    nll = np.random.default_rng(1).normal(20, 1, len(rows))
+    for name, nats in (("own", nll), ("worse", nll + 5 + np.random.default_rng(2).normal(0, 1, len(rows)))):
+        (tmp_path / name).mkdir()
+        write_predictions(tmp_path / name, {"row": rows, "nll": nats, "tokens": np.full(len(rows), 10)})
+        seal(tmp_path / name, 0, 1)
+    judged = assessment(prepared, True)
+    judged = replace(judged, candidate=replace(judged.candidate, checkpoint=str(tmp_path / "own")))
+    worse = replace(judged.candidate, checkpoint=str(tmp_path / "worse"))
+    [difference] = judged.differences(VAL_LOSS, {3: Folder.at(tmp_path / "worse")}).values()
+    assert difference.low is not None and 0.3 < difference.low < difference.value < 0.7
+    above = judged.above(worse, {})
+    assert above is not None and above.high is not None and above.high < 0
+    assert judged.above(replace(worse, data_digest="other"), {}) is None
