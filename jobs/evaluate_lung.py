@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.spreadsheet import to_csv
@@ -57,8 +56,7 @@ def main(options: Evaluate) -> Outcome:
 
     resolved = resolve_model(options.model, Tracker.open(options.tracking))
     prepared = Prepared.open(options.data)
-    slices = resolved.inference.slices if resolved.inference else SliceSettings()
-    rows = chosen_rows(prepared, options.split, options.fold, slices.unlimited, options.seed)
+    rows = chosen_rows(prepared, options.split, options.fold, resolved.slices.unlimited, options.seed)
     notes = resolved.notes(prepared, prepared.columns(rows, ["patient"])["patient"])
     if options.dry_run:
         return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})

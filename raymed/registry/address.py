@@ -7,13 +7,14 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
 
+from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference
@@ -38,11 +39,13 @@ class Resolved:
         name: what to call it.
         network: folder of the exported network.
         inference: temperature and picture settings; None for a bare checkpoint, which has neither.
+        slices: which slices of a patient it was trained on, where that is known.
     """
 
     name: str
     network: Path
     inference: Inference | None
+    slices: SliceSettings = field(default_factory=SliceSettings)
 
     def notes(self, prepared: Prepared, patients: np.ndarray) -> list[str]:
         """What a person should know before judging this model on patients of these data.
@@ -64,9 +67,10 @@ class Resolved:
                     f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
                     f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
                 )
+            count = "all" if self.slices.choice == "all" else self.slices.per_patient
             return [
                 *unknown_patients(prepared),
-                "a bare checkpoint: temperature 1, 16 slices of each patient",
+                f"a bare checkpoint: temperature 1, {count} slices of each {self.slices.per}",
                 WHO_IS_UNKNOWN,
             ]
         if self.inference.image != prepared.image:
@@ -104,7 +108,7 @@ def resolve_model(uri: str, tracker: Tracker) -> Resolved:
             newest = max(versions, key=lambda each: int(each.version))
             return resolve_model(f"models:/{newest.name}/{newest.version}", tracker)
         candidate = Candidate.of_run(tracker, run_id)
-        return _opened(uri, candidate.fetch(candidate.checkpoint, _scratch()))
+        return replace(_opened(uri, candidate.fetch(candidate.checkpoint, _scratch())), slices=candidate.slices)
     return _opened(uri, Path(uri).expanduser().absolute())
 
 
@@ -141,7 +145,7 @@ def _opened(uri: str, folder: Path) -> Resolved:
         check_seal(folder)
         artifacts = mlflow.models.Model.load(str(folder)).flavors["python_function"]["artifacts"]
         inference = Inference.read(folder / artifacts[serving.INFERENCE]["path"])
-        return Resolved(inference.name, folder / artifacts[serving.NETWORK]["path"], inference)
+        return Resolved(inference.name, folder / artifacts[serving.NETWORK]["path"], inference, inference.slices)
     for network in (folder / "model", folder):
         if (network / RECIPE_FILE).is_file():
             return Resolved(uri, network, None)

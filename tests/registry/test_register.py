@@ -92,6 +92,17 @@ def test_a_run_without_a_checkpoint_is_refused_by_name(tracker: Tracker) -> None
         Candidate.of_run(tracker, parent, 8)
 
 
+def test_a_run_is_judged_by_the_slices_it_was_trained_on_before_it_is_registered(
+    tracker: Tracker, candidate: Candidate
+) -> None:
+    run = tracker.run("unregistered", "unregistered")
+    tracker.tags(run, candidate.tags())
+    resolved = resolve_model(f"runs:/{run}", tracker)
+    assert resolved.inference is None and resolved.slices == candidate.slices != SliceSettings()
+    notes = resolved.notes(candidate.open_data(), np.array([]))
+    assert any("2 slices of each patient" in note for note in notes)
+
+
 def test_the_checkpoint_of_a_step_is_taken_where_it_is_named(tracker: Tracker, candidate: Candidate, tmp_path: Path) -> None:
     for step, saved in ((4, 1), (8, 2), (8, 3)):
         (tmp_path / "run" / new_name(step, saved)).mkdir(parents=True)
