@@ -1,14 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from language_files import write_folder
+from report_records import SIZE, records
 from safetensors.torch import load_file
 
 from raymed.data.image import ImageSettings
-from raymed.data.record import Image, Message, Record
 from raymed.errors import UserError
 from raymed.recipes.exported import open_model
 from raymed.recipes.recipe import TrainingPass
@@ -19,23 +18,9 @@ from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading
 
-SIZE = 32
 VISION = VisionSettings(preset="tiny", output_stage=2, target_side=8)
 RECIPE = ReportRecipe(Reading(ImageSettings(size=SIZE)), vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
 BRIDGE = BridgeRecipe(Reading(ImageSettings(size=SIZE)), vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
-
-
-def records(count: int = 3, mask: bool = False) -> list[Record]:
-    draw = np.random.default_rng(0)
-    made = []
-    for number in range(count):
-        images = [Image("input", 0, draw.integers(0, 256, (SIZE, SIZE, 1), dtype=np.uint8))]
-        if mask and number:
-            images.append(Image("mask", 0, np.full((SIZE, SIZE, 1), 255, np.uint8)))
-        messages = [Message("human", "What is there?"), Message("gpt", "a nodule " * (number + 1))]
-        name = f"r{number}"
-        made.append(Record(name, f"p{number}", name, 0, None, "made", tuple(images), tuple(messages)))
-    return made
 
 
 def seeded(recipe: ReportRecipe | BridgeRecipe) -> torch.nn.Module:
