@@ -16,6 +16,7 @@ from raymed.recipes.recipe import TrainingPass
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
 from raymed.training.spec import RunSpec
+from raymed.training.zero import check_offload
 from raymed.tuning.search import Search
 
 MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on the machine that only submits the job
@@ -31,6 +32,8 @@ def describe(search: Search) -> Outcome:
     check_reachable(search.tracking_uri)
     spec.folder.check_writable()
     each, fitting = search.resources()
+    if not each.gpu:
+        check_offload(spec.train, torch.device("cpu"))
     concurrent = min(fitting, search.budget.trials)
     workers = f"{each.min_workers} to {each.workers}" if each.min_workers < each.workers else str(each.workers)
     plan = spec.plan(prepared, 0)

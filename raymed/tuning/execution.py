@@ -209,6 +209,7 @@ def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
             "raymed.system": search.template.recipe.name,
             "raymed.data": search.template.data,
             "raymed.command": search.command,
+            "raymed.objective": f"{search.objective.direction} {search.objective.name}",
             GENERATION: generation,
         },
         params={

@@ -3,6 +3,7 @@
 import pytest
 
 from raymed.data.prepared import Prepared
+from raymed.errors import UserError
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
@@ -10,6 +11,15 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
+
+
+def test_an_offload_without_a_gpu_is_told_before_anything_is_started(prepared: Prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [{"CPU": 4.0, "GPU": 0.0}])
+    monkeypatch.setattr("raymed.cluster.connection.resources", lambda: {"CPU": 4.0, "GPU": 0.0})
+    recipe, train = LungRecipe.for_data(prepared.labels, prepared.size), TrainSettings(offload="cpu")
+    template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, train)
+    with pytest.raises(UserError, match="takes load off a GPU's memory, and there is none"):
+        describe(Search(template, SearchSettings(), Budget(trials=1), f"sqlite:///{tmp_path}/mlflow.db"))
 
 
 @pytest.mark.parametrize(("trials", "at_once"), [(1, 1), (2, 2), (5, 3)])
