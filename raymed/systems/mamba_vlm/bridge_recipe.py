@@ -20,6 +20,7 @@ from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.language_model import LanguageModel, embedding_table
+from raymed.systems.mamba_vlm.nnunet import read_encoder_plan, write_plan
 from raymed.systems.mamba_vlm.pretraining import TEMPERATURE, BridgePretraining, Objective
 from raymed.systems.mamba_vlm.recipe import WEIGHTS, intensity_of, reading_of
 from raymed.systems.mamba_vlm.records import read_reports
@@ -46,7 +47,7 @@ THEN = ""
 
 @dataclass(frozen=True)
 class BridgeRecipe:
-    """The recipe `mamba_bridge`. Build it with `for_data`.
+    """The recipe `mamba_vlm-bridge`. Build it with `for_data`.
 
     Attributes:
         reading: how pictures were read from files, their size among it.
@@ -86,7 +87,7 @@ class BridgeRecipe:
         Raises:
             UserError: the folder holds no exported model of this recipe.
         """
-        settings = read_settings(folder, "mamba_bridge")
+        settings = read_settings(folder, "mamba_vlm-bridge")
         return cls(
             reading=Reading.from_dict(settings["reading"]),
             intensity=Intensity(**settings["intensity"]),
@@ -99,7 +100,7 @@ class BridgeRecipe:
 
     @property
     def name(self) -> str:
-        return "mamba_bridge"
+        return "mamba_vlm-bridge"
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -173,12 +174,20 @@ class BridgeRecipe:
         """Write weights and `recipe.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: tensor.contiguous() for key, tensor in module.state_dict().items()}, folder / WEIGHTS)
+        write_plan(encoder_plan(self.vision), folder)
         write_settings(folder, self.settings())
 
     def load(self, folder: Path) -> BridgePretraining:
-        """The network that `export` wrote, in evaluation mode on the CPU."""
-        network = self.build()
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        """The network that `export` wrote, in evaluation mode on the CPU; it needs neither encoder nor language model.
+
+        Raises:
+            UserError: the folder is not complete.
+        """
+        state = load_file(folder / WEIGHTS)
+        vision, width = replace(self.vision, encoder=None), len(state["bridge.proj.weight"])
+        table = state.get("words.weight")
+        network = BridgePretraining(read_encoder_plan(folder), vision, self.bridge, width, self.objective, table)
+        network.load_state_dict(state)
         return network.eval()
 
     def settings(self) -> dict[str, Any]:
@@ -192,6 +201,9 @@ class BridgeRecipe:
             "objective": self.objective,
             "max_text_len": self.max_text_len,
         }
+
+
+RECIPE = BridgeRecipe
 
 
 def _log_sum(scores: np.ndarray, axis: int) -> np.ndarray:

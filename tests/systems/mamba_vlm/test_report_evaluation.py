@@ -61,7 +61,7 @@ def test_a_checkpoint_file_of_stage_2_is_opened_as_what_was_trained_and_one_of_s
     again = Writer.open(str(path), f"sqlite:///{tmp_path}/mlflow.db")
     losses = [caption_losses(each, iter([[record(0)]])).nll[0] for each in (trained, again)]
     assert losses[0] == pytest.approx(losses[1])
-    write_checkpoint(path, trained.network.state_dict(), 7, settings=settings | {"recipe": "mamba_bridge"})
+    write_checkpoint(path, trained.network.state_dict(), 7, settings=settings | {"recipe": "mamba_vlm-bridge"})
     with pytest.raises(UserError, match="no file of stage 2"):
         Writer.open(str(path), f"sqlite:///{tmp_path}/mlflow.db")
 

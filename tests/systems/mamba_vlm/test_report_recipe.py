@@ -107,6 +107,17 @@ def test_stage_1_has_the_loss_of_its_rows(objective: str) -> None:
     assert all(parameter.grad is not None for group in groups for parameter in group.parameters)
 
 
+@pytest.mark.parametrize("objective", ["masked", "contrast"])
+def test_an_exported_bridge_opens_by_itself(tmp_path: Path, objective: str) -> None:
+    recipe = replace(BRIDGE, objective=objective)  # type: ignore[arg-type]
+    module = seeded(recipe).eval()
+    recipe.export(module, tmp_path)
+    opened, loaded = open_model(tmp_path)
+    batch = recipe.encode(records(), None)
+    assert opened == recipe
+    assert torch.equal(opened.predict(loaded, batch)["losses"], recipe.predict(module, batch)["losses"])
+
+
 def test_what_is_hidden_is_drawn_from_seed_epoch_and_record_and_nothing_else() -> None:
     together = BRIDGE.encode(records(), TrainingPass(1, 2)).tensors["hidden"]
     alone = BRIDGE.encode(records()[1:2], TrainingPass(1, 2)).tensors["hidden"]
