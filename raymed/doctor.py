@@ -194,10 +194,11 @@ def tracking(uri: str) -> Finding:
 
 def model(settings: ModelSettings, labels: LabelTable, size: int) -> Finding:
     """Whether the network can be built from its folder; loads all weights."""
-    from raymed.systems.lung.recipe import LungRecipe
+    from raymed.models import classifiers
 
     try:
-        module = LungRecipe.for_data(labels, size, settings).build()
+        classifiers.check(settings.located(), tuple(labels.codes), size)
+        module = classifiers.build(settings.located(), tuple(labels.codes), size)
     except UserError as error:
         return Finding("model", "wrong", str(error))
     count = sum(parameter.numel() for parameter in module.parameters())

@@ -134,7 +134,8 @@ class Prepared:
         if not folder.exists(MANIFEST):
             hint = where_it_looks() if folder.is_local else ""
             raise UserError(
-                f"{folder.uri} is not prepared data: no {MANIFEST} in it. Run jobs/prepare_lung.py --out {uri}{hint}"
+                f"{folder.uri} is not prepared data: no {MANIFEST} in it. Run your system's prepare job (jobs/prepare_*.py) "
+                f"with --out {uri}{hint}"
             )
         manifest = Manifest.from_json(folder.read(MANIFEST), f"{folder.uri}/{MANIFEST}")
         if digest not in ("", manifest.digest):

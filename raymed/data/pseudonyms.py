@@ -182,9 +182,7 @@ def _checkout(path: Path) -> Path | None:
     above = path.resolve().parents
     if Path.home() in above:
         above = above[: above.index(Path.home())]
-    return next(
-        (folder for folder in above if (folder / ".git").exists() or (folder / "jobs/prepare_lung.py").exists()), None
-    )
+    return next((folder for folder in above if (folder / ".git").exists() or (folder / "raymed" / "systems").is_dir()), None)
 
 
 def _write_private(path: Path, text: str, anew: bool = False) -> None:

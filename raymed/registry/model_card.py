@@ -71,7 +71,7 @@ def _figures(assessment: PatientAssessment, refit: Refit | None, looks: int) -> 
     if refit is not None:
         left = "no held-out patients are left to judge them on"
         if "test" not in refit.splits:
-            left = "`jobs/evaluate_lung.py --split test` judges them on patients they have not seen"
+            left = "`--split test` of the evaluation job judges them on patients they have not seen"
         parts.append(
             f"**Figures and temperature belong to the model before refitting.** The registered weights come from the same "
             f"configuration, trained again on {' + '.join(refit.splits)}; {left}."

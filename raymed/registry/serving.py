@@ -100,7 +100,7 @@ def _find(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple
         if isinstance(image, str | Path):
             listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"), usable=False)
             if len({study.patient for study in listing.studies}) > 1:
-                raise UserError(f"{image} holds several patients: give one row per patient, or use jobs/predict_lung.py")
+                raise UserError(f"{image} holds several patients: give one row per patient, or use the prediction job")
             usable, refused = _from_listing(patient, f"{number}/", listing, settings)
         else:
             usable, refused = _from_array(patient, number, image, settings)

@@ -53,8 +53,8 @@ class Input:
         labels: Label table of pictures that are not prepared: a YAML file, a name, or source, which takes them as written.
         size: Side of the pictures that the ViT sees; its positions are resampled (default: as it was made).
         resize: squash stretches pictures to the square; pad keeps their shape and adds black borders.
-        window: For slices in Hounsfield units, as in jobs/prepare_lung.py.
-        sixteen_bit: What the values of 16-bit pictures mean, as image.sixteen_bit in jobs/prepare_lung.py.
+        window: For slices in Hounsfield units, as in the prepare jobs.
+        sixteen_bit: What the values of 16-bit pictures mean, as image.sixteen_bit in the prepare jobs.
     """
 
     input: str

@@ -23,8 +23,8 @@ from raymed.data.labels import LabelTable
 from raymed.data.record import Image, Message, Record
 from raymed.models.settings import ClipModelSettings, ModelSettings
 from raymed.recipes.recipe import Batch, Recipe, TrainingPass
-from raymed.recipes.settings import ClipLossSettings
 from raymed.systems.clip.recipe import ClipRecipe
+from raymed.systems.clip.settings import ClipLossSettings
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.systems.vitp.recipe import VitpRecipe
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from raymed.recipes.augment import augment, generator
 from raymed.recipes.recipe import TrainingPass
-from raymed.recipes.settings import AugmentSettings, ClipAugmentSettings
+from raymed.recipes.settings import AugmentSettings
+from raymed.systems.clip.settings import ClipAugmentSettings
 
 MARGIN = 1.1
 DEGREES = 15.0

@@ -23,9 +23,9 @@ from raymed.data.survey import Survey, survey
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.models.settings import ClipModelSettings
-from raymed.recipes.settings import ClipAugmentSettings, ClipLossSettings
 from raymed.storage.folder import Folder
 from raymed.systems.clip.class_texts import ClassTexts, class_texts, read_class_texts, tell_missing
+from raymed.systems.clip.settings import ClipAugmentSettings, ClipLossSettings
 from raymed.systems.options import SystemOptions, prepare_phantoms
 from raymed.training.settings import TrainSettings
 from raymed.tuning.space import get_setting, with_setting

@@ -25,8 +25,8 @@ from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import CLASSIFIER, Metric
 from raymed.recipes.pictures import class_labels, stack_pictures
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
-from raymed.recipes.settings import ClipAugmentSettings, ClipLossSettings
 from raymed.systems.clip.crops import crop_pictures, prepared_size
+from raymed.systems.clip.settings import ClipAugmentSettings, ClipLossSettings
 
 if TYPE_CHECKING:
     from raymed.data.labels import LabelTable

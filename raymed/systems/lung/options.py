@@ -9,7 +9,8 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
-from raymed.recipes.settings import AugmentSettings, LossSettings
+from raymed.recipes.settings import AugmentSettings
+from raymed.systems.lung.settings import LossSettings
 from raymed.systems.options import SystemOptions, prepare_phantoms
 from raymed.training.settings import TrainSettings
 

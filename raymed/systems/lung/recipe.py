@@ -26,7 +26,8 @@ from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import CLASSIFIER, Metric
 from raymed.recipes.pictures import class_labels, stack_pictures
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
-from raymed.recipes.settings import AugmentSettings, LossSettings
+from raymed.recipes.settings import AugmentSettings
+from raymed.systems.lung.settings import LossSettings
 
 if TYPE_CHECKING:
     from raymed.data.labels import LabelTable

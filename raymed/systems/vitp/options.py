@@ -16,8 +16,8 @@ from raymed.data.settings import CorpusSettings
 from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
-from raymed.recipes.settings import ChatLossSettings
 from raymed.systems.options import SystemOptions
+from raymed.systems.vitp.settings import ChatLossSettings
 from raymed.systems.vitp.token_drop import TokenDropSettings
 from raymed.training.settings import TrainSettings
 

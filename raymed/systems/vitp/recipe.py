@@ -28,8 +28,8 @@ from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
-from raymed.recipes.settings import ChatLossSettings
 from raymed.systems.vitp.chat_samples import Sample, encode_sample, lay
+from raymed.systems.vitp.settings import ChatLossSettings
 from raymed.systems.vitp.token_drop import TokenDropSettings
 
 if TYPE_CHECKING:
