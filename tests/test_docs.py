@@ -55,7 +55,8 @@ class Job:
     def names(self, kind: type | None = None, prefix: str = "") -> set[str]:
         """Dotted names of all options."""
         kind = kind or self.options
-        found: set[str] = {"config", "help", "print_config", *(name.replace("-", "_") for name in self.aliases)}
+        others = [*self.aliases, *getattr(self.options, "ALIASES", {})]
+        found: set[str] = {"config", "help", "print_config", *(name.replace("-", "_") for name in others)}
         hints = typing.get_type_hints(kind)
         for each in dataclasses.fields(kind):
             found.add(prefix + each.name)
