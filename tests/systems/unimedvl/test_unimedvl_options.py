@@ -1,0 +1,77 @@
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raymed.errors import UserError
+from raymed.job.command_line import parse
+from raymed.systems.unimedvl.editing import GUIDE as EDITING
+from raymed.systems.unimedvl.editing import EditImage
+from raymed.systems.unimedvl.options import GUIDE, UniMedVLOptions
+
+CONFIG = Path(__file__).parents[3] / "configs" / "unimedvl_sft.yaml"
+SCRIPT = """--dataset_config_file data.yaml --resume_from_ema UniMedVL --model_path BAGEL-7B-MoT --auto_resume True
+--finetune_from_hf True --max_latent_size 64 --total_steps 100 --save_every 50 --log_every 1 --lr 1e-5 --num_workers 1
+--expected_num_tokens 18000 --max_num_tokens 20000 --max_num_tokens_per_sample 17000 --text_cond_dropout_prob 0
+--vit_cond_dropout_prob 0.05 --vae_cond_dropout_prob 0 --ce_weight 0.25 --mse_weight 1 --freeze_vit True --freeze_vae True
+--ema 0.995 --num_shard 8 --cpu_offload True --visual_gen True --max_checkpoints 1 --data_seed 3432 --copy_init_moe"""
+
+
+def read(words: str, options_type: type = UniMedVLOptions, aliases: Any = GUIDE, **how: Any) -> Any:
+    return parse(options_type, words.split(), aliases=aliases, **how)
+
+
+def test_the_guides_script_runs_as_it_is_written():
+    options = read(SCRIPT, defaults=CONFIG)
+    model, train, packing = options.starting_model, options.train, options.packing
+    assert (model.path, model.weights, model.freeze_vit, model.copy_init_moe) == ("UniMedVL", "ema", True, True)
+    assert (train.steps, train.checkpoint_steps, train.lr, train.ema, train.offload) == (100, 50, 1e-5, 0.995, "cpu")
+    assert (packing.expected_num_tokens, packing.max_num_tokens, packing.max_num_tokens_per_sample) == (18000, 20000, 17000)
+    assert (options.dropout.text, options.dropout.vit, options.dropout.vae) == (0, 0.05, 0)
+    assert (options.loss.ce_weight, options.loss.mse_weight) == (0.25, 1.0)
+    assert (options.workers, options.resume, options.visual_gen) == (8, "auto", True)
+
+
+def test_the_guides_settings_are_in_the_configuration():
+    options = read("", defaults=CONFIG)
+    assert (options.train.steps, options.train.lr, options.train.ema, options.train.zero_stage) == (100, 1e-5, 0.995, 3)
+    assert options.packing.max_num_tokens == 20000 and options.dropout.vae == 0
+
+
+def test_the_guides_parameters_of_an_edit_are_understood():
+    words = "--model M --image a.png --prompt Darker. --cfg_text_scale 3 --timestep_shift 2 --use_thinking True"
+    options = read(words, EditImage, EDITING)
+    assert (options.instruction, options.mode) == ("Darker.", "thinking")
+    assert (options.drawing.cfg_text_scale, options.drawing.cfg_img_scale, options.drawing.timestep_shift) == (3, 2, 2)
+    assert (options.text.temperature, options.text.max_new_tokens, options.text.do_sample) == (0.3, 800, False)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What options ask of prepared data."""
+
+    lines: dict[str, dict[str, int]]
+
+    @property
+    def manifest(self) -> Any:
+        return SimpleNamespace(settings={"lines": self.lines})
+
+    folder = SimpleNamespace(uri="PREPARED")
+
+
+READING = Data({"a": {"vae": 0, "target": 0}})
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--model.path UniMedVL", "would ruin UniMedVL"),
+        ("--visual-gen true", "has no picture to draw"),
+        ("--model.preset unimedvl-7b", "needs an image autoencoder"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_read(words, named):
+    with pytest.raises(UserError, match=named):
+        read(words).recipe(READING)
