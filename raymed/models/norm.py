@@ -84,19 +84,18 @@ class _SpanningNorm(torch.autograd.Function):
         x, weight, mean, variance, count = ctx.saved_tensors
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         gradient = gradients[0].contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        # As if the statistics were constants: the gradients of weight and bias are then the sums that the rest needs.
-        through, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        # The kernel's gradients of weight and bias are the sums that the rest needs; its own of x would be of this part.
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
         sums = torch.stack([of_bias, of_weight]).double()
         dist.all_reduce(sums)
-        if ctx.counts:
-            deviation = (variance.double() + ctx.eps).rsqrt()
-            scale = deviation / count if weight is None else deviation / count * weight
-            slope = -scale * deviation * sums[1]
-            offset = -scale * sums[0] - slope * mean
-            shape = (1, -1, 1, 1)
-            through += torch.addcmul(offset.float().view(shape), x, slope.float().view(shape))
+        deviation = (variance.double() + ctx.eps).rsqrt()
+        scale = deviation if weight is None else deviation * weight
+        shares = (scale / count if ctx.counts else 0 * scale) * sums
+        slope = -deviation * shares[1]
+        scale, slope, offset = (each.float().view(1, -1, 1, 1) for each in (scale, slope, -shares[0] - slope * mean))
+        through = torch.addcmul(offset, x, slope).addcmul_(gradient, scale).to(x.dtype)
         return through, None if weight is None else of_weight, None if weight is None else of_bias, None, None
 
 
