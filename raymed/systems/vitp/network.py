@@ -95,9 +95,10 @@ class InternVLChat(InternVL):
         if len(pixels):
             tokens = self.image_features(pixels).flatten(0, 1)
             embeddings = embeddings.index_copy(0, image_places, tokens[kept].to(embeddings.dtype))
-        elif self.training or hasattr(self.network.lm_head.weight, "ds_id"):
+        elif self.training or hasattr(next(self.parameters()), "ds_id"):
             # All workers use the same parameters in every pass, or their collectives wait for each other: those that sum
-            # gradients, and under ZeRO 3, whose parameters have a `ds_id`, those that gather weights.
+            # gradients, and under ZeRO 3, whose parameters have a `ds_id`, those that gather weights. Asking a parameter by
+            # its name would gather it, on this worker only.
             vision: Any = self.network.config.vision_config
             size = side(vision.image_size)
             blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=ids.device)
