@@ -108,7 +108,7 @@ def test_what_is_sent_to_a_cluster_holds_no_key_and_no_name(tmp_path: Path, monk
     assert ignored.match_file("secret/key.table.csv")
 
 
-@pytest.mark.parametrize("mark", [".git", "jobs/prepare_lung.py"])
+@pytest.mark.parametrize("mark", [".git", "raymed/systems"])
 def test_a_key_in_a_checkout_is_refused_with_the_place_where_it_goes(
     mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

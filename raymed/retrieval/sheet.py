@@ -86,12 +86,10 @@ def render(title: str, judged: Sequence[Retrieval], best: Retrieval, lines: Sequ
         best: the one that the lines are of.
     """
     environment = Environment(
-        loader=PackageLoader("raymed.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("raymed.retrieval", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template("retrieval_sheet.html").render(
-        title=title, judged=judged, best=best, lines=lines, notes=notes
-    )
+    return environment.get_template("sheet.html").render(title=title, judged=judged, best=best, lines=lines, notes=notes)
 
 
 def _case(pictures: Pictures, features: Features, row: int, distance: float | None, hit: bool) -> Case:

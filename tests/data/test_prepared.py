@@ -17,7 +17,7 @@ def copy(prepared: Prepared, tmp_path: Path) -> Path:
 
 
 def test_a_folder_that_is_not_prepared_data_is_an_error_that_says_what_to_run(tmp_path: Path):
-    with pytest.raises(UserError, match=r"no manifest\.json.*prepare_lung"):
+    with pytest.raises(UserError, match=r"no manifest\.json.*prepare_"):
         Prepared.open(str(tmp_path))
 
 
