@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raymed.systems.mamba_vlm.kernels import fused_scan
 
-CHUNK_ELEMENTS = 2**17  # of each array of a chunk, on a CPU: four of them fit into the second cache level
+CHUNK_ELEMENTS = 2**18  # of each array of a chunk, on a CPU: four of them fit into the last cache level
 CHUNK_STEPS = 64  # of a chunk on a GPU, where launches cost more than memory
 
 
