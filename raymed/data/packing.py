@@ -37,6 +37,7 @@ class MixtureSettings:
     max_tokens: int = 4096
 
     noun = "samples"
+    option = "mixture"
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

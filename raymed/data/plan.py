@@ -48,6 +48,9 @@ class Sampling(Protocol):
     noun: str
     """What a row is called."""
 
+    option: str
+    """What it is called among a run's options: ``slices`` for --slices.per-patient."""
+
     @property
     def redraws(self) -> bool:
         """Whether epochs differ in the rows they use."""
@@ -94,6 +97,7 @@ class SliceSettings:
     smoothing: float = 1.0
 
     noun = "slices"
+    option = "slices"
 
     def __post_init__(self) -> None:
         if self.per_patient < 1:

@@ -155,7 +155,8 @@ class SystemOptions(JobOptions, ABC):
         from raymed.tuning.space import located
 
         listed = dict(variants or {})
-        of_recipe = {name: each for name, each in self.search.space.items() if not name.startswith("train.")}
+        elsewhere = ("train.", f"{self.sampling.option}.")
+        of_recipe = {name: each for name, each in self.search.space.items() if not name.startswith(elsewhere)}
         settings = dataclasses.replace(self.search, space={**self.search.space, **located(of_recipe, template.recipe)})
         described = json.dumps(
             [

@@ -122,10 +122,10 @@ class RunSpec:
         }
         return Usage.of(prepared, rows, self.fold)
 
-    def all_rows(self, prepared: Prepared) -> np.ndarray:
-        """Every row that any epoch of the run may read, ascending."""
+    def all_rows(self, prepared: Prepared, whole: bool = False) -> np.ndarray:
+        """Every row that any epoch of the run may read, ascending; `whole`: whatever its sampling."""
         splits = sorted({*self.train_on, "val"})
-        if self.sampling.redraws:
+        if whole or self.sampling.redraws:
             return np.sort(np.concatenate([prepared.rows(split, self.fold) for split in splits]))
         return np.sort(np.concatenate([self.rows(prepared, split) for split in splits]))
 

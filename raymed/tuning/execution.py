@@ -189,7 +189,8 @@ def _sources(search: Search) -> dict[str, Staged | Streamed]:
     sources = {}
     for data, same in specs.items():
         prepared = same[0].open_data()
-        sources[data] = open_reader(prepared, np.unique(np.concatenate([spec.all_rows(prepared) for spec in same])))
+        rows = [spec.all_rows(prepared, whole=search.varies_rows) for spec in same]
+        sources[data] = open_reader(prepared, np.unique(np.concatenate(rows)))
     return sources
 
 

@@ -28,7 +28,7 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.forgotten import Forgotten
 from raymed.tuning.journal import COPY, Journal, generations
 from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
-from raymed.tuning.space import Dimension, Value, get_setting, with_setting
+from raymed.tuning.space import Dimension, Value, get_run_setting, with_run_setting
 from raymed.tuning.study import BEST_POINT, CHECKPOINT, REASON, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
@@ -186,10 +186,7 @@ class Search:
             return dataclasses.replace(self.runs[listed], name=listed, storage=storage)
         spec = dataclasses.replace(self.template, name=f"trial-{number if params else 0:04d}", storage=storage)
         for name, value in params.items():
-            if name.startswith("train."):
-                spec = with_setting(spec, name, value)
-            else:
-                spec = dataclasses.replace(spec, recipe=with_setting(spec.recipe, name, value))
+            spec = with_run_setting(spec, name, value)
         return spec
 
     def of_generation(self, generation: str) -> Search:
@@ -209,8 +206,12 @@ class Search:
     @property
     def defaults(self) -> dict[str, Value]:
         """What is searched, as the configuration has it: the first trial."""
-        template = self.template
-        return {n: get_setting(template if n.startswith("train.") else template.recipe, n) for n in self.settings.space}
+        return {name: get_run_setting(self.template, name) for name in self.settings.space}
+
+    @property
+    def varies_rows(self) -> bool:
+        """Whether trials differ in the rows they use."""
+        return any(name.startswith(f"{self.template.sampling.option}.") for name in self.settings.space)
 
     @property
     def first(self) -> list[Mapping[str, Value]]:

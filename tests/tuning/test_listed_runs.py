@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from raymed.data.plan import SliceSettings
 from raymed.errors import RunError, UserError
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import Progress
@@ -90,6 +91,19 @@ def test_the_points_of_a_grid_come_first_each_once_and_then_the_search(search, t
     for wrong in ({"train.lr": 0.5}, {"train.epochs": 3}):
         with pytest.raises(UserError, match=f"search.first has {next(iter(wrong))} .*, which search.space does not hold"):
             dataclasses.replace(searched, settings=dataclasses.replace(whole, first=(wrong,)))
+
+
+def test_a_search_may_vary_which_slices_are_used_and_has_the_rows_of_all_its_trials(search, prepared):
+    template = dataclasses.replace(search.template, sampling=SliceSettings(per_patient=1))
+    space = SearchSettings({"slices.per_patient": Dimension(choices=(1, 2, 3))})
+    searched = dataclasses.replace(search, template=template, settings=space, runs={})
+    assert searched.defaults == {"slices.per_patient": 1} and searched.varies_rows
+    trial = searched.run_spec(1, {"slices.per_patient": 2})
+    assert trial.sampling == SliceSettings(per_patient=2) and trial.recipe == template.recipe
+    staged = template.all_rows(prepared, whole=True)
+    assert set(trial.all_rows(prepared)) <= set(staged) and len(trial.all_rows(prepared)) > len(template.all_rows(prepared))
+    with pytest.raises(UserError, match=r"no 'per_pateint': choose among per_patient"):
+        dataclasses.replace(searched, settings=SearchSettings({"slices.per_pateint": Dimension(choices=(1, 2))}))
 
 
 def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(search):

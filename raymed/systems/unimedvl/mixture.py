@@ -40,6 +40,7 @@ class PackingSettings:
     max_buffer_size: int = 50
 
     noun = "samples"
+    option = "packing"
 
     def __post_init__(self) -> None:
         if not 1 <= self.expected_num_tokens <= self.max_num_tokens:
