@@ -1,7 +1,7 @@
 """The selective scan, forward and backward: time and memory against other ways to compute it.
 
-    python benchmarks/scan.py                                  # the figures of docs/log.md: a minute or two on one CPU core
-    python benchmarks/scan.py --length 64 --channels 32 --steps 1
+    python benchmarks/scan.py             # the figures of docs/log.md: minutes on a CPU core, most in transformers' path
+    python benchmarks/scan.py --length 64 --channels "[32]" --steps 1
 
 The ways take turns in one process, on one thread; times are the fastest of so many passes, memory is what the process needed
 beyond its inputs, in a process of its own.
