@@ -30,7 +30,8 @@ GPU_CAP = 32  # visual tokens, wherever the language model is on a GPU
 UNSAID = 64  # visual tokens where neither a checkpoint nor a flag says how many
 BOUND = "lm_head 已绑定到 input_embeddings"
 
-CHECK_GUIDE = GUIDE | {
+OWN = ("max-visual-tokens", "mamba-model")  # flags of the check itself, which tell a value that is typed from a default
+CHECK_GUIDE = {name: alias for name, alias in GUIDE.items() if name not in OWN} | {
     "max-new-tokens": Alias("generation.max_new_tokens"),
     "repetition-penalty": Alias("generation.repetition_penalty"),
     "temperature": Alias("generation.temperature"),
@@ -49,6 +50,8 @@ class CheckOptions(TrainVlm):
             search's best or stage 1's last, whichever is there first).
         image: A NIfTI volume, a DICOM file or folder, or a picture (default: the first validation report's).
         question: What is asked (default: the report's question; of an image the first prompt of the data, or a fixed one).
+        max_visual_tokens: The most visual tokens (default: as the checkpoint was trained, or 64).
+        mamba_model: The language model (default: the checkpoint's).
         llm_device: Where the language model is: on the CPU, on a GPU (cuda), or there if there is one (auto). On a GPU at
             most 32 visual tokens are used.
         generation: How the text is generated.
@@ -69,6 +72,8 @@ class CheckOptions(TrainVlm):
     checkpoint: str | None = None
     image: str | None = None
     question: str | None = None
+    max_visual_tokens: int | None = None
+    mamba_model: str | None = None
     llm_device: Literal["cpu", "auto", "cuda"] = "cpu"
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     force: bool = False
@@ -190,11 +195,12 @@ def settled(options: CheckOptions, checkpoint: GuideCheckpoint, on_gpu: bool) ->
 
     notes: list[str] = []
     stored = checkpoint.values.get("settings")
-    defaults = CheckOptions()
-    asked = options.bridge.max_visual_tokens if options.bridge != defaults.bridge else None
-    model = options.language.path if options.language.path != defaults.language.path else None
+    asked, model = options.max_visual_tokens, options.mamba_model
+    if asked is not None and asked < 1:
+        raise UserError(f"--max_visual_tokens {asked}: it must be at least 1")
     if stored is None:
-        completed = replace(options, from_scratch=True, vision_checkpoint=None).completed()
+        language = options.language if model is None else replace(options.language, path=model)
+        completed = replace(options, from_scratch=True, vision_checkpoint=None, language=language).completed()
         described = completed.recipe(completed.prepared())
         assert isinstance(described, ReportRecipe)
         recipe = described

@@ -106,6 +106,11 @@ def test_a_check_takes_the_checkpoints_settings_and_warns_of_fewer_tokens() -> N
     assert recipe.bridge.max_visual_tokens == 32 and "at most 32" in notes[0]
 
 
+def test_a_number_of_tokens_that_is_typed_counts_although_it_is_the_default_of_training() -> None:
+    with pytest.raises(UserError, match="96: the checkpoint was trained with 16"):
+        settled(check_options("--max_visual_tokens", "96"), checkpoint(16), on_gpu=False)
+
+
 @pytest.mark.parametrize("words", [("--max_visual_tokens", "144"), ("--mamba_model", "mamba-130m-hf")])
 def test_a_check_that_contradicts_the_training_is_refused_unless_it_is_forced(words: tuple[str, str]) -> None:
     with pytest.raises(UserError, match="--force"):
