@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import tempfile
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +78,14 @@ class StartWeights:
         copies = storage.child(FOLDER)
         if set(copies.child(digest).names()) != {path.name for path in network.iterdir()}:
             copies.filesystem.create_dir(copies.path, recursive=True)
-            upload(network, copies, digest)
+            if not storage.is_local:  # each object is whole when it is there
+                upload(network, copies, digest)
+            else:  # a copy that a kill cut short would be taken for the whole one
+                begun = f"{digest}-{uuid.uuid4().hex[:8]}"
+                upload(network, copies, begun)
+                with contextlib.suppress(OSError):  # another process was faster, and its copy is the same
+                    (Path(copies.path) / begun).rename(Path(copies.path) / digest)
+                copies.delete(begun)
         return cls(copies.child(digest).uri, digest, new)
 
     def load_into(self, module: nn.Module) -> None:

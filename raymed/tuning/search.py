@@ -16,7 +16,7 @@ from raymed.cluster import connection as cluster
 from raymed.cluster.connection import capacity, cpus_per_gpu, is_own
 from raymed.errors import RunError, UserError
 from raymed.job.job import Outcome
-from raymed.recipes.metric import Metric
+from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry.candidate import Candidate
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
@@ -71,6 +71,12 @@ class Search:
             )
         if self.settings.space and self.template.train.monitor != self.settings.objective:
             raise UserError(f"a search compares trials, and their epochs, by {self.objective.name}: leave train.monitor out")
+        chosen_by = {spec.train.monitor for spec in (self.template, *self.runs.values())}
+        if not self.settings.space and not chosen_by <= {self.objective.name} and self.objective != VAL_LOSS:
+            raise UserError(
+                f"search.objective {self.objective.name} compares the trials of a search. A run's best epoch is chosen by "
+                f"train.monitor: give --train.monitor {self.objective.name}, and leave search.objective out"
+            )
         for name, value in self.defaults.items():
             if not self.settings.space[name].holds(value):
                 raise UserError(

@@ -48,6 +48,12 @@ def test_listed_runs_are_put_in_line_once_and_failed_ones_again(search, tmp_path
     assert study.ask(budget) is None
 
 
+def test_runs_that_are_not_searched_refuse_an_objective_that_none_of_their_epochs_is_chosen_by(search):
+    for runs in (search.runs, {}):
+        with pytest.raises(UserError, match=r"give --train\.monitor macro_auc, and leave search\.objective out"):
+            dataclasses.replace(search, settings=SearchSettings(objective="macro_auc"), runs=runs)
+
+
 def test_runs_that_a_kill_kept_from_being_put_in_line_are_put_there(search, tmp_path, monkeypatch):
     search = dataclasses.replace(search, template=dataclasses.replace(search.template, storage=str(tmp_path)))
     enqueue, lined = Study.enqueue, []

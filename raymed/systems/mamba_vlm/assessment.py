@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import Prepared
+from raymed.errors import RunError
 from raymed.evaluation import intervals
 from raymed.evaluation.estimate import Estimate, flatten
 from raymed.evaluation.findings import Findings
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from raymed.systems.mamba_vlm.network import ReportWriter
     from raymed.systems.mamba_vlm.recipe import ReportRecipe
     from raymed.tracking.tracker import Tracker
+
+log = logging.getLogger("raymed")
 
 TABLE = "chest_findings"
 CAUTION = "Its texts are drafts of a machine that was judged by words and not by a reader: nobody may be treated by them."
@@ -113,11 +117,15 @@ class ReportAssessment(LossAssessment):
     def differences(self, objective: Metric, others: Mapping[int, Folder]) -> dict[int, Estimate]:
         if objective != VAL_LOSS:
             return {}
-        own = self._losses(Folder.at(self.candidate.checkpoint))
-        return {
-            number: intervals.mean(self._losses(checkpoint) - own, RESAMPLES, self.candidate.seed)
-            for number, checkpoint in others.items()
-        }
+        own, differences = self._losses(Folder.at(self.candidate.checkpoint)), {}
+        for number, checkpoint in others.items():
+            try:
+                losses = self._losses(checkpoint)
+            except RunError as error:
+                log.warning("trial %d is not compared with the best: %s", number, error)
+                continue
+            differences[number] = intervals.mean(losses - own, RESAMPLES, self.candidate.seed)
+        return differences
 
     def above(self, other: Candidate, figures: Mapping[str, float]) -> Estimate | None:
         if (other.data_digest, other.fold) != (self.candidate.data_digest, self.candidate.fold):

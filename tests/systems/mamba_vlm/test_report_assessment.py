@@ -82,3 +82,16 @@ def test_another_model_is_worse_by_the_loss_of_the_same_patients(prepared, tmp_p
     above = judged.above(worse, {})
     assert above is not None and above.high is not None and above.high < 0
     assert judged.above(replace(worse, data_digest="other"), {}) is None
+
+
+def test_a_trial_whose_predictions_are_damaged_is_left_out_and_the_others_are_compared(prepared, tmp_path) -> None:
+    rows = np.arange(prepared.index.num_rows)
+    for name in ("own", "torn", "other"):
+        (tmp_path / name).mkdir()
+        write_predictions(tmp_path / name, {"row": rows, "nll": np.full(len(rows), 20.0), "tokens": np.full(len(rows), 10)})
+        seal(tmp_path / name, 0, 1)
+    (tmp_path / "torn" / "predictions.npz").write_bytes(b"cut short")
+    judged = assessment(prepared, True)
+    judged = replace(judged, candidate=replace(judged.candidate, checkpoint=str(tmp_path / "own")))
+    others = {1: Folder.at(tmp_path / "torn"), 2: Folder.at(tmp_path / "gone"), 3: Folder.at(tmp_path / "other")}
+    assert list(judged.differences(VAL_LOSS, others)) == [3]
