@@ -98,16 +98,17 @@ def add_lora(module: nn.Module, rank: int, targets: Sequence[str]) -> None:
 
 
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict with every LoRA adapter merged into its layer, under the names from before `add_lora`."""
-    deltas = {
-        f"{name}.weight": layer.get_delta_weight("default")
-        for name, layer in module.named_modules()
-        if hasattr(layer, "lora_A")
-    }
+    """The state dict with every LoRA adapter merged into its layer, under the names from before `add_lora`.
+
+    What is merged is on the CPU: beside a network that fills a GPU there is room for one layer, and not for all of them.
+    """
+    adapted = {f"{name}.weight": layer for name, layer in module.named_modules() if hasattr(layer, "lora_A")}
     state: dict[str, Tensor] = {}
     for key, tensor in module.state_dict().items():
         if ".lora_" in key:
             continue
         plain = key.replace(".base_layer.", ".")
-        state[plain] = tensor + deltas[plain].to(tensor.dtype) if plain in deltas else tensor
+        if plain in adapted:
+            tensor = (tensor + adapted[plain].get_delta_weight("default").detach().to(tensor.dtype)).cpu()
+        state[plain] = tensor
     return state

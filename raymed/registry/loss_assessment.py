@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from raymed.registry.assessment import CardFacts
     from raymed.tracking.tracker import Tracker
 
+_REFIT = (
+    "**Loss and figures belong to the model before refitting.** The registered weights come from the same configuration, "
+    "trained again on every patient of {}."
+)
+
 
 @dataclass(frozen=True)
 class LossAssessment:
@@ -96,6 +101,7 @@ class LossAssessment:
             "## Data",
             f"Prepared data with digest `{self.prepared.digest}`; {guarded}.",
             *([f"Used of it: {facts.used}."] if facts.used else []),
+            *([_REFIT.format(" + ".join(facts.refit.splits))] if facts.refit else []),
             "## Licence",
             facts.licence or model_card.licence(facts.settings),
             "## Settings",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from peft.tuners.lora import Linear
 from torch import nn
 
 from raymed.errors import UserError
@@ -123,6 +126,20 @@ def test_merged_lora_weights_compute_the_same_under_the_plain_names() -> None:
     merged.load_state_dict(merged_state(module))
     pixels = torch.randint(0, 256, (2, 1, 56, 56), dtype=torch.uint8)
     torch.testing.assert_close(merged(pixels)["logits"], module(pixels)["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_layers_are_merged_one_after_the_other_so_that_a_full_gpu_has_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    merge, deltas = Linear.get_delta_weight, list[weakref.ref[torch.Tensor]]()
+
+    def watched(layer: Linear, adapter: str) -> torch.Tensor:
+        assert all(delta() is None for delta in deltas)
+        delta: torch.Tensor = merge(layer, adapter)
+        deltas.append(weakref.ref(delta))
+        return delta
+
+    monkeypatch.setattr(Linear, "get_delta_weight", watched)
+    merged_state(_internvl(vision_lora=2, language_lora=2))
+    assert len(deltas) > 2
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:

@@ -26,7 +26,7 @@ from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.recipes.exported import open_model
 from raymed.registry.address import WHO_IS_UNKNOWN, resolve_model
-from raymed.registry.assessment import AssessmentSettings
+from raymed.registry.assessment import AssessmentSettings, CardFacts
 from raymed.registry.candidate import FOLDER, Candidate, Refit
 from raymed.registry.loss_assessment import LossAssessment
 from raymed.registry.patient_assessment import PatientAssessment
@@ -388,6 +388,16 @@ def test_a_network_judged_by_its_validation_loss_is_registered_once_as_it_is(
     found = resolve_model(first.uri, tracker)
     assert found.inference is None and open_model(found.network)[0].name == "lung"
     assert first.assessment.next_step(first.uri, "sqlite:///x") == "use models:/raymed-lung@backbone of sqlite:///x"
+
+
+def test_the_card_of_a_refit_says_that_the_loss_is_another_networks_and_who_trained_its_own(
+    candidate: Candidate, data: Prepared
+) -> None:
+    loss = LossAssessment(candidate, data, 1.25, "", "")
+    facts = CardFacts("raymed-lung-1", "Found.", {"recipe": "lung"}, "train 8 patients")
+    assert "refit" not in loss.card(facts)
+    again = loss.card(replace(facts, refit=Refit("checkpoint", ("train", "val"))))
+    assert "before refitting" in again and "trained again on every patient of train + val" in again
 
 
 def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_unasked(
