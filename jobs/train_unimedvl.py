@@ -19,7 +19,7 @@ from raymed.systems.unimedvl.options import GUIDE, UniMedVLOptions
 from raymed.tuning.budget import Budget
 
 FINETUNING = Path(__file__).parent.parent / "configs" / "unimedvl_sft.yaml"
-WEIGHTS = ("--model.path", "--model-path", "--model_path", "--resume-from-ema", "--resume_from_ema")
+WEIGHTS = {"--model.path", "--model-path", "--resume-from", "--resume-from-ema"}
 
 
 def main(options: UniMedVLOptions) -> Outcome:
@@ -39,5 +39,5 @@ def main(options: UniMedVLOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    weights_given = any(word.partition("=")[0] in WEIGHTS for word in sys.argv)
+    weights_given = any(word.partition("=")[0].replace("_", "-") in WEIGHTS for word in sys.argv)
     run(UniMedVLOptions, main, defaults=FINETUNING if weights_given else None, aliases=GUIDE)

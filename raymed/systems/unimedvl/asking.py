@@ -18,16 +18,24 @@ from raymed.systems.unimedvl.questions import read_questions
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.pipeline import Pipeline
 
-# What the guide's parameters are called here.
-GUIDE = {
+# What the guide's parameters are called here: those of both tools, and those of this one.
+TOOLS = {
     "model-path": Alias("model"),
     "image-path": Alias("image"),
-    "temperature": Alias("text.temperature"),
-    "max-new-tokens": Alias("text.max_new_tokens"),
-    "do-sample": Alias("text.do_sample", {"true": "true"}),
     "use-model-checkpoint": Alias("weights", {"true": "model", "false": "ema", "True": "model", "False": "ema"}),
     "target-gpu-device": Alias(says="ignored: CUDA_VISIBLE_DEVICES says which GPU is used"),
     "max-mem-per-gpu": Alias(says="ignored: a GPU is used as far as the model needs it"),
+    **dict.fromkeys(
+        ("enable-cpu-loading", "enable-auto-bf16-conversion", "offload-folder"),
+        Alias(says="ignored: weights are read once, in bf16 where the GPU has it"),
+    ),
+    "show-image": Alias(says="ignored: a job shows no picture; VQAInferencer does, in a notebook"),
+}
+GUIDE = {
+    **TOOLS,
+    "temperature": Alias("text.temperature"),
+    "max-new-tokens": Alias("text.max_new_tokens"),
+    "do-sample": Alias("text.do_sample", {"true": "true"}),
 }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome
+from raymed.systems.unimedvl.asking import TOOLS
 from raymed.systems.unimedvl.decoding import TextSettings
 from raymed.systems.unimedvl.sampler import DrawingSettings
 from raymed.systems.unimedvl.synthetic import marked, sheet, write_png
@@ -22,8 +23,7 @@ log = logging.getLogger("raymed")
 
 # What the guide's parameters are called here.
 GUIDE = {
-    "model-path": Alias("model"),
-    "image-path": Alias("image"),
+    **TOOLS,
     "prompt": Alias("instruction"),
     **{
         name.replace("_", "-"): Alias(f"drawing.{name}")
@@ -32,18 +32,22 @@ GUIDE = {
             "cfg_img_scale",
             "num_timesteps",
             "timestep_shift",
+            "cfg_interval",
             "cfg_renorm_type",
             "cfg_renorm_min",
         )
     },
-    "text-do-sample": Alias("text.do_sample", {"true": "true"}),
+    **dict.fromkeys(("text-do-sample", "do-sample"), Alias("text.do_sample", {"true": "true"})),
     "text-temperature": Alias("text.temperature"),
     "max-think-tokens": Alias("text.max_new_tokens"),
     "use-thinking": Alias(
         "mode", {"true": "thinking", "false": "understanding", "True": "thinking", "False": "understanding"}
     ),
-    "target-gpu-device": Alias(says="ignored: CUDA_VISIBLE_DEVICES says which GPU is used"),
-    "max-mem-per-gpu": Alias(says="ignored: a GPU is used as far as the model needs it"),
+    **dict.fromkeys(
+        ("vae-transform-size", "vit-transform-size"),
+        Alias(says="ignored: pictures are resized as the model was trained; ImageGenerator takes other sizes"),
+    ),
+    "image-shapes": Alias(says="ignored: what is drawn has the shape of its input"),
 }
 
 

@@ -26,14 +26,26 @@ SMALL_PACKS = PackingSettings(256, 320, 256, 128)
 PHANTOMS = PhantomSettings(patients=48, size=128, difficulty=0.2)
 
 # What the guide's flags are called here.
+FIXED = "ignored: it is so in this network, or as the checkpoint's configurations have it"
 GUIDE = {
     "model-path": Alias("model.path"),
+    "resume-from": Alias("model.path", says="only its weights are taken; an earlier run of the same name goes on by itself"),
+    **dict.fromkeys(("resume-model-only", "resume-model-optimizer"), Alias(says="ignored: a checkpoint gives weights only")),
+    **{
+        name: Alias(says=FIXED)
+        for name in (
+            *("llm-path", "vit-path", "layer-module", "llm-qk-norm", "tie-word-embeddings", "latent-patch-size"),
+            *("vit-patch-size", "vit-max-num-patch-per-side", "connector-act", "interpolate-pos", "vit-select-layer"),
+            "vit-rope",
+        )
+    },
     "vae-path": Alias("model.vae_path"),
     "copy-init-moe": Alias("model.copy_init_moe", {"true": "true"}),
     "freeze-llm": Alias("model.freeze_llm", {"true": "true"}),
     "freeze-vit": Alias("model.freeze_vit", {"true": "true"}),
     "freeze-und": Alias("model.freeze_und", {"true": "true"}),
     "freeze-vae": Alias(says="the image autoencoder is always frozen"),
+    "visual-und": Alias(says="ignored: what is learned follows from the data; --loss.ce_weight 0 learns no answers"),
     "ce-weight": Alias("loss.ce_weight"),
     "mse-weight": Alias("loss.mse_weight"),
     "timestep-shift": Alias("loss.timestep_shift"),
@@ -47,6 +59,10 @@ GUIDE = {
     "prefer-buffer-before": Alias("packing.prefer_buffer_before"),
     "max-buffer-size": Alias("packing.max_buffer_size"),
     "lr": Alias("train.lr"),
+    **dict.fromkeys(("llm-lr", "vit-lr"), Alias(says="ignored: --model.vit_lr_scale is the ViT's, relative to --train.lr")),
+    "vae-lr": Alias(says="ignored: the image autoencoder is always frozen"),
+    "lr-scheduler": Alias("train.final_lr", {"constant": "1.0", "cosine": "0.01"}),
+    "weight-decay": Alias("train.weight_decay"),
     "min-lr": Alias(says="ignored: --train.final_lr is the last learning rate, as a share of the peak"),
     "warmup-steps": Alias(says="ignored: --train.warmup is a share of all steps, so that the warm-up always ends"),
     "total-steps": Alias("train.steps"),
@@ -66,10 +82,12 @@ GUIDE = {
     "finetune-from-hf": Alias(says="is so with --model.path: configurations, autoencoder and tokenizer are the folder's"),
     "finetune-from-ema": Alias("model.weights", {"true": "ema", "True": "ema", "false": "model", "False": "model"}),
     "num-shard": Alias("workers"),
+    "num-replicate": Alias(says="ignored: --workers says how many there are in all"),
+    "backward-prefetch": Alias(says="ignored: DeepSpeed fetches weights ahead by itself"),
     "sharding-strategy": Alias(says="ignored: --train.zero_stage says what is sharded among workers"),
     "use-flex": Alias(says="ignored: flex attention is taken for long sequences on a GPU, where it is the faster one"),
     "max-latent-size": Alias(says="ignored: it is that of the checkpoint, and checked against the data"),
-    "num-workers": Alias(says="ignored: pictures are decoded once, when data are prepared"),
+    **dict.fromkeys(("num-workers", "num-worker"), Alias(says="ignored: pictures are decoded once, when data are prepared")),
     "prefetch-factor": Alias(says="ignored: micro-batches are always made while others are computed"),
     "cpu-offload": Alias("train.offload", {"true": "cpu", "false": "none", "True": "cpu", "False": "none"}),
     "enable-tensorboard": Alias(says="ignored: MLflow keeps what TensorBoard would"),

@@ -29,8 +29,8 @@ class DrawingSettings:
         cfg_img_scale: the same for the pictures that were given.
         num_timesteps: points in time from noise to picture, both ends included.
         timestep_shift: above 1 more of them are near the noise.
-        cfg_start: guidance ends at this time of the flow, this time excluded.
-        cfg_end: guidance begins at this time of the flow, this time included.
+        cfg_interval: times of the flow with guidance, which goes from 1, the noise, to 0: the first excluded, the second
+            included.
         cfg_renorm_type: what a guided velocity is made no longer than the plain one by: text_channel (each token, after the
             text's guidance), channel (each token), global (the whole picture).
         cfg_renorm_min: it is shortened to this share at most.
@@ -40,8 +40,7 @@ class DrawingSettings:
     cfg_img_scale: float = 2.0
     num_timesteps: int = 50
     timestep_shift: float = 3.0
-    cfg_start: float = 0.0
-    cfg_end: float = 1.0
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
     cfg_renorm_type: Literal["text_channel", "channel", "global"] = "text_channel"
     cfg_renorm_min: float = 0.0
 
@@ -50,14 +49,15 @@ class DrawingSettings:
             raise UserError(f"num_timesteps is {self.num_timesteps}: there must be at least 2, noise and picture")
         if self.timestep_shift <= 0:
             raise UserError(f"timestep_shift is {self.timestep_shift}: it must be above 0")
-        if not 0 <= self.cfg_start <= self.cfg_end <= 1:
-            raise UserError(f"the interval of guidance is {self.cfg_start} to {self.cfg_end}: it must lie between 0 and 1")
+        if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
+            raise UserError(f"cfg_interval is {self.cfg_interval}: it must be two times between 0 and 1, the lower first")
         if not 0 <= self.cfg_renorm_min <= 1:
             raise UserError(f"cfg_renorm_min is {self.cfg_renorm_min}: it must be between 0 and 1")
 
     def guided(self, time: float) -> bool:
         """Whether there is guidance at this time of the flow."""
-        return self.cfg_start < time <= self.cfg_end
+        start, end = self.cfg_interval
+        return start < time <= end
 
     @property
     def text_guided(self) -> bool:

@@ -38,7 +38,7 @@ def test_the_guides_calls_work_as_they_are_written(config, chest, capsys):
     generator.load_model()
     picture = Image.open(chest)
     instruction = generator.prepare_instruction(picture, "Darker.", use_thinking=True)
-    drawn = generator.infer_single(picture, instruction, 4.0, 2.0, 3.0, 3)
+    drawn = generator.infer_single(picture, instruction, 4.0, 2.0, 3.0, 3, cfg_interval=[0, 1], cfg_renorm_type="global")
     assert drawn["edited_image"].size == (40, 40) and drawn["instruction"] == instruction and drawn["seed"] == 42
 
 

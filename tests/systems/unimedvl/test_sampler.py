@@ -49,13 +49,13 @@ def test_pictures_guide_after_the_text_was_renormalised():
 
 
 def test_the_interval_of_guidance_excludes_its_start_and_includes_its_end():
-    settings = DrawingSettings(cfg_start=0.4, cfg_end=0.9)
+    settings = DrawingSettings(cfg_interval=(0.4, 0.9))
     assert [settings.guided(time) for time in (0.4, 0.41, 0.9, 0.91)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"num_timesteps": 1}, {"timestep_shift": 0.0}, {"cfg_start": 0.9, "cfg_end": 0.4}, {"cfg_renorm_min": 2.0}],
+    [{"num_timesteps": 1}, {"timestep_shift": 0.0}, {"cfg_interval": (0.9, 0.4)}, {"cfg_renorm_min": 2.0}],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UserError):
@@ -77,7 +77,7 @@ def test_branches_in_one_batch_are_what_they_are_one_by_one(read):
     """Contexts of unequal length are filled up; what is filled in is seen by nobody."""
     network, contexts = read
     noise = torch.randn(6, SIZES.latent_width, generator=torch.Generator().manual_seed(1))
-    settings = DrawingSettings(num_timesteps=6, cfg_start=0.5)
+    settings = DrawingSettings(num_timesteps=6, cfg_interval=(0.5, 1.0))
     latents = noise
     steps = scheduler(settings)
     sigmas = steps.sigmas.tolist()

@@ -7,6 +7,8 @@ import pytest
 
 from raymed.errors import UserError
 from raymed.job.command_line import parse
+from raymed.systems.unimedvl.asking import GUIDE as ASKING
+from raymed.systems.unimedvl.asking import VQA
 from raymed.systems.unimedvl.editing import GUIDE as EDITING
 from raymed.systems.unimedvl.editing import EditImage
 from raymed.systems.unimedvl.options import GUIDE, UniMedVLOptions
@@ -34,6 +36,27 @@ def test_the_guides_script_runs_as_it_is_written():
     assert (options.workers, options.resume, options.visual_gen) == (8, "auto", True)
 
 
+# Of the published trainer, besides those of the script.
+PUBLISHED = """--llm_path Qwen --vit_path siglip --layer_module Qwen2MoTDecoderLayer --llm_qk_norm True
+--tie_word_embeddings False --latent_patch_size 2 --vit_patch_size 14 --vit_max_num_patch_per_side 70
+--connector_act gelu_pytorch_tanh --interpolate_pos False --vit_select_layer -2 --vit_rope False --visual_und True --resume_model_only True
+--resume_model_optimizer True --lr_scheduler cosine --llm_lr 1e-5 --vit_lr 1e-5 --vae_lr 1e-5 --weight_decay 0
+--num_replicate 1 --backward_prefetch BACKWARD_PRE --num_worker 1 --sharding_strategy HYBRID_SHARD --use_flex False
+--ce_loss_reweighting False --warmup_steps 2000 --min_lr 1e-7 --gradient_accumulation_steps 1 --enable_tensorboard True"""
+
+
+def test_every_flag_of_the_published_trainer_is_understood():
+    options = read(PUBLISHED)
+    assert (options.train.final_lr, options.train.weight_decay, options.loss.ce_loss_reweighting) == (0.01, 0, False)
+    assert read("--lr_scheduler constant").train.final_lr == 1.0
+
+
+@pytest.mark.parametrize("weights", ["ema", "model"])
+def test_a_checkpoint_that_is_resumed_from_gives_the_weights_that_were_asked_for(weights):
+    model = read(f"--resume-from UniMedVL --finetune_from_ema {weights == 'ema'}").starting_model
+    assert (model.path, model.weights) == ("UniMedVL", weights)
+
+
 def test_the_guides_settings_are_in_the_configuration():
     options = read("", defaults=CONFIG)
     assert (options.train.steps, options.train.lr, options.train.ema, options.train.zero_stage) == (100, 1e-5, 0.995, 3)
@@ -46,6 +69,21 @@ def test_the_guides_parameters_of_an_edit_are_understood():
     assert (options.instruction, options.mode) == ("Darker.", "thinking")
     assert (options.drawing.cfg_text_scale, options.drawing.cfg_img_scale, options.drawing.timestep_shift) == (3, 2, 2)
     assert (options.text.temperature, options.text.max_new_tokens, options.text.do_sample) == (0.3, 800, False)
+
+
+TOOL = """--model_path M --image_path a.png --prompt Darker. --target_gpu_device 0 --max_mem_per_gpu 40GiB
+--offload_folder tmp --enable_cpu_loading True --enable_auto_bf16_conversion True --show_image --seed 0 --use_model_checkpoint True"""
+
+
+def test_both_tools_know_all_names_of_the_guide():
+    options = read(f"{TOOL} --temperature 0.1 --max_new_tokens 1024 --do_sample False", VQA, ASKING)
+    assert (options.model, options.image, options.weights, options.seed) == ("M", "a.png", "model", 0)
+    assert (options.text.temperature, options.text.max_new_tokens, options.text.do_sample) == (0.1, 1024, False)
+    words = "--cfg_interval [0.4,1] --cfg_renorm_type global --cfg_renorm_min 0.5 --max_think_tokens 9 --do_sample True"
+    sizes = "--vae_transform_size [1024,32,16] --vit_transform_size [980,378,14] --image_shapes [1024,1024]"
+    options = read(f"{TOOL} {words} {sizes}", EditImage, EDITING)
+    assert (options.drawing.cfg_interval, options.drawing.cfg_renorm_type) == ((0.4, 1.0), "global")
+    assert (options.text.max_new_tokens, options.text.do_sample, options.weights) == (9, True, "model")
 
 
 @dataclass(frozen=True)
