@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from raymed.data.image import ImageError, ImageSettings, eight_bit, read_picture
 from raymed.errors import UserError
 from raymed.models.precision import arithmetic
 from raymed.recipes.exported import RECIPE_FILE
@@ -32,6 +33,7 @@ THINK = "Think it through first, inside <think> and </think>. Then give the answ
 PLAN = "Look at the picture and plan how this is done step by step, and what must stay as it is: "
 ANALYSIS = "Based on analysis: "
 THOUGHT = "</think>"
+WHITE = 255  # behind transparent pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,19 +176,23 @@ def generator(seed: int) -> torch.Generator:
 
 
 def open_picture(path: str | Path | Image.Image) -> Image.Image:
-    """A picture from its file; one that is open already is taken as it is.
+    """A picture from its file, read as training data are, on white; one that is open already is taken as it is.
 
     Raises:
-        UserError: there is no such picture, or it cannot be read.
+        UserError: there is no such picture, it cannot be read, or it does not say how it is shown: 16-bit values, a rotation
+            that is asked for in EXIF.
     """
     if isinstance(path, Image.Image):
+        if path.mode.startswith(("I", "F")):
+            raise UserError(
+                f"a picture of mode {path.mode}: its values do not say what is black and white; convert it to 8 bits"
+            )
         return path
     try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        pixels = eight_bit(read_picture(Path(path), WHITE), ImageSettings())
+    except ImageError as error:
         raise UserError(f"the picture {path} cannot be read: {error}") from error
-    return image
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:

@@ -88,6 +88,22 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
             open_picture(tmp_path / name)
 
 
+def test_a_picture_is_read_as_training_reads_it_or_refused(tmp_path):
+    """Pillow would make all but the darkest 256 of 65,536 grey values white, and leave a rotation undone."""
+    deep, turned, clear = (tmp_path / name for name in ("deep.png", "turned.jpg", "clear.png"))
+    Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(deep)
+    rotation = Image.Exif()
+    rotation[0x0112] = 6
+    grey(32, 64).save(turned, exif=rotation)
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(clear)
+    for path, reason in ((deep, "16-bit"), (turned, "EXIF")):
+        with pytest.raises(UserError, match=rf"{path.name}.*{reason}"):
+            open_picture(path)
+    with pytest.raises(UserError, match="8 bits"):
+        open_picture(Image.open(deep))
+    assert np.asarray(open_picture(clear)).min() == 255
+
+
 def test_both_kinds_of_weights_can_be_asked_for(folder, tmp_path):
     with pytest.raises(UserError, match=r"no model\.safetensors; it has ema\.safetensors"):
         Pipeline.open(str(folder), weights="model")
