@@ -39,10 +39,11 @@ def test_the_guides_script_runs_as_it_is_written():
 # Of the published trainer, besides those of the script.
 PUBLISHED = """--llm_path Qwen --vit_path siglip --layer_module Qwen2MoTDecoderLayer --llm_qk_norm True
 --tie_word_embeddings False --latent_patch_size 2 --vit_patch_size 14 --vit_max_num_patch_per_side 70
---connector_act gelu_pytorch_tanh --interpolate_pos False --vit_select_layer -2 --vit_rope False --visual_und True --resume_model_only True
---resume_model_optimizer True --lr_scheduler cosine --llm_lr 1e-5 --vit_lr 1e-5 --vae_lr 1e-5 --weight_decay 0
---num_replicate 1 --backward_prefetch BACKWARD_PRE --num_worker 1 --sharding_strategy HYBRID_SHARD --use_flex False
---ce_loss_reweighting False --warmup_steps 2000 --min_lr 1e-7 --gradient_accumulation_steps 1 --enable_tensorboard True"""
+--connector_act gelu_pytorch_tanh --interpolate_pos False --vit_select_layer -2 --vit_rope False --visual_und True
+--resume_model_only True --resume_model_optimizer True --lr_scheduler cosine --llm_lr 1e-5 --vit_lr 1e-5 --vae_lr
+1e-5 --weight_decay 0 --num_replicate 1 --backward_prefetch BACKWARD_PRE --num_worker 1 --sharding_strategy
+HYBRID_SHARD --use_flex False --ce_loss_reweighting False --warmup_steps 2000 --min_lr 1e-7
+--gradient_accumulation_steps 1 --enable_tensorboard True"""
 
 
 def test_every_flag_of_the_published_trainer_is_understood():
@@ -72,7 +73,8 @@ def test_the_guides_parameters_of_an_edit_are_understood():
 
 
 TOOL = """--model_path M --image_path a.png --prompt Darker. --target_gpu_device 0 --max_mem_per_gpu 40GiB
---offload_folder tmp --enable_cpu_loading True --enable_auto_bf16_conversion True --show_image --seed 0 --use_model_checkpoint True"""
+--offload_folder tmp --enable_cpu_loading True --enable_auto_bf16_conversion True --show_image --seed 0
+--use_model_checkpoint True"""
 
 
 def test_both_tools_know_all_names_of_the_guide():
