@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import pkgutil
 from collections.abc import Mapping
@@ -39,13 +39,16 @@ def read_recipe(folder: Path) -> Recipe:
         UserError: the folder holds no exported model, one of an unknown recipe, or one that is damaged.
     """
     check_seal(folder)
-    room, _, part = str(_read(folder).get("recipe")).partition("-")
-    if room not in systems():
+    name = str(_read(folder).get("recipe"))
+    room, _, part = name.partition("-")
+    known = room in systems() and (not part or part.isidentifier())
+    path = f"{rooms.__name__}.{room}.{f'{part}_recipe' if part else 'recipe'}"
+    if not known or importlib.util.find_spec(path) is None:
         raise UserError(
-            f"{folder / RECIPE_FILE} is of the system {room!r}, which this raymed does not know (it knows: "
+            f"{folder / RECIPE_FILE} is of the recipe {name!r}, which this raymed does not know (it knows the systems "
             f"{', '.join(systems())}). Update raymed"
         )
-    module = importlib.import_module(f"{rooms.__name__}.{room}.{f'{part}_recipe' if part else 'recipe'}")
+    module = importlib.import_module(path)
     recipe: Recipe = module.RECIPE.read(folder)
     return recipe
 
