@@ -1,6 +1,6 @@
 """Look at the text that a checkpoint writes about a picture.
 
-    python jobs/check_image_to_text.py                                 # the newest checkpoint, the first validation report
+    python jobs/check_image_to_text.py                                 # stage 2, else stage 1; the first validation report
     python jobs/check_image_to_text.py --checkpoint outputs/vision_bridge_best_val.pt --max_visual_tokens 64
     python jobs/check_image_to_text.py --checkpoint outputs/vision_bridge_vlm_final.pt --image case_20260123_0000.nii.gz
     python jobs/check_image_to_text.py --max_visual_tokens 64 --max_new_tokens 20 --llm_device cpu

@@ -33,9 +33,10 @@ def main(options: ImportNnunet) -> Outcome:
     from pathlib import Path
 
     from raymed.systems.mamba_vlm.nnunet import compare, read_checkpoint, write_encoder
+    from raymed.systems.mamba_vlm.paths import local_path
 
-    weights = read_checkpoint(Path(options.checkpoint), options.trust)
-    plan, out = weights.plan, Path(options.out)
+    weights = read_checkpoint(local_path(options.checkpoint, Path.cwd()), options.trust)
+    plan, out = weights.plan, local_path(options.out, Path.cwd())
     report = compare(weights, plan) if options.dry_run else write_encoder(weights, out)
     lines = [
         f"{plan.kind} encoder of {len(plan.features)} stages, {', '.join(map(str, plan.features))} channels: {report}",

@@ -29,3 +29,7 @@ def test_the_job_writes_all_weights_and_says_how_many(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_not_there_is_told_without_a_traceback(tmp_path: Path) -> None:
     result = imported(str(tmp_path / "missing.pth"))
     assert result.returncode == 2 and "there is no checkpoint" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_checkpoint_on_a_drive_is_looked_for_where_linux_mounts_it() -> None:
+    assert "/mnt/d/nnunet_results/best.pth" in imported(r"D:\nnunet_results\best.pth").stderr

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raymed.data.image import ImageError
+from raymed.data.prepared import Prepared
 from raymed.data.record import Message, Record
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
+from raymed.storage.folder import Folder
+from raymed.systems.mamba_vlm.check_settings import settled
 from raymed.systems.mamba_vlm.file_names import OVERNIGHT_BEST, STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_FINAL
 from raymed.systems.mamba_vlm.options import GUIDE, TrainVlm
 from raymed.systems.mamba_vlm.paths import local_path
 from raymed.systems.mamba_vlm.settings import GenerationSettings
 
 if TYPE_CHECKING:
-    from raymed.systems.mamba_vlm.guide_files import GuideCheckpoint
     from raymed.systems.mamba_vlm.recipe import ReportRecipe
 
 log = logging.getLogger("raymed")
 
 ORDER = (STAGE_2_FINAL, STAGE_1_BEST, OVERNIGHT_BEST, STAGE_1_FINAL)  # in which checkpoints are looked for
-GPU_CAP = 32  # visual tokens, wherever the language model is on a GPU
-UNSAID = 64  # visual tokens where neither a checkpoint nor a flag says how many
 BOUND = "lm_head 已绑定到 input_embeddings"
 
 OWN = ("max-visual-tokens", "mamba-model")  # flags of the check itself, which tell a value that is typed from a default
@@ -38,6 +38,7 @@ CHECK_GUIDE = {name: alias for name, alias in GUIDE.items() if name not in OWN} 
     "top-p": Alias("generation.top_p"),
     "do-sample": Alias("generation.sample", {"true": "true", "false": "false"}),
     "no-do-sample": Alias("generation.sample", {"true": "false", "false": "true"}),
+    "debug-vision": Alias(says="ignored: how far the visual tokens differ from each other is always told"),
 }
 
 
@@ -48,7 +49,8 @@ class CheckOptions(TrainVlm):
     Attributes:
         checkpoint: A checkpoint file of the guide's (default: in output_dir stage 2's last, stage 1's best, the overnight
             search's best or stage 1's last, whichever is there first).
-        image: A NIfTI volume, a DICOM file or folder, or a picture (default: the first validation report's).
+        image: A NIfTI volume, a DICOM file or folder, or a picture (default: the first validation report's, of the data that
+            the checkpoint was trained with unless others are named).
         question: What is asked (default: the report's question; of an image the first prompt of the data, or a fixed one).
         max_visual_tokens: The most visual tokens (default: as the checkpoint was trained, or 64).
         mamba_model: The language model (default: the checkpoint's).
@@ -64,6 +66,8 @@ class CheckOptions(TrainVlm):
         "checkpoint",
         "image",
         "question",
+        "max_visual_tokens",
+        "mamba_model",
         "llm_device",
         "generation.max_new_tokens",
         "force",
@@ -157,27 +161,34 @@ def check(options: CheckOptions, path: Path) -> Check:
     """
     import torch
 
+    from raymed.systems.mamba_vlm.captions import PROMPT_TOKENS, prompt_ids
     from raymed.systems.mamba_vlm.guide_files import load_into, read_checkpoint
+    from raymed.systems.mamba_vlm.kernels import described
     from raymed.systems.mamba_vlm.texts import generate_texts
 
     checkpoint = read_checkpoint(path)
     on_gpu = options.llm_device != "cpu" and torch.cuda.is_available()
     if options.llm_device == "cuda" and not on_gpu:
         raise UserError("--llm_device cuda: there is no GPU here; --llm_device cpu is slow and needs none")
-    recipe, notes = settled(options, checkpoint, on_gpu)
-    record, source = _record(options, recipe)
+    recipe, notes = settled(options, checkpoint, path, on_gpu)
+    record, source = _record(options, recipe, checkpoint.values.get("data"))
+    asked = prompt_ids(recipe.language_model.tokenizer, record.messages[0].text)
+    if len(asked) > PROMPT_TOKENS:
+        notes.append(f"the question has {len(asked)} tokens: the first {PROMPT_TOKENS - 1} and the newline are read")
     network = recipe.build()
     report = load_into(network, checkpoint, path)
     notes.append(f"{path}: {report}")
     if report.missing:
         notes.append(f"random weights for what it lacks: {', '.join(report.missing[:3])}: train stage 2 first")
     network.eval()
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    for part in (network.language_model, network.cmi_connector):
-        if part is not None:
-            part.to("cuda" if on_gpu else "cpu")
-    notes.append(BOUND)
+    for name, part in network.named_children():  # one by one: the language model may be too large for the GPU
+        of_language = name in ("language_model", "cmi_connector")
+        part.to("cuda" if on_gpu or (torch.cuda.is_available() and not of_language) else "cpu")
+    notes += [described(torch.device("cuda" if on_gpu else "cpu")), BOUND]
+    spreads: list[float] = []
+    network.bridge.register_forward_hook(lambda *call: spreads.append(float(call[-1].float().flatten(0, 1).std(0).mean())))
     text = generate_texts(recipe, network, [record], options.generation)[0]
+    notes.append(f"visual tokens: standard deviation {spreads[0]:.3g} (near 0: nothing of the picture is in them)")
     del network
     gc.collect()
     if torch.cuda.is_available():
@@ -185,55 +196,11 @@ def check(options: CheckOptions, path: Path) -> Check:
     return Check(record, source, text, recipe, tuple(notes))
 
 
-def settled(options: CheckOptions, checkpoint: GuideCheckpoint, on_gpu: bool) -> tuple[ReportRecipe, list[str]]:
-    """The network's settings: the checkpoint's where it holds them, else the flags'; and what a person should know.
-
-    Raises:
-        UserError: a flag asks for more visual tokens or another language model than it was trained with, without --force.
-    """
-    from raymed.systems.mamba_vlm.recipe import ReportRecipe
-
-    notes: list[str] = []
-    stored = checkpoint.values.get("settings")
-    asked, model = options.max_visual_tokens, options.mamba_model
-    if asked is not None and asked < 1:
-        raise UserError(f"--max_visual_tokens {asked}: it must be at least 1")
-    if stored is None:
-        language = options.language if model is None else replace(options.language, path=model)
-        completed = replace(options, from_scratch=True, vision_checkpoint=None, language=language).completed()
-        described = completed.recipe(completed.prepared())
-        assert isinstance(described, ReportRecipe)
-        recipe = described
-        cap = asked or UNSAID
-    else:
-        recipe = ReportRecipe.of_settings(stored)
-        stage_2 = stored["recipe"] == recipe.name  # stage 1 was trained on all tokens: any cap is as good as another
-        cap = recipe.bridge.max_visual_tokens if stage_2 else asked or UNSAID
-        if model is not None and model != recipe.language.path and Path(model).name != Path(recipe.language.path or "").name:
-            _contradiction(options, notes, f"--mamba_model {model}: the checkpoint was trained with {recipe.language.path}")
-            recipe = replace(recipe, language=replace(recipe.language, path=model).located())
-        if asked is not None and asked > cap:
-            _contradiction(options, notes, f"--max_visual_tokens {asked}: the checkpoint was trained with {cap}")
-        if asked is not None and asked < cap:
-            notes.append(f"WARNING: {asked} visual tokens in place of the {cap} of training: texts may be worse")
-        cap = asked or cap
-    if on_gpu and cap > GPU_CAP:
-        notes.append(f"WARNING: at most {GPU_CAP} visual tokens with the language model on a GPU, in place of {cap}")
-        cap = GPU_CAP
-    language = recipe.language
-    if options.language.int8:
-        language = replace(language, int8=True, freeze=True)
-    return replace(recipe, bridge=replace(recipe.bridge, max_visual_tokens=cap), language=language, start=None), notes
-
-
-def _contradiction(options: CheckOptions, notes: list[str], what: str) -> None:
-    if not options.force:
-        raise UserError(f"{what}. Leave the flag out, or say --force")
-    notes.append(f"WARNING: {what}")
-
-
-def _record(options: CheckOptions, recipe: ReportRecipe) -> tuple[Record, str]:
+def _record(options: CheckOptions, recipe: ReportRecipe, data: str | None) -> tuple[Record, str]:
     """The pictures and the question, and where the pictures are from.
+
+    Args:
+        data: address of the prepared data that the checkpoint was trained with, where it says so.
 
     Raises:
         UserError: the picture cannot be read, or there is no validation report.
@@ -246,10 +213,11 @@ def _record(options: CheckOptions, recipe: ReportRecipe) -> tuple[Record, str]:
             pictures = read_pictures(path, None, recipe.reading)
         except ImageError as error:
             raise UserError(f"{path}: {error}") from error
-        question = options.question or _first_prompt(options)
+        question = options.question or _first_prompt(options, data)
         messages = (Message("human", question), Message("gpt", ""))
         return Record(path.name, "", "", 0, None, "", pictures.images, messages), str(path)
-    prepared = options.completed().prepared()
+    own = options.data is None and options.paths is None and data is not None
+    prepared = Prepared.open(str(data)) if own else options.completed().prepared()
     rows = prepared.rows("val", options.fold)
     if not len(rows):
         raise UserError(f"{prepared.folder.uri} has no validation report: give --image")
@@ -259,13 +227,17 @@ def _record(options: CheckOptions, recipe: ReportRecipe) -> tuple[Record, str]:
     return record, f"{record.id} ({prepared.folder.uri})"
 
 
-def _first_prompt(options: CheckOptions) -> str:
-    """The first question of the prompt file, or a fixed one."""
+def _first_prompt(options: CheckOptions, data: str | None) -> str:
+    """The first question of the prompt file, or of the prepared data, or a fixed one."""
     from raymed.systems.mamba_vlm.paths import read_paths
     from raymed.systems.mamba_vlm.radfm import CaptionSettings
 
     file = options.paths_file
     prompts = None if file is None else read_paths(file).caption_prompt_json
-    if prompts is None:
+    if prompts is not None:
+        return CaptionSettings(prompts=str(prompts)).read_prompts()[0]
+    address = options.data or data
+    if address is None or not Folder.at(address).exists():
         return CaptionSettings().question
-    return CaptionSettings(prompts=str(prompts)).read_prompts()[0]
+    described = Prepared.open(address).manifest.settings
+    return str(next(iter(described.get("prompts", [])), described.get("question", CaptionSettings().question)))

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from raymed.storage.folder import Folder
+from raymed.systems.mamba_vlm.file_names import STAGE_2_CONFIG, STAGE_2_LOG
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
 
 log = logging.getLogger("raymed")
 
-LOG, CONFIG = "stage2_train_log.csv", "stage2_config.json"
 COLUMNS = ("step", "epoch", "caption_loss")
 EVERY = 20  # steps between two printed losses
 
@@ -28,8 +28,8 @@ class LossLog:
     def __init__(self, folder: Path, spec: RunSpec) -> None:
         """Writes the settings, so that an interrupted run finds where its lines begin."""
         self._folder, self._run = folder, spec.name
-        self._lines = _read_lines(folder / LOG)
-        config = _read_config(folder / CONFIG)
+        self._lines = _read_lines(folder / STAGE_2_LOG)
+        config = _read_config(folder / STAGE_2_CONFIG)
         last = max(self._lines, default=0)
         begins = {"after_step": last, "after_epoch": self._lines[last][0] if last else 0}
         if config.get("run") == spec.name:
@@ -37,7 +37,7 @@ class LossLog:
         self._after_step, self._after_epoch = begins["after_step"], begins["after_epoch"]
         self._epochs = spec.train.epochs
         folder.mkdir(parents=True, exist_ok=True)
-        Folder.at(folder).write(CONFIG, json.dumps(describe(spec) | begins, ensure_ascii=False, indent=2).encode())
+        Folder.at(folder).write(STAGE_2_CONFIG, json.dumps(describe(spec) | begins, ensure_ascii=False, indent=2).encode())
 
     def watch(self, spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
         """For `run_search`."""
@@ -51,7 +51,7 @@ class LossLog:
             if step % EVERY == 0:
                 log.info("step %d  epoch %d  caption_loss %.4f", self._after_step + step, self._after_epoch + epoch, loss)
         lines = [",".join(COLUMNS), *(f"{step},{epoch},{loss:.6f}" for step, (epoch, loss) in sorted(self._lines.items()))]
-        Folder.at(self._folder).write(LOG, "".join(line + "\n" for line in lines).encode())
+        Folder.at(self._folder).write(STAGE_2_LOG, "".join(line + "\n" for line in lines).encode())
 
 
 def describe(spec: RunSpec) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -16,7 +16,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_FINAL
-from raymed.systems.mamba_vlm.paths import Paths, local_path, read_paths
+from raymed.systems.mamba_vlm.paths import local_path, read_paths, settings_of
 from raymed.systems.mamba_vlm.settings import (
     BridgeSettings,
     InteractionSettings,
@@ -35,6 +35,7 @@ log = logging.getLogger("raymed")
 PATHS = Path("config/paths.yaml")  # of the guide, below the working folder
 CONFIGS = Path(__file__).parents[3] / "configs"
 DATA = {"--data", "--paths", "--csv", "--config"}  # words that name data of one's own, or a file that may
+AUDITED = 128  # reports whose length is looked at before training
 PHANTOMS = PhantomSettings(patients=160, size=64, slices=(8, 8), difficulty=0.1)
 # What the guide's flags are called here.
 GUIDE = {
@@ -56,8 +57,8 @@ GUIDE = {
     ),
     "patch-size": Alias(says="ignored: pictures have the size that they were prepared with (jobs/prepare_mamba.py)"),
     "num-workers": Alias(says="ignored: pictures are decoded once, by Ray Data on every CPU"),
-    "log-every-steps": Alias(says="ignored: every epoch is logged"),
-    "length-audit-samples": Alias(says="ignored: every report that is longer than max_text_len is counted"),
+    "log-every-steps": Alias(says="ignored: every step is in stage2_train_log.csv, and every 20th is told"),
+    "length-audit-samples": Alias(says="ignored: 128 reports are looked at, and it is told if max_text_len cuts any"),
     "align-vocab": Alias(says="ignored: scores beyond the tokenizer are never computed"),
     "csv": Alias("paths", says="give --data PREPARED, or a paths.yaml with caption_csv_train and caption_csv_val"),
 }
@@ -80,8 +81,9 @@ class MambaOptions(SystemOptions):
     Attributes:
         data: Folder or URI of prepared reports (jobs/prepare_mamba.py); without it and without paths, phantom patients with
             reports are made and used, with the settings of configs/mamba_phantoms.yaml where nothing else is said.
-        paths: A YAML file with the guide's keys: caption_csv_train, caption_csv_val, nnunet_encoder_checkpoint and others
-            (default: config/paths.yaml, where there is one). Reports are prepared from it; flags go before it.
+        paths: A YAML file with the guide's keys: caption_csv_train, caption_csv_val, nnunet_encoder_checkpoint, use_cmi and
+            others (default: config/paths.yaml, where there is one). Without data, reports are prepared from it; flags go
+            before it.
         phantom: The phantom patients used without data.
         vision: The encoder, and which of its tokens are used.
         bridge: From the encoder's map to visual tokens.
@@ -121,16 +123,24 @@ class MambaOptions(SystemOptions):
         """The YAML file, given or found."""
         if self.paths is not None:
             return local_path(self.paths, Path.cwd())
-        return PATHS.absolute() if self.data is None and PATHS.is_file() else None
+        return PATHS.absolute() if PATHS.is_file() else None
 
     def completed(self) -> Self:
         """With what the YAML file says of what is left at its default.
 
         Raises:
-            UserError: the file is wrong, or names a checkpoint that was not imported.
+            UserError: the file is wrong, names a checkpoint that was not imported, or asks for another width of tokens than
+                the language model's.
         """
         file = self.paths_file
-        return self if file is None else self.with_undecided(_of_paths(read_paths(file), file))
+        if file is None:
+            return self
+        paths = read_paths(file)
+        if self.vision.encoder is not None:
+            paths = replace(paths, nnunet_encoder_checkpoint=None)
+        completed = self.with_undecided(settings_of(paths, file))
+        log.info("settings of %s count where no flag says otherwise", file)
+        return completed
 
     def with_undecided(self, values: Mapping[str, Any]) -> Self:
         """With these values, by dotted names, of what is left at its default."""
@@ -139,6 +149,18 @@ class MambaOptions(SystemOptions):
             if hasattr(self, name.partition(".")[0]) and get_setting(self, name) == get_setting(defaults, name):
                 completed = with_setting(completed, name, value)
         return completed
+
+    def check_width(self, language: LanguageSettings) -> None:
+        """Raises: UserError: the YAML file asks for visual tokens of another width than the language model's."""
+        from raymed.systems.mamba_vlm.language_model import LanguageModel
+
+        file = self.paths_file
+        stated = None if file is None else read_paths(file).bridge_d_model
+        if stated is not None and stated != (width := LanguageModel.find(language).config.hidden_size):
+            raise UserError(
+                f"{file}: bridge_d_model is {stated}, and the language model has the width {width}, which "
+                "visual tokens take on: leave the line out"
+            )
 
     def prepared(self) -> Prepared:
         if self.data is not None:
@@ -150,7 +172,8 @@ class MambaOptions(SystemOptions):
         from raymed.systems.mamba_vlm.report_files import ReportFileOptions
         from raymed.systems.mamba_vlm.reports import ReportSettings, prepare_reports
 
-        files, settings = ReportFileOptions(paths=str(file)).files(ReportSettings())
+        encoder = self.vision.located().encoder
+        files, settings = ReportFileOptions(paths=str(file)).files(ReportSettings(encoder=encoder))
         name = hashlib.blake2b(str(file).encode(), digest_size=3).hexdigest()
         return prepare_reports(files, self.folder.child(f"reports-{name}").uri, settings).prepared
 
@@ -171,6 +194,7 @@ class TrainBridge(MambaOptions):
     def recipe(self, prepared: Prepared) -> Recipe:
         from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 
+        self.check_width(self.language)
         return BridgeRecipe.for_data(
             prepared,
             vision=self.vision,
@@ -205,8 +229,9 @@ class TrainVlm(MambaOptions):
     def recipe(self, prepared: Prepared) -> Recipe:
         from raymed.systems.mamba_vlm.recipe import ReportRecipe
 
+        self.check_width(self.language)
         start = self.first_weights()
-        return ReportRecipe.for_data(
+        recipe = ReportRecipe.for_data(
             prepared,
             vision=self.vision,
             bridge=self.bridge,
@@ -215,6 +240,14 @@ class TrainVlm(MambaOptions):
             max_text_len=self.max_text_len,
             start=None if start is None else str(self._kept(start)),
         )
+        rows = prepared.rows("train", self.fold)
+        sample = rows[:: -(-len(rows) // AUDITED) or 1]
+        if cut := recipe.count_cut(prepared.read(sample)):
+            log.warning(
+                "%d of %d reports have more than --max_text_len %d tokens with their question: the rest is not learned",
+                *(cut, len(sample), self.max_text_len),
+            )
+        return recipe
 
     def first_weights(self) -> Path | None:
         """The checkpoint file that training begins with, by the guide's rule.
@@ -254,30 +287,3 @@ class TrainVlm(MambaOptions):
             shutil.copyfile(path, partial)
             partial.replace(kept)
         return kept if kept.exists() else path
-
-
-def _of_paths(paths: Paths, file: Path) -> dict[str, Any]:
-    """Settings by name that a paths.yaml says something about.
-
-    Raises:
-        UserError: the encoder's checkpoint was not imported, or the file asks for what there is not.
-    """
-    encoder = paths.nnunet_encoder_checkpoint
-    if encoder is not None and not encoder.is_dir():
-        raise UserError(
-            f"{file}: nnunet_encoder_checkpoint is a checkpoint: import it (python jobs/import_nnunet.py {encoder} --out "
-            "nnunet_encoder) and name the folder"
-        )
-    if paths.bridge_bidirectional is False:
-        raise UserError(f"{file}: bridge_bidirectional false: the bridge reads in both directions; leave the line out")
-    values = {
-        "vision.encoder": None if encoder is None else str(encoder),
-        "vision.output_stage": paths.encoder_output_stage,
-        "vision.target_side": paths.encoder_target_spatial,
-        "vision.roi_side": paths.roi_side,
-        "vision.pool_side": (paths.pool_size or 12) if paths.use_pooling else None,
-        "cmi.use": paths.use_cmi,
-        "cmi.compress_to": paths.cmi_compress_to,
-        "cmi.states": paths.cmi_d_state,
-    }
-    return {name: value for name, value in values.items() if value is not None}

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raymed.errors import RunError
-from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_BEST, STAGE_2_FINAL
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
@@ -62,30 +61,31 @@ def write_stage_2(spec: RunSpec, best: str, folder: Path) -> list[str]:
 
 def _write_both(spec: RunSpec, best: str, best_file: Path, last_file: Path) -> Progress:
     """The best and the last weights; gives how far the run came."""
-    write_best(best, best_file, spec.recipe)
+    write_best(best, best_file, spec)
     with tempfile.TemporaryDirectory() as temporary:
         newest = fetch_newest(spec.folder, Path(temporary))
         if newest is None:
             raise RunError(f"{spec.folder.uri} holds no whole checkpoint")
-        return _write(newest, last_file, spec.recipe)
+        return _write(newest, last_file, spec)
 
 
-def write_best(best: str, file: Path, recipe: Recipe) -> None:
-    """Write the weights of a run's best checkpoint, with the settings that they belong to.
+def write_best(best: str, file: Path, spec: RunSpec) -> None:
+    """Write the weights of a run's best checkpoint, with the settings and the address of the data that they belong to.
 
     Args:
         best: its address.
-        recipe: the run's.
     """
     with _local(Folder.at(best)) as checkpoint:
-        _write(checkpoint, file, recipe)
+        _write(checkpoint, file, spec)
 
 
-def _write(checkpoint: Path, file: Path, recipe: Recipe) -> Progress:
+def _write(checkpoint: Path, file: Path, spec: RunSpec) -> Progress:
     progress, state = Progress.read(checkpoint), read_state(checkpoint)
     weights, val_loss = state.module | state.averaged, progress.history[-1]["val_loss"]
+    recipe = spec.recipe
     trained = isinstance(recipe, ReportRecipe) and not recipe.language.frozen
-    write_checkpoint(file, weights, progress.global_step, trained, val_loss=val_loss, settings=recipe.settings())
+    said = {"val_loss": val_loss, "settings": recipe.settings(), "data": spec.data}
+    write_checkpoint(file, weights, progress.global_step, trained, **said)
     return progress
 
 

@@ -91,7 +91,7 @@ def _write_trial(search: Search, noun: str, trial: FrozenTrial, place: int, fold
     ranked, checkpoint = _ranked(trial), ""
     if ranked and (place == 1 or {LR: lr, BATCH: batch} in GRID):
         checkpoint = f"vision_bridge_best_{called}.pt"
-        write_best(trial.user_attrs[CHECKPOINT], folder / checkpoint, spec.recipe)
+        write_best(trial.user_attrs[CHECKPOINT], folder / checkpoint, spec)
     return Entry(
         trial=trial.number,
         rank=place if ranked else None,

@@ -84,6 +84,33 @@ def read_paths(file: str | Path) -> Paths:
     return Paths(**{key: _value(path, key, value, kinds[key]) for key, value in content.items()})
 
 
+def settings_of(paths: Paths, file: Path) -> dict[str, Any]:
+    """Settings by name that a paths.yaml says something about.
+
+    Raises:
+        UserError: the encoder's checkpoint was not imported, or the file asks for what there is not.
+    """
+    encoder = paths.nnunet_encoder_checkpoint
+    if encoder is not None and not encoder.is_dir():
+        raise UserError(
+            f"{file}: nnunet_encoder_checkpoint is a checkpoint: import it (python jobs/import_nnunet.py {encoder} --out "
+            "nnunet_encoder) and name the folder"
+        )
+    if paths.bridge_bidirectional is False:
+        raise UserError(f"{file}: bridge_bidirectional false: the bridge reads in both directions; leave the line out")
+    values = {
+        "vision.encoder": None if encoder is None else str(encoder),
+        "vision.output_stage": paths.encoder_output_stage,
+        "vision.target_side": paths.encoder_target_spatial,
+        "vision.roi_side": paths.roi_side,
+        "vision.pool_side": (paths.pool_size or 12) if paths.use_pooling else None,
+        "cmi.use": paths.use_cmi,
+        "cmi.compress_to": paths.cmi_compress_to,
+        "cmi.states": paths.cmi_d_state,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def local_path(text: str, folder: Path) -> Path:
     """An absolute path as this system writes it: ``D:\\x`` is ``/mnt/d/x`` but on Windows.
 
@@ -94,6 +121,11 @@ def local_path(text: str, folder: Path) -> Path:
     if (drive := DRIVE.match(text)) and os.name != "nt":
         return Path(os.path.normpath(DRIVES / drive[1].lower() / text[drive.end() :].replace("\\", "/").lstrip("/")))
     return Path(os.path.normpath(folder / Path(text.replace("\\", "/")).expanduser()))
+
+
+def model_name(text: str) -> str:
+    """A model's path or name as `find_model` takes it: with a drive letter, as this system writes it."""
+    return str(local_path(text, Path.cwd())) if DRIVE.match(text.strip()) else text
 
 
 def _value(file: Path, key: str, value: Any, kind: types.UnionType) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -157,6 +157,13 @@ class ReportRecipe:
         if reports.mask is not None:
             tensors["mask"] = reports.mask
         return Batch(tensors, {"caption": float(len(captions.targets))}, [record.id for record in records], ("learned",))
+
+    def count_cut(self, records: Iterable[Record]) -> int:
+        """How many of these reports are longer than `max_text_len` allows."""
+        language = self.language_model
+        texts = [{message.role: message.text for message in record.messages} for record in records]
+        questions, answers = ([text[role] for text in texts] for role in ("human", "gpt"))
+        return encode_captions(language.tokenizer, questions, answers, language.end, self.max_text_len).cut
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Cross-entropy summed over the supervised tokens; logs the spread of the visual tokens, `token_std`."""

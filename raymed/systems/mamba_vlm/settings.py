@@ -7,6 +7,7 @@ from typing import Literal
 
 from raymed.errors import UserError
 from raymed.models.model_folders import find_model
+from raymed.systems.mamba_vlm.paths import model_name
 
 LANGUAGE_FILES = "config.json, model.safetensors or its shards, tokenizer.json"  # of a folder `state-spaces/mamba-*-hf`
 ENCODER_FILES = "encoder.json and encoder.safetensors, by jobs/import_nnunet.py"
@@ -56,7 +57,9 @@ class VisionSettings:
         Raises:
             UserError: there is none.
         """
-        return self if self.encoder is None else replace(self, encoder=str(find_model(self.encoder, ENCODER_FILES)))
+        return (
+            self if self.encoder is None else replace(self, encoder=str(find_model(model_name(self.encoder), ENCODER_FILES)))
+        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class LanguageSettings:
         Raises:
             UserError: there is none.
         """
-        return self if self.path is None else replace(self, path=str(find_model(self.path, LANGUAGE_FILES)))
+        return self if self.path is None else replace(self, path=str(find_model(model_name(self.path), LANGUAGE_FILES)))
 
 
 @dataclass(frozen=True)

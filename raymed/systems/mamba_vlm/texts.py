@@ -28,6 +28,8 @@ def generate_texts(
     tokenizer = recipe.language_model.tokenizer
     prompts = [cut_prompt(prompt_ids(tokenizer, question), PROMPT_TOKENS) for question in reports.questions]
     features = network.features(reports.pictures.to(device))
+    if features.is_cuda:
+        torch.cuda.empty_cache()  # the language model may need it
     mask = None if reports.mask is None else reports.mask.to(device)
     texts = network.generate(prompts, features, settings, mask)
     return [str(tokenizer.decode(text, skip_special_tokens=True)).strip() for text in texts]

@@ -8,11 +8,13 @@ from commands import script
 from raymed.data.image import ImageSettings
 from raymed.errors import UserError
 from raymed.job.job import parse
-from raymed.systems.mamba_vlm.check import CHECK_GUIDE, CheckOptions, settled
+from raymed.systems.mamba_vlm import check_settings
+from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
+from raymed.systems.mamba_vlm.check import CHECK_GUIDE, CheckOptions
 from raymed.systems.mamba_vlm.guide_files import GuideCheckpoint
 from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge, TrainVlm, small_without_data
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
-from raymed.systems.mamba_vlm.settings import BridgeSettings
+from raymed.systems.mamba_vlm.settings import BridgeSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading
 
 
@@ -88,9 +90,18 @@ def test_without_data_settings_are_small_but_for_those_that_were_given(working_f
     assert small_without_data([]) is None
 
 
+READING = Reading(ImageSettings(size=32))
+
+
 def checkpoint(cap: int = 96) -> GuideCheckpoint:
-    recipe = ReportRecipe(Reading(ImageSettings(size=32)), bridge=BridgeSettings(max_visual_tokens=cap))
+    recipe = ReportRecipe(READING, bridge=BridgeSettings(max_visual_tokens=cap))
     return GuideCheckpoint({"a": torch.zeros(1)}, {"settings": recipe.settings()})
+
+
+def settled(
+    options: CheckOptions, checkpoint: GuideCheckpoint, on_gpu: bool = False, path: Path = Path("vision_bridge_vlm_final.pt")
+) -> tuple[ReportRecipe, list[str]]:
+    return check_settings.settled(options, checkpoint, path, on_gpu)
 
 
 def check_options(*words: str) -> CheckOptions:
@@ -118,3 +129,79 @@ def test_a_check_that_contradicts_the_training_is_refused_unless_it_is_forced(wo
     if words[0] == "--max_visual_tokens":
         recipe, notes = settled(replace(check_options(*words), force=True), checkpoint(), on_gpu=False)
         assert recipe.bridge.max_visual_tokens == 144 and notes
+
+
+def test_a_number_that_is_a_default_elsewhere_counts_where_it_is_typed() -> None:
+    with pytest.raises(UserError, match="--force"):
+        settled(check_options("--max_visual_tokens", "96"), checkpoint(64))
+    stage_1 = GuideCheckpoint({}, {"settings": BridgeRecipe(READING).settings()})
+    assert settled(check_options("--max_visual_tokens", "96"), stage_1)[0].bridge.max_visual_tokens == 96
+    assert settled(check_options(), stage_1)[0].bridge.max_visual_tokens == 64
+    with pytest.raises(UserError, match=r"--mamba_model state-spaces/mamba-2\.8b-hf"):
+        settled(check_options("--mamba_model", "state-spaces/mamba-2.8b-hf"), checkpoint())
+
+
+def test_a_region_or_an_interaction_that_was_not_trained_is_refused_and_one_in_the_file_is_told(
+    working_folder: Path,
+) -> None:
+    for words in (("--roi_side", "7"), ("--use_cmi",), ("--bridge.kind", "linear")):
+        with pytest.raises(UserError, match=r"trained with .*--force"):
+            settled(check_options(*words), checkpoint())
+    forced, _ = settled(check_options("--roi_side", "7", "--force"), checkpoint())
+    assert forced.vision.roi_side == 7
+    (working_folder / "config").mkdir()
+    (working_folder / "config" / "paths.yaml").write_text("use_cmi: true\nnnunet_encoder_checkpoint: best.pth\n")
+    recipe, notes = settled(check_options(), checkpoint())
+    assert not recipe.cmi.use and "cmi.use True; the checkpoint was trained with False" in notes[0]
+    stage_1 = GuideCheckpoint({}, {"settings": BridgeRecipe(READING).settings()})
+    assert settled(check_options(), stage_1)[0].cmi.use, "the interaction is random there, as the guide has it"
+
+
+def test_a_checkpoint_without_settings_is_looked_at_as_the_file_beside_it_says(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (working_folder / "stage2_config.json").write_text('{"max_visual_tokens": 81, "mamba_model": null}')
+    monkeypatch.setattr(CheckOptions, "prepared", lambda self: None)
+    monkeypatch.setattr(CheckOptions, "recipe", lambda self, prepared: ReportRecipe(READING, bridge=self.bridge))
+    older = GuideCheckpoint({}, {})
+    path = working_folder / "vision_bridge_vlm_final.pt"
+    assert settled(check_options(), older, path=path)[0].bridge.max_visual_tokens == 81
+    with pytest.raises(UserError, match="--max_visual_tokens 96: the checkpoint was trained with 81"):
+        settled(check_options("--max_visual_tokens", "96"), older, path=path)
+    of_stage_1 = working_folder / "vision_bridge_best_val.pt"
+    assert settled(check_options("--max_visual_tokens", "96"), older, path=of_stage_1)[0].bridge.max_visual_tokens == 96
+    (working_folder / "stage2_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"stage2_config\.json cannot be read"):
+        settled(check_options(), older, path=path)
+
+
+def test_8_bits_on_a_cpu_are_refused_and_not_left_out() -> None:
+    with pytest.raises(UserError, match="--llm_device auto"):
+        settled(check_options("--llm_8bit"), checkpoint())
+
+
+def test_the_guides_check_flags_are_understood() -> None:
+    words = "--max_new_tokens 20 --llm_device cpu --repetition_penalty 1.2 --temperature 0.7 --top_p 0.95 --no_do_sample"
+    options = check_options(*words.split(), "--debug_vision", "--out_dir", "elsewhere", "--save_out")
+    assert options.out_dir == "elsewhere" and options.save_out and not options.generation.sample
+
+
+def test_a_paths_file_counts_beside_prepared_data_too(working_folder: Path) -> None:
+    (working_folder / "config").mkdir()
+    (working_folder / "config" / "paths.yaml").write_text("use_cmi: true\nnnunet_encoder_checkpoint: best.pth\n")
+    with pytest.raises(UserError, match="import_nnunet"):  # else the encoder would begin with random weights
+        given("--data", "PREPARED").completed()
+    options = given("--data", "PREPARED", "--vision.encoder", "encoder").completed()
+    assert options.cmi.use and options.vision.encoder == "encoder"
+
+
+def test_tokens_of_another_width_than_the_language_models_are_refused(working_folder: Path) -> None:
+    (working_folder / "paths.yaml").write_text("bridge_d_model: 2560\n")
+    with pytest.raises(UserError, match=r"bridge_d_model is 2560, and the language model has the width 64"):
+        TrainVlm(paths="paths.yaml").check_width(LanguageSettings())
+
+
+def test_models_on_a_drive_are_looked_for_where_linux_mounts_it() -> None:
+    for settings in (LanguageSettings(path=r"D:\models\mamba-130m-hf"), VisionSettings(encoder=r"D:\models\mamba-130m-hf")):
+        with pytest.raises(UserError, match="/mnt/d/models/mamba-130m-hf"):
+            settings.located()

@@ -17,7 +17,7 @@ def test_phantom_patients_go_through_both_stages_and_a_text_comes_out(tmp_path: 
     assert "val_loss" in told
     outputs = tmp_path / "outputs"
     first = torch.load(outputs / "vision_bridge_best_val.pt", weights_only=True)
-    assert set(first) == {"step", "model_state_dict", "val_loss", "settings"}
+    assert set(first) == {"step", "model_state_dict", "val_loss", "settings", "data"}
 
     words = (*PHANTOMS, "--epochs", "2", "--vision_checkpoint", "outputs/vision_bridge_best_val.pt")
     told = done("train_vlm", tmp_path, *words)

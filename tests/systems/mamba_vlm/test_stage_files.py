@@ -3,7 +3,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from raymed.data.image import ImageSettings
-from raymed.systems.mamba_vlm.loss_log import CONFIG, LOG, LossLog
+from raymed.systems.mamba_vlm.file_names import STAGE_2_CONFIG, STAGE_2_LOG
+from raymed.systems.mamba_vlm.loss_log import LossLog
 from raymed.systems.mamba_vlm.output import collapse
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.slices import Reading
@@ -21,7 +22,7 @@ def tell(log: LossLog, steps: range, loss: float) -> None:
 
 
 def lines(folder: Path) -> list[str]:
-    return (folder / LOG).read_text().splitlines()
+    return (folder / STAGE_2_LOG).read_text().splitlines()
 
 
 def test_a_log_is_gone_on_with_and_never_wiped(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_a_log_is_gone_on_with_and_never_wiped(tmp_path: Path) -> None:
     ]
     tell(LossLog(tmp_path, replace(SPEC, name="second")), range(1, 3), 2.0)
     assert lines(tmp_path)[4:] == ["4,2,3.000000", "5,3,2.000000", "6,3,2.000000"]
-    assert json.loads((tmp_path / CONFIG).read_text())["run"] == "second"
+    assert json.loads((tmp_path / STAGE_2_CONFIG).read_text())["run"] == "second"
 
 
 def test_steps_that_an_interrupted_run_does_again_are_there_once(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_steps_that_an_interrupted_run_does_again_are_there_once(tmp_path: Path)
 
 def test_the_settings_that_a_check_needs_are_written_when_training_begins(tmp_path: Path) -> None:
     LossLog(tmp_path, SPEC)
-    config = json.loads((tmp_path / CONFIG).read_text())
+    config = json.loads((tmp_path / STAGE_2_CONFIG).read_text())
     assert (config["max_visual_tokens"], config["mamba_model"], config["epochs"]) == (96, None, 2)
 
 
