@@ -18,9 +18,10 @@ from machine import show
 
 from raymed.systems.unimedvl.context import Context, look_at, read_latents, read_text, take_in
 from raymed.systems.unimedvl.network import UniMedVL, start_weights
-from raymed.systems.unimedvl.sampler import Contexts, DrawingSettings, draw, guide, scheduler
+from raymed.systems.unimedvl.sampler import Contexts, draw, guide, scheduler
 from raymed.systems.unimedvl.settings import PRESETS, SMALL, TINY, LanguageSizes, NetworkSizes, VisionSizes
 from raymed.systems.unimedvl.tokens import TextTokens
+from raymed.systems.unimedvl.tool_settings import DrawingSettings
 
 TOKENS = TextTokens.bytes()
 TEXT = [TOKENS.start, *TOKENS.ids("Remove what is in the left lung, and leave the heart as it is."), TOKENS.end]

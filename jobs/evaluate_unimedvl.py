@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raymed.job.job import JobOptions, Outcome, run
-from raymed.systems.unimedvl.decoding import TextSettings
-from raymed.systems.unimedvl.sampler import DrawingSettings
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ command goes on with an interrupted search.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
+from functools import partial
 
 from raymed.errors import RunError
 from raymed.job.job import Outcome, run
@@ -56,4 +56,4 @@ def main(options: OvernightOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(OvernightOptions, main, aliases=GUIDE, defaults=small_without_data(sys.argv, "mamba_overnight"))
+    run(OvernightOptions, main, aliases=GUIDE, defaults=partial(small_without_data, name="mamba_overnight"))

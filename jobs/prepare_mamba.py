@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.systems.mamba_vlm.report_files import ReportFileOptions
-from raymed.systems.mamba_vlm.reports import ReportSettings
+from raymed.systems.mamba_vlm.report_settings import ReportSettings
 
 if TYPE_CHECKING:
     from raymed.data.prepare import PrepareResult

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from raymed.data.phantom import PhantomSettings
 from raymed.job.job import JobOptions, Outcome, run
-from raymed.systems.unimedvl.prepare import SequenceSettings
+from raymed.systems.unimedvl.prepare_settings import SequenceSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.mixture_config import MixtureConfig

@@ -11,7 +11,7 @@ on with an interrupted run. CHECKPOINT is what the last lines name.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from raymed.job.job import Outcome, run
@@ -19,6 +19,11 @@ from raymed.systems.vitp.options import VitpOptions
 from raymed.tuning.budget import Budget
 
 MEDICAL = Path(__file__).parent.parent / "configs" / "vitp_medical.yaml"
+
+
+def settings_file(words: Sequence[str]) -> Path | None:
+    """Weights to begin from are trained with settings of their own."""
+    return MEDICAL if any(word.partition("=")[0] == "--model.path" for word in words) else None
 
 
 def main(options: VitpOptions) -> Outcome:
@@ -34,5 +39,4 @@ def main(options: VitpOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    weights_given = any(word.partition("=")[0] == "--model.path" for word in sys.argv)
-    run(VitpOptions, main, defaults=MEDICAL if weights_given else None)
+    run(VitpOptions, main, defaults=settings_file)

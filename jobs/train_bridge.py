@@ -11,7 +11,6 @@ with an interrupted run.
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 from raymed.job.job import Outcome, run
 from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge, small_without_data
@@ -36,4 +35,4 @@ def main(options: TrainBridge) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(TrainBridge, main, aliases=GUIDE, defaults=small_without_data(sys.argv))
+    run(TrainBridge, main, aliases=GUIDE, defaults=small_without_data)

@@ -11,7 +11,7 @@ on with an interrupted run. CHECKPOINT is what the last lines name.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from raymed.job.job import Outcome, run
@@ -20,6 +20,11 @@ from raymed.tuning.budget import Budget
 
 FINETUNING = Path(__file__).parent.parent / "configs" / "unimedvl_sft.yaml"
 WEIGHTS = {"--model.path", "--model-path", "--resume-from", "--resume-from-ema"}
+
+
+def settings_file(words: Sequence[str]) -> Path | None:
+    """Weights to begin from are tuned with settings of their own."""
+    return FINETUNING if any(word.partition("=")[0].replace("_", "-") in WEIGHTS for word in words) else None
 
 
 def main(options: UniMedVLOptions) -> Outcome:
@@ -39,5 +44,4 @@ def main(options: UniMedVLOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    weights_given = any(word.partition("=")[0].replace("_", "-") in WEIGHTS for word in sys.argv)
-    run(UniMedVLOptions, main, defaults=FINETUNING if weights_given else None, aliases=GUIDE)
+    run(UniMedVLOptions, main, defaults=settings_file, aliases=GUIDE)

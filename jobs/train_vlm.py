@@ -12,7 +12,6 @@ on with an interrupted run.
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 from raymed.job.job import Outcome, run
 from raymed.systems.mamba_vlm.options import GUIDE, TrainVlm, small_without_data
@@ -38,4 +37,4 @@ def main(options: TrainVlm) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(TrainVlm, main, aliases=GUIDE, defaults=small_without_data(sys.argv))
+    run(TrainVlm, main, aliases=GUIDE, defaults=small_without_data)

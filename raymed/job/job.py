@@ -112,14 +112,15 @@ def run(
     main: Callable[[Options], Outcome],
     arguments: Sequence[str] | None = None,
     positional: bool = False,
-    defaults: Path | None = None,
+    defaults: Path | Callable[[Sequence[str]], Path | None] | None = None,
     aliases: Aliases | None = None,
 ) -> None:
     """Parse the command line into `options_type`, call `main`, print its outcome, and exit.
 
     Args:
         positional: required options are given by place instead of by name.
-        defaults: YAML file whose values hold where neither ``--config`` nor the command line says otherwise.
+        defaults: YAML file whose values hold where neither ``--config`` nor the command line says otherwise; or a rule that
+            chooses one by the words that were typed.
         aliases: other names of options, with dashes.
 
     Exit codes: 0 done; 2 something the user can mend; 1 a failed run; 130 stopped by Ctrl-C.
@@ -131,7 +132,8 @@ def run(
     words = sys.argv[1:] if arguments is None else arguments
     as_json, failed = "--json" in words, True
     try:
-        options = parse(options_type, words, positional, defaults, aliases, script)
+        file = defaults(words) if callable(defaults) else defaults
+        options = parse(options_type, words, positional, file, aliases, script)
         as_json = options.json
         os.umask(0o027 if options.group_readable else 0o077)  # most of what is written is about patients
         # standard output is for the outcome: libraries print to it too

@@ -28,14 +28,14 @@ from raymed.errors import UserError
 from raymed.job.command_line import Alias, Aliases
 from raymed.job.job import JobOptions
 from raymed.storage.folder import Folder
-from raymed.training.settings import TrainSettings
-from raymed.training.start import StartSettings, StartWeights
+from raymed.training.settings import StartSettings, TrainSettings
 from raymed.tuning.budget import Budget, deadline
 from raymed.tuning.settings import KeepCheckpoints, SearchSettings
 
 if TYPE_CHECKING:
     from raymed.recipes.recipe import Recipe
     from raymed.training.spec import RunSpec
+    from raymed.training.start import StartWeights
     from raymed.tuning.search import Search
 
 log = logging.getLogger("raymed")
@@ -136,6 +136,7 @@ class SystemOptions(JobOptions, ABC):
             return None
         from raymed.registry.address import resolve_model
         from raymed.tracking.tracker import Tracker
+        from raymed.training.start import StartWeights
 
         uri = self.start.weights
         if re.fullmatch("[0-9a-f]{32}", uri):

@@ -26,30 +26,6 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class StartSettings:
-    """What a run starts from.
-
-    Attributes:
-        weights: An earlier run's id, models:/NAME@ALIAS, or the folder of an exported network or a checkpoint, whose weights
-            are loaded into the network (default: the starting weights that the model settings name). Also --start.from.
-        new: Parts of the network that keep the starting weights of the model settings, separated by commas: `head`, or
-            `model.head.weight`. All others must be in the weights, and the weights must hold nothing else.
-    """
-
-    weights: str | None = None
-    new: str = ""
-
-    def __post_init__(self) -> None:
-        if self.new and self.weights is None:
-            raise UserError("start.new names parts of a network that starts from others' weights: give --start.from too")
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """What `new` names."""
-        return tuple(part.strip() for part in self.new.split(",") if part.strip())
-
-
-@dataclass(frozen=True)
 class StartWeights:
     """An exported network that every worker of a run can reach.
 

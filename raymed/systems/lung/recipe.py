@@ -146,10 +146,13 @@ class LungRecipe:
         weights, labels = self.loss, batch.tensors["labels"]
         output = module(**batch.tensors) if weights.lm_weight else module(pixels=batch.tensors["pixels"])
         logits = output["logits"].float()
-        voices = output.get("member_logits", logits[None]).float()  # each member of an ensemble learns by itself
+        member_logits = output.get("member_logits", logits[None]).float()  # of an ensemble each learns by itself
         choice = F.cross_entropy(
-            voices.flatten(0, 1), labels.repeat(len(voices)), label_smoothing=weights.label_smoothing, reduction="sum"
-        ) / len(voices)
+            member_logits.flatten(0, 1),
+            labels.repeat(len(member_logits)),
+            label_smoothing=weights.label_smoothing,
+            reduction="sum",
+        ) / len(member_logits)
         total = weights.choice_weight * choice
         logged = {"choice_loss": choice, "accuracy": (logits.argmax(1) == labels).sum()}
         if "language_loss" in output:

@@ -170,7 +170,8 @@ class MambaOptions(SystemOptions):
 
             return prepare_phantom_reports(self.folder, self.phantom)
         from raymed.systems.mamba_vlm.report_files import ReportFileOptions
-        from raymed.systems.mamba_vlm.reports import ReportSettings, prepare_reports
+        from raymed.systems.mamba_vlm.report_settings import ReportSettings
+        from raymed.systems.mamba_vlm.reports import prepare_reports
 
         encoder = self.vision.located().encoder
         files, settings = ReportFileOptions(paths=str(file)).files(ReportSettings(encoder=encoder))

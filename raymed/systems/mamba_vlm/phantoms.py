@@ -28,7 +28,8 @@ from raymed.errors import UserError
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.radfm import WHOLE
 from raymed.systems.mamba_vlm.report_files import ReportFiles
-from raymed.systems.mamba_vlm.reports import ReportSettings, prepare_reports
+from raymed.systems.mamba_vlm.report_settings import ReportSettings
+from raymed.systems.mamba_vlm.reports import prepare_reports
 
 log = logging.getLogger("raymed")
 

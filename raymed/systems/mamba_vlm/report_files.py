@@ -11,7 +11,7 @@ from raymed.systems.mamba_vlm.paths import Paths, local_path, read_paths
 from raymed.systems.mamba_vlm.radfm import WHOLE
 
 if TYPE_CHECKING:
-    from raymed.systems.mamba_vlm.reports import ReportSettings
+    from raymed.systems.mamba_vlm.report_settings import ReportSettings
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome
-from raymed.systems.unimedvl.decoding import TextSettings
 from raymed.systems.unimedvl.questions import read_questions
+from raymed.systems.unimedvl.tool_settings import TextSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.pipeline import Pipeline

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raymed.systems.unimedvl.masks import CAUSAL, FULL, attend, visible
+from raymed.systems.unimedvl.masks import attend, visible
+from raymed.systems.unimedvl.modes import CAUSAL, FULL
 from raymed.systems.unimedvl.transformer import Route, Streams
 from raymed.systems.unimedvl.vit import grid_positions, patches_of
 

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from raymed.errors import UserError
 from raymed.systems.unimedvl.context import Context, read_text
+from raymed.systems.unimedvl.tool_settings import TextSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.network import UniMedVL
     from raymed.systems.unimedvl.tokens import TextTokens
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """How an answer is written.
-
-    Attributes:
-        temperature: below 1 keeps to the likeliest tokens, above 1 strays from them; only where it is drawn.
-        max_new_tokens: longest answer in tokens; the mark that begins it counts.
-        do_sample: draw each token by its probability, in place of taking the likeliest.
-    """
-
-    temperature: float = 1.0
-    max_new_tokens: int = 512
-    do_sample: bool = True
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UserError(f"temperature is {self.temperature}: it must be above 0 (do_sample False takes the likeliest)")
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
 
 
 def write(

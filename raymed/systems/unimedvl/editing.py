@@ -12,9 +12,8 @@ from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome
 from raymed.systems.unimedvl.asking import TOOLS
-from raymed.systems.unimedvl.decoding import TextSettings
-from raymed.systems.unimedvl.sampler import DrawingSettings
 from raymed.systems.unimedvl.synthetic import marked, sheet, write_png
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.pipeline import Pipeline

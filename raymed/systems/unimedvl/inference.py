@@ -23,9 +23,8 @@ from PIL import Image
 
 from raymed.errors import UserError
 from raymed.job.mistakes import did_you_mean
-from raymed.systems.unimedvl.decoding import TextSettings
 from raymed.systems.unimedvl.pipeline import Pipeline, open_picture
-from raymed.systems.unimedvl.sampler import DrawingSettings
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 log = logging.getLogger("raymed")
 

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raymed.systems.unimedvl.modes import CAUSAL, FULL, NOISE
+
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-CAUSAL, FULL, NOISE = 0, 1, 2
 FLEX_FROM = 2000  # tokens, on a GPU; dense masks are faster below about 1,000
 BLOCK = 128  # flex attention's
 

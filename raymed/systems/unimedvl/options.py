@@ -157,7 +157,8 @@ class UniMedVLOptions(SystemOptions):
 
             return prepare_phantoms(self.folder, self.phantom)
         from raymed.systems.unimedvl.mixture_config import MixtureConfig
-        from raymed.systems.unimedvl.prepare import SequenceSettings, prepare_sequences
+        from raymed.systems.unimedvl.prepare import prepare_sequences
+        from raymed.systems.unimedvl.prepare_settings import SequenceSettings
 
         config = Path(self.dataset_config_file).expanduser().absolute()
         model = self.starting_model.located()

@@ -12,7 +12,7 @@ import numpy as np
 
 from raymed.data.record import Record
 from raymed.errors import UserError
-from raymed.systems.unimedvl.masks import CAUSAL, FULL, NOISE
+from raymed.systems.unimedvl.modes import CAUSAL, FULL, NOISE
 from raymed.systems.unimedvl.sequence import CondDropout, Element, from_messages
 from raymed.systems.unimedvl.settings import GridSettings
 from raymed.systems.unimedvl.tokens import TextTokens

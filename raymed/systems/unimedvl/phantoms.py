@@ -32,7 +32,8 @@ from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.storage.folder import Folder
 from raymed.systems.unimedvl.mixture_config import MixtureConfig
-from raymed.systems.unimedvl.prepare import SequenceSettings, prepare_sequences
+from raymed.systems.unimedvl.prepare import prepare_sequences
+from raymed.systems.unimedvl.prepare_settings import SequenceSettings
 
 log = logging.getLogger("raymed")
 

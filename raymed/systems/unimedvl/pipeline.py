@@ -22,12 +22,13 @@ from raymed.registry.address import network_folder
 from raymed.systems.unimedvl.checkpoint import load
 from raymed.systems.unimedvl.checkpoint_config import sizes_of
 from raymed.systems.unimedvl.context import Context, look_at, read_text, take_in
-from raymed.systems.unimedvl.decoding import TextSettings, pieces, write
+from raymed.systems.unimedvl.decoding import pieces, write
 from raymed.systems.unimedvl.network import UniMedVL
 from raymed.systems.unimedvl.resize import VAE, VIT, ResizeSettings, resized, target_size
-from raymed.systems.unimedvl.sampler import Contexts, DrawingSettings, draw
+from raymed.systems.unimedvl.sampler import Contexts, draw
 from raymed.systems.unimedvl.settings import CHECKPOINT_FILES, UnifiedModelSettings
 from raymed.systems.unimedvl.tokens import TextTokens
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 THINK = "Think it through first, inside <think> and </think>. Then give the answer behind </think>."
 PLAN = "Look at the picture and plan how this is done step by step, and what must stay as it is: "

@@ -7,21 +7,18 @@ the role input as the ViT sees them and output as the autoencoder does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from raymed.data.image import ImageError, ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepare import PrepareResult, curate, expected_split, plain_settings
 from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.record import Image
-from raymed.data.settings import CurationSettings
 from raymed.data.shards import Content
 from raymed.data.sources import Refusal, Slice, Study, read_whole
-from raymed.data.sources.listing import SourceSettings
-from raymed.data.split import SplitSettings
 from raymed.data.survey import Survey
 from raymed.data.tiles import stretch
 from raymed.errors import UserError
@@ -30,6 +27,7 @@ from raymed.storage.folder import Folder
 from raymed.systems.unimedvl.listing import list_sequences, source_of, tidy_paths
 from raymed.systems.unimedvl.mixture_config import MixtureConfig
 from raymed.systems.unimedvl.packs import token_count
+from raymed.systems.unimedvl.prepare_settings import SequenceSettings
 from raymed.systems.unimedvl.registry import plan_digest
 from raymed.systems.unimedvl.resize import ResizeSettings, target_size
 from raymed.systems.unimedvl.samples import read_sample
@@ -40,35 +38,6 @@ from raymed.systems.unimedvl.tokens import TextTokens
 WHITE = 255
 MAX_SIDE, MAX_PIXELS = 4096, 20_000_000  # a larger picture is cut into smaller ones by whoever makes the data
 SHARED_AREA = ("vlm_sft",)  # classes whose max_pixels is for all pictures of a sample together
-
-
-@dataclass(frozen=True)
-class SequenceSettings(CurationSettings):
-    """How data sets of a configuration become prepared data.
-
-    Attributes:
-        split: shares of train/val/test patients, where no group is held out.
-        tokenizer: the model that will be trained, by whose tokens sequences are measured: its folder, or a preset's name.
-        patient_regex: a regular expression searched in the path of a line's first picture, where the line has no
-            patient_id; its first group is the patient.
-        resize_rule: of pictures above max_pixels, how their sides shrink: by the root of what the area must (sqrt), or as
-            BAGEL's published code does it, which shrinks them more (legacy).
-    """
-
-    split: SplitSettings = field(default_factory=lambda: SplitSettings("98/2/0", folds=0))
-    tokenizer: str = "unimedvl-tiny"
-    patient_regex: str | None = None
-    resize_rule: Literal["sqrt", "legacy"] = "sqrt"
-
-    def __post_init__(self) -> None:
-        _ = self.source
-        if (self.image.size, self.image.resize) != (ImageSettings().size, ImageSettings().resize):
-            raise UserError("image.size and image.resize are not for sequences: the configuration's transform arguments are")
-
-    @property
-    def source(self) -> SourceSettings:
-        """The part that all sources share, checked."""
-        return SourceSettings(patient_regex=self.patient_regex)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import torch
 
 from raymed.data.record import Record
 from raymed.systems.unimedvl.context import Context, look_at, read_text, take_in
-from raymed.systems.unimedvl.decoding import TextSettings, write
+from raymed.systems.unimedvl.decoding import write
 from raymed.systems.unimedvl.network import UniMedVL
-from raymed.systems.unimedvl.sampler import Contexts, DrawingSettings, draw
+from raymed.systems.unimedvl.sampler import Contexts, draw
 from raymed.systems.unimedvl.sequence import Element, from_messages
 from raymed.systems.unimedvl.tokens import TextTokens
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 Shown = Mapping[tuple[str, int], np.ndarray]
 """Pictures by role and place, uint8 [height, width, 1 or 3]."""

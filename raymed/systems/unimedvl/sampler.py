@@ -3,70 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raymed.errors import UserError
 from raymed.systems.unimedvl.context import Context, read_latents
+from raymed.systems.unimedvl.tool_settings import DrawingSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.network import UniMedVL
     from raymed.systems.unimedvl.tokens import TextTokens
 
 SMALLEST = 1e-8  # keeps a norm of 0 from dividing
-
-
-@dataclass(frozen=True)
-class DrawingSettings:
-    """How a picture is drawn.
-
-    Attributes:
-        cfg_text_scale: how far the velocity is driven from what it would be without the instruction; 1 is not at all.
-        cfg_img_scale: the same for the pictures that were given.
-        num_timesteps: points in time from noise to picture, both ends included.
-        timestep_shift: above 1 more of them are near the noise.
-        cfg_interval: times of the flow with guidance, which goes from 1, the noise, to 0: the first excluded, the second
-            included.
-        cfg_renorm_type: what a guided velocity is made no longer than the plain one by: text_channel (each token, after the
-            text's guidance), channel (each token), global (the whole picture).
-        cfg_renorm_min: it is shortened to this share at most.
-    """
-
-    cfg_text_scale: float = 4.0
-    cfg_img_scale: float = 2.0
-    num_timesteps: int = 50
-    timestep_shift: float = 3.0
-    cfg_interval: tuple[float, float] = (0.0, 1.0)
-    cfg_renorm_type: Literal["text_channel", "channel", "global"] = "text_channel"
-    cfg_renorm_min: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.num_timesteps < 2:
-            raise UserError(f"num_timesteps is {self.num_timesteps}: there must be at least 2, noise and picture")
-        if self.timestep_shift <= 0:
-            raise UserError(f"timestep_shift is {self.timestep_shift}: it must be above 0")
-        if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
-            raise UserError(f"cfg_interval is {self.cfg_interval}: it must be two times between 0 and 1, the lower first")
-        if not 0 <= self.cfg_renorm_min <= 1:
-            raise UserError(f"cfg_renorm_min is {self.cfg_renorm_min}: it must be between 0 and 1")
-
-    def guided(self, time: float) -> bool:
-        """Whether there is guidance at this time of the flow."""
-        start, end = self.cfg_interval
-        return start < time <= end
-
-    @property
-    def text_guided(self) -> bool:
-        return self.cfg_text_scale > 1
-
-    @property
-    def image_guided(self) -> bool:
-        """Guidance by pictures is on top of that by text."""
-        return self.text_guided and self.cfg_img_scale > 1
 
 
 class Contexts(NamedTuple):

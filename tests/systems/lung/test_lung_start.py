@@ -16,7 +16,8 @@ from raymed.models.settings import ModelSettings
 from raymed.storage.folder import Folder
 from raymed.systems.lung.options import LungOptions
 from raymed.systems.lung.recipe import LungRecipe
-from raymed.training.start import StartSettings, StartWeights
+from raymed.training.settings import StartSettings
+from raymed.training.start import StartWeights
 
 FOUR = LungRecipe(("0", "1", "2", "3"), ("a", "b", "c", "d"), 56, ModelSettings(preset="tiny"))
 TWO = replace(FOUR, codes=("0", "1"), names=("no", "yes"))

@@ -7,7 +7,7 @@ import pytest
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.paths import Paths, local_path, read_paths
 from raymed.systems.mamba_vlm.report_files import ReportFileOptions
-from raymed.systems.mamba_vlm.reports import ReportSettings
+from raymed.systems.mamba_vlm.report_settings import ReportSettings
 
 GUIDE = """
 caption_csv_train: d:/unn-net/train_radfm_315.csv

@@ -17,7 +17,8 @@ from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.phantoms import prepare_phantom_reports
 from raymed.systems.mamba_vlm.radfm import WHOLE
 from raymed.systems.mamba_vlm.report_files import ReportFiles
-from raymed.systems.mamba_vlm.reports import ReportSettings, prepare_reports
+from raymed.systems.mamba_vlm.report_settings import ReportSettings
+from raymed.systems.mamba_vlm.reports import prepare_reports
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

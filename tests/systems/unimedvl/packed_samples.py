@@ -2,7 +2,7 @@
 
 import torch
 
-from raymed.systems.unimedvl.masks import CAUSAL, FULL, NOISE
+from raymed.systems.unimedvl.modes import CAUSAL, FULL, NOISE
 from raymed.systems.unimedvl.network import UniMedVL, start_weights
 from raymed.systems.unimedvl.settings import PRESETS, TINY
 from raymed.systems.unimedvl.tokens import TextTokens

@@ -4,8 +4,9 @@ from packed_samples import TOKENS, tiny_network
 
 from raymed.errors import UserError
 from raymed.systems.unimedvl.context import Context, read_text
-from raymed.systems.unimedvl.decoding import TextSettings, pieces, write
+from raymed.systems.unimedvl.decoding import pieces, write
 from raymed.systems.unimedvl.tokens import TextTokens
+from raymed.systems.unimedvl.tool_settings import TextSettings
 
 
 @pytest.fixture(scope="module")

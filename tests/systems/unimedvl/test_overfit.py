@@ -9,12 +9,11 @@ from raymed.data.record import Image, Message, Record
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.unimedvl.autoencoder import ImageAutoencoder
 from raymed.systems.unimedvl.autoencoder_fit import fit
-from raymed.systems.unimedvl.decoding import TextSettings
 from raymed.systems.unimedvl.network import UniMedVL, start_weights
 from raymed.systems.unimedvl.pipeline import Pipeline
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.resize import ResizeSettings
-from raymed.systems.unimedvl.sampler import DrawingSettings
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 STEPS = 500
 SMALL = {"vit": ResizeSettings(14, 28, 28), "vae": ResizeSettings(8, 32, 32)}

@@ -8,7 +8,8 @@ import torch
 
 from raymed.data.record import Image, Record
 from raymed.errors import UserError
-from raymed.systems.unimedvl.masks import CAUSAL, FULL, NOISE, visible
+from raymed.systems.unimedvl.masks import visible
+from raymed.systems.unimedvl.modes import CAUSAL, FULL, NOISE
 from raymed.systems.unimedvl.packs import PLACES, PackedSequence, encode_sample, pack, token_count
 from raymed.systems.unimedvl.sequence import CondDropout, Element, to_messages
 from raymed.systems.unimedvl.settings import GridSettings

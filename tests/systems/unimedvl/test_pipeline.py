@@ -7,11 +7,10 @@ from PIL import Image
 
 from raymed.errors import UserError
 from raymed.systems.unimedvl.checkpoint import save
-from raymed.systems.unimedvl.decoding import TextSettings
 from raymed.systems.unimedvl.pipeline import ANALYSIS, Pipeline, open_picture
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.resize import VAE, VIT, ResizeSettings
-from raymed.systems.unimedvl.sampler import DrawingSettings
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 GREEDY = TextSettings(max_new_tokens=8, do_sample=False)
 FAST = DrawingSettings(num_timesteps=3)

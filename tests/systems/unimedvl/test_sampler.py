@@ -7,7 +7,8 @@ from packed_samples import SIZES, TOKENS, picture, tiny_network
 
 from raymed.errors import UserError
 from raymed.systems.unimedvl.context import Context, look_at, read_latents, read_text, take_in
-from raymed.systems.unimedvl.sampler import Contexts, DrawingSettings, draw, guide, scheduler
+from raymed.systems.unimedvl.sampler import Contexts, draw, guide, scheduler
+from raymed.systems.unimedvl.tool_settings import DrawingSettings
 
 V, WITHOUT_TEXT, WITHOUT_IMAGES = (
     torch.tensor([[3.0, 4.0], [0.0, 1.0]]),

@@ -9,14 +9,13 @@ from PIL import Image
 
 from raymed.errors import UserError
 from raymed.systems.unimedvl.asking import VQA, ask_many, ask_one
-from raymed.systems.unimedvl.decoding import TextSettings
 from raymed.systems.unimedvl.editing import EditImage, edit
 from raymed.systems.unimedvl.pipeline import Pipeline
 from raymed.systems.unimedvl.questions import read_questions
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.resize import ResizeSettings
-from raymed.systems.unimedvl.sampler import DrawingSettings
 from raymed.systems.unimedvl.synthetic import GAP, marked
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 SHORT = TextSettings(max_new_tokens=8, do_sample=False)
 

@@ -3,7 +3,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from raymed.systems.unimedvl.checkpoint import checkpoint_name
-from raymed.systems.unimedvl.masks import CAUSAL, FULL, NOISE, Splits, packed_attention
+from raymed.systems.unimedvl.masks import Splits, packed_attention
+from raymed.systems.unimedvl.modes import CAUSAL, FULL, NOISE
 from raymed.systems.unimedvl.settings import LanguageSizes
 from raymed.systems.unimedvl.transformer import LanguageModel, Route, Streams
 

@@ -16,17 +16,16 @@ from raymed.data.prepared import Prepared
 from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.storage.folder import Folder
-from raymed.systems.unimedvl.decoding import TextSettings
 from raymed.systems.unimedvl.evaluation import evaluate_rows
 from raymed.systems.unimedvl.evaluation_files import write_evaluation
 from raymed.systems.unimedvl.network import UniMedVL, start_weights
 from raymed.systems.unimedvl.phantoms import prepare_phantoms
 from raymed.systems.unimedvl.reader import Reader, Shown, pictures_of
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
-from raymed.systems.unimedvl.sampler import DrawingSettings
 from raymed.systems.unimedvl.sequence import from_messages
 from raymed.systems.unimedvl.settings import PRESETS, TINY
 from raymed.systems.unimedvl.tokens import TextTokens
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

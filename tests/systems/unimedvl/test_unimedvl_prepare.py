@@ -23,7 +23,8 @@ from raymed.systems.unimedvl.mixture import PackingSettings
 from raymed.systems.unimedvl.mixture_config import MixtureConfig
 from raymed.systems.unimedvl.packs import encode_sample
 from raymed.systems.unimedvl.phantoms import prepare_phantoms
-from raymed.systems.unimedvl.prepare import SequenceSettings, prepare_sequences
+from raymed.systems.unimedvl.prepare import prepare_sequences
+from raymed.systems.unimedvl.prepare_settings import SequenceSettings
 from raymed.systems.unimedvl.sequence import from_messages
 from raymed.systems.unimedvl.settings import PRESETS, TINY
 from raymed.systems.unimedvl.tokens import TextTokens
