@@ -36,6 +36,8 @@ class TrainSettings:
             global batch all. It decides the result of such networks, whatever micro-batch and workers; of others nothing.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay; never on norms and biases.
+        beta2: Decay of AdamW's mean of squared gradients (that of gradients is 0.9).
+        eps: Added to the root of that mean.
         warmup: Share of all steps over which the learning rate rises linearly.
         final_lr: Learning rate at the end of the cosine, as a share of the peak.
         clip: Largest gradient norm (0 = no clipping).
@@ -69,6 +71,8 @@ class TrainSettings:
     norm_group: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.01
+    beta2: float = 0.999
+    eps: float = 1e-8
     warmup: float = 0.1
     final_lr: float = 0.01
     clip: float = 1.0
@@ -93,6 +97,8 @@ class TrainSettings:
             raise UserError("train.patience, min_delta, stall_minutes and storage_minutes must be at least 0")
         if self.lr <= 0 or min(self.weight_decay, self.clip) < 0:
             raise UserError("train.lr must be above 0; train.weight_decay and train.clip must not be below")
+        if not (0 <= self.beta2 < 1 and self.eps > 0):
+            raise UserError(f"train.beta2 {self.beta2:g} is from 0 to below 1, train.eps {self.eps:g} above 0")
         if min(self.steps, self.validate_steps, self.checkpoint_steps) < 0:
             raise UserError("train.steps, validate_steps and checkpoint_steps are counts of steps: 0, or how many")
         if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1 and 0 <= self.ema < 1):

@@ -49,7 +49,14 @@ def deepspeed_config(settings: TrainSettings, device: torch.device, workers: int
         # have too, updates a group at once.
         "optimizer": {
             "type": "AdamW",
-            "params": {"lr": settings.lr, "weight_decay": settings.weight_decay, "torch_adam": True, "fused": on_gpu},
+            "params": {
+                "lr": settings.lr,
+                "betas": (0.9, settings.beta2),
+                "eps": settings.eps,
+                "weight_decay": settings.weight_decay,
+                "torch_adam": True,
+                "fused": on_gpu,
+            },
         },
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,

@@ -75,10 +75,12 @@ def _start_as_on_a_gpu(_: int) -> None:
     precision.has_bf16 = lambda device: True  # the card that is not there
     for stage, kind, workers in product((1, 2, 3), ("fp32", "bf16", "amp"), (1, 2)):
         network = nn.Linear(4, 4)
-        config = deepspeed_config(TrainSettings(precision=kind, zero_stage=stage), CUDA, workers, 20)
+        settings = TrainSettings(precision=kind, zero_stage=stage, beta2=0.95, eps=1e-15)
+        config = deepspeed_config(settings, CUDA, workers, 20)
         engine, optimizer, *_ = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=config)
         kernel = optimizer.optimizer
         assert (type(kernel), kernel.param_groups[0]["fused"]) == (torch.optim.AdamW, True), "compiled, or slow"
+        assert (tuple(kernel.param_groups[0]["betas"]), kernel.param_groups[0]["eps"]) == ((0.9, 0.95), 1e-15)
         if not config["zero_optimization"]["overlap_comm"]:  # which takes streams
             engine.backward(engine(torch.ones(2, 4, dtype=torch.bfloat16 if kind == "bf16" else None)).float().sum())
             engine.step()

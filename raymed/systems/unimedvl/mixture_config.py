@@ -17,7 +17,7 @@ import yaml
 
 from raymed.errors import UserError
 from raymed.systems.unimedvl.registry import DatasetInfo, dataset_info, info_of, plan_of, register_module
-from raymed.systems.unimedvl.resize import VIT, ResizeSettings
+from raymed.systems.unimedvl.resize import MAX_PIXELS, VIT, ResizeSettings
 from raymed.systems.unimedvl.sequence import Plan
 
 log = logging.getLogger("raymed")
@@ -266,7 +266,8 @@ def _resize(
             values[name] = int(value.replace("_", ""))
         _require(type(values[name]) is int, path, f"{class_key}.{key}.{name}", f"is {value!r}: a whole number")
     try:
-        return ResizeSettings(**(asdict(default) | values | {"rule": rule}))
+        published = {"max_pixels": MAX_PIXELS} if values else {}
+        return ResizeSettings(**(asdict(default) | published | values | {"rule": rule}))
     except UserError as error:
         raise UserError(f"{path}: {class_key}.{key}: {error}") from error
 

@@ -63,6 +63,9 @@ GUIDE = {
     "vae-lr": Alias(says="ignored: the image autoencoder is always frozen"),
     "lr-scheduler": Alias("train.final_lr", {"constant": "1.0", "cosine": "0.01"}),
     "weight-decay": Alias("train.weight_decay"),
+    "beta1": Alias(says="ignored: it is 0.9"),
+    "beta2": Alias("train.beta2"),
+    "eps": Alias("train.eps"),
     "min-lr": Alias(says="ignored: --train.final_lr is the last learning rate, as a share of the peak"),
     "warmup-steps": Alias(says="ignored: --train.warmup is a share of all steps, so that the warm-up always ends"),
     "total-steps": Alias("train.steps"),
@@ -108,7 +111,8 @@ class UniMedVLOptions(SystemOptions):
             with a new optimizer. An earlier run of the same name goes on all the same.
         visual_gen: Whether pictures are learned to be drawn: true makes sure that there are some, false leaves them out of
             the loss (default: where there are any).
-        packing: How samples share sequences; with the preset `unimedvl-tiny` small ones unless told otherwise.
+        packing: How samples share sequences; small ones are the preset `unimedvl-tiny`'s, and others have the guide's
+            (32768, 36864, 16384, 16384) unless told otherwise.
         model: The network.
         loss: The loss.
         dropout: How often training leaves out a condition that may be left out.
@@ -140,7 +144,8 @@ class UniMedVLOptions(SystemOptions):
 
     @property
     def sampling(self) -> PackingSettings:
-        return self.packing
+        tiny = self.starting_model.path is None and self.model.preset == TINY
+        return PackingSettings() if self.packing == SMALL_PACKS and not tiny else self.packing
 
     @property
     def starting_model(self) -> UnifiedModelSettings:

@@ -78,7 +78,7 @@ def test_a_list_of_data_sets_is_one_group_and_counts_are_for_each(tmp_path) -> N
     (group,) = read(tmp_path, LIST).groups
     assert (group.title, group.weight, group.mandatory, group.shuffle_seed) == ("vlm_sft/vlm_sft", 2.0, False, None)
     assert [(part.name, part.start, part.end) for part in group.sets] == [("a", 0, 3), ("b", 0, 0)]
-    assert group.vit.image_stride == 14
+    assert group.vit == ResizeSettings(14, 980, 378, 1_806_336), "what upstream takes where no max_pixels is given"
 
 
 def test_start_and_end_hold_for_each_data_set_of_a_group_and_the_rule_is_logged(tmp_path, caplog) -> None:

@@ -41,14 +41,15 @@ PUBLISHED = """--llm_path Qwen --vit_path siglip --layer_module Qwen2MoTDecoderL
 --tie_word_embeddings False --latent_patch_size 2 --vit_patch_size 14 --vit_max_num_patch_per_side 70
 --connector_act gelu_pytorch_tanh --interpolate_pos False --vit_select_layer -2 --vit_rope False --visual_und True
 --resume_model_only True --resume_model_optimizer True --lr_scheduler cosine --llm_lr 1e-5 --vit_lr 1e-5 --vae_lr
-1e-5 --weight_decay 0 --num_replicate 1 --backward_prefetch BACKWARD_PRE --num_worker 1 --sharding_strategy
-HYBRID_SHARD --use_flex False --ce_loss_reweighting False --warmup_steps 2000 --min_lr 1e-7
---gradient_accumulation_steps 1 --enable_tensorboard True"""
+1e-5 --weight_decay 0 --beta1 0.9 --beta2 0.9 --eps 1e-9 --num_replicate 1 --backward_prefetch BACKWARD_PRE
+--num_worker 1 --sharding_strategy HYBRID_SHARD --use_flex False --ce_loss_reweighting False --warmup_steps 2000
+--min_lr 1e-7 --gradient_accumulation_steps 1 --enable_tensorboard True"""
 
 
 def test_every_flag_of_the_published_trainer_is_understood():
     options = read(PUBLISHED)
     assert (options.train.final_lr, options.train.weight_decay, options.loss.ce_loss_reweighting) == (0.01, 0, False)
+    assert (options.train.beta2, options.train.eps) == (0.9, 1e-9)
     assert read("--lr_scheduler constant").train.final_lr == 1.0
 
 
@@ -62,6 +63,7 @@ def test_the_guides_settings_are_in_the_configuration():
     options = read("", defaults=CONFIG)
     assert (options.train.steps, options.train.lr, options.train.ema, options.train.zero_stage) == (100, 1e-5, 0.995, 3)
     assert options.packing.max_num_tokens == 20000 and options.dropout.vae == 0
+    assert (options.train.beta2, options.train.eps, options.train.weight_decay) == (0.95, 1e-15, 0.0)
 
 
 def test_the_guides_parameters_of_an_edit_are_understood():
@@ -70,6 +72,13 @@ def test_the_guides_parameters_of_an_edit_are_understood():
     assert (options.instruction, options.mode) == ("Darker.", "thinking")
     assert (options.drawing.cfg_text_scale, options.drawing.cfg_img_scale, options.drawing.timestep_shift) == (3, 2, 2)
     assert (options.text.temperature, options.text.max_new_tokens, options.text.do_sample) == (0.3, 800, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("", 256), ("--model.preset unimedvl-0.5b", 32_768), ("--packing.expected_num_tokens 200", 200)]
+)
+def test_sequences_are_as_long_as_the_network_is_made_for(words, expected):
+    assert read(words).sampling.expected_num_tokens == expected
 
 
 TOOL = """--model_path M --image_path a.png --prompt Darker. --target_gpu_device 0 --max_mem_per_gpu 40GiB
