@@ -19,7 +19,7 @@ from raymed.data.leak import guard
 from raymed.data.plan import uniform
 from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
-from raymed.errors import RunError
+from raymed.errors import RunError, UserError
 from raymed.evaluation import summary
 from raymed.evaluation.calibration import fit_temperature
 from raymed.evaluation.estimate import Estimate
@@ -233,16 +233,14 @@ def loss_differences(prepared: Prepared, winner: Folder, others: Mapping[int, Fo
         others: those of the other trials.
 
     Raises:
-        RunError: the winner's predictions are damaged; another's are said to be and left out.
+        RunError: the winner's predictions are damaged; another's, or those of other patients, are said to be and left out.
     """
     best, differences = validated_patients(prepared, winner), {}
     for number, checkpoint in others.items():
         try:
-            patients = validated_patients(prepared, checkpoint)
-        except RunError as error:
+            differences[number] = difference_interval(validated_patients(prepared, checkpoint), best, seed=seed)
+        except (RunError, UserError) as error:  # or a limit on patients, too, was searched
             log.warning("trial %d is not compared with the best: %s", number, error)
-            continue
-        differences[number] = difference_interval(patients, best, seed=seed)
     return differences
 
 

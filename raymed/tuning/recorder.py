@@ -191,6 +191,7 @@ class Recorder:
                 params={
                     **spec.recipe.settings(),
                     "train": spec.train.deciding(),
+                    spec.sampling.option: vars(spec.sampling),
                     **({"start": asdict(spec.start)} if spec.start else {}),
                     "used": usage.flat(),
                     "seed": spec.seed,

@@ -45,7 +45,7 @@ def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> s
         RunError: it did not come to its end.
         KeyboardInterrupt: it was told to stop, and has saved a checkpoint.
     """
-    spec = _as_far(search.run_spec(best.number, best.params), best.user_attrs[BEST_POINT], search, splits)
+    spec = _as_far(search.run_spec(best.number, best.params), best.user_attrs[BEST_POINT], splits)
     spec = dataclasses.replace(spec, name=f"refit-{best.number:04d}-{'-'.join(splits)}")
     each = search.whole(spec)  # nothing else runs now
     log.info(
@@ -103,15 +103,15 @@ def seconds(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> float
 def cost_of_epochs(search: Search, spec: RunSpec, splits: tuple[str, ...]) -> float:
     """How long an epoch of the refit of a run takes, in epochs of that run: it has more rows, and the machine for itself.
     A step has as many rows; but of a run that counts its epochs there are more steps."""
-    again, prepared = _again(search, spec, splits), spec.open_data()
+    again, prepared = _again(spec, splits), spec.open_data()
     had, has = search.resources()[0], search.whole(again)
     rows = 1.0 if spec.train.steps else again.plan(prepared, 0).rows / spec.plan(prepared, 0).rows
     return rows * (had.workers * had.cpus) / (has.workers * has.cpus)
 
 
-def _as_far(spec: RunSpec, best: int, search: Search, splits: tuple[str, ...]) -> RunSpec:
+def _as_far(spec: RunSpec, best: int, splits: tuple[str, ...]) -> RunSpec:
     """The refit of a run that was best at the `best`-th epoch, or step."""
-    prepared, again, train = spec.open_data(), _again(search, spec, splits), spec.train
+    prepared, again, train = spec.open_data(), _again(spec, splits), spec.train
     if train.steps and not train.validate_steps:  # more rows make longer epochs: it goes by the steps of the run's
         steps = len(spec.plan(prepared, 0).batches)
         again = dataclasses.replace(again, train=dataclasses.replace(train, validate_steps=steps))
@@ -121,8 +121,8 @@ def _as_far(spec: RunSpec, best: int, search: Search, splits: tuple[str, ...]) -
     return dataclasses.replace(again, stop_after=best)
 
 
-def _again(search: Search, spec: RunSpec, splits: tuple[str, ...]) -> RunSpec:
-    return dataclasses.replace(spec, train_on=splits, sampling=search.template.sampling.unlimited)
+def _again(spec: RunSpec, splits: tuple[str, ...]) -> RunSpec:
+    return dataclasses.replace(spec, train_on=splits, sampling=spec.sampling.unlimited)
 
 
 class _Listener:

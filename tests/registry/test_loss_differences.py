@@ -44,6 +44,15 @@ def test_one_torn_loser_does_not_stop_the_report(prepared, trials, harm, caplog)
     assert str(file) in caplog.text
 
 
+def test_a_trial_that_was_validated_on_other_patients_does_not_stop_the_report(prepared, trials, caplog):
+    rows = prepared.rows("val")
+    kept = rows[prepared.columns(rows, ["patient"])["patient"] != prepared.columns(rows[:1], ["patient"])["patient"][0]]
+    np.savez(Path(trials[1].path, PREDICTIONS), row=kept, logits=np.zeros((len(kept), 4), np.float32))
+    seal(Path(trials[1].path), 0, 1)
+    assert ties(prepared, trials) == [2]
+    assert "trial 1 is not compared with the best" in caplog.text and "same patients" in caplog.text
+
+
 def test_a_torn_winner_is_named(prepared, trials):
     file = Path(trials[0].path, PREDICTIONS)
     file.write_bytes(b"")

@@ -86,6 +86,14 @@ def test_an_end_that_was_lost_between_the_study_and_the_outbox_is_told_by_the_ne
     assert shown(search) == {"search/trial-0000": ended, "search/trial-0001": ended}
 
 
+def test_each_run_says_which_slices_it_takes_where_these_are_searched(search: Search) -> None:
+    space = {"slices.per_patient": Dimension(choices=(2, 16))}
+    search = dataclasses.replace(search, settings=SearchSettings(space=space, first=({"slices.per_patient": 2},)))
+    searched(search)
+    runs = [search.open_tracker().describe(str(search.open_tracker().find(f"search/trial-000{n}"))) for n in (0, 1)]
+    assert [run.params["slices.per_patient"] for run in runs] == ["16", "2"]
+
+
 def test_what_a_restored_database_lacks_is_written_again_from_the_study(search: Search, tmp_path: Path) -> None:
     """All of MLflow is gone, and the outbox with it."""
     searched(search)

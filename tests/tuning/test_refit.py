@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from raymed.data.plan import SliceSettings
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.loop import FAILED
 from raymed.training.reports import LOST
@@ -16,6 +17,7 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.refit import SPLITS, _as_far, _Listener
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
+from raymed.tuning.space import Dimension
 
 SPEC = SimpleNamespace(train=TrainSettings(), stop_after=3)
 
@@ -61,12 +63,9 @@ def test_a_refit_goes_as_far_as_the_winner_was_best_however_that_was_counted(pre
     """45 train slices in steps of 16 are 3 steps an epoch; with val and test there are more."""
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
     spec = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=10, global_batch=16))
-    search = Search(spec, SearchSettings(), Budget(1), "sqlite://")
 
     def far(best, **train):
-        again = _as_far(
-            dataclasses.replace(spec, train=dataclasses.replace(spec.train, **train)), best, search, SPLITS["all"]
-        )
+        again = _as_far(dataclasses.replace(spec, train=dataclasses.replace(spec.train, **train)), best, SPLITS["all"])
         return again.stop_after, again.train.validate_steps
 
     steps, more = (
@@ -78,3 +77,12 @@ def test_a_refit_goes_as_far_as_the_winner_was_best_however_that_was_counted(pre
     assert far(9, steps=9 * steps - 1) == (9 * steps - 1, steps), "its last epoch was cut"
     assert far(2 * steps, steps=8 * steps, validate_steps=steps) == (2 * steps, steps), "steps are steps"
     assert far(2 * steps, validate_steps=steps) == (2 * more, steps), "as far along a longer schedule"
+
+
+def test_a_refit_takes_the_slices_that_the_winner_took_and_all_patients(prepared, tmp_path):
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    spec = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=4), SliceSettings(4, limit=8))
+    settings = SearchSettings(space={"slices.per_patient": Dimension(choices=(2, 4))})
+    search = Search(spec, settings, Budget(1), "sqlite://")
+    again = _as_far(search.run_spec(3, {"slices.per_patient": 2}), 4, SPLITS["all"])
+    assert again.sampling == SliceSettings(2)
