@@ -134,7 +134,9 @@ class Predictor:
         parts = []
         for start in range(0, len(records), self.micro_batch):
             batch = self.recipe.encode(records[start : start + self.micro_batch], None)
-            parts.append(self.recipe.predict(self.module, batch.to(self.device))["logits"].cpu().numpy())
+            with torch.no_grad():
+                logits = self.recipe.predict(self.module, batch.to(self.device))["logits"]
+            parts.append(logits.cpu().numpy())
         return np.concatenate(parts)
 
     def rows(self, places: Places) -> np.ndarray:

@@ -66,10 +66,7 @@ class SystemOptions(JobOptions, ABC):
         search: Search space, early stopping and resources of trials.
     """
 
-    MATTERS: ClassVar[tuple[str, ...]] = (
-        *("name", "resume", "workers", "fold", "train.global_batch", "train.lr"),
-        *("start.weights", "start.new"),
-    )
+    MATTERS: ClassVar[tuple[str, ...]] = (*("name", "resume", "workers", "fold", "train.global_batch", "train.lr"),)
     ALIASES: ClassVar[Aliases] = {"start.from": Alias("start.weights")}  # `from` is a word of Python's
 
     phantom: PhantomSettings = field(default_factory=PhantomSettings)

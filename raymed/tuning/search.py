@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,7 +29,7 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.forgotten import Forgotten
 from raymed.tuning.journal import COPY, Journal, generations
 from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
-from raymed.tuning.space import Dimension, Value, get_run_setting, with_run_setting
+from raymed.tuning.space import Dimension, Value, get_setting, with_setting
 from raymed.tuning.study import BEST_POINT, CHECKPOINT, REASON, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
@@ -192,7 +193,7 @@ class Search:
             return dataclasses.replace(self.runs[listed], name=listed, storage=storage)
         spec = dataclasses.replace(self.template, name=f"trial-{number if params else 0:04d}", storage=storage)
         for name, value in params.items():
-            spec = with_run_setting(spec, name, value)
+            spec = _with_setting(spec, name, value)
         return spec
 
     def of_generation(self, generation: str) -> Search:
@@ -212,7 +213,7 @@ class Search:
     @property
     def defaults(self) -> dict[str, Value]:
         """What is searched, as the configuration has it: the first trial."""
-        return {name: get_run_setting(self.template, name) for name in self.settings.space}
+        return {name: _get_setting(self.template, name) for name in self.settings.space}
 
     @property
     def varies_rows(self) -> bool:
@@ -349,3 +350,29 @@ class Search:
             if name not in waiting and (missing or last[name].state == TrialState.FAIL):
                 study.enqueue({LISTED: name})
         return Budget(trials=len(study.trials) + len(study.waiting))
+
+
+def _get_setting(spec: RunSpec, path: str) -> Any:
+    """The value of a setting of a run by the name of its option: train.lr, slices.per_patient, or one of the recipe's.
+
+    Raises:
+        UserError: there is no such setting.
+    """
+    return get_setting(*_run_part(spec, path))
+
+
+def _with_setting(spec: RunSpec, path: str, value: Any) -> RunSpec:
+    """A copy of a run with a setting replaced, by the name of its option."""
+    part, own = _run_part(spec, path)
+    changed = with_setting(part, own, value)
+    if part is spec:
+        return changed
+    return dataclasses.replace(spec, **{"sampling" if part is spec.sampling else "recipe": changed})
+
+
+def _run_part(spec: RunSpec, path: str) -> tuple[Any, str]:
+    """What of a run a setting belongs to, and its path there."""
+    first, _, rest = path.partition(".")
+    if first == "train":
+        return spec, path
+    return (spec.sampling, rest) if first == spec.sampling.option else (spec.recipe, path)

@@ -12,14 +12,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import optuna
 
 from raymed.errors import UserError
-
-if TYPE_CHECKING:
-    from raymed.training.spec import RunSpec
 
 RENAMED = {"loss_settings": "loss"}  # settings that are called otherwise in records of earlier searches
 
@@ -104,32 +101,6 @@ def with_setting(settings: Settings, path: str, value: Any) -> Settings:
     get_setting(settings, name)
     inner = with_setting(getattr(settings, name), rest, value) if rest else value
     return dataclasses.replace(settings, **{name: inner})  # type: ignore[type-var]
-
-
-def get_run_setting(spec: RunSpec, path: str) -> Any:
-    """The value of a setting of a run by the name of its option: train.lr, slices.per_patient, or one of the recipe's.
-
-    Raises:
-        UserError: there is no such setting.
-    """
-    return get_setting(*_run_part(spec, path))
-
-
-def with_run_setting(spec: RunSpec, path: str, value: Any) -> RunSpec:
-    """A copy of a run with a setting replaced, by the name of its option."""
-    part, own = _run_part(spec, path)
-    changed = with_setting(part, own, value)
-    if part is spec:
-        return changed
-    return dataclasses.replace(spec, **{"sampling" if part is spec.sampling else "recipe": changed})
-
-
-def _run_part(spec: RunSpec, path: str) -> tuple[Any, str]:
-    """What of a run a setting belongs to, and its path there."""
-    first, _, rest = path.partition(".")
-    if first == "train":
-        return spec, path
-    return (spec.sampling, rest) if first == spec.sampling.option else (spec.recipe, path)
 
 
 def located(space: Space, settings: Any) -> Space:

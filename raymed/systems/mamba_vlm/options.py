@@ -94,7 +94,7 @@ class MambaOptions(SystemOptions):
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = (
-        "data", "paths", "output_dir", "language.path", "vision.encoder", "vision.roi_side", "bridge.kind",
+        "data", "paths", "output_dir", "language.path", "vision.encoder", "vision.roi_side",
         "bridge.max_visual_tokens",
     )  # fmt: skip
 
