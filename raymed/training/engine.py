@@ -32,7 +32,16 @@ from raymed.training.heap import keep_freed_memory
 from raymed.training.means import sums_of
 from raymed.training.settings import TrainSettings
 from raymed.training.start import StartWeights
-from raymed.training.state import SHARDS, TrainingState, layout, load_shard, read_state, restore, settle_kernel
+from raymed.training.state import (
+    SHARDS,
+    TrainingState,
+    begin_with_moments,
+    layout,
+    load_shard,
+    read_state,
+    restore,
+    settle_kernel,
+)
 from raymed.training.zero import check_offload, deepspeed_config
 
 NOT_FINITE = "the loss is not finite"
@@ -118,6 +127,7 @@ class Engine:
                 optimizer, lambda step: learning_rate(step, total_steps, settings)
             ),
         )
+        begin_with_moments(self._engine)
         self._engine.checkpoint_engine.load = load_shard  # DeepSpeed's own would run code that a file brings along
         self.module.train()  # and again after every evaluation, but not in every step: it walks the whole network
         self._norms = batch_norms(self.module)

@@ -6,7 +6,7 @@ they are put together again, and cut for the engine at hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,22 @@ class TrainingState:
                 raise UserError(f"the checkpoint is of another network: {wrong}: {shown}. Use the settings it was made with")
 
 
+@dataclass(frozen=True)
+class StartMoments:
+    """AdamW's moments that training begins with, where a run continues an earlier one under other settings: a recipe's
+    `build` leaves them on the network as `start_moments`.
+
+    Attributes:
+        exp_avg: first moments by parameter name, in the parameters' shapes; a parameter that has none begins with zeros.
+        exp_avg_sq: second moments.
+        step: optimizer steps that they come from.
+    """
+
+    exp_avg: Tensors
+    exp_avg_sq: Tensors
+    step: int
+
+
 def layout(folder: Path) -> tuple[int, int]:
     """(ZeRO stage, number of workers) that wrote the checkpoint in `folder`; zeros for a state in one piece."""
     if (folder / WHOLE).is_file():
@@ -117,13 +133,8 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
 
     module, zero, sharded = engine.module, engine.optimizer, engine.zero_optimization_stage() == 3
     state.check(module)
-    # AdamW makes its state in its first step; here it must be there to be filled.
-    for flat in partitions(engine):
-        step = torch.tensor(float(state.step))
-        zero.optimizer.state[flat] = {"step": step} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
-    settle_kernel(zero.optimizer)
-    if not sharded:
-        zero._lazy_init_hp_params_optimizer_state()
+    before = getattr(module, "start_moments", None)
+    _make_moments(engine, state.step + (before.step if before else 0))
     for name, parameter in module.named_parameters():
         value = state.module[name].to(engine.device)
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=sharded):
@@ -140,6 +151,33 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
     for group, lr in zip(zero.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
     engine.global_steps = state.step
+
+
+@torch.no_grad()
+def begin_with_moments(engine: DeepSpeedEngine) -> None:
+    """Give a DeepSpeed engine that has not stepped yet its network's `start_moments`, where it has any."""
+    module = engine.module
+    moments: StartMoments | None = getattr(module, "start_moments", None)
+    if moments is None:
+        return
+    _make_moments(engine, moments.step)
+    for name, parameter in module.named_parameters():
+        for moment in MOMENTS:
+            value = getattr(moments, moment).get(name)
+            if parameter.requires_grad and value is not None:
+                _set(parameter, value.to(engine.device), moment, engine)
+    module.start_moments = replace(moments, exp_avg={}, exp_avg_sq={})  # type: ignore[assignment]
+
+
+def _make_moments(engine: DeepSpeedEngine, step: int) -> None:
+    """AdamW makes its state in its first step; where it is filled before, it must be there."""
+    zero = engine.optimizer
+    for flat in partitions(engine):
+        done = {"step": torch.tensor(float(step))}
+        zero.optimizer.state[flat] = done | {moment: torch.zeros_like(flat) for moment in MOMENTS}
+    settle_kernel(zero.optimizer)
+    if engine.zero_optimization_stage() != 3:
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def partitions(engine: DeepSpeedEngine) -> list[torch.Tensor]:

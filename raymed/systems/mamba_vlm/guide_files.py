@@ -16,6 +16,7 @@ from raymed.storage.folder import make_durable
 from raymed.systems.mamba_vlm.nnunet import KeyReport
 
 PARTS = ("encoder.", "bridge.", "cmi_connector.")  # what such a file holds
+OPTIMIZER = "optimizer_state_dict"  # AdamW's moments by parameter name, and its steps, in a file that training continues
 LANGUAGE = "language_model."  # what it holds besides where that is trained
 _UNITS = {"0": "convs.0.conv", "1": "convs.0.norm", "3": "convs.1.conv", "4": "convs.1.norm"}  # of older encoders' stages
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from raymed.errors import RunError
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_BEST, STAGE_2_FINAL
-from raymed.systems.mamba_vlm.guide_files import write_checkpoint
+from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, read_checkpoint, write_checkpoint
 from raymed.systems.mamba_vlm.pretraining import COLLAPSED
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
 from raymed.training.spec import RunSpec
-from raymed.training.state import read_state
+from raymed.training.state import StartMoments, read_state
 
 LAST = 5  # epochs whose mean loss is told at the end
 
@@ -66,7 +66,7 @@ def _write_both(spec: RunSpec, best: str, best_file: Path, last_file: Path) -> P
         newest = fetch_newest(spec.folder, Path(temporary))
         if newest is None:
             raise RunError(f"{spec.folder.uri} holds no whole checkpoint")
-        return _write(newest, last_file, spec)
+        return _write(newest, last_file, spec, continued=isinstance(spec.recipe, ReportRecipe))
 
 
 def write_best(best: str, file: Path, spec: RunSpec) -> None:
@@ -79,12 +79,19 @@ def write_best(best: str, file: Path, spec: RunSpec) -> None:
         _write(checkpoint, file, spec)
 
 
-def _write(checkpoint: Path, file: Path, spec: RunSpec) -> Progress:
+def _write(checkpoint: Path, file: Path, spec: RunSpec, continued: bool = False) -> Progress:
+    """
+    Args:
+        continued: with what the optimizer goes on from, besides.
+    """
     progress, state = Progress.read(checkpoint), read_state(checkpoint)
     weights, val_loss = state.module | state.averaged, progress.history[-1]["val_loss"]
     recipe = spec.recipe
     trained = isinstance(recipe, ReportRecipe) and not recipe.language.frozen
     said = {"val_loss": val_loss, "settings": recipe.settings(), "data": spec.data}
+    if continued and isinstance(recipe, ReportRecipe):
+        before = read_checkpoint(Path(recipe.start)).values.get(OPTIMIZER, {"step": 0}) if recipe.start else {"step": 0}
+        said[OPTIMIZER] = vars(StartMoments(state.exp_avg, state.exp_avg_sq, before["step"] + state.step))
     write_checkpoint(file, weights, progress.global_step, trained, **said)
     return progress
 

@@ -21,7 +21,7 @@ from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.mamba_vlm.captions import encode_captions
-from raymed.systems.mamba_vlm.guide_files import load_into, read_checkpoint
+from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, load_into, read_checkpoint
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.language_model import LanguageModel
 from raymed.systems.mamba_vlm.network import ReportWriter
@@ -30,6 +30,7 @@ from raymed.systems.mamba_vlm.records import read_reports
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading, SliceSettings
 from raymed.systems.mamba_vlm.vision import encoder_plan
+from raymed.training.state import StartMoments
 
 if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
@@ -130,10 +131,13 @@ class ReportRecipe:
         return _language_model(self.language)
 
     def build(self) -> ReportWriter:
-        """The network with its starting weights."""
+        """The network with its starting weights, and with the optimizer's moments where the start has them."""
         network = ReportWriter(encoder_plan(self.vision), self.vision, self.bridge, self.cmi, self.language_model)
         if self.start is not None:
-            load_into(network, read_checkpoint(Path(self.start)), Path(self.start))
+            checkpoint = read_checkpoint(Path(self.start))
+            load_into(network, checkpoint, Path(self.start))
+            if moments := checkpoint.values.get(OPTIMIZER):
+                network.start_moments = StartMoments(**moments)  # type: ignore[assignment]
         return network
 
     def groups(self, module: nn.Module) -> list[ParameterGroup]:

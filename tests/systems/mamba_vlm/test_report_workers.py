@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from raymed.data.image import ImageSettings
 from raymed.data.micro_batches import MicroBatch
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
+from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, write_checkpoint
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading
 from raymed.training.engine import Engine, prepare_process
 from raymed.training.means import means
 from raymed.training.settings import TrainSettings
+from raymed.training.state import read_state
 
 CPU = torch.device("cpu")
 READING = Reading(ImageSettings(size=SIZE))
@@ -51,6 +54,64 @@ def work(worker: int, workers: int, out: Path) -> None:
     torch.save(results, out / f"results-{worker}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def carry_on(worker: int, out: Path) -> None:
+    """Train, write the guide's file, begin with it under each ZeRO stage, and go on from a checkpoint of that."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    torch.set_num_threads(1)
+    prepare_process(CPU)
+    dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{out}/rendezvous")
+    recipe, results = RECIPES["frozen"], {}
+    first = engine_of(recipe, 1)
+    train(first, range(STEPS))
+    first.save(out / "first")
+    state = read_state(out / "first")
+    moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq, "step": state.step}
+    write_checkpoint(out / "last.pt", state.module, state.step, **{OPTIMIZER: moments})
+    following = replace(recipe, start=str(out / "last.pt"))
+    for stage in (1, 2, 3):
+        engine = engine_of(following, stage)
+        engine.save(out / f"begun-{stage}")
+        train(engine, range(1))
+        engine.save(out / f"after-{stage}")
+        results[stage] = [steps_of(engine)]
+        for other in (stage, 3 if stage == 1 else 1):
+            again = engine_of(following, other)
+            again.load(out / f"after-{stage}")
+            results[stage].append(steps_of(again))
+    torch.save(results, out / "results.pt")
+    dist.destroy_process_group()
+
+
+def engine_of(recipe: ReportRecipe, stage: int) -> Engine:
+    return Engine(recipe, TrainSettings(global_batch=4, micro_batch=1, zero_stage=stage, lr=1e-3), 10, 0, CPU)
+
+
+def train(engine: Engine, steps: range) -> None:
+    for step in steps:
+        engine.step([(engine.recipe.encode([record], TrainingPass(0, step)), MicroBatch(())) for record in records(4)], step)
+        engine.read()
+
+
+def steps_of(engine: Engine) -> set[float]:
+    """How many steps AdamW counts."""
+    return {float(state["step"]) for state in engine._engine.optimizer.optimizer.state.values()}
+
+
+@pytest.mark.slow
+def test_training_that_is_continued_has_the_optimizers_moments_back(tmp_path: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29525", "OMP_NUM_THREADS": "1"}
+    torch.multiprocessing.start_processes(carry_on, (tmp_path,), 1, start_method="forkserver")
+    first, results = read_state(tmp_path / "first"), torch.load(tmp_path / "results.pt")
+    for stage in (1, 2, 3):
+        begun = read_state(tmp_path / f"begun-{stage}")
+        assert begun.step == 0, "its schedule is its own"
+        for moment in ("exp_avg", "exp_avg_sq"):
+            here, there = getattr(begun, moment), getattr(first, moment)
+            assert here.keys() == there.keys()
+            assert all(torch.equal(here[name], there[name]) for name in here)
+        assert results[stage] == [{STEPS + 1.0}] * 3, "also after an interruption, under this ZeRO stage or another"
 
 
 @pytest.mark.slow

@@ -2,14 +2,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from raymed.data.image import ImageSettings
 from raymed.systems.mamba_vlm.file_names import STAGE_2_CONFIG, STAGE_2_LOG
 from raymed.systems.mamba_vlm.loss_log import LossLog
-from raymed.systems.mamba_vlm.output import collapse
+from raymed.systems.mamba_vlm.output import _write, collapse
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.slices import Reading
+from raymed.training.checkpoint import Progress
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.training.state import TrainingState, write_state
 from raymed.training.step_log import STEPS, TOTAL_STEPS
 
 RECIPE = ReportRecipe(Reading(ImageSettings(size=32)))
@@ -52,3 +56,16 @@ def test_tokens_that_have_collapsed_are_told_and_others_are_not() -> None:
     [warning] = collapse({"train_energy": 5e-5, "train_token_std": 1e-3})
     assert "collapsed" in warning and "--from_scratch" in warning
     assert not collapse({"train_energy": 0.5, "train_token_std": 0.7})
+
+
+def test_the_file_that_training_continues_has_what_the_optimizer_goes_on_from(tmp_path: Path) -> None:
+    weight = {"bridge.proj.weight": torch.ones(2, 2)}
+    Progress(global_step=3, history=[{"val_loss": 1.0}]).write(tmp_path)
+    write_state(tmp_path, TrainingState(weight, weight, weight, {}, 3, {}))
+    _write(tmp_path, tmp_path / "first.pt", SPEC, continued=True)
+    following = replace(SPEC, recipe=replace(RECIPE, start=str(tmp_path / "first.pt")))
+    _write(tmp_path, tmp_path / "second.pt", following, continued=True)
+    first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("first.pt", "second.pt"))
+    assert first["optimizer_state_dict"]["step"] == 3 and second["optimizer_state_dict"]["step"] == 6
+    assert torch.equal(second["optimizer_state_dict"]["exp_avg"]["bridge.proj.weight"], torch.ones(2, 2))
+    assert second["data"] == "data" and second["settings"]["recipe"] == "mamba_vlm"
