@@ -95,7 +95,6 @@ class MambaOptions(SystemOptions):
 
     MATTERS: ClassVar[tuple[str, ...]] = (
         "data", "paths", "output_dir", "language.path", "vision.encoder", "vision.roi_side",
-        "bridge.max_visual_tokens",
     )  # fmt: skip
 
     data: str | None = None
@@ -218,7 +217,7 @@ class TrainVlm(MambaOptions):
         train: How it is trained; a pack is a report.
     """
 
-    MATTERS: ClassVar[tuple[str, ...]] = ("vision_checkpoint", "from_scratch", "cmi.use")
+    MATTERS: ClassVar[tuple[str, ...]] = ("vision_checkpoint", "from_scratch")
 
     cmi: InteractionSettings = field(default_factory=InteractionSettings)
     vision_checkpoint: str | None = None
