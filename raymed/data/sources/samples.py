@@ -225,7 +225,7 @@ class SampleListing:
         if self._unknown:
             self.notes.append(
                 f"{self._unknown} of {self.lines} samples name no patient: each picture, and each text without one, counts "
-                "as a patient of its own. Add a field `patient_id`, or pass --source.patient-regex"
+                "as a patient of its own. Add a field `patient_id`, or prepare with --patient-regex"
             )
         studies.sort(key=lambda study: (study.patient, study.study))
         return Listing(

@@ -180,6 +180,12 @@ class UniMedVLOptions(SystemOptions):
                 f"train.lr {SMALL.lr:g} is for small networks from random weights and would ruin {model.path}: give "
                 "--config configs/unimedvl_sft.yaml, or --train.lr"
             )
+        searched = self.search.space.get("train.lr")
+        if model.path is not None and searched and max(searched.choices or (searched.high,)) >= SMALL.lr:
+            raise UserError(
+                f"the search space of train.lr is for small networks from random weights and would ruin {model.path}: give "
+                "--config with one of its own, such as search: {space: {train.lr: {low: 1.0e-6, high: 1.0e-4, log: true}}}"
+            )
         targets = sum(each["target"] for each in prepared.manifest.settings.get("lines", {}).values())
         if self.visual_gen and not targets:
             raise UserError(f"--visual-gen true, and {prepared.folder.uri} has no picture to draw: leave it out")

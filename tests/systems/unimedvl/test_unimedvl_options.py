@@ -110,6 +110,7 @@ class Data:
     folder = SimpleNamespace(uri="PREPARED")
 
 
+WIDE = '{"train.lr":{"low":5.0e-4,"high":1.0e-2,"log":true}}'  # of configs/tune_unimedvl.yaml
 READING = Data({"a": {"vae": 0, "target": 0}})
 
 
@@ -117,6 +118,7 @@ READING = Data({"a": {"vae": 0, "target": 0}})
     ("words", "named"),
     [
         ("--model.path UniMedVL", "would ruin UniMedVL"),
+        (f"--model.path M --train.lr 1e-5 --search.space {WIDE}", "space of train.lr .* would ruin M"),
         ("--visual-gen true", "has no picture to draw"),
         ("--model.preset unimedvl-7b", "needs an image autoencoder"),
     ],
