@@ -175,7 +175,7 @@ class Run:
         return {f"train_{name}": mean for name, mean in means(progress.sums).items()} | {
             "lr": self.engine.lr,
             "gradient_norm": self.engine.gradient_norm,
-            **self.step_log.speed,
+            **self.step_log.end(),
             "filler": filler,
             "worker_efficiency": efficiency,
             **({} if plan.fill_rate is None else {"fill_rate": plan.fill_rate}),

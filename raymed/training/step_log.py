@@ -20,12 +20,13 @@ class StepLog:
     """How fast a worker trains, from one validation to the next and step by step."""
 
     def __init__(self) -> None:
-        self._told = time.perf_counter()
+        self._told = self._ended = time.perf_counter()
         self.begin()
 
     def begin(self) -> None:
         """Training goes on after a validation."""
         self._begun = self._read = time.perf_counter()
+        self._paused = self._begun - self._ended
         self._waited, self._records, self._unread = 0.0, 0, 0
 
     def waiting(self, batches: Iterator[Item]) -> Item | None:
@@ -57,11 +58,17 @@ class StepLog:
             for step in figures
         ]
 
-    @property
-    def speed(self) -> dict[str, float]:
-        """Seconds since training began or went on, records a second, and the share of the time that data were waited for."""
-        seconds = time.perf_counter() - self._begun
-        return {"seconds": seconds, "records_per_second": self._records / seconds, "data_wait": self._waited / seconds}
+    def end(self) -> dict[str, float]:
+        """Training pauses for a validation: its seconds, those of the validation and the checkpoint before it, records a
+        second, and the share of the time that data were waited for."""
+        self._ended = time.perf_counter()
+        seconds = self._ended - self._begun
+        return {
+            "seconds": seconds,
+            "pause_seconds": self._paused,
+            "records_per_second": self._records / seconds,
+            "data_wait": self._waited / seconds,
+        }
 
     @property
     def is_due(self) -> bool:

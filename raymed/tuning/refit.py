@@ -168,6 +168,6 @@ class _Listener:
         train, last = self._spec.train, self._spec.stop_after
         point, loss = int(result[train.counted]), result.get("train_loss")
         said = "" if loss is None else f"  train_loss {loss:.4f}"
-        seconds = float(result["seconds"]) / (train.validate_steps or 1)
+        seconds = (float(result["seconds"]) + float(result.get("pause_seconds", 0.0))) / (train.validate_steps or 1)
         left = time_left((last - point) * seconds) if point < last else "done"
         log.info("refit  %s %d/%d%s  |  %s", train.noun, point, last, said, left)

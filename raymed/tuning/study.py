@@ -264,7 +264,8 @@ class Study:
             self.locate(number, result)
             return self._decided_to_stop(self.trial(number), epoch)
         trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), epoch: float(result[self.objective.name])})
-        trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + float(result.get("seconds", 0.0)))
+        seconds = float(result.get("seconds", 0.0)) + float(result.get("pause_seconds", 0.0))
+        trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + seconds)
         self.locate(number, result)
         self.study.set_user_attr(SPENT, self.spent)
         trial.report(float(result[f"best_{self.objective.name}"]), epoch)  # last: an epoch that is there is recorded in full

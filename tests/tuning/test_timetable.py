@@ -56,6 +56,13 @@ def test_training_again_has_its_time_set_aside(study, monkeypatch):
     assert table.is_over(study, 0)
 
 
+def test_the_time_that_validations_and_checkpoints_take_is_set_aside_too(study, monkeypatch):
+    study.report(1, 3, {"val_loss": 0.7, "seconds": EPOCH, "pause_seconds": 9 * EPOCH, "best_val_loss": 0.7})
+    table = Timetable(Budget(9, seconds=HOURS, refit="all"), seconds=HOURS, epochs=8, judging=1.0, refitting=1.5)
+    left(monkeypatch, REPORTING + 2 * EPOCH + 6 * 1.5 * 2 * EPOCH - 1)
+    assert table.is_over(study, 0), "9 epochs took as long as 18"
+
+
 def test_a_leader_that_has_ended_or_would_need_too_long_keeps_nobody_waiting(study, monkeypatch):
     long = Timetable(Budget(9, seconds=HOURS), seconds=HOURS, epochs=7 + int(GRACE * HOURS / EPOCH), judging=1.0)
     left(monkeypatch, REPORTING + EPOCH + 1)
