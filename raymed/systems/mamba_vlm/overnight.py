@@ -23,6 +23,7 @@ from raymed.tuning.study import BEST_POINT, CHECKPOINT, CURVE, REASON, Study
 if TYPE_CHECKING:
     from raymed.tuning.search import Search
 
+PROGRESS = "progress.json"  # of a checkpoint that is all there
 SUMMARY, LEADERBOARD = "overnight_best_summary.txt", "overnight_leaderboard"
 
 
@@ -91,7 +92,11 @@ def _write_trial(search: Search, noun: str, trial: FrozenTrial, place: int, fold
     ranked, checkpoint = _ranked(trial), ""
     if ranked and (place == 1 or {LR: lr, BATCH: batch} in GRID):
         checkpoint = f"vision_bridge_best_{called}.pt"
-        write_best(trial.user_attrs[CHECKPOINT], folder / checkpoint, spec)
+        is_written = (folder / checkpoint).is_file()
+        if Folder.at(trial.user_attrs[CHECKPOINT]).exists(PROGRESS) or (place == 1 and not is_written):
+            write_best(trial.user_attrs[CHECKPOINT], folder / checkpoint, spec)
+        elif not is_written:  # once the search is judged, `keep_checkpoints champion` leaves no other's weights
+            checkpoint = ""
     return Entry(
         trial=trial.number,
         rank=place if ranked else None,

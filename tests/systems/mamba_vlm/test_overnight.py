@@ -47,6 +47,26 @@ def test_a_failed_run_is_on_no_rank_and_nothing_is_credited_to_it(prepared, tmp_
     assert log.read_text() == "epoch 1 val_loss 0.000000\n"
 
 
+def test_files_of_trials_whose_weights_were_removed_since_stay_and_others_are_not_promised(prepared, tmp_path: Path) -> None:
+    searched, out = small_search(prepared, tmp_path), tmp_path / "out"
+    study = searched.open_study()
+    for loss in (0.1, 0.2, 0.3):
+        number, _ = study.ask(searched.budget)
+        model = {"model": str(tmp_path / "removed"), "best_epoch": 1}
+        study.report(number, 1, {"val_loss": loss, "best_val_loss": loss, **model})
+        study.tell(number, TrialState.COMPLETE)
+    out.mkdir()
+    for name in ("vision_bridge_best_lr0.0001_bs4.pt", "vision_bridge_best_lr0.0001_bs2.pt"):
+        (out / name).write_bytes(name.encode())
+    entries = write_overnight(searched, study, out)
+    assert [entry.checkpoint for entry in entries] == [
+        "vision_bridge_best_lr0.0001_bs4.pt",
+        "vision_bridge_best_lr0.0001_bs2.pt",
+        "",
+    ]
+    assert (out / "vision_bridge_overnight_best.pt").read_bytes() == b"vision_bridge_best_lr0.0001_bs4.pt"
+
+
 def test_the_four_points_of_the_guide_come_first_and_the_default_is_one_of_them(prepared, tmp_path: Path) -> None:
     searched = small_search(prepared, tmp_path)
     assert searched.first == list(GRID)
