@@ -109,6 +109,8 @@ def edit(pipeline: Pipeline, options: EditImage) -> Outcome:
     drawn = pipeline.draw([picture], instruction, options.drawing, options.seed, _progress)
     settings: dict[str, Any] = {
         "model": options.model,
+        "weights": options.weights,
+        "asked": options.instruction,
         "instruction": instruction,
         "mode": options.mode,
         "seed": options.seed,

@@ -22,7 +22,6 @@ from raymed.data.sources import Refusal, Slice, Study, read_whole
 from raymed.data.survey import Survey
 from raymed.data.tiles import stretch
 from raymed.errors import UserError
-from raymed.models.model_folders import find_model
 from raymed.storage.folder import Folder
 from raymed.systems.unimedvl.listing import list_sequences, source_of, tidy_paths
 from raymed.systems.unimedvl.mixture_config import MixtureConfig
@@ -32,7 +31,7 @@ from raymed.systems.unimedvl.registry import plan_digest
 from raymed.systems.unimedvl.resize import ResizeSettings, target_size
 from raymed.systems.unimedvl.samples import read_sample
 from raymed.systems.unimedvl.sequence import Plan, sequence_of, to_messages
-from raymed.systems.unimedvl.settings import PRESETS
+from raymed.systems.unimedvl.settings import PRESETS, checkpoint_folder
 from raymed.systems.unimedvl.tokens import TextTokens
 
 WHITE = 255
@@ -189,7 +188,7 @@ def prepare_sequences(config: MixtureConfig, out: str, settings: SequenceSetting
 
 def located(name: str) -> str:
     """A preset, or the absolute path of a model's folder: workers have another working folder."""
-    return name if name in PRESETS else str(find_model(name, "the tokenizer's files"))
+    return name if name in PRESETS else str(checkpoint_folder(name))
 
 
 @lru_cache(maxsize=1)

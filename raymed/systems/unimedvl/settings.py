@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from raymed.errors import UserError
@@ -140,6 +141,18 @@ class NetworkSizes:
         return GridSettings(self.vision.patch, self.vision.side, stride, self.latent_side)
 
 
+def checkpoint_folder(name: str) -> Path:
+    """The absolute path of a released folder, or of the model in a checkpoint that was trained here, by its path or by its
+    name under RAYMED_MODELS.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = find_model(name, CHECKPOINT_FILES)
+    trained = path / "model"
+    return trained if (trained / "llm_config.json").is_file() else path
+
+
 PRESETS = {
     TINY: NetworkSizes(
         language=LanguageSizes(
@@ -163,7 +176,8 @@ class UnifiedModelSettings:
     Attributes:
         preset: random weights: `unimedvl-tiny` for a CPU, `unimedvl-0.5b` or `unimedvl-7b` (14 billion weights).
         path: local folder of a released or trained checkpoint (ema.safetensors, ae.safetensors, llm_config.json,
-            vit_config.json, tokenizer), in place of the preset; by its path, or by its name under RAYMED_MODELS.
+            vit_config.json, tokenizer), in place of the preset, or a checkpoint of a run here; by its path, or by its name
+            under RAYMED_MODELS.
         weights: which of the folder's weights: ema are the averaged ones.
         vae_path: folder or URI with the image autoencoder (ae.safetensors) of a preset; for `unimedvl-tiny` one is fitted to
             the training pictures where none is given.
@@ -207,7 +221,7 @@ class UnifiedModelSettings:
         Raises:
             UserError: there is none.
         """
-        return self if self.path is None else replace(self, path=str(find_model(self.path, CHECKPOINT_FILES)))
+        return self if self.path is None else replace(self, path=str(checkpoint_folder(self.path)))
 
     @property
     def origin(self) -> str:

@@ -7,8 +7,9 @@ from packed_samples import SIZES, TOKENS, edit_sample, picture, tiny_network
 from safetensors.torch import load_file, save_file
 
 from raymed.errors import UserError
-from raymed.systems.unimedvl.checkpoint import load, save
+from raymed.systems.unimedvl.checkpoint import load, network_sizes, save
 from raymed.systems.unimedvl.checkpoint_config import sizes_of
+from raymed.systems.unimedvl.prepare import located
 from raymed.systems.unimedvl.settings import UnifiedModelSettings
 from raymed.systems.unimedvl.tokens import TextTokens
 
@@ -38,6 +39,17 @@ def test_a_network_comes_back_from_its_folder(folder):
     assert all(torch.equal(network(**sample)[name], expected[name]) for name in ("ce", "mse"))
     assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in network.parameters())
     assert TextTokens.read(folder).digest == TOKENS.digest
+
+
+def test_training_goes_on_from_a_checkpoint_that_training_wrote(folder, tmp_path):
+    """Its model lies one folder below, beside averaged weights of the trainer's that have the released file's name."""
+    step = tmp_path / "step-00000120"
+    step.mkdir()
+    folder.rename(step / "model")
+    (step / "ema.safetensors").write_bytes(b"of the trainer")
+    settings = UnifiedModelSettings(path=str(step)).located()
+    assert network_sizes(settings) == SIZES
+    assert located(str(step)) == settings.path == str(step / "model")
 
 
 def test_the_folder_has_the_released_names(folder):

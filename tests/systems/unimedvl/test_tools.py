@@ -83,6 +83,7 @@ def test_an_edit_is_marked_and_keeps_its_settings_in_the_file(pipeline, chest, t
     drawn = Image.open(out)
     settings = json.loads(drawn.text["raymed"])
     assert settings["synthetic"] and (settings["cfg_img_scale"], settings["seed"]) == (1.5, 42)
+    assert (settings["asked"], settings["weights"]) == ("Darker.", "ema"), "with these the same can be asked again"
     assert settings["instruction"].startswith("Darker.\n\nBased on analysis: ")
     assert drawn.size[0] == 64 and drawn.size[1] > 48  # the strip lies below the picture
     beside = Image.open(outcome.data["sheet"])
