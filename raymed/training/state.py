@@ -166,7 +166,7 @@ def begin_with_moments(engine: DeepSpeedEngine) -> None:
             value = getattr(moments, moment).get(name)
             if parameter.requires_grad and value is not None:
                 _set(parameter, value.to(engine.device), moment, engine)
-    module.start_moments = replace(moments, exp_avg={}, exp_avg_sq={})  # type: ignore[assignment]
+    module.start_moments = replace(moments, exp_avg={}, exp_avg_sq={})
 
 
 def _make_moments(engine: DeepSpeedEngine, step: int) -> None:

@@ -22,7 +22,7 @@ from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.language_model import LanguageModel, embedding_table
 from raymed.systems.mamba_vlm.nnunet import read_encoder_plan, write_plan
 from raymed.systems.mamba_vlm.pretraining import TEMPERATURE, BridgePretraining, Objective
-from raymed.systems.mamba_vlm.recipe import WEIGHTS, intensity_of, reading_of
+from raymed.systems.mamba_vlm.recipe import WEIGHTS, intensity_of, reading_of, warn_of_intensity
 from raymed.systems.mamba_vlm.records import read_reports
 from raymed.systems.mamba_vlm.settings import BridgeSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading
@@ -76,7 +76,7 @@ class BridgeRecipe:
         """
         recipe = cls(reading_of(prepared), intensity_of(prepared), **settings)
         recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
-        encoder_plan(recipe.vision)
+        warn_of_intensity(recipe.vision, recipe.intensity)
         LanguageModel.find(recipe.language)
         return recipe
 

@@ -78,31 +78,49 @@ def read_checkpoint(path: Path) -> GuideCheckpoint:
 
 def load_into(module: nn.Module, checkpoint: GuideCheckpoint, path: Path) -> KeyReport:
     """Load a checkpoint's weights; only an interaction that it lacks may be missing, and keeps its random weights. Those of
-    a language model that it holds are loaded too.
+    a language model that it holds are loaded too; stages of an encoder that is deeper are left out.
 
     Raises:
-        UserError: other weights are missing, unknown or of another shape, or none fits.
+        UserError: as `compare`.
+    """
+    report = compare(module, checkpoint, path)
+    module.load_state_dict({key: checkpoint.weights[key] for key in report.matched}, strict=False)
+    return report
+
+
+def compare(module: nn.Module, checkpoint: GuideCheckpoint, path: Path) -> KeyReport:
+    """How a checkpoint's weights fit a network.
+
+    Raises:
+        UserError: weights other than an interaction's are missing, unknown or of another shape.
     """
     expected = {
         key: tensor
         for key, tensor in module.state_dict().items()
         if key.startswith(PARTS) or (key.startswith(LANGUAGE) and key in checkpoint.weights)
     }
-    known = {key: tensor for key, tensor in checkpoint.weights.items() if key in expected}
-    missing = tuple(key for key in expected if key not in known)
+    stages = {_stage(key) for key in expected}
+    matched = tuple(key for key in checkpoint.weights if key in expected)
+    missing = tuple(key for key in expected if key not in checkpoint.weights)
     unexpected = tuple(key for key in checkpoint.weights if key not in expected)
     wrong = {
         "missing": [key for key in missing if not key.startswith("cmi_connector.")],
-        "unknown": [key for key in unexpected if not key.startswith("cmi_connector.")],
-        "of another shape": [key for key, tensor in known.items() if tensor.shape != expected[key].shape],
+        "unknown": [key for key in unexpected if not key.startswith("cmi_connector.") and _stage(key) <= max(stages)],
+        "of another shape": [key for key in matched if checkpoint.weights[key].shape != expected[key].shape],
     }
     if any(wrong.values()):
         words = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys)
         raise UserError(
-            f"{path} does not fit this network: {words}. Its encoder, bridge or language model has another shape"
+            f"{path} does not fit this network: {words}. Its encoder, bridge or language model has another shape: give the "
+            "settings it was trained with, or train with --from_scratch"
         )
-    module.load_state_dict(known, strict=False)
-    return KeyReport(tuple(known), missing, unexpected)
+    return KeyReport(matched, missing, unexpected)
+
+
+def _stage(key: str) -> int:
+    """Of the encoder, which a key belongs to; -1 of other keys."""
+    match = re.match(r"encoder\.stages\.(\d+)\.", key)
+    return int(match[1]) if match else -1
 
 
 def _renamed(key: str) -> str:

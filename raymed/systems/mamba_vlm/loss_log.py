@@ -41,6 +41,8 @@ class LossLog:
 
     def watch(self, spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
         """For `run_search`."""
+        if happened == "epoch" and "train_loss" in result:
+            log.info("epoch %d 平均 caption_loss %.4f", self._after_epoch + int(result["epoch"]), result["train_loss"])
         if happened != STEPS:
             return
         total = result[TOTAL_STEPS]

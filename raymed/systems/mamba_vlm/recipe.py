@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.mamba_vlm.captions import encode_captions
-from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, load_into, read_checkpoint
+from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, compare, load_into, read_checkpoint
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.language_model import LanguageModel
 from raymed.systems.mamba_vlm.network import ReportWriter
@@ -29,7 +30,7 @@ from raymed.systems.mamba_vlm.nnunet import read_encoder_plan, write_plan
 from raymed.systems.mamba_vlm.records import read_reports
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading, SliceSettings
-from raymed.systems.mamba_vlm.vision import encoder_plan
+from raymed.systems.mamba_vlm.vision import VisionBridge, encoder_plan
 from raymed.training.state import StartMoments
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from raymed.registry.assessment import AssessmentSettings
     from raymed.registry.candidate import Candidate
     from raymed.systems.mamba_vlm.assessment import ReportAssessment
+
+log = logging.getLogger("raymed")
 
 WEIGHTS = "model.safetensors"
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
@@ -82,8 +85,9 @@ class ReportRecipe:
         """
         recipe = cls(reading_of(prepared), intensity_of(prepared), **settings)
         recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
-        encoder_plan(recipe.vision)
+        warn_of_intensity(recipe.vision, recipe.intensity)
         _language_model(recipe.language)
+        recipe.check_start()
         return recipe
 
     @classmethod
@@ -129,6 +133,17 @@ class ReportRecipe:
     def language_model(self) -> LanguageModel:
         """The language model before its weights are read, and its tokenizer."""
         return _language_model(self.language)
+
+    def check_start(self) -> None:
+        """Raises: UserError: the file that training begins with is of another encoder or bridge."""
+        if self.start is None:
+            return
+        checkpoint, path = read_checkpoint(Path(self.start)), Path(self.start)
+        weights = {key: tensor for key, tensor in checkpoint.weights.items() if key.startswith(("encoder.", "bridge."))}
+        vision, width = replace(self.vision, encoder=None), self.language_model.config.hidden_size
+        with torch.device("meta"):
+            network = VisionBridge(encoder_plan(self.vision), vision, self.bridge, width)
+        compare(network, replace(checkpoint, weights=weights), path)
 
     def build(self) -> ReportWriter:
         """The network with its starting weights, and with the optimizer's moments where the start has them."""
@@ -262,6 +277,26 @@ def intensity_of(prepared: Prepared) -> Intensity:
     if "intensity" not in described:
         raise UserError(f"{prepared.folder.uri} holds no reports: prepare them with jobs/prepare_mamba.py")
     return Intensity(**described["intensity"])
+
+
+def warn_of_intensity(vision: VisionSettings, intensity: Intensity) -> None:
+    """Tell a person whose pictures were not prepared as the imported encoder knows them.
+
+    Raises:
+        UserError: the folder holds no imported encoder.
+    """
+    known = encoder_plan(vision).intensity
+    if known is None:
+        return
+    try:
+        trained = Intensity.of_plans(asdict(known), str(vision.encoder))
+    except UserError:  # a normalisation that is not known here: any choice of --normalize was a person's own
+        return
+    if trained != intensity:
+        log.warning(
+            "%s was trained on pictures normalised by %s, which the data are not: prepare them with --encoder %s",
+            *(vision.encoder, known.scheme, vision.encoder),
+        )
 
 
 def _run(module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

@@ -7,8 +7,10 @@ from nnunet_files import DATASET, FEATURES, plans, write_checkpoint
 
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.encoder import Encoder
+from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.nnunet import compare, load_encoder, read_checkpoint, read_encoder_plan, write_encoder
 from raymed.systems.mamba_vlm.plans import EncoderPlan, read_plan
+from raymed.systems.mamba_vlm.recipe import warn_of_intensity
 from raymed.systems.mamba_vlm.settings import BridgeSettings, VisionSettings
 from raymed.systems.mamba_vlm.vision import VisionBridge, encoder_plan
 
@@ -47,6 +49,18 @@ def test_the_normalisation_of_the_plans_is_kept(tmp_path: Path) -> None:
     write_encoder(read_checkpoint(tmp_path / "checkpoint.pth"), tmp_path)
     intensity = read_encoder_plan(tmp_path).intensity
     assert intensity is not None and (intensity.scheme, intensity.mean, intensity.std) == ("CTNormalization", -100.0, 250.0)
+
+
+def test_pictures_that_were_not_prepared_as_the_encoder_knows_them_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_checkpoint(tmp_path / "checkpoint.pth")
+    write_encoder(read_checkpoint(tmp_path / "checkpoint.pth"), tmp_path)
+    vision = VisionSettings(encoder=str(tmp_path), output_stage=1)
+    warn_of_intensity(vision, Intensity("plans", -900.0, 300.0, -100.0, 250.0))
+    assert not caplog.text
+    warn_of_intensity(vision, Intensity())
+    assert f"prepare them with --encoder {tmp_path}" in caplog.text
 
 
 def test_a_checkpoint_in_which_no_weight_of_the_encoder_is_found_is_refused(tmp_path: Path) -> None:

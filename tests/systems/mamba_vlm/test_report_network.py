@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,17 @@ def test_an_encoder_of_another_shape_is_refused_with_its_keys(tmp_path: Path) ->
     other = writer(VisionSettings(preset="tiny", output_stage=3, target_side=8))
     with pytest.raises(UserError, match=r"missing: encoder\.stages\.3"):
         load_into(other, read_checkpoint(tmp_path / "old.pt"), tmp_path / "old.pt")
+
+
+def test_deeper_stages_of_an_encoder_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_checkpoint(
+        tmp_path / "deep.pt", writer(VisionSettings(preset="tiny", output_stage=3, target_side=8)).state_dict(), 1
+    )
+    deep = read_checkpoint(tmp_path / "deep.pt")
+    bridge = {key: tensor for key, tensor in writer().state_dict().items() if key.startswith("bridge.")}
+    report = load_into(writer(), replace(deep, weights=deep.weights | bridge), tmp_path)
+    assert not report.missing and report.unexpected
+    assert all(key.startswith("encoder.stages.3.") for key in report.unexpected)
 
 
 def test_older_names_of_layers_are_understood(tmp_path: Path) -> None:

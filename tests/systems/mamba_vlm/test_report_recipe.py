@@ -71,6 +71,14 @@ def test_training_begins_with_the_weights_of_a_file_of_the_guide(tmp_path: Path)
     assert torch.equal(second.encoder.stages[0][0].convs[0].conv.weight, first.encoder.stages[0][0].convs[0].conv.weight)
 
 
+def test_a_start_of_other_settings_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "first.pt", RECIPE.build().state_dict(), step=1)
+    replace(RECIPE, start=str(tmp_path / "first.pt")).check_start()
+    other = replace(RECIPE, vision=replace(VISION, output_stage=3), start=str(tmp_path / "first.pt"))
+    with pytest.raises(UserError, match=r"first\.pt does not fit .*--from_scratch"):
+        other.check_start()
+
+
 def test_a_region_around_the_mask_reads_masks_and_reports_without_one_have_the_centre() -> None:
     recipe = replace(RECIPE, vision=replace(VISION, roi_side=4, roi_mode="mask"))
     batch = recipe.encode(records(mask=True), None)

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from raymed.data.image import ImageSettings
@@ -38,6 +39,14 @@ def test_a_log_is_gone_on_with_and_never_wiped(tmp_path: Path) -> None:
     tell(LossLog(tmp_path, replace(SPEC, name="second")), range(1, 3), 2.0)
     assert lines(tmp_path)[4:] == ["4,2,3.000000", "5,3,2.000000", "6,3,2.000000"]
     assert json.loads((tmp_path / STAGE_2_CONFIG).read_text())["run"] == "second"
+
+
+def test_every_epochs_mean_is_told_while_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = LossLog(tmp_path, SPEC)
+    with caplog.at_level("INFO", "raymed"):
+        tell(log, range(1, 3), 3.0)
+        log.watch(SPEC, "epoch", {"epoch": 1, "train_loss": 2.5})
+    assert "epoch 1 平均 caption_loss 2.5000" in caplog.text
 
 
 def test_steps_that_an_interrupted_run_does_again_are_there_once(tmp_path: Path) -> None:
