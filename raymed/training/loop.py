@@ -248,7 +248,8 @@ class Run:
         if gathered is not None:
             try:
                 predictions = in_order([part for worker in gathered for part in worker])
-                judged = [self.spec.recipe.evaluate(predictions, self.prepared.columns(rows, JUDGED_BY))]
+                metrics = self.spec.recipe.evaluate(predictions, self.prepared.columns(rows, JUDGED_BY))
+                judged = [{name: float(value) for name, value in metrics.items()}]  # plain, as checkpoints note them
             except (UserError, RunError) as error:  # raised on all workers, below
                 judged = [error]
         dist.broadcast_object_list(judged)
