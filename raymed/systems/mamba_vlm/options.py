@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,7 +138,8 @@ class MambaOptions(SystemOptions):
         paths = read_paths(file)
         if self.vision.encoder is not None:
             paths = replace(paths, nnunet_encoder_checkpoint=None)
-        completed = self.with_undecided(settings_of(paths, file))
+        typed = _typed(sys.argv[1:])
+        completed = self.with_undecided({name: said for name, said in settings_of(paths, file).items() if name not in typed})
         log.info("settings of %s count where no flag says otherwise", file)
         return completed
 
@@ -287,3 +289,9 @@ class TrainVlm(MambaOptions):
             shutil.copyfile(path, partial)
             partial.replace(kept)
         return kept if kept.exists() else path
+
+
+def _typed(words: Sequence[str]) -> set[str]:
+    """Dotted names of the options that a command line names, be it with the value that is the default."""
+    names = {word[2:].partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    return {GUIDE[name].option if name in GUIDE else name.replace("-", "_") for name in names}

@@ -74,6 +74,16 @@ def test_a_paths_file_says_what_flags_do_not(working_folder: Path) -> None:
     assert options.vision.preset == "nnunet" and options.language.path == "state-spaces/mamba-2.8b-hf"
 
 
+def test_a_flag_with_the_value_of_the_default_goes_before_the_paths_file_too(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (working_folder / "paths.yaml").write_text("use_cmi: true\nroi_side: 7\ncmi_compress_to: 256\n")
+    words = ["--paths", "paths.yaml", "--use_cmi", "false", "--roi_side=0"]
+    monkeypatch.setattr("sys.argv", ["train_vlm.py", *words])
+    options = given(*words).completed()
+    assert (options.cmi.use, options.vision.roi_side, options.cmi.compress_to) == (False, 0, 256)
+
+
 def test_a_checkpoint_in_a_paths_file_has_to_be_imported(working_folder: Path) -> None:
     (working_folder / "paths.yaml").write_text("nnunet_encoder_checkpoint: checkpoint_best.pth\n")
     with pytest.raises(UserError, match=r"jobs/import_nnunet\.py .*checkpoint_best\.pth --out nnunet_encoder"):
