@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
@@ -131,6 +132,9 @@ def evaluate_writer(
     Raises:
         UserError: one patient has more than half of the reports.
     """
+    for each in (writer, simple):
+        if each is not None:
+            each.network.to("cuda" if torch.cuda.is_available() else "cpu")
     swapped = rows[swap_patients(prepared.columns(rows, ["patient"])["patient"], seed)]
     own = caption_losses(writer, _records(prepared, rows, rows, batch))
     mixed = caption_losses(writer, _records(prepared, rows, swapped, batch))

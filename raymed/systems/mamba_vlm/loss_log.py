@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raymed.errors import UserError
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import STAGE_2_CONFIG, STAGE_2_LOG
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
@@ -73,13 +74,24 @@ def describe(spec: RunSpec) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> dict[int, tuple[int, float]]:
-    """Epoch and loss by step."""
+    """Epoch and loss by step.
+
+    Raises:
+        UserError: the file is damaged: it is not written over.
+    """
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {int(row["step"]): (int(row["epoch"]), float(row["caption_loss"])) for row in csv.DictReader(file)}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return {int(row["step"]): (int(row["epoch"]), float(row["caption_loss"])) for row in csv.DictReader(file)}
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} has no lines of {', '.join(COLUMNS)} ({error}): mend it, or move it away") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    """Raises: UserError: the file is damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}): mend it, or move it away") from error
     return content

@@ -258,7 +258,10 @@ class _Reports:
                 inside(root, os.path.relpath(path, root), where)
                 return PurePosixPath(os.path.relpath(path, self._root)).as_posix()
         folders = ", ".join(map(str, self._roots))
-        raise UserError(f"the path {text!r} lies outside of the data folders {folders}: name its folder with --root")
+        raise UserError(
+            f"the path {text!r} lies outside of the data folders {folders}: name its folder as nnunet_raw in "
+            "paths.yaml, or with prepare_mamba's --root"
+        )
 
     def _patient(self, image: str) -> str:
         """Raises: UserError: the regular expression does not match."""

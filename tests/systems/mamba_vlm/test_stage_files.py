@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raymed.data.image import ImageSettings
+from raymed.errors import UserError
 from raymed.systems.mamba_vlm.file_names import STAGE_2_CONFIG, STAGE_2_LOG
 from raymed.systems.mamba_vlm.loss_log import LossLog
 from raymed.systems.mamba_vlm.output import _write, collapse
@@ -39,6 +40,16 @@ def test_a_log_is_gone_on_with_and_never_wiped(tmp_path: Path) -> None:
     tell(LossLog(tmp_path, replace(SPEC, name="second")), range(1, 3), 2.0)
     assert lines(tmp_path)[4:] == ["4,2,3.000000", "5,3,2.000000", "6,3,2.000000"]
     assert json.loads((tmp_path / STAGE_2_CONFIG).read_text())["run"] == "second"
+
+
+def test_a_log_that_excel_saved_is_gone_on_with_and_a_damaged_one_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / STAGE_2_LOG).write_text("step,epoch,caption_loss\n1,1,3.5\n", "utf-8-sig")
+    tell(LossLog(tmp_path, SPEC), range(1, 2), 2.0)
+    assert lines(tmp_path)[1:] == ["1,1,3.500000", "2,2,2.000000"]
+    (tmp_path / STAGE_2_LOG).write_text("step;epoch;caption_loss\n1;1;3.5\n")
+    with pytest.raises(UserError, match="move it away"):
+        LossLog(tmp_path, SPEC)
+    assert lines(tmp_path)[1] == "1;1;3.5"
 
 
 def test_every_epochs_mean_is_told_while_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
