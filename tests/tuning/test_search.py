@@ -223,7 +223,7 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tel
     caplog.set_level("INFO", "raymed")
     refitted = conclude_search(search, search.open_study(), refit="trainval")
     assert refitted.data["version"] != morning.data["version"]
-    assert refitted.data["test"] == morning.data["test"], "the figures belong to the model before refitting"
+    assert refitted.data["figures"] == morning.data["figures"], "the figures belong to the model before refitting"
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("refit")]
     assert re.match(r"refit: trial \d on train \+ val for \d epochs, \d workers of \d CPUs, (about|under)", told[0])
     epochs = searched.best.user_attrs[BEST_POINT]
