@@ -246,7 +246,7 @@ class ReportRecipe:
             "cmi": asdict(self.cmi),
             "language": asdict(self.language),
             "max_text_len": self.max_text_len,
-            "start": self.start,
+            "first_weights": self.start,
         }
 
     @property

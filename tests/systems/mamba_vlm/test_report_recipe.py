@@ -170,3 +170,10 @@ def test_a_language_model_from_a_folder_stays_there_unless_it_has_adapters(tmp_p
     write_checkpoint(tmp_path / "stage2.pt", module.state_dict(), step=1)
     again = seeded(replace(recipe, start=str(tmp_path / "stage2.pt"))).eval()
     torch.testing.assert_close(recipe.predict(again, batch)["nll"], recipe.predict(module, batch)["nll"])
+
+
+def test_another_file_of_first_weights_is_another_run() -> None:
+    """A run's own start weights and the recipe's stood under one name, and the recipe's were not compared."""
+    other = replace(RECIPE, start="/models/vision_bridge_best_val.pt")
+    assert {"train", "sampling", "seed", "start"}.isdisjoint(RECIPE.settings())
+    assert RECIPE.settings() != other.settings()
