@@ -181,7 +181,8 @@ class UniMedVLOptions(SystemOptions):
                 "--config configs/unimedvl_sft.yaml, or --train.lr"
             )
         searched = self.search.space.get("train.lr")
-        if model.path is not None and searched and max(searched.choices or (searched.high,)) >= SMALL.lr:
+        rates = [float(rate) for rate in (*searched.choices, searched.high) if rate is not None] if searched else []
+        if model.path is not None and max(rates, default=0.0) >= SMALL.lr:
             raise UserError(
                 f"the search space of train.lr is for small networks from random weights and would ruin {model.path}: give "
                 "--config with one of its own, such as search: {space: {train.lr: {low: 1.0e-6, high: 1.0e-4, log: true}}}"

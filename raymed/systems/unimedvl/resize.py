@@ -65,7 +65,8 @@ def target_size(width: int, height: int, settings: ResizeSettings, images: int =
     stride = settings.image_stride
 
     def scaled(sides: tuple[int, int], factor: float) -> tuple[int, int]:
-        across, down = (max(stride, round(side * factor / stride) * stride) for side in sides)
+        # To whole pixels, then to whole tokens: rounding once gives another size for one picture in thirty.
+        across, down = (max(stride, round(round(side * factor) / stride) * stride) for side in sides)
         return across, down
 
     factor = min(settings.max_image_size / max(width, height), 1.0)

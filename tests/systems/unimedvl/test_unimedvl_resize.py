@@ -29,6 +29,20 @@ def test_the_legacy_rule_gives_the_published_sizes(size, vae, vit, one_of_four) 
     assert target_size(*size, VIT, images=4) == one_of_four
 
 
+@pytest.mark.parametrize(
+    ("size", "vae", "vit"),
+    [
+        ((1046, 4063), (256, 1024), (252, 980)),
+        ((3309, 2244), (1024, 688), (980, 672)),
+        ((1262, 3984), (320, 1024), (308, 980)),
+    ],
+)
+def test_sides_are_rounded_to_pixels_before_they_are_rounded_to_tokens(size, vae, vit) -> None:
+    """Sizes of the published formula, at which one rounding gives others."""
+    assert target_size(*size, VAE) == vae
+    assert target_size(*size, VIT) == vit
+
+
 @pytest.mark.parametrize("size", [(1024, 1024), (3000, 2000), (500, 4000), (77, 3001)])
 def test_the_sqrt_rule_fills_the_area_that_four_pictures_share(size) -> None:
     legacy = target_size(*size, VIT, images=4)
