@@ -244,7 +244,7 @@ class TrainVlm(MambaOptions):
         )
         rows = prepared.rows("train", self.fold)
         sample = rows[:: -(-len(rows) // AUDITED) or 1]
-        if cut := recipe.count_cut(prepared.read(sample)):
+        if len(sample) and (cut := recipe.count_cut(prepared.read(sample))):
             log.warning(
                 "%d of %d reports have more than --max_text_len %d tokens with their question: the rest is not learned",
                 *(cut, len(sample), self.max_text_len),

@@ -71,6 +71,11 @@ def test_training_begins_with_the_weights_of_a_file_of_the_guide(tmp_path: Path)
     assert torch.equal(second.encoder.stages[0][0].convs[0].conv.weight, first.encoder.stages[0][0].convs[0].conv.weight)
 
 
+def test_reports_that_will_be_cut_are_counted() -> None:
+    assert RECIPE.count_cut(records()) == 0
+    assert replace(RECIPE, max_text_len=4).count_cut(records()) == len(records())
+
+
 def test_a_start_of_other_settings_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "first.pt", RECIPE.build().state_dict(), step=1)
     replace(RECIPE, start=str(tmp_path / "first.pt")).check_start()
