@@ -25,7 +25,7 @@ from raymed.models.vision_tower import VisionTower
 from raymed.recipes.exported import open_model
 from raymed.registry.address import open_tower, resolve_model
 from raymed.registry.candidate import Candidate
-from raymed.registry.register import save
+from raymed.registry.served_model import save
 from raymed.storage.seal import SEAL, check_seal, seal
 from raymed.systems.clip import checkpoint as clip_checkpoint
 from raymed.systems.lung.recipe import LungRecipe
