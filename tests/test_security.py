@@ -40,13 +40,17 @@ FORBIDDEN = {"eval", "exec", "os.system", "pickle.load", "pickle.loads", "yaml.l
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_code_runs_what_stands_in_a_file(path: Path) -> None:
-    for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
+    tree = ast.parse(path.read_text("utf-8"))
+    # a file that its owner vouches for on the command line, with --trust
+    vouched = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "trust"]
+    trusted = [node for branch in vouched for line in branch.body for node in ast.walk(line)]
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name, where = ast.unparse(call.func), f"{path}:{call.lineno}"
         options = {word.arg: ast.unparse(word.value) for word in call.keywords}
         assert name not in FORBIDDEN, where
         assert options.get("shell") != "True" and options.get("trust_remote_code") != "True", where
         assert options.get("allow_pickle") != "True", where
-        assert name != "torch.load" or options.get("weights_only") == "True", where
+        assert name != "torch.load" or options.get("weights_only") == "True" or call in trusted, where
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from raymed.data.micro_batches import Division
 from raymed.errors import UserError
 from raymed.systems.clip.options import ClipOptions
 from raymed.systems.lung.options import LungOptions
+from raymed.systems.mamba_vlm.options import TrainVlm
+from raymed.systems.unimedvl.options import UniMedVLOptions
 from raymed.systems.vitp.options import VitpOptions
 
 
@@ -99,7 +101,7 @@ def test_balance_counts_repeats_and_the_time_that_workers_wait_for_the_largest_m
 
 
 CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
-SYSTEMS = {"lung": LungOptions, "clip": ClipOptions, "vitp": VitpOptions}
+SYSTEMS = {"lung": LungOptions, "clip": ClipOptions, "vitp": VitpOptions, "mamba": TrainVlm, "unimedvl": UniMedVLOptions}
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])

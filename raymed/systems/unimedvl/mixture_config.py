@@ -146,7 +146,8 @@ class _Loader(yaml.SafeLoader):
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.expanduser().read_text("utf-8-sig"), Loader=_Loader)
+        loader = _Loader(path.expanduser().read_text("utf-8-sig"))
+        content = loader.get_single_data()
     except FileNotFoundError as error:
         raise UserError(f"{path}: the file does not exist. --dataset-config-file takes a YAML of data sets") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
