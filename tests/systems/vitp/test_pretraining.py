@@ -79,8 +79,9 @@ def test_an_interrupted_pretraining_computes_the_losses_of_an_uninterrupted_one(
     """It starts from a checkpoint within the second epoch, as a kill right after it would leave it."""
     whole, cut = (spec_of(corpus, tmp_path, name, epochs=2, drop_path=0.3) for name in ("whole", "cut"))
     steps = len(whole.plan(corpus, 0).batches)
-    expected = losses(whole, corpus, Keep(steps + 2, Path(cut.folder.path)))
+    within = 2 if steps % 2 == 0 else 3  # checkpoints lie at every second step of the run
+    expected = losses(whole, corpus, Keep(steps + within, Path(cut.folder.path)))
     (kept,) = Path(cut.folder.path).iterdir()
     progress = Progress.read(kept)
-    assert (progress.epoch, progress.step) == (1, 2)
+    assert (progress.epoch, progress.step) == (1, within)
     assert losses(cut, corpus) == expected, "bit-equal on a CPU in fp32, drop path and dropped tokens included"
