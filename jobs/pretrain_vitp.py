@@ -30,12 +30,15 @@ def main(options: VitpOptions) -> Outcome:
     from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
+    from raymed.tuning.run_outcome import run_outcome
 
     connect(start=not options.dry_run)
     search = options.open_search(options.prepared(), Budget(trials=1))
     if options.dry_run:
         return describe(search)
-    return search.outcome(run_search(search), "take its ViT out: python jobs/extract_vit.py --model {checkpoint} --out VIT")
+    return run_outcome(
+        search, run_search(search), "take its ViT out: python jobs/extract_vit.py --model {checkpoint} --out VIT"
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def main(options: TrainBridge) -> Outcome:
     from raymed.systems.mamba_vlm.output import write_stage_1
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
+    from raymed.tuning.run_outcome import run_outcome
 
     options = options.completed()
     connect(start=not options.dry_run)
@@ -29,7 +30,7 @@ def main(options: TrainBridge) -> Outcome:
     if options.dry_run:
         return describe(search)
     study = run_search(search)
-    outcome = search.outcome(study, "stage 2: python jobs/train_vlm.py")
+    outcome = run_outcome(search, study, "stage 2: python jobs/train_vlm.py")
     lines = write_stage_1(search.spec_of(study.trials[-1]), outcome.data["checkpoint"], options.output)
     return dataclasses.replace(outcome, text="\n".join([*lines, outcome.text]))
 

@@ -28,13 +28,14 @@ def main(options: TrainLung) -> Outcome:
     from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
+    from raymed.tuning.run_outcome import run_outcome
 
     connect(start=not options.dry_run)
     prepared = options.prepared()
     search = options.open_search(prepared, Budget(trials=1))
     if options.dry_run:
         return describe(search)
-    return search.outcome(run_search(search))
+    return run_outcome(search, run_search(search))
 
 
 if __name__ == "__main__":

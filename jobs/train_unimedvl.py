@@ -32,14 +32,15 @@ def main(options: UniMedVLOptions) -> Outcome:
     from raymed.systems.unimedvl.memory import log_memory_plan
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
+    from raymed.tuning.run_outcome import run_outcome
 
     connect(start=not options.dry_run)
     search = options.open_search(options.prepared(), Budget(trials=1))
     log_memory_plan(search.template)
     if options.dry_run:
         return describe(search)
-    return search.outcome(
-        run_search(search), "ask it: python jobs/vqa.py --model {checkpoint} --image PICTURE --prompt QUESTION"
+    return run_outcome(
+        search, run_search(search), "ask it: python jobs/vqa.py --model {checkpoint} --image PICTURE --prompt QUESTION"
     )
 
 

@@ -24,6 +24,7 @@ def main(options: TrainVlm) -> Outcome:
     from raymed.systems.mamba_vlm.output import write_stage_2
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
+    from raymed.tuning.run_outcome import run_outcome
 
     options = options.completed()
     connect(start=not options.dry_run)
@@ -31,7 +32,7 @@ def main(options: TrainVlm) -> Outcome:
     if options.dry_run:
         return describe(search)
     study = run_search(search, LossLog(options.output, search.template).watch)
-    outcome = search.outcome(study, "look at its texts: python jobs/check_image_to_text.py")
+    outcome = run_outcome(search, study, "look at its texts: python jobs/check_image_to_text.py")
     lines = write_stage_2(search.spec_of(study.trials[-1]), outcome.data["checkpoint"], options.output)
     return dataclasses.replace(outcome, text="\n".join([*lines, outcome.text]))
 

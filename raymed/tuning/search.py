@@ -15,14 +15,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raymed.cluster import connection as cluster
 from raymed.cluster.connection import capacity, cpus_per_gpu, is_own
-from raymed.errors import RunError, UserError
-from raymed.job.job import Outcome
+from raymed.errors import UserError
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry.candidate import Candidate
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
 from raymed.tracking.tracker import Tracker
-from raymed.training.checkpoint import OUTPUTS, PREDICTIONS, checkpoint_names, read_history
+from raymed.training.checkpoint import OUTPUTS, PREDICTIONS, checkpoint_names
 from raymed.training.fit import Resources, resources, spread
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
@@ -30,7 +29,7 @@ from raymed.tuning.forgotten import Forgotten
 from raymed.tuning.journal import COPY, Journal, generations
 from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
 from raymed.tuning.space import Dimension, Value, get_setting, with_setting
-from raymed.tuning.study import BEST_POINT, CHECKPOINT, REASON, Study
+from raymed.tuning.study import CHECKPOINT, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
 COMPARED = (PREDICTIONS, OUTPUTS, "sealed-000.json")  # what a trial is compared by, and the list that vouches for it
@@ -263,39 +262,6 @@ class Search:
         workers = spec.helpful(each.workers * concurrent)
         cpus = each.cpus if each.gpu else spread(each.workers * each.cpus * concurrent, workers)
         return dataclasses.replace(each, workers=workers, min_workers=min(workers, each.min_workers), cpus=cpus)
-
-    def outcome(self, study: Study, advice: str = "judge and register it: python jobs/promote.py {run_id}") -> Outcome:
-        """What a single run leaves.
-
-        Args:
-            advice: what to do next, with the places {run_id} and {checkpoint}.
-
-        Raises:
-            RunError: the run failed.
-        """
-        trial = study.trials[-1]
-        tracker = self.open_tracker()
-        run = tracker.find(self.trial_key(trial))
-        failed = f"the run failed: {trial.user_attrs.get(REASON, 'no epoch was completed')}"
-        if CHECKPOINT not in trial.user_attrs:
-            raise RunError(failed)
-        if trial.state == TrialState.FAIL:
-            raise RunError(
-                f"{failed}\nThe same command goes on from the last checkpoint. The best one is that of "
-                f"{study.best_point(trial)}: {trial.user_attrs[CHECKPOINT]}"
-            )
-        monitor = self.template.train.monitor
-        chosen = "" if monitor == "val_loss" else f", chosen by {monitor}"
-        checkpoint = trial.user_attrs[CHECKPOINT]
-        val_loss = read_history(Folder.at(checkpoint))[-1]["val_loss"]  # an earlier try may have trained that epoch
-        lines = [
-            f"val_loss {val_loss:.4f} in {study.best_point(trial)} of {trial.last_step}{chosen}; checkpoint {checkpoint}",
-            tracker.look_at_it,
-            advice.format(run_id=run, checkpoint=checkpoint),
-        ]
-        data = {"run_id": run, "name": self.name, "val_loss": val_loss, "checkpoint": checkpoint}
-        data |= {f"best_{study.noun}": trial.user_attrs[BEST_POINT], f"{study.noun}s": trial.last_step}
-        return Outcome("\n".join(lines), data | {"tracking_uri": self.tracking_uri})
 
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
         """What a trial left to be judged: its best checkpoint so far, if any."""

@@ -14,6 +14,7 @@ from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
+from raymed.tuning.run_outcome import run_outcome
 from raymed.tuning.search import LISTED, Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
@@ -144,7 +145,7 @@ def test_a_run_that_failed_after_good_epochs_is_no_success(search, tmp_path):
     study.report(number, 1, {"val_loss": 0.5, "best_val_loss": 0.5, "best_epoch": 1, "model": "CHECKPOINT"})
     study.tell(number, TrialState.FAIL, "the loss is not finite at step 9")
     with pytest.raises(RunError, match=r"not finite at step 9\nThe same command goes on .* epoch 1: CHECKPOINT"):
-        search.outcome(study)
+        run_outcome(search, study)
 
 
 def test_a_run_that_was_tried_again_tells_its_best_epoch_though_that_lay_before_its_failure(search, tmp_path):
@@ -161,8 +162,8 @@ def test_a_run_that_was_tried_again_tells_its_best_epoch_though_that_lay_before_
             study.report(number, len(history), {**history[-1], "model": str(best)})
         study.tell(number, state)
     Progress(epoch=2, history=history[:2]).write(best)
-    outcome = single.outcome(study)
+    outcome = run_outcome(single, study)
     assert (outcome.data["val_loss"], outcome.data["best_epoch"], outcome.data["epochs"]) == (0.4, 2, 3)
     shutil.rmtree(best)
     with pytest.raises(UserError, match="step-00000002-000002-ab is not there any more"):
-        single.outcome(study)
+        run_outcome(single, study)
