@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.data.pseudonyms import Pseudonyms
-from raymed.data.sources.listing import read_text
+from raymed.data.sources.paths import read_text
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.spreadsheet import neutral, original

@@ -20,7 +20,8 @@ from raymed.data.record import records_from
 from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, Study, list_source, load_study, recognise
 from raymed.data.sources.dicom import is_dicom
 from raymed.data.sources.folders import is_picture
-from raymed.data.sources.listing import Tree, make_study, some, sorted_studies, walk
+from raymed.data.sources.listing import make_study, some, sorted_studies
+from raymed.data.sources.paths import Tree, walk
 from raymed.data.survey import OWN_LABELS
 
 PICTURES = 128  # of a part: 77 MB of colour pictures at 448 pixels

@@ -15,16 +15,8 @@ from raymed.data.hounsfield import Values, require_hounsfield, without_padding
 from raymed.data.image import ImageError, ImageSettings, eight_bit, fit, read_picture
 from raymed.data.sources import class_folders, conversations, dicom, folders, nifti, table
 from raymed.data.sources.dicom_pixels import read_series, read_slice
-from raymed.data.sources.listing import (
-    Columns,
-    Listing,
-    Refusal,
-    Slice,
-    SourceSettings,
-    Study,
-    some,
-    walk,
-)
+from raymed.data.sources.listing import Columns, Listing, Refusal, Slice, SourceSettings, Study, some
+from raymed.data.sources.paths import walk
 from raymed.errors import UserError
 from raymed.job.submitted import where_it_looks
 

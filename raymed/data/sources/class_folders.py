@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from raymed.data.sources.listing import Listing, Slice, SourceSettings, make_study, some, sorted_studies, walk
+from raymed.data.sources.listing import Listing, Slice, SourceSettings, make_study, some, sorted_studies
+from raymed.data.sources.paths import walk
 from raymed.data.sources.patients import with_patients
 from raymed.data.sources.table import read_rows
 from raymed.errors import UserError

@@ -19,20 +19,9 @@ from typing import Any
 from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
 from raymed.data.sources.dicom import sort_named
-from raymed.data.sources.listing import (
-    Listing,
-    Refusal,
-    Slice,
-    SourceSettings,
-    absence,
-    file_stat,
-    inside,
-    make_study,
-    natural_key,
-    read_text,
-    sorted_studies,
-)
+from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, make_study, natural_key, sorted_studies
 from raymed.data.sources.meta import DataSet, meta_root, read_meta
+from raymed.data.sources.paths import absence, file_stat, inside, read_text
 from raymed.data.sources.splits import StatedSplits, split_named
 from raymed.errors import UserError
 

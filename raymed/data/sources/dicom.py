@@ -18,18 +18,8 @@ from raymed.data.image import SUFFIXES as PICTURES
 from raymed.data.image import ImageError
 from raymed.data.sources.dicom_header import Header, NotWantedError, open_file, read_header
 from raymed.data.sources.dicom_series import order
-from raymed.data.sources.listing import (
-    Geometry,
-    Listing,
-    Refusal,
-    Slice,
-    SourceSettings,
-    Tree,
-    make_study,
-    some,
-    sorted_studies,
-    walk,
-)
+from raymed.data.sources.listing import Geometry, Listing, Refusal, Slice, SourceSettings, make_study, some, sorted_studies
+from raymed.data.sources.paths import Tree, walk
 from raymed.data.sources.patients import Person, require_persons, silent_patients, with_patients
 from raymed.errors import UserError
 

@@ -10,7 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from raymed.data.image import SUFFIXES
-from raymed.data.sources.listing import Listing, Slice, SourceSettings, make_study, some, sorted_studies, walk
+from raymed.data.sources.listing import Listing, Slice, SourceSettings, make_study, some, sorted_studies
+from raymed.data.sources.paths import walk
 from raymed.data.sources.patients import silent_patients, with_patients
 from raymed.errors import UserError
 

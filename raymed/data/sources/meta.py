@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymed.data.sources.listing import inside, read_text
+from raymed.data.sources.paths import inside, read_text
 from raymed.errors import UserError
 
 

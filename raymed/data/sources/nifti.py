@@ -26,12 +26,11 @@ from raymed.data.sources.listing import (
     Slice,
     SourceSettings,
     Study,
-    Tree,
     make_study,
     some,
     sorted_studies,
-    walk,
 )
+from raymed.data.sources.paths import Tree, walk
 from raymed.data.sources.patients import silent_patients, with_patients
 from raymed.errors import UserError
 

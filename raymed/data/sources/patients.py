@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 
-from raymed.data.sources.listing import Refusal, SourceSettings, Tree, some
+from raymed.data.sources.listing import Refusal, SourceSettings, some
+from raymed.data.sources.paths import Tree
 from raymed.errors import UserError
 
 OPTIONS = (

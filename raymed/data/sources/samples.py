@@ -17,18 +17,9 @@ from typing import Any, Literal
 
 from raymed.data.record import Message
 from raymed.data.sources.annotations import data_sets, is_array, kept_lines, usage
-from raymed.data.sources.listing import (
-    Listing,
-    Refusal,
-    Slice,
-    SourceSettings,
-    Study,
-    absence,
-    by_reason,
-    file_stat,
-    inside,
-)
+from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, Study, by_reason
 from raymed.data.sources.meta import DataSet, meta_root
+from raymed.data.sources.paths import absence, file_stat, inside
 from raymed.data.sources.sample import Sample, out_of_turn, read_sample, with_marks
 from raymed.data.sources.table import is_table, read_cells
 from raymed.errors import UserError

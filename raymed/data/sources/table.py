@@ -23,15 +23,12 @@ from raymed.data.sources.listing import (
     Refusal,
     Slice,
     SourceSettings,
-    absence,
-    file_stat,
-    inside,
     make_study,
     natural_key,
-    read_text,
     some,
     sorted_studies,
 )
+from raymed.data.sources.paths import absence, file_stat, inside, read_text
 from raymed.data.sources.splits import NAMES, StatedSplits
 from raymed.errors import UserError
 from raymed.spreadsheet import original

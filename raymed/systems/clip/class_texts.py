@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raymed.data.sources.listing import read_text, some
+from raymed.data.sources.listing import some
+from raymed.data.sources.paths import read_text
 from raymed.errors import UserError
 
 log = logging.getLogger("raymed")

@@ -16,7 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from raymed.data.prepared import Prepared
-from raymed.data.sources.listing import read_text
+from raymed.data.sources.paths import read_text
 from raymed.errors import UserError
 from raymed.job.command_line import Aliases
 from raymed.job.mistakes import did_you_mean

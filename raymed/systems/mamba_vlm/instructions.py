@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from raymed.data.sources.listing import read_text
+from raymed.data.sources.paths import read_text
 from raymed.data.sources.sample import Sample, read_sample
 from raymed.errors import UserError
 from raymed.models.marks import IMAGE

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from raymed.data.sources.listing import absence, read_text
+from raymed.data.sources.paths import absence, read_text
 from raymed.errors import UserError
 from raymed.job.mistakes import did_you_mean
 

@@ -16,18 +16,8 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
 from raymed.data.record import Message
-from raymed.data.sources.listing import (
-    Listing,
-    Refusal,
-    Slice,
-    SourceSettings,
-    Study,
-    absence,
-    by_reason,
-    inside,
-    read_text,
-    some,
-)
+from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, Study, by_reason, some
+from raymed.data.sources.paths import absence, inside, read_text
 from raymed.data.sources.table import read_cells
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.instructions import is_instructions, read_instructions

@@ -15,7 +15,8 @@ from raymed.data.record import Image
 from raymed.data.sources import SourceSettings, nifti, read_whole
 from raymed.data.sources.dicom import is_dicom, sort_named
 from raymed.data.sources.dicom_pixels import read_series
-from raymed.data.sources.listing import Geometry, absence, walk
+from raymed.data.sources.listing import Geometry
+from raymed.data.sources.paths import absence, walk
 from raymed.errors import UserError
 
 

@@ -17,7 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from raymed.data.sources import Listing
-from raymed.data.sources.listing import SourceSettings, inside, some
+from raymed.data.sources.listing import SourceSettings, some
+from raymed.data.sources.paths import inside
 from raymed.data.sources.sample import Sample as ListedSample
 from raymed.data.sources.samples import SampleListing
 from raymed.errors import UserError
