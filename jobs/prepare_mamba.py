@@ -61,9 +61,9 @@ def plan(found: Survey, settings: ReportSettings, out: str) -> Outcome:
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
-    from raymed.data.counts import left_out, table
+    from raymed.data.counts import closing, facts, table
 
-    prepared, manifest = result.prepared, result.prepared.manifest
+    manifest = result.prepared.manifest
     settings = manifest.settings
     lines = [
         *table({"all": manifest.patients["unlabelled"]}),
@@ -71,14 +71,9 @@ def summary(result: PrepareResult) -> Outcome:
         f"slices: {settings['slices']['count']} a report; window {settings['image']['window']}",
         f"pictures and volumes: {result.new} read, {result.kept} unchanged",
         f"quarantined: {manifest.quarantined} reports (quarantine.jsonl)",
-        *left_out(manifest.left_out),
-        f"patients that share near-duplicate pictures: {len(manifest.near_duplicates)} groups",
-        str(result.guard),
-        f"prepared data: {prepared.folder.uri} (digest {manifest.digest})",
+        *closing(result),
     ]
-    data = {"out": prepared.folder.uri, "new": result.new, "kept": result.kept}
-    known = ("digest", "patients", "sources", "quarantined", "left_out")
-    return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
+    return Outcome("\n".join(lines), facts(result))
 
 
 if __name__ == "__main__":

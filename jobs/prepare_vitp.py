@@ -63,7 +63,7 @@ def plan(options: PrepareVitpOptions) -> Outcome:
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
-    from raymed.data.counts import left_out, table
+    from raymed.data.counts import closing, facts, table
 
     prepared, manifest = result.prepared, result.prepared.manifest
     tokens = int(prepared.columns(prepared.rows("all"), ["cost"])["cost"].sum())
@@ -73,14 +73,9 @@ def summary(result: PrepareResult) -> Outcome:
         *_uses(manifest.settings["datasets"]),
         f"studies: {result.new} read, {result.kept} unchanged; tokens: {tokens} in all",
         f"quarantined: {manifest.quarantined} samples (quarantine.jsonl)",
-        *left_out(manifest.left_out),
-        f"patients that share near-duplicate pictures: {len(manifest.near_duplicates)} groups",
-        str(result.guard),
-        f"prepared data: {prepared.folder.uri} (digest {manifest.digest})",
+        *closing(result),
     ]
-    data = {"out": prepared.folder.uri, "new": result.new, "kept": result.kept, "tokens": tokens}
-    known = ("digest", "patients", "sources", "quarantined", "left_out")
-    return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
+    return Outcome("\n".join(lines), facts(result) | {"tokens": tokens})
 
 
 def _uses(used: dict[str, dict[str, object]]) -> list[str]:

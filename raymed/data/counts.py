@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from raymed.data.publish import UNSPLIT
 from raymed.data.split import SPLITS
+
+if TYPE_CHECKING:
+    from raymed.data.prepare import PrepareResult
 
 Counts = Mapping[str, Mapping[str, int]]
 
@@ -25,3 +29,21 @@ def left_out(patients: Mapping[str, str]) -> list[str]:
     """The patients without a usable slice, a line each with the reason, below a line that counts them."""
     head = f"patients without a usable slice: {len(patients) or 'none'}"
     return [head, *(f"  {patient}: {reason}" for patient, reason in patients.items())]
+
+
+def closing(result: PrepareResult) -> list[str]:
+    """The last lines about prepared data: who is left out, who shares pictures, what the guard proved, where they lie."""
+    manifest = result.prepared.manifest
+    return [
+        *left_out(manifest.left_out),
+        f"patients that share near-duplicate pictures: {len(manifest.near_duplicates)} groups",
+        str(result.guard),
+        f"prepared data: {result.prepared.folder.uri} (digest {manifest.digest})",
+    ]
+
+
+def facts(result: PrepareResult) -> dict[str, Any]:
+    """The same for ``--json``."""
+    prepared, known = result.prepared, ("digest", "patients", "sources", "quarantined", "left_out")
+    done = {"out": prepared.folder.uri, "new": result.new, "kept": result.kept}
+    return done | {name: getattr(prepared.manifest, name) for name in known}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from raymed.data.counts import left_out, table
+from raymed.data.counts import closing, facts, table
 from raymed.data.prepare import PrepareResult
 from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import by_reason
@@ -48,14 +48,9 @@ def summary(result: PrepareResult) -> Outcome:
         *sizes(prepared),
         f"quarantined: {manifest.quarantined} samples (quarantine.jsonl)",
         *(f"  {line}" for line in by_reason((line["where"], line["reason"]) for line in quarantine)),
-        *left_out(manifest.left_out),
-        f"patients that share near-duplicate pictures: {len(manifest.near_duplicates)} groups",
-        str(result.guard),
-        f"prepared data: {prepared.folder.uri} (digest {manifest.digest})",
+        *closing(result),
     ]
-    data = {"out": prepared.folder.uri, "new": result.new, "kept": result.kept, "tokens": int(costs.sum())}
-    known = ("digest", "patients", "sources", "quarantined", "left_out")
-    return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
+    return Outcome("\n".join(lines), facts(result) | {"tokens": int(costs.sum())})
 
 
 def sizes(prepared: Prepared) -> list[str]:
