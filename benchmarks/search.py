@@ -94,7 +94,7 @@ def main(
     train = TrainSettings(**config["train"] | {"epochs": epochs})
     template = RunSpec("search", "", prepared.folder.uri, recipe, train, SliceSettings(per_patient=slices))
     space = {name: Dimension(**each) for name, each in config["search"]["space"].items()}
-    settings = SearchSettings(space, Halving(**config["search"]["halving"]))
+    settings = SearchSettings(space, halving=Halving(**config["search"]["halving"]))
 
     with process_group_of_one(), tempfile.TemporaryDirectory() as temporary:
         records = Records(prepared, template)

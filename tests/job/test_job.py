@@ -299,9 +299,9 @@ def test_help_names_no_path_of_the_file_of_defaults(word, tmp_path, capsys):
 
 PLAN = """
 import runpy, sys
-import ray, raymed.job
+import ray, raymed.job.job
 
-raymed.job._leave = lambda code: None
+raymed.job.job._leave = lambda code: None
 runpy.run_path(sys.argv[0], run_name="__main__")
 print("Ray was started:", ray.is_initialized())
 """
