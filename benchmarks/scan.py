@@ -3,21 +3,25 @@
     python benchmarks/scan.py             # the figures of docs/log.md: minutes on a CPU core, most in transformers' path
     python benchmarks/scan.py --length 64 --channels "[32]" --steps 1
 
-The ways take turns in one process, on one thread; times are the fastest of so many passes, memory is what the process needed
-beyond its inputs, in a process of its own.
+The ways take turns in one process, on one thread; times are the fastest of so many passes, fewer where those have taken
+long enough; memory is what the process needed beyond its inputs, in a process of its own.
 
 - ours: chunks that stay in the cache, states between their borders computed again in the backward pass.
 - loop: a step for each time, through autograd; the discretised arrays are made once.
 - transformers: its own path without kernels, as its Mamba takes it.
-- doubling: an associative scan by doubling (Blelloch 1990; what mambapy's pscan does), through autograd.
+- doubling: an associative scan by doubling (Blelloch 1990), through autograd.
+- mambapy: its pscan, the same with a backward pass of its own, where it is installed.
 - chunked: 16 steps at once by sums of logarithms, chunk after chunk, through autograd.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import multiprocessing
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable
 
@@ -37,13 +41,14 @@ CHUNK = 16  # steps of `chunked`: more would leave the range of float32
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def main(length: int = 784, channels: list[int] = [512, 1536], steps: int = 5) -> None:  # noqa: B006
+def main(length: int = 784, channels: list[int] = [512, 1536], steps: int = 5, seconds: float = 5.0) -> None:  # noqa: B006
     """Time the ways in turn.
 
     Args:
         length: Tokens.
         channels: Of the sequence, one after the other.
-        steps: Timed passes of each way.
+        steps: Timed passes of each way, after a first one.
+        seconds: A way whose passes have taken as long is not timed again.
     """
     torch.set_num_threads(1)
     needed = {(name, count): in_a_child(name, length, count) for count in channels for name in WAYS}
@@ -51,13 +56,14 @@ def main(length: int = 784, channels: list[int] = [512, 1536], steps: int = 5) -
     lines = []
     for count in channels:
         tensors = inputs(length, count)
-        results = {name: passed(way, tensors) for name, way in WAYS.items()}
+        results: dict[str, list[Tensor]] = {}
         times: dict[str, list[float]] = {name: [] for name in WAYS}
-        for _ in range(steps):
+        for _ in range(steps + 1):
             for name, way in WAYS.items():
-                started = time.process_time()
-                passed(way, tensors)
-                times[name].append(time.process_time() - started)
+                if sum(times[name]) < seconds:
+                    started = time.process_time()
+                    results[name] = passed(way, tensors)
+                    times[name].append(time.process_time() - started)
         for name in WAYS:
             grown = max(1, needed[name, count])
             difference = max(
@@ -66,7 +72,7 @@ def main(length: int = 784, channels: list[int] = [512, 1536], steps: int = 5) -
             figures[f"{name} {count}"] = {"seconds": min(times[name]), "bytes": grown, "difference": difference}
             lines.append(
                 f"{count:5} channels  {name:12} {min(times[name]) * 1000:8.1f} ms (median "
-                f"{sorted(times[name])[steps // 2] * 1000:8.1f})  {grown / 2**20:7.1f} MiB, "
+                f"{statistics.median(times[name]) * 1000:8.1f})  {grown / 2**20:7.1f} MiB, "
                 f"{grown / length:9.0f} bytes a token  off the loop by {difference:.1e}"
             )
         others = [figures[f"{name} {count}"] for name in WAYS if name != "ours"]
@@ -148,6 +154,11 @@ def doubling(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tenso
     return (states @ C[..., None])[..., 0]
 
 
+def mambapy(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    pscan = importlib.import_module("mambapy.pscan").pscan
+    return (pscan(*discretised(x, delta, A, B)) @ C[..., None])[..., 0]
+
+
 def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     state, outputs = x.new_zeros(x.shape[0], 1, x.shape[2], A.shape[1]), []
     for begin in range(0, x.shape[1], CHUNK):
@@ -166,6 +177,7 @@ WAYS: dict[str, Way] = {
     "transformers": transformers,
     "doubling": doubling,
     "chunked": chunked,
+    **({"mambapy": mambapy} if importlib.util.find_spec("mambapy") else {}),
 }
 
 if __name__ == "__main__":

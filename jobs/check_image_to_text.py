@@ -19,12 +19,14 @@ def main(options: CheckOptions) -> Outcome:
     from pathlib import Path
 
     from raymed.systems.mamba_vlm.check import check
+    from raymed.systems.mamba_vlm.memory import CHECK, memory_advice
     from raymed.systems.mamba_vlm.paths import local_path
 
     path = options.find_checkpoint()
     if options.dry_run:
         return Outcome(f"would write about a picture with {path}", {"checkpoint": str(path)})
-    result = check(options, path)
+    with memory_advice(CHECK):
+        result = check(options, path)
     lines, data = result.lines, {"text": result.text, "abstained": not result.text, "checkpoint": str(path)}
     if options.save_out:
         folder = result.write(local_path(options.out_dir, Path.cwd()), options.generation, path)

@@ -19,7 +19,8 @@ from raymed.tuning.budget import Budget
 
 def main(options: TrainBridge) -> Outcome:
     from raymed.cluster.connection import connect
-    from raymed.systems.mamba_vlm.output import write_stage_1
+    from raymed.systems.mamba_vlm.memory import TRAINING, memory_advice
+    from raymed.systems.mamba_vlm.output import StageFiles
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
     from raymed.tuning.run_outcome import run_outcome
@@ -29,9 +30,11 @@ def main(options: TrainBridge) -> Outcome:
     search = options.open_search(options.prepared(), Budget(trials=1))
     if options.dry_run:
         return describe(search)
-    study = run_search(search)
-    outcome = run_outcome(search, study, "stage 2: python jobs/train_vlm.py")
-    lines = write_stage_1(search.spec_of(study.trials[-1]), outcome.data["checkpoint"], options.output)
+    files = StageFiles(options.output, search.template)
+    with memory_advice(TRAINING):
+        study = run_search(search, files.watch)
+        outcome = run_outcome(search, study, "stage 2: python jobs/train_vlm.py")
+    lines = files.finish(search.spec_of(study.trials[-1]), outcome.data["checkpoint"])
     return dataclasses.replace(outcome, text="\n".join([*lines, outcome.text]))
 
 

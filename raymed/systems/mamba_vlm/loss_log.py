@@ -1,4 +1,4 @@
-"""Stage 2's `stage2_train_log.csv` and `stage2_config.json`, kept up to date while a run trains."""
+"""Stage 2's `stage2_train_log.csv`, `stage2_config.json` and `stage2_heartbeat.txt`, kept up to date while a run trains."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import csv
 import json
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from raymed.errors import UserError
 from raymed.storage.folder import Folder
-from raymed.systems.mamba_vlm.file_names import STAGE_2_CONFIG, STAGE_2_LOG
+from raymed.systems.mamba_vlm.file_names import STAGE_2_CONFIG, STAGE_2_HEARTBEAT, STAGE_2_LOG
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
@@ -24,7 +25,11 @@ EVERY = 20  # steps between two printed losses
 
 class LossLog:
     """A line for each step; steps and epochs of a run go on from the lines of earlier runs, and those of steps that an
-    interrupted run does again are replaced."""
+    interrupted run does again are replaced.
+
+    Attributes:
+        after_step: the last step of the runs before.
+    """
 
     def __init__(self, folder: Path, spec: RunSpec) -> None:
         """Writes the settings, so that an interrupted run finds where its lines begin."""
@@ -35,13 +40,17 @@ class LossLog:
         begins = {"after_step": last, "after_epoch": self._lines[last][0] if last else 0}
         if config.get("run") == spec.name:
             begins = {name: config[name] for name in begins}
-        self._after_step, self._after_epoch = begins["after_step"], begins["after_epoch"]
+        self.after_step, self._after_epoch = begins["after_step"], begins["after_epoch"]
         self._epochs = spec.train.epochs
         folder.mkdir(parents=True, exist_ok=True)
-        Folder.at(folder).write(STAGE_2_CONFIG, json.dumps(describe(spec) | begins, ensure_ascii=False, indent=2).encode())
+        self._config = describe(spec) | begins
+        self._write_config(finished=False)
 
     def watch(self, spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
         """For `run_search`."""
+        beat = f"{datetime.now():%Y-%m-%d %H:%M:%S}  {spec.name}  {'training' if happened == STEPS else happened}"
+        point = "".join(f"  {name} {result[name]:g}" for name in ("epoch", "global_step") if name in result)
+        Folder.at(self._folder).write(STAGE_2_HEARTBEAT, f"{beat}{point}\n".encode())
         if happened == "epoch" and "train_loss" in result:
             log.info("epoch %d 平均 caption_loss %.4f", self._after_epoch + int(result["epoch"]), result["train_loss"])
         if happened != STEPS:
@@ -50,11 +59,19 @@ class LossLog:
         for row in result[STEPS]:
             step = int(row["global_step"])
             epoch, loss = (step - 1) * self._epochs // total + 1, row["train_loss"]
-            self._lines[self._after_step + step] = (self._after_epoch + epoch, loss)
+            self._lines[self.after_step + step] = (self._after_epoch + epoch, loss)
             if step % EVERY == 0:
-                log.info("step %d  epoch %d  caption_loss %.4f", self._after_step + step, self._after_epoch + epoch, loss)
+                log.info("step %d  epoch %d  caption_loss %.4f", self.after_step + step, self._after_epoch + epoch, loss)
         lines = [",".join(COLUMNS), *(f"{step},{epoch},{loss:.6f}" for step, (epoch, loss) in sorted(self._lines.items()))]
         Folder.at(self._folder).write(STAGE_2_LOG, "".join(line + "\n" for line in lines).encode())
+
+    def finish(self) -> None:
+        """Note that the run has ended: what it left is what training goes on from."""
+        self._write_config(finished=True)
+
+    def _write_config(self, finished: bool) -> None:
+        content = json.dumps(self._config | {"finished": finished}, ensure_ascii=False, indent=2)
+        Folder.at(self._folder).write(STAGE_2_CONFIG, content.encode())
 
 
 def describe(spec: RunSpec) -> dict[str, Any]:
@@ -70,6 +87,7 @@ def describe(spec: RunSpec) -> dict[str, Any]:
         "max_text_len": recipe.max_text_len,
         "gradient_accumulation_steps": -(-spec.train.global_batch // spec.train.micro_batch),
         "run": spec.name,
+        "first_weights": recipe.start,
     }
 
 

@@ -74,6 +74,7 @@ class ReportWriter(VisionBridge):
         features: Tensor,
         settings: GenerationSettings,
         mask: Tensor | None = None,
+        headings: Sequence[Sequence[int]] = (),
     ) -> list[list[int]]:
         """The ids of each row's text.
 
@@ -81,6 +82,7 @@ class ReportWriter(VisionBridge):
             prompts: ids of each row's question and newline.
             features: maps of each row's pictures, as `VisionBridge.features` gives them.
             mask: [batch, slices, 1, height, width], where the region lies around it.
+            headings: ids of `settings.headers`, as `generate` takes them.
         """
         lengths = torch.tensor([len(ids) for ids in prompts])
         tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
@@ -94,7 +96,8 @@ class ReportWriter(VisionBridge):
             known = torch.arange(text.shape[1], device=device) < lengths.to(device)[:, None]
             everywhere = known.new_ones(len(prompts), visual.shape[1])
             prefix = torch.cat([visual.to(text.dtype), text], dim=1)
-            return generate(self.language_model, prefix, torch.cat([everywhere, known], 1), self.end, settings)
+            seen = torch.cat([everywhere, known], 1)
+            return generate(self.language_model, prefix, seen, self.end, settings, headings)
 
     def _interacting(self, visual: Tensor, text: Tensor, prompt_lengths: Tensor) -> Tensor:
         """The visual tokens after they met each row's own question."""

@@ -16,7 +16,7 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
-from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_FINAL
+from raymed.systems.mamba_vlm.first_weights import first_weights
 from raymed.systems.mamba_vlm.paths import local_path, read_paths, settings_of
 from raymed.systems.mamba_vlm.settings import (
     BridgeSettings,
@@ -52,10 +52,6 @@ GUIDE = {
     "use-cmi": Alias("cmi.use", {"true": "true", "false": "false"}),
     "cmi-compress-to": Alias("cmi.compress_to"),
     "roi-side": Alias("vision.roi_side"),
-    "gradient-accumulation-steps": Alias(
-        says="ignored: --batch_size is what one optimizer step takes, and --train.micro_batch what goes through the network "
-        "at once"
-    ),
     "patch-size": Alias(says="ignored: pictures have the size that they were prepared with (jobs/prepare_mamba.py)"),
     "num-workers": Alias(says="ignored: pictures are decoded once, by Ray Data on every CPU"),
     "log-every-steps": Alias(says="ignored: every step is in stage2_train_log.csv, and every 20th is told"),
@@ -91,6 +87,8 @@ class MambaOptions(SystemOptions):
         language: The language model.
         max_text_len: Most tokens of a question and its report together.
         output_dir: Folder for the files that the guide names.
+        gradient_accumulation_steps: An optimizer step takes so many batches, one after the other (train.global_batch times
+            as many reports).
         train: How it is trained; a pack is a report.
     """
 
@@ -106,6 +104,7 @@ class MambaOptions(SystemOptions):
     language: LanguageSettings = field(default_factory=lambda: LanguageSettings(path="state-spaces/mamba-2.8b-hf"))
     max_text_len: int = 512
     output_dir: str = "outputs"
+    gradient_accumulation_steps: int = 1
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(epochs=3, global_batch=4, micro_batch=4, lr=1e-4, warmup=0.05)
     )
@@ -126,12 +125,20 @@ class MambaOptions(SystemOptions):
         return PATHS.absolute() if PATHS.is_file() else None
 
     def completed(self) -> Self:
-        """With what the YAML file says of what is left at its default.
+        """With what the YAML file says of what is left at its default, and with the reports of all batches of a step.
 
         Raises:
             UserError: the file is wrong, names a checkpoint that was not imported, or asks for another width of tokens than
                 the language model's.
         """
+        if self.gradient_accumulation_steps < 1:
+            raise UserError(f"--gradient_accumulation_steps {self.gradient_accumulation_steps}: it must be at least 1")
+        reports = self.train.global_batch * self.gradient_accumulation_steps
+        accumulated = replace(self, gradient_accumulation_steps=1, train=replace(self.train, global_batch=reports))
+        return accumulated._with_paths()
+
+    def _with_paths(self) -> Self:
+        """With what the YAML file says."""
         file = self.paths_file
         if file is None:
             return self
@@ -255,27 +262,9 @@ class TrainVlm(MambaOptions):
         """The checkpoint file that training begins with, by the guide's rule.
 
         Raises:
-            UserError: one was asked for that is not there, or one and none.
+            UserError: as `first_weights`.
         """
-        if self.vision_checkpoint is not None:
-            if self.from_scratch:
-                raise UserError("--from_scratch begins with random weights, --vision_checkpoint with a file's: give one")
-            path = local_path(self.vision_checkpoint, Path.cwd())
-            if not path.is_file():
-                raise UserError(f"--vision_checkpoint: there is no file {path}")
-            return path
-        if self.from_scratch:
-            return None
-        for name, says in (
-            (STAGE_2_FINAL, "training goes on, for as many epochs more"),
-            (STAGE_1_BEST, "stage 1's best"),
-            (STAGE_1_FINAL, "stage 1's last"),
-        ):
-            if (self.output / name).is_file():
-                log.info("begins with %s (%s); --from_scratch begins anew", self.output / name, says)
-                return self.output / name
-        log.warning("no checkpoint of stage 1 or 2 in %s: encoder and bridge begin with random weights", self.output)
-        return None
+        return first_weights(self.output, self.vision_checkpoint, self.from_scratch)
 
     def _kept(self, path: Path) -> Path:
         """A copy in the storage, where all workers find it, under its digest: training later replaces the file."""

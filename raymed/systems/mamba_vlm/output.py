@@ -1,34 +1,81 @@
-"""The files that the guide's scripts leave, made from what a run left in the storage."""
+"""The checkpoint files that the guide's scripts leave, made from a run's checkpoints while it trains and at its end."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from raymed.errors import RunError
+from raymed.recipes.metric import VAL_LOSS
 from raymed.storage.folder import Folder
-from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_BEST, STAGE_2_FINAL
+from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_BEST, STAGE_2_FINAL, STEP
 from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, read_checkpoint, write_checkpoint
+from raymed.systems.mamba_vlm.loss_log import LossLog
 from raymed.systems.mamba_vlm.pretraining import COLLAPSED
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
+from raymed.training.loop import MODEL, SAVED
 from raymed.training.spec import RunSpec
 from raymed.training.state import StartMoments, read_state
+from raymed.training.step_log import STEPS
+
+log = logging.getLogger("raymed")
 
 LAST = 5  # epochs whose mean loss is told at the end
 
 
-def write_stage_1(spec: RunSpec, best: str, folder: Path) -> list[str]:
-    """Write the best and the last weights of a run of stage 1; gives lines about them.
+class StageFiles:
+    """The files of a run of one of the stages, as the guide's scripts leave them; a watcher for `run_search`."""
 
-    Args:
-        best: address of the run's best checkpoint.
-    """
-    progress = _write_both(spec, best, folder / STAGE_1_BEST, folder / STAGE_1_FINAL)
-    last = progress.history[-1]
-    return [*collapse(last), f"files of stage 1: {folder / STAGE_1_BEST}, {folder / STAGE_1_FINAL}"]
+    def __init__(self, folder: Path, template: RunSpec) -> None:
+        self._folder = folder
+        self._of_stage_2 = isinstance(template.recipe, ReportRecipe)
+        best, last = (STAGE_2_BEST, STAGE_2_FINAL) if self._of_stage_2 else (STAGE_1_BEST, STAGE_1_FINAL)
+        self._best, self._last = folder / best, folder / last
+        self._log = LossLog(folder, template) if self._of_stage_2 else None
+
+    def watch(self, spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
+        """Writes the weights of every epoch, and of every checkpoint between two; stage 2's lines and heartbeat."""
+        if self._log is not None:
+            self._log.watch(spec, happened, result)
+        if SAVED not in result or (happened == STEPS and VAL_LOSS.name in result):  # an epoch's is told of once more
+            return
+        address = spec.folder.child(result[SAVED])
+        if happened == STEPS:
+            total = int(result["global_step"]) + (self._log.after_step if self._log else 0)
+            self._write(spec, address, self._folder / STEP.format(total), continued=True)
+            return
+        self._write(spec, address, self._last, continued=self._of_stage_2)
+        if result.get(MODEL) == address.uri:
+            self._write(spec, address, self._best)
+
+    def finish(self, spec: RunSpec, best: str) -> list[str]:
+        """Write the best and the last weights of a run that has ended; lines about them.
+
+        Args:
+            best: address of its best checkpoint.
+        """
+        write_best(best, self._best, spec)
+        with tempfile.TemporaryDirectory() as temporary:
+            newest = fetch_newest(spec.folder, Path(temporary))
+            if newest is None:
+                raise RunError(f"{spec.folder.uri} holds no whole checkpoint")
+            progress = _write(newest, self._last, spec, continued=self._of_stage_2)
+        if self._log is not None:
+            self._log.finish()
+        lines = means_of_epochs(progress.history) if self._of_stage_2 else collapse(progress.history[-1])
+        return [*lines, f"files of stage {2 if self._of_stage_2 else 1}: {self._best}, {self._last}"]
+
+    def _write(self, spec: RunSpec, address: Folder, file: Path, continued: bool = False) -> None:
+        try:
+            with _local(address) as checkpoint:
+                _write(checkpoint, file, spec, continued)
+        except (OSError, RunError) as error:  # the run goes on, and removes what is older than its two newest
+            log.warning("%s stays as it was: %s", file, error)
 
 
 def collapse(epoch: Mapping[str, float]) -> list[str]:
@@ -43,30 +90,14 @@ def collapse(epoch: Mapping[str, float]) -> list[str]:
     ]
 
 
-def write_stage_2(spec: RunSpec, best: str, folder: Path) -> list[str]:
-    """The same of stage 2.
-
-    Args:
-        best: address of the run's best checkpoint.
-    """
-    progress = _write_both(spec, best, folder / STAGE_2_BEST, folder / STAGE_2_FINAL)
-    losses = [epoch["train_loss"] for epoch in progress.history]
+def means_of_epochs(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """The guide's lines about each epoch of stage 2, and about the last ones."""
+    losses = [epoch["train_loss"] for epoch in history]
     last = losses[-LAST:]
     return [
         *(f"epoch {number} 平均 caption_loss {loss:.4f}" for number, loss in enumerate(losses, start=1)),
         f"最近 {len(last)} 个 epoch 平均 caption_loss {sum(last) / len(last):.4f}",
-        f"files of stage 2: {folder / STAGE_2_BEST}, {folder / STAGE_2_FINAL}",
     ]
-
-
-def _write_both(spec: RunSpec, best: str, best_file: Path, last_file: Path) -> Progress:
-    """The best and the last weights; gives how far the run came."""
-    write_best(best, best_file, spec)
-    with tempfile.TemporaryDirectory() as temporary:
-        newest = fetch_newest(spec.folder, Path(temporary))
-        if newest is None:
-            raise RunError(f"{spec.folder.uri} holds no whole checkpoint")
-        return _write(newest, last_file, spec, continued=isinstance(spec.recipe, ReportRecipe))
 
 
 def write_best(best: str, file: Path, spec: RunSpec) -> None:
@@ -85,12 +116,14 @@ def _write(checkpoint: Path, file: Path, spec: RunSpec, continued: bool = False)
         continued: with what the optimizer goes on from, besides.
     """
     progress, state = Progress.read(checkpoint), read_state(checkpoint)
-    weights, val_loss = state.module | state.averaged, progress.history[-1]["val_loss"]
-    recipe = spec.recipe
+    weights, recipe = state.module | state.averaged, spec.recipe
     trained = isinstance(recipe, ReportRecipe) and not recipe.language.frozen
-    said = {"val_loss": val_loss, "settings": recipe.settings(), "data": spec.data}
-    if continued and isinstance(recipe, ReportRecipe):
-        before = read_checkpoint(Path(recipe.start)).values.get(OPTIMIZER, {"step": 0}) if recipe.start else {"step": 0}
+    said: dict[str, Any] = {"settings": recipe.settings(), "data": spec.data}
+    if progress.history:
+        said["val_loss"] = progress.history[-1][VAL_LOSS.name]
+    if continued:
+        start = recipe.start if isinstance(recipe, ReportRecipe) else None
+        before = read_checkpoint(Path(start)).values.get(OPTIMIZER, {"step": 0}) if start else {"step": 0}
         said[OPTIMIZER] = vars(StartMoments(state.exp_avg, state.exp_avg_sq, before["step"] + state.step))
     write_checkpoint(file, weights, progress.global_step, trained, **said)
     return progress

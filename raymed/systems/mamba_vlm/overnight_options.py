@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from raymed.data.prepared import Prepared
+from raymed.errors import UserError
 from raymed.systems.mamba_vlm.options import GUIDE as STAGES
 from raymed.systems.mamba_vlm.options import TrainBridge, TrainVlm
 from raymed.tuning.budget import Budget
@@ -48,7 +49,13 @@ class OvernightOptions(TrainBridge, TrainVlm):
         return Budget(self.trials, len(GRID) * self.epochs, seconds=self.hours * 3600)
 
     def completed(self) -> Self:
-        """As the stages' jobs complete them, but for how long and how a trial is trained, which is the search's."""
+        """As the stages' jobs complete them, but for how long and how a trial is trained, which is the search's.
+
+        Raises:
+            UserError: as theirs, or batches are to be accumulated, of which the search varies the size.
+        """
+        if self.gradient_accumulation_steps != 1:
+            raise UserError("--gradient_accumulation_steps: the search varies the batch of a step; leave it out")
         completed = super().completed()
         train = replace(self.train, epochs=self.epochs, micro_batch=min(self.train.micro_batch, 2))
         settings = completed.search

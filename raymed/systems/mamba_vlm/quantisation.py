@@ -10,7 +10,7 @@ from torch import nn
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.language_model import MambaLanguageModel
 
-WAY_A = "--llm_device auto --max_visual_tokens 32"
+WAY_A = "python jobs/check_image_to_text.py --llm_device auto --max_visual_tokens 32"
 
 
 def to_int8(model: MambaLanguageModel) -> None:
@@ -25,7 +25,7 @@ def to_int8(model: MambaLanguageModel) -> None:
     except (ImportError, OSError, RuntimeError) as error:
         reason = f"bitsandbytes cannot be used ({error})"
     if reason is not None:
-        raise UserError(f"8 bits cannot be had: {reason}. Use in place of --llm_8bit: {WAY_A}")
+        raise UserError(f"8 bits cannot be had: {reason}. Leave --llm_8bit out; a check fits into little memory by: {WAY_A}")
     for layer in model.backbone.layers:
         mixer = layer.mixer
         for name in ("in_proj", "out_proj"):

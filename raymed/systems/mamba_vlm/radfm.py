@@ -22,10 +22,12 @@ from raymed.data.sources.table import read_cells
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.instructions import is_instructions, read_instructions
 from raymed.systems.mamba_vlm.paths import local_path
+from raymed.systems.mamba_vlm.slice_labels import without_slice_labels
 
 USUAL_NAMES = {
     "image": ("image_path", "image", "figure_path", "img_ref", "path"),
     "image_id": ("image_id", "序号"),
+    "folder": ("img_root_dir",),
     "answer": ("answer", "caption", "report"),
     "question": ("question", "instruction", "prompt"),
     "mask": ("mask_path", "mask"),
@@ -45,6 +47,7 @@ class ReportColumns:
     Attributes:
         image: path of the volume, series or picture, relative to the CSV's folder.
         image_id: in place of it, the name of a file or folder in `root`.
+        folder: where a line's picture lies, if its path is relative to that; itself relative to the CSV's folder.
         answer: the report.
         question: what is asked; where a cell is empty, a prompt.
         mask: path of a mask of the same shape, relative to the CSV's folder.
@@ -53,6 +56,7 @@ class ReportColumns:
 
     image: str | None = None
     image_id: str | None = None
+    folder: str | None = None
     answer: str | None = None
     question: str | None = None
     mask: str | None = None
@@ -72,6 +76,7 @@ class CaptionSettings:
         prompts: a JSON file of questions for lines without one, {"caption_prompt": [...]}.
         orientation: what to believe of a NIfTI volume that does not say where left, front and head are, or says it twice in
             two ways: sform, qform, or where its stored axes point to, such as LPS.
+        keep_slice_labels: leave marks of single slices such as (IM12) in the reports: no picture shows its number.
     """
 
     root: str | None = None
@@ -80,6 +85,7 @@ class CaptionSettings:
     question: str = "Describe this image."
     prompts: str | None = None
     orientation: str | None = None
+    keep_slice_labels: bool = False
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -155,7 +161,7 @@ class _Reports:
     def __init__(self, roots: tuple[Path, ...], settings: CaptionSettings, prompts: tuple[str, ...]) -> None:
         self._roots, self._settings, self._prompts = roots, settings, prompts
         self._root = Path(os.path.commonpath(roots))
-        self._lines = self._unnamed = 0
+        self._lines = self._unnamed = self._labelled = 0
         self._wrong: list[tuple[str, str]] = []
         self._refusals: list[Refusal] = []
         self._first: dict[str, str] = {}  # id -> where it stands
@@ -174,6 +180,8 @@ class _Reports:
             return
         self._splits.setdefault(patient, {}).setdefault(split, where)
         answer, question = cells["answer"], cells.get("question", "")
+        if not self._settings.keep_slice_labels and (plain := without_slice_labels(answer)) != answer:
+            self._labelled, answer = self._labelled + 1, plain
         content = repr((image, mask, question, answer, patient))
         name = f"{file.stem}/{blake2b(content.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"
         refusal = self._refused(image, mask, answer, name)
@@ -220,6 +228,8 @@ class _Reports:
                 f"{self._unnamed} of {self._lines} reports name no patient, and neither do their files: each picture counts "
                 "as a patient of its own. Add a column patient_id, or pass --patient-regex"
             )
+        if self._labelled:
+            yield f"marks of single slices, such as (IM12), are left out of {self._labelled} reports (--keep-slice-labels)"
 
     def _image(self, file: Path, cells: Mapping[str, str], where: str) -> str:
         """The picture's path, relative to the root.
@@ -228,7 +238,8 @@ class _Reports:
             UserError: none is named, it leaves the data folders, or an id stands for several files.
         """
         if path := cells.get("image"):
-            return self._placed(path, file.parent, where)
+            folder = local_path(cells["folder"], file.parent) if cells.get("folder") else file.parent
+            return self._placed(path, folder, where)
         name = cells.get("image_id")
         if not name:
             raise UserError("no picture is named")

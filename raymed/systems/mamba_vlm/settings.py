@@ -160,6 +160,8 @@ class GenerationSettings:
         temperature: of the draws; below 1 the likely become likelier.
         top_p: tokens are drawn among the likeliest that together have this probability.
         repetition_penalty: scores of tokens that were generated before are divided by it (multiplied where negative).
+        stop_repeats: a text whose last tokens are the same so many times in a row ends there, with one of them (0 = never).
+        headers: headings that the text must have, in this order; what stands below each is generated, and may be nothing.
         seed: of the draws.
     """
 
@@ -169,6 +171,8 @@ class GenerationSettings:
     temperature: float = 0.7
     top_p: float = 0.95
     repetition_penalty: float = 1.2
+    stop_repeats: int = 4
+    headers: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -178,3 +182,9 @@ class GenerationSettings:
             raise UserError(
                 "generation.temperature and generation.repetition_penalty are above 0, generation.top_p above 0 and up to 1"
             )
+        if self.stop_repeats < 0 or self.stop_repeats == 1:
+            raise UserError(
+                "generation.stop_repeats is how often a tail stands in a row before the text ends: 2 or more, or 0"
+            )
+        if not all(header.strip() for header in self.headers):
+            raise UserError("generation.headers holds an empty heading: leave it out")

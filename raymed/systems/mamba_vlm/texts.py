@@ -18,7 +18,8 @@ from raymed.systems.mamba_vlm.settings import GenerationSettings
 def generate_texts(
     recipe: ReportRecipe, network: ReportWriter, records: Sequence[Record], settings: GenerationSettings
 ) -> list[str]:
-    """The text of each record's pictures and question, trimmed; empty where the network has nothing to say.
+    """The text of each record's pictures and question, trimmed; empty where the network has nothing to say, be it below
+    headings that it must have.
 
     Encoder and bridge may be on another device than the language model. Of a question's tokens the first 128 are read, the
     newline after it included.
@@ -31,5 +32,10 @@ def generate_texts(
     if features.is_cuda:
         torch.cuda.empty_cache()  # the language model may need it
     mask = None if reports.mask is None else reports.mask.to(device)
-    texts = network.generate(prompts, features, settings, mask)
-    return [str(tokenizer.decode(text, skip_special_tokens=True)).strip() for text in texts]
+    headings = [f"\n{header}:" if place else f"{header}:" for place, header in enumerate(settings.headers)]
+    headed = [tokenizer(heading, add_special_tokens=False)["input_ids"] for heading in headings]
+    texts = [
+        str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        for ids in network.generate(prompts, features, settings, mask, headed)
+    ]
+    return ["" if text == "".join(headings) else text for text in texts]

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_greedy_texts_are_those_of_transformers(tmp_path: Path) -> None:
     ids = torch.randint(1, 257, (1, 7))
     mask = torch.ones_like(ids, dtype=torch.bool)
     for penalty in (1.0, 1.3):
-        settings = GenerationSettings(max_new_tokens=20, repetition_penalty=penalty)
+        settings = GenerationSettings(max_new_tokens=20, repetition_penalty=penalty, stop_repeats=0)
         texts = generate(ours, ours.embed(ids), mask, 0, settings)
         suppressed = list(range(257, 260))
         wanted = theirs.generate(
@@ -128,6 +129,48 @@ def test_the_end_stops_a_text_and_is_not_part_of_it() -> None:
     assert generate(network, prompt, mask, first[1], varied) == [first[:1]]
     held = generate(network, prompt, mask, first[1], replace(varied, min_new_tokens=3))[0]
     assert len(held) == 3 and first[1] not in held
+
+
+class Script:
+    """A language model whose next tokens are written down; the state counts them."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.script = tokens
+
+    def prefill(self, embeddings: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return torch.zeros(len(embeddings), 1), 1
+
+    def step(self, embeddings: torch.Tensor, state: int) -> tuple[torch.Tensor, int]:
+        return torch.full((len(embeddings), 1), float(state)), state + 1
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return ids[:, None].float()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        place = int(hidden[0, 0])
+        return F.one_hot(torch.tensor([self.script[place % len(self.script)]] * len(hidden)), 10).float()
+
+
+def scripted(tokens: list[int], settings: GenerationSettings, headings: tuple[list[int], ...] = ()) -> list[int]:
+    model: Any = Script(tokens)
+    return generate(model, torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), 0, settings, headings)[0]
+
+
+def test_a_tail_that_repeats_ends_the_text_and_is_kept_once() -> None:
+    plain = GenerationSettings(max_new_tokens=40, repetition_penalty=1.0)
+    assert scripted([5, 1, 2, 3], plain) == [5, 1, 2, 3]
+    assert scripted([7] * 40, plain) == [7]
+    assert scripted([1, 1, 1, 2, 1, 1, 1, 3, 0], plain) == [1, 1, 1, 2, 1, 1, 1, 3], "three times is no endless tail"
+    assert len(scripted([7] * 40, replace(plain, stop_repeats=0))) == 40
+
+
+def test_headings_come_in_their_order_whatever_the_model_says_and_nothing_is_put_below_them() -> None:
+    plain = GenerationSettings(max_new_tokens=30, repetition_penalty=1.0, headers=("A", "B"))
+    headings = ([8], [9, 8])
+    assert scripted([1, 2, 3, 0, 4, 5, 6, 0], plain, headings) == [8, 2, 3, 9, 8, 5, 6]
+    assert scripted([0], plain, headings) == [8, 9, 8], "nothing to say below either"
+    long = scripted([1, 2, 3, 4, 5], plain, headings)
+    assert long.count(9) == 1 and long.index(9) <= 15, "a section without an end leaves room for the next"
 
 
 def test_answer_and_end_are_learned_and_nothing_else() -> None:
@@ -171,5 +214,6 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_8_bits_that_cannot_be_had_name_the_other_way(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    with pytest.raises(UserError, match=r"--llm_device auto --max_visual_tokens 32"):
+    way_a = r"python jobs/check_image_to_text\.py --llm_device auto --max_visual_tokens 32"
+    with pytest.raises(UserError, match=f"8 bits cannot be had: .*{way_a}$"):
         build(tmp_path, int8=True)

@@ -43,6 +43,15 @@ def test_the_guides_commands_say_here_what_they_say_there() -> None:
     assert (bridge.train.global_batch, bridge.train.lr, bridge.loss) == (4, 1e-4, "masked")
 
 
+def test_the_guides_setting_for_little_memory_takes_eight_reports_a_step_one_at_a_time() -> None:
+    words = "--batch_size 1 --gradient_accumulation_steps 8 --max_visual_tokens 64 --max_text_len 256"
+    options = given(*words.split()).completed()
+    assert (options.train.global_batch, options.train.micro_batch) == (8, 1)
+    assert (options.bridge.max_visual_tokens, options.max_text_len) == (64, 256)
+    with pytest.raises(UserError, match="at least 1"):
+        given("--gradient_accumulation_steps", "0").completed()
+
+
 def test_training_begins_with_what_the_guides_rule_names(working_folder: Path) -> None:
     outputs = working_folder / "outputs"
     outputs.mkdir()

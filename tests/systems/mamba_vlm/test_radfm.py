@@ -48,6 +48,33 @@ def test_columns_are_known_by_their_usual_names(tmp_path: Path, header: str) -> 
     assert study.patient == "P7" and study.slices[0].messages[1].text == "Clear."
 
 
+def test_radfms_own_root_is_put_before_the_pictures_path(tmp_path: Path) -> None:
+    files(tmp_path, "figures/case/a.png")
+    table = csv(tmp_path, "img_root_dir,Figure_path,Question,Answer", "figures/case,a.png,What?,Clear.")
+    assert listed(table).studies[0].slices[0].path == "figures/case/a.png"
+    outside = csv(tmp_path, "img_root_dir,Figure_path,Answer", "../elsewhere,a.png,Clear.", name="outside.csv")
+    with pytest.raises(UserError, match="outside of the data folders"):
+        listed(outside)
+
+
+@pytest.mark.parametrize(
+    ("report", "learned"),
+    [
+        ("左上肺见结节(IM12)，边界清。", "左上肺见结节，边界清。"),
+        ("A nodule (SE3, IM 45-47) and a cyst (Im12、Im15).", "A nodule and a cyst."),
+        ("空洞（图像 8）可见 (2 cm).", "空洞可见 (2 cm)."),
+        ("Stage (IMA) of 12, image 3 is worst.", "Stage (IMA) of 12, image 3 is worst."),
+    ],
+)
+def test_numbers_of_slices_are_not_learned_and_other_brackets_stay(tmp_path: Path, report: str, learned: str) -> None:
+    files(tmp_path, "a.png")
+    table = csv(tmp_path, "image,answer,patient_id", f'a.png,"{report}",A')
+    listing = listed(table)
+    assert listing.studies[0].slices[0].messages[1].text == learned
+    assert bool(listing.notes) == (report != learned)
+    assert listed(table, keep_slice_labels=True).studies[0].slices[0].messages[1].text == report
+
+
 def test_an_id_is_a_file_below_root_with_or_without_its_ending(tmp_path: Path) -> None:
     files(tmp_path / "pictures", "17.nii.gz")
     table = csv(tmp_path, "序号,answer", "17,Clear.")

@@ -7,12 +7,14 @@ import torch
 
 from raymed.data.image import ImageSettings
 from raymed.errors import UserError
-from raymed.systems.mamba_vlm.file_names import STAGE_2_CONFIG, STAGE_2_LOG
+from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST, STAGE_2_CONFIG, STAGE_2_FINAL, STAGE_2_LOG
 from raymed.systems.mamba_vlm.loss_log import LossLog
-from raymed.systems.mamba_vlm.output import _write, collapse
+from raymed.systems.mamba_vlm.options import TrainVlm
+from raymed.systems.mamba_vlm.output import StageFiles, _write, collapse
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.slices import Reading
 from raymed.training.checkpoint import Progress
+from raymed.training.loop import MODEL, SAVED
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.state import TrainingState, write_state
@@ -70,6 +72,54 @@ def test_the_settings_that_a_check_needs_are_written_when_training_begins(tmp_pa
     LossLog(tmp_path, SPEC)
     config = json.loads((tmp_path / STAGE_2_CONFIG).read_text())
     assert (config["max_visual_tokens"], config["mamba_model"], config["epochs"]) == (96, None, 2)
+
+
+def test_a_run_that_did_not_end_is_gone_on_with_although_its_first_epochs_left_a_last_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = tmp_path / "starts" / "first.pt"
+    for file in (start, tmp_path / "outputs" / STAGE_2_FINAL):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    files = LossLog(tmp_path / "outputs", replace(SPEC, recipe=replace(RECIPE, start=str(start))))
+    assert TrainVlm().first_weights() == start, "its own start, else it would be another run"
+    assert TrainVlm(from_scratch=True).first_weights() is None
+    last = TrainVlm(vision_checkpoint=str(tmp_path / "outputs" / STAGE_2_FINAL)).first_weights()
+    assert last == tmp_path / "outputs" / STAGE_2_FINAL
+    files.finish()
+    assert TrainVlm().first_weights() == tmp_path / "outputs" / STAGE_2_FINAL
+
+
+def checkpoint(spec: RunSpec, name: str, progress: Progress) -> None:
+    folder = Path(spec.folder.path) / name
+    folder.mkdir(parents=True)
+    weight = {"bridge.proj.weight": torch.full((2, 2), float(progress.global_step))}
+    progress.write(folder)
+    write_state(folder, TrainingState(weight, weight, weight, {}, progress.global_step, {}))
+
+
+def test_files_of_the_guide_are_there_while_a_run_trains(tmp_path: Path) -> None:
+    spec = replace(SPEC, storage=str(tmp_path / "runs"))
+    files, out = StageFiles(tmp_path, spec), tmp_path
+    checkpoint(spec, "step-1", Progress(global_step=1))
+    between = {"epoch": 0, "global_step": 1, SAVED: "step-1", STEPS: [], TOTAL_STEPS: 4}
+    files.watch(spec, STEPS, between)
+    step = torch.load(out / "vision_bridge_step1.pt", weights_only=True)
+    assert set(step) == {"step", "model_state_dict", "settings", "data", "optimizer_state_dict"}
+    checkpoint(spec, "step-2", Progress(global_step=2, history=[{"val_loss": 1.0}]))
+    epoch = {"epoch": 1, "global_step": 2, "val_loss": 1.0, "train_loss": 1.0, SAVED: "step-2", STEPS: [], TOTAL_STEPS: 4}
+    files.watch(spec, STEPS, epoch)
+    assert not (out / "vision_bridge_step2.pt").exists()
+    files.watch(spec, "epoch", epoch | {MODEL: spec.folder.child("step-2").uri})
+    checkpoint(spec, "step-4", Progress(global_step=4, history=[{"val_loss": 1.0}, {"val_loss": 2.0}]))
+    worse = epoch | {"epoch": 2, "global_step": 4, SAVED: "step-4", MODEL: spec.folder.child("step-2").uri}
+    files.watch(spec, "epoch", worse)
+    best, last = (torch.load(out / name, weights_only=True) for name in (STAGE_2_BEST, STAGE_2_FINAL))
+    assert (best["step"], last["step"], last["optimizer_state_dict"]["step"]) == (2, 4, 4)
+    assert "epoch 2  global_step 4" in (out / "stage2_heartbeat.txt").read_text()
+    files.watch(spec, "epoch", worse | {SAVED: "step-9"})  # removed meanwhile: the run must go on
+    assert torch.load(out / STAGE_2_FINAL, weights_only=True)["step"] == 4
 
 
 def test_tokens_that_have_collapsed_are_told_and_others_are_not() -> None:
