@@ -51,7 +51,8 @@ def main(model: str, data: str, queries: str = "test", layer: int = -1, bootstra
     found = {}
     plain = replace(recipe, model=replace(recipe.model, vision_lora=0, language_lora=0))  # type: ignore[type-var,attr-defined]
     for when, module in (("before", plain.build()), ("after", trained)):
-        vision: Any = module.network.model.vision_tower
+        network: Any = module
+        vision = network.network.model.vision_tower
         tower = VisionTower(vision.config, vision.state_dict(), {}, when).resized(prepared.size)
         work = Work(tower, FeatureSettings(layer=layer), prepared.image)
         gallery, asked = (features(work, prepared, split) for split in ("train", queries))

@@ -35,7 +35,7 @@ from raymed.data.record import Record
 from raymed.evaluation.predict import to_record
 from raymed.models.norm import batch_norms, settle_batch_norms, step_statistics
 from raymed.models.precision import arithmetic
-from raymed.models.settings import ClipModelSettings
+from raymed.models.settings import ClipModelSettings, Precision
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.clip.recipe import ClipRecipe
 from raymed.training.engine import TrainSettings, learning_rate
@@ -53,7 +53,7 @@ def main(
     source_size: int = 1024,
     size: int = 112,
     encoder: str = "resnet18",
-    precision: str = "amp",
+    precision: Precision = "amp",
     loader_workers: int = 2,
     timed_runs: int = 0,
 ) -> None:
@@ -155,7 +155,14 @@ class Files(Dataset[Record]):
 
 
 def train_fold(
-    prepared_uri: str, images: str, fold: int, epochs: int, size: int, encoder: str, precision: str, loader_workers: int
+    prepared_uri: str,
+    images: str,
+    fold: int,
+    epochs: int,
+    size: int,
+    encoder: str,
+    precision: Precision,
+    loader_workers: int,
 ) -> float:
     """An ordinary run; its best validation accuracy in percent."""
     torch.set_num_threads(os.cpu_count() or 1)

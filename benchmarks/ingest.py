@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -61,6 +62,7 @@ def main(
     pictures = Path(folder).resolve() / "patients"
     write_phantoms(pictures, PhantomSettings(patients=patients, size=source_size))
     connect()
+    worker: Any = ray.remote(num_cpus=1)(Trial)
     settings = PrepareSettings(image=ImageSettings(size=size))
     prepared = prepare(pictures, f"{pictures.parent}/prepared", settings).prepared
     rows = prepared.rows("all")
@@ -72,7 +74,7 @@ def main(
     started = time.perf_counter()
     staged = stage(prepared, rows)
     staging = time.perf_counter() - started
-    first, second = (Trial.remote(staged, recipe) for _ in range(2))
+    first, second = (worker.remote(staged, recipe) for _ in range(2))
     encoded = ray.get([first.epoch.remote(plan, False) for plan in plans])
     again = ray.get(second.epoch.remote(plans[0], False))
     normalised = ray.get([first.epoch.remote(plan, True) for plan in plans])
@@ -81,19 +83,18 @@ def main(
         ray.kill(trial)
     for name, seconds in (("staged", [staging, *encoded, again]), ("normalised", normalised), ("in memory", in_memory)):
         said(name, seconds)
-    streaming = Trial.remote(Streamed(prepared.folder.uri), recipe)
+    streaming = worker.remote(Streamed(prepared.folder.uri), recipe)
     streamed = ray.get([streaming.epoch.remote(plan, False) for plan in plans])
     ray.kill(streaming)
     said("streamed", streamed)
 
     few = rows[: max(MICRO_BATCH, len(rows) // 10)]
     memory = {
-        way: [ray.get(Trial.remote(source, recipe).peak_memory.remote(plan_of(part, 0))) for part in (few, rows)]
+        way: [ray.get(worker.remote(source, recipe).peak_memory.remote(plan_of(part, 0))) for part in (few, rows)]
         for way, source in (("staged", staged), ("streamed", Streamed(prepared.folder.uri)))
     }
 
-    figures = {
-        "slices": len(rows),
+    rates = {
         "loader": len(rows) / statistics.median(loader),
         "staged_epoch_1": len(rows) / (staging + encoded[0]),
         "staged": len(rows) / statistics.median(encoded[1:]),
@@ -102,13 +103,11 @@ def main(
         "in_memory": len(rows) / statistics.median(in_memory),
         "streamed_epoch_1": len(rows) / streamed[0],
         "streamed": len(rows) / statistics.median(streamed[1:]),
-        "memory": memory,
     }
-    reached = figures["staged_normalised"] / figures["in_memory"]
+    reached = rates["staged_normalised"] / rates["in_memory"]
     lines = [
-        f"{name.replace('_', ' '):20} {figures[name]:8.0f} slices/s  {figures[name] / figures['loader']:6.1f}x the loader"
-        for name in figures
-        if name not in ("slices", "memory")
+        f"{name.replace('_', ' '):20} {rate:8.0f} slices/s  {rate / rates['loader']:6.1f}x the loader"
+        for name, rate in rates.items()
     ]
     lines += [f"staged and normalised at {reached:.0%} of the rate at which arrays in memory are normalised"]
     lines += [
@@ -116,7 +115,8 @@ def main(
         f"{len(rows)}: {large / max(small, 2**20):.2f}x"
         for way, (small, large) in memory.items()
     ]
-    show(f"reading {len(rows)} slices of {size} pixels", lines, figures | {"share_of_in_memory": reached})
+    figures = {"slices": len(rows), **rates, "memory": memory, "share_of_in_memory": reached}
+    show(f"reading {len(rows)} slices of {size} pixels", lines, figures)
 
 
 def said(name: str, seconds: Sequence[float]) -> None:
@@ -157,7 +157,6 @@ def load_pngs(paths: Sequence[Path], size: int) -> float:
     return time.perf_counter() - started
 
 
-@ray.remote(num_cpus=1)
 class Trial:
     """A trial's worker, as far as reading goes."""
 

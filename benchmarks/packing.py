@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,8 +67,8 @@ def main(samples: int = 64, hidden: int = 256, layers: int = 4, sequence: int = 
     took: dict[str, list[float]] = {name: [] for name in batches}
     for step in range(steps + 1):
         for name, known in batches.items():
-            seconds = timed(lambda known=known: [learn(network, recipe, each) for each in known])
-            took[name] += [seconds] if step else []  # the first pass fills the cache of latents
+            passed = timed(partial(learn, network, recipe, known))
+            took[name] += [passed] if step else []  # the first pass fills the cache of latents
     masks = statistics.median(timed(lambda: [mask(each) for each in batches["packed"]]) for _ in range(steps))
     seconds = {name: statistics.median(each) for name, each in took.items()}
     figures = {
@@ -120,7 +122,7 @@ def index_of(lengths: list[int]) -> Prepared:
     """Prepared data of which nothing but the lengths is known."""
     rows = [{"id": f"r{row}", "source": "class/group/set", "cost": cost} for row, cost in enumerate(lengths)]
     group = {"class/group": {"weight": 1.0, "mandatory": False, "sets": ["set"]}}
-    empty = {each.name: "" for each in fields(Manifest) if each.name != "format"}
+    empty: dict[str, Any] = {each.name: "" for each in fields(Manifest) if each.name != "format"}
     manifest = Manifest(**(empty | {"settings": {"groups": group, "image": vars(ImageSettings())}}))
     return Prepared(Folder.at("/nowhere"), manifest, pa.Table.from_pylist(rows, schema=INDEX))
 
@@ -138,9 +140,10 @@ def padded(batch: Batch, length: int) -> Batch:
     return replace(batch, tensors=tensors)
 
 
-def learn(network: UniMedVL, recipe: UniMedVLRecipe, batch: Batch) -> None:
-    network.zero_grad()
-    recipe.compute_loss(network, batch).mean(batch.units).backward()
+def learn(network: UniMedVL, recipe: UniMedVLRecipe, batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        network.zero_grad()
+        recipe.compute_loss(network, batch).mean(batch.units).backward()
 
 
 def mask(batch: Batch) -> DenseAttention:

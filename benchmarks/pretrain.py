@@ -211,14 +211,16 @@ def length(number: int, size: int, max_tiles: int, tokenizer: PreTrainedTokenize
 def by_recipe(recipe: VitpRecipe, module: Any, batches: Any) -> Iterator[tuple[Tensor, float, float]]:
     for batch in batches:
         loss = recipe.compute_loss(module, batch)
-        yield loss.terms["loss"].total, *loss.sums["token_loss"]
+        total, count = loss.sums["token_loss"]
+        yield loss.terms["loss"].total, float(total), count
 
 
 def by_transformers(module: Any) -> None:
     """Let the language model attend as transformers does, and its output layer give logits only."""
     module.network.model.language_model.set_attn_implementation("sdpa")
-    plain = torch.nn.Linear(*reversed(module.network.lm_head.weight.shape), bias=False, device="meta")
-    plain.weight = module.network.lm_head.weight
+    weight = module.network.lm_head.weight
+    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    plain.weight = weight
     module.network.lm_head = plain
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import faiss
 import numpy as np
@@ -47,7 +47,7 @@ def main(pictures: int = 100_000, queries: int = 1000, width: int = 1024, rounds
     bare = faiss.IndexFlatL2(width)
     bare.add(gallery_vectors)
     flat = Gallery(features, -1, RetrievalSettings())
-    ways: dict[str, Callable[[], object]] = {
+    ways: Mapping[str, Callable[[], object]] = {
         "bare": lambda: bare.search(asked, K),
         "bare, as many more": lambda: bare.search(asked, K + PER_PATIENT),
         "strangers": lambda: flat.search(strangers, K),
@@ -98,7 +98,7 @@ def described(vectors: np.ndarray, patients: np.ndarray) -> Features:
     return Features("drawn", None, ids, names, nothing, nothing, nothing, np.full(rows, -1), {-1: vectors})
 
 
-def alternate(ways: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+def alternate(ways: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Seconds of the fastest round of each way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

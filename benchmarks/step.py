@@ -209,14 +209,14 @@ def by_recipe(recipe: LungRecipe, module: nn.Module, batch: Batch) -> tuple[Tens
     return loss.terms["loss"].total, float(total) / count
 
 
-def ordinary(module: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+def ordinary(module: Any, batch: Batch) -> tuple[Tensor, float]:
     ids, labels = conversations(module, batch, 0)
     pixels = module.normalise(batch.tensors["pixels"], torch.float32)
     loss = module.network(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, labels=labels).loss
     return loss * len(ids), float(loss.detach())
 
 
-def upstream(module: nn.Module, batch: Batch, padded: int) -> tuple[Tensor, float]:
+def upstream(module: Any, batch: Batch, padded: int) -> tuple[Tensor, float]:
     # What pads behind the answer cannot be seen from before it: leaving the mask out spares upstream a matrix of 4096^2.
     ids, labels = conversations(module, batch, padded)
     pixels = module.normalise(batch.tensors["pixels"], torch.float32)
