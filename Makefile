@@ -4,9 +4,11 @@ PYTHON ?= python3.11
 LOCK ?= requirements.lock
 VENV := .venv
 RUN := $(VENV)/bin/python
+# conftest.py has put the files in order
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup tune test chaos cluster-test check ui
+.PHONY: setup tune test fast chaos cluster-test check ui
 
 setup: $(VENV)/.ready  ## create the environment
 
@@ -19,8 +21,11 @@ $(VENV)/.ready: $(LOCK) pyproject.toml
 tune: setup  ## the main job on embedded phantom patients, from data to report
 	$(RUN) jobs/tune_lung.py
 
-test: setup  ## the whole test suite
-	$(RUN) -m pytest
+test: setup  ## the whole test suite, two files at a time
+	$(RUN) -m pytest $(TWO)
+
+fast: setup  ## the tests that neither start Ray nor train, two files at a time
+	$(RUN) -m pytest $(TWO) -m "not slow"
 
 chaos: setup  ## break things on purpose, many times, and print a table of what was survived; hours
 	$(RUN) tests/chaos/run.py

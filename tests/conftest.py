@@ -121,6 +121,18 @@ def _image(pixels: np.ndarray) -> dict[str, object]:
     }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that wait most come first, those with Ray and those with processes, so that nothing long is left for the end."""
+
+    def haste(item: pytest.Item) -> int:
+        return 2 if "cluster" in getattr(item, "fixturenames", ()) else 1 if item.get_closest_marker("slow") else 0
+
+    most: dict[Path, int] = {}
+    for item in items:
+        most[item.path] = max(most.get(item.path, 0), haste(item))
+    items.sort(key=lambda item: -most[item.path])
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[_STATUS] = int(exitstatus)
 
