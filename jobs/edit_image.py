@@ -18,7 +18,7 @@ def main(options: EditImage) -> Outcome:
     from raymed.systems.unimedvl.editing import edit
     from raymed.systems.unimedvl.pipeline import Pipeline
 
-    return edit(Pipeline.open(options.model, options.tracking, options.weights), options)
+    return edit(Pipeline.open(options.model, options.tracking, options.weights, options.reading), options)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ def main(options: EvaluateUnimedvl) -> Outcome:
         raise UserError(f"{resolved.name} is a model of another system: it neither answers nor draws")
     reader = Reader(network, TextTokens.read(resolved.network), options.text, options.drawing, options.seed)
     evaluation = evaluate_rows(reader, prepared, rows, options.limit, options.seed)
+    if not evaluation.patients:
+        raise UserError("no row asks about a picture, or has one drawn from another: choose another split or other data")
     lines = evaluation.lines()
     if options.out is not None:
         lines += write_evaluation(evaluation, options.out)

@@ -18,7 +18,7 @@ def main(options: VQA) -> Outcome:
     from raymed.systems.unimedvl.asking import ask_many, ask_one
     from raymed.systems.unimedvl.pipeline import Pipeline
 
-    pipeline = Pipeline.open(options.model, options.tracking, options.weights)
+    pipeline = Pipeline.open(options.model, options.tracking, options.weights, options.reading)
     return ask_many(pipeline, options) if options.questions else ask_one(pipeline, options)
 
 

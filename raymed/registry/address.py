@@ -144,8 +144,11 @@ def _opened(uri: str, folder: Path) -> Resolved:
     if (folder / "MLmodel").is_file():
         check_seal(folder)
         artifacts = mlflow.models.Model.load(str(folder)).flavors["python_function"]["artifacts"]
+        network = folder / artifacts[serving.NETWORK]["path"]
+        if serving.INFERENCE not in artifacts:  # of a system that tells no classes apart
+            return Resolved(uri, network, None)
         inference = Inference.read(folder / artifacts[serving.INFERENCE]["path"])
-        return Resolved(inference.name, folder / artifacts[serving.NETWORK]["path"], inference, inference.slices)
+        return Resolved(inference.name, network, inference, inference.slices)
     for network in (folder / "model", folder):
         if (network / RECIPE_FILE).is_file():
             return Resolved(uri, network, None)

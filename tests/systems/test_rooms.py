@@ -93,7 +93,7 @@ import importlib, pkgutil, runpy, pathlib
 import raymed
 names = [module.name for module in pkgutil.walk_packages(raymed.__path__, "raymed.")]
 for name in names:
-    if name != "raymed.registry.serving":  # MLflow runs that file as a model
+    if not name.endswith(".serving"):  # MLflow runs such a file as a model
         importlib.import_module(name)
 for job in pathlib.Path("jobs").glob("*.py"):
     runpy.run_path(str(job), run_name="imported")

@@ -13,7 +13,7 @@ from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome
 from raymed.systems.unimedvl.questions import read_questions
-from raymed.systems.unimedvl.tool_settings import TextSettings
+from raymed.systems.unimedvl.tool_settings import ReadingSettings, TextSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.pipeline import Pipeline
@@ -23,8 +23,10 @@ TOOLS = {
     "model-path": Alias("model"),
     "image-path": Alias("image"),
     "use-model-checkpoint": Alias("weights", {"true": "model", "false": "ema", "True": "model", "False": "ema"}),
-    "target-gpu-device": Alias(says="ignored: CUDA_VISIBLE_DEVICES says which GPU is used"),
-    "max-mem-per-gpu": Alias(says="ignored: a GPU is used as far as the model needs it"),
+    **{
+        name.replace("_", "-"): Alias(f"reading.{name}")
+        for name in ("target_gpu_device", "max_mem_per_gpu", "vit_transform_size", "vae_transform_size")
+    },
     **dict.fromkeys(
         ("enable-cpu-loading", "enable-auto-bf16-conversion", "offload-folder"),
         Alias(says="ignored: weights are read once, in bf16 where the GPU has it"),
@@ -51,6 +53,7 @@ class VQA(JobOptions):
         questions: A JSONL file with many questions instead.
         out: The JSONL file that their answers are written to.
         text: How answers are written.
+        reading: How the model and pictures are read.
         seed: Seed of the draws; 0 draws anew each time.
     """
 
@@ -63,6 +66,7 @@ class VQA(JobOptions):
     questions: str = ""
     out: str = ""
     text: TextSettings = field(default_factory=TextSettings)
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -75,9 +79,7 @@ class VQA(JobOptions):
 
 def ask_one(pipeline: Pipeline, options: VQA) -> Outcome:
     """One question; its answer is shown as it comes."""
-    from raymed.systems.unimedvl.pipeline import open_picture
-
-    pictures = [open_picture(options.image)] if options.image else []
+    pictures = [pipeline.open_picture(options.image)] if options.image else []
     started = time.perf_counter()
     parts = []
     for piece in pipeline.stream(pictures, options.prompt, options.text, options.seed):
@@ -92,14 +94,12 @@ def ask_one(pipeline: Pipeline, options: VQA) -> Outcome:
 
 def ask_many(pipeline: Pipeline, options: VQA) -> Outcome:
     """The questions of a file, each answer written as it comes."""
-    from raymed.systems.unimedvl.pipeline import open_picture
-
     questions, out = read_questions(Path(options.questions)), Path(options.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w", encoding="utf-8") as file:
             for question in questions:
-                pictures = [open_picture(path) for path in question.pictures]
+                pictures = [pipeline.open_picture(path) for path in question.pictures]
                 answer = pipeline.answer(pictures, question.prompt, options.text, options.seed)
                 file.write(json.dumps(question.line | {"answer": answer}, ensure_ascii=False) + "\n")
                 file.flush()

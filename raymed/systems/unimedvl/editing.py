@@ -13,7 +13,7 @@ from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome
 from raymed.systems.unimedvl.asking import TOOLS
 from raymed.systems.unimedvl.synthetic import marked, sheet, write_png
-from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, ReadingSettings, TextSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.pipeline import Pipeline
@@ -42,11 +42,6 @@ GUIDE = {
     "use-thinking": Alias(
         "mode", {"true": "thinking", "false": "understanding", "True": "thinking", "False": "understanding"}
     ),
-    **dict.fromkeys(
-        ("vae-transform-size", "vit-transform-size"),
-        Alias(says="ignored: pictures are resized as the model was trained; ImageGenerator takes other sizes"),
-    ),
-    "image-shapes": Alias(says="ignored: what is drawn has the shape of its input"),
 }
 
 
@@ -60,10 +55,12 @@ class EditImage(JobOptions):
         image: The picture.
         instruction: What is to be done with it.
         out: The PNG to write; a sheet with the input beside it is written too, as OUT-sheet.png.
-        mode: What the model says before it draws, which is added to the instruction: what it sees (understanding), a plan
-            (thinking), or nothing (plain).
+        mode: What the model says before it draws: what it sees (understanding) or a plan (thinking), which are added to the
+            instruction; a plan that it writes behind it, told to plan first (planning); or nothing (plain).
+        image_shapes: Height and width of what is drawn (default: those of the picture, by the autoencoder's rule).
         drawing: How it is drawn.
         text: How the words before are written.
+        reading: How the model and the picture are read.
         seed: Seed of all draws; 0 draws anew each time.
     """
 
@@ -83,9 +80,11 @@ class EditImage(JobOptions):
     image: str = ""
     instruction: str = ""
     out: str = "edited.png"
-    mode: Literal["understanding", "thinking", "plain"] = "understanding"
+    mode: Literal["understanding", "thinking", "planning", "plain"] = "understanding"
+    image_shapes: tuple[int, int] | None = None
     drawing: DrawingSettings = field(default_factory=DrawingSettings)
     text: TextSettings = field(default_factory=lambda: TextSettings(0.3, 800, do_sample=False))
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -97,21 +96,25 @@ class EditImage(JobOptions):
 
 def edit(pipeline: Pipeline, options: EditImage) -> Outcome:
     """Edit the picture, and write it with its settings and a mark, and the sheet."""
-    from raymed.systems.unimedvl.pipeline import open_picture
-
-    picture, out = open_picture(options.image), Path(options.out)
+    picture, out = pipeline.open_picture(options.image), Path(options.out)
     started = time.perf_counter()
-    instruction = options.instruction
-    if options.mode != "plain":
+    instruction, plan = options.instruction, ""
+    if options.mode == "planning":
+        plan = pipeline.plan([picture], instruction, options.text, options.seed)
+        log.info("%s", plan)
+    elif options.mode != "plain":
         thinking = options.mode == "thinking"
         instruction = pipeline.prepare_instruction(picture, instruction, options.text, options.seed, thinking)
         log.info("%s", instruction)
-    drawn = pipeline.draw([picture], instruction, options.drawing, options.seed, _progress)
+    drawn = pipeline.draw(
+        [picture], instruction, options.drawing, options.seed, _progress, plan=plan, shape=options.image_shapes
+    )
     settings: dict[str, Any] = {
         "model": options.model,
         "weights": options.weights,
         "asked": options.instruction,
         "instruction": instruction,
+        "plan": plan,
         "mode": options.mode,
         "seed": options.seed,
         **asdict(options.drawing),

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
 from raymed.data.tiles import stretch
-from raymed.errors import UserError
 from raymed.evaluation.answer_metrics import (
     AnswerScores,
     answer_guard,
@@ -20,7 +19,7 @@ from raymed.evaluation.answer_metrics import (
     from_commonest,
     score_answers,
 )
-from raymed.evaluation.estimate import flatten
+from raymed.evaluation.estimate import Estimate, flatten
 from raymed.evaluation.picture_metrics import Pictures, PictureScores, frechet_distance, score_pictures
 from raymed.evaluation.text_guards import Guard, swap_patients
 from raymed.evaluation.text_metrics import Texts
@@ -28,7 +27,8 @@ from raymed.systems.unimedvl.reader import Reader, pictures_of
 from raymed.systems.unimedvl.sequence import from_messages
 
 AT_ONCE = 64  # records read at a time
-GAP, HEAD, PANEL_ROWS = 4, 14, 12  # of a sheet: pixels between pictures and above them, and most rows
+GAP, HEAD = 4, 14  # of a sheet: pixels between pictures and above them
+PANEL_ROWS = 12  # pictures that are shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +46,13 @@ class Drawings:
     """Pictures drawn from pictures.
 
     Attributes:
-        ids: of their records.
+        ids, sources: of their records.
         scores: of all, and `by_source` of each data set where there are several.
         distance: Fréchet's between the latents of what was wanted and drawn; None of a single picture.
     """
 
     ids: list[str]
+    sources: list[str]
     pictures: Pictures
     scores: PictureScores
     by_source: dict[str, PictureScores]
@@ -65,10 +66,32 @@ class Evaluation:
     answers: Answers | None
     drawings: Drawings | None
 
-    def figures(self) -> dict[str, float]:
-        """Every figure and the ends of its interval."""
+    @property
+    def patients(self) -> list[str]:
+        """Who was judged, sorted."""
+        judged = [self.answers.texts.patients] if self.answers else []
+        judged += [self.drawings.pictures.patients] if self.drawings else []
+        return sorted({str(patient) for part in judged for patient in part})
+
+    def metrics(self) -> dict[str, Estimate]:
+        """Every figure with its interval."""
         named = [part.scores.metrics for part in (self.answers, self.drawings) if part]
-        return flatten({name: estimate for metrics in named for name, estimate in metrics.items()})
+        return {name: estimate for metrics in named for name, estimate in metrics.items()}
+
+    def figures(self) -> dict[str, float]:
+        """Every figure and the ends of its interval, and which guards answers passed."""
+        guards = self.answers.guards if self.answers else ()
+        passed = {f"passed_{guard.name.replace(' ', '_')}": float(guard.passed) for guard in guards}
+        distance = self.drawings.distance if self.drawings else None
+        return flatten(self.metrics()) | passed | ({} if distance is None else {"latent_frechet": distance})
+
+    def verdicts(self) -> list[str]:
+        """What the figures mean: of answers beside guessing, of pictures beside their input."""
+        verdicts = [f"{guard.name}: {guard.words}" for guard in self.answers.guards] if self.answers else []
+        if self.drawings:
+            verdicts.append(str(self.drawings.scores))
+            verdicts += [f"{source}: {part}" for source, part in self.drawings.by_source.items()]
+        return verdicts
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -77,16 +100,13 @@ class Evaluation:
             texts, metrics = self.answers.texts, self.answers.scores.metrics
             lines.append(f"answers: {len(texts.references)} of {len(np.unique(texts.patients))} patients")
             lines += [f"  {name:<10} {estimate}" for name, estimate in metrics.items()]
-            lines += [f"  {guard.name}: {guard.words}" for guard in self.answers.guards]
         if self.drawings:
             pictures, scores = self.drawings.pictures, self.drawings.scores
             lines.append(f"pictures: {len(pictures.drawn)} of {len(np.unique(pictures.patients))} patients")
             lines += [f"  {name:<10} {estimate}" for name, estimate in scores.metrics.items()]
             if self.drawings.distance is not None:
                 lines.append(f"  latent Fréchet distance {self.drawings.distance:.3f}")
-            lines.append(f"  {scores}")
-            lines += [f"  {source}: {part}" for source, part in self.drawings.by_source.items()]
-        return lines
+        return [*lines, *(f"  {verdict}" for verdict in self.verdicts())]
 
 
 @dataclass
@@ -97,22 +117,21 @@ class _Kinds:
     drawn: list[int] = field(default_factory=list)
 
 
-def evaluate_rows(reader: Reader, prepared: Prepared, rows: np.ndarray, limit: int, seed: int = 0) -> Evaluation:
-    """Answer and draw what the rows ask for, and judge it.
+def evaluate_rows(
+    reader: Reader, prepared: Prepared, rows: np.ndarray, limit: int, seed: int = 0, fold: int | None = None
+) -> Evaluation:
+    """Answer and draw what the rows ask for, and judge it; nothing where they neither ask about a picture nor have one drawn
+    from another.
 
     The commonest answer is that of the training patients.
 
     Args:
         limit: most questions, and most pictures; drawn by the seed where there are more (0 = all).
-
-    Raises:
-        UserError: the rows ask for nothing about a picture.
+        fold: whose training patients those are.
     """
     kinds = _kinds(prepared, rows)
     asked, drawn = (_some(each, limit, seed) for each in (kinds.asked, kinds.drawn))
-    if not asked and not drawn:
-        raise UserError("no row asks about a picture, or has one drawn from another: choose another split or other data")
-    answers = _answers(reader, prepared, prepared.read(asked), seed) if asked else None
+    answers = _answers(reader, prepared, prepared.read(asked), seed, fold) if asked else None
     drawings = _drawings(reader, prepared.read(drawn), seed) if drawn else None
     return Evaluation(answers, drawings)
 
@@ -166,7 +185,7 @@ def _some(rows: Sequence[int], limit: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(rows, limit, replace=False).tolist())
 
 
-def _answers(reader: Reader, prepared: Prepared, records: list[Record], seed: int) -> Answers:
+def _answers(reader: Reader, prepared: Prepared, records: list[Record], seed: int, fold: int | None) -> Answers:
     patients = np.array([record.patient for record in records])
     questions = [question_of(record) for record in records]
     references = [_first_answer(record) for record in records]
@@ -176,7 +195,7 @@ def _answers(reader: Reader, prepared: Prepared, records: list[Record], seed: in
 
     texts = Texts(patients, references, [reader.answer(record) for record in records])
     scores = score_answers(texts, seed)
-    training = _kinds(prepared, prepared.rows("train")).asked
+    training = _kinds(prepared, prepared.rows("train", fold)).asked
     guards = []
     if training:
         known = [
@@ -225,4 +244,6 @@ def _drawings(reader: Reader, records: list[Record], seed: int) -> Drawings:
     sources = np.array([record.source for record in records])
     several = np.unique(sources).tolist() if len(np.unique(sources)) > 1 else []
     by_source = {source: score_pictures(made.only(sources == source), seed=seed) for source in several}
-    return Drawings([record.id for record in records], made, score_pictures(made, seed=seed), by_source, distance)
+    return Drawings(
+        [record.id for record in records], sources.tolist(), made, score_pictures(made, seed=seed), by_source, distance
+    )

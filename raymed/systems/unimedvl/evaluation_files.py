@@ -6,20 +6,25 @@ import pandas as pd
 
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
-from raymed.systems.unimedvl.evaluation import Evaluation, sheet
+from raymed.systems.unimedvl.evaluation import Answers, Evaluation, sheet
+
+
+def answers_csv(answers: Answers) -> bytes:
+    """A table of every answer."""
+    columns = {
+        "patient": answers.texts.patients,
+        "question": answers.questions,
+        "reference": list(answers.texts.references),
+        "answer": list(answers.texts.generated),
+    }
+    return to_csv(pd.DataFrame(columns))
 
 
 def write_evaluation(evaluation: Evaluation, out: str) -> list[str]:
     """Write answers.csv and pictures.png; lines that say where."""
     folder, lines = Folder.at(out), []
-    if answers := evaluation.answers:
-        columns = {
-            "patient": answers.texts.patients,
-            "question": answers.questions,
-            "reference": list(answers.texts.references),
-            "answer": list(answers.texts.generated),
-        }
-        folder.write("answers.csv", to_csv(pd.DataFrame(columns)))
+    if evaluation.answers:
+        folder.write("answers.csv", answers_csv(evaluation.answers))
         lines.append(f"every answer: {folder.uri}/answers.csv")
     if evaluation.drawings:
         folder.write("pictures.png", sheet(evaluation.drawings))

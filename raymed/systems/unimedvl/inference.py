@@ -14,23 +14,23 @@ import importlib
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from raymed.errors import UserError
 from raymed.job.mistakes import did_you_mean
-from raymed.systems.unimedvl.pipeline import Pipeline, open_picture
-from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
+from raymed.systems.unimedvl.pipeline import Pipeline
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, ReadingSettings, TextSettings
 
 log = logging.getLogger("raymed")
 
 DEFAULT_CONFIG: dict[str, Any] = {
     "model_path": None,  # an address as for jobs/vqa.py
-    "target_gpu_device": "0",  # number of the GPU, where there are several
+    "target_gpu_device": "0",  # number of the GPU; of several, "0,1", the first holds the model
     "max_mem_per_gpu": "40GiB",  # of a GPU's memory
     "temperature": 1.0,
     "max_new_tokens": 512,
@@ -39,6 +39,8 @@ DEFAULT_CONFIG: dict[str, Any] = {
     "use_model_checkpoint": False,  # the weights that were trained, in place of the averaged ones
     "vae_transform_size": None,  # longest side, shortest side, stride; None as the model was trained
     "vit_transform_size": None,
+    "window": "",  # of CT, and what 16-bit values mean: as the model was trained
+    "sixteen_bit": "",
     "text_do_sample": False,  # of what the image tool writes before it draws
     "text_temperature": 0.3,
     "max_think_tokens": 800,
@@ -72,8 +74,8 @@ class Tool:
         """Read the model; before anything else is asked of it."""
         config = self.config
         weights = "model" if config["use_model_checkpoint"] else "ema"
-        pipeline = Pipeline.open(config["model_path"], weights=weights, device=_device(config))  # type: ignore[arg-type]
-        self._pipeline = pipeline.with_picture_sizes(config["vit_transform_size"], config["vae_transform_size"])
+        reading = ReadingSettings(**{each.name: config[each.name] for each in fields(ReadingSettings)})
+        self._pipeline = Pipeline.open(config["model_path"], weights=weights, reading=reading)  # type: ignore[arg-type]
 
     @property
     def pipeline(self) -> Pipeline:
@@ -106,7 +108,7 @@ class VQAInferencer(Tool):
         """
         given: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens, "do_sample": do_sample}
         settings = TextSettings(**{name: self.config[name] if value is None else value for name, value in given.items()})
-        picture = open_picture(image_path)
+        picture = self.pipeline.open_picture(image_path)
         if show_image:
             _show(picture)
         started = time.perf_counter()
@@ -128,11 +130,14 @@ class ImageGenerator(Tool):
 
     def prepare_instruction(self, image: str | Path | Image.Image, instruction: str, use_thinking: bool = False) -> str:
         """The instruction with what the model says of the picture first; `infer_single` draws by it."""
+        picture = self.pipeline.open_picture(image)
+        return self.pipeline.prepare_instruction(picture, instruction, self._text, self.config["seed"], use_thinking)
+
+    @property
+    def _text(self) -> TextSettings:
+        """How what is said before drawing is written."""
         config = self.config
-        settings = TextSettings(config["text_temperature"], config["max_think_tokens"], config["text_do_sample"])
-        return self.pipeline.prepare_instruction(
-            open_picture(image), instruction, settings, config["seed"], thinking=use_thinking
-        )
+        return TextSettings(config["text_temperature"], config["max_think_tokens"], config["text_do_sample"])
 
     def infer_single(
         self,
@@ -142,37 +147,33 @@ class ImageGenerator(Tool):
         cfg_img_scale: float = 2.0,
         timestep_shift: float = 3.0,
         num_timesteps: int = 50,
+        image_shapes: tuple[int, int] | None = None,
+        think: bool = False,
         **others: Any,
     ) -> dict[str, Any]:
         """Draw one picture.
 
         Args:
+            image_shapes: height and width of what is drawn (default: those of the picture, by the autoencoder's rule).
+            think: let the model plan the picture before it draws.
             others: further fields of `DrawingSettings`.
 
         Returns:
-            edited_image, input_image, instruction, seed, time (seconds).
+            edited_image, input_image, instruction, plan (empty without `think`), seed, time (seconds).
         """
         settings = DrawingSettings(cfg_text_scale, cfg_img_scale, num_timesteps, timestep_shift, **others)
-        picture, seed = open_picture(image), self.config["seed"]
+        picture, seed = self.pipeline.open_picture(image), self.config["seed"]
         started = time.perf_counter()
-        drawn = self.pipeline.draw([picture], instruction, settings, seed)
+        plan = self.pipeline.plan([picture], instruction, self._text, seed) if think else ""
+        drawn = self.pipeline.draw([picture], instruction, settings, seed, plan=plan, shape=image_shapes)
         return {
             "edited_image": drawn,
             "input_image": picture,
             "instruction": instruction,
+            "plan": plan,
             "seed": seed,
             "time": time.perf_counter() - started,
         }
-
-
-def _device(config: Mapping[str, Any]) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(config["target_gpu_device"]))
-    most = float(str(config["max_mem_per_gpu"]).removesuffix("GiB")) * 2**30
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
-    return device
 
 
 def _show(picture: Image.Image) -> None:

@@ -1,8 +1,10 @@
 """Which samples an epoch sees, in which shares, and which of them share a sequence.
 
-Groups are drawn by their weights, a group's samples in an order of their own that begins anew once all were seen. A sample
-that does not fit the sequence being filled waits in a buffer for the next one; none is lost. An epoch draws as many samples
-as there are. Everything follows from (data, settings, seed, epoch), so that a run resumes at its step in the same packs.
+Groups are drawn by their weights, a group's samples in an order of their own that begins anew once all were seen. Those
+that were drawn wait in a buffer. A sequence begins with those that have waited longest, so that all have their turn, and is
+filled up by best fit (D. S. Johnson, Near-Optimal Bin Packing Algorithms, 1973): the longest of those that still fit. None
+is lost. An epoch draws as many samples as there are. Everything follows from (data, settings, seed, epoch), so that a run
+resumes at its step in the same packs.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ class PackingSettings:
     """How samples share sequences; they never attend to each other.
 
     Attributes:
-        expected_num_tokens: a sequence is full from here on.
+        expected_num_tokens: from here on nothing more is drawn for a sequence; of what waits, it takes what still fits.
         max_num_tokens: what no sequence exceeds.
         max_num_tokens_per_sample: longer samples are not used.
-        prefer_buffer_before: below so many tokens, a sequence takes samples that wait before new ones are drawn.
-        max_buffer_size: how many may wait.
+        prefer_buffer_before: below so many tokens, a sequence takes the samples that have waited longest; from there on the
+            longest that fit.
+        max_buffer_size: how many samples are drawn ahead, and wait.
     """
 
     expected_num_tokens: int = 32_768
@@ -131,24 +134,17 @@ class PackingSettings:
                 pack = [next(stream) for stream, group in zip(streams, groups, strict=True) if group.mandatory]
                 left -= len(pack)
             tokens = int(costs[pack].sum())
-            while tokens < self.expected_num_tokens:
-                place = None
-                if tokens < self.prefer_buffer_before or left <= 0:
-                    place = _taken(waiting, costs, self.max_num_tokens - tokens)
-                if place is None:
-                    if left <= 0:
-                        break
-                    place, left = next(streams[next(chosen)]), left - 1
-                    if tokens + costs[place] > self.max_num_tokens:
-                        waiting.append(place)
-                        if len(waiting) > self.max_buffer_size:
-                            break
-                        continue
-                pack.append(place)
-                tokens += int(costs[place])
-            while (place := _taken(waiting, costs, self.max_num_tokens - tokens)) is not None:
-                pack.append(place)
-                tokens += int(costs[place])
+            while True:
+                while left > 0 and tokens < self.expected_num_tokens and len(waiting) < max(1, self.max_buffer_size):
+                    waiting.append(next(streams[next(chosen)]))
+                    left -= 1
+                fitting = [at for at, place in enumerate(waiting) if costs[place] <= self.max_num_tokens - tokens]
+                if not fitting:
+                    break
+                longest_waiting = tokens < self.prefer_buffer_before
+                at = fitting[0] if longest_waiting else max(fitting, key=lambda at: costs[waiting[at]])
+                pack.append(waiting.pop(at))
+                tokens += int(costs[pack[-1]])
             yield np.array(pack, dtype=np.int64)
 
 
@@ -173,9 +169,3 @@ def _chosen(weights: Sequence[float], seed: int, epoch: int) -> Iterator[int]:
     shares = np.array(weights) / sum(weights)
     while True:
         yield from draws.choice(len(weights), CHUNK, p=shares).tolist()
-
-
-def _taken(waiting: list[int], costs: np.ndarray, room: int) -> int | None:
-    """Take the sample that has waited longest of those that fit."""
-    at = next((at for at, place in enumerate(waiting) if costs[place] <= room), None)
-    return None if at is None else waiting.pop(at)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raymed.data.image import ImageSettings
 from raymed.data.record import Record, picture_digest
 from raymed.errors import UserError
 from raymed.recipes.augment import generator
@@ -35,15 +36,13 @@ if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
     from raymed.registry.assessment import AssessmentSettings
     from raymed.registry.candidate import Candidate
-    from raymed.registry.loss_assessment import LossAssessment
+    from raymed.systems.unimedvl.assessment import GeneralistAssessment
     from raymed.systems.unimedvl.tokens import TextTokens
 
 ON_HOST = ("split_lengths", "split_modes", "split_samples", "patch_counts", "digests", "latent_grids")  # decide shapes
 OF_SAMPLES = ("supervised_counts", "target_counts")
 NOT_INPUTS = ("noisy", "image_samples")  # of a packed sequence, spent in `encode`
 VALIDATION = (0, 0)  # seed and epoch that the times and the noise of validation follow from: the same in all runs
-CAUTION = "A lower loss proves no right answer and no true picture: judge them with jobs/evaluate_unimedvl.py."
-THEN = "ask it: python jobs/vqa.py --model {model} --tracking-uri {tracking}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class UniMedVLRecipe:
         dropout: how often training leaves out a condition that may be left out.
         vit: how large pictures are to the ViT, in the data; a trained model looks at others alike.
         vae: the same to the autoencoder.
+        image: how pictures were read from files: the window of CT, and what 16-bit values mean.
     """
 
     sizes: NetworkSizes
@@ -65,6 +65,7 @@ class UniMedVLRecipe:
     dropout: CondDropout = field(default_factory=CondDropout)
     vit: ResizeSettings = VIT
     vae: ResizeSettings = VAE
+    image: ImageSettings = field(default_factory=ImageSettings)
 
     @classmethod
     def for_data(
@@ -96,7 +97,7 @@ class UniMedVLRecipe:
                 f"hold: prepare it again with --tokenizer {model.path or model.preset}"
             )
         vit, vae = _transforms(prepared, "vit", ("vit",)), _transforms(prepared, "vae", ("vae", "target"))
-        return replace(recipe, vit=vit or recipe.vit, vae=vae or recipe.vae)
+        return replace(recipe, vit=vit or recipe.vit, vae=vae or recipe.vae, image=prepared.image)
 
     @classmethod
     def read(cls, folder: Path) -> UniMedVLRecipe:
@@ -115,6 +116,7 @@ class UniMedVLRecipe:
             dropout=CondDropout(**settings["dropout"]),
             vit=ResizeSettings(**settings["vit"]),
             vae=ResizeSettings(**settings["vae"]),
+            image=ImageSettings.from_dict(settings["image"]) if "image" in settings else ImageSettings(),
         )
 
     @property
@@ -236,11 +238,13 @@ class UniMedVLRecipe:
                 means[name + suffix] = float(predictions[total][rows].sum() / units)
         return means
 
-    def assess(self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings) -> LossAssessment:
-        """By its validation loss alone."""
-        from raymed.registry.loss_assessment import LossAssessment
+    def assess(
+        self, candidate: Candidate, network: Path, prepared: Prepared, how: AssessmentSettings
+    ) -> GeneralistAssessment:
+        """By its validation loss, and its answers and drawings about patients that it has not seen."""
+        from raymed.systems.unimedvl.assessment import GeneralistAssessment
 
-        return LossAssessment.of(candidate, prepared, CAUTION, THEN)
+        return GeneralistAssessment.judged(candidate, self.load(network), network, prepared)  # type: ignore[arg-type]
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write a checkpoint as BAGEL and UniMedVL lay it out, and `recipe.json`."""
@@ -268,6 +272,7 @@ class UniMedVLRecipe:
             "dropout": asdict(self.dropout),
             "vit": asdict(self.vit),
             "vae": asdict(self.vae),
+            "image": asdict(self.image),
         }
 
 

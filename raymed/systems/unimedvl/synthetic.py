@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,17 +34,23 @@ def marked(picture: Image.Image) -> Image.Image:
     return whole
 
 
+def png_bytes(picture: Image.Image, settings: Mapping[str, Any]) -> bytes:
+    """A picture that is marked as PNG, with its settings as JSON in the file's text under `SETTINGS`."""
+    text, file = PngInfo(), io.BytesIO()
+    text.add_itxt(SETTINGS, json.dumps({"synthetic": True, **settings}, ensure_ascii=False))
+    picture.save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
 def write_png(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
-    """Write a picture that is marked, with its settings as JSON in the file's text under `SETTINGS`.
+    """Write what `png_bytes` makes of a picture.
 
     Raises:
         UserError: it cannot be written there.
     """
-    text = PngInfo()
-    text.add_itxt(SETTINGS, json.dumps({"synthetic": True, **settings}, ensure_ascii=False))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, "PNG", pnginfo=text)
+        path.write_bytes(png_bytes(picture, settings))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}. Free space, or choose another --out") from error
 

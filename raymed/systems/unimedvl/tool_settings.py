@@ -1,7 +1,8 @@
-"""How the tools write and draw, as a person says it."""
+"""How the tools read a model and pictures, write, and draw, as a person says it."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,43 @@ class TextSettings:
             raise UserError(f"temperature is {self.temperature}: it must be above 0 (do_sample False takes the likeliest)")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """On what a model runs, and how it sees pictures.
+
+    Attributes:
+        target_gpu_device: number of the GPU, where there is any. Of several ("0,1") the first holds the model, whole.
+        max_mem_per_gpu: most of its memory, such as 40GiB; empty for all.
+        vit_transform_size: longest side, shortest side and stride of pictures to the ViT (default: as in training).
+        vae_transform_size: the same to the autoencoder.
+        window: how CT is shown: lung, mediastinum, bone, abdomen, brain, or "WIDTH,LEVEL" (default: as in training).
+        sixteen_bit: what 16-bit values mean: "bits,N", "hu,OFFSET", or "stretch" (default: as in training).
+    """
+
+    target_gpu_device: str = "0"
+    max_mem_per_gpu: str = "40GiB"
+    vit_transform_size: tuple[int, int, int] | None = None
+    vae_transform_size: tuple[int, int, int] | None = None
+    window: str = ""
+    sixteen_bit: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d+(\s*,\s*\d+)*", str(self.target_gpu_device)):
+            raise UserError(f"target_gpu_device is {self.target_gpu_device!r}: give a GPU's number, as 0")
+        if not re.fullmatch(r"(\d+(\.\d+)?GiB)?", self.max_mem_per_gpu):
+            raise UserError(f"max_mem_per_gpu is {self.max_mem_per_gpu!r}: give GiB, as 40GiB, or nothing for all")
+
+    @property
+    def gpu(self) -> int:
+        """Number of the GPU that holds the model."""
+        return int(str(self.target_gpu_device).partition(",")[0])
+
+    @property
+    def memory(self) -> float | None:
+        """Most bytes of it; None for all."""
+        return float(self.max_mem_per_gpu.removesuffix("GiB")) * 2**30 if self.max_mem_per_gpu else None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from packed_samples import SIZES, TOKENS
 
+from raymed.data.image import ImageSettings
 from raymed.data.record import Image, Message, Record
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.unimedvl.autoencoder import ImageAutoencoder
@@ -83,7 +84,7 @@ def test_one_answer_one_drawing_and_one_edit_are_learned_by_heart():
 
     from PIL import Image as Pictures
 
-    pipeline = Pipeline(network.eval(), TOKENS, SMALL["vit"], SMALL["vae"], "")
+    pipeline = Pipeline(network.eval(), TOKENS, SMALL["vit"], SMALL["vae"], ImageSettings(), "")
     given = Pictures.fromarray(GIVEN)
     assert pipeline.answer([given], "Which side?", TextSettings(do_sample=False)) == "Left."
     plain = DrawingSettings(cfg_text_scale=1.0, timestep_shift=1.0)

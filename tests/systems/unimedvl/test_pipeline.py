@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from packed_samples import SIZES, TOKENS, tiny_network
 from PIL import Image
+from volume_files import write_dicom
 
+from raymed.data.image import ImageSettings
 from raymed.errors import UserError
 from raymed.systems.unimedvl.checkpoint import save
-from raymed.systems.unimedvl.pipeline import ANALYSIS, Pipeline, open_picture
+from raymed.systems.unimedvl.pipeline import ANALYSIS, Pipeline
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.resize import VAE, VIT, ResizeSettings
-from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
+from raymed.systems.unimedvl.tool_settings import DrawingSettings, ReadingSettings, TextSettings
 
 GREEDY = TextSettings(max_new_tokens=8, do_sample=False)
 FAST = DrawingSettings(num_timesteps=3)
@@ -73,21 +75,44 @@ def test_an_analysis_is_added_to_the_instruction_and_a_plan_said_to_be_one(pipel
     assert planned.startswith(f"Darker.\n\n{ANALYSIS}") and said not in planned
 
 
-def test_sizes_of_another_stride_are_refused(pipeline):
-    larger = pipeline.with_picture_sizes((42, 14, 14), None)
+def test_a_picture_is_planned_before_it_is_drawn_and_the_plan_guides_it_alone(pipeline):
+    picture = grey(32, 32)
+    plan = pipeline.plan([picture], "Darker.", GREEDY, 1)
+    assert plan == pipeline.plan([picture], "Darker.", GREEDY, 1) != pipeline.answer([picture], "Darker.", GREEDY, 1)
+    drawn = [np.asarray(pipeline.draw([picture], "Darker.", FAST, 1, plan=text)) for text in ("", "Left.", "Right.")]
+    assert not any(np.array_equal(drawn[one], drawn[other]) for one, other in ((0, 1), (1, 2)))
+
+
+def test_a_picture_is_drawn_in_the_shape_that_is_asked_for_or_refused(pipeline):
+    assert pipeline.draw([grey(120, 60)], "Darker.", FAST, 1, shape=(16, 40)).size == (40, 16)
+    for shape in ((20, 40), (16, 0), (16, 800)):
+        with pytest.raises(UserError, match="multiples of 8 pixels"):
+            pipeline.draw([grey(120, 60)], "Darker.", FAST, 1, shape=shape)
+
+
+def test_sizes_of_another_stride_are_refused(folder, pipeline):
+    larger = Pipeline.open(str(folder), reading=ReadingSettings(vit_transform_size=(42, 14, 14)))
     assert larger.vit.max_image_size == 42 and larger.vae == pipeline.vae
     with pytest.raises(UserError, match="8 pixels wide, not 16"):
-        pipeline.with_picture_sizes(None, (1024, 32, 16))
+        Pipeline.open(str(folder), reading=ReadingSettings(vae_transform_size=(1024, 32, 16)))
 
 
-def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+@pytest.mark.parametrize("wrong", [{"target_gpu_device": "cuda"}, {"max_mem_per_gpu": "40"}])
+def test_gpus_and_memory_are_read_as_the_guide_writes_them_or_refused(wrong):
+    several = ReadingSettings(target_gpu_device="0,1", max_mem_per_gpu="40GiB")
+    assert (several.gpu, several.memory) == (0, 40 * 2**30) and ReadingSettings(max_mem_per_gpu="").memory is None
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        ReadingSettings(**wrong)
+
+
+def test_a_picture_that_cannot_be_read_is_named(pipeline, tmp_path):
     (tmp_path / "chest.png").write_bytes(b"no picture")
     for name in ("chest.png", "none.png"):
         with pytest.raises(UserError, match=name):
-            open_picture(tmp_path / name)
+            pipeline.open_picture(tmp_path / name)
 
 
-def test_a_picture_is_read_as_training_reads_it_or_refused(tmp_path):
+def test_a_picture_is_read_as_training_reads_it_or_refused(pipeline, tmp_path):
     """Pillow would make all but the darkest 256 of 65,536 grey values white, and leave a rotation undone."""
     deep, turned, clear = (tmp_path / name for name in ("deep.png", "turned.jpg", "clear.png"))
     Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(deep)
@@ -97,10 +122,25 @@ def test_a_picture_is_read_as_training_reads_it_or_refused(tmp_path):
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(clear)
     for path, reason in ((deep, "16-bit"), (turned, "EXIF")):
         with pytest.raises(UserError, match=rf"{path.name}.*{reason}"):
-            open_picture(path)
+            pipeline.open_picture(path)
     with pytest.raises(UserError, match="8 bits"):
-        open_picture(Image.open(deep))
-    assert np.asarray(open_picture(clear)).min() == 255
+        pipeline.open_picture(Image.open(deep))
+    assert np.asarray(pipeline.open_picture(clear)).min() == 255
+
+
+def test_16_bits_and_dicom_are_read_as_training_read_them_or_as_it_is_said(folder, tmp_path):
+    deep, slice_ = tmp_path / "deep.png", tmp_path / "slice.dcm"
+    Image.fromarray(np.array([[0, 4095], [2048, 1024]], np.uint16)).save(deep)
+    write_dicom(slice_, np.array([[-600, 40]] * 2, np.int16), 0.0)
+    trained = UniMedVLRecipe(SIZES, **SMALL, image=ImageSettings(sixteen_bit="bits,12", window="mediastinum"))
+    trained.export(tiny_network(), tmp_path / "model")
+    assert UniMedVLRecipe.read(tmp_path / "model").image == trained.image
+    pipeline = Pipeline.open(str(tmp_path / "model"))
+    assert np.asarray(pipeline.open_picture(deep)).tolist() == [[0, 255], [128, 64]]
+    assert np.asarray(pipeline.open_picture(slice_)).tolist() == [[0, 127]] * 2, "in the mediastinal window"
+    in_lung = Pipeline.open(str(folder), reading=ReadingSettings(window="lung", sixteen_bit="stretch"))
+    assert np.asarray(in_lung.open_picture(deep)).max() == 255
+    assert np.asarray(in_lung.open_picture(slice_)).tolist() == [[127, 236]] * 2
 
 
 def test_both_kinds_of_weights_can_be_asked_for(folder, tmp_path):

@@ -1,0 +1,68 @@
+"""The page of a search: figures of the winner, what it drew beside what was wanted, and all trials; one HTML file."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from raymed.evaluation.picture_metrics import psnr
+from raymed.evaluation.report import picture_uri
+from raymed.evaluation.search_summary import SearchSummary
+from raymed.systems.unimedvl.evaluation import PANEL_ROWS, Drawings
+
+if TYPE_CHECKING:
+    from raymed.registry.assessment import CardFacts
+    from raymed.systems.unimedvl.assessment import GeneralistAssessment
+
+MEANINGS = {
+    "exact": "share of answers that are the reference's words",
+    "token_f1": "F1 of an answer's words",
+    "bleu": "of an answer's runs of words",
+    "rouge_l": "longest common run of words",
+    "psnr": "dB; of the drawing to its target",
+    "ssim": "structural similarity to the target, 1 of equal pictures",
+    "input_psnr": "dB; of the unchanged input to the target",
+    "input_ssim": "structural similarity of the unchanged input to the target",
+    "kept_psnr": "dB; of the drawing to its input",
+    "psnr_gain": "dB; how much nearer to the target the drawing is than the input",
+}
+
+
+def render(assessment: GeneralistAssessment, search: SearchSummary, facts: CardFacts) -> str:
+    """The page. It names no patient, and loads nothing."""
+    environment = Environment(
+        loader=PackageLoader("raymed.systems.unimedvl", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    sign = 1 if search.objective.direction == "min" else -1
+    evaluation = assessment.evaluation
+    return environment.get_template("report.html").render(
+        search=search,
+        facts=facts,
+        assessment=assessment,
+        metrics=evaluation.metrics(),
+        meanings=MEANINGS,
+        panels=panels(evaluation.drawings) if evaluation.drawings else [],
+        trials=sorted(search.trials, key=lambda each: math.inf if each.value is None else sign * each.value),
+        searched=sorted({name for trial in search.trials for name in trial.params}),
+        settings=json.dumps(facts.settings, ensure_ascii=False, indent=2),
+    )
+
+
+def panels(drawings: Drawings) -> list[dict[str, str]]:
+    """Input, target and drawing of the first pictures, as data URIs, and how near the last two are to the target."""
+    pictures = drawings.pictures
+    shown = list(zip(drawings.sources, pictures.inputs, pictures.targets, pictures.drawn, strict=True))[:PANEL_ROWS]
+    return [
+        {
+            "source": source,
+            "input": picture_uri(given),
+            "target": picture_uri(target),
+            "synthetic": picture_uri(drawn),
+            "psnr": f"{psnr(target, drawn):.1f}",
+        }
+        for source, given, target, drawn in shown
+    ]
