@@ -3,16 +3,16 @@
 python jobs/evaluate_lung.py --model models:/raymed-lung@champion --data PREPARED --split test
 python jobs/evaluate_lung.py --model models:/raymed-lung@champion --data OTHER_HOSPITAL --split all
 python jobs/evaluate_lung.py --model runs/search/trials/trial-0003/step-00000120-ab12cd34 --data PREPARED --split val
+python jobs/evaluate_lung.py --model work_dirs/med_cls/checkpoint-2000 --data PREPARED    # an InternVL trained elsewhere
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raymed.data.prepared import Prepared
 from raymed.job.job import JobOptions, Outcome, run
-from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 
 
@@ -21,14 +21,19 @@ class Evaluate(JobOptions):
     """Options of judging a model.
 
     Attributes:
-        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a folder with a model or checkpoint.
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, a folder with a model or checkpoint, or an InternVL
+            folder that was trained elsewhere, which is asked to choose from the label table of the data.
         data: Folder or URI of prepared data (jobs/prepare_lung.py).
         split: Which patients: train, val, test or all.
         fold: Cross-validation fold that is val (default: the stored split).
-        method: How slices decide: mean of their probabilities, or majority vote (figures of decisions only).
+        per_patient: Slices of a patient that are looked at (0 = as the model was trained; --choice all takes all).
+        choice: Which: uniform, middle or all (default: as the model was trained).
+        method: How slices decide: mean of their probabilities, of the logarithms of those (log-mean), or majority vote
+            (figures of decisions only).
         micro_batch: Slices that are predicted at once.
         workers: Ray actors that predict; 1 works in this process.
         bootstrap: Resamples of patients behind the interval of the loss.
+        language: Show the classes' names in this language of the label table, such as zh (default: their short names).
         out: Folder for patients.csv and slices.csv: label, decision and probabilities of each (default: none is written).
     """
 
@@ -36,50 +41,42 @@ class Evaluate(JobOptions):
     data: str
     split: Literal["train", "val", "test", "all"] = "test"
     fold: int | None = None
-    method: Literal["mean", "vote"] = "mean"
+    per_patient: int = 0
+    choice: Literal["uniform", "middle", "all"] | None = None
+    method: Literal["mean", "log-mean", "vote"] = "mean"
     micro_batch: int = 32
     workers: int = 1
     bootstrap: int = 1000
     out: str | None = None
+    language: str = ""
 
 
 def main(options: Evaluate) -> Outcome:
-    from raymed.evaluation.metrics import evaluate
-    from raymed.evaluation.patients import softmax, to_patients
     from raymed.evaluation.predict import chosen_rows, predict_rows
-    from raymed.evaluation.scores import overall
-    from raymed.evaluation.summary import lines
-    from raymed.evaluation.tables import patient_table, slice_table
-    from raymed.recipes.exported import open_model
-    from raymed.registry.address import resolve_model
-    from raymed.tracking.tracker import Tracker
+    from raymed.systems.lung.elsewhere import open_lung
+    from raymed.systems.lung.evaluation import Judged
 
-    resolved = resolve_model(options.model, Tracker.open(options.tracking))
     prepared = Prepared.open(options.data)
-    rows = chosen_rows(prepared, options.split, options.fold, resolved.slices.unlimited, options.seed)
-    notes = resolved.notes(prepared, prepared.columns(rows, ["patient"])["patient"])
+    model = open_lung(options.model, options.tracking, prepared.labels, prepared.size)
+    trained = model.slices.unlimited
+    slices = replace(
+        trained, per_patient=options.per_patient or trained.per_patient, choice=options.choice or trained.choice
+    )
+    rows = chosen_rows(prepared, options.split, options.fold, slices, options.seed)
+    notes = model.notes(prepared, prepared.columns(rows, ["patient"])["patient"])
+    if slices != trained:
+        notes.append(f"asked about other slices than it was trained on: {slices.told}; trained on {trained.told}")
     if options.dry_run:
         return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
-    logits, columns = predict_rows(open_model(resolved.network), prepared, rows, options.micro_batch, options.workers)
-    names = prepared.labels.names
-    probabilities = softmax(logits / (resolved.inference.temperature if resolved.inference else 1.0))
-    patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"], options.method)
-    evaluation = evaluate(patients, names, options.bootstrap, options.seed)
-    per_slice = overall(columns["label"], probabilities)
-    text = [
-        *lines(evaluation),
-        "",
-        f"single slices ({len(rows)}): " + ", ".join(f"{name} {value:.3f}" for name, value in per_slice.items()),
-        *notes,
-    ]
+    logits, columns = predict_rows(model.open(), prepared, rows, options.micro_batch, options.workers)
+    temperature = model.inference.temperature if model.inference else 1.0
+    judged = Judged.of(logits, columns, prepared.labels, temperature, options.method, options.bootstrap, options.seed)
+    text = [*judged.lines(options.language), *notes]
     if options.out is not None:
-        folder = Folder.at(options.out)
-        folder.write("patients.csv", to_csv(patient_table(patients, names)))
-        folder.write("slices.csv", to_csv(slice_table(columns, probabilities, names)))
-        text.append(f"every patient and slice: {folder.uri}/patients.csv and slices.csv")
-    text.append(f"{resolved.name} on {evaluation.patients} patients ({options.split}) of {prepared.folder.uri}")
-    data = {"model": resolved.name, "data": prepared.digest, "split": options.split, "notes": notes}
-    return Outcome("\n".join(text), data | {"evaluation": asdict(evaluation), "slices": per_slice})
+        text.append(judged.write(Folder.at(options.out)))
+    text.append(f"{model.name} on {judged.evaluation.patients} patients ({options.split}) of {prepared.folder.uri}")
+    data = {"model": model.name, "data": prepared.digest, "split": options.split, "notes": notes}
+    return Outcome("\n".join(text), data | judged.data())
 
 
 if __name__ == "__main__":

@@ -117,6 +117,17 @@ class LabelTable:
         """What readers are shown of each class: its names in all languages given, in index order."""
         return [" / ".join(row.names.values()) or row.name for row in self.classes]
 
+    def called(self, language: str) -> list[str]:
+        """What readers of one language are shown of each class, in index order; its name where the table has none in it.
+
+        Raises:
+            UserError: the table has no name in that language; says which languages it has.
+        """
+        languages = sorted({each for row in self.classes for each in row.names})
+        if language and language not in languages:
+            raise UserError(f"the label table has no names in {language!r}, only in {', '.join(languages) or 'none'}")
+        return [row.names.get(language, row.name) for row in self.classes]
+
     @property
     def codes(self) -> list[str]:
         """Class codes, in index order."""

@@ -116,6 +116,12 @@ class SliceSettings:
         return cls(**{"per": "study", **values})
 
     @property
+    def told(self) -> str:
+        """Which slices, in words."""
+        whole = self.choice == "all"
+        return f"{'all' if whole else self.per_patient} slices of each {self.per}{'' if whole else f' ({self.choice})'}"
+
+    @property
     def redraws(self) -> bool:
         return self.choice == "random"
 

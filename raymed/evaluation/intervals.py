@@ -30,6 +30,32 @@ def share(count: int, of: int) -> Estimate | None:
     return wilson(count / of, of) if of else None
 
 
+def difference_of_shares(first: np.ndarray, second: np.ndarray) -> Estimate:
+    """By how much one share of the same patients is above another: method 10 of Newcombe 1998 (Statistics in Medicine 17,
+    2635-2650), from the limits of both shares and how far the two go together.
+
+    Args:
+        first: whom it holds for, bool [patients]; likewise `second`.
+    """
+    many = len(first)
+    one, other = wilson(float(first.mean()), many), wilson(float(second.mean()), many)
+    value = one.value - other.value
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    only_one, only_other = int((first & ~second).sum()), int((~first & second).sum())
+    product = both * neither - only_one * only_other
+    agreeing = max(product - many / 2, 0.0) if product > 0 else float(product)
+    spread = (both + only_one) * (only_other + neither) * (both + only_other) * (only_one + neither)
+    together = agreeing / np.sqrt(spread) if spread else 0.0
+
+    def reach(own: float, others: float) -> float:
+        return float(np.sqrt(max(0.0, own**2 - 2 * together * own * others + others**2)))
+
+    (low, high), (other_low, other_high) = ((each.low or 0.0, each.high or 0.0) for each in (one, other))
+    below = reach(one.value - low, other_high - other.value)
+    above = reach(high - one.value, other.value - other_low)
+    return Estimate(value, value - below, value + above)
+
+
 def mean_of_classes(values: np.ndarray, patients: np.ndarray) -> Estimate:
     """The mean of shares that belong to a class each (sensitivities, F1) with Wilson's interval.
 

@@ -143,7 +143,7 @@ def judge_patients(logits: np.ndarray, columns: dict[str, np.ndarray], class_nam
         ``val_loss`` (negative log likelihood of the patients' mean probabilities, each at least 1e-7), ``accuracy``,
         ``balanced_accuracy``, ``macro_f1``, ``macro_auc`` (one against rest), ``ece`` and, per class,
         ``sensitivity_<class>`` and ``specificity_<class>``, all per patient; with the prefix ``slice_`` the overall ones per
-        slice (``slice_loss`` ...). A figure that cannot be formed is absent.
+        slice (``slice_loss`` ...) and the sensitivities. A figure that cannot be formed is absent.
 
     Raises:
         RunError: a logit is NaN or infinite.
@@ -160,6 +160,8 @@ def judge_patients(logits: np.ndarray, columns: dict[str, np.ndarray], class_nam
             judged[f"sensitivity_{name}"] = hits / (hits + misses)
         if false_alarms + rejections:
             judged[f"specificity_{name}"] = rejections / (false_alarms + rejections)
+    recall = zip(class_names, Scores.of(labels, probabilities).recall.tolist(), strict=True)
+    judged |= {f"slice_sensitivity_{name}": value for name, value in recall if np.isfinite(value)}
     return judged | {f"slice_{name}": value for name, value in overall(labels, probabilities).items()}
 
 

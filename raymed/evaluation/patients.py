@@ -10,7 +10,11 @@ import scipy.special
 
 from raymed.errors import RunError, UserError
 
+Aggregation = Literal["mean", "vote", "log-mean"]
+"""How the slices of a patient decide; see `to_patients`."""
+
 UNKNOWN = -1  # the label of a patient that has none
+_SMALLEST = 1e-7  # probability of a slice under "log-mean": a certain slice is not the only one that counts
 _TIE = 1e-6  # weight of the mean probability under "vote": far less than one vote among any number of slices
 
 
@@ -56,7 +60,7 @@ def to_patients(
     patients: np.ndarray,
     labels: np.ndarray,
     sources: np.ndarray,
-    method: Literal["mean", "vote"] = "mean",
+    method: Aggregation = "mean",
 ) -> Patients:
     """One probability vector per patient from those of the slices.
 
@@ -65,8 +69,9 @@ def to_patients(
         patients: patient id of each slice, [rows].
         labels: class index of each slice, [rows]; -1 where unknown.
         sources: source of each slice, [rows].
-        method: ``mean`` averages the probability vectors. ``vote`` gives each class its share of the slices that decide for
-            it; equal shares are settled by the mean probability.
+        method: ``mean`` averages the probability vectors. ``log-mean`` averages their logarithms, so that one slice that
+            rules a class out weighs more; a probability counts as at least 1e-7. ``vote`` gives each class its share of
+            the slices that decide for it; equal shares are settled by the mean probability.
 
     Raises:
         RunError: a probability is NaN or infinite.
@@ -88,6 +93,8 @@ def to_patients(
         named = ", ".join(str(ids[i]) for i in two[:10])
         raise UserError(f"{len(two)} patients have two labels: {named}. Correct the labels and prepare the data again.")
     means = _means(probabilities, owner, slices)
+    if method == "log-mean":
+        means = softmax(_means(np.log(probabilities.clip(_SMALLEST)), owner, slices))
     if method == "vote":
         votes = _means(np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)], owner, slices)
         means = (1 - _TIE) * votes + _TIE * means

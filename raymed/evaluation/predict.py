@@ -240,13 +240,18 @@ def reasons(refusals: Iterable[Refusal]) -> list[str]:
 
 
 def table(predictions: Iterable[PatientPrediction], inference: Inference) -> list[dict[str, Any]]:
-    """One line per patient: patient_id, decision, p_<class> ..., slices, model, note. No decision without a usable slice."""
-    names = inference.labels.names
+    """One line per patient: patient_id, decision, shown_as (what readers are shown of it, in all languages of the label
+    table), p_<class> ..., slices, model, note. No decision without a usable slice."""
+    names, titles = inference.labels.names, inference.labels.titles
     lines = []
     for each in predictions:
         known, unlike = each.probabilities, [f"unlike the training pictures: {how}" for how in each.unlike]
+        best = None if known is None else int(np.argmax(known))
+        decision = (
+            {"decision": None, "shown_as": None} if best is None else {"decision": names[best], "shown_as": titles[best]}
+        )
         lines.append(
-            {"patient_id": each.patient, "decision": names[int(np.argmax(known))] if known is not None else None}
+            {"patient_id": each.patient, **decision}
             | {f"p_{name}": known[place] if known is not None else None for place, name in enumerate(names)}
             | {"slices": each.slices, "model": inference.name, "note": "; ".join([*unlike, *each.notes])}
         )

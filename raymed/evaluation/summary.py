@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from unicodedata import east_asian_width
 
 from raymed.evaluation.comparison import comparison
@@ -11,8 +12,13 @@ from raymed.evaluation.metrics import RARE, Evaluation
 COLUMNS = ("sensitivity", "specificity", "precision", "auc")
 
 
-def lines(evaluation: Evaluation) -> list[str]:
-    """Figures with 95 % intervals, per class, per source, and who was taken for whom."""
+def lines(evaluation: Evaluation, names: Sequence[str] = ()) -> list[str]:
+    """Figures with 95 % intervals, per class, per source, and who was taken for whom.
+
+    Args:
+        names: what a reader is shown of the classes, in place of their names.
+    """
+    names = names or [each.name for each in evaluation.classes]
     wide = max(26, *map(len, evaluation.metrics)) + 2
     text = [f"{name:<{wide}}{show(estimate)}" for name, estimate in evaluation.metrics.items()]
     if (calibration := evaluation.calibration) is not None:
@@ -26,21 +32,25 @@ def lines(evaluation: Evaluation) -> list[str]:
     column = max(wide, *(len(title) + 2 for title in sentences))
     text += ["", "compared with", *(_pad(title, column) + sentence for title, sentence in sentences.items())]
     text += ["", f"{'class (patients)':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
-    for each in evaluation.classes:
-        title = f"{each.name}{'*' if each.rare else ''} ({each.support})"
+    for name, each in zip(names, evaluation.classes, strict=True):
+        title = f"{name}{'*' if each.rare else ''} ({each.support})"
         text.append(_pad(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
     if True in [each.rare for each in evaluation.classes] + [each.rare for each in evaluation.sources]:
         text.append(f"* fewer than {RARE} patients: one patient more would change these figures")
-    text += ["", "patients by class (row) and decision (column)"]
-    names = [each.name for each in evaluation.classes]
-    text.append(" " * 16 + "".join(_pad("", 14 - _columns(name)) + name for name in names))
-    for name, row in zip(names, evaluation.confusion, strict=True):
-        text.append(_pad(name, 16) + "".join(f"{count:>14}" for count in row))
+    text += ["", "patients by class (row) and decision (column)", *crosswise(names, evaluation.confusion)]
     for source in evaluation.sources:
         text += ["", f"{source.name}{'*' if source.rare else ''}: {source.patients} patients"]
         text.append(f"  {f'always {source.majority}':<{wide}}{source.majority_accuracy:.3f}")
         text += [f"  {name:<{wide}}{show(estimate)}" for name, estimate in source.metrics.items()]
     return [line.rstrip() for line in text]
+
+
+def crosswise(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[str]:
+    """A table of counts by class (row) and decision (column)."""
+    text = [" " * 16 + "".join(_pad("", 14 - _columns(name)) + name for name in names)]
+    for name, row in zip(names, confusion, strict=True):
+        text.append(_pad(name, 16) + "".join(f"{count:>14}" for count in row))
+    return text
 
 
 def show(estimate: Estimate | None) -> str:

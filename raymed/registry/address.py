@@ -17,15 +17,17 @@ from mlflow.exceptions import MlflowException
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.evaluation.predict import Inference
+from raymed.evaluation.predict import Inference, Model
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
-from raymed.recipes.exported import RECIPE_FILE
+from raymed.recipes.exported import RECIPE_FILE, open_model
 from raymed.registry import serving
 from raymed.registry.candidate import Candidate
 from raymed.registry.model_card import unknown_patients
+from raymed.storage.folder import Folder
 from raymed.storage.seal import check_seal
 from raymed.tracking.tracker import Tracker
+from raymed.training.checkpoint import judged_slices
 
 OTHER_DATA = "other data than the model was trained on, and no id that it knows: other ids of the same patients go unnoticed"
 WHO_IS_UNKNOWN = "it is not noted who trained and chose this model: if these patients did, the figures flatter it"
@@ -47,6 +49,10 @@ class Resolved:
     inference: Inference | None
     slices: SliceSettings = field(default_factory=SliceSettings)
 
+    def open(self) -> Model:
+        """The recipe and the network, ready to predict. Raises: UserError: as `open_model`."""
+        return open_model(self.network)
+
     def notes(self, prepared: Prepared, patients: np.ndarray) -> list[str]:
         """What a person should know before judging this model on patients of these data.
 
@@ -67,10 +73,9 @@ class Resolved:
                     f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} has "
                     f"{', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's label table"
                 )
-            count = "all" if self.slices.choice == "all" else self.slices.per_patient
             return [
                 *unknown_patients(prepared),
-                f"a bare checkpoint: temperature 1, {count} slices of each {self.slices.per}",
+                f"a bare checkpoint: temperature 1, {self.slices.told}",
                 WHO_IS_UNKNOWN,
             ]
         if self.inference.image != prepared.image:
@@ -151,7 +156,7 @@ def _opened(uri: str, folder: Path) -> Resolved:
         return Resolved(inference.name, network, inference, inference.slices)
     for network in (folder / "model", folder):
         if (network / RECIPE_FILE).is_file():
-            return Resolved(uri, network, None)
+            return Resolved(uri, network, None, judged_slices(Folder.at(network.parent)))
     raise UserError(
         f"{uri} is not a model: there is neither MLmodel nor {RECIPE_FILE} in {folder}. Give "
         "models:/raymed-lung@champion, runs:/RUN_ID, or the folder of a checkpoint."

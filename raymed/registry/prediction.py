@@ -27,7 +27,7 @@ class PredictOptions(JobOptions):
 
     Attributes:
         input: A folder, picture, CSV, DICOM series or NIfTI volume.
-        out: The CSV to write; columns patient_id, decision, p_<class>, slices, model, note.
+        out: The CSV to write; columns patient_id, decision, shown_as, p_<class>, slices, model, note.
         source: How the input is read. With class folders above those of patients, `source.labelled true` passes over them.
         micro_batch: Slices that are predicted at once.
         workers: Ray actors that predict; 1 works in this process.

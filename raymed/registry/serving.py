@@ -77,6 +77,7 @@ def signature(class_names: Sequence[str]) -> ModelSignature:
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(text, "patient_id"),
         ColSpec(text, "decision", required=False),
+        ColSpec(text, "shown_as", required=False),
         *(ColSpec(number, f"p_{name}", required=False) for name in class_names),
         ColSpec(DataType.long, "slices"),
         ColSpec(text, "model"),

@@ -19,6 +19,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from raymed.data.plan import SliceSettings
 from raymed.errors import RunError, UserError
 from raymed.storage.folder import Folder
 from raymed.storage.seal import digest_of_file
@@ -30,6 +31,7 @@ log = logging.getLogger("raymed")
 
 PREFIX = "step-"
 PREDICTIONS = "predictions.npz"  # of the epoch's validation, within a checkpoint at its end
+JUDGED = "judged"  # in `Progress.origin`: which rows are validated on
 OUTPUTS = "predictions.parquet"  # beside them, where a system gives texts or pictures
 
 
@@ -120,6 +122,15 @@ def read_history(checkpoint: Folder) -> list[dict[str, float]]:
             f"the checkpoint {checkpoint.uri} is not there any more. --resume never trains the run anew"
         ) from error
     return history
+
+
+def judged_slices(checkpoint: Folder) -> SliceSettings:
+    """Which rows a checkpoint's run is validated on; the usual ones where the folder is none, or of an earlier raymed."""
+    try:
+        origin: dict[str, Any] = json.loads(checkpoint.read("progress.json"))["origin"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return SliceSettings()
+    return SliceSettings.read(origin[JUDGED]) if JUDGED in origin else SliceSettings()
 
 
 def seal(folder: Path, worker: int, workers: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from raymed.errors import UserError
 from raymed.recipes.metric import Metric
 from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
+from raymed.training.checkpoint import JUDGED
 from raymed.training.settings import TrainSettings
 from raymed.training.start import StartWeights
 
@@ -89,8 +90,11 @@ class RunSpec:
 
     def origin(self) -> dict[str, Any]:
         """What a checkpoint of the run comes from."""
-        bound = {"fold": self.fold, "train_on": self.train_on} | ({"generation": self.generation} if self.generation else {})
+        bound: dict[str, Any] = {"fold": self.fold, "train_on": self.train_on} | (
+            {"generation": self.generation} if self.generation else {}
+        )
         bound |= {"data": self.data_digest} if self.data_digest else {}
+        bound[JUDGED] = asdict(self.sampling.validation)
         plain: dict[str, Any] = json.loads(json.dumps(self.settings() | bound, default=str))
         return plain
 

@@ -184,3 +184,22 @@ def test_two_classes_share_all_their_errors_so_that_their_macro_area_is_as_unsur
     assert (both.low, both.high) == pytest.approx((area.low, area.high))
     four = intervals.macro_auc([area] * 4, np.diag([10] * 4))
     assert four.low is not None and area.low is not None and four.low > area.low
+
+
+def test_the_interval_of_a_difference_of_shares_holds_the_truth_where_two_models_mostly_agree() -> None:
+    """Both right for 60 %, one alone for 15 %, the other alone for 5 %: a difference of 10 points."""
+    draw, held = np.random.default_rng(0), 0
+    for _ in range(600):
+        kind = draw.choice(4, 40, p=[0.6, 0.15, 0.05, 0.2])
+        estimate = intervals.difference_of_shares((kind == 0) | (kind == 1), (kind == 0) | (kind == 2))
+        assert estimate.low is not None and estimate.high is not None
+        held += estimate.low <= 0.1 <= estimate.high
+    assert 0.93 <= held / 600 <= 0.99
+
+
+def test_the_difference_of_shares_is_turned_around_with_the_models() -> None:
+    one, other = np.array([True] * 9 + [False] * 3), np.array([True] * 6 + [False] * 6)
+    there, back = intervals.difference_of_shares(one, other), intervals.difference_of_shares(other, one)
+    assert there.value == pytest.approx(0.25) and there.low == pytest.approx(-(back.high or 0))
+    same = intervals.difference_of_shares(one, one)
+    assert same.value == 0 and (same.low or 0) <= 0 <= (same.high or 0)

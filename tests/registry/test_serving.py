@@ -80,7 +80,7 @@ def test_a_folder_its_files_and_its_array_get_the_evaluations_decision(
 ) -> None:
     files = [("files", str(folder / f"{place}.png")) for place in range(5)]
     answer = ask(served, ("folder", str(folder)), *files, ("array", pictures), ("json", pictures.tolist()))
-    assert list(answer.columns) == ["patient_id", "decision", *SHARES, "slices", "model", "note"]
+    assert list(answer.columns) == ["patient_id", "decision", "shown_as", *SHARES, "slices", "model", "note"]
     assert list(answer["patient_id"]) == ["folder", "files", "array", "json"]
     np.testing.assert_allclose(answer[SHARES], np.tile(expected, (4, 1)), atol=1e-6)
     assert set(answer["slices"]) == {3} and set(answer["model"]) == {"lung v1"}

@@ -1,0 +1,121 @@
+"""How many slices of a patient, and how they decide: compared on the same patients, from one look at all of their slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.evaluation import intervals
+from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.estimate import Estimate
+from raymed.evaluation.metrics import difference_interval
+from raymed.evaluation.patients import Aggregation, Patients, softmax, to_patients
+from raymed.evaluation.scores import overall
+
+METHODS: tuple[Aggregation, ...] = ("mean", "vote", "log-mean")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to decide about a patient, and what it is worth on some.
+
+    Attributes:
+        slices: how many of a patient's; 0 for all.
+        method: how they decide.
+        temperature: fitted on these patients.
+        accuracy: share of the patients who are given their class.
+        balanced_accuracy: mean of the classes' sensitivities.
+        loss: negative log likelihood; None of votes, which are no probabilities.
+        more_accurate: by how much its accuracy is above that of the first of the choices; None of the first itself.
+        more_loss: by how much its loss is; None likewise, and of votes.
+    """
+
+    slices: int
+    method: Aggregation
+    temperature: float
+    accuracy: float
+    balanced_accuracy: float
+    loss: float | None
+    more_accurate: Estimate | None = None
+    more_loss: Estimate | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.slices or 'all':>3} {self.method:<9}"
+        loss = "–" if self.loss is None else f"{self.loss:.3f}"
+        own = f"{name} {self.accuracy:>9.3f} {self.balanced_accuracy:>9.3f} {loss:>7}"
+        if self.more_accurate is None:
+            return f"{own}   what the others are compared with"
+        return f"{own}   {self.more_accurate!s:<24}{'–' if self.more_loss is None else self.more_loss!s}"
+
+
+HEADER = f"{'K':>3} {'method':<9} {'accuracy':>9} {'balanced':>9} {'loss':>7}   {'accuracy, more':<24}loss, more"
+
+
+def compare(
+    logits: np.ndarray,
+    columns: dict[str, np.ndarray],
+    chosen: Sequence[tuple[int, np.ndarray]],
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> list[Choice]:
+    """Judge each number of slices under each method; all are compared, patient by patient, with the mean over the first.
+
+    Args:
+        logits: of all slices, [rows, classes].
+        columns: index columns of the same rows: ``patient``, ``label``, ``source``.
+        chosen: how many slices of a patient (0 = all), and at which places of the rows they are.
+        bootstrap: resamples of patients behind the intervals of the loss.
+
+    Raises:
+        UserError: a patient has no label.
+    """
+    choices: list[Choice] = []
+    first: Patients | None = None
+    for slices, places in chosen:
+        part = {name: column[places] for name, column in columns.items()}
+        for method in METHODS:
+            temperature = _temperature(logits[places], part, method)
+            probabilities = softmax(logits[places], temperature)
+            patients = to_patients(probabilities, part["patient"], part["label"], part["source"], method)
+            figures = overall(patients.labels, patients.probabilities)
+            accuracy, balanced = figures["accuracy"], figures["balanced_accuracy"]
+            choice = Choice(slices, method, temperature, accuracy, balanced, None if patients.voted else figures["loss"])
+            if first is None:
+                first = patients
+            else:
+                right, others = (each.decisions == each.labels for each in (patients, first))
+                choice = replace(
+                    choice,
+                    more_accurate=intervals.difference_of_shares(right, others),
+                    more_loss=None if patients.voted else difference_interval(patients, first, bootstrap, seed),
+                )
+            choices.append(choice)
+    return choices
+
+
+def places_of(
+    prepared: Prepared, rows: np.ndarray, slices: SliceSettings, numbers: Sequence[int], seed: int
+) -> list[tuple[int, np.ndarray]]:
+    """For each number of slices of a patient (0 = all), at which places of `rows` those are that would be chosen."""
+    choice = "uniform" if slices.choice == "all" else slices.choice
+    settings = {
+        number: replace(slices, choice="all") if not number else replace(slices, per_patient=number, choice=choice)
+        for number in numbers
+    }
+    return [(number, np.searchsorted(rows, each.choose(prepared, rows, seed, None))) for number, each in settings.items()]
+
+
+def _temperature(logits: np.ndarray, columns: dict[str, np.ndarray], method: Aggregation) -> float:
+    """Fitted for the way in which the slices decide; votes ask for none."""
+    if method == "vote":
+        return 1.0
+    patients, labels = columns["patient"], columns["label"]
+    if method == "log-mean":  # the softmax of the mean logits, each patient being one row then
+        ids, first, owner = np.unique(patients, return_index=True, return_inverse=True)
+        logits = np.stack([logits[owner == each].mean(axis=0) for each in range(len(ids))])
+        patients, labels = ids, labels[first]
+    return fit_temperature(logits, patients, labels)
