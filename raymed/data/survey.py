@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from raymed.data.choices import parse_choices
 from raymed.data.labels import LabelTable
 from raymed.data.sources import Listing, Refusal, SourceSettings, Study, list_source
 from raymed.data.sources.listing import by_reason
@@ -70,6 +71,8 @@ def survey(source: Path, settings: SourceSettings, labels: str) -> Survey:
         if study.label is not None:
             written[study.label] += len(study.slices)
     table = LabelTable.of(sorted(written)) if labels == OWN_LABELS else LabelTable.open(labels)
+    if settings.labelled and listing.format == "conversations" and labels != OWN_LABELS:
+        listing = _with_choices(listing, table)
     table.check(written)
     ignored = {label: count for label, count in sorted(written.items()) if table.index_of(label) is None}
     studies = tuple(study for study in listing.studies if study.label is None or study.label not in ignored)
@@ -112,6 +115,42 @@ def _with_questions(listing: Listing) -> Listing:
         reasons = "\n".join(by_reason((refusal.where, refusal.reason) for refusal in refusals))
         raise UserError(f"{listing.root}: no line can be learned from:\n{reasons}")
     return replace(listing, studies=tuple(studies), refusals=tuple(refusals))
+
+
+def _with_choices(listing: Listing, table: LabelTable) -> Listing:
+    """Conversations whose prompts declare classes of the label table, in whatever way they are written.
+
+    Prompts that declare some of them only are told of: a model is asked to choose from all.
+
+    Raises:
+        UserError: a prompt declares what the table does not know; shows both.
+    """
+    declared: dict[str, list[str]] = defaultdict(list)
+    for study in listing.studies:
+        for piece in study.slices:
+            asked = [parse_choices(turn.text) for turn in piece.messages if turn.role == "human"]
+            for choices in filter(None, asked):
+                declared["|".join(choices)].append(piece.where)
+    own = ", ".join(f"{row.code} {row.name}" for row in table.classes)
+    prompts = {text: f"{text} ({len(where)} lines, such as {where[0]})" for text, where in declared.items()}
+    unknown = [prompts[text] for text in prompts if not all(map(table.knows, text.split("|")))]
+    if unknown:
+        raise UserError(
+            f"prompts declare other choices than the label table's classes ({own}): {'; '.join(unknown[:NAMED])}. Give the "
+            "table of these data with --labels, or mend the prompts"
+        )
+    fewer = [
+        prompts[text]
+        for text in prompts
+        if len({table.index_of(each) for each in text.split("|")} - {None}) < len(table.classes)
+    ]
+    if not fewer:
+        return listing
+    note = (
+        f"prompts declare some of the label table's classes ({own}): {'; '.join(fewer[:NAMED])}. A model is asked to choose "
+        "from all of them; for the declared ones alone, give a table of those with --labels"
+    )
+    return replace(listing, notes=(*listing.notes, note))
 
 
 def _require_one_label(found: Survey) -> None:

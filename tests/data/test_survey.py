@@ -96,3 +96,16 @@ def test_lines_that_ask_for_no_label_or_about_no_picture_are_refused_by_line_and
     assert survey(path, SourceSettings(labelled=False), "lung").patients == {"unlabelled": 3}, "prediction needs neither"
     with pytest.raises(UserError, match=r"no line can be learned from:\ntrain\.jsonl:1: no <image>"):
         survey(conversations(tmp_path, "<cls>: 0|1.", "<cls>: 0|1."), SourceSettings(), "lung")
+
+
+def test_prompts_that_declare_other_classes_than_the_label_table_are_an_error_that_shows_both(tmp_path: Path):
+    path = conversations(tmp_path, "<image>\n<cls>: 0|1|2|3.", "<image>\n<cls>: 1|benign.")
+    shown = r"classes \(0 normal, 1 bacterial, 2 viral, 3 pneumocystis\): 1\|benign \(1 lines, such as train\.jsonl:2\)"
+    with pytest.raises(UserError, match=shown):
+        survey(path, SourceSettings(), "lung")
+
+
+def test_prompts_that_declare_some_of_the_classes_are_told_of_and_kept(tmp_path: Path):
+    (note,) = survey(conversations(tmp_path, "<image>\n<cls>: 0|1."), SourceSettings(), "lung").listing.notes
+    assert "0|1 (1 lines, such as train.jsonl:1). A model is asked to choose from all" in note
+    assert not survey(conversations(tmp_path, "<image>\n<cls>: 1|0|病毒|3."), SourceSettings(), "lung").listing.notes

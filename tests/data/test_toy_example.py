@@ -51,9 +51,10 @@ def test_it_is_read_as_printed_and_says_what_it_took_for_granted(toy: Path) -> N
     found = survey(META, PrepareSettings(), "lung")
     assert found.patients == {"normal": 3, "bacterial": 2} and found.slices == 5
     assert not found.listing.patients_known
-    folder, people = found.listing.notes[0], found.listing.notes[-1]
+    folder, *_, people, choices = found.listing.notes
     assert f"relative to the current folder, {toy}" in folder
     assert "no line names a patient, so each of the 5 pictures counts as a patient of its own" in people
+    assert "0|1 (5 lines, such as train.jsonl:1)" in choices
 
 
 def test_one_message_says_what_lets_five_pictures_train(toy: Path) -> None:
