@@ -161,6 +161,11 @@ class VisionTower:
         network.config._attn_implementation = attention
         return network.eval()
 
+    def usual_layout(self, out: Path) -> Layout:
+        """InternVL's own names for a single file of an InternViT, as the code that loads such files by name expects them;
+        transformers' otherwise."""
+        return "internvl" if out.suffix in WEIGHT_FILES and isinstance(self.config, InternVLVisionConfig) else "native"
+
     def write(self, out: Path, layout: Layout) -> None:
         """Write weights and configuration, and where they came from, to a folder; or the weights alone to a file.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import script
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, InternVLForConditionalGeneration, InternVLVisionConfig
 
@@ -74,6 +75,22 @@ def test_what_is_written_reads_back_bit_for_bit(layout: str, kind: str, native: 
     if kind == "file":  # the weights alone: the configuration has to lie beside them
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_vision", **tower.config.to_dict()}))
     assert VisionTower.read(out).digest == tower.digest
+
+
+def test_a_single_file_has_the_names_that_a_loader_of_internvl_looks_for(remote: Path, tmp_path: Path) -> None:
+    """Such a loader passes over names that it does not know: with transformers' names it would keep its random weights."""
+    job, out = script("extract_vit"), tmp_path / "vitp_vit.pth"
+    outcome = job.main(job.ExtractVit(model=str(remote / "model.safetensors"), out=str(out), storage=str(tmp_path / "runs")))
+    assert "the ViT, internvl:" in outcome.text
+    original = {
+        key.removeprefix("vision_model."): tensor
+        for key, tensor in load_file(remote / "model.safetensors").items()
+        if key.startswith("vision_model.")
+    }
+    written = torch.load(out, weights_only=True)
+    assert written.keys() == original.keys() and all(torch.equal(written[key], original[key]) for key in original)
+    folder = job.main(job.ExtractVit(model=str(remote), out=str(tmp_path / "vit"), storage=str(tmp_path / "runs")))
+    assert "the ViT, native:" in folder.text, "a folder is for transformers"
 
 
 def test_transformers_loads_it_without_raymed(
