@@ -39,7 +39,7 @@ def main(options: TrainClip) -> Outcome:
         begin_with = Path(options.resume_from).expanduser().resolve()
         if options.resume == "never" and begin_with.is_relative_to(options.folder.path):
             raise UserError(f"--resume never may remove {begin_with}: copy it out of {options.folder.uri} first")
-        read_for(begin_with, runs[RUN])
+        read_for(begin_with, runs[RUN], options.force)
     search = options.named_search(next(iter(runs.values())), Budget(len(runs)), runs)
     if options.dry_run:
         plan = describe(search)
@@ -49,7 +49,7 @@ def main(options: TrainClip) -> Outcome:
     output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(search)
     outputs = {name: each for listed in configurations for name, each in listed.outputs(output, search).items()}
     if options.resume_from:
-        start_from(begin_with, outputs[RUN].spec)
+        start_from(begin_with, outputs[RUN].spec, options.force)
     for each in configurations:
         each.start(output)
     with search.alone(), OutputWriter(outputs) as writer:

@@ -20,8 +20,10 @@ import torch
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.storage.seal import check_archive
+from raymed.systems.clip.class_texts import ClassTexts
 from raymed.systems.clip.network import image_normalisation
 from raymed.systems.clip.recipe import ClipRecipe
+from raymed.systems.clip.resume import require_same
 from raymed.training.best import Best
 from raymed.training.checkpoint import PREDICTIONS, Progress, new_name, newest_step, publish
 from raymed.training.engine import learning_rate
@@ -111,14 +113,22 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_for(path: Path, spec: RunSpec) -> tuple[dict[str, Any], Progress]:
+def stored_texts(path: Path) -> ClassTexts:
+    """The class texts that a file was trained with. Raises: UserError: as `read`."""
+    return {name: list(texts) for name, texts in read(path)["class_texts"].items()}
+
+
+def read_for(path: Path, spec: RunSpec, force: bool = False) -> tuple[dict[str, Any], Progress]:
     """A file that a run can go on from, and how far it got.
 
+    Args:
+        force: see `require_same`.
+
     Raises:
-        UserError: the file is of other classes or encoders, or the run would have nothing left to train.
+        UserError: as `require_same`, or the run would have nothing left to train.
     """
     content = read(path)
-    _require_same(path, content, spec)
+    require_same(path, content, spec, force)
     progress = _progress(content)
     if not spec.train.steps and progress.epoch >= spec.train.epochs:
         raise UserError(f"{path} has been trained for {progress.epoch} epochs already: give more --epochs")
@@ -129,7 +139,7 @@ def read_for(path: Path, spec: RunSpec) -> tuple[dict[str, Any], Progress]:
     return content, progress
 
 
-def start_from(path: Path, spec: RunSpec) -> None:
+def start_from(path: Path, spec: RunSpec, force: bool = False) -> None:
     """Make the file's state the first checkpoint of a run, unless the run has come as far by itself.
 
     The best epoch so far, which lies in the file or in the one beside it, is a checkpoint of the run too: it is the run's
@@ -139,7 +149,7 @@ def start_from(path: Path, spec: RunSpec) -> None:
     Raises:
         UserError: as `read_for`.
     """
-    content, progress = read_for(path, spec)
+    content, progress = read_for(path, spec, force)
     steps = len(spec.plan(Prepared.open(spec.data), 0).batches)
     if newest_step(spec.folder) >= progress.epoch * steps:
         log.info("the run goes on from its own checkpoint, as far as %s or further", path)
@@ -241,26 +251,3 @@ def _publish(path: Path, content: Mapping[str, Any], spec: RunSpec, steps: int, 
         progress.write(folder)
         publish(folder, spec.folder, name)
     return name
-
-
-def _require_same(path: Path, content: Mapping[str, Any], spec: RunSpec) -> None:
-    recipe = spec.recipe
-    assert isinstance(recipe, ClipRecipe)
-    theirs, ours = sorted(content["class_to_idx"], key=content["class_to_idx"].get), list(recipe.names)
-    if theirs != ours:
-        raise UserError(f"{path} knows the classes {', '.join(theirs)}, and the data have {', '.join(ours)}")
-    config, scale = content["config"], content["recipe"]["model"]["text_lr_scale"]
-    for name, its, runs in (
-        *((name, config[name], getattr(recipe.model, name)) for name in ("image_encoder", "embed_dim")),
-        ("text_encoder", Path(config["text_encoder"]).name, Path(recipe.model.text_encoder).name),  # wherever it lies now
-        ("text_lr_scale", scale, recipe.model.text_lr_scale),
-        ("early_stopping_monitor", config["early_stopping_monitor"], spec.train.monitor),
-    ):
-        if its != runs:
-            raise UserError(f"{path} has {name} {its!r}, and the run has {runs!r}: give the one it was trained with")
-    fold = config["fold"] if not config["use_cv"] else config["fold"] - 1
-    if (config["data_digest"], fold) != (Prepared.open(spec.data).digest, spec.fold):
-        raise UserError(
-            f"{path} was trained on other data, splits or another fold: what it has learned may be validated on here. Give "
-            "the data, --random-state, --split and --fold that it was trained with"
-        )

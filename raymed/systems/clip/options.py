@@ -281,7 +281,9 @@ class TrainClip(ClipOptions):
         use_cv: Cross-validation: one run for each fold.
         multi_config: Train every configuration in --config-file.
         config_file: JSON list of configurations, each with the options that differ from those given here.
-        resume_from: Go on from this .pth file; an interrupted run goes on by itself when it is started again.
+        resume_from: Go on from this .pth file, with its texts where none are given; an interrupted run goes on by itself
+            when it is started again.
+        force: With --resume-from, go on although settings that change what is learned are not the file's.
         save_best: Write checkpoint_best.pth as well.
         train: How it is trained: the learning rate falls along a cosine from the first step on.
     """
@@ -295,6 +297,7 @@ class TrainClip(ClipOptions):
     multi_config: bool = False
     config_file: str | None = None
     resume_from: str | None = None
+    force: bool = False
     save_best: bool = True
     train: TrainSettings = field(default_factory=_watching_accuracy)
 
@@ -306,6 +309,11 @@ class TrainClip(ClipOptions):
             sizes = Counter(label for _, label in owners)
             self._require_patients({name: sizes[label] for label, name in enumerate(found.labels.names)})
 
+    @property
+    def says_texts(self) -> bool:
+        """Whether the texts of classes are given in any way."""
+        return bool(self.text_template or self.class_texts_file or self.class_texts)
+
     def check_modes(self) -> None:
         """Raises: UserError: options that do not go together."""
         if self.config_file and not self.multi_config:
@@ -316,6 +324,8 @@ class TrainClip(ClipOptions):
             raise UserError(
                 "--resume-from is for a single run; folds and configurations go on when the command is run again"
             )
+        if self.force and not self.resume_from:
+            raise UserError("--force is for --resume-from: leave it out")
         if self.train.monitor not in ("val_acc", "val_loss"):
             raise UserError(f"train.monitor is {self.train.monitor}: history.json has val_acc and val_loss to choose by")
         if self.train.validate_steps:

@@ -21,6 +21,7 @@ from raymed.errors import UserError
 from raymed.job.command_line import Aliases
 from raymed.job.mistakes import did_you_mean
 from raymed.recipes.metric import Metric
+from raymed.systems.clip.checkpoint import stored_texts
 from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import CONFIG, RunOutput, write_json
 from raymed.training.spec import RunSpec
@@ -31,8 +32,8 @@ log = logging.getLogger("raymed")
 
 RUN = "run"  # name of the only run
 OF_THE_JOB = (  # options that an entry of a configuration file cannot have of its own
-    "output_dir", "multi_config", "config_file", "resume_from", "storage", "tracking_uri", "dry_run", "json", "name",
-    "resume", "keep_checkpoints", "search", "workers", "min_workers",
+    "output_dir", "multi_config", "config_file", "resume_from", "force", "storage", "tracking_uri", "dry_run", "json",
+    "name", "resume", "keep_checkpoints", "search", "workers", "min_workers",
 )  # fmt: skip
 
 
@@ -131,6 +132,8 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
         UserError: options that do not go together, or nothing that can be trained.
     """
     options.check_modes()
+    if options.resume_from and not options.says_texts:
+        options = dataclasses.replace(options, class_texts=stored_texts(Path(options.resume_from).expanduser()))
     if not options.config_file:
         return [Configuration.of(options)], []
     path = Path(options.config_file).expanduser()

@@ -28,8 +28,10 @@ from raymed.systems.clip import checkpoint
 from raymed.systems.clip.checkpoint import BEST, LATEST
 from raymed.systems.clip.class_texts import class_texts
 from raymed.systems.clip.model import open_classifier
+from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import HISTORY, OutputWriter, RunOutput
 from raymed.systems.clip.recipe import ClipRecipe
+from raymed.systems.clip.settings import ClipAugmentSettings, ClipLossSettings
 from raymed.systems.clip.summary import Judged
 from raymed.tracking.tracker import Tracker
 from raymed.training.best import Best
@@ -54,6 +56,9 @@ CONFIG = {
     "fold": None,
     "early_stopping_monitor": "val_acc",
     "image": dataclasses.asdict(ImageSettings(size=35)),
+    "train": dataclasses.asdict(TRAIN),
+    "slices": dataclasses.asdict(SliceSettings(choice="all")),
+    "random_state": 42,
 }
 
 
@@ -201,8 +206,11 @@ def test_files_of_an_earlier_run_with_the_same_settings_are_replaced(output, tra
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"fold": 1}, "another fold"),
-        ({"train": dataclasses.replace(TRAIN, monitor="val_loss")}, "early_stopping_monitor 'val_acc'"),
+        ({"fold": 1}, "--fold was None, and is 1"),
+        (
+            {"train": dataclasses.replace(TRAIN, monitor="val_loss")},
+            "--early-stopping-monitor was 'val_acc', and is 'val_loss'",
+        ),
     ],
 )
 def test_a_file_of_another_fold_or_measure_is_refused(output, spec, changes, named):
@@ -281,6 +289,37 @@ def test_a_run_that_starts_from_a_file_is_not_bound_to_the_file_s_search(files, 
     Progress.read(fetch_newest(again.folder, tmp_path / "local")).check_origin(again.origin(), "the file's")
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train": dataclasses.replace(TRAIN, global_batch=8)}, "--train.global_batch was 16, and is 8"),
+        ({"sampling": SliceSettings(per_patient=2)}, "--slices.choice was all, and is uniform"),
+        ({"recipe": {"loss": ClipLossSettings("clip")}}, "--loss.kind was class, and is clip"),
+        ({"recipe": {"augment": ClipAugmentSettings("none")}}, "--augment.preset was standard, and is none"),
+        ({"recipe": {"texts": (("n",), ("b",), ("v",), ("p",))}}, "the text of viral was a picture of viral, and is v"),
+    ],
+)
+def test_what_was_learned_otherwise_is_named_and_needs_to_be_wanted(files, spec, tmp_path, caplog, changes, named):
+    recipe = dataclasses.replace(spec.recipe, **changes.pop("recipe", {}))
+    other = dataclasses.replace(spec, recipe=recipe, storage=str(tmp_path / "runs"), **changes)
+    with pytest.raises(UserError, match=f"{named}.*--force"):
+        checkpoint.start_from(files / LATEST, other)
+    checkpoint.start_from(files / LATEST, other, force=True)
+    assert named in caplog.text and fetch_newest(other.folder, tmp_path / "local") is not None
+
+
+def test_other_pictures_are_told_by_the_flag_that_says_them_and_cannot_be_forced(files, spec):
+    larger = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, size=64), seed=1)
+    with pytest.raises(UserError, match="--img-size was 32, and is 64; --random-state was 42, and is 1"):
+        checkpoint.read_for(files / LATEST, larger, force=True)
+
+
+def test_the_texts_of_the_file_are_used_where_none_are_given(files):
+    assert checkpoint.stored_texts(files / LATEST)["viral"] == ["a picture of viral"]
+    given = TrainClip(resume_from=str(files / LATEST), text_template="{class_name}")
+    assert given.says_texts and not TrainClip(resume_from=str(files / LATEST)).says_texts
+
+
 def test_a_best_epoch_that_is_nowhere_is_told(files, spec, tmp_path, caplog):
     again = dataclasses.replace(spec, storage=str(tmp_path / "runs"))
     (files / BEST).unlink()
@@ -303,8 +342,8 @@ def test_a_run_that_is_further_than_the_file_keeps_its_own_checkpoint(output, sp
     ("changes", "named"),
     [
         ({"names": ("a", "b", "c", "d")}, r"normal, bacterial, viral, pneumocystis.*a, b, c, d"),
-        ({"model": ClipModelSettings("tiny", None, "characters", 32)}, "embed_dim 16"),
-        ({"model": ClipModelSettings("resnet18", None, "characters", 16)}, "image_encoder 'tiny'"),
+        ({"model": ClipModelSettings("tiny", None, "characters", 32)}, "--embed-dim was 16, and is 32"),
+        ({"model": ClipModelSettings("resnet18", None, "characters", 16)}, "--image-encoder was 'tiny', and is 'resnet18'"),
     ],
 )
 def test_a_file_of_other_classes_or_towers_is_refused_with_both_named(output, spec, changes, named):

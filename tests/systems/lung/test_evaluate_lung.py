@@ -17,6 +17,9 @@ from raymed.errors import UserError
 from raymed.evaluation.predict import Inference
 from raymed.registry.served_model import save
 from raymed.systems.lung.recipe import LungRecipe
+from raymed.training.checkpoint import Progress
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
 
 JOB = Path(__file__).parents[3] / "jobs" / "evaluate_lung.py"
 
@@ -49,6 +52,24 @@ def test_a_bare_checkpoint_is_not_judged_by_other_classes(prepared: Prepared, tm
     options = job["Evaluate"](model=str(tmp_path / "model"), data=prepared.folder.uri, storage=str(tmp_path / "runs"))
     with pytest.raises(UserError, match=f"decides between {', '.join(names)}, but"):
         job["main"](options)
+
+
+def test_a_bare_checkpoint_is_judged_on_as_many_slices_as_its_run_was(prepared: Prepared, tmp_path: Path) -> None:
+    """Sixteen of each patient, whatever it was trained on."""
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe.export(recipe.build(), tmp_path / "step-00000001" / "model")
+    spec = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(), SliceSettings(per_patient=3, limit=8))
+    Progress(origin=spec.origin()).write(tmp_path / "step-00000001")
+    job = runpy.run_path(str(JOB))
+    for checkpoint in (tmp_path / "step-00000001", tmp_path / "step-00000001" / "model"):
+        options = job["Evaluate"](
+            model=str(checkpoint), data=prepared.folder.uri, split="val", storage=str(tmp_path / "runs"), dry_run=True
+        )
+        outcome = job["main"](options)
+        assert "3 slices of each patient" in outcome.text
+        assert outcome.data["slices"] == 3 * len(set(prepared.columns(prepared.rows("val"), ["patient"])["patient"]))
+    fewer = replace(options, per_patient=1)
+    assert "asked about other slices than it was trained on: 1 slices of each patient (uniform)" in job["main"](fewer).text
 
 
 def test_a_limit_of_training_does_not_leave_patients_out_of_judging(prepared: Prepared, tmp_path: Path) -> None:
