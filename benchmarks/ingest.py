@@ -9,7 +9,8 @@
 
 The loader hands out normalised float32. The recipe hands out uint8, which its network normalises where it computes; both
 rates are given, with that step (`normalised`) and without. `in memory` is the rate of that step on arrays that are already
-there: no stream can be faster.
+there: no stream can be faster. `check` is what it takes to compare staged records with the index, as a share of
+the processor time of all of staging, by each function that pictures are known by.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from raymed.cluster.connection import connect
 from raymed.data.image import ImageSettings
+from raymed.data.integrity import describe
 from raymed.data.phantom import PhantomSettings, write_phantoms
 from raymed.data.plan import plan_epoch
 from raymed.data.prepare import PrepareSettings, prepare
+from raymed.data.record import BLAKE3, DIGESTS
 from raymed.data.stream import Staged, Streamed, ahead, stage
 from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD, InputNorm
 from raymed.recipes.augment import AugmentSettings
@@ -71,9 +74,10 @@ def main(
 
     loader = [load_pngs(sorted(pictures.glob("*/*/*.png")), size) for _ in range(epochs)]
     said("loader", loader)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), processor_seconds()
     staged = stage(prepared, rows)
-    staging = time.perf_counter() - started
+    staging, spent = time.perf_counter() - started, processor_seconds() - before
+    checks = {function: check(staged, function) for function in DIGESTS}
     first, second = (worker.remote(staged, recipe) for _ in range(2))
     encoded = ray.get([first.epoch.remote(plan, False) for plan in plans])
     again = ray.get(second.epoch.remote(plans[0], False))
@@ -109,14 +113,39 @@ def main(
         f"{name.replace('_', ' '):20} {rate:8.0f} slices/s  {rate / rates['loader']:6.1f}x the loader"
         for name, rate in rates.items()
     ]
+    lines += [
+        f"check by {function}: {seconds / len(rows) * 1e3:.3f} ms a slice, "
+        f"{seconds / (spent - checks[BLAKE3] + seconds):.1%} of the processor time of staging ({spent:.1f} s)"
+        for function, seconds in checks.items()
+    ]
     lines += [f"staged and normalised at {reached:.0%} of the rate at which arrays in memory are normalised"]
     lines += [
         f"{way}: peak memory of any worker {small / 2**20:.0f} MiB for {len(few)} slices, {large / 2**20:.0f} MiB for "
         f"{len(rows)}: {large / max(small, 2**20):.2f}x"
         for way, (small, large) in memory.items()
     ]
-    figures = {"slices": len(rows), **rates, "memory": memory, "share_of_in_memory": reached}
+    figures = {"slices": len(rows), **rates, "check": checks, "memory": memory, "share_of_in_memory": reached}
     show(f"reading {len(rows)} slices of {size} pixels", lines, figures)
+
+
+def processor_seconds() -> float:
+    """Of this process and of all that it started, those that have ended aside."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def check(staged: Staged, function: str) -> float:
+    """Processor seconds in which all staged records are described, as they are when they are staged; the least of three."""
+    seconds = []
+    for _ in range(3):
+        spent = 0.0
+        for block in staged.blocks:
+            table = ray.get(block)
+            started = time.process_time()
+            describe(table, function)
+            spent += time.process_time() - started
+        seconds.append(spent)
+    return min(seconds)
 
 
 def said(name: str, seconds: Sequence[float]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
-from raymed.data.record import INDEX, RECORD, picture_digest
+from raymed.data.record import BLAKE3, INDEX, RECORD, picture_digest
 
 RAY_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-tests-only-0123456789abcdef0"}
 """Environment of a cluster that a test starts in processes of its own."""
@@ -41,6 +41,7 @@ def write_prepared(
     size: int = 28,
     seed: int = 0,
     source: Callable[[int, int], str] = lambda patient, label: "made",
+    pictures_by: str = BLAKE3,
 ) -> Prepared:
     """Prepared data of four classes that a small model can learn: a bright square whose corner is the class.
 
@@ -67,7 +68,7 @@ def write_prepared(
                     "images": [_image(pixels)],
                     "messages": [],
                     "cost": pixels.size,
-                    "digest": picture_digest(pixels),
+                    "digest": picture_digest(pixels, pictures_by),
                     "hash": None,
                     "group": f"p{patient:03d}",
                     "split": split,
@@ -104,6 +105,7 @@ def write_prepared(
         ignored={},
         shards={},
         versions={},
+        pictures_by=pictures_by,
     )
     (folder / MANIFEST).write_bytes(manifest.to_json())
     return Prepared.open(str(folder))

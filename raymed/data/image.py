@@ -22,7 +22,7 @@ from raymed.errors import UserError
 # How files become pixels, as a number: raise it with every change after which some file gives other pixels, is used where it
 # was refused, or is refused where it was used. Prepared data of another number are read again, and models of another number
 # are not asked about files.
-PIXEL_RULE = 3
+PIXEL_RULE = 4
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")

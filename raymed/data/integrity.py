@@ -17,15 +17,19 @@ SAID_TWICE = ["id", "patient", "study", "position", "label", "source"]  # by a r
 DESCRIBED = [*SAID_TWICE, "digest", "hash", "further"]  # columns of the index that a record is compared with
 
 
-def describe(records: pa.Table) -> pa.Table:
+def describe(records: pa.Table, function: str) -> pa.Table:
     """What records say of themselves: the columns `SAID_TWICE`, and the `digests` of their input pictures.
+
+    Args:
+        function: of `DIGESTS`, that of the prepared data.
 
     Raises:
         UserError: the pixels of a picture are fewer or more than its size says.
     """
     try:
         digests = [
-            [picture_digest(image.pixels) for image in record.images if image.role == "input"] or [picture_digest(None)]
+            [picture_digest(image.pixels, function) for image in record.images if image.role == "input"]
+            or [picture_digest(None, function)]
             for record in records_from(records)
         ]
     except ValueError as error:

@@ -27,7 +27,7 @@ from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.publish import STUDIES, UNSPLIT, counts, publish
 from raymed.data.quarantine import Line, Quarantine
 from raymed.data.reading import ReadingProgress
-from raymed.data.record import INDEX
+from raymed.data.record import BLAKE3, INDEX
 from raymed.data.settings import CurationSettings, PrepareSettings
 from raymed.data.shards import SHARDS, Load, LoadSlices, write_shards
 from raymed.data.split import Assignment, assign, read_split_file
@@ -187,8 +187,10 @@ def _open_earlier(folder: Folder) -> Prepared | None:
 def _unchanged(old: Prepared, found: Survey, described: dict[str, Any], deciding: Sequence[str]) -> dict[str, list[Line]]:
     """The studies that need not be read again, with their refused slices."""
     earlier_settings = old.manifest.settings
-    if old.manifest.labels != found.labels.to_dict() or any(
-        earlier_settings.get(name) != described[name] for name in deciding
+    if (
+        old.manifest.labels != found.labels.to_dict()
+        or old.manifest.pictures_by != BLAKE3
+        or any(earlier_settings.get(name) != described[name] for name in deciding)
     ):
         return {}
     there = pa.array(old.folder.child(SHARDS).names(), pa.large_string())

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from raymed.data.image import ImageSettings
 from raymed.data.integrity import DESCRIBED, describe, require_same
 from raymed.data.labels import LabelTable
-from raymed.data.record import INDEX, RECORD, Record, records_from
+from raymed.data.record import BLAKE3, DIGESTS, INDEX, RECORD, SHA256, Record, records_from
 from raymed.data.split import SPLITS, split_of_rows
 from raymed.errors import CommonError, UserError
 from raymed.job.submitted import where_it_looks
@@ -64,6 +64,7 @@ class Manifest:
             with several may then be in two splits.
         modalities: records per modality: CT, which is windowed Hounsfield units, CR, DX, or picture, whose values are as its
             file shows them.
+        pictures_by: of `DIGESTS`, the function of the index's digests of pictures.
     """
 
     digest: str
@@ -88,6 +89,7 @@ class Manifest:
     notes: list[str] = field(default_factory=list)
     modalities: dict[str, int] = field(default_factory=dict)
     patients_known: bool = True
+    pictures_by: str = SHA256
     format: int = FORMAT
 
     def to_json(self) -> bytes:
@@ -108,7 +110,10 @@ class Manifest:
         wrong = (required - values.keys()) | (values.keys() - {each.name for each in known})
         if wrong:
             raise UserError(f"{where}: keys that are missing or unknown: {', '.join(sorted(wrong))}. Prepare the data again")
-        return cls(**values)
+        manifest = cls(**values)
+        if manifest.pictures_by not in DIGESTS:
+            raise UserError(f"{where}: pictures are known by {manifest.pictures_by!r}, which this raymed does not compute")
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -238,7 +243,7 @@ class Prepared:
 
     def places(self, rows: np.ndarray | Sequence[int]) -> Places:
         """Where the records of `rows` lie: small enough to send to the task that reads them."""
-        return Places.of(self.folder, self.index, rows)
+        return Places.of(self.folder, self.index, rows, self.manifest.pictures_by)
 
 
 @dataclass(frozen=True)
@@ -248,15 +253,17 @@ class Places:
     Attributes:
         folder: of the prepared data.
         lines: what the index says of the records, columns `LOCATED`.
+        pictures_by: as in the manifest.
     """
 
     folder: Folder
     lines: pa.Table
+    pictures_by: str
 
     @classmethod
-    def of(cls, folder: Folder, index: pa.Table, rows: np.ndarray | Sequence[int]) -> Places:
+    def of(cls, folder: Folder, index: pa.Table, rows: np.ndarray | Sequence[int], pictures_by: str = BLAKE3) -> Places:
         """The places of rows of an index."""
-        return cls(folder, index.select(LOCATED).take(pa.array(np.asarray(rows, dtype=np.int64))))
+        return cls(folder, index.select(LOCATED).take(pa.array(np.asarray(rows, dtype=np.int64))), pictures_by)
 
     def read(self) -> pa.Table:
         """The records as a table in `RECORD`'s schema, in the given order. Each row group that holds one is read once.
@@ -281,7 +288,7 @@ class Places:
                 raise _unreadable(self.folder, shard, error) from error
         found = pa.concat_tables(tables) if tables else RECORD.empty_table()
         found = found if order == sorted(order) else found.take(np.argsort(order))
-        require_same(describe(found), self.lines, self.folder)
+        require_same(describe(found, self.pictures_by), self.lines, self.folder)
         return found
 
 

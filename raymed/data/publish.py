@@ -20,7 +20,7 @@ from raymed.data.duplicates import LAYOUT
 from raymed.data.image import ImageSettings
 from raymed.data.prepared import MANIFEST, Manifest, digest_of
 from raymed.data.quarantine import Quarantine
-from raymed.data.record import input_pictures
+from raymed.data.record import BLAKE3, input_pictures
 from raymed.data.settings import CurationSettings, PrepareSettings
 from raymed.data.shards import SHARDS, UNFINISHED
 from raymed.data.survey import Survey, class_name
@@ -82,6 +82,7 @@ def publish(
         left_out=dict(left_out),
         notes=list(found.listing.notes),
         patients_known=found.listing.patients_known,
+        pictures_by=BLAKE3,
         modalities=dict(sorted(Counter(name or PICTURE for name in index["modality"].to_pylist()).items())),
         ignored=found.ignored,
         shards=dict(sorted(Counter(index["shard"].to_pylist()).items())),

@@ -7,11 +7,14 @@ not a PNG decode; the index holds every column but the pixels, and says where th
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from blake3 import blake3
 
 IMAGE = pa.struct(
     [
@@ -40,6 +43,10 @@ RECORD = pa.schema(
     ]
 )
 
+BLAKE3, SHA256 = "blake3", "sha256"
+DIGESTS: dict[str, Callable[[], Any]] = {BLAKE3: blake3, SHA256: hashlib.sha256}
+"""By which functions pictures are known: the first, and in data that an earlier raymed prepared the second."""
+
 # Texts of the index are large ones: the offsets of others end at 2 GiB a column, some ten million rows.
 INDEX = pa.schema(
     [
@@ -48,7 +55,7 @@ INDEX = pa.schema(
         if field.name not in ("images", "messages")
     ]
     + [
-        pa.field("digest", pa.binary(16)),  # SHA-256 of the prepared pixels and their shape, cut
+        pa.field("digest", pa.binary(16)),  # of the prepared pixels and their shape, as `picture_digest` makes it
         pa.field("hash", pa.binary(32)),  # 256-bit perceptual hash; null for a picture without structure
         # digest and hash of the input pictures after the first; null where there are none
         pa.field("further", pa.list_(pa.struct([("digest", pa.binary(16)), ("hash", pa.binary(32))]))),
@@ -99,12 +106,12 @@ class Record:
     messages: tuple[Message, ...]
 
 
-def picture_digest(pixels: np.ndarray | None) -> bytes:
-    """By what a prepared picture is known: SHA-256 of its shape and pixels, cut to 16 bytes; None stands for no picture.
+def picture_digest(pixels: np.ndarray | None, function: str = BLAKE3) -> bytes:
+    """By what a prepared picture is known: a digest of its shape and pixels, cut to 16 bytes; None stands for no picture.
 
-    Every picture is checked by it whenever it is read, and processors have instructions for SHA-256, unlike for BLAKE2.
+    Every picture is checked by it whenever it is read, and BLAKE3 takes a third of the time of SHA-256.
     """
-    digest = hashlib.sha256()
+    digest = DIGESTS[function]()
     if pixels is not None:
         digest.update("x".join(map(str, pixels.shape)).encode() + b"\0")
         digest.update(np.ascontiguousarray(pixels).data)

@@ -19,7 +19,7 @@ import ray
 from raymed.cluster.connection import connect
 from raymed.data.duplicates import perceptual_hash
 from raymed.data.image import ImageSettings
-from raymed.data.record import INDEX, RECORD, Image, Message, picture_digest
+from raymed.data.record import BLAKE3, INDEX, RECORD, Image, Message, picture_digest
 from raymed.data.sources import Refusal, Slice, Study, load_study
 from raymed.data.survey import Survey
 from raymed.errors import UserError
@@ -94,7 +94,7 @@ class _Part:
     def name(self) -> str:
         """File name of the shard: the same content always has the same name."""
         content = repr([(study.study, study.fingerprint) for study in self.studies])
-        content += repr((self.classes, self.load.settings))
+        content += repr((self.classes, self.load.settings, BLAKE3))
         return f"{hashlib.blake2b(content.encode(), digest_size=12).hexdigest()}.parquet"
 
 

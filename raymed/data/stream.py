@@ -146,12 +146,12 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
             .materialize()
         )
         blocks = [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
-        parts = _describe_all(blocks, cpus)
+        parts = _describe_all(blocks, prepared.manifest.pictures_by, cpus)
     except Exception:  # Ray Data's error of a shard that cannot be read does not always name it
         prepared.check_shards(shards)
         raise
     sizes = [part.num_rows for part in parts]
-    found = pa.concat_tables(parts) if parts else describe(RECORD.empty_table())
+    found = pa.concat_tables(parts) if parts else describe(RECORD.empty_table(), prepared.manifest.pictures_by)
     row_of = dict(zip(columns["id"], rows.tolist(), strict=True))
     row = np.array([row_of[name] for name in found["id"].to_pylist()], dtype=np.int64)
     if len(row) != len(rows):
@@ -168,11 +168,11 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     return Staged(blocks, ray.put(np.stack([row[order], block[order], place[order]])))
 
 
-def _describe_all(blocks: Sequence[ray.ObjectRef], at_once: int) -> list[pa.Table]:
+def _describe_all(blocks: Sequence[ray.ObjectRef], pictures_by: str, at_once: int) -> list[pa.Table]:
     """What the blocks' records say of themselves."""
     parts: list[pa.Table] = []
     for start in range(0, len(blocks), at_once):
-        parts += ray.get([_describe.remote(ref) for ref in blocks[start : start + at_once]])
+        parts += ray.get([_describe.remote(ref, pictures_by) for ref in blocks[start : start + at_once]])
     return parts
 
 
@@ -235,8 +235,8 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
 
 
 @ray.remote(num_cpus=0)
-def _describe(block: pa.Table) -> pa.Table:
-    return describe(block)
+def _describe(block: pa.Table, pictures_by: str) -> pa.Table:
+    return describe(block, pictures_by)
 
 
 def _read_slot(batch: Any) -> Any:

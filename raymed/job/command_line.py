@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from raymed.errors import UserError
@@ -190,14 +190,27 @@ def _ranged(words: Sequence[str], options_type: type) -> list[str]:
         if word.startswith("--") and f"min_{name}" in names:
             if not equals and waiting and not waiting[0].startswith("--"):
                 equals, value = "=", waiting.pop(0)
-            word = f"--{name}{equals}{value}"
-            if limits := re.fullmatch(r"(\d+):(\d+)", value):
-                ranged.append(f"--min_{name}={limits[1]}")
-                word = f"--{name}={limits[2]}"
-            elif ":" in value:
-                raise UserError(f"{mistakes.typed(name)} takes a whole number, or a range such as 1:4; not {value!r}")
-        ranged.append(word)
+            ends = _ends(mistakes.typed(name), name, value)
+            ranged += [f"--{end}={limit}" for end, limit in ends.items()] or [f"--{name}{equals}{value}"]
+        else:
+            ranged.append(word)
     return ranged
+
+
+def _ends(shown: str, name: str, value: str) -> dict[str, int]:
+    """A range as its two options; nothing where it is none.
+
+    Args:
+        shown: the option as it was written.
+
+    Raises:
+        UserError: an end is no whole number.
+    """
+    if limits := re.fullmatch(r"(\d+):(\d+)", value):
+        return {f"min_{name}": int(limits[1]), name: int(limits[2])}
+    if ":" in value:
+        raise UserError(f"{shown} takes a whole number, or a range such as 1:4; not {value!r}")
+    return {}
 
 
 def _gathered(words: Sequence[str], options_type: type) -> list[str]:
@@ -226,6 +239,14 @@ class _Parser(ArgumentParser):
     """Shows top-level options with dashes, as people type them, and the file of defaults in the job's own words only."""
 
     mistake: mistakes.Mistake | None = None
+
+    def _apply_actions(self, cfg: Namespace | dict[str, typing.Any], *others: typing.Any, **more: typing.Any) -> Namespace:
+        """The values of a file: ranges are their two options, as on the command line."""
+        options = {action.dest for action in self._actions}
+        for name, value in list(cfg.items()):
+            if isinstance(value, str) and f"min_{name}" in options:
+                cfg.update(_ends(name, name, value))
+        return super()._apply_actions(cfg, *others, **more)
 
     def show_only(self, names: set[str]) -> None:
         for action in self._actions:

@@ -3,7 +3,8 @@
 Whoever wants it leaves a claim, a file of its own, and only then looks for others: of two that come at once, at least one
 sees the other. This takes no more of a storage than that what was written is listed, which file systems, NFS and S3 do. A
 claim's age is the difference of two times that the storage noted itself, so that clocks of machines do not matter; the claim
-of a process on this machine ends with the process, where Linux tells which process it was.
+of a process on this machine ends with the process, where Linux tells which process it was. Who takes over from a claim has
+the next term: of two that hold the lease, because the first was cut off and came back, the first ends.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ class _Claim:
     """This process's claim on a lease."""
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self._folder, self._name, self._file = folder, name, f"{uuid.uuid4().hex}.json"
+        self._folder, self._name, self._file, self._term = folder, name, f"{uuid.uuid4().hex}.json", 0
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._beat, name=f"lease on {name}", daemon=True)
 
@@ -77,6 +78,8 @@ class _Claim:
                 with contextlib.suppress(FileNotFoundError):  # its holder ends
                     holder, age = _read(self._folder, file), now - self._folder.modified(file)
                     if _is_over(holder, age):
+                        self._term = max(self._term, _term(holder) + 1)
+                        self._write()  # before the other goes: the term outlives it
                         self._folder.delete(file)
                         continue
                     who = f"{holder.get('pid')} on {holder.get('host')}, last seen {max(0, age):.0f} s ago"
@@ -97,7 +100,11 @@ class _Claim:
         self._heart.join(LEAVING)
 
     def _beat(self) -> None:
-        """Renew the claim until it is over, and remove it then."""
+        """Renew the claim until it is over, and remove it then.
+
+        Where another process has taken over, this one ends at once: a checkpoint, or a word to MLflow, would be among that
+        one's by now.
+        """
         rivals: dict[str, float] = {}
         while not self._over.wait(BEAT):
             try:
@@ -105,21 +112,25 @@ class _Claim:
                 is_there, before = self._folder.exists(self._file), rivals
                 rivals = {file: self._folder.modified(file) for file in self._others()}
                 # one that only looked, or was killed while it did, renews nothing
-                has_rival = any(before.get(file, renewed) != renewed for file, renewed in rivals.items())
+                renewed = [file for file, at in rivals.items() if before.get(file, at) != at]
+                has_rival = any(_term(_read(self._folder, file)) >= self._term for file in renewed)
                 if is_there and not has_rival:
                     self._write()
                     continue
             except Exception as error:  # whatever a file system raises while it is away
                 log.debug("the lease on %s could not be renewed: %s", self._name, error)
                 continue
-            log.error("another process has taken %s over, because this one was not seen for too long: it ends", self._name)
-            os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored by what a script starts in the background
-            break
+            if not self._over.is_set():
+                log.error(
+                    "another process has taken %s over, because this one was not seen for too long: it ends", self._name
+                )
+                sys.stderr.flush()
+                _end()
         with contextlib.suppress(Exception):  # a storage that is away: the claim expires
             self._folder.delete(self._file)
 
     def _write(self) -> None:
-        self._folder.write(self._file, json.dumps(_myself()).encode())
+        self._folder.write(self._file, json.dumps(_myself() | {"term": self._term}).encode())
 
     def _others(self) -> list[str]:
         return [file for file in self._folder.names() if file.endswith(".json") and file != self._file]
@@ -130,6 +141,16 @@ def _read(folder: Folder, file: str) -> dict[str, Any]:
         return dict(json.loads(folder.read(file)))
     except (ValueError, TypeError):
         return {}  # damaged: only its age counts
+
+
+def _term(holder: dict[str, Any]) -> int:
+    """How often the lease was taken over before; claims of an earlier raymed do not say."""
+    return int(holder.get("term", 0))
+
+
+def _end() -> None:
+    """Whatever the other threads do. Ray ends what it started for a process that is gone."""
+    os._exit(1)
 
 
 def _is_over(holder: dict[str, Any], age: float) -> bool:

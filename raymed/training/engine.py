@@ -104,7 +104,7 @@ class Engine:
         torch.manual_seed(seed)
         module = recipe.build().to(device)
         if start is not None:
-            start.load_into(module)
+            start.load_on_all(module)
         adapt_to_float32 = getattr(module, "compute_in_float32", None)
         if adapt_to_float32 and arithmetic(settings.precision, device) == "fp32":
             adapt_to_float32()

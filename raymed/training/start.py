@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("raymed")
 
 FOLDER = "start"  # of a storage: the weights that its runs started from, each by its digest
+ABANDONED = 3600.0  # seconds without a new file after which a copy that was begun is taken for a killed process's
 SHOWN = 5
 
 
@@ -52,6 +54,7 @@ class StartWeights:
         from raymed.training.upload import upload
 
         copies = storage.child(FOLDER)
+        _sweep(copies)
         if set(copies.child(digest).names()) != {path.name for path in network.iterdir()}:
             copies.filesystem.create_dir(copies.path, recursive=True)
             if not storage.is_local:  # each object is whole when it is there
@@ -63,6 +66,26 @@ class StartWeights:
                     (Path(copies.path) / begun).rename(Path(copies.path) / digest)
                 copies.delete(begun)
         return cls(copies.child(digest).uri, digest, new)
+
+    def load_on_all(self, module: nn.Module) -> None:
+        """`load_into` on all workers of a run: the first one opens the weights, and the others have them from it.
+
+        Raises:
+            UserError: on all of them, as `load_into`.
+        """
+        import torch.distributed as dist
+
+        problem: list[UserError | None] = [None]
+        if dist.get_rank() == 0:
+            try:
+                self.load_into(module)
+            except UserError as error:
+                problem = [error]
+        dist.broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise problem[0]
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
 
     def load_into(self, module: nn.Module) -> None:
         """Put the weights into a network that a recipe has built. LoRA adapters, which no export has, stay as built.
@@ -106,6 +129,14 @@ class StartWeights:
         with torch.no_grad():
             for name in old:
                 own[name].copy_(given[name])
+
+
+def _sweep(copies: Folder) -> None:
+    """Remove copies that were begun and abandoned."""
+    for name in copies.names():
+        if "-" in name and time.time() - copies.modified(name) > ABANDONED:
+            with contextlib.suppress(OSError):  # another process was faster
+                copies.delete(name)
 
 
 def _is_of(name: str, part: str) -> bool:

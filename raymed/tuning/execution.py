@@ -40,7 +40,7 @@ from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.reminder import Reminder
 from raymed.tuning.search import DRIVER_CPUS, TRIALS, Search
 from raymed.tuning.storage_watch import StorageWatch
-from raymed.tuning.study import DECIDED, JUDGING, SEARCHING, Study
+from raymed.tuning.study import JUDGING, SEARCHING, Study, decisions
 from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")
@@ -139,8 +139,8 @@ def _sweep(folder: Folder) -> None:
 def _decisions(search: Search, study: Study) -> Iterator[tuple[str, int, bool]]:
     """Every decision so far: of which run, after which epoch (or step), and whether to stop."""
     for trial in study.trials:
-        for epoch, reason in trial.user_attrs.get(DECIDED, {}).items():
-            yield search.spec_of(trial).name, int(epoch), bool(reason)
+        for epoch, reason in decisions(trial).items():
+            yield search.spec_of(trial).name, epoch, bool(reason)
 
 
 def _already_searched(search: Search, study: Study, budget: Budget, tracker: Tracker, each: Resources) -> Study:

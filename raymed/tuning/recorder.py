@@ -22,7 +22,7 @@ from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.progress import Progress
 from raymed.tuning.search import Search
-from raymed.tuning.study import CHECKPOINT, CURVE, REASON, Study
+from raymed.tuning.study import CHECKPOINT, REASON, Study, curve
 
 log = logging.getLogger("raymed")
 
@@ -148,9 +148,9 @@ class Recorder:
         for key, trial in last.items():
             if trial.number in finished and not _is_up_to_date(known.get(key), trial, counted):
                 at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
-                for epoch, value in trial.user_attrs.get(CURVE, {}).items():
+                for epoch, value in curve(trial).items():
                     metrics = {self._study.objective.name: value}
-                    self._tracker.log_validation(self._run(trial.number), int(epoch), metrics, at, counted)
+                    self._tracker.log_validation(self._run(trial.number), epoch, metrics, at, counted)
                 self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))
 
     def _end(self, number: int, state: str, reason: str) -> None:
@@ -215,7 +215,7 @@ class Recorder:
 
 def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial, counted: str) -> bool:
     """Whether MLflow's run of a finished trial shows its end and its last validation."""
-    last = max(map(int, trial.user_attrs.get(CURVE, {})), default=0)
+    last = max(curve(trial), default=0)
     return run is not None and (run.tags.get(STATE), run.status, run.metrics.get(counted, 0)) == (
         trial.state.name,
         STATUS[trial.state.name],

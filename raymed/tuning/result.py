@@ -20,7 +20,7 @@ from raymed.storage.folder import Folder
 from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Search
-from raymed.tuning.study import BEST_POINT, CHECKPOINT, CURVE, DONE, REASON, REFITTING, SECONDS, Study
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING, SECONDS, Study, curve
 
 PACKAGES = ("raymed", "torch", "transformers", "deepspeed", "ray", "optuna", "mlflow")
 STATES: dict[TrialState, State] = {
@@ -169,7 +169,7 @@ def _trial(study: Study, trial: FrozenTrial, difference: Estimate | None, tie: b
         number=trial.number,
         state=STATES[trial.state],
         params=trial.params,
-        curve=[{"epoch": int(epoch), "value": value} for epoch, value in trial.user_attrs.get(CURVE, {}).items()],
+        curve=[{"epoch": epoch, "value": value} for epoch, value in curve(trial).items()],
         best_epoch=trial.user_attrs.get(BEST_POINT),
         value=value if math.isfinite(value) else None,
         difference=difference,

@@ -33,7 +33,25 @@ REASON, CHECKPOINT, BEST_POINT, SECONDS, CURVE = "reason", "checkpoint", "best_e
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
 SEEN_CHAMPION = "seen_champion"  # also of the whole search
 SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
-DECIDED = "decided"  # by epoch: why the trial was stopped after it, or nothing where it went on
+DECIDED = "decided"  # why the trial was stopped after an epoch, or nothing where it went on
+
+
+def curve(trial: FrozenTrial) -> dict[int, float]:
+    """A trial's value of the objective by epoch, in their order; `intermediate_values` has the best so far."""
+    return _by_epoch(trial, CURVE)
+
+
+def decisions(trial: FrozenTrial) -> dict[int, str]:
+    """What was decided after each epoch of a trial; see `Study.decided`."""
+    return _by_epoch(trial, DECIDED)
+
+
+def _by_epoch(trial: FrozenTrial, name: str) -> dict[int, Any]:
+    """An entry of the record for each epoch; an earlier raymed wrote all of them anew with every one."""
+    values = {int(epoch): value for epoch, value in trial.user_attrs.get(name, {}).items()}
+    begins = f"{name}/"
+    own = {int(key.removeprefix(begins)): value for key, value in trial.user_attrs.items() if key.startswith(begins)}
+    return dict(sorted((values | own).items()))
 
 
 class Study:
@@ -246,13 +264,11 @@ class Study:
         trial = self.trial(number)
         if trial.state.is_finished():
             return str(trial.user_attrs.get(REASON) or "the trial has ended")
-        given: str | None = trial.user_attrs.get(DECIDED, {}).get(str(epoch))
-        return given
+        return decisions(trial).get(epoch)
 
     def decide(self, number: int, epoch: int, reason: str) -> None:
         """Keep what was decided after an epoch; see `decided`."""
-        trial = self._trial(number)
-        trial.set_user_attr(DECIDED, {**trial.user_attrs.get(DECIDED, {}), str(epoch): reason})
+        self._trial(number).set_user_attr(f"{DECIDED}/{epoch}", reason)
 
     def report(self, number: int, epoch: int, result: Mapping[str, Any]) -> bool:
         """Record an epoch's value of the objective, and the best yet; True when successive halving says to stop the trial.
@@ -263,7 +279,7 @@ class Study:
         if epoch in self.trial(number).intermediate_values:
             self.locate(number, result)
             return self._decided_to_stop(self.trial(number), epoch)
-        trial.set_user_attr(CURVE, {**trial.user_attrs.get(CURVE, {}), epoch: float(result[self.objective.name])})
+        trial.set_user_attr(f"{CURVE}/{epoch}", float(result[self.objective.name]))
         seconds = float(result.get("seconds", 0.0)) + float(result.get("pause_seconds", 0.0))
         trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + seconds)
         self.locate(number, result)

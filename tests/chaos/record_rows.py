@@ -20,7 +20,7 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.journal import COPY, Journal
 from raymed.tuning.settings import Halving
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import CURVE, Study
+from raymed.tuning.study import Study, curve
 
 REPOSITORY = str(Path(__file__).parents[2])
 TRIALS, EPOCHS = 4, 3
@@ -99,7 +99,7 @@ def _outcome(study: Study) -> list[tuple[object, ...]]:
     for _ in _reports(study):
         pass
     study.close()
-    return [(trial.params, trial.state, trial.intermediate_values, trial.user_attrs[CURVE]) for trial in study.trials]
+    return [(trial.params, trial.state, trial.intermediate_values, curve(trial)) for trial in study.trials]
 
 
 def _harm_line(path: Path, draw: random.Random) -> str:

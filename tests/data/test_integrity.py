@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import write_prepared
 
 from raymed.data.integrity import describe, require_same
-from raymed.data.prepared import Prepared
-from raymed.data.record import INDEX, RECORD, picture_digest
+from raymed.data.prepared import Manifest, Prepared
+from raymed.data.record import BLAKE3, DIGESTS, INDEX, RECORD, SHA256, picture_digest
 from raymed.data.stream import stage
 from raymed.errors import UserError
 from raymed.storage.folder import Folder
@@ -61,6 +63,25 @@ def test_a_record_that_the_index_does_not_name_is_not_read(kind: str, copy: Prep
     assert len(copy.read(others)) == len(others) > 0
 
 
+@pytest.mark.parametrize("function", DIGESTS)
+def test_data_of_each_function_are_read_and_checked(function: str, tmp_path: Path) -> None:
+    """An earlier raymed knew pictures by SHA-256: a night that was begun with it goes on."""
+    made = write_prepared(tmp_path / "data", patients=8, pictures_by=function)
+    assert len(made.read(made.rows("all"))) == 32
+    rewrite(tmp_path / "data" / "shards" / "part-0.parquet", one_grey_level)
+    with pytest.raises(UserError, match="its pixels are not those that were prepared"):
+        made.read([0])
+
+
+def test_a_manifest_that_does_not_name_its_function_is_of_sha_256_and_an_unknown_one_is_refused(copy: Prepared) -> None:
+    manifest = json.loads(copy.manifest.to_json())
+    assert Manifest.from_json(json.dumps(manifest | {"pictures_by": BLAKE3}).encode(), "here").pictures_by == BLAKE3
+    del manifest["pictures_by"]
+    assert Manifest.from_json(json.dumps(manifest).encode(), "here").pictures_by == SHA256
+    with pytest.raises(UserError, match="here: pictures are known by 'crc', which this raymed does not compute"):
+        Manifest.from_json(json.dumps(manifest | {"pictures_by": "crc"}).encode(), "here")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CHANGES)
 def test_staging_stops_at_a_record_that_the_index_does_not_name(kind: str, copy: Prepared, cluster: None) -> None:
@@ -97,7 +118,7 @@ def test_every_input_picture_of_a_record_counts_and_no_other(tmp_path: Path) -> 
     ]
     index = pa.Table.from_pylist([{key: line.get(key) for key in INDEX.names} for line in lines], schema=INDEX)
     records = pa.Table.from_pylist([row, bare], schema=RECORD)
-    require_same(describe(records), index, Folder.at(tmp_path))
+    require_same(describe(records, BLAKE3), index, Folder.at(tmp_path))
     images[3]["pixels"] = bytes(4)
     with pytest.raises(UserError, match="record a: its pixels"):
-        require_same(describe(pa.Table.from_pylist([row, bare], schema=RECORD)), index, Folder.at(tmp_path))
+        require_same(describe(pa.Table.from_pylist([row, bare], schema=RECORD), BLAKE3), index, Folder.at(tmp_path))

@@ -154,9 +154,10 @@ def test_pixels_without_units_or_cut_short_are_refused_when_loaded(tmp_path: Pat
     assert isinstance(result, Refusal) and reason in result.reason and result.patient == "MRN-1"
 
 
-def test_monochrome1_is_inverted(tmp_path: Path) -> None:
+def test_hounsfield_units_are_shown_alike_whatever_the_file_says_of_grey(tmp_path: Path) -> None:
+    """Air was white in CT whose file said MONOCHROME1."""
     write_series(tmp_path, PhotometricInterpretation="MONOCHROME1")
-    assert np.array_equal(pixels(list_source(tmp_path, SourceSettings())), 255 - shown(CHEST))
+    assert np.array_equal(pixels(list_source(tmp_path, SourceSettings())), shown(CHEST))
 
 
 ORIENTATIONS = [

@@ -272,6 +272,18 @@ def test_a_range_of_workers_is_its_two_ends(words):
     assert parse(Ranged, ["--workers", "3"]).min_workers == 0
 
 
+def test_a_range_of_workers_in_a_file_is_its_two_ends_and_a_word_wins(tmp_path):
+    """A file refused what the command line takes."""
+    file = tmp_path / "some.yaml"
+    file.write_text("workers: 1:4\n", encoding="utf-8")
+    for options in (parse(Ranged, ["--config", str(file)]), parse(Ranged, [], defaults=file)):
+        assert (options.min_workers, options.workers) == (1, 4)
+    assert parse(Ranged, ["--config", str(file), "--workers", "3"]).workers == 3
+    file.write_text("workers: '1:x'\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"^workers takes a whole number, or a range such as 1:4; not '1:x'"):
+        parse(Ranged, ["--config", str(file)])
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

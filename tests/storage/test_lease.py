@@ -92,11 +92,13 @@ for _ in range(30):
 
 
 @pytest.mark.timeout(300)
-def test_a_process_whose_claim_was_taken_for_dead_ends(tmp_path: Path) -> None:
+def test_a_process_whose_claim_was_taken_for_dead_ends_at_once(tmp_path: Path) -> None:
+    """It took two minutes to leave, as if a person had told it to, and wrote beside its successor meanwhile."""
     script = f"""
 from raymed.storage import lease
 from raymed.storage.folder import Folder
-import time
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 lease.BEAT = 0.1
 with lease.lease(Folder.at({str(tmp_path)!r}), "search"):
     print("held", flush=True)
@@ -106,9 +108,30 @@ with lease.lease(Folder.at({str(tmp_path)!r}), "search"):
         assert process.stdout is not None
         process.stdout.readline()
         claims(tmp_path)[0].unlink()
-        _, error = process.communicate(timeout=200)
+        _, error = process.communicate(timeout=20)
     assert b"another process has taken search over" in error
-    assert process.returncode == -signal.SIGTERM
+    assert process.returncode == 1
+
+
+def test_of_two_that_hold_it_the_one_that_was_cut_off_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ended, because each saw the other's claim renewed: the search stood still until somebody looked."""
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    told = list[str]()
+    monkeypatch.setattr(leases, "_end", lambda: told.append("to end"))
+    cut_off = tmp_path / ".leases" / "search" / "cut-off.json"
+    cut_off.parent.mkdir(parents=True)
+    cut_off.write_text(json.dumps(ELSEWHERE | {"term": 3}))
+    os.utime(cut_off, (1, 1))
+    with lease(Folder.at(tmp_path), "search"):
+        (own,) = claims(tmp_path)
+        assert json.loads(own.read_text())["term"] == 4
+        for _ in range(20):  # it comes back, and its heart beats on
+            cut_off.write_text(json.dumps(ELSEWHERE | {"term": 3}))
+            time.sleep(0.05)
+        assert not told, "who took over goes on"
+        while not told:
+            cut_off.write_text(json.dumps(ELSEWHERE | {"term": 5}))  # somebody took over from this one
+            time.sleep(0.05)
 
 
 def test_a_storage_that_is_unmounted_for_a_while_takes_no_lease_away(tmp_path: Path) -> None:
@@ -154,8 +177,8 @@ def test_a_storage_that_is_away_for_a_while_is_no_sign_that_another_process_took
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BEAT", 0.02)
-    storage, told = tmp_path / "storage", list[int]()
-    monkeypatch.setattr(leases.os, "kill", lambda process, number: told.append(number))
+    storage, told = tmp_path / "storage", list[str]()
+    monkeypatch.setattr(leases, "_end", lambda: told.append("to end"))
     with lease(Folder.at(storage), "search"):
         storage.rename(tmp_path / "away")
         time.sleep(0.2)
@@ -171,8 +194,8 @@ def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
 ) -> None:
     """Its claim stays, and is never renewed; one that is renewed is of a process that took the lease over."""
     monkeypatch.setattr(leases, "BEAT", 0.05)
-    told = list[int]()
-    monkeypatch.setattr(leases.os, "kill", lambda process, number: told.append(number))
+    told = list[str]()
+    monkeypatch.setattr(leases, "_end", lambda: told.append("to end"))
     left = tmp_path / ".leases" / "search" / "left.json"
     with lease(Folder.at(tmp_path), "search"):
         left.write_text(json.dumps(ELSEWHERE))

@@ -18,13 +18,14 @@ from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import (
     CHECKPOINT,
-    CURVE,
     JUDGING,
     REASON,
     SEARCHING,
     SECONDS,
     Halving,
     Study,
+    curve,
+    decisions,
 )
 from raymed.tuning.timetable import Timetable
 
@@ -147,7 +148,7 @@ def test_a_search_killed_after_any_entry_of_its_record_goes_on_with_the_same_tri
                 if halted or epoch == 3:
                     study.tell(number, TrialState.PRUNED if halted else TrialState.COMPLETE)
                     break
-        return [(trial.params, trial.state, trial.intermediate_values, trial.user_attrs[CURVE]) for trial in study.trials]
+        return [(trial.params, trial.state, trial.intermediate_values, curve(trial)) for trial in study.trials]
 
     (tmp_path / "whole").mkdir()
     whole = search(open_study(tmp_path / "whole"))
@@ -177,6 +178,33 @@ def test_an_epoch_reported_again_after_a_loss_is_decided_as_it_would_have_been(t
     assert again.report(number, 1, result(0.6, 1)), "the second of two is stopped"
     assert not open_study(tmp_path).report(0, 1, result(0.5, 1)), "the first went on"
     assert again.trials[0].user_attrs[SECONDS] == 1.0, "its seconds count once"
+
+
+def test_an_epochs_entry_is_as_long_after_a_hundred_epochs_as_after_one(tmp_path):
+    """Each wrote the trial's whole curve, and all its decisions, anew."""
+    study = open_study(tmp_path)
+    number, _ = study.ask(Budget(1))
+    record, sizes = tmp_path / "study.journal", []
+    for epoch in range(1, 102):
+        before = record.stat().st_size
+        with study.together():
+            study.report(number, epoch, result(1 / epoch, 1))
+            study.decide(number, epoch, "")
+        sizes.append(record.stat().st_size - before)
+    assert sizes[-1] < 1.2 * sizes[4]  # numbers have more digits
+    trial = open_study(tmp_path).trial(number)
+    assert curve(trial) == {epoch: 1 / epoch for epoch in range(1, 102)}
+    assert decisions(trial) == dict.fromkeys(range(1, 102), "")
+
+
+def test_a_curve_that_an_earlier_raymed_wrote_goes_on(tmp_path):
+    study = open_study(tmp_path)
+    number, _ = study.ask(Budget(1))
+    study._trial(number).set_user_attr("curve", {1: 0.9, 2: 0.8})
+    study._trial(number).set_user_attr("decided", {"1": "", "2": ""})
+    study.report(number, 3, result(0.7, 3))
+    assert curve(open_study(tmp_path).trial(number)) == {1: 0.9, 2: 0.8, 3: 0.7}
+    assert [study.decided(number, epoch) for epoch in (1, 2, 3)] == ["", "", None]
 
 
 class Told:

@@ -89,9 +89,7 @@ def _shown(path: Path, settings: ImageSettings, derived: bool) -> tuple[np.ndarr
         _require_no_tissue(hu[padding])
         hu[padding] = PADDING
     hu, values = without_padding(hu)
-    shown = show(hu, settings)[:, :, None]
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        shown = 255 - shown
+    shown = show(hu, settings)[:, :, None]  # MONOCHROME1 says how stored values are shown, and is no other scale of HU
     shown = np.ascontiguousarray(shown[::-1, ::-1]) if header.turned else shown
     return shown, _Scan(values, (slope, intercept))
 

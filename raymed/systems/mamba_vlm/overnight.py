@@ -18,7 +18,7 @@ from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import OVERNIGHT_BEST
 from raymed.systems.mamba_vlm.output import write_best
 from raymed.systems.mamba_vlm.overnight_options import BATCH, GRID, LR
-from raymed.tuning.study import BEST_POINT, CHECKPOINT, CURVE, REASON, Study
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, REASON, Study, curve
 
 if TYPE_CHECKING:
     from raymed.tuning.search import Search
@@ -87,8 +87,9 @@ def _write_trial(search: Search, noun: str, trial: FrozenTrial, place: int, fold
     called = f"lr{lr:.4g}_bs{batch}"
     started = trial.datetime_start.strftime("%Y%m%d_%H%M") if trial.datetime_start else "not_started"
     log = f"overnight_{called}_{started}.log"
-    curve = sorted((int(point), loss) for point, loss in trial.user_attrs.get(CURVE, {}).items())
-    Folder.at(folder).write(log, "".join(f"{noun} {point} val_loss {loss:.6f}\n" for point, loss in curve).encode())
+    points = curve(trial)
+    lines = (f"{noun} {point} val_loss {loss:.6f}\n" for point, loss in points.items())
+    Folder.at(folder).write(log, "".join(lines).encode())
     ranked, checkpoint = _ranked(trial), ""
     if ranked and (place == 1 or {LR: lr, BATCH: batch} in GRID):
         checkpoint = f"vision_bridge_best_{called}.pt"
@@ -104,7 +105,7 @@ def _write_trial(search: Search, noun: str, trial: FrozenTrial, place: int, fold
         batch_size=batch,
         val_loss=_loss(trial) if ranked else None,
         best_epoch=trial.user_attrs.get(BEST_POINT) if ranked else None,
-        epochs=len(curve),
+        epochs=len(points),
         state=_state(trial),
         log=log,
         checkpoint=checkpoint,
@@ -117,7 +118,7 @@ def _ranked(trial: FrozenTrial) -> bool:
 
 def _loss(trial: FrozenTrial) -> float:
     """The lowest val_loss of a trial; infinity where it has none."""
-    losses = [loss for loss in trial.user_attrs.get(CURVE, {}).values() if math.isfinite(loss)]
+    losses = [loss for loss in curve(trial).values() if math.isfinite(loss)]
     return min(losses, default=math.inf)
 
 

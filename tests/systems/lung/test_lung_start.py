@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
@@ -99,6 +101,31 @@ def test_the_weights_lie_in_the_storage_under_their_digest_and_bind_the_run(
     copied.write_bytes(copied.read_bytes()[:-1] + b"\1")
     with pytest.raises(UserError, match="damaged"):
         spec.start.load_into(module)
+
+
+def load(worker: int, out: Path, network: Path, recipe: LungRecipe) -> None:
+    """A worker of two, of which the first alone has the weights."""
+    dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{out}/rendezvous-{len(recipe.names)}")
+    module = built(recipe, 2 + worker)
+    try:
+        StartWeights(str(network if worker == 0 else out / "not-here"), "digest").load_on_all(module)
+        torch.save(module.state_dict(), out / f"{worker}.pt")
+    except UserError as error:
+        (out / f"{worker}.txt").write_text(str(error))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_one_worker_opens_the_weights_and_all_begin_with_them(earlier: Path, tmp_path: Path) -> None:
+    """Every worker of a machine built the network twice and read the weights anew."""
+    for recipe in (FOUR, TWO):
+        torch.multiprocessing.spawn(load, (tmp_path, earlier, recipe), 2)
+    expected = built(FOUR, 1).state_dict()
+    for worker in range(2):
+        found = torch.load(tmp_path / f"{worker}.pt")
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+        assert "of another shape" in (tmp_path / f"{worker}.txt").read_text(), "that they do not fit is said on all"
 
 
 def test_both_flags_are_understood_and_the_second_needs_the_first() -> None:
