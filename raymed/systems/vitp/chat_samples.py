@@ -27,6 +27,8 @@ class Sample:
         is_image, kept: which tokens are a picture's, and which the language model sees, bool [length].
         tiles: uint8 [tiles, size, size, 3].
         questions: those with declared choices.
+        silent: which of the image backbone's tokens are set to zero, those of one image token side by side, bool
+            [image tokens, 4]; None where none ever is.
     """
 
     ids: np.ndarray
@@ -35,6 +37,7 @@ class Sample:
     kept: np.ndarray
     tiles: np.ndarray
     questions: list[ChoiceQuestion]
+    silent: np.ndarray | None = None
 
     @property
     def learned(self) -> int:
@@ -87,7 +90,8 @@ def lay(samples: Sequence[Sample], weight: Callable[[int], float]) -> dict[str, 
     for row, question in enumerate(questions):
         choices[row, : len(question.choices)] = question.choices
     shares = [weight(count) * count / max(1, len(each.questions)) for each, count in zip(samples, counts, strict=True)]
-    return {
+    silent = [sample.silent for sample in samples if sample.silent is not None]
+    return ({"silent": np.concatenate(silent)} if silent else {}) | {
         "pixels": np.concatenate([sample.tiles for sample in samples]).transpose(0, 3, 1, 2),
         "kept": np.flatnonzero(np.concatenate([sample.kept[sample.is_image] for sample in samples])),
         "image_places": np.flatnonzero(np.concatenate([sample.is_image[sample.kept] for sample in samples])),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerBase
 
 from raymed.models import adapt
@@ -69,6 +69,7 @@ class InternVLChat(InternVL):
         choices: Tensor,
         answers: Tensor,
         choice_weights: Tensor,
+        silent: Tensor | None = None,
         smoothing: float = 0.0,
     ) -> dict[str, Tensor]:
         """Loss of the answers of samples that lie end to end.
@@ -84,6 +85,8 @@ class InternVLChat(InternVL):
             targets: those tokens, int64 [learned].
             weights: of each in the loss, float32 [learned].
             asked, choices, answers, choice_weights, smoothing: the fields of `Choices`; there may be no question.
+            silent: which tokens of the image backbone are set to zero before they are projected, those that make up one of
+                the tiles' tokens side by side: bool [image tokens, 4].
 
         Returns:
             `loss`: weighted sum of the cross-entropies, over the vocabulary and over declared choices. Without a gradient:
@@ -93,7 +96,7 @@ class InternVLChat(InternVL):
         language_model = self.network.model.language_model
         embeddings = self.network.get_input_embeddings()(ids)
         if len(pixels):
-            tokens = self.image_features(pixels).flatten(0, 1)
+            tokens = self._features(pixels, silent).flatten(0, 1)
             embeddings = embeddings.index_copy(0, image_places, tokens[kept].to(embeddings.dtype))
         elif self.training or hasattr(next(self.parameters()), "ds_id"):
             # All workers use the same parameters in every pass, or their collectives wait for each other: those that sum
@@ -117,6 +120,22 @@ class InternVLChat(InternVL):
             "choice_losses": questions.losses(chosen),
             "choice_log_probabilities": chosen,
         }
+
+    def _features(self, pixels: Tensor, silent: Tensor | None) -> Tensor:
+        """Projected image tokens, as `image_features`, of a backbone some of whose tokens are zero."""
+        if silent is None:
+            return self.image_features(pixels)
+
+        def quieten(projector: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            shuffled = inputs[0]  # [tiles, tokens, 4 * width]: the pixel shuffle lays four of the backbone's in a row
+            heard = ~silent.view(*shuffled.shape[:2], silent.shape[1], 1)
+            return ((shuffled.unflatten(2, (silent.shape[1], -1)) * heard).flatten(2),)
+
+        hook = self.network.model.multi_modal_projector.register_forward_pre_hook(quieten)
+        try:
+            return self.image_features(pixels)
+        finally:
+            hook.remove()
 
     def export_remote_code(self, folder: Path) -> None:
         """Write a checkpoint in InternVL's original layout, with merged LoRA and the tokenizer."""

@@ -30,7 +30,7 @@ from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.vitp.chat_samples import Sample, encode_sample, lay
 from raymed.systems.vitp.settings import ChatLossSettings
-from raymed.systems.vitp.token_drop import TokenDropSettings
+from raymed.systems.vitp.token_drop import SHUFFLED, TokenDropSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,7 +161,12 @@ class VitpRecipe:
         if training is None:
             return sample
         draws = generator(training.seed, training.epoch, key)
-        sample.kept[sample.is_image] = self.token_drop.keep(int(sample.is_image.sum()), draws)
+        image_tokens = int(sample.is_image.sum())
+        if self.token_drop.mode == "guide":
+            silent = self.token_drop.silence(SHUFFLED * image_tokens, draws).reshape(image_tokens, SHUFFLED)
+            sample = replace(sample, silent=silent)
+        else:
+            sample.kept[sample.is_image] = self.token_drop.keep(image_tokens, draws)
         if record.source in self.augmented and len(sample.tiles):
             return replace(sample, tiles=np.stack([_recompressed(tile, draws) for tile in sample.tiles]))
         return sample
@@ -171,11 +176,12 @@ class VitpRecipe:
         of image tokens `dropped`."""
         output = self._run(module, batch)
         seen, image_tokens = len(batch.tensors["kept"]), len(batch.tensors["pixels"]) * (self.size // TOKEN_SIDE) ** 2
+        dropped = batch.tensors["silent"].sum() / SHUFFLED if "silent" in batch.tensors else float(image_tokens - seen)
         token_losses, choice_losses = output["token_losses"], output["choice_losses"]
         sums: dict[str, tuple[torch.Tensor | float, float]] = {
             "token_loss": (token_losses.sum(), float(len(token_losses))),
             "choice_loss": (choice_losses.sum(), float(len(choice_losses))),
-            "dropped": (float(image_tokens - seen), float(image_tokens)),
+            "dropped": (dropped, float(image_tokens)),
         }
         return Loss({"loss": LossTerm(output["loss"])}, sums)
 

@@ -14,6 +14,7 @@ import numpy as np
 from raymed.errors import UserError
 
 GUIDE_SHARE = 0.3
+SHUFFLED = 4  # tokens of the image backbone that the pixel shuffle makes one image token of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class TokenDropSettings:
     Attributes:
         rate: p, from 0 (nothing is dropped) to below 1.
         mode: `code`, as the published weights were trained: with probability 1 - p a share p is dropped; `paper`: a share p
-            always; `guide`: with probability p a share of 0.3.
+            always; `guide`: with probability p a share of 0.3 of the image backbone's own tokens is set to zero before the
+            projector, and the sequence keeps its length.
     """
 
     rate: float = 0.75
@@ -36,11 +38,15 @@ class TokenDropSettings:
     def keep(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """Which of a sample's `count` image tokens stay: bool [count], false at floor(share * count) random places."""
         kept = np.ones(count, bool)
-        probability, share = {
-            "code": (1 - self.rate, self.rate),
-            "paper": (1.0, self.rate),
-            "guide": (self.rate, GUIDE_SHARE),
-        }[self.mode]
-        if self.rate and generator.random() < probability:
-            kept[generator.choice(count, int(share * count), replace=False)] = False
+        probability = {"code": 1 - self.rate, "paper": 1.0, "guide": 0.0}[self.mode]
+        if self.rate and self.mode != "guide" and generator.random() < probability:
+            kept[generator.choice(count, int(self.rate * count), replace=False)] = False
         return kept
+
+    def silence(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Which of a sample's `count` tokens of the image backbone are set to zero: bool [count], true at floor(0.3 * count)
+        random places, with probability p; nowhere in the other modes."""
+        silent = np.zeros(count, bool)
+        if self.mode == "guide" and generator.random() < self.rate:
+            silent[generator.choice(count, int(GUIDE_SHARE * count), replace=False)] = True
+        return silent

@@ -108,6 +108,25 @@ def test_dropped_tokens_shorten_the_sequence_and_change_nothing_else() -> None:
     assert short["kept"].tolist() == [rank[place] for place in survivors], "each place gets its own feature"
 
 
+def test_as_the_guide_has_it_the_sequence_keeps_its_length_and_the_projector_hears_less() -> None:
+    guide = replace(RECIPE, token_drop=TokenDropSettings(0.99, "guide"))
+    whole, quiet = RECIPE.encode(MIXED, EPOCH), guide.encode(MIXED, EPOCH)
+    assert all(torch.equal(whole.tensors[name], quiet.tensors[name]) for name in whole.tensors)
+    silent = quiet.tensors["silent"]
+    assert silent.shape == (4 * 8, 4) and silent.sum() == sum(int(0.3 * 16 * tiles) for tiles in (1, 3, 4))
+    module = guide.build().eval()
+    heard: list[torch.Tensor] = []
+    projector = module.network.model.multi_modal_projector  # type: ignore[union-attr]
+    projector.register_forward_hook(lambda _, inputs, output: heard.append(inputs[0]))
+    for batch in (whole, quiet):
+        guide.compute_loss(module, batch)
+    before, after = (each.flatten(0, 1).unflatten(1, (4, -1)) for each in heard)
+    assert torch.equal(after[~silent], before[~silent]) and not after[silent].any() and before[silent].any()
+    dropped, image_tokens = guide.compute_loss(module, quiet).sums["dropped"]
+    assert float(dropped) == silent.sum() / 4 and image_tokens == 32
+    assert "silent" not in guide.encode(MIXED, None).tensors, "evaluation hears everything"
+
+
 def test_a_sample_draws_the_same_tokens_in_any_batch_and_others_in_another_epoch() -> None:
     record = conversation("large", ((4, 3),))
     alone = DROPPING.encode([record], EPOCH).tensors["kept"]
