@@ -17,6 +17,7 @@ from raymed.data.labels import LabelTable
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.models.settings import ModelSettings
+from raymed.support_bundle import write_bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def main(options: Doctor) -> Outcome:
     lines = [str(each) for each in findings]
     if options.bundle and not options.dry_run:
         command = options.command or shlex.join(sys.argv)
-        doctor.write_bundle(Path(options.bundle), findings, command, options.data, address)
+        write_bundle(Path(options.bundle), findings, command, options.data, address)
         lines.append(f"support bundle: {Path(options.bundle).resolve()} (look into it before you send it)")
     lines.append(f"to mend: {', '.join(wrong)}" if wrong else "ready")
     data = {"ready": not wrong, "findings": [asdict(each) for each in findings]}

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import platform
-import re
 import shutil
 import socket
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
@@ -22,14 +17,13 @@ from packaging.requirements import Requirement
 
 from raymed.data.labels import LabelTable
 from raymed.data.leak import guard
-from raymed.data.prepared import MANIFEST, Manifest, Prepared
+from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
 from raymed.storage.folder import Folder
 
 GIB = 1 << 30
 LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a search's checkpoints; Ray's object store before it falls back to slow disk
-TRACEBACKS = 3
 FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12")  # all of them are the module `faiss`
 
 
@@ -138,7 +132,7 @@ def ray_cluster() -> Iterator[Finding]:
     """A running cluster, its token, and the shared memory that Ray's object store lives in."""
     current = Path(os.environ.get("TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # where Ray looks for it
     given = os.environ.get("RAY_ADDRESS", "")
-    address = given.replace("auto", "") or _read(current)
+    address = given.replace("auto", "") or read_text(current)
     if _answers(address):
         yield Finding("Ray", "ok", f"a cluster answers at {address}")
     elif given:
@@ -222,67 +216,6 @@ def data(uri: str) -> Iterator[Finding]:
     yield Finding("splits", "ok", str(proof))
 
 
-def write_bundle(path: Path, findings: list[Finding], command: str, data_uri: str | None, tracking_uri: str | None) -> None:
-    """A zip to send when asking for help. It holds no picture, no patient id, and no message that could name one:
-    of tracebacks only the places in the code, of data only counts and settings, of runs only settings and status (none where
-    it is not known where they are tracked).
-    """
-    files = {
-        "findings.json": json.dumps([_without_patients(each) for each in findings], indent=1),
-        "command.txt": command,
-        "packages.txt": "\n".join(sorted(f"{each.name}=={each.version}" for each in distributions())),
-        "platform.txt": f"{platform.platform()}\nPython {sys.version}\n{os.cpu_count()} CPUs",
-        "tracebacks.txt": "\n\n".join(_tracebacks()),
-        "runs.json": json.dumps(_runs(tracking_uri) if tracking_uri else [], indent=1),
-    }
-    if data_uri and Folder.at(data_uri).exists(MANIFEST):
-        with contextlib.suppress(UserError):  # the findings say what is wrong with it
-            files["manifest.json"] = json.dumps(_manifest(Folder.at(data_uri)), ensure_ascii=False, indent=1)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name, text in files.items():
-            bundle.writestr(name, text)
-
-
-def frames_only(traceback: str) -> str:
-    """A traceback without messages and source lines: files, lines, functions, and the names of the errors."""
-    kept = []
-    for line in traceback.splitlines():
-        place = re.match(r'\s*File "[^"]*", line \d+, in \S+', line)
-        error = re.match(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b(?=:|$)", line)
-        if place or error or line.startswith("Traceback "):
-            kept.append((place or error)[0] if place or error else line)  # type: ignore[index]
-    return "\n".join(kept)
-
-
-def _without_patients(finding: Finding) -> dict[str, str]:
-    private = finding.subject == "data" and finding.state == "wrong"
-    return asdict(replace(finding, text="left out, because it may name patients") if private else finding)
-
-
-def _tracebacks() -> Iterator[str]:
-    kept = sorted(Path(tempfile.gettempdir()).glob("raymed-*/traceback-*.txt"), key=lambda path: path.stat().st_mtime)
-    for path in kept[-TRACEBACKS:]:
-        yield f"{path.name}\n{frames_only(_read(path))}"
-
-
-def _runs(tracking_uri: str) -> list[dict[str, object]]:
-    from raymed.tracking.tracker import recent_runs
-
-    try:
-        return [
-            {"status": run.status, "params": run.params, "metrics": run.metrics, "command": run.tags.get("raymed.command")}
-            for run in recent_runs(tracking_uri, 5)
-        ]
-    except UserError:
-        return []  # the findings say why
-
-
-def _manifest(folder: Folder) -> dict[str, object]:
-    manifest = Manifest.from_json(folder.read(MANIFEST), folder.uri)
-    known = ("format", "digest", "settings", "patients", "slices", "same_pixels", "quarantined", "ignored", "versions")
-    return {name: getattr(manifest, name) for name in known}
-
-
 def _version(distribution: str) -> str:
     """Of an installed package; empty where it is not there."""
     try:
@@ -300,7 +233,8 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What a file says; empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

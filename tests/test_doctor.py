@@ -18,9 +18,10 @@ from conftest import install, write_prepared
 from raymed import doctor
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import Prepared
-from raymed.doctor import Finding, frames_only
+from raymed.doctor import Finding
 from raymed.models.settings import ModelSettings
 from raymed.storage.folder import Folder
+from raymed.support_bundle import frames_only, masked, write_bundle
 from raymed.tracking.tracker import Tracker
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -141,20 +142,43 @@ def test_the_bundle_names_no_patient(tmp_path: Path, prepared: Prepared) -> None
     tracker = Tracker.open(uri, "raymed-lung")
     tracker.run("a", "a", tags={"raymed.command": "python jobs/tune_lung.py"}, params={"train": {"lr": 0.1}})
     findings = [*doctor.data(prepared.folder.uri), Finding("data", "wrong", "p003 is in train and test")]
-    doctor.write_bundle(tmp_path / "b.zip", findings, "python jobs/tune_lung.py", prepared.folder.uri, uri)
+    write_bundle(tmp_path / "b.zip", findings, "python jobs/tune_lung.py", prepared.folder.uri, uri)
     with zipfile.ZipFile(tmp_path / "b.zip") as bundle:
         texts = {name: bundle.read(name).decode() for name in bundle.namelist()}
     assert json.loads(texts["manifest.json"])["digest"] == prepared.digest
+    record = json.loads(texts["record.json"])
+    assert record["patient"] == "x000" and record["images"] == [["input", 0, [28, 28, 1]]]
     assert json.loads(texts["runs.json"])[0]["params"] == {"train.lr": "0.1"}
     assert "torch==" in texts["packages.txt"]
     patients = {str(patient) for patient in prepared.columns(prepared.rows("all"), ["patient"])["patient"]}
     assert [name for name, text in texts.items() for patient in patients if patient in text] == []
 
 
+def test_a_text_is_masked_but_for_what_a_helper_has_to_see() -> None:
+    text = "Jane, 47: 双肺\n<image>\n<cls>: 0|1|2|3. Born 1970?"
+    assert masked(text) == "xxxx, 00: xx\n<image>\n<cls>: 0|1|2|3. xxxx 0000?"
+
+
+def test_what_made_a_mistake_is_kept_for_the_bundle(tmp_path: Path) -> None:
+    """The message is for a person; the places in the code, of its cause too, are for whoever helps."""
+    code = (
+        "from raymed.errors import UserError\nfrom raymed.job.job import JobOptions, run\n"
+        "def main(options):\n    try:\n        {}['key']\n    except KeyError as error:\n"
+        "        raise UserError('no key') from error\nrun(JobOptions, main)\n"
+    )
+    (tmp_path / "job.py").write_text(code)
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(JOBS.parent)}
+    done = subprocess.run([sys.executable, str(tmp_path / "job.py")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stderr.strip() == "error: no key"
+    (kept,) = tmp_path.glob("raymed-*/traceback-*.txt")
+    frames = frames_only(kept.read_text())
+    assert "KeyError" in frames and "UserError" in frames and "in main" in frames and "no key" not in frames
+
+
 def test_a_damaged_manifest_is_a_finding_and_the_bundle_is_written_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     findings = list(doctor.data(str(tmp_path)))
-    doctor.write_bundle(tmp_path / "b.zip", findings, "x", str(tmp_path), f"sqlite:///{tmp_path}/mlflow.db")
+    write_bundle(tmp_path / "b.zip", findings, "x", str(tmp_path), f"sqlite:///{tmp_path}/mlflow.db")
     assert states(findings) == {"data": "wrong"} and zipfile.is_zipfile(tmp_path / "b.zip")
 
 

@@ -140,10 +140,10 @@ def run(
         with contextlib.redirect_stdout(sys.stderr), departing(interrupted()):
             outcome = main(options)
         code, text, data, failed = outcome.code, outcome.text, outcome.data, False
-    except UserError as error:
-        code, text, data = _failure(2, str(error))
-    except RunError as error:
-        code, text, data = _failure(1, str(error))
+    except (UserError, RunError) as error:
+        if error.__cause__ is not None:
+            keep_traceback(traceback.format_exc())  # for jobs/doctor.py --bundle: the message is for a person
+        code, text, data = _failure(2 if isinstance(error, UserError) else 1, str(error))
     except SystemExit as stopped:
         if not stopped.code:  # --help
             raise

@@ -18,6 +18,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raymed.job.library_log import keep_traceback
 from raymed.training.fit import RESTARTS
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST
@@ -151,7 +152,9 @@ class StudyScheduler(FIFOScheduler):
             self._end(trial, TrialState.FAIL, f"the process that waits for its workers was lost {1 + RESTARTS} times")
             return
         # Tune has written down what it was told, but not yet copied it to the storage, where trial.get_error() looks.
-        self._end(trial, TrialState.FAIL, _last_line(Path(trial.error_file).read_text()))
+        text = Path(trial.error_file).read_text()
+        keep_traceback(text)
+        self._end(trial, TrialState.FAIL, _last_line(text))
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         if not self._stays:
