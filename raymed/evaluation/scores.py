@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from scipy.stats import rankdata
 
 from raymed.evaluation.reliability import calibration_error
 
@@ -29,12 +29,13 @@ class Scores:
     @classmethod
     def of(cls, labels: np.ndarray, probabilities: np.ndarray) -> Scores:
         """Args: labels: class indices, [rows]; probabilities: [rows, classes]."""
-        classes = range(probabilities.shape[1])
-        confusion = confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes)
+        count = probabilities.shape[1]
+        cells = np.bincount(labels * count + probabilities.argmax(axis=1), minlength=count * count)
+        confusion = cells.reshape(count, count)
         hits, having, given = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             recall, f1 = hits / having, np.where(having > 0, 2 * hits / (having + given), np.nan)
-        return cls(confusion, recall, f1, np.array([auc(labels == c, probabilities[:, c]) for c in classes]))
+        return cls(confusion, recall, f1, np.array([auc(labels == c, probabilities[:, c]) for c in range(count)]))
 
 
 def losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -45,8 +46,15 @@ def losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def auc(positive: np.ndarray, score: np.ndarray) -> float:
-    """How often a positive row scores above a negative one; equals count half. NaN where all or none are positive."""
-    return float(roc_auc_score(positive, score)) if positive.any() and not positive.all() else np.nan
+    """How often a positive row scores above a negative one; equals count half. NaN where all or none are positive.
+
+    By ranks (Mann and Whitney 1947): scikit-learn's takes thirty times as long, and resampling asks thousands of times.
+    """
+    above = int(positive.sum())
+    below = len(positive) - above
+    if not above or not below:
+        return np.nan
+    return float((rankdata(score)[positive].sum() - above * (above + 1) / 2) / (above * below))
 
 
 def overall(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
