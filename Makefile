@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup tune test fast chaos cluster-test check ui
+.PHONY: setup tune test fast mutants chaos cluster-test check ui
 
 setup: $(VENV)/.ready  ## create the environment
 
@@ -26,6 +26,9 @@ test: setup  ## the whole test suite, two files at a time
 
 fast: setup  ## the tests that neither start Ray nor train, two files at a time
 	$(RUN) -m pytest $(TWO) -m "not slow"
+
+mutants: setup  ## small mistakes in modules that promises rest on, and a list of those that no test notices
+	$(RUN) tests/mutants/run.py
 
 chaos: setup  ## break things on purpose, many times, and print a table of what was survived; hours
 	$(RUN) tests/chaos/run.py
