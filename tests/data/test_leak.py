@@ -73,6 +73,21 @@ def test_flat_pictures_and_rows_in_no_split_are_not_leaks():
     guard(index(made))
 
 
+def test_a_patient_of_flat_pictures_in_two_splits_is_a_leak_all_the_same():
+    made = rows()
+    made[5] |= {"patient": "p3", "hash": None}
+    made[3]["hash"] = None
+    with pytest.raises(UserError, match="the patient is in more than one split"):
+        guard(index(made))
+
+
+def test_what_was_proved_is_told_with_the_splits_it_holds_for_and_without_patients_that_nobody_knows():
+    assert "(stored splits): no patient, study or picture" in str(guard(index(rows())))
+    assert "(fold 0): no patient" in str(guard(index(rows()), fold=0))
+    unknown = str(guard(index(rows()), patients_known=False))
+    assert "no picture is in two splits; whether a patient is, is unknown" in unknown and "no patient" not in unknown
+
+
 def test_a_long_list_of_leaks_names_ten_and_counts_the_rest():
     made = rows(60)
     for row in made:
