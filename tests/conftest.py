@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # as jobs have it before they import it
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raymed import systems
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.data.record import BLAKE3, INDEX, RECORD, picture_digest
+
+systems.__path__.append(str(Path(__file__).parent / "rooms"))  # the machine is tested on the toy system there
 
 RAY_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-tests-only-0123456789abcdef0"}
 """Environment of a cluster that a test starts in processes of its own."""
@@ -135,6 +142,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -most[item.path])
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """MLflow's tables are made once and copied: its migrations take more than a second of every new database."""
+    if "mlflow" not in sys.modules:
+        return
+    from mlflow.store.db import utils
+
+    initialize, template = utils._initialize_tables, sqlite3.connect(":memory:", check_same_thread=False)
+
+    def copied(engine: Any) -> None:
+        with contextlib.closing(sqlite3.connect(engine.url.database)) as database:
+            empty = not database.execute("select count(*) from sqlite_master").fetchone()[0]
+            if empty and template.execute("select count(*) from sqlite_master").fetchone()[0]:
+                template.backup(database)
+                return
+            initialize(engine)
+            if empty:
+                database.backup(template)
+
+    utils._initialize_tables = copied
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[_STATUS] = int(exitstatus)
 
@@ -157,9 +185,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def cluster():
     """Ray on this machine, for the whole test session."""
     import ray
+    from ray import cloudpickle
 
     from raymed.cluster.connection import connect
+    from raymed.systems.toy import recipe
 
+    cloudpickle.register_pickle_by_value(recipe)  # workers do not find the tests' rooms
     connect()
     yield
     ray.shutdown()

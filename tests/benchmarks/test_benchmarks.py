@@ -161,6 +161,7 @@ def test_a_backbone_that_was_not_trained_gains_nothing(
         assert (figures["difference"]["mAP@5"]["value"] != 0) == gains
 
 
+@pytest.mark.slow
 def test_scale_measures_every_step_at_every_size(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark("scale").main(sizes="700,1400")
     figures = figures_of(capsys)

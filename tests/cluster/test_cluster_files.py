@@ -211,6 +211,7 @@ def account(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
         yield {each["OutputKey"]: each["OutputValue"] for each in outputs}
 
 
+@pytest.mark.slow
 def test_aws_launches_an_on_demand_head_and_spot_workers_that_only_ssh_can_enter(
     account: dict[str, str], tmp_path: Path
 ) -> None:

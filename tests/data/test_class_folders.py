@@ -147,6 +147,8 @@ def test_copies_within_a_class_stay_in_one_fold_and_copies_in_two_classes_are_an
         prepare(tmp_path / "in", str(tmp_path / "out"), settings)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_where_no_patient_is_known_nothing_says_that_no_patient_is_in_two_splits(tmp_path: Path) -> None:
     for seed in range(24):
         picture(tmp_path / "in" / ("ab"[seed % 2]) / f"{seed // 4}{'ab'[seed % 2]}_{seed}.png", seed)

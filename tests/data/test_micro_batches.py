@@ -1,21 +1,13 @@
 """Promise 3: a global batch is divided among workers without being changed, and every worker's work counts."""
 
-import dataclasses
 from itertools import chain
-from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raymed.data.micro_batches import Division
 from raymed.errors import UserError
-from raymed.systems.clip.options import ClipOptions
-from raymed.systems.lung.options import LungOptions
-from raymed.systems.mamba_vlm.options import TrainVlm
-from raymed.systems.unimedvl.options import UniMedVLOptions
-from raymed.systems.vitp.options import VitpOptions
 
 
 def batch_of(packs: int):
@@ -98,22 +90,3 @@ def test_balance_counts_repeats_and_the_time_that_workers_wait_for_the_largest_m
     assert Division(16, 3).balance([batch_of(16)]) == (0.0, pytest.approx(16 / 18))
     filler, busy = Division(1, 4).balance([batch_of(2), batch_of(4)])
     assert (filler, busy) == (2 / 8, 6 / 8)
-
-
-CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
-SYSTEMS = {"lung": LungOptions, "clip": ClipOptions, "vitp": VitpOptions, "mamba": TrainVlm, "unimedvl": UniMedVLOptions}
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4, 8])
-@pytest.mark.parametrize("config", [*SYSTEMS, *CONFIGS], ids=lambda config: Path(config).name)
-def test_no_default_leaves_a_worker_idle(config, workers):
-    """Neither options as they are nor a file of configs/: workers that cannot be kept busy are not taken."""
-    (options,) = [options() for name, options in SYSTEMS.items() if name in str(config).rpartition("/")[2]]
-    given = {} if config in SYSTEMS else yaml.safe_load(config.read_text(encoding="utf-8")).get("train", {})
-    train = dataclasses.replace(options.train, **given)
-    taken = Division(train.micro_batch, workers).helpful(train.global_batch)
-    assert taken == min(workers, train.global_batch)
-    for group in (0, train.norm_group):
-        division = Division(train.micro_batch, taken, group)
-        if group <= train.micro_batch * taken or not group:
-            assert division.balance([batch_of(train.global_batch)]) == (0.0, 1.0)

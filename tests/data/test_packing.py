@@ -97,13 +97,15 @@ def test_samples_longer_than_a_sequence_are_refused_by_name(prepared, packing) -
 
 
 def test_a_run_trains_on_the_packs_of_its_mixture_and_is_judged_on_every_sample(tmp_path: Path) -> None:
-    from raymed.systems.vitp.recipe import VitpRecipe
+    from raymed.systems.toy.recipe import ToyRecipe
     from raymed.training.engine import TrainSettings
     from raymed.training.spec import RunSpec
 
     data = write_prepared(tmp_path / "data")
     size = int(data.index["cost"][0].as_py())
-    spec = RunSpec("run", "", "", VitpRecipe(28), TrainSettings(global_batch=2), MixtureSettings(max_tokens=3 * size))
+    spec = RunSpec(
+        "run", "", "", ToyRecipe(("a", "b"), 28), TrainSettings(global_batch=2), MixtureSettings(max_tokens=3 * size)
+    )
     made = spec.plan(data, 0)
     assert sorted(rows_of(made)) == data.rows("train").tolist()
     assert {len(each) for batch in made.batches for each in batch} == {3}

@@ -11,9 +11,8 @@ from conftest import write_prepared
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
-from raymed.models.settings import ModelSettings
-from raymed.systems.lung.options import LungOptions
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.options import ToyOptions
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 
@@ -24,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def spec(data: Prepared, slices: SliceSettings, fold: int | None = None) -> RunSpec:
-    recipe = LungRecipe.for_data(data.labels, data.size, ModelSettings(preset="tiny"))
+    recipe = ToyRecipe.for_data(data.labels, data.size)
     return RunSpec("run", "runs", data.folder.uri, recipe, TrainSettings(), slices, fold)
 
 
@@ -67,7 +66,7 @@ def test_rows_that_are_not_used_are_not_counted(data: Prepared, tmp_path: Path) 
 def test_a_limit_is_told_before_anything_is_trained_and_only_then(
     data: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = LungOptions(data=data.folder.uri, storage=str(tmp_path), model=ModelSettings(preset="tiny"))
+    options = ToyOptions(data=data.folder.uri, storage=str(tmp_path))
     options.spec(data)
     assert "limit" not in caplog.text
     replace(options, slices=SliceSettings(limit=5)).spec(data)

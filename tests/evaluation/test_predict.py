@@ -23,7 +23,7 @@ from raymed.evaluation.predict import Inference, Model, chosen_rows, predict_row
 from raymed.recipes.exported import open_model
 from raymed.registry.address import Resolved
 from raymed.registry.prediction import PredictOptions, predict
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 
 REAL = os.environ.get("RAYMED_REAL_DATA")
 
@@ -31,7 +31,7 @@ REAL = os.environ.get("RAYMED_REAL_DATA")
 @pytest.fixture(scope="module")
 def exported(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     recipe.export(recipe.build(), folder)
     return folder
@@ -215,7 +215,7 @@ def test_a_folder_without_a_known_model_is_a_clear_error(content: str, tmp_path:
 @pytest.mark.skipif(not REAL, reason="RAYMED_REAL_DATA is not set")
 def test_png_dicom_and_nifti_of_real_patients_are_predicted_alike(prepared: Prepared) -> None:
     root = Path(REAL or "")
-    recipe = LungRecipe.for_data(prepared.labels, 56)
+    recipe = ToyRecipe.for_data(prepared.labels, 56)
     torch.manual_seed(0)
     network = recipe.build().eval()
     inference = Inference("x", prepared.labels, ImageSettings(size=56), SliceSettings(), 1.0, "")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from commands import done
 
 from raymed.data.prepared import Prepared
 
 
+@pytest.mark.slow
 def test_the_page_lands_in_the_storage_and_the_last_line_says_where(prepared: Prepared, tmp_path: Path) -> None:
     said = json.loads(done("look_at_data", tmp_path, prepared.folder.path, "--json"))
     page = Path(said["out"])

@@ -93,6 +93,7 @@ def test_a_single_file_has_the_names_that_a_loader_of_internvl_looks_for(remote:
     assert "the ViT, native:" in folder.text, "a folder is for transformers"
 
 
+@pytest.mark.slow
 def test_transformers_loads_it_without_raymed(
     native: Path, network: InternVLForConditionalGeneration, tmp_path: Path
 ) -> None:

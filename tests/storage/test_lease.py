@@ -68,6 +68,7 @@ def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a
         assert not claim.exists()
 
 
+@pytest.mark.slow
 def test_of_many_that_come_at_once_at_most_one_holds_it(tmp_path: Path) -> None:
     script = f"""
 import sys, time

@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig
 
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Streamed
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.fit import Resources, _trainer
 from raymed.training.rendezvous import OneMachine
 from raymed.training.settings import TrainSettings
@@ -65,7 +65,7 @@ def test_a_file_serves_a_jobs_own_ray_and_workers_wait_as_long_as_for_the_storag
 ) -> None:
     """With 40 minutes for a storage that is away, workers that waited for another gave up after 30."""
     monkeypatch.setattr("raymed.training.fit.is_own", lambda: own)
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     spec = RunSpec("never-run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(storage_minutes=40), workers=2)
     trainer = _trainer(spec, Streamed(prepared.folder.uri), Resources(2, 2, 1, False), None, [], False)
     assert type(trainer.backend_config) is kind

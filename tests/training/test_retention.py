@@ -19,7 +19,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from raymed.storage import availability
 from raymed.storage.folder import Folder
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import fit as fitting
 from raymed.training.checkpoint import checkpoint_names, new_name
 from raymed.training.retention import Retention, scratch
@@ -104,7 +104,7 @@ with scratch(Folder.at({run.uri!r}), 0) as folder:
 
 def test_a_run_of_before_goes_on_whose_checkpoints_ray_train_had_listed(prepared, tmp_path, monkeypatch):
     """One of that list is removed once newer ones are durable; then Ray Train refused each further start."""
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     spec = RunSpec("before", str(tmp_path), prepared.folder.uri, recipe, TrainSettings())
     save(tmp_path / "before", 1)
     listed = {"checkpoint_dir_name": "step-00000000-gone", "metrics": {}}
@@ -130,7 +130,7 @@ def test_a_run_of_before_goes_on_whose_checkpoints_ray_train_had_listed(prepared
 def test_a_run_that_loses_its_workers_while_the_storage_is_away_does_not_begin_anew(prepared, tmp_path, monkeypatch):
     """No checkpoint is seen then, and Ray Train would make the run's folder below the mount point."""
     storage, away = tmp_path / "storage", tmp_path / "away"
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     spec = RunSpec("run", str(storage), prepared.folder.uri, recipe, TrainSettings())
     save(storage / "run", 1)
     monkeypatch.setattr(availability, "PAUSE", 0.05)

@@ -4,7 +4,7 @@ import pytest
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
@@ -16,7 +16,7 @@ from raymed.tuning.settings import SearchSettings
 def test_an_offload_without_a_gpu_is_told_before_anything_is_started(prepared: Prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [{"CPU": 4.0, "GPU": 0.0}])
     monkeypatch.setattr("raymed.cluster.connection.resources", lambda: {"CPU": 4.0, "GPU": 0.0})
-    recipe, train = LungRecipe.for_data(prepared.labels, prepared.size), TrainSettings(offload="cpu")
+    recipe, train = ToyRecipe.for_data(prepared.labels, prepared.size), TrainSettings(offload="cpu")
     template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, train)
     with pytest.raises(UserError, match="takes load off a GPU's memory, and there is none"):
         describe(Search(template, SearchSettings(), Budget(trials=1), f"sqlite:///{tmp_path}/mlflow.db"))
@@ -29,7 +29,7 @@ def test_no_more_runs_are_planned_at_once_than_there_are(prepared: Prepared, tmp
     monkeypatch.setattr(
         "raymed.cluster.connection.resources", lambda: {"CPU": 4.0, "GPU": 0.0}
     )  # also beside the session's Ray
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     train = TrainSettings(global_batch=8, micro_batch=4, norm_group=4)
     template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, train, workers=4, min_workers=1)
     search = SearchSettings(cpus_per_worker=1)

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from raymed.data.plan import SliceSettings
 from raymed.errors import RunError, UserError
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import RunSpec
@@ -24,7 +24,7 @@ from raymed.tuning.study import Study
 @pytest.fixture(scope="module")
 def search(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("folds")
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     template = RunSpec("folds", str(folder), prepared.folder.uri, recipe, TrainSettings(epochs=1, lr=3e-3))
     folds = {f"fold_{fold + 1}": dataclasses.replace(template, fold=fold) for fold in range(2)}
     folds["whole"] = template
@@ -125,7 +125,7 @@ def test_a_space_to_search_and_a_list_of_runs_exclude_each_other(search):
 def test_a_search_may_aim_at_any_metric_that_the_system_declares_for_it(search):
     space, template = {"train.lr": Dimension(1e-4, 1e-2)}, search.template
     with pytest.raises(
-        UserError, match=r"search\.objective is val_acuracy: trials of lung are compared by one of val_loss, acc"
+        UserError, match=r"search\.objective is val_acuracy: trials of toy are compared by one of val_loss, acc"
     ):
         dataclasses.replace(search, settings=SearchSettings(space, objective="val_acuracy"), runs={})
     with pytest.raises(UserError, match="compares trials, and their epochs, by accuracy"):

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.tracking.tracker import Tracker
 from raymed.training.fit import Resources
 from raymed.training.settings import TrainSettings
@@ -28,7 +28,7 @@ from raymed.tuning.study import Study
 
 @pytest.fixture
 def search(prepared: Prepared, tmp_path: Path) -> Search:
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     template = RunSpec("search", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=2, lr=3e-3))
     settings = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
     return Search(template, settings, Budget(trials=3), f"sqlite:///{tmp_path}/mlflow.db")

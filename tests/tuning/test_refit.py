@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from raymed.data.plan import SliceSettings
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.loop import FAILED
 from raymed.training.reports import LOST
 from raymed.training.settings import TrainSettings
@@ -61,7 +61,7 @@ def test_a_refit_that_is_cut_off_leaves_no_thread_that_waits(monkeypatch):
 
 def test_a_refit_goes_as_far_as_the_winner_was_best_however_that_was_counted(prepared, tmp_path):
     """45 train slices in steps of 16 are 3 steps an epoch; with val and test there are more."""
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     spec = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=10, global_batch=16))
 
     def far(best, **train):
@@ -80,7 +80,7 @@ def test_a_refit_goes_as_far_as_the_winner_was_best_however_that_was_counted(pre
 
 
 def test_a_refit_takes_the_slices_that_the_winner_took_and_all_patients(prepared, tmp_path):
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     spec = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=4), SliceSettings(4, limit=8))
     settings = SearchSettings(space={"slices.per_patient": Dimension(choices=(2, 4))})
     search = Search(spec, settings, Budget(1), "sqlite://")

@@ -16,8 +16,8 @@ from raymed.data.prepared import Prepared
 from raymed.errors import CommonError, UserError
 from raymed.job.job import resume_command
 from raymed.storage.folder import Folder
-from raymed.systems.lung.options import LungOptions
 from raymed.systems.options import SearchOptions, for_search
+from raymed.systems.toy.options import ToyOptions
 from raymed.tracking.tracker import Tracker
 from raymed.training.engine import TrainSettings
 from raymed.training.stop_decisions import StopDecisions
@@ -29,12 +29,12 @@ from raymed.tuning.study import CHECKPOINT
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchedLung(LungOptions, SearchOptions):
+class SearchedToy(ToyOptions, SearchOptions):
     """Options of a search."""
 
 
 def night_of(prepared, folder, resume, name="search", **changes):
-    options = LungOptions(data=prepared.folder.uri, storage=str(folder), name=name, resume=resume, **changes)
+    options = ToyOptions(data=prepared.folder.uri, storage=str(folder), name=name, resume=resume, **changes)
     return options.open_search(prepared, Budget(3))
 
 
@@ -165,9 +165,9 @@ def test_what_earlier_processes_left_that_nobody_reads_goes_and_nothing_else(tmp
 
 
 def test_a_search_says_how_long_its_trials_are_in_one_way():
-    assert for_search(SearchedLung(max_epochs=7)).train.epochs == 7
+    assert for_search(SearchedToy(max_epochs=7)).train.epochs == 7
     with pytest.raises(UserError, match=r"train\.epochs 30 .*--max-epochs, which is 7"):
-        for_search(SearchedLung(max_epochs=7, train=TrainSettings(epochs=30)))
+        for_search(SearchedToy(max_epochs=7, train=TrainSettings(epochs=30)))
 
 
 def test_the_command_to_go_on_with_begins_nothing_anew():

@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import TrialState
 
 from raymed.storage.folder import Folder
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
@@ -78,7 +78,7 @@ def test_without_a_limit_of_time_nothing_is_over(study):
 def test_the_plan_says_what_is_done_by_the_end_and_counts_every_row(prepared, tmp_path, monkeypatch):
     budget = Budget(9, seconds=HOURS, refit="all")
     assert "in time for judging the winner, and its training again, by 2" in budget.plan
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     template = RunSpec("search", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=3, lr=3e-3))
     settings = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
     search = Search(template, settings, budget, f"sqlite:///{tmp_path}/mlflow.db")

@@ -1,0 +1,33 @@
+"""Options of a toy training run or search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raymed.data.plan import SliceSettings
+from raymed.data.prepared import Prepared
+from raymed.systems.options import SystemOptions
+from raymed.systems.toy.recipe import ToyRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions(SystemOptions):
+    """Options of a toy training run or search.
+
+    Attributes:
+        data: Folder of prepared data.
+        slices: Which slices of a patient are used.
+    """
+
+    data: str = ""
+    slices: SliceSettings = field(default_factory=SliceSettings)
+
+    @property
+    def sampling(self) -> SliceSettings:
+        return self.slices
+
+    def prepared(self) -> Prepared:
+        return Prepared.open(self.data)
+
+    def recipe(self, prepared: Prepared) -> ToyRecipe:
+        return ToyRecipe.for_data(prepared.labels, prepared.size)
