@@ -50,7 +50,7 @@ from raymed.tuning.journal import Journal
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import Halving, Study
+from raymed.tuning.study import Halving, Study, distribution
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tune_lung.yaml"
 CPU = torch.device("cpu")
@@ -174,7 +174,7 @@ def random_search(search: Search, trials: int, records: Records) -> Mark:
 
 def random_trial(search: Search, number: int, records: Records) -> Iterator[float]:
     """val_loss of each epoch of settings drawn evenly from the space."""
-    distributions = {name: dimension.distribution() for name, dimension in search.settings.space.items()}
+    distributions = {name: distribution(dimension) for name, dimension in search.settings.space.items()}
     sampler = optuna.samplers.RandomSampler(seed=search.template.seed * 1000 + number)
     params = optuna.create_study(sampler=sampler).ask(distributions).params
     return (result["val_loss"] for result in trained(search.run_spec(number, params), records))

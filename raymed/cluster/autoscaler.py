@@ -7,10 +7,12 @@ in ``RAY_AUTOSCALER_UTILIZATION_SCORER``; only Ray's first autoscaler (``RAY_ena
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
-from ray.autoscaler._private.resource_demand_scheduler import _resource_based_utilization_scorer
+from raymed.compat.ray import usual_score
+
+if TYPE_CHECKING:
+    from raymed.compat.ray import NodeAvailabilitySummary
 
 
 def score(
@@ -24,9 +26,7 @@ def score(
 
     A type whose last launch failed comes after all others that fit; Ray forgets a failure after half an hour.
     """
-    usual = _resource_based_utilization_scorer(
-        node_resources, resources, node_availability_summary=node_availability_summary
-    )
+    usual = usual_score(node_resources, resources, node_availability_summary)
     if usual is None:
         return None
     known = node_availability_summary.node_availabilities.get(node_type)

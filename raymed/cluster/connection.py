@@ -13,6 +13,7 @@ import ray
 import ray.data
 
 from raymed.cluster import local_ray
+from raymed.compat.ray import HEAD_NODE
 from raymed.errors import UserError
 from raymed.job.departure import kept_handlers
 from raymed.job.library_log import essence, take_over
@@ -20,7 +21,6 @@ from raymed.job.library_log import essence, take_over
 log = logging.getLogger("raymed")
 
 # Asks for a place on the head, which every cluster has: what must outlive a lost worker machine stays there.
-HEAD_NODE = "node:__internal_head__"
 HEAD = {HEAD_NODE: 0.001}
 
 _OWN = "RAYMED_OWN_RAY"  # set in all processes of a Ray that `connect` started and that ends with its job

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray._private import ray_constants, utils
 
+from raymed.compat.ray import kept_to_itself
 from raymed.errors import RunError
 
 log = logging.getLogger("raymed")
@@ -40,7 +38,7 @@ def start(**settings: Any) -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")
     for last in (False, True):
         try:
-            with _kept_to_itself():  # "local": also beside a running head
+            with kept_to_itself():  # "local": also beside a running head
                 ray.init("local", num_cpus=offered_cpus(), include_dashboard=False, **settings)
             return
         except Exception as error:  # Ray raises just that where a process of its does not come up in time
@@ -54,20 +52,3 @@ def start(**settings: Any) -> None:
                     f"{tempfile.gettempdir()}/ray/session_latest/logs"
                 ) from error
             log.warning("Ray did not start (%s): trying once more", cause)
-
-
-@contextlib.contextmanager
-def _kept_to_itself() -> Iterator[None]:
-    """Let Ray listen on 127.0.0.1, and start its agent without the services for a dashboard that is not there.
-
-    It has no setting for either. It keeps off the network where it is told that it cannot be a cluster (its rule for
-    laptops), and takes itself for the small package where the dashboard's libraries are missing. That agent comes up at
-    once; the whole one has 15 seconds to, a fixed port (52365) that another Ray may hold, and much to import.
-    """
-    is_cluster, missing = ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    utils.get_dashboard_dependency_error = lambda: ImportError("nobody asks this Ray's dashboard")
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error = is_cluster, missing

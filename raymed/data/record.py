@@ -7,7 +7,7 @@ not a PNG decode; the index holds every column but the pixels, and says where th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from blake3 import blake3
+
+from raymed.errors import RunError
 
 IMAGE = pa.struct(
     [
@@ -46,6 +48,18 @@ RECORD = pa.schema(
 BLAKE3, SHA256 = "blake3", "sha256"
 DIGESTS: dict[str, Callable[[], Any]] = {BLAKE3: blake3, SHA256: hashlib.sha256}
 """By which functions pictures are known: the first, and in data that an earlier raymed prepared the second."""
+
+# What the frozen part of a network makes of a record's input pictures, beside the record's other columns; of whatever shape.
+FEATURES = pa.field(
+    "features",
+    pa.struct(
+        [
+            ("shape", pa.list_(pa.int32())),
+            ("values", pa.large_binary()),  # float32, row-major
+            ("digest", pa.binary(16)),  # of both, see `picture_digest`
+        ]
+    ),
+)
 
 # Texts of the index are large ones: the offsets of others end at 2 GiB a column, some ten million rows.
 INDEX = pa.schema(
@@ -94,7 +108,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row, ready for a recipe to encode. `label` is the class index or None."""
+    """One row, ready for a recipe to encode.
+
+    Attributes:
+        label: the class index, or None.
+        features: float32; in place of the input pictures what the recipe's frozen part makes of them. None where the
+            record has its pictures.
+    """
 
     id: str
     patient: str
@@ -104,6 +124,7 @@ class Record:
     source: str
     images: tuple[Image, ...]
     messages: tuple[Message, ...]
+    features: np.ndarray | None = None
 
 
 def picture_digest(pixels: np.ndarray | None, function: str = BLAKE3) -> bytes:
@@ -135,13 +156,35 @@ def input_pictures(index: pa.Table) -> pa.Table:
     return pa.concat_tables([table, pa.table(further)])
 
 
+def with_features(records: pa.Table, features: Sequence[np.ndarray]) -> pa.Table:
+    """Records without their input pictures, and the features that were made of them, float32, in the same order."""
+    place, images = records.schema.get_field_index("images"), records["images"].combine_chunks()
+    kept = pc.invert(pc.is_in(images.flatten().field("role"), pa.array(["input", "thumbnail"])))
+    counts = np.bincount(pc.list_parent_indices(images).filter(kept).to_numpy(), minlength=len(images))
+    others = pa.ListArray.from_arrays(
+        pa.array(np.cumsum([0, *counts]), pa.int32()), images.flatten().filter(kept), type=RECORD.field("images").type
+    )
+    made = [
+        {"shape": each.shape, "values": each.tobytes(), "digest": picture_digest(each)}
+        for each in (np.ascontiguousarray(each, np.float32) for each in features)
+    ]
+    table = records.set_column(place, RECORD.field("images"), others)
+    return table.append_column(FEATURES, pa.array(made, FEATURES.type))
+
+
 def records_from(table: pa.Table | pa.RecordBatch) -> list[Record]:
-    """Records of an Arrow table in `RECORD`'s schema; pixels are zero-copy views of its buffers."""
+    """Records of an Arrow table in `RECORD`'s schema, perhaps with `FEATURES`; pixels and features are zero-copy views of
+    its buffers.
+
+    Raises:
+        RunError: features are not those that were made.
+    """
     plain = {
         name: table.column(name).to_pylist()
         for name in ("id", "patient", "study", "position", "label", "source", "messages")
     }
     pictures = _pictures(table)
+    features = _features(table) if FEATURES.name in table.schema.names else [None] * table.num_rows
     return [
         Record(
             id=plain["id"][row],
@@ -152,9 +195,23 @@ def records_from(table: pa.Table | pa.RecordBatch) -> list[Record]:
             source=plain["source"][row],
             images=pictures[row],
             messages=tuple(Message(turn["role"], turn["text"]) for turn in plain["messages"][row] or ()),
+            features=features[row],
         )
         for row in range(table.num_rows)
     ]
+
+
+def _features(table: pa.Table | pa.RecordBatch) -> list[np.ndarray]:
+    column = table.column(FEATURES.name)
+    rows = []
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        shapes, values, digests = (chunk.field(name) for name in ("shape", "values", "digest"))
+        for shape, buffer, digest in zip(shapes.to_pylist(), values, digests.to_pylist(), strict=True):
+            rows.append(np.frombuffer(buffer.as_buffer(), np.float32).reshape(shape))
+            if picture_digest(rows[-1]) != digest:
+                name = table.column("id")[len(rows) - 1]
+                raise RunError(f"the features kept of the record {name} are damaged: run the same command again")
+    return rows
 
 
 def _pictures(table: pa.Table | pa.RecordBatch) -> list[tuple[Image, ...]]:

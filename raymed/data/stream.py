@@ -21,10 +21,11 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from raymed.compat.ray import block_references
 from raymed.data.integrity import describe, require_same
 from raymed.data.prepared import Places, Prepared
 from raymed.data.record import RECORD, Record, records_from
-from raymed.errors import UserError
+from raymed.errors import RunError, UserError
 
 log = logging.getLogger("raymed")
 
@@ -51,6 +52,14 @@ class Staged:
     blocks: list[ray.ObjectRef]
     places: ray.ObjectRef
 
+    @classmethod
+    def of(cls, blocks: list[ray.ObjectRef], sizes: Sequence[int], rows: np.ndarray) -> Staged:
+        """Blocks of so many rows each, which are these of the index, one after the other."""
+        order = np.argsort(rows)
+        block = np.repeat(np.arange(len(sizes)), sizes)
+        place = np.arange(len(rows)) - np.repeat(np.cumsum([0, *sizes])[:-1], sizes)
+        return cls(blocks, ray.put(np.stack([rows[order], block[order], place[order]])))
+
     def open(self) -> StagedReader:
         return StagedReader(self)
 
@@ -66,6 +75,8 @@ class StagedReader:
     def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
         for rows in micro_batches:
             found = np.searchsorted(self._rows, rows)
+            if not np.array_equal(self._rows.take(found, mode="clip"), rows):
+                raise RunError("rows are asked for that were not staged: please report this")
             blocks, places = self._block_of[found].tolist(), self._place_of[found].tolist()
             yield [self._block(block)[place] for block, place in zip(blocks, places, strict=True)]
 
@@ -145,7 +156,7 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
             )
             .materialize()
         )
-        blocks = [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+        blocks = block_references(dataset)
         parts = _describe_all(blocks, prepared.manifest.pictures_by, cpus)
     except Exception:  # Ray Data's error of a shard that cannot be read does not always name it
         prepared.check_shards(shards)
@@ -161,11 +172,8 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
             f"{prepared.folder.uri}/shards/{shard} does not hold the record {name} that the index names, nor do the shards "
             f"hold {int(lost.sum()) - 1} others: damaged or exchanged. Remove it and prepare the data again"
         )
-    order = np.argsort(row)
-    block = np.repeat(np.arange(len(sizes)), sizes)
-    place = np.arange(len(row)) - np.repeat(np.cumsum([0, *sizes])[:-1], sizes)
-    require_same(found.take(order), prepared.places(rows).lines, prepared.folder)
-    return Staged(blocks, ray.put(np.stack([row[order], block[order], place[order]])))
+    require_same(found.take(np.argsort(row)), prepared.places(rows).lines, prepared.folder)
+    return Staged.of(blocks, sizes, row)
 
 
 def _describe_all(blocks: Sequence[ray.ObjectRef], pictures_by: str, at_once: int) -> list[pa.Table]:
@@ -176,20 +184,22 @@ def _describe_all(blocks: Sequence[ray.ObjectRef], pictures_by: str, at_once: in
     return parts
 
 
-def fits_in_memory(prepared: Prepared, rows: np.ndarray) -> bool:
-    """Whether the decoded rows fit into the object store of the smallest node."""
-    size = prepared.pixel_bytes(rows)
+def fits_in_memory(size: int) -> bool:
+    """Whether so many bytes of blocks fit into the object store of the smallest node."""
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return size <= STORE_SHARE * min(stores, default=0)
 
 
 def open_reader(prepared: Prepared, rows: np.ndarray) -> Staged | Streamed:
     """Stage the rows where they fit, stream them otherwise; a line says which."""
-    size = prepared.pixel_bytes(rows) / 2**20
-    if fits_in_memory(prepared, rows):
-        log.info("data: %d records (%.0f MiB) decoded once into the object store", len(rows), size)
+    size = prepared.pixel_bytes(rows)
+    if fits_in_memory(size):
+        log.info("data: %d records (%.0f MiB) decoded once into the object store", len(rows), size / 2**20)
         return stage(prepared, rows)
-    log.info("data: %d records (%.0f MiB) do not fit the object store: streamed from the shards each epoch", len(rows), size)
+    log.info(
+        "data: %d records (%.0f MiB) do not fit the object store: streamed from the shards each epoch",
+        *(len(rows), size / 2**20),
+    )
     return Streamed(prepared.folder.uri)
 
 

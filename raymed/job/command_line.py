@@ -8,21 +8,21 @@ import logging
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
-from jsonargparse._loaders_dumpers import get_yaml_default_loader
+import yaml
+from jsonargparse import DefaultHelpFormatter, Namespace, set_loader
 
+from raymed.compat.jsonargparse import AdjustingParser, hide_default_files, hide_options
 from raymed.errors import UserError
 from raymed.job import mistakes
 
 log = logging.getLogger("raymed")
 
-INTEGER = "tag:yaml.org,2002:int"
 HELP_ALL = "--help-all"
 
 Options = TypeVar("Options")
@@ -73,7 +73,7 @@ def parse(
         UserError: the words, or a configuration file, cannot be followed; says what to write instead.
     """
     script = script or sys.modules[options_type.__module__]
-    _read_times_as_text()
+    set_loader("yaml", _read_yaml, (yaml.YAMLError,))
     aliases = {**getattr(options_type, "ALIASES", {}), **(aliases or {})}
     kinds, everything = mistakes.kinds(options_type), HELP_ALL in arguments
     parser = _Parser(
@@ -89,7 +89,7 @@ def parse(
     options_type.__init__.__annotations__ = {**typing.get_type_hints(options_type), "return": type(None)}
     parser.add_class_arguments(options_type, None, as_positional=positional)
     if not everything:
-        parser.show_only({"help", "config", *shown(options_type)})
+        hide_options(parser, {"help", "config", *shown(options_type)})
     arguments = ["--help" if word == HELP_ALL else word for word in arguments]
     words = _words(_translated(arguments, aliases), {name for name, kind in kinds.items() if kind is bool})
     words = _gathered(_ranged(words, options_type), options_type)
@@ -108,13 +108,35 @@ def shown(options_type: type) -> set[str]:
     return listed & mistakes.kinds(options_type).keys()
 
 
-def _read_times_as_text() -> None:
-    """Configuration files hold times such as 23:30, which YAML 1.1 takes for numbers of base 60."""
-    loader = get_yaml_default_loader()
-    number = re.compile(r"[-+]?(0b[01_]+|0[0-7_]+|(0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+)$")
-    for first, resolvers in loader.yaml_implicit_resolvers.items():
-        found = [(tag, number if tag == INTEGER else pattern) for tag, pattern in resolvers]
-        loader.yaml_implicit_resolvers[first] = found
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML whose times and dates, 23:30 and 2026-01-02, are text, and whose 1e-4 is a number, other than in YAML 1.1."""
+
+
+_SIGNED = list("-+.0123456789")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":bool", ":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0b[01_]+|0[0-7_]+|(0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+)$"), _SIGNED
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?$
+            |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$
+            |[-+]?\.(inf|Inf|INF)$
+            |\.(nan|NaN|NAN)$""",
+        re.VERBOSE,
+    ),
+    _SIGNED,
+)
+
+
+def _read_yaml(text: str) -> Any:
+    """A configuration file, or a value on the command line, where ``left:`` and ``{left}`` are words, and no keys."""
+    value = yaml.load(text, Loader=_Loader)
+    return text if isinstance(value, dict) and value and all(each is None for each in value.values()) else value
 
 
 def _required(options_type: type, positional: bool) -> str:
@@ -235,26 +257,16 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter)
         return re.sub(r"default: \{.*Namespace\(.*\}", "default: what the file says", super()._expand_help(action))
 
 
-class _Parser(ArgumentParser):
+class _Parser(AdjustingParser):
     """Shows top-level options with dashes, as people type them, and the file of defaults in the job's own words only."""
 
     mistake: mistakes.Mistake | None = None
 
-    def _apply_actions(self, cfg: Namespace | dict[str, typing.Any], *others: typing.Any, **more: typing.Any) -> Namespace:
-        """The values of a file: ranges are their two options, as on the command line."""
-        options = {action.dest for action in self._actions}
-        for name, value in list(cfg.items()):
+    def adjust(self, values: Namespace | dict[str, Any], options: Collection[str]) -> None:
+        """Ranges in a file are their two options, as on the command line."""
+        for name, value in list(values.items()):
             if isinstance(value, str) and f"min_{name}" in options:
-                cfg.update(_ends(name, name, value))
-        return super()._apply_actions(cfg, *others, **more)
-
-    def show_only(self, names: set[str]) -> None:
-        for action in self._actions:
-            if action.dest not in names:
-                action.help = argparse.SUPPRESS
-        for group in self._action_groups:
-            if all(action.help == argparse.SUPPRESS for action in group._group_actions):
-                group.title = group.description = None
+                values.update(_ends(name, name, value))
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
         if self.mistake is None:  # a parser that jsonargparse makes of a nested type
@@ -262,7 +274,6 @@ class _Parser(ArgumentParser):
         raise UserError(f"{self.mistake.explain(message)}\n{self.format_usage()}{self.prog} --help says more") from ex
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        located = getattr(self, "_default_config_files_group", None)  # a path of this machine
-        self._action_groups = [group for group in self._action_groups if group is not located]
+        hide_default_files(self)
         text = super().format_help(formatter)
         return re.sub(r"--([a-z]+(?:_[a-z]+)+)(?![\w.])", lambda match: match[0].replace("_", "-"), text)

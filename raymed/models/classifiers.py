@@ -66,6 +66,12 @@ def build(settings: ModelSettings, codes: Sequence[str], size: int) -> nn.Module
     return internvl.build(settings, codes, size)
 
 
+def frozen_backbone(settings: ModelSettings) -> str | None:
+    """The name, within its network, of the backbone that `freeze_vision` freezes, whose `features(pixels)` [rows, ...] its
+    forward pass takes in place of `pixels`; None of networks that have no such one."""
+    return "backbone" if family_of(settings) == "vision" and len(settings.members) == 1 else None
+
+
 def load(folder: Path, codes: Sequence[str], size: int) -> nn.Module:
     """The network that its own `export` wrote into a folder.
 

@@ -81,9 +81,15 @@ class ImageClassifier(nn.Module):
         """Pooled features [rows, width] of uint8 pictures [rows, 1 or 3, size, size]."""
         return pooled_features(self.backbone, self.normalise(pixels, self.head[2].weight.dtype))
 
-    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """`logits` [rows, classes] of uint8 pictures [rows, 1 or 3, size, size]; `labels` are not looked at."""
-        return {"logits": self.head(self.features(pixels))}
+    def forward(
+        self, pixels: Tensor | None = None, labels: Tensor | None = None, features: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`logits` [rows, classes] of uint8 pictures [rows, 1 or 3, size, size], or of their `features` [rows, width];
+        `labels` are not looked at."""
+        if features is None:
+            assert pixels is not None
+            features = self.features(pixels)
+        return {"logits": self.head(features.to(self.head[2].weight.dtype))}
 
     def export(self, folder: Path) -> None:
         """Write weights and the backbone's configuration."""

@@ -35,6 +35,12 @@ def stack_pictures(records: Sequence[Record], side: int) -> np.ndarray:
     return rows
 
 
+def stack_features(records: Sequence[Record]) -> np.ndarray | None:
+    """What a frozen part made of the records' pictures, float32 [rows, ...]; None where they have their pictures."""
+    made = [record.features for record in records if record.features is not None]
+    return np.stack(made) if made else None
+
+
 def class_labels(records: Sequence[Record], required: bool) -> torch.Tensor | None:
     """The records' class indices, int64 [rows]; None where a record has none and labels are not `required`.
 

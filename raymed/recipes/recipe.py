@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -195,4 +195,37 @@ class Recipe(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """Every setting as plain values: logged to MLflow, stored beside the exported weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrozenPart:
+    """A part of the network that training leaves as it is, and that stands still in it: no dropout, no batch's statistics.
+
+    Attributes:
+        module: the part's name within the network.
+        settings: what decides its outputs, beside its weights and the pictures, as plain values.
+        varied: whether training varies what the part sees; if so, only rows of validation are seen as they are.
+    """
+
+    module: str
+    settings: Mapping[str, Any]
+    varied: bool
+
+
+@runtime_checkable
+class PartlyFrozen(Protocol):
+    """A recipe whose network may have a frozen part.
+
+    What that makes of rows which nothing varies is computed once a search. `encode` finds it in `Record.features`, in place
+    of the input pictures, and puts it in the batch for `compute_loss` and `predict`.
+    """
+
+    @property
+    def frozen_part(self) -> FrozenPart | None:
+        """None where all of the network is trained, or may be."""
+        ...
+
+    def features(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """The outputs [rows, ...] of the frozen part for a batch of pictures; `module` is in evaluation mode."""
         ...

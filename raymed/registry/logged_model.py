@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.entities import LoggedModelOutput, Metric
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from raymed.compat.mlflow import MODEL_VERSIONS
 from raymed.tracking.tracker import KEY, Tracker, metric_name
 
 
@@ -29,7 +29,7 @@ class LoggedModel:
     def name_version(self, tracker: Tracker, name: str, version: str) -> None:
         """Show it as a version of a registered model."""
         versions = json.dumps([{"name": name, "version": version}])
-        tracker.client.set_logged_model_tags(self.id, {MLFLOW_MODEL_VERSIONS: versions})
+        tracker.client.set_logged_model_tags(self.id, {MODEL_VERSIONS: versions})
 
 
 def log_model(

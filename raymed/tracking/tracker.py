@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote
 
+from raymed.compat.mlflow import DATA_CONTEXT, NOTE, PARENT
 from raymed.errors import UserError
 from raymed.tracking.address import reachable
 from raymed.tracking.view import TAGS, where_to_look
@@ -30,12 +31,11 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KEY, REASON, PARENT = "raymed.key", "raymed.reason", "mlflow.parentRunId"
+KEY, REASON = "raymed.key", "raymed.reason"
 GENERATION = "raymed.generation"  # the tag that tells a search's runs from those of another one under the same name
 PERMANENT = {  # MLflow's answers that stay the same however often it is asked
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
@@ -264,7 +264,7 @@ class Tracker:
         """
         kind = source.split("://", 1)[0] if "://" in source else "local"
         dataset = Dataset(name=name, digest=digest[:36], source_type=kind, source=json.dumps({"uri": source}))
-        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(DATA_CONTEXT, context)])])
 
     def figure(self, run_id: str, figure: Figure, path: str) -> None:
         """Keep a figure as an artefact, e.g. ``figures/confusion.png``."""
@@ -285,7 +285,7 @@ class Tracker:
 
     def describe_as(self, run_id: str, text: str) -> None:
         """What a run's page says at its top, as Markdown."""
-        self.tags(run_id, {MLFLOW_RUN_NOTE: text})
+        self.tags(run_id, {NOTE: text})
 
     def reopen(self, run_id: str) -> None:
         """A run that failed or was stopped goes on: its status is RUNNING again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from raymed.compat.mlflow import EXPERIMENT_KIND, TRAINING_RUNS, shared_view
 
 VIEW = "trials"
 BEST = "best_val_loss"  # of a trial's best epoch, which it is chosen by
@@ -12,21 +12,8 @@ COLUMNS = (
     "tags.`raymed.tie`", "attributes.`Duration`", "attributes.`Models`",
 )  # fmt: skip
 
-TAGS = {  # of an experiment
-    "mlflow.experimentKind": "custom_model_development",  # training runs, not prompts
-    f"mlflow.sharedViewState.{VIEW}": json.dumps(
-        {
-            "orderByKey": f"metrics.`{BEST}`",
-            "orderByAsc": True,
-            "selectedColumns": COLUMNS,
-            "searchFilter": "",
-            "lifecycleFilter": "Active",
-            "datasetsFilter": [],
-            "startTime": "ALL",
-            "modelVersionFilter": "All Runs",
-        }
-    ),
-}
+# of an experiment
+TAGS = {EXPERIMENT_KIND: TRAINING_RUNS, **shared_view(VIEW, f"metrics.`{BEST}`", COLUMNS)}
 
 
 def where_to_look(tracking_uri: str, experiment_id: str) -> str:

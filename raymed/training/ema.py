@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
+from raymed.compat.deepspeed import partitions, spread_weights
 from raymed.errors import UserError
-from raymed.training.state import AVERAGED, Tensors, averaged_shard, partitions, set_weights, split_shard
+from raymed.training.state import AVERAGED, Tensors, averaged_shard, set_weights, split_shard
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -102,17 +103,4 @@ class AveragedWeights:
             kept = value.float().clone()
             value.copy_(self._buffers[name])
             self._buffers[name].copy_(kept)
-        _spread(self._engine)
-
-
-def _spread(engine: DeepSpeedEngine) -> None:
-    """Bring the network's weights up to date with the optimizer's, as DeepSpeed does at the end of a step."""
-    zero = engine.optimizer
-    if engine.zero_optimization_stage() < 3:
-        zero.update_lp_params()
-        return
-    zero._partition_all_parameters()
-    for number in range(len(zero.fp32_partitioned_groups_flat)):
-        zero._reassign_or_swap_out_partitioned_parameters(number)
-    if zero.persistent_parameters:
-        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        spread_weights(self._engine)

@@ -8,6 +8,7 @@ accumulation and the number of workers.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from raymed.compat.deepspeed import leave_out_shared_memory_op, read_shards_with
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.errors import RunError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
@@ -28,8 +30,10 @@ from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Predictions, Recipe
 from raymed.training.cards import take_apart
 from raymed.training.ema import AveragedWeights
+from raymed.training.frozen import Readers, Source
 from raymed.training.heap import keep_freed_memory
 from raymed.training.means import sums_of
+from raymed.training.network import first_network
 from raymed.training.settings import TrainSettings
 from raymed.training.start import StartWeights
 from raymed.training.state import (
@@ -101,13 +105,7 @@ class Engine:
         timeout = timedelta(seconds=settings.collective_seconds)
         self._host = take_apart(device, timeout) if device.type == "cuda" and self.workers > 1 else None
         check_offload(settings, device)
-        torch.manual_seed(seed)
-        module = recipe.build().to(device)
-        if start is not None:
-            start.load_on_all(module)
-        adapt_to_float32 = getattr(module, "compute_in_float32", None)
-        if adapt_to_float32 and arithmetic(settings.precision, device) == "fp32":
-            adapt_to_float32()
+        module = first_network(recipe, settings, seed, device, start)
         named = recipe.groups(module)
         groups = [
             {
@@ -128,7 +126,7 @@ class Engine:
             ),
         )
         begin_with_moments(self._engine)
-        self._engine.checkpoint_engine.load = load_shard  # DeepSpeed's own would run code that a file brings along
+        read_shards_with(self._engine, load_shard)
         self.module.train()  # and again after every evaluation, but not in every step: it walks the whole network
         self._norms = batch_norms(self.module)
         self._averaged = AveragedWeights(self._engine, settings.ema) if settings.ema else None
@@ -146,6 +144,15 @@ class Engine:
         weights = str(next(self.module.parameters()).dtype).removeprefix("torch.")
         amp = arithmetic(self.settings.precision, self.device) == "amp"
         return {"device": device, "precision": "amp" if amp else weights} | getattr(self.module, "description", {})
+
+    def readers(self, source: Source) -> Readers:
+        """Where a worker with this network reads the rows of a source."""
+        import deepspeed
+
+        computed = arithmetic(self.settings.precision, self.device)
+        frozen = [parameter for parameter in self.module.parameters() if not parameter.requires_grad]
+        with deepspeed.zero.GatheredParameters(frozen, enabled=self.settings.zero_stage == 3):
+            return Readers.of(source, self.recipe, self.module, computed)
 
     @property
     def lr(self) -> float:
@@ -331,13 +338,11 @@ def prepare_process(device: torch.device) -> None:
         os.environ["LOCAL_RANK"] = str(device.index or 0)  # by which DeepSpeed chooses its card
     # DeepSpeed's autotuner, which nothing here uses, would import MLflow: a fifth of a worker's start.
     known = sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
-    import deepspeed.ops
-
+    importlib.import_module("deepspeed")
     if known is None:
         del sys.modules["mlflow"]
     if device.type == "cpu":
-        # Gloo reduces well enough; DeepSpeed's own shared-memory op would be compiled for a minute on every new machine.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        leave_out_shared_memory_op()
         # A thread that encodes the next step may hold Python for 5 ms, and every sum over workers would wait for that long.
         sys.setswitchinterval(SWITCH_SECONDS)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,23 +11,18 @@ from typing import Any
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
-from ray.train import Result, TrainingFailedError, UserCallback
+from ray.train import TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from raymed.cluster import connection as cluster
 from raymed.cluster.connection import capacity, is_own
-from raymed.data.stream import Staged, Streamed
+from raymed.compat.ray_train import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, Trainer, tune_queue
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.storage.availability import is_refusal, require_there, wait_for
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
+from raymed.training.frozen import Source
 from raymed.training.loop import COMMON, FAILED, train_worker
 from raymed.training.preemption import NoteTermination
 from raymed.training.rendezvous import OneMachine
@@ -91,7 +84,7 @@ def spread(cpus: int, workers: int) -> int:
 
 def fit(
     spec: RunSpec,
-    source: Staged | Streamed,
+    source: Source,
     resources: Resources,
     stop_decisions: ActorHandle | None = None,
     callbacks: Sequence[UserCallback] = (),
@@ -156,38 +149,17 @@ def _lost_workers(error: TrainingFailedError) -> dict[int, Exception]:
     return {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
 
 
-class _Trainer(TorchTrainer):
-    """Ray Train's, without the helper processes that have nothing to do in our runs.
-
-    Our workers read their data themselves, so there are no data sets to manage. The cleaner asks the dashboard's server
-    whether controllers live; where Ray has no dashboard it gets no answer, and every run would wait 12 s for its end.
-    """
-
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        idle = (DatasetsCallback, PlacementGroupCleanerCallback) if is_own() else (DatasetsCallback,)
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
-
-    def _initialize_and_run_controller(self, **settings: Any) -> Result:
-        """Puts the handler of Ctrl-C back: Ray Train leaves one of its own, which keeps the controller alive."""
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            return super()._initialize_and_run_controller(**settings)
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, before)
-
-
 def _trainer(
     spec: RunSpec,
-    source: Staged | Streamed,
+    source: Source,
     resources: Resources,
     stop_decisions: ActorHandle | None,
     callbacks: Sequence[UserCallback],
     keep_all: bool,
-) -> TorchTrainer:
+) -> Trainer:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
     elastic = resources.min_workers < resources.workers
-    return _Trainer(
+    return Trainer(
         train_worker,
         train_loop_config={"spec": spec, "source": source, "stop_decisions": stop_decisions, "keep_all": keep_all},
         torch_config=(OneMachine if is_own() else TorchConfig)(timeout_s=spec.train.collective_seconds),
@@ -207,7 +179,7 @@ def _trainer(
 
 def fit_trial(
     config: dict[str, Any],
-    sources: Mapping[str, Staged | Streamed],
+    sources: Mapping[str, Source],
     each: Resources,
     stop_decisions: ActorHandle,
     keep_all: bool,
@@ -221,7 +193,7 @@ def fit_trial(
     spec: RunSpec = config["spec"]
     try:
         _wait_for_storage(spec)  # Ray Train would make its folder below the mount point of one that is away
-        reports = Reports(TuneReportCallback()._training_actor_item_queue)
+        reports = Reports(tune_queue())
         fit(spec, sources[spec.data], each, stop_decisions, [reports], keep_all)
     except CommonError as error:
         tune.report({FAILED: str(error), COMMON: 1.0})

@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 from raymed.data.leak import guard
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.data.plan import EpochPlan, repeat_counts
-from raymed.data.stream import Reader, Staged, Streamed, ahead
+from raymed.data.stream import ahead
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.recipe import Batch, Predictions, TrainingPass
 from raymed.storage.availability import require_there
@@ -31,6 +31,7 @@ from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
 from raymed.training.course import Course
 from raymed.training.engine import Engine, division, prepare_process
+from raymed.training.frozen import Source
 from raymed.training.means import means
 from raymed.training.predictions import in_order, write_predictions
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
@@ -42,6 +43,7 @@ from raymed.training.stop_decisions import wait_for_verdict
 from raymed.training.upload import upload
 
 PASSED_OVER = "passed_over"  # the fact that names checkpoints which were not whole when the run went on
+FROZEN = "frozen_part"  # the fact that says how often what a frozen part makes of rows is computed
 DESCRIPTION = "description"  # facts about the run, among what a worker reports
 MODEL = "model"  # URI of the checkpoint that holds the best model so far
 SAVED = "saved"  # name of the checkpoint that was written
@@ -77,7 +79,7 @@ class Run:
     def __init__(
         self,
         spec: RunSpec,
-        source: Staged | Streamed,
+        source: Source,
         stop_decisions: ActorHandle | None,
         keep_all: bool,
         device: torch.device,
@@ -88,7 +90,6 @@ class Run:
         self.prepared = spec.open_data()
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
-        self.reader: Reader = source.open()
         self.total_steps = spec.total_steps(self.prepared)
         self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):
@@ -96,6 +97,7 @@ class Run:
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
         self.agreement = Agreement(spec.folder, spec.train.storage_minutes, self.stall)
         self.progress = self._resume()
+        self.readers = self.engine.readers(source)
         self.course = Course(spec.train, spec.stop_after, self.progress)
         self.saved_step = self.progress.global_step
         self.notices, self.step_log = Notices(stop_decisions), StepLog()
@@ -218,7 +220,9 @@ class Run:
             [self.division.share(batch, self.worker) for batch in batches]
             for batches in (plan.batches[first_step:], repeat_counts(plan.batches)[first_step:])
         )
-        records = self.reader.read([[row for pack in micro.packs for row in pack] for step in shares for micro in step])
+        records = self.readers.training.read(
+            [[row for pack in micro.packs for row in pack] for step in shares for micro in step]
+        )
         for step in shown:
             passes = [
                 (TrainingPass(self.spec.seed, epoch, tuple(count for pack in micro.packs for count in pack)), micro)
@@ -235,7 +239,7 @@ class Run:
         mine = [[row for (row,) in micro.packs] for micro in shares]
         outputs: list[tuple[list[int], Predictions]] = []
         with self.engine.evaluating():
-            encoded = (self.spec.recipe.encode(records, None) for records in self.reader.read(mine))
+            encoded = (self.spec.recipe.encode(records, None) for records in self.readers.validation.read(mine))
             for batch, taken, micro in zip(ahead(encoded), mine, shares, strict=True):
                 self._leave_if_told()
                 predicted = self.engine.predict(batch)
@@ -261,7 +265,8 @@ class Run:
         """Tell the driver of metrics and of the steps since the last time, with facts about the run and its best model."""
         model = self.progress.model
         best = {MODEL: self.spec.folder.child(model).uri} if model else {}
-        facts = self.engine.description | ({PASSED_OVER: ", ".join(self.passed_over)} if self.passed_over else {})
+        facts = self.engine.description | ({FROZEN: self.readers.fact} if self.readers.fact else {})
+        facts |= {PASSED_OVER: ", ".join(self.passed_over)} if self.passed_over else {}
         steps, self.progress.steps = self.progress.steps, []
         ray.train.report({**metrics, **best, DESCRIPTION: facts, STEPS: steps, TOTAL_STEPS: self.total_steps})
         self.step_log.told()

@@ -12,8 +12,8 @@ from types import FrameType
 
 import ray
 from ray.actor import ActorHandle
-from ray.train.v2._internal.execution.callback import WorkerCallback
-from ray.train.v2._internal.execution.context import get_train_context
+
+from raymed.compat.ray_train import WorkerCallback, is_preempted
 
 _terminated = threading.Event()
 
@@ -64,6 +64,6 @@ class Notices:
         """Cheap enough to be asked at every step."""
         if self._from_job is not None and ray.wait([self._from_job], timeout=0)[0]:
             return Notice.JOB  # or the job is gone, which comes to the same
-        if _terminated.is_set() or get_train_context().preemption_context.preemption_info is not None:
+        if _terminated.is_set() or is_preempted():
             return Notice.MACHINE
         return Notice.NONE

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
+
+from raymed.compat.ray_train import BaseWorkerGroup, TorchBackend, join_process_group, set_ranks
 
 
 @dataclass
@@ -22,11 +22,11 @@ class OneMachine(TorchConfig):
     """Ray Train's set-up of torch, for workers that are all on the machine of the run's controller."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[TorchBackend]:
         return _FileBackend
 
 
-class _FileBackend(_TorchBackend):
+class _FileBackend(TorchBackend):
     _folder: TemporaryDirectory[str] | None = None  # readable for this user alone
 
     def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
@@ -34,12 +34,12 @@ class _FileBackend(_TorchBackend):
         assert isinstance(backend_config, TorchConfig)
         self._folder = TemporaryDirectory(prefix="raymed-rendezvous-")
         on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
-        worker_group.execute(_set_torch_distributed_env_vars)
+        worker_group.execute(set_ranks)
         worker_group.execute(_name_no_server)
         joining: list[Any] = [
             worker_group.execute_single_async(
                 rank,
-                _setup_torch_process_group,
+                join_process_group,
                 backend="nccl" if on_gpus else "gloo",
                 world_rank=rank,
                 world_size=len(worker_group),

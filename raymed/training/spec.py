@@ -126,9 +126,14 @@ class RunSpec:
         }
         return Usage.of(prepared, rows, self.fold)
 
-    def all_rows(self, prepared: Prepared, whole: bool = False) -> np.ndarray:
-        """Every row that any epoch of the run may read, ascending; `whole`: whatever its sampling."""
-        splits = sorted({*self.train_on, "val"})
+    def all_rows(self, prepared: Prepared, whole: bool = False, training: bool = True) -> np.ndarray:
+        """Every row that any epoch of the run may read, ascending.
+
+        Args:
+            whole: whatever the run's sampling.
+            training: those that are trained on, too, and not only those it is validated on.
+        """
+        splits = sorted({*(self.train_on if training else ()), "val"})
         if whole or self.sampling.redraws:
             return np.sort(np.concatenate([prepared.rows(split, self.fold) for split in splits]))
         return np.sort(np.concatenate([self.rows(prepared, split) for split in splits]))

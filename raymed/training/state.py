@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from raymed.compat.deepspeed import link_moments, partitions, set_whole, shape_of, shard_classes
 from raymed.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class TrainingState:
             UserError: parameters or buffers are missing or of another shape, or others are trained.
         """
         parameters = dict(network.named_parameters())
-        # ZeRO 3 leaves empty parameters behind and keeps their shapes.
-        shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in parameters.items()}
+        shapes = {name: shape_of(value) for name, value in parameters.items()}
         shapes |= {name: tuple(value.shape) for name, value in network.named_buffers() if name in network.state_dict()}
         missing = shapes.keys() - self.module.keys()
         other = {name for name in shapes.keys() - missing if tuple(self.module[name].shape) != shapes[name]}
@@ -141,9 +141,9 @@ def restore(engine: DeepSpeedEngine, state: TrainingState) -> None:
             if not sharded or engine.global_rank == 0:
                 parameter.copy_(value)
         if parameter.requires_grad:
-            _set(parameter, value, None, engine)
+            set_whole(engine, parameter, value, None)
             for moment in MOMENTS:
-                _set(parameter, getattr(state, moment)[name].to(engine.device), moment, engine)
+                set_whole(engine, parameter, getattr(state, moment)[name].to(engine.device), moment)
     for name, buffer in module.named_buffers():
         if name in state.module:  # the others are not part of the network's state
             buffer.copy_(state.module[name])
@@ -165,7 +165,7 @@ def begin_with_moments(engine: DeepSpeedEngine) -> None:
         for moment in MOMENTS:
             value = getattr(moments, moment).get(name)
             if parameter.requires_grad and value is not None:
-                _set(parameter, value.to(engine.device), moment, engine)
+                set_whole(engine, parameter, value.to(engine.device), moment)
     module.start_moments = replace(moments, exp_avg={}, exp_avg_sq={})
 
 
@@ -176,17 +176,7 @@ def _make_moments(engine: DeepSpeedEngine, step: int) -> None:
         done = {"step": torch.tensor(float(step))}
         zero.optimizer.state[flat] = done | {moment: torch.zeros_like(flat) for moment in MOMENTS}
     settle_kernel(zero.optimizer)
-    if engine.zero_optimization_stage() != 3:
-        zero._lazy_init_hp_params_optimizer_state()
-
-
-def partitions(engine: DeepSpeedEngine) -> list[torch.Tensor]:
-    """The fp32 weights that this worker trains: flat buffers, each of a piece of the parameters."""
-    zero = engine.optimizer
-    flats = (
-        zero.fp32_partitioned_groups_flat if engine.zero_optimization_stage() == 3 else zero.single_partition_of_fp32_groups
-    )
-    return list(flats)
+    link_moments(engine)
 
 
 @torch.no_grad()
@@ -194,7 +184,7 @@ def set_weights(engine: DeepSpeedEngine, weights: Tensors) -> None:
     """Put whole weights of all trained parameters into the optimizer's fp32 partitions."""
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            _set(parameter, weights[name].to(engine.device), None, engine)
+            set_whole(engine, parameter, weights[name].to(engine.device), None)
 
 
 def averaged_shard(folder: Path, worker: int) -> Path:
@@ -219,17 +209,6 @@ def settle_kernel(optimizer: torch.optim.AdamW) -> None:
         group |= kernel
     for parameter, state in optimizer.state.items():
         state["step"] = state["step"].to(parameter.device if kernel["fused"] else "cpu")
-
-
-def _set(parameter: Any, value: torch.Tensor, moment: str | None, engine: DeepSpeedEngine) -> None:
-    """Put this worker's part of a parameter's float32 copy, or of one of its moments, into the optimizer."""
-    if engine.zero_optimization_stage() < 3:
-        parameter.set_full_hp_param(value, moment)
-        return
-    # DeepSpeed's own way to set a whole parameter forgets that the last workers' parts are padded.
-    length = parameter.ds_tensor.numel()
-    padded = torch.nn.functional.pad(value.flatten(), (0, length * engine.dp_world_size - value.numel()))
-    engine.optimizer.set_local_hp_param(padded.narrow(0, engine.global_rank * length, length), parameter, moment)
 
 
 def _gather_slices(shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> list[Tensors]:
@@ -285,9 +264,5 @@ def load_shard(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     Raises:
         pickle.UnpicklingError: it holds anything else.
     """
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+    with torch.serialization.safe_globals(shard_classes()):
         return torch.load(path, map_location=map_location, weights_only=True, mmap=True)

@@ -21,7 +21,7 @@ from ray.tune import TuneError
 
 from raymed.cluster.connection import HEAD
 from raymed.data.plan import EpochPlan
-from raymed.data.stream import Staged, Streamed, open_reader
+from raymed.data.stream import open_reader
 from raymed.errors import RunError, UserError
 from raymed.job.job import resume_command
 from raymed.job.library_log import essence
@@ -29,6 +29,7 @@ from raymed.registry.register import alias_version
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
+from raymed.training.frozen import Source, keep_features
 from raymed.training.retention import scratch
 from raymed.training.spec import RunSpec
 from raymed.training.stop_decisions import StopDecisions
@@ -82,7 +83,7 @@ def _run(search: Search, watch: Watch | None) -> Study:
     stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     train = tune.with_parameters(
         fit_trial,
-        sources=_sources(search),
+        sources=_sources(search, each, each.workers * concurrent),
         each=each,
         stop_decisions=stop_decisions,
         keep_all=search.keep_checkpoints == "all",
@@ -181,16 +182,17 @@ def _tuner(
     )
 
 
-def _sources(search: Search) -> dict[str, Staged | Streamed]:
-    """The rows of all runs, each prepared data set decoded once, by its URI."""
+def _sources(search: Search, each: Resources, workers: int) -> dict[str, Source]:
+    """The rows of all runs, each prepared data set decoded once, by its URI; with what a frozen part makes of them."""
     specs: dict[str, list[RunSpec]] = {}
     for spec in search.runs.values() or [search.template]:
         specs.setdefault(spec.data, []).append(spec)
-    sources = {}
+    sources = dict[str, Source]()
     for data, same in specs.items():
         prepared = same[0].open_data()
         rows = [spec.all_rows(prepared, whole=search.varies_rows) for spec in same]
-        sources[data] = open_reader(prepared, np.unique(np.concatenate(rows)))
+        decoded = open_reader(prepared, np.unique(np.concatenate(rows)))
+        sources[data] = keep_features(same, decoded, search.varies_rows, each, workers)
     return sources
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
-from optuna.storages.journal._storage import JournalOperation
 
+from raymed.compat.optuna import JournalOperation
 from raymed.errors import UserError
 from raymed.storage.availability import wait_for
 from raymed.storage.entries import checksum, from_line, has_checksum, plain, to_line

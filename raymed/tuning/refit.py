@@ -22,6 +22,7 @@ from raymed.errors import RunError, StorageError
 from raymed.job.job import resume_command
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import fit
+from raymed.training.frozen import keep_features
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST, Reports
 from raymed.training.spec import RunSpec
@@ -63,7 +64,8 @@ def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> s
     stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     for point in range(spec.train.validate_steps or 1, spec.stop_after, spec.train.validate_steps or 1):
         stop_decisions.give.remote(spec.name, point, False)  # nothing stops it early
-    source = open_reader(spec.open_data(), spec.all_rows(spec.open_data()))
+    rows = open_reader(spec.open_data(), spec.all_rows(spec.open_data()))
+    source = keep_features([spec], rows, False, each, each.workers)
     with (
         _Listener(spec) as listener,
         Interrupt(stop_decisions) as interrupt,

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import optuna
-
 from raymed.errors import UserError
 
 RENAMED = {"loss_settings": "loss"}  # settings that are called otherwise in records of earlier searches
@@ -48,20 +46,16 @@ class Dimension:
         if self.log and (self.low is None or self.low <= 0):
             raise UserError(f"a logarithmic range of the search space needs low > 0: {self}")
 
-    def distribution(self) -> optuna.distributions.BaseDistribution:
-        if self.choices:
-            return optuna.distributions.CategoricalDistribution(list(self.choices))
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return optuna.distributions.IntDistribution(self.low, self.high, log=self.log)
-        return optuna.distributions.FloatDistribution(float(self.low or 0), float(self.high or 0), log=self.log)
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a range of whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
 
     def holds(self, value: Value) -> bool:
         """Whether it could be drawn."""
-        distribution = self.distribution()
-        try:
-            return bool(distribution._contains(distribution.to_internal_repr(value)))
-        except (ValueError, TypeError):
-            return False
+        if self.low is None or self.high is None:
+            return value in self.choices
+        return isinstance(value, int | float) and self.low <= value <= self.high and (value % 1 == 0 or not self.is_whole)
 
 
 Space = Mapping[str, Dimension]

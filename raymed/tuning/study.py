@@ -16,16 +16,18 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from raymed.compat.optuna import queued_params, rung_key, trial_of
 from raymed.errors import UserError
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.training.loop import MODEL
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.settings import Halving
-from raymed.tuning.space import Space, Value, current_name
+from raymed.tuning.space import Dimension, Space, Value, current_name
 
 log = logging.getLogger("raymed")
 
@@ -82,7 +84,7 @@ class Study:
         self._journal = journal
         self.halving, self.objective, self.counted = halving, objective, counted
         self._direction = StudyDirection.MINIMIZE if objective.direction == "min" else StudyDirection.MAXIMIZE
-        self.seed, self.space = seed, {name: dimension.distribution() for name, dimension in space.items()}
+        self.seed, self.space = seed, {name: distribution(dimension) for name, dimension in space.items()}
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if halving.first_rung:
             pruner = optuna.pruners.SuccessiveHalvingPruner(halving.first_rung, halving.reduction)
@@ -184,7 +186,7 @@ class Study:
     def waiting(self) -> list[Mapping[str, Value]]:
         """Settings of the trials that were put in line and have not begun."""
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return [trial.system_attrs["fixed_params"] for trial in trials]
+        return [queued_params(trial) for trial in trials]
 
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """Put a trial with these settings in line, before anything is drawn."""
@@ -242,9 +244,9 @@ class Study:
             self.study.add_trial(self._drawn(number))  # one entry of the record: a trial is there with all its settings
         trial = self._trial(number)
         there = {current_name(name) for name in trial.params}
-        for name, distribution in self.space.items():
+        for name, drawn_from in self.space.items():
             if name not in there:
-                trial._suggest(name, distribution)  # of one put in line: its settings
+                suggest(trial, name, drawn_from)  # of one put in line: its settings
         return number, dict(trial.params)
 
     def _drawn(self, number: int) -> FrozenTrial:
@@ -299,7 +301,7 @@ class Study:
         rung = 0
         while 0 < self.halving.first_rung * self.halving.reduction**rung < epoch:
             rung += 1
-        key = f"completed_rung_{rung}"
+        key = rung_key(rung)
         if self.halving.first_rung * self.halving.reduction**rung != epoch:
             return False
         if key not in trial.system_attrs:
@@ -323,5 +325,24 @@ class Study:
 
     def _trial(self, number: int) -> optuna.Trial:
         if number not in self._asked:
-            self._asked[number] = optuna.Trial(self.study, self.trial(number)._trial_id)
+            self._asked[number] = trial_of(self.study, self.trial(number))
         return self._asked[number]
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """What Optuna draws a setting from."""
+    if dimension.choices:
+        return CategoricalDistribution(list(dimension.choices))
+    if dimension.is_whole:
+        return IntDistribution(int(dimension.low or 0), int(dimension.high or 0), log=dimension.log)
+    return FloatDistribution(float(dimension.low or 0), float(dimension.high or 0), log=dimension.log)
+
+
+def suggest(trial: optuna.Trial, name: str, drawn_from: BaseDistribution) -> None:
+    """Draw a setting of a trial, or take the one that it was put in line with."""
+    if isinstance(drawn_from, CategoricalDistribution):
+        trial.suggest_categorical(name, drawn_from.choices)
+    elif isinstance(drawn_from, IntDistribution):
+        trial.suggest_int(name, drawn_from.low, drawn_from.high, log=drawn_from.log)
+    elif isinstance(drawn_from, FloatDistribution):
+        trial.suggest_float(name, drawn_from.low, drawn_from.high, log=drawn_from.log)

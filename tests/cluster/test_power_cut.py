@@ -20,7 +20,8 @@ import pytest
 import yaml
 from conftest import write_prepared
 from lab import Host, Lab, missing
-from optuna.storages.journal._storage import JournalOperation
+
+from raymed.compat.optuna import JournalOperation
 
 REPOSITORY = Path(__file__).parent.parent.parent
 WHY_NOT = missing() or ("" if os.environ.get("RAYMED_LAB") else "takes minutes and needs root: `make cluster-test` runs it")

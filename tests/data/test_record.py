@@ -1,7 +1,9 @@
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from raymed.data.record import RECORD, Message, records_from
+from raymed.data.record import FEATURES, RECORD, Message, records_from, with_features
+from raymed.errors import RunError
 
 
 def row(number: int, label: int | None = 1, pictures: int = 1) -> dict[str, object]:
@@ -50,3 +52,27 @@ def test_pixels_are_views_of_the_table_and_not_copies():
 
 def test_an_empty_table_has_no_records():
     assert records_from(RECORD.empty_table()) == []
+
+
+def test_features_stand_in_place_of_input_pictures_whatever_their_shapes_and_masks_stay():
+    table = pa.Table.from_pylist([row(number, pictures=number) for number in range(4)], schema=RECORD)
+    rows = table.to_pylist()
+    rows[2]["images"][1]["role"] = "mask"
+    table = pa.Table.from_pylist(rows, schema=RECORD)
+    made = [np.arange(2 + number, dtype=np.float32).reshape(1, -1) for number in range(4)]
+    table = with_features(pa.concat_tables([table.slice(0, 1), table.slice(1)]), made)
+    for records in (records_from(table), records_from(pa.concat_tables([table.slice(0, 3), table.slice(3)]))):
+        assert [record.position for record in records] == [0, 1, 2, 3]
+        assert [[image.role for image in record.images] for record in records] == [[], [], ["mask"], []]
+        assert (records[2].images[0].pixels == 21).all()
+        for record, features in zip(records, made, strict=True):
+            assert np.array_equal(record.features, features)
+
+
+def test_a_flipped_bit_of_features_is_an_error_that_names_the_record():
+    table = with_features(pa.Table.from_pylist([row(1), row(2)], schema=RECORD), [np.ones(3, np.float32)] * 2)
+    made = table[FEATURES.name].to_pylist()
+    made[1]["values"] = bytes([made[1]["values"][0] ^ 1]) + made[1]["values"][1:]
+    place = table.schema.get_field_index(FEATURES.name)
+    with pytest.raises(RunError, match=r"features kept of the record r2 are damaged"):
+        records_from(table.set_column(place, FEATURES, pa.array(made, FEATURES.type)))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import write_prepared
 
+from raymed.compat.mlflow import PARENT
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
@@ -40,7 +41,7 @@ from raymed.registry.register import (
 )
 from raymed.storage.folder import Folder
 from raymed.systems.lung.recipe import LungRecipe
-from raymed.tracking.tracker import PARENT, Tracker
+from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import PREDICTIONS, Progress, new_name
 from raymed.training.checkpoint import seal as seal_checkpoint
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import CheckpointConfig
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from raymed.compat.ray_train import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from raymed.storage import availability
 from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe

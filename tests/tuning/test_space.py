@@ -10,6 +10,7 @@ from raymed.errors import UserError
 from raymed.job.job import JobOptions, parse
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension, get_setting, with_setting
+from raymed.tuning.study import distribution
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def test_whole_numbers_of_a_file_stay_whole(tmp_path):
 
 
 def test_whole_number_bounds_draw_whole_numbers():
-    assert isinstance(Dimension(1, 9).distribution(), optuna.distributions.IntDistribution)
-    assert isinstance(Dimension(0.1, 0.9).distribution(), optuna.distributions.FloatDistribution)
-    assert isinstance(Dimension(choices=("a", "b")).distribution(), optuna.distributions.CategoricalDistribution)
+    assert isinstance(distribution(Dimension(1, 9)), optuna.distributions.IntDistribution)
+    assert isinstance(distribution(Dimension(0.1, 0.9)), optuna.distributions.FloatDistribution)
+    assert isinstance(distribution(Dimension(choices=("a", "b"))), optuna.distributions.CategoricalDistribution)
 
 
 def test_no_configuration_stops_trials_while_they_warm_up():

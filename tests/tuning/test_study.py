@@ -26,6 +26,7 @@ from raymed.tuning.study import (
     Study,
     curve,
     decisions,
+    distribution,
 )
 from raymed.tuning.timetable import Timetable
 
@@ -101,7 +102,7 @@ def test_a_search_of_another_objective_under_the_same_name_is_refused(tmp_path):
 def test_a_record_of_before_there_was_an_objective_is_one_of_val_loss(tmp_path):
     storage = optuna.storages.JournalStorage(Journal(tmp_path / "study.journal", Folder.at(tmp_path)))
     earlier = optuna.create_study(study_name="search", storage=storage)
-    earlier.set_user_attr("space", {name: repr(dimension.distribution()) for name, dimension in SPACE.items()})
+    earlier.set_user_attr("space", {name: repr(distribution(dimension)) for name, dimension in SPACE.items()})
     earlier.enqueue_trial(DEFAULTS)
     with pytest.raises(UserError, match="compares its trials by val_loss"):
         open_study(tmp_path, objective=ACCURACY)

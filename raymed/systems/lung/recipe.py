@@ -24,8 +24,8 @@ from raymed.recipes.augment import augment
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import CLASSIFIER, Metric
-from raymed.recipes.pictures import class_labels, stack_pictures
-from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.recipes.pictures import class_labels, stack_features, stack_pictures
+from raymed.recipes.recipe import Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.recipes.settings import AugmentSettings
 from raymed.systems.lung.settings import LossSettings
 
@@ -125,18 +125,39 @@ class LungRecipe:
         """Image backbone and the rest, each with and without weight decay."""
         return parameter_groups(module, module.image_backbone, "backbone", self.model.backbone_lr_scale)  # type: ignore[arg-type]
 
+    @property
+    def frozen_part(self) -> FrozenPart | None:
+        """The image backbone, where it is one and no part of it is trained."""
+        model = self.model
+        if not model.freeze_vision or model.trainable_blocks:
+            return None
+        from raymed.models import classifiers
+
+        if (name := classifiers.frozen_backbone(model)) is None:
+            return None
+        settings = {"model": model.origin, "layer": model.vision_layer, "attention": model.attention, "size": self.size}
+        return FrozenPart(name, settings, varied=not self.augment.off)
+
+    def features(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """What the image backbone makes of pictures, [rows, ...]."""
+        return module.features(batch.tensors["pixels"])  # type: ignore[operator]
+
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
-        """Pictures uint8 [rows, 1 or 3, size, size] as `pixels`, and `labels` [rows] where every record has one.
+        """Pictures uint8 [rows, 1 or 3, size, size] as `pixels`, or what the frozen backbone made of them, float32
+        [rows, ...], as `features`; and `labels` [rows] where every record has one.
 
         Raises:
             UserError: a record to train on has no label, or a record does not hold one picture of the recipe's size.
         """
         ids = [record.id for record in records]
         labels = class_labels(records, required=training is not None)
-        pixels = stack_pictures(records, self.size)
-        if training is not None:
-            pixels = augment(pixels, training.keys(ids), self.augment, training.seed, training.epoch)
-        tensors = {"pixels": torch.from_numpy(pixels)}
+        if (features := stack_features(records)) is not None:
+            tensors = {"features": torch.from_numpy(features)}
+        else:
+            pixels = stack_pictures(records, self.size)
+            if training is not None:
+                pixels = augment(pixels, training.keys(ids), self.augment, training.seed, training.epoch)
+            tensors = {"pixels": torch.from_numpy(pixels)}
         if labels is not None:
             tensors["labels"] = labels
         return Batch(tensors, {"loss": float(len(records))}, ids)
@@ -144,7 +165,7 @@ class LungRecipe:
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's slices; logs `loss`'s parts and the slices' `accuracy`."""
         weights, labels = self.loss, batch.tensors["labels"]
-        output = module(**batch.tensors) if weights.lm_weight else module(pixels=batch.tensors["pixels"])
+        output = module(**(batch.tensors if weights.lm_weight else _seen(batch)))
         logits = output["logits"].float()
         member_logits = output.get("member_logits", logits[None]).float()  # of an ensemble each learns by itself
         choice = F.cross_entropy(
@@ -164,7 +185,7 @@ class LungRecipe:
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """`logits` float32 [rows, classes]; their softmax is the class probability. `module` is in evaluation mode."""
         with torch.no_grad():
-            output = module(pixels=batch.tensors["pixels"])
+            output = module(**_seen(batch))
         return {"logits": output["logits"].float()}
 
     def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
@@ -204,6 +225,11 @@ class LungRecipe:
             "loss": asdict(self.loss),
             "augment": asdict(self.augment),
         }
+
+
+def _seen(batch: Batch) -> dict[str, torch.Tensor]:
+    """What the network sees of a batch, but for the labels."""
+    return {name: tensor for name, tensor in batch.tensors.items() if name != "labels"}
 
 
 RECIPE = LungRecipe

@@ -7,6 +7,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from raymed.compat.deepspeed import is_sharded
 from raymed.systems.unimedvl.autoencoder import ImageAutoencoder
 from raymed.systems.unimedvl.embeddings import TimeEmbedder, grid_embedding
 from raymed.systems.unimedvl.flow import flow_losses, noisy
@@ -193,10 +194,10 @@ class UniMedVL(nn.Module):
         """As `embed_patches`, where there may be no picture at all."""
         if len(patches):
             return self.embed_patches(patches, positions, counts)
-        if not self.training and not hasattr(next(self.parameters()), "ds_id"):
+        if not self.training and not is_sharded(next(self.parameters())):
             return torch.zeros(0, self.sizes.language.hidden, dtype=self.dtype, device=self.device)
         # All workers use the same parameters in every pass, or their collectives wait for each other: those that sum
-        # gradients, and under ZeRO 3, whose parameters have a `ds_id`, those that gather weights.
+        # gradients, and under ZeRO 3 those that gather weights.
         blank = torch.zeros(1, 3 * self.sizes.vision.patch**2, dtype=torch.uint8, device=self.device)
         place = torch.zeros(1, dtype=torch.int64, device=self.device)
         return self.embed_patches(blank, place, torch.ones(1, dtype=torch.int64))[:0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerBase
 
+from raymed.compat.deepspeed import is_sharded
 from raymed.models import adapt
 from raymed.models.answer_head import AnswerHead, Choices
 from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD
@@ -98,9 +99,9 @@ class InternVLChat(InternVL):
         if len(pixels):
             tokens = self._features(pixels, silent).flatten(0, 1)
             embeddings = embeddings.index_copy(0, image_places, tokens[kept].to(embeddings.dtype))
-        elif self.training or hasattr(next(self.parameters()), "ds_id"):
+        elif self.training or is_sharded(next(self.parameters())):
             # All workers use the same parameters in every pass, or their collectives wait for each other: those that sum
-            # gradients, and under ZeRO 3, whose parameters have a `ds_id`, those that gather weights. Asking a parameter by
+            # gradients, and under ZeRO 3 those that gather weights. Asking a parameter by
             # its name would gather it, on this worker only.
             vision: Any = self.network.config.vision_config
             size = side(vision.image_size)
