@@ -7,15 +7,13 @@ python jobs/doctor.py --data PREPARED --bundle support.zip      # to send when a
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from raymed import doctor
 from raymed.data.labels import LabelTable
 from raymed.errors import UserError
-from raymed.job.job import JobOptions, Outcome, run
+from raymed.job.job import JobOptions, Outcome, command, run
 from raymed.models.settings import ModelSettings
 from raymed.support_bundle import write_bundle
 
@@ -56,8 +54,7 @@ def main(options: Doctor) -> Outcome:
     wrong = [each.subject for each in findings if each.state == "wrong"]
     lines = [str(each) for each in findings]
     if options.bundle and not options.dry_run:
-        command = options.command or shlex.join(sys.argv)
-        write_bundle(Path(options.bundle), findings, command, options.data, address)
+        write_bundle(Path(options.bundle), findings, options.command or command(), options.data, address)
         lines.append(f"support bundle: {Path(options.bundle).resolve()} (look into it before you send it)")
     lines.append(f"to mend: {', '.join(wrong)}" if wrong else "ready")
     data = {"ready": not wrong, "findings": [asdict(each) for each in findings]}

@@ -11,9 +11,9 @@ A CPU will do: nothing but the ViT's own tensors is touched. What is left out is
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome, run
@@ -35,17 +35,13 @@ class ExtractVit(JobOptions):
         patch: Side of its patches, in pixels (default: as trained).
     """
 
+    BARE: ClassVar[tuple[str, ...]] = ("model", "out")
+
     model: str
     out: str
     layout: Layout | None = None
     size: int | None = None
     patch: int | None = None
-
-
-def named(words: list[str]) -> list[str]:
-    """The words with the guide's two bare ones, checkpoint and folder, under their names."""
-    bare = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
-    return ["--model", words[0], "--out", words[1], *words[2:]] if bare == 2 else words
 
 
 def main(options: ExtractVit) -> Outcome:
@@ -67,4 +63,4 @@ def main(options: ExtractVit) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(ExtractVit, main, named(sys.argv[1:]), aliases=GUIDE)
+    run(ExtractVit, main, aliases=GUIDE)

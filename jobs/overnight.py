@@ -12,11 +12,9 @@ command goes on with an interrupted search.
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 
 from raymed.errors import RunError
 from raymed.job.job import Outcome, run
-from raymed.systems.mamba_vlm.options import small_without_data
 from raymed.systems.mamba_vlm.overnight_options import GUIDE, OvernightOptions
 
 
@@ -56,4 +54,4 @@ def main(options: OvernightOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(OvernightOptions, main, aliases=GUIDE, defaults=partial(small_without_data, name="mamba_overnight"))
+    run(OvernightOptions, main, aliases=GUIDE)

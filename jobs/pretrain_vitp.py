@@ -11,22 +11,29 @@ on with an interrupted run. CHECKPOINT is what the last lines name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raymed.job.job import Outcome, run
+from raymed.systems.options import CONFIGS
 from raymed.systems.vitp.options import VitpOptions
 from raymed.tuning.budget import Budget
 
-MEDICAL = Path(__file__).parent.parent / "configs" / "vitp_medical.yaml"
+MEDICAL = CONFIGS / "vitp_medical.yaml"
 
 
-def settings_file(words: Sequence[str]) -> Path | None:
-    """Weights to begin from are trained with settings of their own."""
-    return MEDICAL if any(word.partition("=")[0] == "--model.path" for word in words) else None
+@dataclass(frozen=True, kw_only=True)
+class PretrainVitp(VitpOptions):
+    """Options of a pretraining run."""
+
+    def implied(self) -> Mapping[str, Any] | Path:
+        """Weights to begin from are trained with settings of their own."""
+        return super().implied() if self.model.path is None else MEDICAL
 
 
-def main(options: VitpOptions) -> Outcome:
+def main(options: PretrainVitp) -> Outcome:
     from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
@@ -42,4 +49,4 @@ def main(options: VitpOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(VitpOptions, main, defaults=settings_file)
+    run(PretrainVitp, main)

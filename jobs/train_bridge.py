@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 
 from raymed.job.job import Outcome, run
-from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge, small_without_data
+from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge
 from raymed.tuning.budget import Budget
 
 
@@ -39,4 +39,4 @@ def main(options: TrainBridge) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(TrainBridge, main, aliases=GUIDE, defaults=small_without_data)
+    run(TrainBridge, main, aliases=GUIDE)

@@ -29,7 +29,6 @@ def main(options: TrainClip) -> Outcome:
     from raymed.tuning.execution import run_search
     from raymed.tuning.study import CHECKPOINT
 
-    options = options.small()
     configurations, wrong = list_configurations(options, GUIDE)
     for each in {each.prepared.folder.uri: each for each in configurations}.values():
         each.options.log_data_summary(each.prepared)

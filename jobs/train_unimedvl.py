@@ -11,23 +11,29 @@ on with an interrupted run. CHECKPOINT is what the last lines name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raymed.job.job import Outcome, run
+from raymed.systems.options import CONFIGS
 from raymed.systems.unimedvl.options import GUIDE, UniMedVLOptions
 from raymed.tuning.budget import Budget
 
-FINETUNING = Path(__file__).parent.parent / "configs" / "unimedvl_sft.yaml"
-WEIGHTS = {"--model.path", "--model-path", "--resume-from", "--resume-from-ema"}
+FINETUNING = CONFIGS / "unimedvl_sft.yaml"
 
 
-def settings_file(words: Sequence[str]) -> Path | None:
-    """Weights to begin from are tuned with settings of their own."""
-    return FINETUNING if any(word.partition("=")[0].replace("_", "-") in WEIGHTS for word in words) else None
+@dataclass(frozen=True, kw_only=True)
+class TrainUniMedVL(UniMedVLOptions):
+    """Options of UniMedVL training."""
+
+    def implied(self) -> Mapping[str, Any] | Path:
+        """Weights to begin from are tuned with settings of their own."""
+        return super().implied() if self.starting_model.path is None else FINETUNING
 
 
-def main(options: UniMedVLOptions) -> Outcome:
+def main(options: TrainUniMedVL) -> Outcome:
     from raymed.cluster.connection import connect
     from raymed.systems.unimedvl.memory import log_memory_plan
     from raymed.tuning.estimate import describe
@@ -45,4 +51,4 @@ def main(options: UniMedVLOptions) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(UniMedVLOptions, main, defaults=settings_file, aliases=GUIDE)
+    run(TrainUniMedVL, main, aliases=GUIDE)

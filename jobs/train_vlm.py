@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 from raymed.job.job import Outcome, run
-from raymed.systems.mamba_vlm.options import GUIDE, TrainVlm, small_without_data
+from raymed.systems.mamba_vlm.options import GUIDE, TrainVlm
 from raymed.tuning.budget import Budget
 
 
@@ -40,4 +40,4 @@ def main(options: TrainVlm) -> Outcome:
 
 
 if __name__ == "__main__":
-    run(TrainVlm, main, aliases=GUIDE, defaults=small_without_data)
+    run(TrainVlm, main, aliases=GUIDE)

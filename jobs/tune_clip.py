@@ -11,11 +11,12 @@ interrupted search.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from raymed.job.job import Outcome, run
+from raymed.data.prepared import Prepared
+from raymed.job.job import run
 from raymed.systems.clip.options import GUIDE, ClipOptions
-from raymed.systems.options import SearchOptions, for_search
+from raymed.systems.options import CONFIGS, SearchOptions
+from raymed.systems.search_job import search_and_conclude
 
 SEARCH_GUIDE = {name: alias for name, alias in GUIDE.items() if name != "epochs"}  # here --epochs are those of all trials
 
@@ -30,23 +31,16 @@ class TuneClip(ClipOptions, SearchOptions):
 
     split: str = "75/15/15"
 
-
-def main(options: TuneClip) -> Outcome:
-    from raymed.cluster.connection import connect
-    from raymed.tuning.estimate import describe
-    from raymed.tuning.execution import run_search
-    from raymed.tuning.result import conclude_search
-
-    connect(start=not options.dry_run)
-    options = for_search(options).small()
-    prepared = options.prepared()
-    options.log_data_summary(prepared)
-    search = options.open_search(prepared, options.budget)
-    if options.dry_run:
-        return describe(search)
-    with search.alone():
-        return conclude_search(search, run_search(search), options.refit, options.alias)
+    def prepared(self) -> Prepared:
+        prepared = super().prepared()
+        self.log_data_summary(prepared)
+        return prepared
 
 
 if __name__ == "__main__":
-    run(TuneClip, main, defaults=Path(__file__).parent.parent / "configs" / "tune_clip.yaml", aliases=SEARCH_GUIDE)
+    run(
+        TuneClip,
+        search_and_conclude,
+        defaults=CONFIGS / "tune_clip.yaml",
+        aliases=SEARCH_GUIDE,
+    )

@@ -11,11 +11,11 @@ Defaults come from configs/tune_lung.yaml. The same command goes on with an inte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from raymed.job.job import Outcome, run
+from raymed.job.job import run
 from raymed.systems.lung.options import LungOptions
-from raymed.systems.options import SearchOptions, for_search
+from raymed.systems.options import CONFIGS, SearchOptions
+from raymed.systems.search_job import search_and_conclude
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +23,5 @@ class TuneLung(LungOptions, SearchOptions):
     """Options of a lung search."""
 
 
-def main(options: TuneLung) -> Outcome:
-    from raymed.cluster.connection import connect
-    from raymed.tuning.estimate import describe
-    from raymed.tuning.execution import run_search
-    from raymed.tuning.result import conclude_search
-
-    connect(start=not options.dry_run)
-    options = for_search(options)
-    search = options.open_search(options.prepared(), options.budget)
-    if options.dry_run:
-        return describe(search)
-    with search.alone():
-        return conclude_search(search, run_search(search), options.refit, options.alias)
-
-
 if __name__ == "__main__":
-    run(TuneLung, main, defaults=Path(__file__).parent.parent / "configs" / "tune_lung.yaml")
+    run(TuneLung, search_and_conclude, defaults=CONFIGS / "tune_lung.yaml")

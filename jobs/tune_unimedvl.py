@@ -10,11 +10,10 @@ Defaults come from configs/tune_unimedvl.yaml. The same command goes on with an 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from raymed.errors import UserError
-from raymed.job.job import Outcome, run
-from raymed.systems.options import SearchOptions, for_search
+from raymed.job.job import run
+from raymed.systems.options import CONFIGS, SearchOptions
+from raymed.systems.search_job import search_and_conclude
 from raymed.systems.unimedvl.options import GUIDE, UniMedVLOptions
 
 
@@ -23,22 +22,10 @@ class TuneUniMedVL(UniMedVLOptions, SearchOptions):
     """Options of a UniMedVL search."""
 
 
-def main(options: TuneUniMedVL) -> Outcome:
-    from raymed.cluster.connection import connect
-    from raymed.tuning.estimate import describe
-    from raymed.tuning.execution import run_search
-    from raymed.tuning.result import conclude_search
-
-    if options.refit != "none":
-        raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
-    connect(start=not options.dry_run)
-    options = for_search(options)
-    search = options.open_search(options.prepared(), options.budget)
-    if options.dry_run:
-        return describe(search)
-    with search.alone():
-        return conclude_search(search, run_search(search), alias=options.alias)
-
-
 if __name__ == "__main__":
-    run(TuneUniMedVL, main, defaults=Path(__file__).parent.parent / "configs" / "tune_unimedvl.yaml", aliases=GUIDE)
+    run(
+        TuneUniMedVL,
+        search_and_conclude,
+        defaults=CONFIGS / "tune_unimedvl.yaml",
+        aliases=GUIDE,
+    )

@@ -18,8 +18,6 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.queue import Queue
 
-from raymed.cluster.connection import is_own
-
 __all__ = [
     "CHECKPOINT_MANAGER_SNAPSHOT_FILENAME",
     "SEEN",
@@ -51,10 +49,15 @@ class Trainer(TorchTrainer):
     Our workers read their data themselves, so there are no data sets to manage. The cleaner asks the dashboard's server
     whether controllers live; where Ray has no dashboard it gets no answer, and every run would wait 12 s for its end. There
     is no setting that leaves them out (v2/api/data_parallel_trainer.py, `_create_default_callbacks`).
+
+    Attributes:
+        has_dashboard: whether Ray has one.
     """
 
+    has_dashboard = True
+
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        idle = (DatasetsCallback, PlacementGroupCleanerCallback) if is_own() else (DatasetsCallback,)
+        idle = (DatasetsCallback,) if self.has_dashboard else (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import yaml
 from jsonargparse import DefaultHelpFormatter, Namespace, set_loader
@@ -23,7 +23,7 @@ from raymed.job import mistakes
 
 log = logging.getLogger("raymed")
 
-HELP_ALL = "--help-all"
+HELP_ALL, PRINT = "--help-all", "--print_config"
 
 Options = TypeVar("Options")
 
@@ -52,6 +52,18 @@ class Alias:
 Aliases = Mapping[str, Alias]
 
 
+@runtime_checkable
+class Implying(Protocol):
+    """Options some of which imply others' defaults."""
+
+    def implied(self) -> Mapping[str, Any] | Path:
+        """Values by dotted names, or a YAML file of them, that hold where neither a file nor a word says otherwise.
+
+        ``--print_config`` shows them. They follow from the options as they are without them.
+        """
+        ...
+
+
 def parse(
     options_type: type[Options],
     arguments: Sequence[str],
@@ -67,6 +79,7 @@ def parse(
     ``--help`` shows the options that `shown` lists; ``--help-all`` shows all of them.
 
     Args:
+        defaults: YAML file whose values hold where neither ``--config`` nor a word says otherwise.
         script: the job's module, whose docstring heads the help text.
 
     Raises:
@@ -88,15 +101,27 @@ def parse(
     # Options inherited from another module's dataclass are written in that module's names: resolve them here.
     options_type.__init__.__annotations__ = {**typing.get_type_hints(options_type), "return": type(None)}
     parser.add_class_arguments(options_type, None, as_positional=positional)
-    if not everything:
+    printed = [word for word in arguments if word.replace("-", "_").startswith(PRINT.replace("-", "_"))]
+    if not (everything or printed):  # of options that the help hides, nothing is printed either
         hide_options(parser, {"help", "config", *shown(options_type)})
     arguments = ["--help" if word == HELP_ALL else word for word in arguments]
+    arguments = _named(arguments, getattr(options_type, "BARE", ()))
     words = _words(_translated(arguments, aliases), {name for name, kind in kinds.items() if kind is bool})
     words = _gathered(_ranged(words, options_type), options_type)
     files = re.findall(r"(?<!\S)--config[= ](\S+)", " ".join(words)) or ([str(defaults)] if defaults else [])
     others = [name.replace("-", "_") for name in aliases]
     parser.mistake = mistakes.Mistake(kinds, others, words, files)
-    ready = parser.instantiate_classes(parser.parse_args(words))
+    options = _options(parser, options_type, [word for word in words if not word.startswith(PRINT)])
+    implied = options.implied() if isinstance(options, Implying) else {}
+    if isinstance(implied, Path):
+        parser.default_config_files = [str(implied), *parser.default_config_files]
+    else:
+        parser.set_defaults(dict(implied))
+    return _options(parser, options_type, words) if implied or printed else options
+
+
+def _options(parser: ArgumentParser, options_type: type[Options], words: Sequence[str]) -> Options:
+    ready = parser.instantiate(parser.parse_args(list(words)))
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})  # type: ignore[arg-type]
 
 
@@ -159,6 +184,15 @@ def _epilog(options_type: type, aliases: Aliases, everything: bool) -> str:
         groups = sorted({f"{name.partition('.')[0]}.*" if "." in name else mistakes.typed(name)[2:] for name in hidden})
         lines += [*([""] if lines else []), f"{HELP_ALL} explains {len(hidden)} more: {', '.join(groups)}"]
     return "\n".join(lines)
+
+
+def _named(arguments: Sequence[str], bare: Sequence[str]) -> list[str]:
+    """The words with those that begin a command line without names under the names of the options that a class calls `BARE`:
+    all of these, as a guide's command has them, or none."""
+    count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if not bare or count != len(bare):
+        return list(arguments)
+    return [part for name, word in zip(bare, arguments, strict=False) for part in (f"--{name}", word)] + [*arguments[count:]]
 
 
 def _translated(arguments: Sequence[str], aliases: Aliases) -> list[str]:

@@ -112,15 +112,15 @@ def run(
     main: Callable[[Options], Outcome],
     arguments: Sequence[str] | None = None,
     positional: bool = False,
-    defaults: Path | Callable[[Sequence[str]], Path | None] | None = None,
+    defaults: Path | None = None,
     aliases: Aliases | None = None,
 ) -> None:
     """Parse the command line into `options_type`, call `main`, print its outcome, and exit.
 
     Args:
         positional: required options are given by place instead of by name.
-        defaults: YAML file whose values hold where neither ``--config`` nor the command line says otherwise; or a rule that
-            chooses one by the words that were typed.
+        defaults: YAML file whose values hold where neither ``--config`` nor the command line says otherwise. Defaults that
+            other options imply are a rule of theirs, see `Implying`.
         aliases: other names of options, with dashes.
 
     Exit codes: 0 done; 2 something the user can mend; 1 a failed run; 130 stopped by Ctrl-C.
@@ -128,12 +128,11 @@ def run(
     _quiet_libraries()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setFormatter(OneLine("%(message)s"))
-    script = sys.modules[main.__module__]
+    script = sys.modules["__main__"]  # the job, whatever module does its work
     words = sys.argv[1:] if arguments is None else arguments
     as_json, failed = "--json" in words, True
     try:
-        file = defaults(words) if callable(defaults) else defaults
-        options = parse(options_type, words, positional, file, aliases, script)
+        options = parse(options_type, words, positional, defaults, aliases, script)
         as_json = options.json
         os.umask(0o027 if options.group_readable else 0o077)  # most of what is written is about patients
         # standard output is for the outcome: libraries print to it too
@@ -163,15 +162,19 @@ def run(
     _leave(code)
 
 
-def resume_command(words: Sequence[str]) -> str:
-    """The command that goes on with what `words` began; it begins nothing anew."""
-    command = shlex.join(["python", *words])
-    return re.sub(r"--resume[ =]never\b", "--resume must", command)
+def command() -> str:
+    """The command that this process was started with; nothing else reads its words but the parser of options."""
+    return shlex.join(["python", *sys.argv])
+
+
+def resume_command() -> str:
+    """The command that goes on with what this one began; it begins nothing anew."""
+    return re.sub(r"--resume[ =]never\b", "--resume must", command())
 
 
 def interrupted() -> str:
     """The last line of a job that was told to stop."""
-    return f"stopped. To go on from the last checkpoint: {resume_command(sys.argv)}"
+    return f"stopped. To go on from the last checkpoint: {resume_command()}"
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:

@@ -10,8 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import shlex
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +24,7 @@ from raymed.data.settings import PrepareSettings
 from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.job.command_line import Alias, Aliases
-from raymed.job.job import JobOptions
+from raymed.job.job import JobOptions, command
 from raymed.storage.folder import Folder
 from raymed.training.settings import StartSettings, TrainSettings
 from raymed.tuning.budget import Budget, deadline
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raymed")
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 NO_ALIAS = "A model of it is registered under no alias unless --alias is given"
 
 Searching = TypeVar("Searching", bound="SystemOptions")  # and SearchOptions
@@ -67,6 +66,7 @@ class SystemOptions(JobOptions, ABC):
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = (*("name", "resume", "workers", "fold", "train.global_batch", "train.lr"),)
+    CAN_REFIT: ClassVar[bool] = False  # whether test patients say what a winner was worth before it is trained on them
     ALIASES: ClassVar[Aliases] = {"start.from": Alias("start.weights")}  # `from` is a word of Python's
 
     phantom: PhantomSettings = field(default_factory=PhantomSettings)
@@ -79,6 +79,10 @@ class SystemOptions(JobOptions, ABC):
     train: TrainSettings = field(default_factory=TrainSettings)
     start: StartSettings = field(default_factory=StartSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
+
+    def implied(self) -> Mapping[str, Any] | Path:
+        """See `raymed.job.command_line.Implying`: how long a search's trials are."""
+        return {"train.epochs": self.max_epochs} if isinstance(self, SearchOptions) else {}
 
     @abstractmethod
     def prepared(self) -> Prepared:
@@ -171,7 +175,6 @@ class SystemOptions(JobOptions, ABC):
         if settings.space and template.train.monitor == "val_loss":
             template = dataclasses.replace(template, train=dataclasses.replace(template.train, monitor=settings.objective))
         name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
-        command = shlex.join(["python", *sys.argv])
         if not self.dry_run:
             self.folder.check_writable()
         template = dataclasses.replace(template, name=name)
@@ -180,7 +183,7 @@ class SystemOptions(JobOptions, ABC):
                 raise UserError(
                     f"the run's folder would be {template.folder.uri}, where the prepared data lie: give another --name"
                 )
-        search = Search(template, settings, budget, self.tracking, command, listed, self.keep_checkpoints)
+        search = Search(template, settings, budget, self.tracking, command(), listed, self.keep_checkpoints)
         if self.resume == "must" and not search.has_begun:
             raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
         if self.resume == "never" and not self.dry_run:

@@ -159,7 +159,7 @@ def _trainer(
 ) -> Trainer:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
     elastic = resources.min_workers < resources.workers
-    return Trainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"spec": spec, "source": source, "stop_decisions": stop_decisions, "keep_all": keep_all},
         torch_config=(OneMachine if is_own() else TorchConfig)(timeout_s=spec.train.collective_seconds),
@@ -175,6 +175,8 @@ def _trainer(
             failure_config=FailureConfig(max_failures=RESTARTS),
         ),
     )
+    trainer.has_dashboard = not is_own()
+    return trainer
 
 
 def fit_trial(

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def _run(search: Search, watch: Watch | None) -> Study:
     stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     train = tune.with_parameters(
         fit_trial,
-        sources=_sources(search, each, each.workers * concurrent),
+        sources=_sources(search),
         each=each,
         stop_decisions=stop_decisions,
         keep_all=search.keep_checkpoints == "all",
@@ -91,7 +90,7 @@ def _run(search: Search, watch: Watch | None) -> Study:
     with (
         Progress(study, budget, search.label, search.spec_of) as progress,
         Interrupt(stop_decisions) as interrupt,
-        StorageWatch(folder, search.template.train.storage_minutes, resume_command(sys.argv), interrupt.stop) as storage,
+        StorageWatch(folder, search.template.train.storage_minutes, resume_command(), interrupt.stop) as storage,
         Reminder(stop_decisions, lambda: _decisions(search, study)),
         scratch(folder, 0) as notes,
     ):
@@ -116,7 +115,7 @@ def _run(search: Search, watch: Watch | None) -> Study:
         except RayError as error:
             raise RunError(
                 f"Ray ended in the middle of the search ({essence(str(error))}): one of its own processes was killed, or "
-                f"its machine is gone. Trials under way go on from their checkpoints: {resume_command(sys.argv)}"
+                f"its machine is gone. Trials under way go on from their checkpoints: {resume_command()}"
             ) from error
         except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
             if storage.gave_up:
@@ -182,7 +181,7 @@ def _tuner(
     )
 
 
-def _sources(search: Search, each: Resources, workers: int) -> dict[str, Source]:
+def _sources(search: Search) -> dict[str, Source]:
     """The rows of all runs, each prepared data set decoded once, by its URI; with what a frozen part makes of them."""
     specs: dict[str, list[RunSpec]] = {}
     for spec in search.runs.values() or [search.template]:
@@ -192,7 +191,8 @@ def _sources(search: Search, each: Resources, workers: int) -> dict[str, Source]
         prepared = same[0].open_data()
         rows = [spec.all_rows(prepared, whole=search.varies_rows) for spec in same]
         decoded = open_reader(prepared, np.unique(np.concatenate(rows)))
-        sources[data] = keep_features(same, decoded, search.varies_rows, each, workers)
+        each, concurrent = search.resources()
+        sources[data] = keep_features(same, decoded, search.varies_rows, each, each.workers * concurrent)
     return sources
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -69,9 +68,7 @@ def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> s
     with (
         _Listener(spec) as listener,
         Interrupt(stop_decisions) as interrupt,
-        StorageWatch(
-            search.template.folder, spec.train.storage_minutes, resume_command(sys.argv), interrupt.stop
-        ) as storage,
+        StorageWatch(search.template.folder, spec.train.storage_minutes, resume_command(), interrupt.stop) as storage,
     ):
         try:
             fit(spec, source, each, stop_decisions, [listener.callback])

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
+import yaml
 
 from raymed.errors import UserError
 from raymed.job.command_line import Alias, parse
@@ -106,6 +107,53 @@ def test_the_command_line_wins_over_config_and_config_over_the_job_s_defaults(tm
     words = ["--config", str(tmp_path / "mine.yaml"), "--data", "typed"]
     options = parse(Options, words, defaults=tmp_path / "job.yaml")
     assert (options.data, options.max_epochs, options.inner.deep_value) == ("typed", 6, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implying(Options):
+    """Options that imply others.
+
+    Attributes:
+        preset: What the nested settings begin with.
+    """
+
+    MATTERS: ClassVar[tuple[str, ...]] = ("data",)
+
+    preset: Literal["small", "large", "file"] = "large"
+
+    def implied(self):
+        if self.preset == "file":
+            return Path(self.data)
+        return {"inner.deep_value": 1, "max_epochs": 1} if self.preset == "small" else {}
+
+
+@pytest.mark.parametrize("preset", ["small", "file"])
+def test_what_an_option_implies_holds_where_neither_a_file_nor_a_word_says_otherwise(preset, tmp_path):
+    (tmp_path / "implied.yaml").write_text("inner: {deep_value: 1}\nmax_epochs: 1\n")
+    (tmp_path / "job.yaml").write_text("inner: {on: true}\n")
+    (tmp_path / "mine.yaml").write_text(f"preset: {preset}\n")
+    words = ["--data", str(tmp_path / "implied.yaml"), "--config", str(tmp_path / "mine.yaml")]
+    options = parse(Implying, words, defaults=tmp_path / "job.yaml")
+    assert (options.max_epochs, options.inner) == (1, Inner(1, on=True)), "a file may name the preset, too"
+    options = parse(Implying, [*words, "--max-epochs", str(Options(data="").max_epochs)])
+    assert options.max_epochs == Options(data="").max_epochs, "also where the word is the class's default"
+    (tmp_path / "mine.yaml").write_text(f"preset: {preset}\ninner: {{deep_value: 7}}\n")
+    assert parse(Implying, words).inner.deep_value == 7
+    assert parse(Implying, ["--data", "X"]).inner == Inner()
+
+
+def test_print_config_shows_what_is_implied_and_what_the_help_hides(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Implying, ["--data", "X", "--preset", "small", "--print-config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert stopped.value.code in (0, None)
+    assert (printed["preset"], printed["max_epochs"], printed["inner"]["deep_value"]) == ("small", 1, 1)
+
+
+def test_one_module_reads_the_words_of_the_command_line():
+    root = Path(__file__).parents[2]
+    files = [path for room in ("raymed", "jobs") for path in (root / room).rglob("*.py")]
+    assert [str(path.relative_to(root)) for path in files if "sys.argv" in path.read_text("utf-8")] == ["raymed/job/job.py"]
 
 
 def test_times_in_a_config_file_stay_times(tmp_path):

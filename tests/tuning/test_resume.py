@@ -170,10 +170,11 @@ def test_a_search_says_how_long_its_trials_are_in_one_way():
         for_search(SearchedToy(max_epochs=7, train=TrainSettings(epochs=30)))
 
 
-def test_the_command_to_go_on_with_begins_nothing_anew():
-    words = ["jobs/train_lung.py", "--resume", "never", "--name", "never more"]
-    assert resume_command(words) == "python jobs/train_lung.py --resume must --name 'never more'"
-    assert resume_command(["a.py", "--resume=never"]) == "python a.py --resume must"
+def test_the_command_to_go_on_with_begins_nothing_anew(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["jobs/train_lung.py", "--resume", "never", "--name", "never more"])
+    assert resume_command() == "python jobs/train_lung.py --resume must --name 'never more'"
+    monkeypatch.setattr("sys.argv", ["a.py", "--resume=never"])
+    assert resume_command() == "python a.py --resume must"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
@@ -28,7 +28,6 @@ from raymed.systems.clip.class_texts import ClassTexts, class_texts, read_class_
 from raymed.systems.clip.settings import ClipAugmentSettings, ClipLossSettings
 from raymed.systems.options import SystemOptions, prepare_phantoms
 from raymed.training.settings import TrainSettings
-from raymed.tuning.space import get_setting, with_setting
 
 if TYPE_CHECKING:
     from raymed.systems.clip.recipe import ClipRecipe
@@ -113,6 +112,7 @@ class ClipOptions(SystemOptions):
         "data", "source.patients", "size", "text_template", "class_texts_file",
         "model.image_encoder", "model.text_encoder", "augment.preset",
     )  # fmt: skip
+    CAN_REFIT: ClassVar[bool] = True
 
     data: str | None = None
     seed: int = 42
@@ -163,6 +163,7 @@ class ClipOptions(SystemOptions):
         if self.data is None:
             if given:
                 raise UserError(f"--{', --'.join(given)} cannot be followed by phantom patients: give --data")
+            log.info("no --data: phantom patients, and small settings where nothing else is said: --print-config shows them")
             return prepare_phantoms(self.folder, self.phantom, size, folds)
         if Folder.at(self.data).exists(MANIFEST):
             prepared = Prepared.open(self.data)
@@ -244,17 +245,10 @@ class ClipOptions(SystemOptions):
                 f"{sizes[smallest]} patients. Change --n-splits, or add images"
             )
 
-    def small(self) -> Self:
-        """Without data of one's own: what is left at its default, made small enough for phantoms and a CPU."""
-        if self.data is not None:
-            return self
-        defaults, found = type(self)(), self
-        changed = [name for name in SMALL if get_setting(self, name) == get_setting(defaults, name)]
-        for name in changed:
-            found = with_setting(found, name, SMALL[name])
-        if changed:
-            log.info("no --data: phantom patients, and small settings: %s", ", ".join(f"{n} {SMALL[n]}" for n in changed))
-        return found
+    def implied(self) -> Mapping[str, Any] | Path:
+        """Without data of one's own, settings that are small enough for phantoms and a CPU."""
+        small = SMALL if self.data is None else {}
+        return {**small, **super().implied()}  # type: ignore[dict-item]
 
     def _recipe(self, labels: LabelTable) -> ClipRecipe:
         from raymed.systems.clip.recipe import ClipRecipe

@@ -39,6 +39,7 @@ class LungOptions(SystemOptions):
         "model.path",
         "augment.preset",
     )
+    CAN_REFIT: ClassVar[bool] = True
 
     data: str | None = None
     phantom_size: int = 112

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from raymed.data.image import ImageError
 from raymed.data.prepared import Prepared
@@ -21,6 +22,7 @@ from raymed.systems.mamba_vlm.file_names import OVERNIGHT_BEST, STAGE_1_BEST, ST
 from raymed.systems.mamba_vlm.options import GUIDE, TrainVlm
 from raymed.systems.mamba_vlm.paths import local_path
 from raymed.systems.mamba_vlm.settings import GenerationSettings
+from raymed.tuning.space import get_setting, with_setting
 
 if TYPE_CHECKING:
     from raymed.systems.mamba_vlm.recipe import ReportRecipe
@@ -83,6 +85,18 @@ class CheckOptions(TrainVlm):
     force: bool = False
     out_dir: str = "outputs"
     save_out: bool = True
+
+    def implied(self) -> Mapping[str, Any] | Path:
+        """Nothing: what flags and the YAML file say is weighed against the checkpoint, see `settled`."""
+        return {}
+
+    def completed(self) -> Self:
+        """Also with what the YAML file says of what is left at its default."""
+        defaults, completed = type(self)(), super().completed()
+        for name, value in self.settings_in_file().items():
+            if get_setting(self, name) == get_setting(defaults, name):
+                completed = with_setting(completed, name, value)
+        return completed
 
     def find_checkpoint(self) -> Path:
         """The checkpoint that is named, or the first that is there.

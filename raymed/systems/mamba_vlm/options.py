@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -24,9 +23,8 @@ from raymed.systems.mamba_vlm.settings import (
     LanguageSettings,
     VisionSettings,
 )
-from raymed.systems.options import SystemOptions
+from raymed.systems.options import CONFIGS, SystemOptions
 from raymed.training.settings import TrainSettings
-from raymed.tuning.space import get_setting, with_setting
 
 if TYPE_CHECKING:
     from raymed.recipes.recipe import Recipe
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("raymed")
 
 PATHS = Path("config/paths.yaml")  # of the guide, below the working folder
-CONFIGS = Path(__file__).parents[3] / "configs"
-DATA = {"--data", "--paths", "--csv", "--config"}  # words that name data of one's own, or a file that may
 AUDITED = 128  # reports whose length is looked at before training
 PHANTOMS = PhantomSettings(patients=160, size=64, slices=(8, 8), difficulty=0.1)
 # What the guide's flags are called here.
@@ -59,16 +55,6 @@ GUIDE = {
     "align-vocab": Alias(says="ignored: scores beyond the tokenizer are never computed"),
     "csv": Alias("paths", says="give --data PREPARED, or a paths.yaml with caption_csv_train and caption_csv_val"),
 }
-
-
-def small_without_data(words: Sequence[str], name: str = "mamba_phantoms") -> Path | None:
-    """The file of settings for phantoms, where the words of a command line name no data and there is no paths.yaml.
-
-    Args:
-        name: of the file.
-    """
-    named = PATHS.is_file() or DATA & {word.partition("=")[0] for word in words}
-    return None if named else CONFIGS / f"{name}.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +81,8 @@ class MambaOptions(SystemOptions):
     MATTERS: ClassVar[tuple[str, ...]] = (
         "data", "paths", "output_dir", "language.path", "vision.encoder", "vision.roi_side",
     )  # fmt: skip
+
+    phantom_settings: ClassVar[Path] = CONFIGS / "mamba_phantoms.yaml"
 
     data: str | None = None
     paths: str | None = None
@@ -124,39 +112,35 @@ class MambaOptions(SystemOptions):
             return local_path(self.paths, Path.cwd())
         return PATHS.absolute() if PATHS.is_file() else None
 
-    def completed(self) -> Self:
-        """With what the YAML file says of what is left at its default, and with the reports of all batches of a step.
+    def implied(self) -> Mapping[str, Any] | Path:
+        """What the YAML file says; without one and without data, settings that are small enough for phantoms."""
+        return self.phantom_settings if self.data is None and self.paths_file is None else self.settings_in_file()
+
+    def settings_in_file(self) -> dict[str, Any]:
+        """What the YAML file says of these options, by dotted names.
 
         Raises:
-            UserError: the file is wrong, names a checkpoint that was not imported, or asks for another width of tokens than
-                the language model's.
+            UserError: the file is wrong, or names a checkpoint that was not imported.
+        """
+        file = self.paths_file
+        if file is None:
+            return {}
+        paths = read_paths(file)
+        if self.vision.encoder is not None:
+            paths = replace(paths, nnunet_encoder_checkpoint=None)
+        log.info("settings of %s count where no flag says otherwise", file)
+        return {name: value for name, value in settings_of(paths, file).items() if hasattr(self, name.partition(".")[0])}
+
+    def completed(self) -> Self:
+        """With the reports of all batches of a step.
+
+        Raises:
+            UserError: there is not one.
         """
         if self.gradient_accumulation_steps < 1:
             raise UserError(f"--gradient_accumulation_steps {self.gradient_accumulation_steps}: it must be at least 1")
         reports = self.train.global_batch * self.gradient_accumulation_steps
-        accumulated = replace(self, gradient_accumulation_steps=1, train=replace(self.train, global_batch=reports))
-        return accumulated._with_paths()
-
-    def _with_paths(self) -> Self:
-        """With what the YAML file says."""
-        file = self.paths_file
-        if file is None:
-            return self
-        paths = read_paths(file)
-        if self.vision.encoder is not None:
-            paths = replace(paths, nnunet_encoder_checkpoint=None)
-        typed = _typed(sys.argv[1:])
-        completed = self.with_undecided({name: said for name, said in settings_of(paths, file).items() if name not in typed})
-        log.info("settings of %s count where no flag says otherwise", file)
-        return completed
-
-    def with_undecided(self, values: Mapping[str, Any]) -> Self:
-        """With these values, by dotted names, of what is left at its default."""
-        defaults, completed = type(self)(), self
-        for name, value in values.items():
-            if hasattr(self, name.partition(".")[0]) and get_setting(self, name) == get_setting(defaults, name):
-                completed = with_setting(completed, name, value)
-        return completed
+        return replace(self, gradient_accumulation_steps=1, train=replace(self.train, global_batch=reports))
 
     def check_width(self, language: LanguageSettings) -> None:
         """Raises: UserError: the YAML file asks for visual tokens of another width than the language model's."""
@@ -278,9 +262,3 @@ class TrainVlm(MambaOptions):
             shutil.copyfile(path, partial)
             partial.replace(kept)
         return kept if kept.exists() else path
-
-
-def _typed(words: Sequence[str]) -> set[str]:
-    """Dotted names of the options that a command line names, be it with the value that is the default."""
-    names = {word[2:].partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
-    return {GUIDE[name].option if name in GUIDE else name.replace("-", "_") for name in names}

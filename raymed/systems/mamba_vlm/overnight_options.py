@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.options import GUIDE as STAGES
 from raymed.systems.mamba_vlm.options import TrainBridge, TrainVlm
+from raymed.systems.options import CONFIGS
 from raymed.tuning.budget import Budget
 from raymed.tuning.space import Dimension, Value
 
@@ -35,6 +37,8 @@ class OvernightOptions(TrainBridge, TrainVlm):
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = ("stage", "epochs", "trials", "hours", "no_grid")
+
+    phantom_settings: ClassVar[Path] = CONFIGS / "mamba_overnight.yaml"
 
     stage: Literal[1, 2] = 1
     epochs: int = 300

@@ -11,6 +11,7 @@ from PIL import Image
 
 from raymed.data.leak import guard
 from raymed.errors import UserError
+from raymed.job.command_line import parse
 from raymed.models.settings import ClipModelSettings
 from raymed.systems.clip.options import SMALL, ClipOptions, TrainClip
 
@@ -123,9 +124,10 @@ def test_folds_larger_than_a_class_are_named_before_a_picture_is_read(options, t
 
 
 def test_without_data_only_what_is_at_its_default_is_made_small():
-    small = ClipOptions(model=ClipModelSettings("resnet18")).small()
+    words = ["--model.image_encoder", "resnet18", "--model.temperature", "0.07"]
+    small = parse(ClipOptions, words)
     assert (small.model.image_encoder, small.model.text_encoder, small.size) == ("resnet18", "characters", SMALL["size"])
-    assert ClipOptions(data=str(Path("images"))).small().model.text_encoder == "bert-base-chinese"
+    assert parse(ClipOptions, ["--data", "images"]).model.text_encoder == "bert-base-chinese"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from raymed.systems.mamba_vlm import check_settings
 from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 from raymed.systems.mamba_vlm.check import CHECK_GUIDE, CheckOptions
 from raymed.systems.mamba_vlm.guide_files import GuideCheckpoint
-from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge, TrainVlm, small_without_data
+from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge, TrainVlm
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading
@@ -39,7 +39,12 @@ def test_the_guides_commands_say_here_what_they_say_there() -> None:
     )
     assert options.bridge.max_visual_tokens == 96 and options.language.path == "mamba-130m-hf"
     assert options.cmi.use and options.vision.roi_side == 7
-    bridge = parse(TrainBridge, ["--epochs", "3", "--batch_size", "4"], aliases=GUIDE, script=script("train_bridge"))
+    bridge = parse(
+        TrainBridge,
+        ["--data", "PREPARED", "--epochs", "3", "--batch_size", "4"],
+        aliases=GUIDE,
+        script=script("train_bridge"),
+    )
     assert (bridge.train.global_batch, bridge.train.lr, bridge.loss) == (4, 1e-4, "masked")
 
 
@@ -83,13 +88,10 @@ def test_a_paths_file_says_what_flags_do_not(working_folder: Path) -> None:
     assert options.vision.preset == "nnunet" and options.language.path == "state-spaces/mamba-2.8b-hf"
 
 
-def test_a_flag_with_the_value_of_the_default_goes_before_the_paths_file_too(
-    working_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flag_with_the_value_of_the_default_goes_before_the_paths_file_too(working_folder: Path) -> None:
     (working_folder / "paths.yaml").write_text("use_cmi: true\nroi_side: 7\ncmi_compress_to: 256\n")
     words = ["--paths", "paths.yaml", "--use_cmi", "false", "--roi_side=0"]
-    monkeypatch.setattr("sys.argv", ["train_vlm.py", *words])
-    options = given(*words).completed()
+    options = given(*words)
     assert (options.cmi.use, options.vision.roi_side, options.cmi.compress_to) == (False, 0, 256)
 
 
@@ -101,12 +103,14 @@ def test_a_checkpoint_in_a_paths_file_has_to_be_imported(working_folder: Path) -
 
 def test_without_data_settings_are_small_but_for_those_that_were_given(working_folder: Path) -> None:
     words = ["--epochs", "2"]  # which is the default elsewhere
-    options = parse(TrainVlm, words, aliases=GUIDE, defaults=small_without_data(words), script=script("train_vlm"))
+    options = given(*words)
     assert options.vision.preset == "tiny" and options.language.path is None and options.train.epochs == 2
-    assert small_without_data(["--data=PREPARED"]) is None
+    assert given("--data=PREPARED").vision.preset == "nnunet"
+    (working_folder / "data.yaml").write_text("data: PREPARED\n")
+    assert given("--config", "data.yaml").vision.preset == "nnunet", "data that a file names are data of one's own, too"
     (working_folder / "config").mkdir()
-    (working_folder / "config" / "paths.yaml").touch()
-    assert small_without_data([]) is None
+    (working_folder / "config" / "paths.yaml").write_text("use_cmi: true\n")
+    assert given().vision.preset == "nnunet"
 
 
 READING = Reading(ImageSettings(size=32))

@@ -63,11 +63,12 @@ def test_given_weights_are_trained_as_the_medical_script_does(tmp_path: Path) ->
 
 
 def test_a_vit_is_taken_out_by_the_guides_two_bare_words() -> None:
-    named = script("extract_vit").named
-    assert named(["CHECKPOINT", "VIT", "--layout", "internvl"]) == [
-        "--model", "CHECKPOINT", "--out", "VIT", "--layout", "internvl",
-    ]  # fmt: skip
-    assert named(["--model", "M", "--out", "VIT"]) == ["--model", "M", "--out", "VIT"]
+    job = script("extract_vit")
+    guide = parse(job.ExtractVit, ["CHECKPOINT", "VIT", "--layout", "internvl"], aliases=job.GUIDE, script=job)
+    ours = parse(job.ExtractVit, ["--model", "CHECKPOINT", "--out", "VIT", "--layout", "internvl"], script=job)
+    assert guide == ours
+    with pytest.raises(UserError):
+        parse(job.ExtractVit, ["CHECKPOINT"], aliases=job.GUIDE, script=job)
 
 
 def test_a_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
