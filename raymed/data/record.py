@@ -165,7 +165,7 @@ def with_features(records: pa.Table, features: Sequence[np.ndarray]) -> pa.Table
         pa.array(np.cumsum([0, *counts]), pa.int32()), images.flatten().filter(kept), type=RECORD.field("images").type
     )
     made = [
-        {"shape": each.shape, "values": each.tobytes(), "digest": picture_digest(each)}
+        {"shape": each.shape, "values": each.tobytes(), "digest": picture_digest(each.view(np.uint8))}
         for each in (np.ascontiguousarray(each, np.float32) for each in features)
     ]
     table = records.set_column(place, RECORD.field("images"), others)
@@ -208,7 +208,7 @@ def _features(table: pa.Table | pa.RecordBatch) -> list[np.ndarray]:
         shapes, values, digests = (chunk.field(name) for name in ("shape", "values", "digest"))
         for shape, buffer, digest in zip(shapes.to_pylist(), values, digests.to_pylist(), strict=True):
             rows.append(np.frombuffer(buffer.as_buffer(), np.float32).reshape(shape))
-            if picture_digest(rows[-1]) != digest:
+            if picture_digest(rows[-1].view(np.uint8)) != digest:
                 name = table.column("id")[len(rows) - 1]
                 raise RunError(f"the features kept of the record {name} are damaged: run the same command again")
     return rows

@@ -120,7 +120,7 @@ def parse(
     return _options(parser, options_type, words) if implied or printed else options
 
 
-def _options(parser: ArgumentParser, options_type: type[Options], words: Sequence[str]) -> Options:
+def _options(parser: _Parser, options_type: type[Options], words: Sequence[str]) -> Options:
     ready = parser.instantiate(parser.parse_args(list(words)))
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})  # type: ignore[arg-type]
 

@@ -130,11 +130,11 @@ class Implying(Options):
 @pytest.mark.parametrize("preset", ["small", "file"])
 def test_what_an_option_implies_holds_where_neither_a_file_nor_a_word_says_otherwise(preset, tmp_path):
     (tmp_path / "implied.yaml").write_text("inner: {deep_value: 1}\nmax_epochs: 1\n")
-    (tmp_path / "job.yaml").write_text("inner: {on: true}\n")
+    (tmp_path / "job.yaml").write_text("inner: {kind: hard}\n")
     (tmp_path / "mine.yaml").write_text(f"preset: {preset}\n")
     words = ["--data", str(tmp_path / "implied.yaml"), "--config", str(tmp_path / "mine.yaml")]
     options = parse(Implying, words, defaults=tmp_path / "job.yaml")
-    assert (options.max_epochs, options.inner) == (1, Inner(1, on=True)), "a file may name the preset, too"
+    assert (options.max_epochs, options.inner) == (1, Inner(1, kind="hard")), "a file may name the preset, too"
     options = parse(Implying, [*words, "--max-epochs", str(Options(data="").max_epochs)])
     assert options.max_epochs == Options(data="").max_epochs, "also where the word is the class's default"
     (tmp_path / "mine.yaml").write_text(f"preset: {preset}\ninner: {{deep_value: 7}}\n")
