@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optuna
 from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial
@@ -20,10 +22,10 @@ def trial_of(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     return optuna.Trial(study, trial._trial_id)
 
 
-def queued_params(trial: FrozenTrial) -> dict[str, object]:
+def queued_params(trial: FrozenTrial) -> dict[str, Any]:
     """The settings that `Study.enqueue_trial` put in line: they are nowhere else until the trial begins
     (optuna/study/study.py, `enqueue_trial`)."""
-    params: dict[str, object] = trial.system_attrs["fixed_params"]
+    params: dict[str, Any] = trial.system_attrs["fixed_params"]
     return params
 
 

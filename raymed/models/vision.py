@@ -89,7 +89,7 @@ class ImageClassifier(nn.Module):
         if features is None:
             assert pixels is not None
             features = self.features(pixels)
-        return {"logits": self.head(features.to(self.head[2].weight.dtype))}
+        return {"logits": self.head(features.to(self.head[2].weight.dtype))}  # type: ignore[arg-type]
 
     def export(self, folder: Path) -> None:
         """Write weights and the backbone's configuration."""

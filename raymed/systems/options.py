@@ -154,10 +154,11 @@ class SystemOptions(JobOptions, ABC):
     def named_search(self, template: RunSpec, budget: Budget, variants: Mapping[str, RunSpec] | None = None) -> Search:
         """A search from `template`, or the listed runs, under the name that settings and data give it."""
         from raymed.tuning.search import Search
+        from raymed.tuning.searched_data import PART, SearchedData
         from raymed.tuning.space import located
 
         listed = dict(variants or {})
-        elsewhere = ("train.", f"{self.sampling.option}.")
+        elsewhere = ("train.", f"{self.sampling.option}.", PART)
         of_recipe = {name: each for name, each in self.search.space.items() if not name.startswith(elsewhere)}
         settings = dataclasses.replace(self.search, space={**self.search.space, **located(of_recipe, template.recipe)})
         described = json.dumps(
@@ -183,7 +184,10 @@ class SystemOptions(JobOptions, ABC):
                 raise UserError(
                     f"the run's folder would be {template.folder.uri}, where the prepared data lie: give another --name"
                 )
-        search = Search(template, settings, budget, self.tracking, command(), listed, self.keep_checkpoints)
+        data = SearchedData.of(
+            settings.space, self.phantom, lambda phantom: dataclasses.replace(self, phantom=phantom).prepared()
+        )
+        search = Search(template, settings, budget, self.tracking, command(), listed, self.keep_checkpoints, data)
         if self.resume == "must" and not search.has_begun:
             raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
         if self.resume == "never" and not self.dry_run:

@@ -136,11 +136,12 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
     blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
     shares = [blocks[first::tasks] for first in range(min(tasks, len(blocks)))]
     make = _make.options(num_cpus=each.cpus, num_gpus=int(each.gpu), num_returns="streaming")
-    makers = [make.remote(spec, [prepared.places(block) for block in share]) for share in shares]
+    makers: list[Any] = [make.remote(spec, [prepared.places(block) for block in share]) for share in shares]
     refs = list[ray.ObjectRef]()
     try:
-        (digest, moving), *others = [ray.get(next(maker)) for maker in makers]
-        if moving or any(other != (digest, moving) for other in others):
+        heads = [ray.get(next(maker)) for maker in makers]
+        digest, moving = heads[0]
+        if moving or len(set(heads)) > 1:
             log.warning("frozen part: computed in every step: %s", moving or "the cluster's machines differ")
             return rows
         refs.append(next(makers[0]))

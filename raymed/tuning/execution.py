@@ -184,7 +184,7 @@ def _tuner(
 def _sources(search: Search) -> dict[str, Source]:
     """The rows of all runs, each prepared data set decoded once, by its URI; with what a frozen part makes of them."""
     specs: dict[str, list[RunSpec]] = {}
-    for spec in search.runs.values() or [search.template]:
+    for spec in search.specs:
         specs.setdefault(spec.data, []).append(spec)
     sources = dict[str, Source]()
     for data, same in specs.items():

@@ -53,7 +53,9 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
     others = {
         trial.number: Folder.at(trial.user_attrs[CHECKPOINT])
         for trial in study.trials
-        if trial.number != best.number and CHECKPOINT in trial.user_attrs
+        if trial.number != best.number
+        and CHECKPOINT in trial.user_attrs
+        and search.spec_of(trial).data == candidate.data  # others were validated on other patients
     }
     differences = registered.assessment.differences(study.objective, others)
     ties = [number for number, difference in differences.items() if difference.low is None or difference.low <= 0]
@@ -128,7 +130,7 @@ def _summary(
     ties: list[int],
     run_ids: dict[int, str],
 ) -> SearchSummary:
-    prepared = search.template.open_data()
+    prepared = search.spec_of(best).open_data()
     started = min(trial.datetime_start or datetime.now() for trial in study.trials)
     ended = max(trial.datetime_complete or datetime.now() for trial in study.trials)
     each, _ = search.resources()

@@ -27,6 +27,7 @@ from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.forgotten import Forgotten
 from raymed.tuning.journal import COPY, Journal, generations
+from raymed.tuning.searched_data import SearchedData
 from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
 from raymed.tuning.space import Dimension, Value, get_setting, with_setting
 from raymed.tuning.study import CHECKPOINT, Study
@@ -50,6 +51,7 @@ class Search:
         command: what was typed, for the report.
         runs: listed runs by name, in place of a space to search.
         keep_checkpoints: see `SystemOptions`.
+        data: what trials are trained on, where that is searched; see `specs`.
     """
 
     template: RunSpec
@@ -59,6 +61,7 @@ class Search:
     command: str = ""
     runs: Mapping[str, RunSpec] = field(default_factory=dict)
     keep_checkpoints: KeepCheckpoints = "best"
+    data: SearchedData = field(default_factory=SearchedData)
 
     def __post_init__(self) -> None:
         if self.settings.space and self.runs:
@@ -192,8 +195,13 @@ class Search:
             return dataclasses.replace(self.runs[listed], name=listed, storage=storage)
         spec = dataclasses.replace(self.template, name=f"trial-{number if params else 0:04d}", storage=storage)
         for name, value in params.items():
-            spec = _with_setting(spec, name, value)
-        return spec
+            spec = spec if name in self.data.configured else _with_setting(spec, name, value)
+        return self.data.put_into(spec, params) if params else spec
+
+    @property
+    def specs(self) -> list[RunSpec]:
+        """The listed runs; of a search a run on each of the data that its trials use."""
+        return list(self.runs.values()) or self.data.specs(self.template)
 
     def of_generation(self, generation: str) -> Search:
         """With runs that go on from checkpoints of this search only, and not from those of another one under its name."""
@@ -212,7 +220,8 @@ class Search:
     @property
     def defaults(self) -> dict[str, Value]:
         """What is searched, as the configuration has it: the first trial."""
-        return {name: _get_setting(self.template, name) for name in self.settings.space}
+        of_data, template = self.data.configured, self.template
+        return {name: of_data[name] if name in of_data else _get_setting(template, name) for name in self.settings.space}
 
     @property
     def varies_rows(self) -> bool:

@@ -5,6 +5,7 @@ space:
   model.dropout: {low: 0.0, high: 0.5}
   augment.preset: {choices: [none, light, ct]}
   slices.per_patient: {choices: [8, 16, 32]}
+  phantom.difficulty: {choices: [0.3, 0.5]}      # of phantom patients, which are made before the search begins
 """
 
 from __future__ import annotations

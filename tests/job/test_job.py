@@ -124,7 +124,7 @@ class Implying(Options):
     def implied(self):
         if self.preset == "file":
             return Path(self.data)
-        return {"inner.deep_value": 1, "max_epochs": 1} if self.preset == "small" else {}
+        return {"inner.deep_value": 5, "max_epochs": 1} if self.preset == "small" else {}
 
 
 @pytest.mark.parametrize("preset", ["small", "file"])
@@ -134,7 +134,7 @@ def test_what_an_option_implies_holds_where_neither_a_file_nor_a_word_says_other
     (tmp_path / "mine.yaml").write_text(f"preset: {preset}\n")
     words = ["--data", str(tmp_path / "implied.yaml"), "--config", str(tmp_path / "mine.yaml")]
     options = parse(Implying, words, defaults=tmp_path / "job.yaml")
-    assert (options.max_epochs, options.inner) == (1, Inner(1, kind="hard")), "a file may name the preset, too"
+    assert (options.max_epochs, options.inner) == (1, Inner(5, kind="hard")), "a file may name the preset, too"
     options = parse(Implying, [*words, "--max-epochs", str(Options(data="").max_epochs)])
     assert options.max_epochs == Options(data="").max_epochs, "also where the word is the class's default"
     (tmp_path / "mine.yaml").write_text(f"preset: {preset}\ninner: {{deep_value: 7}}\n")
@@ -147,7 +147,7 @@ def test_print_config_shows_what_is_implied_and_what_the_help_hides(capsys):
         parse(Implying, ["--data", "X", "--preset", "small", "--print-config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert stopped.value.code in (0, None)
-    assert (printed["preset"], printed["max_epochs"], printed["inner"]["deep_value"]) == ("small", 1, 1)
+    assert (printed["preset"], printed["max_epochs"], printed["inner"]["deep_value"]) == ("small", 1, 5)
 
 
 def test_one_module_reads_the_words_of_the_command_line():
