@@ -184,10 +184,10 @@ class SystemOptions(JobOptions, ABC):
                 raise UserError(
                     f"the run's folder would be {template.folder.uri}, where the prepared data lie: give another --name"
                 )
-        data = SearchedData.of(
+        searched = SearchedData.of(
             settings.space, self.phantom, lambda phantom: dataclasses.replace(self, phantom=phantom).prepared()
         )
-        search = Search(template, settings, budget, self.tracking, command(), listed, self.keep_checkpoints, data)
+        search = Search(template, settings, budget, self.tracking, command(), listed, self.keep_checkpoints, searched)
         if self.resume == "must" and not search.has_begun:
             raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
         if self.resume == "never" and not self.dry_run:

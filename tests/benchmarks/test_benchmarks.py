@@ -43,6 +43,16 @@ def figures_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_frozen_backbone_gives_the_same_losses_in_both_ways(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("frozen").main(str(tmp_path), patients=12, size=32, preset="tiny", epochs=2)
+    figures = figures_of(capsys)
+    assert max(figures["train_loss"], figures["val_loss"]) < 1e-5 and figures["times"] > 0
+
+
+@pytest.mark.slow
 def test_step_computes_the_same_loss_in_all_three_ways(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     step = benchmark("step")
     step.main(step.Shape(vocabulary=2000, hidden=64, layers=1, size=56), samples=2, padded=128, steps=1)
