@@ -39,7 +39,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFa
 
 from raymed.data.phantom import CLASSES, PhantomSettings, phantom_patient
 from raymed.data.record import Image, Message, Record
-from raymed.models import internvl
+from raymed.models import internvl, internvl_config
 from raymed.models.internvl_text import PADDING, REQUIRED, SYSTEM, TURN_END, encode_turns
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
@@ -115,7 +115,7 @@ def write_model(folder: Path, shape: Shape) -> None:
     """A checkpoint folder with random weights and a tokenizer."""
     torch.manual_seed(0)
     heads = shape.hidden // 64
-    config = internvl.internvl_config(
+    config = internvl_config.internvl_config(
         size=shape.size,
         vision_hidden=shape.hidden,
         vision_layers=shape.layers,

@@ -166,7 +166,7 @@ def open_tokenizer_digest(name: str) -> str:
     Raises:
         UserError: neither a model folder with a usable tokenizer nor the name of a preset.
     """
-    from raymed.models.internvl import PRESETS
+    from raymed.models.internvl_config import PRESETS
 
     try:
         return tokenizer_digest(_tokenizer(_located(name)))
@@ -176,14 +176,14 @@ def open_tokenizer_digest(name: str) -> str:
 
 def _located(name: str) -> str:
     """A preset, or the absolute path of a model's folder: workers have another working folder."""
-    from raymed.models.internvl import PRESETS
+    from raymed.models.internvl_config import PRESETS
 
     return name if name in PRESETS else str(find_model(name, TOKENIZER_FILES))
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    from raymed.models.internvl import PRESETS
+    from raymed.models.internvl_config import PRESETS
 
     if name in PRESETS:
         return byte_tokenizer()

@@ -16,7 +16,7 @@ from torch import nn
 
 from raymed.errors import UserError
 from raymed.job.mistakes import did_you_mean
-from raymed.models import backbones, internvl, vision
+from raymed.models import backbones, internvl, internvl_config, vision
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.settings import ModelSettings
 
@@ -34,9 +34,9 @@ def family_of(settings: ModelSettings) -> Family:
         return _family_of_folder(find_model(settings.path, MODEL_FILES))
     if set(settings.members) <= set(backbones.PRESETS):
         return "vision"
-    if settings.preset in internvl.PRESETS:
+    if settings.preset in internvl_config.PRESETS:
         return "internvl"
-    known = [*backbones.PRESETS, *internvl.PRESETS]
+    known = [*backbones.PRESETS, *internvl_config.PRESETS]
     raise UserError(
         f"model.preset {settings.preset!r} is unknown; there are {', '.join(known)}{did_you_mean(settings.preset, known)}"
     )

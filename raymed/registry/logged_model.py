@@ -11,7 +11,8 @@ from pathlib import Path
 from mlflow.entities import LoggedModelOutput, Metric
 
 from raymed.compat.mlflow import MODEL_VERSIONS
-from raymed.tracking.tracker import KEY, Tracker, metric_name
+from raymed.tracking.names import metric_name
+from raymed.tracking.tracker import KEY, Tracker
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from raymed.compat.mlflow import DATA_CONTEXT, NOTE, PARENT
 from raymed.errors import UserError
 from raymed.tracking.address import reachable
+from raymed.tracking.names import flatten, metric_name, quoted
+from raymed.tracking.run_record import RunRecord
 from raymed.tracking.view import TAGS, where_to_look
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: nothing is sent anywhere
@@ -47,19 +48,6 @@ MOST_METRICS = 1000  # that MLflow takes in one request
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What MLflow knows of a run. `metrics` holds the last value of each."""
-
-    id: str
-    name: str
-    status: str
-    parent: str | None
-    params: dict[str, str]
-    tags: dict[str, str]
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -133,7 +121,7 @@ class Tracker:
         """
         tags = dict(tags or {})
         if self._only(key, tags) is None:
-            first = {KEY: _quoted(key)} | ({PARENT: parent} if parent else {})
+            first = {KEY: quoted(key)} | ({PARENT: parent} if parent else {})
             first |= {GENERATION: tags[GENERATION]} if GENERATION in tags else {}
             self.client.create_run(self.experiment_id, tags=first, run_name=name)
         found = str(self._only(key, tags))  # MLflow's client repeats a creation whose answer was lost, and makes two
@@ -150,7 +138,7 @@ class Tracker:
 
     def _with_key(self, key: str) -> list[Run]:
         """The runs with this key, the oldest first."""
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY}` = '{_quoted(key)}'", ViewType.ACTIVE_ONLY)
+        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY}` = '{quoted(key)}'", ViewType.ACTIVE_ONLY)
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _only(self, key: str, tags: Mapping[str, str]) -> str | None:
@@ -165,7 +153,7 @@ class Tracker:
     def children(self, parent: str) -> dict[str, RunRecord]:
         """The runs under a run, by their keys."""
         runs = self.client.search_runs([self.experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=50_000)
-        return {unquote(run.data.tags.get(KEY, "")): _record(run) for run in runs}
+        return {unquote(run.data.tags.get(KEY, "")): RunRecord.of(run) for run in runs}
 
     def count(self, tag: str, value: str) -> int:
         """How many runs have a tag with this value, in all experiments, also those that were deleted."""
@@ -186,7 +174,7 @@ class Tracker:
             UserError: there is no such run.
         """
         try:
-            return _record(self.client.get_run(run_id))
+            return RunRecord.of(self.client.get_run(run_id))
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the server is away, say
                 raise
@@ -341,40 +329,7 @@ def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:
     """
     client = MlflowClient(reachable(tracking_uri)[0])
     experiments = [each.experiment_id for each in client.search_experiments()]
-    return [_record(run) for run in client.search_runs(experiments, max_results=count)]
-
-
-def _quoted(key: str) -> str:
-    return quote(key, safe=" /:._-")
-
-
-def metric_name(name: str) -> str:
-    """A name that MLflow takes, which a class's or a data set's need not be: its other characters become underscores."""
-    return re.sub(r"[^\w.\- /:]", "_", name)
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of nested settings; lists are JSON."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
-            yield prefix + name, json.dumps(dict(value) if isinstance(value, Mapping) else list(value), default=str)
-        else:
-            yield prefix + name, str(value)
-
-
-def _record(run: Run) -> RunRecord:
-    tags = dict(run.data.tags)
-    return RunRecord(
-        id=run.info.run_id,
-        name=run.info.run_name,
-        status=run.info.status,
-        parent=tags.get(PARENT),
-        params=dict(run.data.params),
-        tags=tags,
-        metrics=dict(run.data.metrics),
-    )
+    return [RunRecord.of(run) for run in client.search_runs(experiments, max_results=count)]
 
 
 def _alone(uri: str) -> AbstractContextManager[Any]:

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from raymed.data.usage import Usage
 from raymed.registry.candidate import FOLDER
 from raymed.tracking.outbox import Outbox, Refused
-from raymed.tracking.tracker import GENERATION, USED, RunRecord, Status, Tracker, is_permanent
+from raymed.tracking.run_record import RunRecord
+from raymed.tracking.tracker import GENERATION, USED, Status, Tracker, is_permanent
 from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER
 from raymed.training.reports import LOST

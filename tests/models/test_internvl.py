@@ -12,7 +12,7 @@ from transformers import InternVLForConditionalGeneration
 
 from raymed.data.record import Message
 from raymed.errors import UserError
-from raymed.models import classifiers, internvl
+from raymed.models import classifiers, internvl, internvl_config
 from raymed.models.internvl_text import encode_turns
 from raymed.models.settings import ModelSettings
 
@@ -36,7 +36,7 @@ def _pixels(rows: int = 4) -> torch.Tensor:
 
 def test_the_1b_preset_has_the_true_shape() -> None:
     with torch.device("meta"):
-        network = InternVLForConditionalGeneration(internvl.preset_config("internvl2_5-1b", 448))
+        network = InternVLForConditionalGeneration(internvl_config.preset_config("internvl2_5-1b", 448))
 
     def count(module: torch.nn.Module) -> int:
         return sum(parameter.numel() for parameter in module.parameters())

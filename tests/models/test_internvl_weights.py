@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
 from raymed.errors import UserError
-from raymed.models import classifiers, internvl
+from raymed.models import classifiers, internvl, internvl_config
 from raymed.models.internvl_text import byte_tokenizer
 from raymed.models.internvl_weights import load_internvl, native_state, read_config, remote_code_state, write_remote_code
 from raymed.models.settings import ModelSettings
@@ -25,7 +25,7 @@ SIZE = 56
 @pytest.fixture(scope="module")
 def classifier() -> internvl.InternVLClassifier:
     torch.manual_seed(0)
-    network = InternVLForConditionalGeneration._from_config(internvl.preset_config("internvl-tiny", SIZE))
+    network = InternVLForConditionalGeneration._from_config(internvl_config.preset_config("internvl-tiny", SIZE))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return internvl.InternVLClassifier(network, byte_tokenizer(), CODES).eval()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, InternVLForConditionalGeneration, InternVLVisionConfig
 
 from raymed.errors import UserError
-from raymed.models import internvl, vision
+from raymed.models import internvl_config, vision
 from raymed.models.backbone_weights import POSITIONS
 from raymed.models.internvl_weights import write_remote_code
 from raymed.models.vision_tower import EXTRACTED, PATCHES, VisionTower
@@ -27,7 +27,7 @@ SIZE = 56
 @pytest.fixture(scope="module")
 def network() -> InternVLForConditionalGeneration:
     torch.manual_seed(0)
-    network = InternVLForConditionalGeneration._from_config(internvl.preset_config("internvl-tiny", SIZE))
+    network = InternVLForConditionalGeneration._from_config(internvl_config.preset_config("internvl-tiny", SIZE))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return network.eval()

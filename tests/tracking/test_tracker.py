@@ -19,7 +19,8 @@ from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED
 
 from raymed.errors import UserError
 from raymed.tracking.address import check_reachable
-from raymed.tracking.tracker import GENERATION, KEY, REASON, Tracker, flatten, is_permanent
+from raymed.tracking.names import flatten
+from raymed.tracking.tracker import GENERATION, KEY, REASON, Tracker, is_permanent
 
 
 @pytest.fixture(scope="module")

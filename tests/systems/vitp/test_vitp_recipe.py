@@ -18,7 +18,7 @@ from PIL import Image as PilImage
 from raymed.data.record import Image, Message, Record
 from raymed.data.tiles import cut
 from raymed.errors import UserError
-from raymed.models import internvl
+from raymed.models import internvl_config
 from raymed.models.features import FeatureExtractor, FeatureSettings
 from raymed.models.internvl_text import CONTEXT, NO_LOSS, byte_tokenizer, read_tokenizer, token_id
 from raymed.models.settings import ModelSettings
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with the published tokenizer, without weights: enough to encode."""
     path = tmp_path_factory.mktemp("model")
     read_tokenizer(FIXTURE, 3012).save_pretrained(path)
-    internvl.internvl_config(SIZE, 64, 2, 2, 64, 2, 2, vocabulary=3012).save_pretrained(path)
+    internvl_config.internvl_config(SIZE, 64, 2, 2, 64, 2, 2, vocabulary=3012).save_pretrained(path)
     return path
 
 
