@@ -129,7 +129,7 @@ class Implying(Options):
 
 @pytest.mark.parametrize("preset", ["small", "file"])
 def test_what_an_option_implies_holds_where_neither_a_file_nor_a_word_says_otherwise(preset, tmp_path):
-    (tmp_path / "implied.yaml").write_text("inner: {deep_value: 1}\nmax_epochs: 1\n")
+    (tmp_path / "implied.yaml").write_text("inner: {deep_value: 5}\nmax_epochs: 1\n")
     (tmp_path / "job.yaml").write_text("inner: {kind: hard}\n")
     (tmp_path / "mine.yaml").write_text(f"preset: {preset}\n")
     words = ["--data", str(tmp_path / "implied.yaml"), "--config", str(tmp_path / "mine.yaml")]
