@@ -2,6 +2,7 @@
 
 python jobs/doctor.py
 python jobs/doctor.py --model.path InternVL2_5-1B --data PREPARED
+python jobs/doctor.py --cluster cluster.yaml                    # before `ray up`: nothing is paid for yet
 python jobs/doctor.py --data PREPARED --bundle support.zip      # to send when asking for help; holds no patient data
 """
 
@@ -27,6 +28,7 @@ class Doctor(JobOptions):
         size: Side of the pictures that the network is to take, in pixels.
         labels: Label table: a YAML file, or the name of a packaged one.
         data: Folder or URI of prepared data to check.
+        cluster: Cluster file to look at before `ray up`, in place of this machine; writes the archive that machines install.
         bundle: Zip file to write for support; without patient ids, pictures or messages that could hold them.
         command: The command that went wrong, for the bundle.
     """
@@ -35,11 +37,16 @@ class Doctor(JobOptions):
     size: int = 448
     labels: str = "lung"
     data: str | None = None
+    cluster: str = ""
     bundle: str | None = None
     command: str = ""
 
 
 def main(options: Doctor) -> Outcome:
+    if options.cluster:
+        from raymed.cluster.preflight import preflight  # with AWS's library, which takes long to import
+
+        return _outcome(list(preflight(Path(options.cluster), options.dry_run)), [])
     findings = [*doctor.machine(), *doctor.ray_cluster(), *doctor.storage(options.folder)]
     try:
         address = options.tracking
@@ -51,11 +58,16 @@ def main(options: Doctor) -> Outcome:
         findings.append(doctor.model(options.model, LabelTable.open(options.labels), options.size))
     if options.data:
         findings += doctor.data(options.data)
-    wrong = [each.subject for each in findings if each.state == "wrong"]
-    lines = [str(each) for each in findings]
+    notes = []
     if options.bundle and not options.dry_run:
         write_bundle(Path(options.bundle), findings, options.command or command(), options.data, address)
-        lines.append(f"support bundle: {Path(options.bundle).resolve()} (look into it before you send it)")
+        notes.append(f"support bundle: {Path(options.bundle).resolve()} (look into it before you send it)")
+    return _outcome(findings, notes)
+
+
+def _outcome(findings: list[doctor.Finding], notes: list[str]) -> Outcome:
+    wrong = [each.subject for each in findings if each.state == "wrong"]
+    lines = [*map(str, findings), *notes]
     lines.append(f"to mend: {', '.join(wrong)}" if wrong else "ready")
     data = {"ready": not wrong, "findings": [asdict(each) for each in findings]}
     return Outcome("\n".join(lines), data, 2 if wrong else 0)

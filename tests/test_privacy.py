@@ -20,6 +20,7 @@ from pathspec import PathSpec
 from PIL import Image
 from ray._private.runtime_env.packaging import create_package
 
+from raymed.cluster.preflight import ARCHIVE
 from raymed.data.pseudonyms import KEYS, Pseudonyms
 from raymed.data.sources.table import read_cells
 from raymed.data.split import read_split_file
@@ -100,10 +101,11 @@ def test_what_is_sent_to_a_cluster_holds_no_key_and_no_name(tmp_path: Path, monk
             assert "secret" not in name and "keys" not in name
             assert b"Jane Doe" not in archive.read(name), name
 
-    for name in ("cluster.yaml", "cluster.local.yaml"):
-        config = yaml.safe_load((here / name).read_text())
-        assert config["rsync_filter"] == [".gitignore"]
-        assert set(config["file_mounts"].values()) == {".", "~/.ray/auth_token"}
+    local = yaml.safe_load((here / "cluster.local.yaml").read_text())
+    assert local["rsync_filter"] == [".gitignore"]
+    assert set(local["file_mounts"].values()) == {".", "~/.ray/auth_token"}
+    aws = yaml.safe_load((here / "cluster.yaml").read_text())
+    assert set(aws["file_mounts"].values()) == {ARCHIVE, "~/.ray/auth_token"}  # of what is committed, by git itself
     ignored = PathSpec.from_lines("gitwildmatch", (here / ".gitignore").read_text().splitlines())
     assert ignored.match_file("secret/key.table.csv")
 

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from raymed.errors import RunError, UserError
@@ -25,32 +27,29 @@ from raymed.storage.folder import Folder
 log = logging.getLogger("raymed")
 
 COPY = "tracking/mlflow.db"  # of the database, in the storage
+PERIOD = 2.0  # seconds between two looks at the server
 
 
 def serve(database: Path, storage: Folder, port: int, copy_seconds: float) -> int:
     """Serve until SIGTERM or Ctrl-C; the database is copied a last time then. Only this machine can reach the server.
 
+    A server that ends by itself is started again.
+
     Returns:
         How often the database was copied.
 
     Raises:
-        RunError: the server does not start, or ends by itself.
+        RunError: the server does not start.
     """
     restore(database, storage)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--artifacts-destination", storage.child("artifacts").uri]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)  # Ctrl-C is for us alone
+    server = _Server(database, storage, port)
     try:
-        return _keep_copy(server, database, storage, copy_seconds, stop)
+        return _keep_copy(server.keep_up, database, storage, copy_seconds, stop)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        server.stop()
 
 
 def restore(database: Path, storage: Folder) -> None:
@@ -72,16 +71,56 @@ def answers(port: int) -> bool:
         return False
 
 
-def _keep_copy(
-    server: subprocess.Popen[bytes], database: Path, storage: Folder, seconds: float, stop: threading.Event
-) -> int:
-    copies, copied = 0, -1
+class _Server:
+    """MLflow's server process."""
+
+    def __init__(self, database: Path, storage: Folder, port: int) -> None:
+        self._port = port
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]
+        self._command += ["--artifacts-destination", storage.child("artifacts").uri]
+        self.start()
+
+    def start(self) -> None:
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        # Ctrl-C is for us alone
+        self._process = subprocess.Popen(self._command, env={**os.environ, **quiet}, start_new_session=True)
+        self._has_answered = False
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait()
+
+    def keep_up(self) -> None:
+        """Start it again where it has ended.
+
+        Raises:
+            RunError: it had not answered once.
+        """
+        status = self._process.poll()
+        if status is None:
+            self._has_answered = self._has_answered or answers(self._port)
+        elif self._has_answered:
+            log.warning("mlflow server ended with status %d: it is started again", status)
+            self.stop()  # what is left of its children
+            self.start()
+        else:
+            raise RunError(f"mlflow server ended with status {status} before it answered; what it said stands above")
+
+
+def _keep_copy(look: Callable[[], None], database: Path, storage: Folder, seconds: float, stop: threading.Event) -> int:
+    """Copy the database as it changes, until told to stop; `look` is called more often, after the server."""
+    copies, copied, next_copy = 0, -1, time.monotonic() + seconds
     watch: sqlite3.Connection | None = None
     try:
         while True:
-            over = stop.wait(seconds)
-            if not over and server.poll() is not None:
-                raise RunError(f"mlflow server ended with status {server.returncode}; what it said stands above")
+            over = stop.wait(min(seconds, PERIOD))
+            if not over:
+                look()
+                if time.monotonic() < next_copy:
+                    continue
+            next_copy = time.monotonic() + seconds
             if watch is None and database.exists():
                 watch = sqlite3.connect(database)
             if watch is not None:

@@ -18,6 +18,7 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
+from raymed.cluster import connection as cluster
 from raymed.cluster.connection import HEAD
 from raymed.data.plan import EpochPlan
 from raymed.data.stream import open_reader
@@ -34,11 +35,12 @@ from raymed.training.spec import RunSpec
 from raymed.training.stop_decisions import StopDecisions
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
+from raymed.tuning.machine_wait import NONE_CAME, MachineWait
 from raymed.tuning.progress import Progress
 from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
 from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.reminder import Reminder
-from raymed.tuning.search import DRIVER_CPUS, TRIALS, Search
+from raymed.tuning.search import DRIVER_CPUS, TRIALS, Search, fitting_runs
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import JUDGING, SEARCHING, Study, decisions
 from raymed.tuning.timetable import Timetable
@@ -87,18 +89,27 @@ def _run(search: Search, watch: Watch | None) -> Study:
         stop_decisions=stop_decisions,
         keep_all=search.keep_checkpoints == "all",
     )
+    timetable = Timetable.of(search, budget)
     with (
         Progress(study, budget, search.label, search.spec_of) as progress,
         Interrupt(stop_decisions) as interrupt,
         StorageWatch(folder, search.template.train.storage_minutes, resume_command(), interrupt.stop) as storage,
         Reminder(stop_decisions, lambda: _decisions(search, study)),
+        MachineWait(each, lambda: timetable.is_over(study), budget.end) as machines,
         scratch(folder, 0) as notes,
     ):
         recorder = Recorder(search, tracker, parent, study, progress, watch, each)
-        timetable = Timetable.of(search, budget)
-        searcher = StudySearcher(study, timetable, search.run_spec, interrupt, storage)
-        scheduler = StudyScheduler(study, timetable, stop_decisions, recorder.observe, interrupt, storage)
-        tuner = _tuner(notes, train, concurrent, searcher, scheduler)
+        searcher = StudySearcher(
+            study,
+            timetable,
+            search.run_spec,
+            interrupt,
+            storage,
+            machines,
+            room=lambda: fitting_runs(each, cluster.resources()),
+        )
+        scheduler = StudyScheduler(study, timetable, stop_decisions, recorder.observe, interrupt, storage, machines)
+        tuner = _tuner(notes, train, concurrent, searcher, scheduler, machines)
         try:
             tuner.fit()
             if interrupt.told:
@@ -106,7 +117,7 @@ def _run(search: Search, watch: Watch | None) -> Study:
             if study.mistake:
                 recorder.interrupt(study.mistake)
                 raise UserError(study.mistake)
-            recorder.settle()
+            recorder.settle(dict.fromkeys(machines.trials, NONE_CAME))
             study.enter(JUDGING)
         except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
             if isinstance(error.__context__, UserError):
@@ -158,7 +169,12 @@ def _already_searched(search: Search, study: Study, budget: Budget, tracker: Tra
 
 
 def _tuner(
-    notes: Path, train: Callable[..., None], concurrent: int, searcher: StudySearcher, scheduler: StudyScheduler
+    notes: Path,
+    train: Callable[..., None],
+    concurrent: int,
+    searcher: StudySearcher,
+    scheduler: StudyScheduler,
+    machines: MachineWait,
 ) -> tune.Tuner:
     """Ray Tune, which asks the study for trials, `concurrent` of them at a time.
 
@@ -177,7 +193,7 @@ def _tuner(
             reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
             trial_dirname_creator=lambda trial: trial.config["spec"].name,
         ),
-        run_config=tune.RunConfig(name="notes", storage_path=str(notes), verbose=0),
+        run_config=tune.RunConfig(name="notes", storage_path=str(notes), verbose=0, stop=machines),
     )
 
 

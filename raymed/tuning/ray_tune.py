@@ -25,6 +25,7 @@ from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS
 from raymed.tuning.interrupt import Interrupt
+from raymed.tuning.machine_wait import MachineWait
 from raymed.tuning.space import Value
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import Study
@@ -46,17 +47,24 @@ class StudySearcher(Searcher):
         spec: Callable[[int, Mapping[str, Value]], RunSpec],
         interrupt: Interrupt,
         storage: StorageWatch,
+        machines: MachineWait,
+        room: Callable[[], int],
     ) -> None:
+        """`room` tells how many trials the machines that are there hold."""
         super().__init__()  # without a metric: not every report has one (a checkpoint within an epoch, a failure)
         self._study, self._timetable, self._spec, self._interrupt, self._storage = study, timetable, spec, interrupt, storage
+        self._machines, self._room = machines, room
         self._under_way: set[str] = set()  # as Ray Tune calls them
 
     def suggest(self, trial_id: str) -> Any:
         if self._storage.is_away and not self._interrupt.told:
             return None  # later
+        if self._study.is_guided and len(self._under_way) > self._room():
+            return None  # later, when it can be drawn from more results: until a machine comes it would only wait
         is_over = self._interrupt.told or self._timetable.is_over(self._study)
         if asked := None if is_over else self._study.ask(self._timetable.budget):
             self._under_way.add(trial_id)
+            self._machines.begins(asked[0])
             return {"number": asked[0], "spec": self._spec(*asked)}
         if self._under_way and not is_over and not self._study.mistake:
             return None  # later: one that loses its driver is taken up again, and Ray Tune never asks after the end
@@ -91,10 +99,11 @@ class StudyScheduler(FIFOScheduler):
         observe: Callable[[int, str, Mapping[str, Any]], None],
         interrupt: Interrupt,
         storage: StorageWatch,
+        machines: MachineWait,
     ) -> None:
         super().__init__()
         self._study, self._timetable, self._verdicts, self._observe = study, timetable, stop_decisions, observe
-        self._interrupt, self._storage = interrupt, storage
+        self._interrupt, self._storage, self._machines = interrupt, storage, machines
         self._lost: Counter[tuple[int, int]] = Counter()  # drivers, by trial and epoch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,6 +115,7 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Always to go on, as far as Ray Tune is concerned: a trial that is told to stop ends by itself."""
+        (self._machines.begins if LOST in result else self._machines.reports)(trial.config["number"])
         if result.get(STEPS):
             self._observe(trial.config["number"], STEPS, result)
         if COMMON in result or ("mistake" in result and trial.config["number"] == 0 and not self._study.trained):
@@ -140,6 +150,7 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         number = trial.config["number"]
+        self._machines.ends(number)
         if self._stays or self._study.trial(number).state.is_finished():
             return
         place = number, self._study.trial(number).last_step or 0
@@ -157,6 +168,7 @@ class StudyScheduler(FIFOScheduler):
         self._end(trial, TrialState.FAIL, _last_line(text))
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
+        self._machines.ends(trial.config["number"])
         if not self._stays:
             self._end(trial, TrialState.FAIL, "ended without a result")  # only where nothing ended it before
 

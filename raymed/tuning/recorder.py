@@ -97,13 +97,19 @@ class Recorder:
         """The search is stopped before its end: MLflow shows nothing as running."""
         self._outbox.put({"happened": "interrupt", "reason": reason})
 
-    def settle(self) -> None:
-        """The search is over: nothing stays RUNNING in the study or in MLflow, nor what Ray Tune lost sight of."""
+    def settle(self, stopped: Mapping[int, str] | None = None) -> None:
+        """The search is over: nothing stays RUNNING in the study or in MLflow, nor what Ray Tune lost sight of.
+
+        Args:
+            stopped: why trials were stopped that did not end by themselves, by their numbers.
+        """
         for trial in self._study.trials:
             if trial.state == TrialState.RUNNING:
                 state, reason = TrialState.FAIL, "Ray Tune ended without it"
                 if trial.number in self._study.left_over:
                     state, reason = TrialState.PRUNED, "interrupted, and the budget was used up before it was its turn again"
+                elif stopped and trial.number in stopped:
+                    state, reason = TrialState.PRUNED, stopped[trial.number]
                 self._study.tell(trial.number, state, reason)
                 self.observe(trial.number, state.name, {"reason": reason})
         self._outbox.put({"happened": "end", "status": "FINISHED" if self._search.has_succeeded(self._study) else "FAILED"})

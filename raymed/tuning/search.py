@@ -245,9 +245,7 @@ class Search:
         alone = not (self.settings.space or len(self.runs) > 1 or have["GPU"]) and is_own()
         share = cpus_per_gpu() if have["GPU"] else spread((os.cpu_count() or 1) if alone else asked, workers)
         each = resources(workers, self.settings.cpus_per_worker or share, min(workers, self.template.min_workers))
-        fitting = int(have["CPU"] / (each.min_workers * each.cpus + DRIVER_CPUS))
-        if each.gpu:
-            fitting = min(fitting, int(have["GPU"] / each.min_workers))
+        fitting = fitting_runs(each, have)
         if not fitting:
             raise UserError(
                 f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers"
@@ -325,6 +323,12 @@ class Search:
             if name not in waiting and (missing or last[name].state == TrialState.FAIL):
                 study.enqueue({LISTED: name})
         return Budget(trials=len(study.trials) + len(study.waiting))
+
+
+def fitting_runs(each: Resources, have: Mapping[str, float]) -> int:
+    """How many runs that take `each` there is room for in what a cluster has."""
+    by_cpus = int(have.get("CPU", 0.0) / (each.min_workers * each.cpus + DRIVER_CPUS))
+    return min(by_cpus, int(have.get("GPU", 0.0) / each.min_workers)) if each.gpu else by_cpus
 
 
 def _get_setting(spec: RunSpec, path: str) -> Any:

@@ -35,6 +35,7 @@ REASON, CHECKPOINT, BEST_POINT, SECONDS, CURVE = "reason", "checkpoint", "best_e
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
 SEEN_CHAMPION = "seen_champion"  # also of the whole search
 SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
+DRAWN_AT_RANDOM = 8  # trials, before TPE learns from those that have reported
 DECIDED = "decided"  # why the trial was stopped after an epoch, or nothing where it went on
 
 
@@ -229,6 +230,11 @@ class Study:
         """What trials are sorted by, the best first."""
         return self.best_value(trial) if self.objective.direction == "min" else -self.best_value(trial)
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether the next trial's settings depend on what others have reported."""
+        return not self._in_flight and not self.waiting and len(self.trials) >= DRAWN_AT_RANDOM
+
     def ask(self, budget: Budget) -> tuple[int, dict[str, Value]] | None:
         """Number and settings of the next trial: one a lost process left unfinished, else a new one; None at the end."""
         if budget.time_is_over or self.mistake:
@@ -252,7 +258,9 @@ class Study:
     def _drawn(self, number: int) -> FrozenTrial:
         """A new trial. Its draws are seeded by its number: they do not depend on what a lost process had drawn."""
         seed = self.seed * 100_003 + number
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=DRAWN_AT_RANDOM
+        )
         draft = optuna.create_study(sampler=sampler, direction=self._direction)
         draft.add_trials(self.trials)
         params = draft.ask(self.space).params

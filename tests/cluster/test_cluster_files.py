@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def load(name: str) -> dict[str, Any]:
     return yaml.safe_load((REPOSITORY / name).read_text())
 
 
+def programs(folder: Path, lines: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which each of these programs is the shell lines given."""
+    for program, content in lines.items():
+        (folder / program).write_text(f"#!/bin/bash\n{content}\n")
+        (folder / program).chmod(0o755)
+    return {"HOME": str(folder), "PATH": f"{folder}:/usr/bin:/bin"}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_ray_accepts_the_file(name: str) -> None:
     validate_config(prepare_config(load(name)))
@@ -79,7 +88,7 @@ def test_shell_commands_parse(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_jobs_know_storage_and_tracking_address(name: str) -> None:
     environment = "\n".join(load(name)["setup_commands"])
-    assert "RAYMED_STORAGE=" in environment and "MLFLOW_TRACKING_URI=http://127.0.0.1:5000" in environment
+    assert "RAYMED_STORAGE=" in environment and "MLFLOW_TRACKING_URI=http://127.0.0.1:5001" in environment
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -88,13 +97,10 @@ def test_a_machine_with_a_gpu_installs_from_the_lock_with_cuda(
     name: str, exit_code: int, chosen: str, tmp_path: Path
 ) -> None:
     """`make` and `nvidia-smi` are programs here; the latter fails where there is no card."""
-    for program, lines in {"make": "echo make $*", "nvidia-smi": f"echo GPU 0; exit {exit_code}"}.items():
-        (tmp_path / program).write_text(f"#!/bin/bash\n{lines}\n")
-        (tmp_path / program).chmod(0o755)
+    environment = programs(tmp_path, {"make": "echo make $*", "nvidia-smi": f"echo GPU 0; exit {exit_code}"})
     (command,) = (line for line in load(name)["setup_commands"] if "make -C" in line)
-    environment = {"HOME": "/home/me", "PATH": f"{tmp_path}:/usr/bin:/bin"}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stdout) == (0, f"make -C /home/me/raymed setup{chosen}\n")
+    assert (done.returncode, done.stdout) == (0, f"make -C {tmp_path}/raymed setup{chosen}\n")
 
 
 def locked(name: str) -> dict[str, str]:
@@ -184,6 +190,36 @@ def test_the_autoscaler_takes_the_other_type_while_the_first_cannot_be_launched(
     assert {first, second} == types.keys() - {head}
     launcher._launch_node(config, 1, second)
     assert list(wanted()) == [first], "with none to be had, the usual order holds"
+
+
+def test_a_worker_whose_head_is_gone_ends_itself_and_no_other_does(tmp_path: Path) -> None:
+    """Only the head ends machines: without one they would be paid for ever. A minute is a hundredth of a second here."""
+    workers = [each for name, each in load("cluster.yaml")["available_node_types"].items() if name != "head"]
+    (user_data,) = {each["node_config"]["UserData"] for each in workers}
+    assert {each["node_config"]["InstanceInitiatedShutdownBehavior"] for each in workers} == {"terminate"}
+    calls, ended = tmp_path / "calls", tmp_path / "ended"
+    # Ray is there in the first 30 minutes but for the ten of its set-up, and gone from then on
+    present = f"echo >> {calls}; minute=$(wc -l < {calls}); ((minute > 10 && minute <= 30))"
+    environment = programs(tmp_path, {"sleep": "/usr/bin/sleep 0.01", "pgrep": present, "shutdown": f"echo $* > {ended}"})
+    subprocess.run(["bash", "-c", user_data], env=environment, check=True)
+    deadline = time.monotonic() + 60
+    while not ended.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ended.read_text() == "-h now\n"
+    assert len(calls.read_text().splitlines()) == 50, "twenty minutes after it was last seen"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_head_whose_tracking_server_does_not_start_says_why_at_once(name: str, tmp_path: Path) -> None:
+    """A wrong bucket was ten blind minutes."""
+    (waits,) = (line for line in load(name)["head_start_ray_commands"] if "/health" in line)
+    (tmp_path / "tracking.log").write_text("error: the bucket s3://YOUR-BUCKET does not exist\n")
+    environment = programs(tmp_path, {"curl": "exit 7", "pgrep": "exit 1"})
+    done = subprocess.run(["bash", "-c", f"( {waits} )"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "does not exist" in done.stdout
+    environment = programs(tmp_path, {"curl": "exit 0", "pgrep": "exit 0"})
+    done = subprocess.run(["bash", "-c", f"( {waits} )"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stdout
 
 
 KEY = "arn:aws:kms:eu-central-1:123456789012:key/made-up"

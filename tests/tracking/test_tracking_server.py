@@ -39,6 +39,11 @@ def served(port: int, home: Path, storage: Path) -> Iterator[subprocess.Popen[st
         server.wait(100)
 
 
+def mlflow_of(job: subprocess.Popen[str]) -> int:
+    """The process of the MLflow server that a job has started."""
+    return int(Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()[0])
+
+
 def listening(port: int) -> set[str]:
     """Local addresses that a port listens on, as /proc writes them."""
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
@@ -56,6 +61,13 @@ def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
         client = MlflowClient(f"http://127.0.0.1:{port}")
         run = client.create_run(client.create_experiment("kept"))
         client.log_text(run.info.run_id, "a page", "report.html")
+        until = time.monotonic() + 100
+        os.kill(mlflow_of(server), signal.SIGKILL)
+        while answers(port) and time.monotonic() < until:
+            time.sleep(0.05)
+        while not answers(port) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert client.get_run(run.info.run_id), "a server that ended is started again"
         server.send_signal(signal.SIGTERM)
         said, _ = server.communicate(timeout=100)
     assert server.returncode == 0 and "copied" in said
@@ -71,16 +83,14 @@ def test_a_copy_that_cannot_be_written_ends_no_server_and_is_tried_again(tmp_pat
     database, copy, stop = tmp_path / "mlflow.db", tmp_path / "storage" / COPY, Event()
     sqlite3.connect(database).execute("CREATE TABLE runs (id)").connection.close()
     copy.mkdir(parents=True)  # a folder in its place, as long as the storage is away
-    with subprocess.Popen(["sleep", "60"]) as server:
-        keeping = Thread(target=_keep_copy, args=(server, database, Folder.at(tmp_path / "storage"), 0.1, stop))
-        keeping.start()
-        time.sleep(1)
-        assert keeping.is_alive()
-        copy.rmdir()
-        until = time.monotonic() + 20
-        while not copy.is_file() and time.monotonic() < until:
-            time.sleep(0.1)
-        stop.set()
-        keeping.join()
-        server.terminate()
+    keeping = Thread(target=_keep_copy, args=(lambda: None, database, Folder.at(tmp_path / "storage"), 0.1, stop))
+    keeping.start()
+    time.sleep(1)
+    assert keeping.is_alive()
+    copy.rmdir()
+    until = time.monotonic() + 20
+    while not copy.is_file() and time.monotonic() < until:
+        time.sleep(0.1)
+    stop.set()
+    keeping.join()
     assert sqlite3.connect(copy).execute("SELECT count(*) FROM runs").fetchone() == (0,)

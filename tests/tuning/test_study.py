@@ -11,13 +11,16 @@ from ray.tune.search import Searcher
 from raymed.errors import UserError
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.storage.folder import Folder
+from raymed.training.fit import Resources
 from raymed.training.loop import COMMON, FAILED
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
+from raymed.tuning.machine_wait import MachineWait
 from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import (
     CHECKPOINT,
+    DRAWN_AT_RANDOM,
     JUDGING,
     REASON,
     SEARCHING,
@@ -208,6 +211,11 @@ def test_a_curve_that_an_earlier_raymed_wrote_goes_on(tmp_path):
     assert [study.decided(number, epoch) for epoch in (1, 2, 3)] == ["", "", None]
 
 
+def no_wait():
+    """Machines are there for every trial."""
+    return MachineWait(Resources(1, 1, 1, gpu=False), lambda: False, "")
+
+
 class Told:
     """What the scheduler tells runs: whether to stop after an epoch."""
 
@@ -221,7 +229,9 @@ class Told:
 def test_a_run_that_goes_on_meets_the_decision_that_was_made(tmp_path):
     """Reported again after better trials came by, its rung would now stop it; and it trains on within the epoch, unasked."""
     study, told, budget = open_study(tmp_path), Told(), Budget(10)
-    scheduler = StudyScheduler(study, timetable(budget), told, lambda *_: None, SimpleNamespace(told=False), THERE)
+    scheduler = StudyScheduler(
+        study, timetable(budget), told, lambda *_: None, SimpleNamespace(told=False), THERE, no_wait()
+    )
 
     def report(number, epoch, loss):
         trial = SimpleNamespace(config={"number": number, "spec": SimpleNamespace(name=f"trial-{number}")})
@@ -301,7 +311,9 @@ def test_an_epoch_trained_again_after_its_checkpoint_was_lost_names_the_new_one(
 def test_a_full_storage_stops_the_search_and_its_trials_go_on_once_there_is_room(tmp_path):
     """Told by one of two trials, in the middle of the search; before, that one failed, and the next, and the next."""
     study = open_study(tmp_path)
-    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
+    scheduler = StudyScheduler(
+        study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE, no_wait()
+    )
     trials = [SimpleNamespace(config={"number": study.ask(Budget(9))[0], "spec": None}) for _ in range(2)]
     study.report(0, 1, result(0.9, 1))
     scheduler.on_trial_result(None, trials[1], {FAILED: "no space left. Free space", COMMON: 1.0})
@@ -315,7 +327,9 @@ def test_a_full_storage_stops_the_search_and_its_trials_go_on_once_there_is_room
 
 def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_dies_again_and_again(tmp_path):
     study = open_study(tmp_path)
-    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
+    scheduler = StudyScheduler(
+        study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE, no_wait()
+    )
     lost, text = tmp_path / "lost.txt", tmp_path / "error.txt"
     lost.write_text(f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{ActorDiedError()}\n")  # as Ray Tune does
     text.write_text("Failure # 1 (occurred at 2026-01-01_00-00-00)\n  the actor's bug\nValueError: a bug\n")
@@ -339,8 +353,8 @@ def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_die
 def test_the_last_trial_is_taken_up_again_too_when_its_driver_dies(tmp_path):
     """Ray Tune never asks again once it was told that nothing is left: the trial counted as stopped by the budget."""
     study, budget, interrupt = open_study(tmp_path), Budget(1), SimpleNamespace(told=False)
-    searcher = StudySearcher(study, timetable(budget), lambda number, params: number, interrupt, THERE)
-    scheduler = StudyScheduler(study, timetable(budget), Told(), lambda *_: None, interrupt, THERE)
+    searcher = StudySearcher(study, timetable(budget), lambda number, params: number, interrupt, THERE, no_wait(), lambda: 9)
+    scheduler = StudyScheduler(study, timetable(budget), Told(), lambda *_: None, interrupt, THERE, no_wait())
     lost = tmp_path / "lost.txt"
     lost.write_text(f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{ActorDiedError()}\n")
     number = searcher.suggest("first")["number"]
@@ -356,7 +370,9 @@ def test_the_last_trial_is_taken_up_again_too_when_its_driver_dies(tmp_path):
 def test_a_trial_that_ended_before_its_driver_died_is_not_begun_again(tmp_path):
     """MLflow showed it as running from then on."""
     study = open_study(tmp_path)
-    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE)
+    scheduler = StudyScheduler(
+        study, timetable(Budget(9)), Told(), lambda *_: None, SimpleNamespace(told=False), THERE, no_wait()
+    )
     lost = tmp_path / "lost.txt"
     lost.write_text(f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{ActorDiedError()}\n")
     number, _ = study.ask(Budget(9))
@@ -365,10 +381,30 @@ def test_a_trial_that_ended_before_its_driver_died_is_not_begun_again(tmp_path):
     assert study.ask(Budget(9))[0] != number
 
 
+def test_trials_that_learn_from_others_are_drawn_when_machines_are_there_and_not_to_wait_for_them(tmp_path):
+    """Eight GPUs that may come: eight trials were drawn before the first result, and none of them could learn from any."""
+    study, room, interrupt = open_study(tmp_path), 2, SimpleNamespace(told=False)
+    searcher = StudySearcher(
+        study, timetable(Budget(99)), lambda number, params: number, interrupt, THERE, no_wait(), lambda: room
+    )
+    begun = [searcher.suggest(f"trial {number}") for number in range(20)]
+    drawn = [each["number"] for each in begun if each]
+    assert drawn == list(range(DRAWN_AT_RANDOM)), "those of the start learn from nothing: the more machines are asked for"
+    for number in range(DRAWN_AT_RANDOM - room):
+        study.tell(number, TrialState.PRUNED, "stopped")
+        searcher.on_trial_complete(f"trial {number}")
+    assert searcher.suggest("next")["number"] == DRAWN_AT_RANDOM, "one more than there is room for asks for a machine"
+    assert searcher.suggest("later") is None
+    room = 3
+    assert searcher.suggest("later")["number"] == DRAWN_AT_RANDOM + 1
+
+
 def test_while_the_storage_is_away_nothing_begins_and_nothing_fails(tmp_path):
     study, storage, interrupt = open_study(tmp_path), SimpleNamespace(is_away=True), SimpleNamespace(told=False)
-    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, interrupt, storage)
-    searcher = StudySearcher(study, timetable(Budget(9)), lambda number, params: number, interrupt, storage)
+    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, interrupt, storage, no_wait())
+    searcher = StudySearcher(
+        study, timetable(Budget(9)), lambda number, params: number, interrupt, storage, no_wait(), lambda: 9
+    )
     number, _ = study.ask(Budget(9))
     scheduler.on_trial_error(None, SimpleNamespace(config={"number": number}, error_file=None))
     assert study.trial(number).state == TrialState.RUNNING
