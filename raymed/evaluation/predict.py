@@ -8,6 +8,7 @@ these settings travel with a model (`Inference`). With several workers, Ray acto
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -261,12 +262,12 @@ def table(predictions: Iterable[PatientPrediction], inference: Inference) -> lis
 def _spread(
     model: Model, micro_batch: int, workers: int, items: Iterable[Item], predict: Callable[[Predictor, Item], Any]
 ) -> Iterator[Any]:
-    """`predict` of each item, in order: here, or by Ray actors.
+    """`predict` of each item, in order: by Ray actors, or by a single worker here, unless the GPUs are elsewhere.
 
     Raises:
         UserError: there are more workers than the cluster has CPUs or GPUs for.
     """
-    if workers == 1:
+    if workers == 1 and not _gpus_are_elsewhere():
         predictor = Predictor(model, micro_batch)
         yield from (predict(predictor, item) for item in items)
         return
@@ -293,6 +294,13 @@ def _spread(
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def _gpus_are_elsewhere() -> bool:
+    """Whether other machines of this process's cluster have GPUs, and its own, such as a head, has none."""
+    ray: Any = sys.modules.get("ray")  # a process that has not imported it is in no cluster
+    is_joined = ray is not None and ray.is_initialized()
+    return is_joined and not torch.cuda.is_available() and ray.cluster_resources().get("GPU", 0) > 0
 
 
 class _Worker:

@@ -28,6 +28,7 @@ log = logging.getLogger("raymed")
 
 COPY = "tracking/mlflow.db"  # of the database, in the storage
 PERIOD = 2.0  # seconds between two looks at the server
+LETTING_GO = 20.0  # seconds for a server's children to give its port up
 
 
 def serve(database: Path, storage: Folder, port: int, copy_seconds: float) -> int:
@@ -103,7 +104,10 @@ class _Server:
             self._has_answered = self._has_answered or answers(self._port)
         elif self._has_answered:
             log.warning("mlflow server ended with status %d: it is started again", status)
-            self.stop()  # what is left of its children
+            self.stop()  # what is left of its children, which hold the port
+            until = time.monotonic() + LETTING_GO
+            while answers(self._port) and time.monotonic() < until:
+                time.sleep(0.2)
             self.start()
         else:
             raise RunError(f"mlflow server ended with status {status} before it answered; what it said stands above")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from datetime import datetime
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from raymed.errors import RunError
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.search_summary import DataSummary, SearchSummary, State, TrialSummary
 from raymed.job.job import Outcome
+from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.candidate import Refit
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, assess_and_register
@@ -21,6 +23,8 @@ from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Search
 from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING, SECONDS, Study, curve
+
+log = logging.getLogger("raymed")
 
 PACKAGES = ("raymed", "torch", "transformers", "deepspeed", "ray", "optuna", "mlflow")
 STATES: dict[TrialState, State] = {
@@ -49,7 +53,11 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
     again = Refit(train_again(search, best, SPLITS[refit]), SPLITS[refit]) if refit != "none" else None
     seen = study.champion if alias is None else None
     candidate = search.candidate(run_ids[best.number], best)
-    registered = assess_and_register(tracker, candidate, alias, again, seen=seen, found_by=_found_by(search, study, best))
+    how = AssessmentSettings(workers=search.judging_workers)
+    log.info("judging %s%s", search.label(best), f" on {how.workers} workers" if how.workers > 1 else "")
+    registered = assess_and_register(
+        tracker, candidate, alias, again, how=how, seen=seen, found_by=_found_by(search, study, best)
+    )
     others = {
         trial.number: Folder.at(trial.user_attrs[CHECKPOINT])
         for trial in study.trials

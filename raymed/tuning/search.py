@@ -270,6 +270,15 @@ class Search:
         cpus = each.cpus if each.gpu else spread(each.workers * each.cpus * concurrent, workers)
         return dataclasses.replace(each, workers=workers, min_workers=min(workers, each.min_workers), cpus=cpus)
 
+    @property
+    def judging_workers(self) -> int:
+        """How many workers judge the winner: on a cluster as many as its trials had, on one machine this process."""
+        if is_own():
+            return 1
+        (each, concurrent), have = self.resources(), cluster.resources()
+        there = have.get("GPU", 0.0) if each.gpu else have.get("CPU", 0.0) / each.cpus
+        return max(1, min(each.workers * concurrent, int(there)))
+
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
         """What a trial left to be judged: its best checkpoint so far, if any."""
         spec = self.spec_of(trial)

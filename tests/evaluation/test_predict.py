@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +83,30 @@ def test_two_workers_predict_what_one_does(
     np.testing.assert_allclose([each.probabilities for each in here], [each.probabilities for each in there], atol=1e-6)
     with pytest.raises(UserError, match="1000 workers need"):
         predict_rows(model, prepared, rows, workers=1000)
+
+
+WHERE = """
+from pathlib import Path
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from raymed.evaluation.predict import _spread
+from raymed.recipes.exported import open_model
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+worker = cluster.add_node(num_cpus=2, num_gpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+model = open_model(Path(sys.argv[1]))
+nodes = _spread(model, 4, 1, range(3), lambda predictor, item: ray.get_runtime_context().get_node_id())
+print({*nodes} == {worker.node_id})
+"""
+
+
+@pytest.mark.slow
+def test_a_head_without_a_gpu_leaves_predicting_to_the_machine_that_has_one(exported: Path) -> None:
+    """The winner of a night was judged on the head's CPUs while the GPUs left."""
+    done = subprocess.run([sys.executable, "-c", WHERE, str(exported)], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr[-2000:]
 
 
 def test_files_are_judged_as_prepared_rows_are(
