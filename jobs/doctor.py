@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from raymed import doctor
 from raymed.data.labels import LabelTable
+from raymed.doctor import checks
+from raymed.doctor.finding import Finding
+from raymed.doctor.support_bundle import write_bundle
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, command, run
 from raymed.models.settings import ModelSettings
-from raymed.support_bundle import write_bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +45,20 @@ class Doctor(JobOptions):
 
 def main(options: Doctor) -> Outcome:
     if options.cluster:
-        from raymed.cluster.preflight import preflight  # with AWS's library, which takes long to import
+        from raymed.doctor.preflight import preflight  # with AWS's library, which takes long to import
 
         return _outcome(list(preflight(Path(options.cluster), options.dry_run)), [])
-    findings = [*doctor.machine(), *doctor.ray_cluster(), *doctor.storage(options.folder)]
+    findings = [*checks.machine(), *checks.ray_cluster(), *checks.storage(options.folder)]
     try:
         address = options.tracking
-        findings.append(doctor.tracking(address))
+        findings.append(checks.tracking(address))
     except UserError as error:  # remote storage, and no address given
         address = None
-        findings.append(doctor.Finding("MLflow", "wrong", str(error)))
+        findings.append(Finding("MLflow", "wrong", str(error)))
     if options.model.path:
-        findings.append(doctor.model(options.model, LabelTable.open(options.labels), options.size))
+        findings.append(checks.model(options.model, LabelTable.open(options.labels), options.size))
     if options.data:
-        findings += doctor.data(options.data)
+        findings += checks.data(options.data)
     notes = []
     if options.bundle and not options.dry_run:
         write_bundle(Path(options.bundle), findings, options.command or command(), options.data, address)
@@ -65,7 +66,7 @@ def main(options: Doctor) -> Outcome:
     return _outcome(findings, notes)
 
 
-def _outcome(findings: list[doctor.Finding], notes: list[str]) -> Outcome:
+def _outcome(findings: list[Finding], notes: list[str]) -> Outcome:
     wrong = [each.subject for each in findings if each.state == "wrong"]
     lines = [*map(str, findings), *notes]
     lines.append(f"to mend: {', '.join(wrong)}" if wrong else "ready")

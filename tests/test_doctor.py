@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import install, write_prepared
 
-from raymed import doctor
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import Prepared
-from raymed.doctor import Finding
+from raymed.doctor import checks as doctor
+from raymed.doctor.finding import Finding
+from raymed.doctor.support_bundle import frames_only, masked, write_bundle
 from raymed.models.settings import ModelSettings
 from raymed.storage.folder import Folder
-from raymed.support_bundle import frames_only, masked, write_bundle
 from raymed.tracking.tracker import Tracker
 
 JOBS = Path(__file__).parents[1] / "jobs"

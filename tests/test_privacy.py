@@ -20,10 +20,10 @@ from pathspec import PathSpec
 from PIL import Image
 from ray._private.runtime_env.packaging import create_package
 
-from raymed.cluster.preflight import ARCHIVE
 from raymed.data.pseudonyms import KEYS, Pseudonyms
 from raymed.data.sources.table import read_cells
 from raymed.data.split import read_split_file
+from raymed.doctor.preflight import ARCHIVE
 from raymed.errors import UserError
 from raymed.spreadsheet import neutral, original, to_csv
 

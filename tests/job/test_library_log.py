@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymed.doctor import _tracebacks
+from raymed.doctor.support_bundle import _tracebacks
 from raymed.job import library_log
 from raymed.job.library_log import OneLine, essence, take_over
 

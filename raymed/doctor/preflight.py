@@ -18,7 +18,7 @@ import boto3
 import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
-from raymed.doctor import Finding
+from raymed.doctor.finding import Finding
 from raymed.errors import UserError
 
 ARCHIVE = "raymed.tar.gz"  # what machines install, as cluster.yaml names it

@@ -15,11 +15,11 @@ import yaml
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from raymed.cluster.preflight import ARCHIVE, preflight
-from raymed.doctor import Finding
+from raymed.doctor.finding import Finding
+from raymed.doctor.preflight import ARCHIVE, preflight
 from raymed.errors import UserError
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 REGION = "eu-central-1"
 
 

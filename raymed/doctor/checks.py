@@ -8,16 +8,15 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
 from raymed.data.labels import LabelTable
 from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
+from raymed.doctor.finding import Finding
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
 from raymed.storage.folder import Folder
@@ -25,24 +24,6 @@ from raymed.storage.folder import Folder
 GIB = 1 << 30
 LOW_DISK, LOW_SHARED = 10 * GIB, 1 * GIB  # a search's checkpoints; Ray's object store before it falls back to slow disk
 FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12")  # all of them are the module `faiss`
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's list.
-
-    Attributes:
-        subject: what was looked at.
-        state: ok; missing (something optional is not there); wrong (must be mended).
-        text: what was found, and where it is not ok what that means and what to do.
-    """
-
-    subject: str
-    state: Literal["ok", "missing", "wrong"]
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.state:<8}{self.subject:<16}{self.text}"
 
 
 def machine() -> Iterator[Finding]:

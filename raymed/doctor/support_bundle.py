@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from raymed.data.prepared import MANIFEST, Manifest, Prepared
-from raymed.doctor import Finding, read_text
+from raymed.doctor.checks import read_text
+from raymed.doctor.finding import Finding
 from raymed.errors import UserError
 from raymed.storage.folder import Folder
 

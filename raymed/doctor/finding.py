@@ -1,0 +1,24 @@
+"""What the doctor found, as a person reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's list.
+
+    Attributes:
+        subject: what was looked at.
+        state: ok; missing (something optional is not there); wrong (must be mended).
+        text: what was found, and where it is not ok what that means and what to do.
+    """
+
+    subject: str
+    state: Literal["ok", "missing", "wrong"]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.state:<8}{self.subject:<16}{self.text}"
