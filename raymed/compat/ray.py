@@ -58,8 +58,9 @@ def usual_score(
 
 
 def autoscaling_status() -> bytes | None:
-    """The first autoscaler's own report, as JSON (ray/autoscaler/_private/monitor.py); None where there is none. What is public
-    prints a table."""
+    """The first autoscaler's own report, as JSON (ray/autoscaler/_private/monitor.py); None where there is none.
+
+    What is public prints a table."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     status: bytes | None = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)

@@ -10,6 +10,8 @@ import ray
 import ray.data
 from ray._common import constants
 from ray._private import ray_constants, utils
+from ray.autoscaler._private import monitor
+from ray.experimental import internal_kv
 from ray.train import RunConfig, ScalingConfig
 from upgrade import since
 
@@ -38,6 +40,12 @@ def test_an_upgrade_of_ray_left_the_autoscalers_score() -> None:
         assert compat.usual_score({"CPU": 4}, [{"CPU": 1}], summary) is not None  # type: ignore[dict-item]
         assert compat.usual_score({"CPU": 4}, [{"GPU": 1}], summary) is None  # type: ignore[dict-item]
         assert summary.node_availabilities == {}
+
+
+def test_an_upgrade_of_ray_left_the_autoscalers_report() -> None:
+    with since(compat):
+        assert "DEBUG_AUTOSCALING_STATUS" in inspect.getsource(monitor) and "autoscaler_report" in inspect.getsource(monitor)
+        assert callable(internal_kv._internal_kv_get)
 
 
 @pytest.mark.slow
