@@ -1,4 +1,4 @@
-"""A recipe that sends a real signal while it trains, so that tests can hit a run at a known place."""
+"""What makes a recipe send a real signal while it trains, so that tests can hit a run at a known place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from ray.train import UserCallback
 
 from raymed.data.record import Record
 from raymed.recipes.recipe import Batch, TrainingPass
-from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.loop import SAVED
 
 
 @dataclass(frozen=True)
-class Signalling(LungRecipe):
-    """Sends `signal` once, when it encodes a certain micro-batch of the second epoch.
+class Signalling:
+    """Before a recipe among a class's bases: sends `signal` once, when it encodes a certain micro-batch of the second epoch.
 
     Attributes:
         at: which one, counted from 1 over all processes.
@@ -45,7 +44,7 @@ class Signalling(LungRecipe):
                 Path(self.count).with_suffix(".sent").touch()  # again: this is the time that counts
                 os.kill(self.target or os.getpid(), self.signal)
                 time.sleep(self.wait)
-        return super().encode(records, training)
+        return super().encode(records, training)  # type: ignore[misc, no-any-return]
 
     def _first(self) -> bool:
         """Whether no process was here before: two that count at once may both see one too many."""

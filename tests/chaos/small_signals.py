@@ -9,5 +9,5 @@ from small import Small
 
 
 @dataclass(frozen=True)
-class SmallSignalling(Small, Signalling):
+class SmallSignalling(Signalling, Small):
     """`Signalling` over the small network."""

@@ -93,7 +93,7 @@ def without(system: str, folder: Path) -> None:
             job.unlink()
 
 
-@pytest.mark.parametrize("folder", ["tracking", "evaluation", "data"])
+@pytest.mark.parametrize("folder", ["training", "tuning", "tracking", "evaluation", "data"])
 def test_the_machine_is_tested_without_any_room(folder: str) -> None:
     """But for the toy system, which is none."""
     entered = {path.name: rooms_of(path) for path in ROOT.joinpath("tests", folder).rglob("*.py")}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from raymed.data.stream import Streamed, stage
 from raymed.models.precision import has_bf16
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.checkpoint import Progress, checkpoint_names, read_history
 from raymed.training.engine import TrainSettings, learning_rate
 from raymed.training.fit import _trainer, fit, resources
@@ -26,7 +26,7 @@ SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5,
 
 
 def spec_of(prepared, storage: Path, name: str, **changes) -> RunSpec:
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     spec = RunSpec(name, str(storage), prepared.folder.uri, recipe, SETTINGS)
     train = {key: changes.pop(key) for key in list(changes) if key in TrainSettings.__dataclass_fields__}
     return dataclasses.replace(spec, train=dataclasses.replace(SETTINGS, **train), **changes)

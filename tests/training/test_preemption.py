@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import signals
+import toy_signals
 from ray import cloudpickle
-from signals import Signalling
+from toy_signals import ToySignalling
 
 from raymed.data.stream import stage
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import fit, resources
@@ -18,7 +19,8 @@ from raymed.training.spec import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
-cloudpickle.register_pickle_by_value(signals)  # workers cannot import tests
+for each in (signals, toy_signals):
+    cloudpickle.register_pickle_by_value(each)  # workers cannot import tests
 
 # 72 slices in 5 steps of 4, 4, 4, 4 and 2 micro-batches.
 SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3)
@@ -26,7 +28,7 @@ SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5,
 
 @pytest.fixture(scope="module")
 def spec(prepared, tmp_path_factory) -> RunSpec:
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     return RunSpec("run", str(tmp_path_factory.mktemp("runs")), prepared.folder.uri, recipe, SETTINGS)
 
 
@@ -54,7 +56,7 @@ def test_a_worker_told_to_leave_or_killed_costs_no_step_that_was_saved(
         name=f"signal-{number}",
         workers=workers,
         train=dataclasses.replace(SETTINGS, checkpoint_steps=checkpoint_steps),
-        recipe=Signalling(**vars(spec.recipe), count=str(count), signal=number),
+        recipe=ToySignalling(**vars(spec.recipe), count=str(count), signal=number),
     )
     found = run(prepared, interrupted)
     if workers == 1:

@@ -20,7 +20,7 @@ from ray.autoscaler._private.node_provider_availability_tracker import (
 from raymed.cluster import autoscaler
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.engine import TrainSettings
 from raymed.training.fit import Resources
 from raymed.training.spec import RunSpec
@@ -105,7 +105,7 @@ def test_a_search_whose_machines_never_come_ends_in_time_and_says_so(
         Budget, "seconds_left", property(lambda _: 0.0 if waiting and time.monotonic() - waiting[0] > 5 else 3600.0)
     )
     train = TrainSettings(epochs=1, global_batch=8, micro_batch=8)
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     template = RunSpec("waits", str(tmp_path), prepared.folder.uri, recipe, train)
     space = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2, log=True)})
     search = Search(template, space, Budget(trials=2, seconds=3600.0), f"sqlite:///{tmp_path}/mlflow.db")

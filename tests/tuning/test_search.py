@@ -16,20 +16,17 @@ import pandas as pd
 import pytest
 import ray
 import signals
-import torch
+import toy_signals
 from optuna.trial import TrialState
 from ray import cloudpickle
-from safetensors.torch import save_file
-from signals import Signalling
-from transformers import ResNetConfig, ResNetModel
+from toy_signals import ToySignalling
 
 from raymed.data.record import Record
 from raymed.errors import RunError, UserError
-from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.registry.register import assess_and_register
 from raymed.storage.folder import Folder
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyNetwork, ToyRecipe
 from raymed.training.checkpoint import newest_step
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import RunSpec
@@ -44,23 +41,31 @@ from raymed.tuning.study import BEST_POINT, REASON, Halving
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
-for each in (signals, sys.modules[__name__]):
+for each in (signals, toy_signals, sys.modules[__name__]):
     cloudpickle.register_pickle_by_value(each)  # workers cannot import tests
 DIVERGES = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class Buggy(LungRecipe):
+class Buggy(ToyRecipe):
     """Has a bug."""
 
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
         raise ValueError("a bug of the recipe's")
 
 
+@dataclasses.dataclass(frozen=True)
+class Unfit(ToyRecipe):
+    """Has weights of another network."""
+
+    def build(self) -> ToyNetwork:
+        raise UserError("the weights do not fit: give others")
+
+
 @pytest.fixture(scope="module")
 def search(prepared, tmp_path_factory) -> Search:
     folder = tmp_path_factory.mktemp("search")
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     train = TrainSettings(epochs=3, global_batch=8, micro_batch=8, lr=3e-3)
     template = RunSpec("search", str(folder), prepared.folder.uri, recipe, train, seed=1)
     space = {"train.lr": Dimension(choices=(3e-3, 3e-9, DIVERGES))}
@@ -110,7 +115,7 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(se
         assert tracker.describe(run).status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
         if epochs:
             tags = tracker.describe(run).tags
-            assert (tags["raymed.device"], tags["raymed.precision"], tags["raymed.backbone"]) == ("cpu", "float32", "resnet")
+            assert (tags["raymed.device"], tags["raymed.precision"], tags["raymed.backbone"]) == ("cpu", "float32", "toy")
 
 
 def test_the_morning_leaves_a_report_and_a_champion_that_predicts(search, morning, prepared):
@@ -118,7 +123,7 @@ def test_the_morning_leaves_a_report_and_a_champion_that_predicts(search, mornin
     assert "champion" in page
     assert search.command in page
     mlflow.set_tracking_uri(search.tracking_uri)
-    model = mlflow.pyfunc.load_model("models:/raymed-lung@champion")
+    model = mlflow.pyfunc.load_model("models:/raymed-toy@champion")
     slices = [record.images[0].pixels[..., 0] for record in prepared.read(prepared.rows("test")[:4])]
     said = model.predict(pd.DataFrame({"patient_id": ["new"], "image": [slices]}))
     probabilities = said.filter(like="p_").iloc[0]
@@ -172,10 +177,7 @@ def test_a_bug_in_a_recipe_is_the_reason_of_its_runs_failure(search, prepared, t
 
 
 def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(search, prepared, tmp_path):
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
-    ResNetModel(config).save_pretrained(tmp_path / "model")
-    save_file({"other.weight": torch.zeros(1)}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size, ModelSettings(path=str(tmp_path / "model")))
+    recipe = Unfit(**vars(search.template.recipe))
     template = dataclasses.replace(search.template, storage=str(tmp_path), name="unfit", recipe=recipe)
     settings, uri = dataclasses.replace(search.settings, concurrent=1), f"sqlite:///{tmp_path}/mlflow.db"
     unfit = dataclasses.replace(search, template=template, settings=settings, tracking_uri=uri)
@@ -232,10 +234,10 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tel
 
 def test_a_refit_that_does_not_come_to_its_end_is_not_registered(search, searched, morning, monkeypatch):
     monkeypatch.setattr("raymed.tuning.refit.fit", lambda *settings: {})  # as where its loss is not finite
-    before = search.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version
+    before = search.open_tracker().client.get_model_version_by_alias("raymed-toy", "champion").version
     with pytest.raises(RunError, match="ended after epoch 0 of"):
         conclude_search(search, search.open_study(), refit="all")
-    assert search.open_tracker().client.get_model_version_by_alias("raymed-lung", "champion").version == before
+    assert search.open_tracker().client.get_model_version_by_alias("raymed-toy", "champion").version == before
 
 
 def test_a_person_can_promote_another_trial(search, searched, morning):
@@ -252,7 +254,7 @@ def test_a_person_can_promote_another_trial(search, searched, morning):
 
 def test_ctrl_c_once_saves_a_checkpoint_within_the_epoch_and_the_same_command_goes_on(search, prepared, tmp_path):
     """A single run, whose worker sends the job what a terminal sends at Ctrl-C."""
-    recipe = Signalling(
+    recipe = ToySignalling(
         **vars(search.template.recipe), at=5, count=str(tmp_path / "count"), target=os.getpid(), signal=signal.SIGINT
     )
     template = dataclasses.replace(search.template, name="stopped", storage=str(tmp_path), recipe=recipe)

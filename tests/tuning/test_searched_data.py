@@ -9,8 +9,8 @@ import pytest
 
 from raymed.data.phantom import PhantomSettings
 from raymed.errors import UserError
-from raymed.systems.lung.options import LungOptions
 from raymed.systems.options import SearchOptions
+from raymed.systems.toy.options import ToyOptions
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
@@ -20,16 +20,15 @@ DIFFICULTY, LR = "phantom.difficulty", "train.lr"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchedLung(LungOptions, SearchOptions):
-    """Options of a lung search."""
+class SearchedToy(ToyOptions, SearchOptions):
+    """Options of a toy search."""
 
 
 def search(storage: Path, data: str | None = None, **space: Dimension) -> Search:
-    options = SearchedLung(
+    options = SearchedToy(
         storage=str(storage),
         data=data,
         phantom=SMALL,
-        phantom_size=28,
         search=SearchSettings(
             space={LR: Dimension(1e-4, 1e-2), **{f"phantom.{name}": each for name, each in space.items()}}
         ),
