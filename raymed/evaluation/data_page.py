@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raymed.data.acquisition import PICTURE, SIZES
 from raymed.data.geometry import telling
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
 from raymed.data.survey import class_name
+from raymed.evaluation.page import environment
 from raymed.evaluation.report import picture_uri
 from raymed.evaluation.sides import lean
 
@@ -97,11 +97,8 @@ class DataPage:
 
     def render(self) -> str:
         """The page as one HTML document."""
-        environment = Environment(
-            loader=PackageLoader("raymed.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )  # fmt: skip
-        return environment.get_template("data_page.html").render(page=self, manifest=self.prepared.manifest)
+        templates = environment("raymed.evaluation")
+        return templates.get_template("data_page.html").render(page=self, manifest=self.prepared.manifest)
 
 
 def look_at(prepared: Prepared, seed: int = 0) -> DataPage:

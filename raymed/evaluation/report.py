@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -22,6 +21,7 @@ from raymed.evaluation import figures, search_figures
 from raymed.evaluation.comparison import comparison
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import RARE, Evaluation
+from raymed.evaluation.page import environment
 from raymed.evaluation.search_summary import SearchSummary, TrialSummary
 from raymed.evaluation.style import as_svg
 
@@ -85,12 +85,9 @@ def render(report: SearchReport) -> str:
     champion = next(trial for trial in trials if trial.number == report.champion)
     varied, same = _columns(trials)
     judged = report.test or report.validation
-    environment = Environment(
-        loader=PackageLoader("raymed.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"estimate": _estimate, "duration": _duration, "value": _value, "picture": picture_uri}
-    return environment.get_template("report.html").render(
+    templates = environment("raymed.evaluation")
+    templates.filters |= {"estimate": _estimate, "duration": _duration, "value": _value, "picture": picture_uri}
+    return templates.get_template("report.html").render(
         report=report,
         trials=trials,
         champion=champion,

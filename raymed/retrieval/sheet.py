@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from raymed.evaluation.page import environment
 from raymed.evaluation.report import picture_uri
 from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import NONE, Neighbours
@@ -85,11 +85,8 @@ def render(title: str, judged: Sequence[Retrieval], best: Retrieval, lines: Sequ
         judged: one entry per layer.
         best: the one that the lines are of.
     """
-    environment = Environment(
-        loader=PackageLoader("raymed.retrieval", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("sheet.html").render(title=title, judged=judged, best=best, lines=lines, notes=notes)
+    templates = environment("raymed.retrieval")
+    return templates.get_template("sheet.html").render(title=title, judged=judged, best=best, lines=lines, notes=notes)
 
 
 def _case(pictures: Pictures, features: Features, row: int, distance: float | None, hit: bool) -> Case:

@@ -6,8 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from raymed.evaluation.page import environment
 from raymed.evaluation.picture_metrics import psnr
 from raymed.evaluation.report import picture_uri
 from raymed.evaluation.search_summary import SearchSummary
@@ -33,13 +32,10 @@ MEANINGS = {
 
 def render(assessment: GeneralistAssessment, search: SearchSummary, facts: CardFacts) -> str:
     """The page. It names no patient, and loads nothing."""
-    environment = Environment(
-        loader=PackageLoader("raymed.systems.unimedvl", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    templates = environment("raymed.systems.unimedvl")
     sign = 1 if search.objective.direction == "min" else -1
     evaluation = assessment.evaluation
-    return environment.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         search=search,
         facts=facts,
         assessment=assessment,

@@ -1,0 +1,56 @@
+"""What preparing lung images would do, and has done, in a person's words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from raymed.data.counts import left_out, table
+from raymed.data.geometry import spread, squashed
+from raymed.data.prepare import PrepareResult, expected_split
+from raymed.data.quarantine import Quarantine
+from raymed.data.reading import seconds_per_slice
+from raymed.data.settings import PrepareSettings
+from raymed.data.survey import survey
+from raymed.job.job import Outcome
+
+
+def plan(source: Path, out: str, settings: PrepareSettings) -> Outcome:
+    """What would be done."""
+    found = survey(source, settings, settings.labels)
+    patients = expected_split(found, settings)
+    lost = Quarantine(found, {}, settings.max_quarantine).left_out({study.patient for study in found.studies})
+    cpus = os.cpu_count() or 1
+    seconds = seconds_per_slice(found, settings.image) * found.slices / cpus
+    damaged = sum(not refusal.expected for refusal in found.listing.refusals)
+    megabytes = found.slices * settings.image.size**2 / 1e6
+    lines = [
+        *found.listing.notes,
+        *([note] if (note := squashed(found.listing, settings.image)) else []),
+        *table(patients),
+        f"{found.listing.format}: {found.slices} slices; left out by label: {found.ignored or 'none'}; "
+        f"refused already: {damaged}; passed over: {len(found.listing.refusals) - damaged}",
+        *(left_out(lost) if lost else []),
+        f"about {seconds:.0f} s on {cpus} CPUs, {megabytes:.0f} MB of grey pixels before compression",
+        f"dry run: nothing was written to {out}",
+    ]
+    data = {"format": found.listing.format, "patients": patients, "slices": found.slices, "ignored": found.ignored}
+    return Outcome("\n".join(lines), data | {"refused": damaged, "left_out": lost, "seconds": round(seconds)})
+
+
+def summary(result: PrepareResult) -> Outcome:
+    """What was done."""
+    manifest = result.prepared.manifest
+    lines = [
+        *table(manifest.patients, manifest.slices),
+        f"studies: {result.new} read, {result.kept} unchanged; slices left out by label: {manifest.ignored or 'none'}",
+        f"quarantined: {manifest.quarantined} slices; passed over: {manifest.passed_over} (quarantine.jsonl)",
+        *left_out(manifest.left_out),
+        f"patients that share near-duplicate pictures: {manifest.near_duplicates or 'none'}",
+        *spread(result.prepared),
+        str(result.guard),
+        f"prepared data: {result.prepared.folder.uri} (digest {manifest.digest})",
+    ]
+    data = {"out": result.prepared.folder.uri, "new": result.new, "kept": result.kept}
+    known = ("digest", "patients", "slices", "quarantined", "passed_over", "left_out", "ignored", "near_duplicates")
+    return Outcome("\n".join(lines), data | {name: getattr(manifest, name) for name in known})
