@@ -21,6 +21,7 @@ import torch
 from ray.exceptions import RayTaskError
 from torch import nn
 
+from raymed.cluster import connection as cluster
 from raymed.data.prepared import Places
 from raymed.data.record import records_from, with_features
 from raymed.data.stream import Reader, Staged, Streamed, fits_in_memory
@@ -119,10 +120,10 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
         rows: of all these runs.
         whole: whatever their sampling.
         each: what a worker occupies.
-        tasks: how many compute at once.
+        tasks: how many compute at once, where there are machines for them now: none is waited for.
 
     Returns:
-        `rows` as they are where there is no frozen part, or no room for its features: a line says so.
+        `rows` as they are where there is no frozen part, no machine or no room for its features: a line says so.
 
     Raises:
         UserError: the network, or a row, is not what the recipe needs.
@@ -130,6 +131,10 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
     spec, started = specs[0], time.monotonic()
     part = frozen_part(spec.recipe)
     if part is None:
+        return rows
+    tasks = min(tasks, _fitting(each))
+    if not tasks:
+        log.warning("frozen part: computed in every step: no machine that could compute it before the trials is there yet")
         return rows
     prepared = spec.open_data()
     chosen = np.unique(np.concatenate([every.all_rows(prepared, whole, not part.varied) for every in specs]))
@@ -170,6 +175,12 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
         *(len(chosen), time.monotonic() - started, size / 2**20),
     )
     return WithFeatures(rows, Staged.of(refs, [len(block) for block in held], np.concatenate(held)), digest, not part.varied)
+
+
+def _fitting(each: Resources) -> int:
+    """How many workers the machines hold that are there now."""
+    wanted = {"CPU": each.cpus} | ({"GPU": 1} if each.gpu else {})
+    return sum(min(int(machine.get(name, 0) // count) for name, count in wanted.items()) for machine in cluster.machines())
 
 
 @ray.remote

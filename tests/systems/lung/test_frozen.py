@@ -197,7 +197,10 @@ def test_features_that_find_no_room_are_computed_in_every_step_and_a_line_says_s
     monkeypatch.setattr(frozen, "fits_in_memory", lambda size: False)
     with caplog.at_level(logging.WARNING, "raymed"):
         assert keep_features([spec], rows, False, EACH, 1) is rows
+        elsewhere = Resources(1, 1, 1, gpu=True)
+        assert keep_features([spec], rows, False, elsewhere, 1) is rows, "a machine that may still come is not waited for"
     assert "do not fit the object store" in caplog.text
+    assert "no machine that could compute it" in caplog.text
 
 
 @pytest.mark.slow
