@@ -104,19 +104,23 @@ class ClipClassifier(nn.Module):
         self._features: Tensor | None = None  # while evaluating
         self.register_load_state_dict_post_hook(_forget)
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor | None = None, features: Tensor | None = None) -> dict[str, Tensor]:
         """Compare pictures with the class texts.
 
         Args:
-            pixels: uint8 [rows, 1 or 3, size, size].
+            pixels: uint8 [rows, 1 or 3, size, size], or
+            features: what `image_features` made of them.
 
         Returns:
             `logits` [rows, classes] and `prompt_logits` [rows, prompts]: cosines times the scale, float32; several prompts
             of a class stand for it together, by the direction of their mean. `scale` []: one over the temperature.
         """
-        pictures = self.picture_features(pixels)
+        if features is None:
+            assert pixels is not None
+            features = self.image_features(pixels)
+        pictures = self._projected(features)
         prompts = self.prompt_features()
-        with torch.autocast(pixels.device.type, enabled=False):  # 8 bits are too few for a cosine that is scaled up
+        with torch.autocast(prompts.device.type, enabled=False):  # 8 bits are too few for a cosine that is scaled up
             classes = torch.zeros(self.classes, prompts.shape[1], device=prompts.device)
             classes = F.normalize(classes.index_add(0, self.owner, prompts), dim=1)
             scale = _Bounded.apply(self.logit_scale.float()).exp()[0]
@@ -128,10 +132,19 @@ class ClipClassifier(nn.Module):
 
     def picture_features(self, pixels: Tensor) -> Tensor:
         """Unit vectors, float32 [rows, embed_dim], of uint8 pictures [rows, 1 or 3, size, size]."""
+        return self._projected(self.image_features(pixels))
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """What the image encoder makes of uint8 pictures [rows, 1 or 3, size, size]: [rows, width]."""
+        return pooled_features(self.image_encoder, self.normalise(pixels, self._dtype), class_token=True)
+
+    def _projected(self, features: Tensor) -> Tensor:
+        return F.normalize(self.image_projection(features.to(self._dtype)).float(), dim=1)
+
+    @property
+    def _dtype(self) -> torch.dtype:
         projection: Any = self.image_projection[-1]
-        inputs = self.normalise(pixels, projection.weight.dtype)
-        features = pooled_features(self.image_encoder, inputs, class_token=True)
-        return F.normalize(self.image_projection(features).float(), dim=1)
+        return projection.weight.dtype
 
     def prompt_features(self) -> Tensor:
         """Unit vectors, float32 [prompts, embed_dim], of the class texts."""

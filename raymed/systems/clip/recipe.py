@@ -23,8 +23,8 @@ from raymed.recipes.augment import generator
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import CLASSIFIER, Metric
-from raymed.recipes.pictures import class_labels, stack_pictures
-from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.recipes.pictures import class_labels, stack_features, stack_pictures
+from raymed.recipes.recipe import Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.clip.crops import crop_pictures, prepared_size
 from raymed.systems.clip.settings import ClipAugmentSettings, ClipLossSettings
 
@@ -145,8 +145,20 @@ class ClipRecipe:
         """Text encoder and the rest, each with and without weight decay."""
         return parameter_groups(module, module.text_encoder, "text encoder", self.model.text_lr_scale)  # type: ignore[arg-type]
 
+    @property
+    def frozen_part(self) -> FrozenPart | None:
+        """The image encoder, where it is frozen."""
+        model = self.model
+        settings = {"encoder": model.image_encoder, "weights": model.image_weights, "size": self.size}
+        return FrozenPart("image_encoder", settings, self.augment.preset != "none") if model.freeze_image else None
+
+    def features(self, module: nn.Module, batch: Batch) -> Tensor:
+        """What the image encoder makes of pictures, [rows, width]."""
+        return module.image_features(batch.tensors["pixels"])  # type: ignore[operator]
+
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
-        """Pictures uint8 [rows, 1 or 3, size, size] as `pixels`, and `labels` [rows] where every record has one.
+        """Pictures uint8 [rows, 1 or 3, size, size] as `pixels`, or what the frozen image encoder made of them, float32
+        [rows, width], as `features`; and `labels` [rows] where every record has one.
 
         For the clip loss also `prompts` [rows]: the number of one of the class's prompts, counted over all classes, drawn
         from (seed, epoch, record id).
@@ -156,8 +168,11 @@ class ClipRecipe:
         """
         ids = [record.id for record in records]
         labels = class_labels(records, required=training is not None)
-        pixels = stack_pictures(records, self.prepared_size)
-        tensors = {"pixels": torch.from_numpy(crop_pictures(pixels, ids, self.size, self.augment, training))}
+        if (features := stack_features(records)) is not None:
+            tensors = {"features": torch.from_numpy(features)}
+        else:
+            pixels = stack_pictures(records, self.prepared_size)
+            tensors = {"pixels": torch.from_numpy(crop_pictures(pixels, ids, self.size, self.augment, training))}
         if labels is not None:
             tensors["labels"] = labels
         if training is not None and labels is not None and self.loss.kind == "clip":
@@ -171,7 +186,7 @@ class ClipRecipe:
         as negatives and no others: a whole group of `train.norm_group`.
         """
         labels = batch.tensors["labels"]
-        output = module(batch.tensors["pixels"])
+        output = module(**_seen(batch))
         logits = output["logits"]
         same = labels[:, None] == labels[None]
         if self.loss.kind == "clip":
@@ -188,7 +203,7 @@ class ClipRecipe:
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`logits` float32 [rows, classes]; their softmax is the class probability. `module` is in evaluation mode."""
         with torch.no_grad():
-            return {"logits": module(batch.tensors["pixels"])["logits"].float()}
+            return {"logits": module(**_seen(batch))["logits"].float()}
 
     def evaluate(self, predictions: dict[str, np.ndarray], records: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics per patient as for every classifier, and `val_acc`: percentage of pictures that are given their class."""
@@ -276,6 +291,11 @@ def _checked_texts(names: Sequence[str], texts: Sequence[Sequence[str]]) -> tupl
             owner[prompt] = name
         checked.append(stripped)
     return tuple(checked)
+
+
+def _seen(batch: Batch) -> dict[str, Tensor]:
+    """What the network sees of a batch."""
+    return {name: batch.tensors[name] for name in ("pixels", "features") if name in batch.tensors}
 
 
 RECIPE = ClipRecipe

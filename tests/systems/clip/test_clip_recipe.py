@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -283,3 +285,20 @@ def test_loss_settings_that_contradict_are_refused() -> None:
     for wrong in ({"text_to_image": -1.0}, {"kind": "clip", "text_to_image": 1.0}):
         with pytest.raises(UserError, match="text_to_image"):
             ClipLossSettings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["class", "clip"])
+def test_what_a_frozen_image_encoder_made_of_pictures_gives_the_loss_of_the_pictures(kind: Literal["class", "clip"]) -> None:
+    recipe = _recipe(ClipLossSettings(kind), freeze_image=True)
+    assert recipe.frozen_part is not None and not recipe.frozen_part.varied
+    varied = _recipe(augment="minimal", freeze_image=True).frozen_part
+    assert varied is not None and varied.varied and _recipe().frozen_part is None
+    torch.manual_seed(0)
+    module, records = recipe.build(), _records(8)
+    made = recipe.features(module.eval(), recipe.encode(records, None)).detach().numpy()
+    kept = [replace(record, images=(), features=each) for record, each in zip(records, made, strict=True)]
+    where = TrainingPass(0, 0)
+    losses = [total(recipe.compute_loss(module.train(), recipe.encode(each, where))) for each in (records, kept)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    logits = [recipe.predict(module.eval(), recipe.encode(each, None))["logits"] for each in (records, kept)]
+    assert torch.allclose(*logits, atol=1e-5)
