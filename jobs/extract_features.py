@@ -24,11 +24,10 @@ def main(options: ExtractFeatures) -> Outcome:
     from raymed.retrieval.extract import Work, extract
     from raymed.retrieval.extraction import Destination, plan, summary
 
-    out = Destination.of(options.out, options.format)
     tower = open_tower(options.model, options.tracking)
     opened = options.open(tower.size)
     work = Work(tower.resized(opened.image.size), options.features, opened.image)
-    layers = options.features.layers(tower.layers)
+    out, layers = Destination.of(options.out, options.format), options.features.layers(tower.layers)
     if options.dry_run:
         return plan(layers, opened, out)
     log.info("找到 %d 张图像 (pictures), %d parts; 提取特征: layers %s", opened.pictures, len(opened.parts), list(layers))
