@@ -23,7 +23,8 @@ from raymed.data.sources import Refusal, Study
 from raymed.data.survey import Survey
 from raymed.errors import UserError
 from raymed.spreadsheet import neutral, original
-from raymed.storage.folder import Folder, make_durable
+from raymed.storage import disk
+from raymed.storage.folder import Folder
 
 KEY_LENGTH = 32  # bytes
 KEYS = "~/.raymed/keys"  # where keys are kept
@@ -202,4 +203,4 @@ def _write_private(path: Path, text: str, anew: bool = False) -> None:
         temporary.unlink()
     else:
         temporary.replace(path)
-    make_durable(path.parent)
+    disk.keep(path.parent)

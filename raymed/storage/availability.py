@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from raymed import clock
 from raymed.errors import StorageError
 from raymed.storage.folder import Folder
 
@@ -28,7 +28,7 @@ def wait_for(action: Callable[[], Result], storage: Folder, minutes: float, wait
     Raises:
         StorageError: it is full or read-only, or was away for longer.
     """
-    until = time.monotonic() + 60 * minutes
+    until = clock.seconds() + 60 * minutes
     while True:
         try:
             return action()
@@ -38,14 +38,14 @@ def wait_for(action: Callable[[], Result], storage: Folder, minutes: float, wait
                     f"{storage.uri} cannot be used: {error}. The checkpoints in it are untouched. "
                     "Free space or mend the permissions, and run the same command again"
                 ) from error
-            if time.monotonic() > until:
+            if clock.seconds() > until:
                 raise StorageError(
                     f"{storage.uri} has been away from {socket.gethostname()} for {minutes:g} minutes "
                     f"(train.storage_minutes): {error}. Its checkpoints are untouched. Bring it back, at the same place on "
                     "every machine of the cluster, and run the same command again"
                 ) from error
         waiting()
-        time.sleep(PAUSE)
+        clock.sleep(PAUSE)
 
 
 def require_there(folder: Folder) -> None:

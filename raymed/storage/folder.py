@@ -7,8 +7,6 @@ shared working directory. Files are written whole: a reader sees the old bytes o
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import re
 import uuid
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raymed.errors import UserError
+from raymed.storage import disk
 
 SECRET = re.compile(r"[^/]*@|[^/:@]*:(?!\d+(?:/|$))[^@]*@")  # NAME@, or NAME:PASSWORD@ with slashes; not HOST:PORT/...@...
 
@@ -97,19 +96,23 @@ class Folder:
                 with self.filesystem.open_output_stream(path) as stream:
                     stream.write(content)
                 return
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+            target = Path(path)
+            temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+            make_folders(target.parent)
             try:
-                with open(temporary, "wb") as file:  # noqa: PTH123
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)  # noqa: PTH105
-                make_durable(Path(path).parent)
+                disk.write(temporary, content)
+                disk.keep(temporary)
+                disk.rename(temporary, target)
+                disk.keep(target.parent)
             finally:
-                Path(temporary).unlink(missing_ok=True)
+                disk.remove(temporary)
         except OSError as error:
             raise UserError(f"cannot write {self.uri}/{name}: {error}. Free space, or choose another folder.") from error
+
+    def make(self) -> None:
+        """Make the folder, durably, with those above it. Object stores have no folders."""
+        if self.is_local:
+            make_folders(Path(self.path))
 
     def check_writable(self) -> None:
         """Write a small file and remove it again, with the folders that were made for it.
@@ -146,18 +149,12 @@ def _in_one_request(uri: str) -> str:
     return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if uri.startswith("s3://") else uri
 
 
-def make_durable(path: Path) -> None:
-    """Write a file out, or a folder, without which the names in it do not outlive a power cut."""
-    if os.name == "nt":  # Windows opens no folders, and keeps names by itself
-        return
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems keep names by themselves
-            raise
-    finally:
-        os.close(opened)
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it that are missing; each is durable, which its own files alone would not make it."""
+    missing = [folder for folder in (path, *path.parents) if not disk.exists(folder)]
+    for folder in reversed(missing):
+        disk.make(folder)
+        disk.keep(folder.parent)
 
 
 def refuse_password(uri: str) -> None:

@@ -12,17 +12,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import socket
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from raymed.background import Background
 from raymed.errors import UserError
+from raymed.storage import holder
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 
@@ -62,8 +60,9 @@ class _Claim:
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name, self._file, self._term = folder, name, f"{uuid.uuid4().hex}.json", 0
-        self._over = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name=f"lease on {name}", daemon=True)
+        self._is_over = False
+        self._rivals: dict[str, float] = {}
+        self._heart = Background(f"lease on {name}", self._beat, BEAT)
 
     def make(self) -> None:
         """Leave the claim, and see whether another one counts.
@@ -76,13 +75,13 @@ class _Claim:
             now = self._folder.modified(self._file)
             for file in self._others():
                 with contextlib.suppress(FileNotFoundError):  # its holder ends
-                    holder, age = _read(self._folder, file), now - self._folder.modified(file)
-                    if _is_over(holder, age):
-                        self._term = max(self._term, _term(holder) + 1)
+                    other, age = _read(self._folder, file), now - self._folder.modified(file)
+                    if _is_over(other, age):
+                        self._term = max(self._term, _term(other) + 1)
                         self._write()  # before the other goes: the term outlives it
                         self._folder.delete(file)
                         continue
-                    who = f"{holder.get('pid')} on {holder.get('host')}, last seen {max(0, age):.0f} s ago"
+                    who = f"{other.get('pid')} on {other.get('host')}, last seen {max(0, age):.0f} s ago"
                     raise UserError(
                         f"{self._name!r} is running in another process ({who}): wait for it, or stop it. "
                         f"If that machine is gone, try again in {EXPIRES:.0f} s"
@@ -96,41 +95,45 @@ class _Claim:
         self._heart.start()
 
     def end(self) -> None:
-        self._over.set()
+        self._is_over = True
+        self._heart.wake()
         self._heart.join(LEAVING)
 
-    def _beat(self) -> None:
+    def _beat(self) -> float | None:
         """Renew the claim until it is over, and remove it then.
 
         Where another process has taken over, this one ends at once: a checkpoint, or a word to MLflow, would be among that
         one's by now.
         """
-        rivals: dict[str, float] = {}
-        while not self._over.wait(BEAT):
-            try:
-                require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
-                is_there, before = self._folder.exists(self._file), rivals
-                rivals = {file: self._folder.modified(file) for file in self._others()}
-                # one that only looked, or was killed while it did, renews nothing
-                renewed = [file for file, at in rivals.items() if before.get(file, at) != at]
-                has_rival = any(_term(_read(self._folder, file)) >= self._term for file in renewed)
-                if is_there and not has_rival:
-                    self._write()
-                    continue
-            except Exception as error:  # whatever a file system raises while it is away
-                log.debug("the lease on %s could not be renewed: %s", self._name, error)
-                continue
-            if not self._over.is_set():
-                log.error(
-                    "another process has taken %s over, because this one was not seen for too long: it ends", self._name
-                )
-                sys.stderr.flush()
-                _end()
+        if not self._is_over and self._is_mine():
+            return BEAT
         with contextlib.suppress(Exception):  # a storage that is away: the claim expires
             self._folder.delete(self._file)
+        return None
+
+    def _is_mine(self) -> bool:
+        """Renew the claim; whether the lease is still this process's. Where it is not, the process ends."""
+        try:
+            require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
+            is_there, before = self._folder.exists(self._file), self._rivals
+            self._rivals = {file: self._folder.modified(file) for file in self._others()}
+            # one that only looked, or was killed while it did, renews nothing
+            renewed = [file for file, at in self._rivals.items() if before.get(file, at) != at]
+            has_rival = any(_term(_read(self._folder, file)) >= self._term for file in renewed)
+            if is_there and not has_rival:
+                self._write()
+                return True
+        except Exception as error:  # whatever a file system raises while it is away
+            log.debug("the lease on %s could not be renewed: %s", self._name, error)
+            return True
+        if not self._is_over:
+            log.error("another process has taken %s over, because this one was not seen for too long: it ends", self._name)
+            sys.stderr.flush()
+            holder.end()
+        return False
 
     def _write(self) -> None:
-        self._folder.write(self._file, json.dumps(_myself() | {"term": self._term}).encode())
+        self._folder.write(self._file, json.dumps(holder.myself() | {"term": self._term}).encode())
 
     def _others(self) -> list[str]:
         return [file for file in self._folder.names() if file.endswith(".json") and file != self._file]
@@ -143,38 +146,11 @@ def _read(folder: Folder, file: str) -> dict[str, Any]:
         return {}  # damaged: only its age counts
 
 
-def _term(holder: dict[str, Any]) -> int:
+def _term(other: dict[str, Any]) -> int:
     """How often the lease was taken over before; claims of an earlier raymed do not say."""
-    return int(holder.get("term", 0))
+    return int(other.get("term", 0))
 
 
-def _end() -> None:
-    """Whatever the other threads do. Ray ends what it started for a process that is gone."""
-    os._exit(1)
-
-
-def _is_over(holder: dict[str, Any], age: float) -> bool:
-    if _machine() and holder.get("machine") == _machine():
-        return _started(int(holder["pid"])) != holder["started"]
-    return age > EXPIRES
-
-
-def _myself() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _machine() -> str:
-    """Names where process ids are those that we see: a host since it started, or a container on it. Empty without /proc."""
-    boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if not (boot.exists() and processes.is_symlink()):
-        return ""  # a process id alone, which another process may have by now, tells nothing
-    return " ".join([socket.gethostname(), boot.read_text().strip(), str(processes.readlink())])
-
-
-def _started(pid: int) -> str:
-    """When a process was started, by a clock of its machine; empty where there is none (any more)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+def _is_over(other: dict[str, Any], age: float) -> bool:
+    ended = holder.has_ended(other)
+    return age > EXPIRES if ended is None else ended

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import atexit
 import logging
-import threading
-import time
 from collections.abc import Callable
 
+from raymed import clock
+from raymed.background import UNTIL_WOKEN, Background
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 
@@ -25,55 +25,50 @@ class Mirror:
 
     def __init__(self, folder: Folder, name: str, content: Callable[[], bytes]) -> None:
         self._folder, self._name, self._content = folder, name, content
-        self._changed = threading.Condition()
         self._version = self._delivered = 0
         self._closing = False
-        self._thread: threading.Thread | None = None
+        self._courier: Background | None = None
+        self._pause, self._away_since = FIRST_PAUSE, 0.0
 
     def renew(self) -> None:
         """The content has changed. Returns at once."""
-        with self._changed:
-            self._version += 1
-            if self._thread is None:
-                atexit.register(self.close)
-                self._closing = False
-                self._thread = threading.Thread(target=self._run, name=f"copy of {self._name}", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        self._version += 1
+        if self._courier is None:
+            atexit.register(self.close)
+            self._closing = False
+            self._courier = Background(f"copy of {self._name}", self._step)
+            self._courier.start()
+        self._courier.wake()
 
     def close(self) -> None:
         """Wait until the newest content is delivered, or say that it is not."""
         atexit.unregister(self.close)
-        with self._changed:
-            thread, self._thread, self._closing = self._thread, None, True
-            self._changed.notify_all()
-        if thread is not None:
-            thread.join(LAST_WAIT)
+        courier, self._courier, self._closing = self._courier, None, True
+        if courier is not None:
+            courier.wake()
+            courier.join(LAST_WAIT)
             if self._delivered < self._version:
                 log.error("%s/%s is not up to date: the storage is still away", self._folder.uri, self._name)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._delivered < self._version or self._closing)
-                version = self._version
-                if self._delivered == version:
-                    return
-            self._deliver()
-            self._delivered = version
+    def _step(self) -> float | None:
+        version = self._version
+        if self._delivered == version:
+            return None if self._closing else UNTIL_WOKEN
+        try:
+            if self._folder.is_local:  # or it would be written below a mount point
+                require_there(self._folder)
+            self._folder.write(self._name, self._content())
+        except Exception as error:  # whatever a file system raises while it is away
+            return self._later(error)
+        if self._pause > FIRST_PAUSE:
+            log.warning("the storage took %s again after %.0f s", self._name, clock.seconds() - self._away_since)
+        self._pause, self._delivered = FIRST_PAUSE, version
+        return 0.0
 
-    def _deliver(self) -> None:
-        pause, since = FIRST_PAUSE, time.monotonic()
-        while True:
-            try:
-                if self._folder.is_local:  # or it would be written below a mount point
-                    require_there(self._folder)
-                self._folder.write(self._name, self._content())
-                break
-            except Exception as error:  # whatever a file system raises while it is away
-                if pause == FIRST_PAUSE:
-                    log.warning("%s cannot be copied to the storage: going on, and trying again (%s)", self._name, error)
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-        if pause > FIRST_PAUSE:
-            log.warning("the storage took %s again after %.0f s", self._name, time.monotonic() - since)
+    def _later(self, error: Exception) -> float:
+        pause = self._pause
+        if pause == FIRST_PAUSE:
+            self._away_since = clock.seconds()
+            log.warning("%s cannot be copied to the storage: going on, and trying again (%s)", self._name, error)
+        self._pause = min(2 * pause, LONGEST_PAUSE)
+        return pause

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raymed import clock
+from raymed.background import UNTIL_WOKEN, Background
 from raymed.errors import UserError
+from raymed.storage import disk
 from raymed.storage.availability import wait_for
 from raymed.storage.entries import from_line, has_checksum, plain, to_line
 from raymed.storage.folder import Folder
@@ -60,14 +61,15 @@ class Outbox:
             content += to_line(entry)
             self._waiting.append((entry, len(content)))
         self._length = len(content)
-        if not is_clean:
+        if not is_clean or not disk.exists(path):
             Folder.at(path.parent).write(path.name, content)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._error: UserError | None = None
         self._closing = False
         self._refused = 0
-        self._thread = threading.Thread(target=self._run, name=f"outbox of {service}", daemon=True)
-        self._thread.start()
+        self._pause, self._away_since = FIRST_PAUSE, 0.0
+        self._courier = Background(f"outbox of {service}", self._step)
+        self._courier.start()
 
     def put(self, entry: Mapping[str, Any]) -> None:
         """Keep an entry, durably, and return at once.
@@ -75,14 +77,14 @@ class Outbox:
         Raises:
             UserError: an earlier entry cannot be delivered at all, far too many are waiting, or the file cannot be written.
         """
-        with self._changed:
+        with self._lock:
             self._check()
             if len(self._waiting) >= MOST_WAITING:
                 raise UserError(f"{self._service} has been away too long: {MOST_WAITING} entries wait in {self._path}")
             line, folder = to_line(entry), Folder.at(self._path.parent)
             wait_for(lambda: self._append(line, durably=True), folder, self._storage_minutes, lambda: None)
             self._waiting.append((dict(entry), self._length))
-            self._changed.notify_all()
+        self._courier.wake()
 
     def close(self) -> None:
         """Wait until all is delivered, or say where the rest is kept.
@@ -90,11 +92,10 @@ class Outbox:
         Raises:
             UserError: an entry cannot be delivered at all.
         """
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(LAST_WAIT)
-        with self._changed:
+        self._closing = True
+        self._courier.wake()
+        self._courier.join(LAST_WAIT)
+        with self._lock:
             self._check()
             if self._waiting:
                 log.error(
@@ -109,61 +110,57 @@ class Outbox:
             raise self._error
 
     def _append(self, line: bytes, durably: bool) -> None:
-        """Write behind the last whole line; what a failed write left is cut off first."""
-        with self._path.open("ab") as file:
-            if file.tell() > self._length:
-                file.truncate(self._length)
-            file.write(line)
-            file.flush()
-            if durably:
-                os.fsync(file.fileno())
+        """Write behind the last whole line; what a failed write left is cut off."""
+        disk.append(self._path, line, self._length)
+        if durably:
+            disk.keep(self._path)
         self._length += len(line)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                entry, end = self._waiting[0]
-            try:
-                self._try(entry)
-            except UserError as error:
-                with self._changed:
-                    self._error = error
-                return
-            with self._changed:
-                self._waiting.popleft()
-                with contextlib.suppress(OSError):  # it is delivered once more, then
-                    if self._waiting:
-                        self._append(to_line({DELIVERED: end}), durably=False)
-                    else:
-                        os.truncate(self._path, 0)
-                        self._length = 0
+    def _step(self) -> float | None:
+        """Deliver the first entry that waits."""
+        with self._lock:
+            if not self._waiting:
+                return None if self._closing else UNTIL_WOKEN
+            entry, end = self._waiting[0]
+        try:
+            self._deliver(entry)
+        except UserError as error:
+            self._error = error
+            return None
+        except Refused as error:
+            self._set_aside(entry, error)
+        except Exception as error:  # whatever a client library raises when its service is away
+            return self._later(error)
+        if self._pause > FIRST_PAUSE:
+            log.warning("%s is back after %.0f s", self._service, clock.seconds() - self._away_since)
+        self._pause = FIRST_PAUSE
+        with self._lock:
+            self._waiting.popleft()
+            with contextlib.suppress(OSError):  # it is delivered once more, then
+                self._note_delivered(end)
+        return 0.0
 
-    def _try(self, entry: dict[str, Any]) -> None:
-        pause, since = FIRST_PAUSE, time.monotonic()
-        while True:
-            try:
-                self._deliver(entry)
-                break
-            except UserError:
-                raise
-            except Refused as error:
-                self._set_aside(entry, error)
-                break
-            except Exception as error:  # whatever a client library raises when its service is away
-                if pause == FIRST_PAUSE:
-                    log.warning("%s is away (%s): going on, and keeping what is for it", self._service, _line(error))
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-        if pause > FIRST_PAUSE:
-            log.warning("%s is back after %.0f s", self._service, time.monotonic() - since)
+    def _later(self, error: Exception) -> float:
+        pause = self._pause
+        if pause == FIRST_PAUSE:
+            self._away_since = clock.seconds()
+            log.warning("%s is away (%s): going on, and keeping what is for it", self._service, _line(error))
+        self._pause = min(2 * pause, LONGEST_PAUSE)
+        return pause
+
+    def _note_delivered(self, end: int) -> None:
+        if self._waiting:
+            self._append(to_line({DELIVERED: end}), durably=False)
+        else:
+            disk.append(self._path, b"", 0)
+            self._length = 0
 
     def _set_aside(self, entry: dict[str, Any], error: Refused) -> None:
         aside = self._path.with_name(f"{self._path.stem}.refused{self._path.suffix}")
-        with contextlib.suppress(OSError), aside.open("ab") as file:
-            file.write(to_line(entry))
+        with contextlib.suppress(OSError):
+            if not disk.exists(aside):
+                disk.write(aside, b"")
+            disk.append(aside, to_line(entry), disk.size(aside))
         if not self._refused:
             log.error("%s refuses an entry for good (%s): it is set aside in %s", self._service, _line(error), aside)
         self._refused += 1
@@ -171,7 +168,7 @@ class Outbox:
 
 def _left(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The entries of a file that are not delivered, and whether it holds these alone, each whole and with a checksum."""
-    content = path.read_bytes() if path.is_file() else b""
+    content = disk.read(path) if disk.exists(path) else b""
     left: list[tuple[dict[str, Any], int]] = []
     end, is_clean = 0, True
     for number, line in enumerate(content.splitlines(keepends=True), 1):

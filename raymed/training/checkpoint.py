@@ -147,7 +147,7 @@ def publish(folder: Path, run: Folder, name: str) -> None:
         name: see `new_name`.
     """
     seal(folder, 0, 1)
-    run.filesystem.create_dir(run.path, recursive=True)
+    run.make()
     upload(folder, run, name)
 
 

@@ -56,7 +56,7 @@ class StartWeights:
         copies = storage.child(FOLDER)
         _sweep(copies)
         if set(copies.child(digest).names()) != {path.name for path in network.iterdir()}:
-            copies.filesystem.create_dir(copies.path, recursive=True)
+            copies.make()
             if not storage.is_local:  # each object is whole when it is there
                 upload(network, copies, digest)
             else:  # a copy that a kill cut short would be taken for the whole one

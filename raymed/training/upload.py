@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from pyarrow import fs
 
-from raymed.storage.folder import Folder, make_durable
+from raymed.storage import disk
+from raymed.storage.folder import Folder
 
 
 def upload(local: Path, run: Folder, name: str) -> None:
@@ -24,10 +24,11 @@ def upload(local: Path, run: Folder, name: str) -> None:
     target = Path(run.path) / name
     folders = [target, *(target / path.relative_to(local) for path in sorted(local.rglob("*")) if path.is_dir())]
     for folder in folders:
-        folder.mkdir(exist_ok=True)
+        disk.make(folder)
     for path in local.rglob("*"):
         if path.is_file():
-            shutil.copyfile(path, target / path.relative_to(local))
-            make_durable(target / path.relative_to(local))
-    for folder in [*reversed(folders), target.parent]:
-        make_durable(folder)
+            disk.copy(path, target / path.relative_to(local))
+            disk.keep(target / path.relative_to(local))
+    # the run's own folder too: Ray Train makes it and writes no folder out
+    for folder in [*reversed(folders), target.parent, target.parent.parent]:
+        disk.keep(folder)

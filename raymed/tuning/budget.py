@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from raymed import clock
 from raymed.errors import UserError
 
 
@@ -41,8 +41,8 @@ class Budget:
 
     def begun(self, spent: float = 0.0) -> Budget:
         """As it is for a process that goes on with a search after `spent` seconds: from now on no set clock matters."""
-        ends = time.monotonic() + self.seconds - spent if self.seconds else math.inf
-        return replace(self, ends=ends, closes=_uptime() + self.deadline - time.time() if self.deadline else math.inf)
+        ends = clock.seconds() + self.seconds - spent if self.seconds else math.inf
+        return replace(self, ends=ends, closes=clock.uptime() + self.deadline - clock.now() if self.deadline else math.inf)
 
     @property
     def time_is_over(self) -> bool:
@@ -53,7 +53,7 @@ class Budget:
         """Until time is over; infinity without a limit."""
         has_begun = not math.isinf(min(self.ends, self.closes))
         begun = self if has_begun else self.begun()
-        return min(begun.ends - time.monotonic(), begun.closes - _uptime())
+        return min(begun.ends - clock.seconds(), begun.closes - clock.uptime())
 
     @property
     def plan(self) -> str:
@@ -66,7 +66,7 @@ class Budget:
         """When time is over, as a person reads it, with the zone; empty without a limit."""
         if math.isinf(self.seconds_left):
             return ""
-        end = datetime.fromtimestamp(round(time.time() + self.seconds_left), UTC).astimezone(_zone(self.timezone))
+        end = datetime.fromtimestamp(round(clock.now() + self.seconds_left), UTC).astimezone(_zone(self.timezone))
         return f"{end:%Y-%m-%d %H:%M %Z}"
 
     def kept(self, earlier: Budget) -> Budget:
@@ -101,17 +101,12 @@ def deadline(until: str, timezone: str = "") -> float:
     if not until:
         return 0.0
     try:
-        clock = datetime.strptime(until, "%H:%M").time()
+        time_of_day = datetime.strptime(until, "%H:%M").time()
     except ValueError as error:
         raise UserError(f"--until {until!r} is not a time of day such as 07:00") from error
-    now = datetime.now(zone)
-    end = datetime.combine(now.date(), clock, zone)
+    now = datetime.fromtimestamp(clock.now(), zone)
+    end = datetime.combine(now.date(), time_of_day, zone)
     return (end if end > now else end + timedelta(days=1)).timestamp()
-
-
-def _uptime() -> float:
-    """Seconds since this machine started, its sleep included where the system counts it."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _zone(name: str) -> tzinfo | None:

@@ -37,7 +37,7 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.machine_wait import NONE_CAME, MachineWait
 from raymed.tuning.progress import Progress
-from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
+from raymed.tuning.ray_tune import Observer, StudyScheduler, StudySearcher
 from raymed.tuning.recorder import Recorder, Watch
 from raymed.tuning.reminder import Reminder
 from raymed.tuning.search import DRIVER_CPUS, TRIALS, Search, fitting_runs
@@ -47,23 +47,31 @@ from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")
 
+Training = Callable[[Observer], Mapping[int, str]]
+"""Trains a study's trials until none is left, or the time is over; why those did not end that it lost sight of.
+KeyboardInterrupt: told to stop, and runs have saved."""
+
+Trainer = Callable[[Search, Study, Timetable, Resources, int], contextlib.AbstractContextManager[Training]]
+"""What trains: each trial with these resources, so many at once."""
+
 NOTES = "tune-"  # begins the names of folders that Ray Tune had in the storage of an earlier raymed
 
 
-def run_search(search: Search, watch: Watch | None = None) -> Study:
+def run_search(search: Search, watch: Watch | None = None, trainer: Trainer | None = None) -> Study:
     """Search until the budget is used up; the study tells how every trial ended.
 
     Args:
         watch: told of every run's start, epochs and end, with what it reported.
+        trainer: in place of Ray Tune.
 
     Raises:
         UserError: another process runs this search.
     """
     with search.alone():
-        return _run(search, watch)
+        return _run(search, watch, trainer or ray_tune)
 
 
-def _run(search: Search, watch: Watch | None) -> Study:
+def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
     search.finish_forgetting()
     study, tracker = search.open_study(), search.open_tracker()
     search = search.of_generation(study.generation)
@@ -79,64 +87,84 @@ def _run(search: Search, watch: Watch | None) -> Study:
         log.warning(idle)
     parent = _start_parent(search, tracker, study.generation)
     folder = search.template.folder
-    folder.filesystem.create_dir(folder.child(TRIALS).path, recursive=True)
+    folder.child(TRIALS).make()
     _sweep(folder)
-    stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
-    train = tune.with_parameters(
-        fit_trial,
-        sources=_sources(search),
-        each=each,
-        stop_decisions=stop_decisions,
-        keep_all=search.keep_checkpoints == "all",
-    )
     timetable = Timetable.of(search, budget)
     with (
         Progress(study, budget, search.label, search.spec_of) as progress,
-        Interrupt(stop_decisions) as interrupt,
-        StorageWatch(folder, search.template.train.storage_minutes, resume_command(), interrupt.stop) as storage,
-        Reminder(stop_decisions, lambda: _decisions(search, study)),
-        MachineWait(each, lambda: timetable.is_over(study), budget.end) as machines,
-        scratch(folder, 0) as notes,
+        trainer(search, study, timetable, each, concurrent) as train,
     ):
         recorder = Recorder(search, tracker, parent, study, progress, watch, each)
-        searcher = StudySearcher(
-            study,
-            timetable,
-            search.run_spec,
-            interrupt,
-            storage,
-            machines,
-            room=lambda: fitting_runs(each, cluster.resources()),
-        )
-        scheduler = StudyScheduler(study, timetable, stop_decisions, recorder.observe, interrupt, storage, machines)
-        tuner = _tuner(notes, train, concurrent, searcher, scheduler, machines)
         try:
-            tuner.fit()
-            if interrupt.told:
-                raise KeyboardInterrupt
+            unfinished = train(recorder.observe)
             if study.mistake:
                 recorder.interrupt(study.mistake)
                 raise UserError(study.mistake)
-            recorder.settle(dict.fromkeys(machines.trials, NONE_CAME))
+            recorder.settle(unfinished)
             study.enter(JUDGING)
-        except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
-            if isinstance(error.__context__, UserError):
-                raise error.__context__ from None
-            raise
-        except RayError as error:
-            raise RunError(
-                f"Ray ended in the middle of the search ({essence(str(error))}): one of its own processes was killed, or "
-                f"its machine is gone. Trials under way go on from their checkpoints: {resume_command()}"
-            ) from error
         except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
-            if storage.gave_up:
-                raise RunError(storage.gave_up) from None
             recorder.interrupt()
             raise
         finally:
             recorder.close()
             study.close()
     return study
+
+
+@contextlib.contextmanager
+def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources, concurrent: int) -> Iterator[Training]:
+    """Ray Tune as it trains a study's trials. While entered, signals are for it, and the storage is watched."""
+    stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
+    trial = tune.with_parameters(
+        fit_trial,
+        sources=_sources(search),
+        each=each,
+        stop_decisions=stop_decisions,
+        keep_all=search.keep_checkpoints == "all",
+    )
+    folder, minutes = search.template.folder, search.template.train.storage_minutes
+    with (
+        Interrupt(stop_decisions) as interrupt,
+        StorageWatch(folder, minutes, resume_command(), interrupt.stop) as storage,
+        Reminder(stop_decisions, lambda: _decisions(search, study)),
+        MachineWait(each, lambda: timetable.is_over(study), timetable.budget.end) as machines,
+        scratch(folder, 0) as notes,
+    ):
+
+        def train(observe: Observer) -> Mapping[int, str]:
+            searcher = StudySearcher(
+                study,
+                timetable,
+                search.run_spec,
+                interrupt,
+                storage,
+                machines,
+                room=lambda: fitting_runs(each, cluster.resources()),
+            )
+            scheduler = StudyScheduler(study, timetable, stop_decisions, observe, interrupt, storage, machines)
+            tuner = _tuner(notes, trial, concurrent, searcher, scheduler, machines)
+            try:
+                tuner.fit()
+            except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
+                if isinstance(error.__context__, UserError):
+                    raise error.__context__ from None
+                raise
+            except RayError as error:
+                raise RunError(
+                    f"Ray ended in the middle of the search ({essence(str(error))}): one of its own processes was killed, "
+                    f"or its machine is gone. Trials under way go on from their checkpoints: {resume_command()}"
+                ) from error
+            except KeyboardInterrupt:
+                if storage.gave_up:
+                    raise RunError(storage.gave_up) from None
+                raise
+            if storage.gave_up:
+                raise RunError(storage.gave_up)
+            if interrupt.told:
+                raise KeyboardInterrupt
+            return dict.fromkeys(machines.trials, NONE_CAME)
+
+        yield train
 
 
 def _sweep(folder: Folder) -> None:

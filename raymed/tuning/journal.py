@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,9 +19,10 @@ from optuna.storages.journal import BaseJournalBackend
 
 from raymed.compat.optuna import JournalOperation
 from raymed.errors import UserError
+from raymed.storage import disk
 from raymed.storage.availability import wait_for
 from raymed.storage.entries import checksum, from_line, has_checksum, plain, to_line
-from raymed.storage.folder import Folder
+from raymed.storage.folder import Folder, make_folders
 from raymed.storage.mirror import Mirror
 
 log = logging.getLogger("raymed")
@@ -49,9 +49,8 @@ class Journal(BaseJournalBackend):
         self._torn = False  # a write failed, and may have left a part
         self._mirror = Mirror(folder, COPY, self._content)
         with self._told_what_to_do():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if folder.is_local:
-                Path(folder.path).mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
+            folder.make()
             record = _best(path, folder, forgotten)
             self._lines, self._length = record.lines, len(record.content)
             if not record.is_current:
@@ -104,18 +103,14 @@ class Journal(BaseJournalBackend):
         self._mirror.renew()
 
     def _append(self, content: bytes) -> None:
-        with self._path.open("r+b") as file:
-            if not self._torn and file.seek(0, os.SEEK_END) != self._length:
-                raise UserError(f"another process has written {self._path}: this one ends. Run the command once at a time")
-            self._torn = True
-            file.seek(self._length)
-            file.truncate()
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        if disk.size(self._path) != self._length and not self._torn:
+            raise UserError(f"another process has written {self._path}: this one ends. Run the command once at a time")
+        self._torn = True
+        disk.append(self._path, content, self._length)
+        disk.keep(self._path)
 
     def _content(self) -> bytes:
-        return self._path.read_bytes()[: self._length]
+        return disk.read(self._path)[: self._length]
 
     @contextmanager
     def _told_what_to_do(self) -> Iterator[None]:
@@ -199,7 +194,7 @@ class _Record:
 
 def _read_both(path: Path, folder: Folder) -> tuple[_Record, _Record]:
     """The file, and its copy."""
-    content = path.read_bytes() if path.is_file() else b""
+    content = disk.read(path) if disk.exists(path) else b""
     return _Record.read(content), _Record.read(folder.read(COPY) if folder.exists(COPY) else b"")
 
 
@@ -223,7 +218,7 @@ def _best(path: Path, folder: Folder, forgotten: Collection[str]) -> _Record:
         wrong = "lacks what its copy holds" if mine.begins(copy) else "is not that of the search in the storage"
     taken = "what it holds before that" if is_enough else f"its copy in {folder.uri}"
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.aside")
-    if path.is_file() and (content := path.read_bytes()):
+    if disk.exists(path) and (content := disk.read(path)):
         _write_whole(aside, content)
         wrong += f", and kept as {aside.name}"
     log.warning("the search's record %s %s: going on with %s, %d entries", path, wrong, taken, max(0, len(best.lines) - 1))

@@ -33,6 +33,9 @@ from raymed.tuning.timetable import Timetable
 
 log = logging.getLogger("raymed")
 
+Observer = Callable[[int, str, Mapping[str, Any]], None]
+"""Told of a trial by its number: what happened to it (start, steps, epoch, lost, its end), and what it reported."""
+
 LOST_DRIVER = re.compile(r"^(ray\.exceptions\.Actor\w+Error: )?The actor ", re.MULTILINE)
 
 
@@ -86,17 +89,14 @@ class StudySearcher(Searcher):
 
 
 class StudyScheduler(FIFOScheduler):
-    """Writes what trials report into the study, and tells those to stop that successive halving or the budget ends.
-
-    `observe(trial number, what happened, result)` is told of every start, epoch and end.
-    """
+    """Writes what trials report into the study, and tells those to stop that successive halving or the budget ends."""
 
     def __init__(
         self,
         study: Study,
         timetable: Timetable,
         stop_decisions: ActorHandle,
-        observe: Callable[[int, str, Mapping[str, Any]], None],
+        observe: Observer,
         interrupt: Interrupt,
         storage: StorageWatch,
         machines: MachineWait,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from raymed import clock
 from raymed.data.usage import Usage
 from raymed.registry.candidate import FOLDER
 from raymed.tracking.outbox import Outbox, Refused
@@ -68,7 +68,7 @@ class Recorder:
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:
         """Told by the search of a trial's start, epochs, lost workers and end."""
         if happened == STEPS:
-            rows = {"trial": number, "happened": STEPS, "rows": result[STEPS], "at": int(time.time() * 1000)}
+            rows = {"trial": number, "happened": STEPS, "rows": result[STEPS], "at": int(clock.now() * 1000)}
             self._outbox.put(rows)
         if self._watch is not None and happened != LOST:
             self._watch(self._search.spec_of(self._study.trial(number)), happened, result)
@@ -79,7 +79,7 @@ class Recorder:
             "trial": number,
             "happened": happened,
             "reason": str(result.get("reason", "")),
-            "at": int(time.time() * 1000),
+            "at": int(clock.now() * 1000),
         }
         if happened == "epoch":
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}

@@ -18,6 +18,7 @@ from raymed.cluster.connection import capacity, cpus_per_gpu, is_own
 from raymed.errors import UserError
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry.candidate import Candidate
+from raymed.storage import disk
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
 from raymed.tracking.tracker import Tracker
@@ -143,7 +144,7 @@ class Search:
     @property
     def has_begun(self) -> bool:
         """Whether an earlier search of this name left a record."""
-        return not self.forgotten.is_unfinished and (self.study_path.is_file() or self.template.folder.exists(COPY))
+        return not self.forgotten.is_unfinished and (disk.exists(self.study_path) or self.template.folder.exists(COPY))
 
     @property
     def forgotten(self) -> Forgotten:
@@ -178,8 +179,8 @@ class Search:
         """Remove what a process that was killed left of searches which it was forgetting."""
         forgotten = self.forgotten
         if forgotten.is_unfinished:
-            self.study_path.unlink(missing_ok=True)
-            self.outbox.unlink(missing_ok=True)
+            disk.remove(self.study_path)
+            disk.remove(self.outbox)
             self.template.folder.delete()
             self.open_tracker().forget(self.name)
             dataclasses.replace(forgotten, is_unfinished=False).write(Folder.at(self.template.storage), self.name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,6 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from raymed import clock
 from raymed.compat.optuna import queued_params, rung_key, trial_of
 from raymed.errors import UserError
 from raymed.recipes.metric import VAL_LOSS, Metric
@@ -120,7 +120,7 @@ class Study:
         self.mistake = ""  # what every trial would meet: something that the user can mend
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}
-        self._spent_before, self._since = float(self.study.user_attrs.get(SPENT, 0.0)), time.monotonic()
+        self._spent_before, self._since = float(self.study.user_attrs.get(SPENT, 0.0)), clock.seconds()
 
     @property
     def generation(self) -> str:
@@ -157,7 +157,7 @@ class Study:
                 self.note_champion(None)
             self.enter(SEARCHING)
             self.study.set_user_attr(BUDGET, budget.to_dict())
-        self._since = time.monotonic()
+        self._since = clock.seconds()
         return budget.begun(self._spent_before)
 
     @property
@@ -174,7 +174,7 @@ class Study:
     @property
     def spent(self) -> float:
         """Seconds of searching so far, over all processes, up to the last report of those that were killed."""
-        return self._spent_before + time.monotonic() - self._since
+        return self._spent_before + clock.seconds() - self._since
 
     @property
     def trials(self) -> list[FrozenTrial]:

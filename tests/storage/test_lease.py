@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from raymed.errors import UserError
+from raymed.storage import holder
 from raymed.storage import lease as leases
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
@@ -118,7 +119,7 @@ def test_of_two_that_hold_it_the_one_that_was_cut_off_ends(tmp_path: Path, monke
     """Both ended, because each saw the other's claim renewed: the search stood still until somebody looked."""
     monkeypatch.setattr(leases, "BEAT", 0.05)
     told = list[str]()
-    monkeypatch.setattr(leases, "_end", lambda: told.append("to end"))
+    monkeypatch.setattr(holder, "end", lambda: told.append("to end"))
     cut_off = tmp_path / ".leases" / "search" / "cut-off.json"
     cut_off.parent.mkdir(parents=True)
     cut_off.write_text(json.dumps(ELSEWHERE | {"term": 3}))
@@ -179,7 +180,7 @@ def test_a_storage_that_is_away_for_a_while_is_no_sign_that_another_process_took
 ) -> None:
     monkeypatch.setattr(leases, "BEAT", 0.02)
     storage, told = tmp_path / "storage", list[str]()
-    monkeypatch.setattr(leases, "_end", lambda: told.append("to end"))
+    monkeypatch.setattr(holder, "end", lambda: told.append("to end"))
     with lease(Folder.at(storage), "search"):
         storage.rename(tmp_path / "away")
         time.sleep(0.2)
@@ -196,7 +197,7 @@ def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
     """Its claim stays, and is never renewed; one that is renewed is of a process that took the lease over."""
     monkeypatch.setattr(leases, "BEAT", 0.05)
     told = list[str]()
-    monkeypatch.setattr(leases, "_end", lambda: told.append("to end"))
+    monkeypatch.setattr(holder, "end", lambda: told.append("to end"))
     left = tmp_path / ".leases" / "search" / "left.json"
     with lease(Folder.at(tmp_path), "search"):
         left.write_text(json.dumps(ELSEWHERE))
@@ -232,10 +233,10 @@ def test_a_storage_that_hangs_keeps_nobody_from_leaving(tmp_path: Path, monkeypa
 
 def test_where_a_process_id_says_nothing_a_claim_counts_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without /proc, another process that has the dead one's id by now kept everybody out for ever."""
-    monkeypatch.setattr(leases, "_machine", lambda: "")
+    monkeypatch.setattr(holder, "_machine", lambda: "")
     claim = tmp_path / ".leases" / "search" / "theirs.json"
     claim.parent.mkdir(parents=True)
-    claim.write_text(json.dumps(leases._myself()))
+    claim.write_text(json.dumps(holder.myself()))
     with pytest.raises(UserError, match="another process"), lease(Folder.at(tmp_path), "search"):
         pass
     os.utime(claim, (1, 1))

@@ -1,6 +1,8 @@
 """Nobody waits for a service that is away, and nothing for it is lost, doubled or out of order."""
 
+import errno
 import json
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raymed.errors import UserError
+from raymed.storage import disk
 from raymed.storage.entries import to_line
 from raymed.tracking.outbox import Outbox, Refused
 from raymed.tracking.tracker import Tracker
@@ -51,13 +54,13 @@ def test_all_is_delivered_once_and_in_order_when_the_service_comes_back(path, ca
     outbox = Outbox(path, "the service", service.deliver)
     service.up = False
     before = time.monotonic()
-    for entry in entries(1000):
+    for entry in entries(200):
         outbox.put(entry)
     assert time.monotonic() - before < 5, "putting must not wait for the service"
     until(lambda: service.tries > 1)
     service.up = True
     outbox.close()
-    assert service.got == entries(1000)
+    assert service.got == entries(200)
     assert path.read_text() == "", "what is delivered is not kept"
     assert caplog.text.count("is away") == 1
     assert caplog.text.count("is back") == 1
@@ -179,8 +182,13 @@ def test_an_entry_that_the_service_refuses_for_good_is_set_aside_and_holds_up_no
     assert b'"refused":true' in (path.parent / "outbox.refused.jsonl").read_bytes()
 
 
-def test_a_full_disk_is_told_with_what_to_do_and_only_once() -> None:
-    outbox = Outbox(Path("/dev/full"), "the service", Service().deliver)  # every write finds no space
+def test_a_full_disk_is_told_with_what_to_do_and_only_once(path, monkeypatch) -> None:
+    outbox = Outbox(path, "the service", Service().deliver)
+
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, "append", refuse)
     with pytest.raises(UserError, match="Free space"):
         outbox.put({"number": 0})
     outbox.close()

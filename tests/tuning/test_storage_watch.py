@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from raymed import clock
 from raymed.storage.folder import Folder
 from raymed.tuning import storage_watch
 from raymed.tuning.journal import Journal
@@ -77,7 +78,7 @@ def test_the_record_waits_for_its_storage_and_loses_nothing(tmp_path, monkeypatc
     folder = tmp_path / "search"
     journal = Journal(folder / "study.journal", Folder.at(folder), storage_minutes=1)
     folder.rename(tmp_path / "away")
-    monkeypatch.setattr("raymed.storage.availability.time.sleep", lambda seconds: shutil.move(tmp_path / "away", folder))
+    monkeypatch.setattr(clock, "sleep", lambda seconds: shutil.move(tmp_path / "away", folder))
     journal.append_logs([{"number": 1}])
     journal.close()
     assert list(Journal(folder / "study.journal", Folder.at(folder)).read_logs(0)) == [{"number": 1}]

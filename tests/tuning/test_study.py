@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
+from raymed import clock
 from raymed.errors import UserError
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.storage.folder import Folder
@@ -429,7 +430,7 @@ def test_a_search_killed_while_it_is_judged_is_not_searched_another_night(tmp_pa
 
 def test_hours_that_were_searched_before_a_kill_count(tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("raymed.tuning.study.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(clock, "seconds", lambda: now[0])
     study = open_study(tmp_path)
     budget = study.begin(Budget(5, seconds=3600.0))
     number, _ = study.ask(budget)

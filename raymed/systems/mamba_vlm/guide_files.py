@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raymed.errors import UserError
-from raymed.storage.folder import make_durable
+from raymed.storage import disk
 from raymed.systems.mamba_vlm.nnunet import KeyReport
 
 PARTS = ("encoder.", "bridge.", "cmi_connector.")  # what such a file holds
@@ -49,7 +49,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Tensor], step: int, languag
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     torch.save({"step": step, "model_state_dict": weights, **values}, partial)
-    make_durable(partial)
+    disk.keep(partial)
     partial.replace(path)
 
 
