@@ -160,7 +160,11 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(text: str) -> Any:
     """A configuration file, or a value on the command line, where ``left:`` and ``{left}`` are words, and no keys."""
-    value = yaml.load(text, Loader=_Loader)
+    loader = _Loader(text)  # a safe one: it makes plain values only
+    try:
+        value = loader.get_single_data()
+    finally:
+        loader.dispose()
     return text if isinstance(value, dict) and value and all(each is None for each in value.values()) else value
 
 
