@@ -39,7 +39,8 @@ def test_a_row_that_is_shown_again_is_told_so_on_any_worker_and_after_a_resume(f
     spec = SimpleNamespace(train=TrainSettings(micro_batch=1), seed=0, recipe=Told())
     shown = {}
     for worker in range(workers):
-        run: Any = SimpleNamespace(spec=spec, worker=worker, division=Division(1, workers), reader=Told())
+        readers = SimpleNamespace(training=Told())
+        run: Any = SimpleNamespace(spec=spec, worker=worker, division=Division(1, workers), readers=readers)
         for step, batches in enumerate(Run._training_batches(run, PLAN, 0, first_step), first_step):
             for place, ((rows, counts), micro) in enumerate(batches):
                 if micro.counts:
@@ -77,8 +78,15 @@ def _validate(worker: int, store: Path) -> None:
         rows = np.arange(3, 10)
         spec = SimpleNamespace(train=TrainSettings(micro_batch=2), recipe=writer, rows=lambda *_, rows=rows: rows)
         prepared = SimpleNamespace(columns=lambda rows, _, wrong=wrong: {"row": rows + wrong})
+        readers = SimpleNamespace(validation=writer)
         run: Any = SimpleNamespace(
-            spec=spec, prepared=prepared, worker=worker, workers=2, engine=writer, reader=writer, _leave_if_told=lambda: None
+            spec=spec,
+            prepared=prepared,
+            worker=worker,
+            workers=2,
+            engine=writer,
+            readers=readers,
+            _leave_if_told=lambda: None,
         )
         if wrong:
             with pytest.raises(RunError, match="are not the reports of"):
