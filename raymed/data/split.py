@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymed.errors import UserError
-from raymed.spreadsheet import original
 
 SPLITS = ("train", "val", "test")
 
@@ -136,29 +134,18 @@ def read_split_file(
     Raises:
         UserError: the file cannot be read, lacks a column, names an unknown split, contradicts itself, or misses a patient.
     """
+    from raymed.data.sources.table import read_cells  # sources know the splits that a source states
+
     given: dict[str, Assignment] = {}
     if not Path(path).is_file():
         raise UserError(f"the split file {path} is no regular file: give a CSV with the columns patient_id and split")
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = {"patient_id", "split"} - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(
-                    f"{path}:1: no column {' and '.join(sorted(missing))}. A split file has patient_id and split"
-                )
-            for row in reader:
-                patient, split = original((row["patient_id"] or "").strip()), (row["split"] or "").strip()
-                if split not in SPLITS:
-                    raise UserError(
-                        f"{path}:{reader.line_num}: split {split!r} of patient {patient!r} is not train, val or test"
-                    )
-                if given.setdefault(patient, (split, None)) != (split, None):
-                    raise UserError(
-                        f"{path}:{reader.line_num}: patient {patient!r} is in {given[patient][0]} and in {split}"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the split file {path}: {error}. It must be a CSV in UTF-8") from error
+    columns = {"patient_id": ["patient_id"], "split": ["split"]}
+    for line, cells in read_cells(Path(path), columns, columns, {}, dict.fromkeys(columns, "; a split file needs both")):
+        patient, split = cells["patient_id"], cells["split"]
+        if split not in SPLITS:
+            raise UserError(f"{path}:{line}: split {split!r} of patient {patient!r} is not train, val or test")
+        if given.setdefault(patient, (split, None)) != (split, None):
+            raise UserError(f"{path}:{line}: patient {patient!r} is in {given[patient][0]} and in {split}")
     given = {known_as(patient): assignment for patient, assignment in given.items()}
     wanted = set(patients)
     lost = sorted(wanted - given.keys())

@@ -172,9 +172,10 @@ def test_a_fold_turns_train_and_val_over_and_leaves_test_and_unlabelled_rows_alo
             split_of_rows(table, fold)
 
 
-def test_a_split_file_settles_the_splits(tmp_path: Path):
+@pytest.mark.parametrize("delimiter", [",", ";"])  # as spreadsheets save it
+def test_a_split_file_settles_the_splits(tmp_path: Path, delimiter: str):
     path = tmp_path / "splits.csv"
-    path.write_text("patient_id,split\na,test\nb,train\nother,val\n", "utf-8")
+    path.write_text("patient_id,split\na,test\nb,train\n\nother,val\n".replace(",", delimiter), "utf-8")
     given = read_split_file(path, ["a", "b"])
     assert given == {"a": ("test", None), "b": ("train", None)}
     placed = assign(["a", "b"], ["x", "y"], ["a", "b"], SplitSettings(file=str(path), folds=2), existing=given, settled=True)
@@ -184,9 +185,10 @@ def test_a_split_file_settles_the_splits(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("patient,split\na,test\n", "splits.csv:1: no column patient_id"),
+        ("patient,split\na,test\n", "splits.csv:1: no column 'patient_id'; .* a split file needs both"),
         ("patient_id,split\na,exam\n", "splits.csv:2: split 'exam'"),
         ("patient_id,split\na,test\na,val\n", "splits.csv:3: patient 'a' is in test and in val"),
+        ("patient_id,split\na,test,extra\n", "splits.csv:2: 3 cells, but the header has 2"),
         ("patient_id,split\nb,test\n", "no line for 1 patients, for example a"),
     ],
 )

@@ -256,7 +256,8 @@ def _find_columns(
             columns[key] = index
         elif name or key in required:
             raise UserError(
-                f"{path}:1: no column {name or key!r}; the columns are {', '.join(header)}. "
-                f"Say which one it is with --columns.{key} NAME{hints.get(key, '')}"
+                f"{path}:1: no column {name or key!r}; the columns are {', '.join(header)}"
+                + (f". Say which one it is with --columns.{key} NAME" if key in named else "")
+                + hints.get(key, "")
             )
     return columns
