@@ -22,12 +22,12 @@ from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes.exported import RECIPE_FILE, open_model
 from raymed.registry import serving
-from raymed.registry.candidate import Candidate
+from raymed.registry.candidate import LEFT, Candidate
 from raymed.registry.model_card import unknown_patients
 from raymed.storage.folder import Folder
 from raymed.storage.seal import check_seal
 from raymed.tracking.tracker import Tracker
-from raymed.training.checkpoint import judged_slices
+from raymed.training.checkpoint import PROGRESS, judged_slices
 
 OTHER_DATA = "other data than the model was trained on, and no id that it knows: other ids of the same patients go unnoticed"
 WHO_IS_UNKNOWN = "it is not noted who trained and chose this model: if these patients did, the figures flatter it"
@@ -157,6 +157,8 @@ def _opened(uri: str, folder: Path) -> Resolved:
     for network in (folder / "model", folder):
         if (network / RECIPE_FILE).is_file():
             return Resolved(uri, network, None, judged_slices(Folder.at(network.parent)))
+    if (folder / PROGRESS).is_file():
+        raise UserError(f"{uri} {LEFT}")
     raise UserError(
         f"{uri} is not a model: there is neither MLmodel nor {RECIPE_FILE} in {folder}. Give "
         "models:/raymed-lung@champion, runs:/RUN_ID, or the folder of a checkpoint."

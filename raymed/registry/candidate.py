@@ -19,11 +19,15 @@ from raymed.evaluation.predict import chosen_rows
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.storage.folder import Folder
 from raymed.storage.seal import check_seal
-from raymed.training.checkpoint import checkpoint_names, copy_to_local, step_of
+from raymed.training.checkpoint import PROGRESS, checkpoint_names, copy_to_local, step_of
 
 if TYPE_CHECKING:
     from raymed.tracking.tracker import Tracker
 
+LEFT = (
+    "was saved by a run that was told to leave: training goes on from it, and it holds no network to use. Give the run's "
+    "command again; its next checkpoint, after a validation or by train.checkpoint_steps, holds one"
+)
 CHECKPOINT, FOLDER, DATA_DIGEST = "raymed.checkpoint", "raymed.folder", "raymed.data_digest"  # tags of a run
 
 
@@ -142,9 +146,11 @@ class Candidate:
         """Where a checkpoint's exported network lies.
 
         Raises:
-            UserError: it is not there any more.
+            UserError: it is not there any more, or there never was one.
         """
         folder = Folder.at(checkpoint)
+        if folder.exists(PROGRESS) and not folder.exists("model"):
+            raise UserError(f"the checkpoint {checkpoint} {LEFT}")
         if not folder.exists(f"model/{RECIPE_FILE}"):
             raise UserError(
                 f"the checkpoint {checkpoint} of run {self.run_id} is not there any more, or holds no exported model. "

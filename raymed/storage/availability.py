@@ -44,7 +44,7 @@ def wait_for(action: Callable[[], Result], storage: Folder, minutes: float, wait
                     f"(train.storage_minutes): {error}. Its checkpoints are untouched. Bring it back, at the same place on "
                     "every machine of the cluster, and run the same command again"
                 ) from error
-        waiting()
+            waiting(error)
         clock.sleep(PAUSE)
 
 

@@ -82,7 +82,7 @@ class Outbox:
             if len(self._waiting) >= MOST_WAITING:
                 raise UserError(f"{self._service} has been away too long: {MOST_WAITING} entries wait in {self._path}")
             line, folder = to_line(entry), Folder.at(self._path.parent)
-            wait_for(lambda: self._append(line, durably=True), folder, self._storage_minutes, lambda: None)
+            wait_for(lambda: self._append(line, durably=True), folder, self._storage_minutes)
             self._waiting.append((dict(entry), self._length))
         self._courier.wake()
 

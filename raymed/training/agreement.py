@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -12,6 +15,8 @@ from raymed.errors import StorageError
 from raymed.storage.availability import wait_for
 from raymed.storage.folder import Folder
 from raymed.training.stall import StallGuard
+
+UNSAID = 30.0  # seconds that a worker waits before it says so: most waits are over by then
 
 Result = TypeVar("Result")
 
@@ -24,11 +29,13 @@ class Agreement:
         folder: the run's.
         minutes: how long a storage that is away is waited for.
         stall: told that waiting is no hang.
+        tell: says to the job what a worker waits for; its machine alone may lack the storage.
     """
 
     folder: Folder
     minutes: float
     stall: StallGuard
+    tell: Callable[[str], None]
 
     def reach(self, action: Callable[[], Result]) -> Result:
         """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.
@@ -40,7 +47,7 @@ class Agreement:
         problems = [""] * dist.get_world_size()
         own = ""
         try:
-            done.append(wait_for(action, self.folder, self.minutes, self.stall.step))
+            done.append(wait_for(action, self.folder, self.minutes, self._waiting()))
         except StorageError as error:
             own = str(error)
         self.stall.step(60 * self.minutes)  # another worker may still wait for the storage
@@ -49,3 +56,19 @@ class Agreement:
         if problem := next(filter(None, problems), ""):
             raise StorageError(problem)
         return done[0]
+
+    def _waiting(self) -> Callable[[OSError], None]:
+        """What is done while this worker waits."""
+        since, until = time.monotonic(), datetime.now() + timedelta(minutes=self.minutes)
+        said: list[str] = []
+
+        def wait(error: OSError) -> None:
+            self.stall.step()
+            if not said and time.monotonic() - since >= UNSAID:
+                said.append(
+                    f"worker {dist.get_rank()} on {socket.gethostname()} does not see {self.folder.uri} ({error}), and "
+                    f"waits for it until {until:%H:%M}. It must be there on every machine of the cluster, at the same place"
+                )
+                self.tell(said[0])
+
+        return wait

@@ -30,6 +30,7 @@ from raymed.training.upload import upload
 log = logging.getLogger("raymed")
 
 PREFIX = "step-"
+PROGRESS = "progress.json"  # within a checkpoint
 PREDICTIONS = "predictions.npz"  # of the epoch's validation, within a checkpoint at its end
 JUDGED = "judged"  # in `Progress.origin`: which rows are validated on
 OUTPUTS = "predictions.parquet"  # beside them, where a system gives texts or pictures
@@ -79,11 +80,11 @@ class Progress:
             )
 
     def write(self, folder: Path) -> None:
-        (folder / "progress.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+        (folder / PROGRESS).write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Progress:
-        values: dict[str, Any] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         renamed = {"loss": f"{LOSS}/loss"}  # in checkpoints of before a loss had terms
         values["best"] = Best(**values["best"])
         values["sums"] = {renamed.get(name, name): (pair[0], pair[1]) for name, pair in values["sums"].items()}
@@ -116,7 +117,7 @@ def read_history(checkpoint: Folder) -> list[dict[str, float]]:
         UserError: the checkpoint is not there any more.
     """
     try:
-        history: list[dict[str, float]] = json.loads(checkpoint.read("progress.json"))["history"]
+        history: list[dict[str, float]] = json.loads(checkpoint.read(PROGRESS))["history"]
     except FileNotFoundError as error:
         raise UserError(
             f"the checkpoint {checkpoint.uri} is not there any more. --resume never trains the run anew"
@@ -127,7 +128,7 @@ def read_history(checkpoint: Folder) -> list[dict[str, float]]:
 def judged_slices(checkpoint: Folder) -> SliceSettings:
     """Which rows a checkpoint's run is validated on; the usual ones where the folder is none, or of an earlier raymed."""
     try:
-        origin: dict[str, Any] = json.loads(checkpoint.read("progress.json"))["origin"]
+        origin: dict[str, Any] = json.loads(checkpoint.read(PROGRESS))["origin"]
     except (FileNotFoundError, ValueError, KeyError):
         return SliceSettings()
     return SliceSettings.read(origin[JUDGED]) if JUDGED in origin else SliceSettings()

@@ -133,7 +133,7 @@ def fit(
 
 def _wait_for_storage(spec: RunSpec) -> None:
     storage = Folder.at(spec.storage)
-    wait_for(lambda: require_there(storage), storage, spec.train.storage_minutes, lambda: None)
+    wait_for(lambda: require_there(storage), storage, spec.train.storage_minutes)
 
 
 def _refusal(error: TrainingFailedError) -> OSError | None:

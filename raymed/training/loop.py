@@ -95,13 +95,17 @@ class Run:
         for workers in (spec.min_workers or self.workers, self.workers):
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
-        self.agreement = Agreement(spec.folder, spec.train.storage_minutes, self.stall)
+        self.agreement = Agreement(spec.folder, spec.train.storage_minutes, self.stall, self._tell)
         self.progress = self._resume()
         self.readers = self.engine.readers(source)
         self.course = Course(spec.train, spec.stop_after, self.progress)
         self.saved_step = self.progress.global_step
         self.notices, self.step_log = Notices(stop_decisions), StepLog()
         self.stall.step()
+
+    def _tell(self, text: str) -> None:
+        if self.stop_decisions is not None:
+            self.stop_decisions.tell.remote(text)
 
     def train(self) -> None:
         """Train to the end, or until the search, the job or the machine's owner says to stop.
@@ -113,7 +117,7 @@ class Run:
             self._train_and_validate()
         except Leave as leave:
             if self.progress.global_step > self.saved_step:
-                self._checkpoint_between_validations()
+                self._checkpoint_between_validations(usable=False)  # there are two minutes, and large networks fill them
             if leave.notice == Notice.MACHINE:
                 raise Preempted(f"told to leave after step {self.saved_step}") from None
         finally:
@@ -271,15 +275,18 @@ class Run:
         ray.train.report({**metrics, **best, DESCRIPTION: facts, STEPS: steps, TOTAL_STEPS: self.total_steps})
         self.step_log.told()
 
-    def _checkpoint_between_validations(self) -> None:
+    def _checkpoint_between_validations(self, usable: bool = True) -> None:
         self._read_steps()
-        self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False)
+        self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False, usable)
 
-    def _checkpoint(self, metrics: dict[str, float], predictions: Predictions | None, better: bool) -> None:
-        """Write this worker's part, and the model as it is loaded without DeepSpeed, then report.
+    def _checkpoint(
+        self, metrics: dict[str, float], predictions: Predictions | None, better: bool, usable: bool = True
+    ) -> None:
+        """Write this worker's part, then report.
 
         Args:
             better: the model is the best so far.
+            usable: write the model, too, as it is loaded without DeepSpeed.
 
         Raises:
             StorageError: the storage is full, or was away for too long; earlier checkpoints are as they were.
@@ -289,7 +296,8 @@ class Run:
         dist.broadcast_object_list(name)
         with scratch(self.spec.folder, self.worker) as folder:
             self.engine.save(folder)
-            self.engine.export(folder / "model")
+            if usable:
+                self.engine.export(folder / "model")
             if better:
                 self.progress.model = name[0]
             if self.worker == 0:

@@ -1,4 +1,4 @@
-"""How a search stops a run: the run asks after each epoch, and ends by itself.
+"""How a search stops a run: the run asks after each epoch, and ends by itself. What workers say besides comes the same way.
 
 Killing a stopped run would leave its workers' resources to a cleaner of Ray Train that asks the dashboard's server who is
 dead: without a dashboard, or with two clusters on one machine, it gets no answer and the resources are lost to the search.
@@ -23,6 +23,7 @@ class StopDecisions:
         self._stop: dict[tuple[str, int], bool] = {}
         self._given = asyncio.Condition()
         self._leaving = asyncio.Event()
+        self._said: asyncio.Queue[str] = asyncio.Queue()
 
     async def give(self, name: str, epoch: int, stop: bool) -> None:
         async with self._given:
@@ -47,6 +48,33 @@ class StopDecisions:
     async def told_to_leave(self) -> None:
         """Answers when `leave` was called."""
         await self._leaving.wait()
+
+    async def tell(self, text: str) -> None:
+        """Something that a person at the job should read."""
+        await self._said.put(text)
+
+    async def hear(self) -> str:
+        """The next of these, as soon as there is one."""
+        return await self._said.get()
+
+
+class Hearing:
+    """The job's ear for what workers say."""
+
+    def __init__(self, stop_decisions: ActorHandle) -> None:
+        self._verdicts = stop_decisions
+        self._next: ray.ObjectRef[str] = stop_decisions.hear.remote()
+
+    def newest(self) -> str:
+        """What was said, once; empty where nothing was, or Ray has ended."""
+        try:
+            if not ray.wait([self._next], timeout=0)[0]:
+                return ""
+            text = ray.get(self._next)
+            self._next = self._verdicts.hear.remote()
+            return text
+        except Exception:
+            return ""
 
 
 def wait_for_verdict(stop_decisions: ActorHandle, name: str, epoch: int) -> bool:

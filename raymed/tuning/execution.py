@@ -26,13 +26,14 @@ from raymed.errors import RunError, UserError
 from raymed.job.job import resume_command
 from raymed.job.library_log import essence
 from raymed.registry.register import alias_version
+from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
 from raymed.training.frozen import Source, keep_features
 from raymed.training.retention import scratch
 from raymed.training.spec import RunSpec
-from raymed.training.stop_decisions import StopDecisions
+from raymed.training.stop_decisions import Hearing, StopDecisions
 from raymed.tuning.budget import Budget
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.machine_wait import NONE_CAME, MachineWait
@@ -98,12 +99,16 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         try:
             unfinished = train(recorder.observe)
             if study.mistake:
-                recorder.interrupt(study.mistake)
                 raise UserError(study.mistake)
             recorder.settle(unfinished)
             study.enter(JUDGING)
         except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
             recorder.interrupt()
+            raise
+        except Exception as error:  # MLflow shows nothing as running, unless what is for it cannot be noted
+            with contextlib.suppress(OSError, UserError):
+                require_there(folder)
+                recorder.interrupt(f"{essence(str(error))}; the same command goes on")
             raise
         finally:
             recorder.close()
@@ -125,7 +130,7 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
     folder, minutes = search.template.folder, search.template.train.storage_minutes
     with (
         Interrupt(stop_decisions) as interrupt,
-        StorageWatch(folder, minutes, resume_command(), interrupt.stop) as storage,
+        StorageWatch(folder, minutes, resume_command(), interrupt.stop, Hearing(stop_decisions).newest) as storage,
         Reminder(stop_decisions, lambda: _decisions(search, study)),
         MachineWait(each, lambda: timetable.is_over(study), timetable.budget.end) as machines,
         scratch(folder, 0) as notes,

@@ -97,7 +97,7 @@ class Journal(BaseJournalBackend):
             UserError: it cannot be written, or another process has written it.
         """
         content = b"".join(lines)
-        wait_for(lambda: self._append(content), Folder.at(self._path.parent), self._storage_minutes, lambda: None)
+        wait_for(lambda: self._append(content), Folder.at(self._path.parent), self._storage_minutes)
         self._torn = False
         self._length += len(content)
         self._mirror.renew()

@@ -25,7 +25,7 @@ from raymed.training.frozen import keep_features
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST, Reports
 from raymed.training.spec import RunSpec
-from raymed.training.stop_decisions import StopDecisions
+from raymed.training.stop_decisions import Hearing, StopDecisions
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.progress import time_left
 from raymed.tuning.search import Search
@@ -68,7 +68,13 @@ def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> s
     with (
         _Listener(spec) as listener,
         Interrupt(stop_decisions) as interrupt,
-        StorageWatch(search.template.folder, spec.train.storage_minutes, resume_command(), interrupt.stop) as storage,
+        StorageWatch(
+            search.template.folder,
+            spec.train.storage_minutes,
+            resume_command(),
+            interrupt.stop,
+            Hearing(stop_decisions).newest,
+        ) as storage,
     ):
         try:
             fit(spec, source, each, stop_decisions, [listener.callback])

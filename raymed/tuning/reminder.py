@@ -30,10 +30,13 @@ class Reminder:
         self._over.set()
 
     def _wait(self) -> None:
-        lost: ray.ObjectRef[None] = self._verdicts.until_lost.remote()
-        while not self._over.wait(PAUSE):
-            if ray.wait([lost], timeout=0)[0]:
-                log.warning("the process that tells runs whether to stop was lost: it is started again")
-                for name, epoch, stop in self._decisions():
-                    self._verdicts.give.remote(name, epoch, stop)
-                lost = self._verdicts.until_lost.remote()
+        try:
+            lost: ray.ObjectRef[None] = self._verdicts.until_lost.remote()
+            while not self._over.wait(PAUSE):
+                if ray.wait([lost], timeout=0)[0]:
+                    log.warning("the process that tells runs whether to stop was lost: it is started again")
+                    for name, epoch, stop in self._decisions():
+                        self._verdicts.give.remote(name, epoch, stop)
+                    lost = self._verdicts.until_lost.remote()
+        except Exception as error:  # Ray has ended, by which the search does too
+            log.debug("runs cannot be told any more whether to stop: %s", error)

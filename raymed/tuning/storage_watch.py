@@ -32,15 +32,24 @@ class StorageWatch:
         gave_up: what to tell the user, once it was away for too long.
     """
 
-    def __init__(self, folder: Folder, minutes: float, advice: str, stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        minutes: float,
+        advice: str,
+        stop: Callable[[], None],
+        hear: Callable[[], str] = lambda: "",
+    ) -> None:
         """Watch a folder that is there now.
 
         Args:
             minutes: how long the storage may be away.
             advice: how to go on once it is back.
             stop: ends the job at once, if it can.
+            hear: what a worker says that waits for the storage; empty where none does. It is passed on while the storage is
+                there for this process, so that its machine alone may lack it.
         """
-        self._folder, self._minutes, self._advice, self._stop = folder, minutes, advice, stop
+        self._folder, self._minutes, self._advice, self._stop, self._hear = folder, minutes, advice, stop, hear
         self._over = threading.Event()
         self.is_away, self.gave_up = False, ""
 
@@ -54,7 +63,9 @@ class StorageWatch:
     def _watch(self) -> None:
         since = 0.0
         while not self._over.wait(PERIOD):
-            problem = self._look()
+            problem, said = self._look(), self._hear()
+            if said and not problem:
+                log.warning("%s", said)
             if not problem:
                 if self.is_away:
                     log.warning("the storage is back after %.0f s: going on", time.monotonic() - since)

@@ -1,4 +1,4 @@
-"""Rows about a search whose storage fills up, goes away or is read-only, and one that is told to stop while it judges."""
+"""Rows about a search whose storage or raylet goes away, and one that is told to stop while it judges."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from conftest import write_prepared
 from small_search import small_search
 from storage_rows import _finished, _job
@@ -79,6 +80,30 @@ def storage_away(tries: int, seed: int, folder: Path) -> str:
                 assert _read(folder, disk) == whole, harm
                 assert "Traceback" not in _said(disk), "a library's traceback"
     return f"{3 * tries} of {3 * tries} went on to the same trials and losses; an absence was said within {slowest:.0f} s"
+
+
+def raylet_lost(tries: int, seed: int, folder: Path) -> str:
+    """The raylet of a search's own Ray is killed while its second trial trains; then the same command."""
+    whole, slowest = _prepared(folder), 0.0
+    for attempt in range(tries):
+        storage = folder / f"lost-{attempt}"
+        process = _begun(folder, storage)
+        (raylet,) = (each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == "raylet")
+        started = time.monotonic()
+        raylet.kill()
+        assert process.wait(180) == 1, _said(storage)[-2000:]
+        slowest = max(slowest, time.monotonic() - started)
+        said = _said(storage)
+        assert "Ray ended in the middle of the search" in said and f"python {SCRIPT}" in said, said[-2000:]
+        assert "Traceback" not in said and "owner has died" not in said, said[-4000:]
+        search = small_search(folder, "search", TRIALS, storage=storage)
+        tracker = search.open_tracker()
+        running = [run for run in tracker.client.search_runs([tracker.experiment_id]) if run.info.status == "RUNNING"]
+        assert not running, "MLflow shows what nobody runs"
+        (folder / "hold").unlink()
+        assert _start(folder, storage).wait(600) == 0, _said(storage)[-2000:]
+        assert _read(folder, storage) == whole
+    return f"{tries} of {tries} said what happened and how to go on within {slowest:.0f} s, and went on to the same losses"
 
 
 def judging_told(tries: int, seed: int, folder: Path) -> str:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
 import signals
 import small_signals
-from away_rows import judging_told, search_full, storage_away
+from away_rows import judging_told, raylet_lost, search_full, storage_away
 from conftest import RAY_TOKEN, write_prepared
 from damage_rows import damaged_models, damaged_shards
 from leak_rows import leaks
@@ -272,6 +272,7 @@ ROWS: dict[str, tuple[Row, int, int]] = {
     "storage_full": (storage_full, 2, 0),
     "search_full": (search_full, 2, 0),
     "storage_away": (storage_away, 1, 0),
+    "raylet_lost": (raylet_lost, 2, 0),
     "judging_told": (judging_told, 4, 0),
     "s3": (s3, 1, 0),
     "tracking_away": (tracking_away, 60, 0),

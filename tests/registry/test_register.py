@@ -340,6 +340,20 @@ def test_a_lost_checkpoint_is_a_clear_error(tracker: Tracker, candidate: Candida
         assess_and_register(tracker, replace(candidate, checkpoint=str(tmp_path / "gone")))
 
 
+def test_a_checkpoint_that_a_run_left_in_a_hurry_says_how_to_get_one_that_can_be_used(
+    tracker: Tracker, candidate: Candidate, tmp_path: Path
+) -> None:
+    left = tmp_path / "step-00000008-000001-ab12cd34"
+    left.mkdir()
+    Progress(global_step=8).write(left)
+    for ask in (
+        lambda: assess_and_register(tracker, replace(candidate, checkpoint=str(left))),
+        lambda: resolve_model(str(left), tracker),
+    ):
+        with pytest.raises(UserError, match=r"step-00000008-\S+ was saved by a run that was told to leave.* command again"):
+            ask()
+
+
 ALONE = """
 import sys
 sys.path = [path for path in sys.path if path not in ("", {repo!r})]

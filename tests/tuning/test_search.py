@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pandas as pd
@@ -19,6 +20,8 @@ import signals
 import toy_signals
 from optuna.trial import TrialState
 from ray import cloudpickle
+from ray.exceptions import RaySystemError
+from ray.tune import TuneError
 from toy_signals import ToySignalling
 
 from raymed.data.record import Record
@@ -30,6 +33,7 @@ from raymed.systems.toy.recipe import ToyNetwork, ToyRecipe
 from raymed.training.checkpoint import newest_step
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.tuning import execution
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
 from raymed.tuning.execution import run_search
@@ -186,6 +190,22 @@ def test_weights_that_do_not_fit_end_a_search_at_once_with_what_to_mend(search, 
     assert [trial.state for trial in unfit.open_study().trials] == [TrialState.RUNNING], "or the mended search lacks it"
     tracker = unfit.open_tracker()
     assert tracker.describe(str(tracker.find("unfit"))).status == "KILLED"
+
+
+@pytest.mark.parametrize("error", [RaySystemError("gone"), TuneError("gone")], ids=["Ray", "Tune"])
+def test_mlflow_shows_nothing_as_running_once_ray_has_ended(search, tmp_path, monkeypatch, error):
+    """Its page said RUNNING for ever of a search that nobody runs."""
+
+    def end():
+        raise error
+
+    monkeypatch.setattr(execution, "_tuner", lambda *parts: SimpleNamespace(fit=end))
+    template = dataclasses.replace(search.template, storage=str(tmp_path), name="ended")
+    ended = dataclasses.replace(search, template=template, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises((RunError, TuneError), match="gone"):
+        run_search(ended)
+    tracker = ended.open_tracker()
+    assert tracker.describe(str(tracker.find("ended"))).status == "KILLED"
 
 
 def test_running_a_finished_search_again_changes_nothing(search, searched, morning):

@@ -45,6 +45,14 @@ def test_a_storage_that_comes_back_in_time_is_said_once_each_way(tmp_path, caplo
     assert not list(tmp_path.glob("storage/*"))
 
 
+def test_a_worker_that_alone_lacks_the_storage_is_heard(tmp_path, caplog):
+    """Its machine lacks the mount: nothing was said for 20 minutes."""
+    words = ["worker 1 on b does not see the folder"]
+    with StorageWatch(Folder.at(tmp_path), 20, "the command", pytest.fail, lambda: words.pop() if words else ""):
+        wait_until(lambda: caplog.records)
+    assert [record.getMessage() for record in caplog.records] == ["worker 1 on b does not see the folder"]
+
+
 def test_one_that_stays_away_ends_the_job_with_what_to_do(tmp_path):
     stopped: list[str] = []
     with StorageWatch(Folder.at(tmp_path / "gone"), 0.001, "python job.py", lambda: stopped.append("")) as watch:

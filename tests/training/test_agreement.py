@@ -1,0 +1,55 @@
+"""What workers do together in the storage: one that waits for it is no hang, and says what it waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from raymed.errors import StorageError
+from raymed.storage import availability
+from raymed.storage.folder import Folder
+from raymed.training import agreement
+from raymed.training.agreement import Agreement
+from raymed.training.stall import StallGuard
+
+
+@pytest.fixture
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
+    monkeypatch.setattr(availability, "PAUSE", 0.01)
+    monkeypatch.setattr(agreement, "UNSAID", 0.1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_worker_that_waits_for_the_storage_says_so_once(tmp_path: Path) -> None:
+    """It waited for 20 minutes in silence where its machine alone lacked the folder."""
+    folder, said, started = Folder.at(tmp_path / "runs"), list[str](), time.monotonic()
+    together = Agreement(folder, 1.0, StallGuard(0, folder, 0), said.append)
+
+    def act() -> str:
+        if time.monotonic() - started < 0.5:
+            raise FileNotFoundError(2, "No such file or directory")
+        return "done"
+
+    assert together.reach(act) == "done"
+    (text,) = said
+    assert text.startswith("worker 0 on ") and f"does not see {folder.uri} ([Errno 2] No such" in text
+    assert together.reach(lambda: "at once") == "at once"
+    assert len(said) == 1, "who does not wait says nothing"
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_storage_that_stays_away_is_an_error_of_the_storage(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "runs")
+
+    def act() -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with pytest.raises(StorageError, match="has been away"):
+        Agreement(folder, 0.001, StallGuard(0, folder, 0), lambda text: None).reach(act)
