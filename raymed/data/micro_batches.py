@@ -2,7 +2,7 @@
 
 Every worker is kept busy, and no micro-batch is larger than memory was said to hold. Where packs meet, in the statistics of
 a batch norm or in a contrastive loss, they meet in groups that depend on neither: a group is computed in one round, by one
-worker or by all of them together.
+worker or by all of them together. A micro-batch holds as many whole groups as it has room for, but for a contrastive loss.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ class MicroBatch:
         counts: False for a repeat of weight 0, where a round has no packs left for the worker: ZeRO's collectives need
             every worker in every round.
         spans: whether its group is divided among all workers.
+        groups: how many packs each of its groups has, where it holds several.
     """
 
     packs: GlobalBatch
     counts: bool = True
     spans: bool = False
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Division:
         if len(groups[0]) > self.micro_batch:
             alone = 0
         divided = [_dealt(_even(group, self.workers), self.workers, spans=True)[0] for group in groups[alone:]]
-        return _dealt(groups[:alone], self.workers) + divided
+        dealt = _dealt(groups[:alone], self.workers)
+        return (dealt if self.whole else _joined(dealt, self.micro_batch // len(groups[0]))) + divided
 
     def share(self, batch: GlobalBatch, worker: int) -> list[MicroBatch]:
         """One worker's micro-batches of a global batch, one for each round."""
@@ -122,6 +125,19 @@ def _even(packs: GlobalBatch, parts: int) -> list[GlobalBatch]:
     parts = min(parts, len(packs))
     ends = [len(packs) // parts * part + min(part, len(packs) % parts) for part in range(parts + 1)]
     return [packs[start:end] for start, end in pairwise(ends)]
+
+
+def _joined(rounds: list[list[MicroBatch]], most: int) -> list[list[MicroBatch]]:
+    """Rounds of whole groups, so many of them at once."""
+    if most < 2:
+        return rounds
+    together = [rounds[start : start + most] for start in range(0, len(rounds), most)]
+    return [[_one(several) for several in zip(*part, strict=True)] if len(part) > 1 else part[0] for part in together]
+
+
+def _one(several: tuple[MicroBatch, ...]) -> MicroBatch:
+    packs = tuple(pack for micro in several for pack in micro.packs)
+    return MicroBatch(packs, groups=tuple(len(micro.packs) for micro in several))
 
 
 def _dealt(parts: list[GlobalBatch], workers: int, spans: bool = False) -> list[list[MicroBatch]]:

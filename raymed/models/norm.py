@@ -1,10 +1,10 @@
 """Batch normalisation whose result does not depend on how many workers share a global batch.
 
 Ordinary running statistics are updated in every forward call, on every worker by itself, so they depend on which worker saw
-which micro-batch. `StepBatchNorm` normalises by a group of pictures, which is a micro-batch or, where a group is divided
-among the workers, their micro-batches together; it only adds the groups' statistics up. Once per global step they are
-summed over all workers and the running statistics take one momentum step. A global batch of n groups therefore leaves the
-same state on any number of workers.
+which micro-batch. `StepBatchNorm` normalises by a group of pictures, which is a micro-batch, a part of one or, where a
+group is divided among the workers, their micro-batches together; it only adds the groups' statistics up. Once per global
+step they are summed over all workers and the running statistics take one momentum step. A global batch of n groups
+therefore leaves the same state on any number of workers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ class StepBatchNorm(nn.BatchNorm2d):
     Attributes:
         counts: whether the micro-batch under way is part of the global batch; a repeat of weight 0 leaves no trace.
         spans: whether its group is divided among all workers, which are then in the same layer at the same time.
+        parts: sizes of its groups, which follow each other, where it holds several; in packs of as many pictures each.
         sums: float32 [2, features]: the sums of the groups' means and unbiased variances since the last settling.
         groups: how many groups they hold.
     """
 
     counts: bool = True
     spans: bool = False
+    parts: tuple[int, ...] = ()
     groups: int = 0
     sums: Tensor | None = None
 
@@ -42,14 +44,19 @@ class StepBatchNorm(nn.BatchNorm2d):
             mean, variance = (s.float() for s in (self.running_mean, self.running_var) if s is not None)
             return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
         if self.spans:
-            y, statistics = _SpanningNorm.apply(x, weight, bias, self.eps, self.counts)
+            y, sums = _SpanningNorm.apply(x, weight, bias, self.eps, self.counts)
         else:
-            # With momentum 1 the kernel writes the micro-batch's own statistics: no second pass over x.
-            statistics = torch.zeros(2, self.num_features, device=x.device)
-            y = F.batch_norm(x, statistics[0], statistics[1], weight, bias, True, 1.0, self.eps)
+            # With momentum 1 the kernel writes each group's own statistics: no second pass over x.
+            parts = x.split([len(x) // sum(self.parts) * size for size in self.parts]) if self.parts else (x,)
+            own = torch.zeros(len(parts), 2, self.num_features, device=x.device)
+            normalised = [
+                F.batch_norm(part, mean, variance, weight, bias, True, 1.0, self.eps)
+                for part, (mean, variance) in zip(parts, own, strict=True)
+            ]
+            y, sums = (normalised[0], own[0]) if len(parts) == 1 else (torch.cat(normalised), own.sum(0))
         if self.counts and not (self.spans and dist.get_rank()):  # all workers have a spanning group's: one adds them
-            self.sums = statistics if self.sums is None else self.sums + statistics
-            self.groups += 1
+            self.sums = sums if self.sums is None else self.sums + sums
+            self.groups += len(self.parts) or 1
         return y
 
 
@@ -151,12 +158,12 @@ def batch_norms(module: nn.Module) -> list[StepBatchNorm]:
 
 
 @contextmanager
-def computing(norms: Sequence[StepBatchNorm], counts: bool, spans: bool) -> Iterator[None]:
+def computing(norms: Sequence[StepBatchNorm], counts: bool, spans: bool, parts: tuple[int, ...] = ()) -> Iterator[None]:
     """Within it, forward and backward calls are of a micro-batch that these attributes describe."""
     for norm in norms:
-        norm.counts, norm.spans = counts, spans
+        norm.counts, norm.spans, norm.parts = counts, spans, parts
     try:
         yield
     finally:
         for norm in norms:
-            norm.counts, norm.spans = True, False
+            norm.counts, norm.spans, norm.parts = True, False, ()

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -46,10 +46,11 @@ from raymed.training.state import (
     restore,
     settle_kernel,
 )
-from raymed.training.zero import check_offload, deepspeed_config
+from raymed.training.zero import check_offload, deepspeed_config, sum_norms_at_once
 
 NOT_FINITE = "the loss is not finite"
 GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
+NOTICES = 2  # that a worker may be told, see `Notice`
 SWITCH_SECONDS = 5e-4  # after which Python's threads give way to each other
 
 
@@ -131,7 +132,10 @@ class Engine:
         self._norms = batch_norms(self.module)
         self._averaged = AveragedWeights(self._engine, settings.ema) if settings.ema else None
         self._last_norm = 0.0
+        self._under_way: _StepSums | None = None
         self._unread: list[tuple[int, float, tuple[str, ...], torch.Tensor]] = []
+        if self.workers > 1 and settings.zero_stage < 3 and settings.offload == "none":
+            sum_norms_at_once(self._engine.optimizer)
 
     @property
     def module(self) -> nn.Module:
@@ -164,20 +168,34 @@ class Engine:
         """Global norm of the gradient, before clipping, of the last step that was read."""
         return self._last_norm
 
-    def step(self, shares: Sequence[tuple[Batch, MicroBatch]], global_step: int) -> None:
+    def step(self, shares: Sequence[tuple[Batch, MicroBatch]], global_step: int, notice: int = 0) -> int:
         """One optimizer step over this worker's micro-batches of a global batch; `read` gives its figures.
+
+        What workers must know of each other travels while they compute: each sum of its own is a wait for the slowest.
 
         Args:
             shares: each encoded micro-batch, and its place in the division.
+            notice: what this worker was told, from 0 to `NOTICES`.
+
+        Returns:
+            The greatest of the workers' notices.
         """
+        self._settle()
         lr = self.lr
-        units = self._global_units(shares)
+        names = sorted(shares[0][0].units)
+        counted = [batch.units for batch, micro in shares if micro.counts]
+        own = [sum(units[name] for units in counted) for name in names]
+        known = torch.tensor(own + [float(notice >= level) for level in range(1, NOTICES + 1)], dtype=torch.float64)
+        arriving, units = self._begin_sum(known), dict[str, float]()
         sums: dict[str, tuple[torch.Tensor | float, float]] = {}
         for slot, (batch, micro) in enumerate(shares):
             # Dropout draws depend on the place in the division, not on the worker that computes it.
             _seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63, self.device)
-            with computing(self._norms, micro.counts, micro.spans):
+            with computing(self._norms, micro.counts, micro.spans, micro.groups):
                 loss = self.recipe.compute_loss(self._engine, batch.to(self.device))
+                if not units:
+                    arriving()
+                    units = dict(zip(names, known.tolist(), strict=False))
                 # DeepSpeed averages gradients over workers; times their number this is the sum.
                 self._engine.backward(loss.mean(units, self.workers if micro.counts else 0.0), scale_wrt_gas=False)
             for name, (total, count) in sums_of(loss, batch.units).items():
@@ -185,11 +203,22 @@ class Engine:
                 exact = total.detach().double() if isinstance(total, torch.Tensor) else total
                 sums[name] = (before[0] + exact, before[1] + count) if micro.counts else before
         self._engine.step()
-        totals, statistics = self._totals(sums, self._engine.get_global_grad_norm(), step_statistics(self._norms))
-        self._unread.append((global_step, lr, tuple(sums), totals))
-        settle_batch_norms(self._norms, statistics)
+        norm, flat = self._engine.get_global_grad_norm(), self._flat(sums, step_statistics(self._norms))
+        scalar = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float64, device=self.device).detach()
+        self._under_way = _StepSums(global_step, lr, tuple(sums), scalar.reshape(1), flat, self._begin_sum(flat))
+        return sum(level > 0 for level in known[len(names) :].tolist())
+
+    def _settle(self) -> None:
+        """Take in what the last step summed over the workers, which takes until now: running statistics and averages."""
+        if self._under_way is None:
+            return
+        step, self._under_way = self._under_way, None
+        step.arrived()
+        values = 2 * len(step.names)
+        self._unread.append((step.step, step.lr, step.names, torch.cat([step.norm, step.flat[:values]])))
+        settle_batch_norms(self._norms, step.flat[values:])
         if self._averaged:
-            self._averaged.update(global_step)
+            self._averaged.update(step.step)
 
     def read(self) -> list[StepFigures]:
         """The figures of the steps since the last call, in order; here a device is waited for.
@@ -197,6 +226,7 @@ class Engine:
         Raises:
             RunError: a loss, or its gradient, is not a finite number.
         """
+        self._settle()
         steps, self._unread = self._unread, []
         numbers = iter(torch.cat([totals for *_, totals in steps]).tolist() if steps else [])
         figures = []
@@ -222,6 +252,7 @@ class Engine:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """The network in evaluation mode with the averaged weights, where there are any."""
+        self._settle()
         self.module.eval()
         with self._swapped():
             yield
@@ -231,6 +262,7 @@ class Engine:
         """Write the weights that `evaluating` uses, from worker 0; ZeRO 3 gathers them first."""
         import deepspeed
 
+        self._settle()
         gathered = deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=self.settings.zero_stage == 3)
         with self._swapped(), gathered:
             if self.worker == 0:
@@ -239,6 +271,7 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write this worker's part of the training state."""
+        self._settle()
         self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False)
         if self._averaged:
             self._averaged.save(folder)
@@ -281,27 +314,15 @@ class Engine:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, self._host)
         return int(tensor)
 
-    def reduce(self, tensor: torch.Tensor) -> None:
-        """Sum over workers, in place; what is on the host waits for no device."""
-        if self.workers > 1:
-            dist.all_reduce(tensor, group=self._host if tensor.device.type == "cpu" else None)
+    def _begin_sum(self, tensor: torch.Tensor) -> Callable[[], object]:
+        """Begin to sum over workers, in place; whoever needs it calls what is returned. What is on the host waits for no
+        device."""
+        if self.workers == 1:
+            return lambda: None
+        return dist.all_reduce(tensor, group=self._host if tensor.device.type == "cpu" else None, async_op=True).wait
 
-    def _global_units(self, shares: Sequence[tuple[Batch, MicroBatch]]) -> dict[str, float]:
-        """Units of each loss term in the whole global batch."""
-        names = sorted(shares[0][0].units)
-        counted = [batch.units for batch, micro in shares if micro.counts]
-        totals = torch.tensor([sum(units[name] for units in counted) for name in names], dtype=torch.float64)
-        self.reduce(totals)
-        return dict(zip(names, totals.tolist(), strict=True))
-
-    def _totals(
-        self,
-        sums: dict[str, tuple[torch.Tensor | float, float]],
-        norm: torch.Tensor | float | None,
-        statistics: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm, then each sum and its count over all workers, float64 [1 + 2 names] on the device; and the batch
-        norms' statistics over all workers, in the same sum."""
+    def _flat(self, sums: dict[str, tuple[torch.Tensor | float, float]], statistics: torch.Tensor) -> torch.Tensor:
+        """Each sum and its count, then the batch norms' statistics: float64 [2 names + statistics] on the device."""
 
         def scalar(value: torch.Tensor | float) -> torch.Tensor:
             number = torch.float64
@@ -310,9 +331,28 @@ class Engine:
             return torch.full((), value, dtype=number, device=self.device)
 
         values = torch.stack([scalar(value) for pair in sums.values() for value in pair])
-        flat = torch.cat([values, statistics.to(self.device)])
-        self.reduce(flat)
-        return torch.cat([scalar(0.0 if norm is None else norm)[None], flat[: len(values)]]), flat[len(values) :]
+        return torch.cat([values, statistics.to(self.device)])
+
+
+@dataclass(frozen=True)
+class _StepSums:
+    """What a step computed, on its way to all workers.
+
+    Attributes:
+        step: its number in the run, from 0.
+        lr: learning rate of the first parameter group in it.
+        names: of what is logged.
+        norm: of the gradient, float64 [1].
+        flat: see `Engine._flat`; of all workers once it has arrived.
+        arrived: waits for that.
+    """
+
+    step: int
+    lr: float
+    names: tuple[str, ...]
+    norm: torch.Tensor
+    flat: torch.Tensor
+    arrived: Callable[[], object]
 
 
 def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers: int) -> Division:

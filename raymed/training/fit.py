@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import tune
 from ray.actor import ActorHandle
@@ -31,6 +31,8 @@ from raymed.training.spec import RunSpec
 from raymed.training.stall import STALLED
 
 log = logging.getLogger("raymed")
+
+Done = TypeVar("Done")
 
 POLL = "0.5"  # seconds between Ray Train's looks at its workers; the usual 2 are added to every epoch that a search judges
 RESTARTS = 2  # of a run whose worker died, without a new checkpoint in between: an error of the run itself only repeats
@@ -105,21 +107,17 @@ def fit(
         RunError: they hung again and again.
     """
     while True:
-        before = newest_step(spec.folder)
-        spec.folder.delete(STALLED)
-        # where an earlier raymed had Ray Train keep the checkpoints: Ray refuses to start once one of that list is gone
-        spec.folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+        before = wait_for(lambda: _step_to_begin_with(spec.folder), Folder.at(spec.storage), spec.train.storage_minutes)
         try:
             _trainer(spec, source, resources, stop_decisions, callbacks, keep_all).fit()
-            newest = checkpoint_names(spec.folder)[-1:]
-            return {} if not newest else next(reversed(read_history(spec.folder.child(newest[0]))), {})
+            return _in_storage(spec, lambda: _last_metrics(spec.folder))
         except TrainingFailedError as error:
             if refused := _refusal(error):
                 raise StorageError(
                     f"{refused}. Free space or mend the permissions, and run the same command again"
                 ) from error
-            _wait_for_storage(spec)  # where it is away, no checkpoint is there, and the run would begin anew
-            if newest_step(spec.folder) == before:
+            # where the storage is away, no checkpoint is there, and the run would begin anew
+            if _in_storage(spec, lambda: newest_step(spec.folder)) == before:
                 if spec.folder.exists(STALLED):
                     raise RunError(spec.folder.read(STALLED).decode()) from error
                 if lost := _lost_workers(error):
@@ -131,9 +129,28 @@ def fit(
             log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
 
 
-def _wait_for_storage(spec: RunSpec) -> None:
+def _in_storage(spec: RunSpec, action: Callable[[], Done]) -> Done:
+    """Do something in a run's storage, which is there once the run has begun; one that is away is waited for."""
     storage = Folder.at(spec.storage)
-    wait_for(lambda: require_there(storage), storage, spec.train.storage_minutes)
+
+    def act() -> Done:
+        require_there(storage)
+        return action()
+
+    return wait_for(act, storage, spec.train.storage_minutes)
+
+
+def _step_to_begin_with(run: Folder) -> int:
+    """That of the newest checkpoint; what an earlier attempt noted is removed."""
+    run.delete(STALLED)
+    # where an earlier raymed had Ray Train keep the checkpoints: Ray refuses to start once one of that list is gone
+    run.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    return newest_step(run)
+
+
+def _last_metrics(run: Folder) -> dict[str, Any]:
+    newest = checkpoint_names(run)[-1:]
+    return {} if not newest else next(reversed(read_history(run.child(newest[0]))), {})
 
 
 def _refusal(error: TrainingFailedError) -> OSError | None:
@@ -194,7 +211,8 @@ def fit_trial(
     """
     spec: RunSpec = config["spec"]
     try:
-        _wait_for_storage(spec)  # Ray Train would make its folder below the mount point of one that is away
+        # Ray Train would make its folder below the mount point of one that is away
+        _in_storage(spec, lambda: None)
         reports = Reports(tune_queue())
         fit(spec, sources[spec.data], each, stop_decisions, [reports], keep_all)
     except CommonError as error:

@@ -192,14 +192,16 @@ class Run:
         progress = self.progress
         batches = ahead(self._training_batches(plan, progress.epoch, progress.step))
         while True:
-            self._leave_if_told()
+            self.stall.step()
             shares = self.step_log.waiting(batches)
             if shares is None:
                 break
-            self.engine.step(shares, progress.global_step)
+            notice = self.engine.step(shares, progress.global_step, self.notices.newest())
             self.step_log.add(sum(len(pack) for pack in plan.batches[progress.step]))
             progress.step += 1
             progress.global_step += 1
+            if notice:
+                raise Leave(Notice(notice))
             if self.course.checkpoint_is_due and progress.step < len(plan.batches):
                 self._checkpoint_between_validations()
             elif progress.global_step % self.spec.train.log_steps == 0:

@@ -48,7 +48,8 @@ class TrainSettings:
             the GPU, and steps slower.
         offload_path: Folder on an NVMe disk of every worker's machine, for `offload nvme`.
         precision: Type of weights and arithmetic: bf16 on GPUs that have it and fp32 elsewhere (auto), or one of them;
-            `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions.
+            `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions, and
+            validates in fp32.
             Devices without them compute in fp32.
         monitor: What the best epoch is chosen by: val_loss, or another metric that the system declares for it. A search
             chooses by search.objective.
@@ -68,7 +69,7 @@ class TrainSettings:
     steps: int = 0
     global_batch: int = 16
     micro_batch: int = 16
-    norm_group: int = 16
+    norm_group: int = 8
     lr: float = 1e-3
     weight_decay: float = 0.01
     beta2: float = 0.999

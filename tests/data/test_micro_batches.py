@@ -1,6 +1,6 @@
 """Promise 3: a global batch is divided among workers without being changed, and every worker's work counts."""
 
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 
 import pytest
 from hypothesis import given
@@ -56,12 +56,15 @@ def test_packs_that_meet_do_so_in_the_same_groups_whatever_workers_and_micro_bat
         for together in division.rounds(batch_of(40)):
             spans = {micro.spans for micro in together}
             rows = [[row for (row,) in micro.packs] for micro in together if micro.counts]
-            met += [list(chain(*rows))] if spans == {True} else rows
-        return met
+            parts = [size for micro in together if micro.counts for size in micro.groups or [len(micro.packs)]]
+            every = list(chain(*rows))
+            ends = list(accumulate(parts, initial=0))
+            met += [every] if spans == {True} else [every[start:end] for start, end in pairwise(ends)]
+        return sorted(met)
 
     one = groups(Division(16, 1, group=16))
     assert [len(group) for group in one] == [14, 13, 13]
-    for micro_batch, workers in ((16, 2), (16, 3), (8, 2), (7, 2), (4, 4), (40, 8)):
+    for micro_batch, workers in ((16, 2), (16, 3), (8, 2), (7, 2), (4, 4), (40, 8), (40, 1), (28, 1)):
         assert groups(Division(micro_batch, workers, group=16)) == one
     assert groups(Division(16, 2, group=16, whole=True)) == one
 
@@ -69,6 +72,17 @@ def test_packs_that_meet_do_so_in_the_same_groups_whatever_workers_and_micro_bat
 def test_groups_are_divided_only_where_they_do_not_give_every_worker_one():
     spans = [[micro.spans for micro in together] for together in Division(8, 2, group=8).rounds(batch_of(24))]
     assert spans == [[False, False], [True, True]]
+
+
+def test_a_micro_batch_holds_as_many_groups_as_it_has_room_for_but_one_contrast():
+    """Small groups need not make small micro-batches, whose every pass costs."""
+    ((one,),) = Division(16, 1, group=8).rounds(batch_of(16))
+    assert (len(one.packs), one.groups) == (16, (8, 8))
+    assert [[(len(m.packs), m.groups) for m in each] for each in Division(16, 2, group=8).rounds(batch_of(32))] == [
+        [(16, (8, 8)), (16, (8, 8))]
+    ]
+    assert sizes(Division(20, 1, group=8), 40) == [[16], [16], [8]]
+    assert sizes(Division(16, 1, group=8, whole=True), 16) == [[8], [8]]
 
 
 def test_a_group_that_no_round_can_hold_is_refused_with_what_to_set():

@@ -64,6 +64,27 @@ def test_two_workers_leave_the_same_state_as_one_that_accumulates() -> None:
             torch.testing.assert_close(worker.state_dict()[name], expected, msg=name)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_groups_in_one_micro_batch_are_normalised_as_one_after_the_other(layout: torch.memory_format) -> None:
+    """Forward, backward and statistics; two pictures a pack."""
+    draw = torch.Generator().manual_seed(0)
+    x, upstream = (torch.randn(10, 3, 5, 4, generator=draw).clone(memory_format=layout) for _ in range(2))
+    found = []
+    for sizes, parts in (([10], (3, 2)), ([6, 4], ())):
+        norm, inputs = StepBatchNorm(3), x.clone(memory_format=layout).requires_grad_()
+        outputs = []
+        for piece in inputs.split(sizes):
+            with computing([norm], counts=True, spans=False, parts=parts):
+                outputs.append(norm(piece))
+        y = torch.cat(outputs)
+        gradients = torch.autograd.grad(y, [inputs, *norm.parameters()], upstream)
+        assert y.is_contiguous(memory_format=layout)
+        _settle_alone(norm)
+        found.append([y, *gradients, norm.running_mean, norm.running_var])
+    for together, apart in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, atol=0, rtol=0)
+
+
 def test_a_filler_micro_batch_changes_nothing_even_on_a_worker_with_nothing_else() -> None:
     network = _network()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -107,6 +108,35 @@ class Slope:
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         return Loss({"loss": LossTerm((0 * module(batch.tensors["x"]).float()).sqrt().sum())})
+
+
+@dataclass(frozen=True)
+class Line(Slope):
+    """Says in which type it computes."""
+
+    def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
+        y = module(batch.tensors["x"])
+        return Loss({"loss": LossTerm(y.float().sum())}, {"bf16": (float(y.dtype == torch.bfloat16), 1.0)})
+
+    def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"y": module(batch.tensors["x"])}
+
+
+@pytest.mark.slow
+def test_autocast_is_for_training_steps_and_validation_computes_as_the_exported_model_will():
+    torch.multiprocessing.start_processes(_validate_under_autocast, nprocs=1, start_method="spawn")
+
+
+def _validate_under_autocast(_: int) -> None:
+    precision.has_bf16 = lambda device: True
+    _alone()
+    engine = Engine(Line(), TrainSettings(precision="amp"), 10, 0, CPU)  # type: ignore[arg-type]
+    batch = Batch({"x": torch.rand(4, 3)}, {"loss": 4}, [])
+    engine.step([(batch, MicroBatch(()))], 0)
+    assert engine.read()[0].sums["bf16"] == (1.0, 1.0)
+    with engine.evaluating(), torch.no_grad():
+        assert np.array_equal(engine.predict(batch)["y"], engine.module(batch.tensors["x"]).numpy())
+        assert engine.predict(batch)["y"].dtype == np.float32
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from raymed.data.stream import Streamed, stage
 from raymed.models.precision import has_bf16
+from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.checkpoint import Progress, checkpoint_names, read_history
 from raymed.training.engine import TrainSettings, learning_rate
@@ -117,6 +119,22 @@ def test_running_a_finished_run_again_trains_nothing_and_tells_its_result(prepar
     before = set(Path(storage, "alone").glob("step-*"))
     assert losses(run(prepared, spec_of(prepared, storage, "alone"))) == losses(alone)
     assert set(Path(storage, "alone").glob("step-*")) == before
+
+
+def test_a_storage_that_is_away_for_a_moment_as_a_run_begins_fails_no_trial(prepared, storage, alone, monkeypatch):
+    """It was looked into once without waiting, and the error was the trial's."""
+    names, failures = Folder.names, [OSError(5, "Input/output error"), OSError(116, "Stale file handle")]
+
+    def flickering(folder: Folder) -> list[str]:
+        if failures and folder.uri.endswith("/alone"):
+            raise failures.pop()
+        return names(folder)
+
+    monkeypatch.setattr("raymed.storage.availability.PAUSE", 0.01)
+    monkeypatch.setattr(Folder, "names", flickering)
+    monkeypatch.setattr("raymed.training.fit._trainer", lambda *parts: SimpleNamespace(fit=lambda: None))
+    assert run(prepared, spec_of(prepared, storage, "alone"))["val_loss"] == alone["val_loss"]
+    assert not failures
 
 
 @pytest.mark.parametrize("own", [True, False])

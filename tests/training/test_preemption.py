@@ -60,10 +60,9 @@ def test_a_worker_told_to_leave_or_killed_costs_no_step_that_was_saved(
     )
     found = run(prepared, interrupted)
     if number == signal.SIGTERM:
-        usable = {path.name[5:13]: (path / "model").is_dir() for path in Path(interrupted.folder.path).glob("step-*")}
-        assert usable == {"00000003": False, "00000005": True, "00000010": True}, (
-            "it left without a network, for lack of time"
-        )
+        left, *others = sorted(Path(interrupted.folder.path).glob("step-*"))
+        assert int(left.name[5:13]) < 5 and not (left / "model").exists(), "it left without a network, for lack of time"
+        assert all((path / "model").is_dir() for path in others)
     if workers == 1:
         assert found == alone, "bit-equal on a CPU in fp32"
     assert found == pytest.approx(alone, rel=2e-5)

@@ -39,7 +39,8 @@ class Pictures:
         return convert_batch_norms(nn.Sequential(*layers, nn.Dropout(self.dropout), nn.Flatten(), nn.Linear(48, 2)))
 
     def groups(self, module: nn.Module) -> list[ParameterGroup]:
-        return [ParameterGroup("all", list(module.parameters()))]
+        first, *others = module.parameters()
+        return [ParameterGroup("first", [first]), ParameterGroup("others", others)]
 
     def export(self, module: nn.Module, folder: Path) -> None:
         torch.save(module.state_dict(), folder / "exported.pt")
@@ -59,17 +60,34 @@ def encode(rows: list[int], step: int) -> Batch:
     return Batch(tensors, {"loss": float(units.sum())}, [])
 
 
-SPANNING = (Pictures(), TrainSettings(global_batch=16, micro_batch=16, lr=1e-2), 16)
+SPANNING = (Pictures(), TrainSettings(global_batch=16, micro_batch=16, norm_group=16, lr=1e-2), 16)
 """One group of 16, which more workers than one divide among them."""
 
-REST = (Pictures(), TrainSettings(global_batch=16, micro_batch=16, lr=1e-2), 2)
+REST = (Pictures(), TrainSettings(global_batch=16, micro_batch=16, norm_group=16, lr=1e-2), 2)
 """Two pictures, as an epoch's last step may have, of which a third worker gets none."""
 
 APART = (Pictures(dropout=0.5), TrainSettings(global_batch=8, micro_batch=4, norm_group=4, lr=1e-2), 8)
 """Two groups of 4, one after the other on one worker, at the same time on two."""
 
 
+TOGETHER = (Pictures(), TrainSettings(global_batch=16, micro_batch=16, norm_group=8, lr=1e-2), 16)
+"""Two groups of 8, in one micro-batch of one worker, in one each of two."""
+
 AVERAGED = (Pictures(), replace(SPANNING[1], ema=0.9), 16)
+
+
+def compare_norms(zero: Any) -> list[tuple[float, float]]:
+    """From now on each gradient's norm, as it is summed at once and as DeepSpeed sums it, group by group."""
+    compared: list[tuple[float, float]] = []
+    at_once = zero.scaled_global_norm
+
+    def both() -> torch.Tensor:
+        norm = at_once()
+        compared.append((float(norm), float(type(zero).scaled_global_norm(zero))))
+        return norm
+
+    zero.scaled_global_norm = both
+    return compared
 
 
 def work(worker: int, workers: int, out: Path) -> None:
@@ -82,9 +100,11 @@ def work(worker: int, workers: int, out: Path) -> None:
         "spanning": SPANNING,
         "rest": REST,
         "apart": APART,
+        "together": TOGETHER,
         "averaged": AVERAGED,
     }.items():
         engine = Engine(recipe, settings, 10, 0, CPU)  # type: ignore[arg-type]
+        compared = compare_norms(engine._engine.optimizer) if workers > 1 else []
         divided = division(recipe, engine.module, settings, workers)  # type: ignore[arg-type]
         losses, norms = [], []
         for step in range(STEPS):
@@ -93,6 +113,8 @@ def work(worker: int, workers: int, out: Path) -> None:
             engine.step(mine, step)
             losses.append(engine.read()[-1].sums["loss/loss"])
             norms.append(engine.gradient_norm)
+        assert len(compared) == (STEPS if workers > 1 else 0), (name, compared)
+        assert all(ours == theirs for ours, theirs in compared), (name, compared)
         results[name] = {"losses": losses, "norms": norms, "state": copy.deepcopy(engine.module.state_dict())}
     engine.export(out)
     with engine.evaluating():
@@ -117,7 +139,7 @@ def trained(tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["spanning", "rest"])
+@pytest.mark.parametrize("name", ["spanning", "rest", "together"])
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_group_that_workers_divide_trains_as_it_does_on_one(trained, name, workers):
     (alone,), others = trained[1], trained[workers]
@@ -151,7 +173,7 @@ def test_averaged_weights_are_what_is_evaluated_and_exported(trained):
 
 def test_a_micro_batch_that_would_change_what_batch_norm_sees_is_refused():
     """It used to change the result in silence, as if it only said how the work is done."""
-    small, plain = TrainSettings(micro_batch=8), nn.Linear(1, 1)
+    small, plain = TrainSettings(micro_batch=8, norm_group=16), nn.Linear(1, 1)
     with pytest.raises(UserError, match=r"16 items meet .* Set train.micro_batch to 16, or.* train.norm_group to 8"):
         division(Pictures(), Pictures().build(), small, 1)  # type: ignore[arg-type]
     assert division(Pictures(), Pictures().build(), small, 2).group == 16  # type: ignore[arg-type]
@@ -164,7 +186,7 @@ def test_groups_of_every_last_global_batch_fit_where_a_run_may_start():
     """24 are two groups of 12, each of which a micro-batch of 12 holds; a last batch of 13 is one, and ended the run."""
     network = Pictures().build()
     with pytest.raises(UserError, match=r"16 items meet .* Set train.micro_batch to 16, or.* train.norm_group to 12"):
-        division(Pictures(), network, TrainSettings(global_batch=24, micro_batch=12), 1)  # type: ignore[arg-type]
+        division(Pictures(), network, TrainSettings(global_batch=24, micro_batch=12, norm_group=16), 1)  # type: ignore[arg-type]
     divided = division(Pictures(), network, TrainSettings(global_batch=24, micro_batch=12, norm_group=12), 1)  # type: ignore[arg-type]
     for packs in range(1, 25):
         divided.length(packs)
