@@ -283,6 +283,7 @@ class Engine:
             UserError: it is the state of another network.
             RunError: DeepSpeed found nothing it can load.
         """
+        self._settle()
         if layout(folder) != (self.settings.zero_stage, self.workers):
             self.restore(read_state(folder))
             return
@@ -299,6 +300,7 @@ class Engine:
         Raises:
             UserError: it is the state of another network, or holds no averaged weights though `train.ema` is on.
         """
+        self._settle()
         restore(self._engine, state)
         if self._averaged:
             self._averaged.set(state.averaged)
