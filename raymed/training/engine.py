@@ -46,6 +46,7 @@ from raymed.training.state import (
     restore,
     settle_kernel,
 )
+from raymed.training.step_sums import StepSums
 from raymed.training.zero import check_offload, deepspeed_config, sum_norms_at_once
 
 NOT_FINITE = "the loss is not finite"
@@ -132,7 +133,7 @@ class Engine:
         self._norms = batch_norms(self.module)
         self._averaged = AveragedWeights(self._engine, settings.ema) if settings.ema else None
         self._last_norm = 0.0
-        self._under_way: _StepSums | None = None
+        self._under_way: StepSums | None = None
         self._unread: list[tuple[int, float, tuple[str, ...], torch.Tensor]] = []
         if self.workers > 1 and settings.zero_stage < 3 and settings.offload == "none":
             sum_norms_at_once(self._engine.optimizer)
@@ -203,9 +204,8 @@ class Engine:
                 exact = total.detach().double() if isinstance(total, torch.Tensor) else total
                 sums[name] = (before[0] + exact, before[1] + count) if micro.counts else before
         self._engine.step()
-        norm, flat = self._engine.get_global_grad_norm(), self._flat(sums, step_statistics(self._norms))
-        scalar = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float64, device=self.device).detach()
-        self._under_way = _StepSums(global_step, lr, tuple(sums), scalar.reshape(1), flat, self._begin_sum(flat))
+        norm, statistics = self._engine.get_global_grad_norm(), step_statistics(self._norms)
+        self._under_way = StepSums.begin(global_step, lr, norm, sums, statistics, self.device, self._begin_sum)
         return sum(level > 0 for level in known[len(names) :].tolist())
 
     def _settle(self) -> None:
@@ -213,10 +213,9 @@ class Engine:
         if self._under_way is None:
             return
         step, self._under_way = self._under_way, None
-        step.arrived()
-        values = 2 * len(step.names)
-        self._unread.append((step.step, step.lr, step.names, torch.cat([step.norm, step.flat[:values]])))
-        settle_batch_norms(self._norms, step.flat[values:])
+        totals, statistics = step.arrived()
+        self._unread.append((step.step, step.lr, step.names, totals))
+        settle_batch_norms(self._norms, statistics)
         if self._averaged:
             self._averaged.update(step.step)
 
@@ -322,39 +321,6 @@ class Engine:
         if self.workers == 1:
             return lambda: None
         return dist.all_reduce(tensor, group=self._host if tensor.device.type == "cpu" else None, async_op=True).wait
-
-    def _flat(self, sums: dict[str, tuple[torch.Tensor | float, float]], statistics: torch.Tensor) -> torch.Tensor:
-        """Each sum and its count, then the batch norms' statistics: float64 [2 names + statistics] on the device."""
-
-        def scalar(value: torch.Tensor | float) -> torch.Tensor:
-            number = torch.float64
-            if isinstance(value, torch.Tensor):
-                return value.detach().to(self.device, number).reshape(())
-            return torch.full((), value, dtype=number, device=self.device)
-
-        values = torch.stack([scalar(value) for pair in sums.values() for value in pair])
-        return torch.cat([values, statistics.to(self.device)])
-
-
-@dataclass(frozen=True)
-class _StepSums:
-    """What a step computed, on its way to all workers.
-
-    Attributes:
-        step: its number in the run, from 0.
-        lr: learning rate of the first parameter group in it.
-        names: of what is logged.
-        norm: of the gradient, float64 [1].
-        flat: see `Engine._flat`; of all workers once it has arrived.
-        arrived: waits for that.
-    """
-
-    step: int
-    lr: float
-    names: tuple[str, ...]
-    norm: torch.Tensor
-    flat: torch.Tensor
-    arrived: Callable[[], object]
 
 
 def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers: int) -> Division:
