@@ -18,12 +18,14 @@ PAUSE = 2.0  # seconds between two tries
 Result = TypeVar("Result")
 
 
-def wait_for(action: Callable[[], Result], storage: Folder, minutes: float, waiting: Callable[[], None]) -> Result:
+def wait_for(
+    action: Callable[[], Result], storage: Folder, minutes: float, waiting: Callable[[OSError], None] = lambda error: None
+) -> Result:
     """Do what a storage may refuse, again and again while it is away.
 
     Args:
         minutes: to wait for it.
-        waiting: called before each new try.
+        waiting: called before each new try, with why the last one failed.
 
     Raises:
         StorageError: it is full or read-only, or was away for longer.

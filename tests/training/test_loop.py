@@ -17,8 +17,11 @@ from raymed.data.micro_batches import Division
 from raymed.data.plan import EpochPlan
 from raymed.errors import RunError
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import Run
+from raymed.training.preemption import Leave, Notice
+from raymed.training.step_log import StepLog
 
 PLAN = EpochPlan((((4, 7), (4,)), ((7,), (5, 4)), ((4,), (5,))), {})
 
@@ -48,6 +51,30 @@ def test_a_row_that_is_shown_again_is_told_so_on_any_worker_and_after_a_resume(f
     whole = [[[(4, 0), (7, 0)], [(4, 1)]], [[(7, 1)], [(5, 0), (4, 2)]], [[(4, 3)], [(5, 1)]]]
     expected = {(step, place): pack for step, packs in enumerate(whole) for place, pack in enumerate(packs)}
     assert shown == {key: pack for key, pack in expected.items() if key[0] >= first_step}
+
+
+def test_word_to_leave_comes_with_a_step_and_ends_the_run_after_it() -> None:
+    """Asking took a sum over the workers of its own before every step."""
+    told, steps = [Notice.NONE, Notice.JOB, Notice.NONE], list[int]()
+
+    def step(shares: Any, global_step: int, notice: int) -> int:
+        steps.append(global_step)
+        return notice
+
+    run: Any = SimpleNamespace(
+        progress=Progress(),
+        stall=SimpleNamespace(step=lambda: None),
+        step_log=StepLog(),
+        engine=SimpleNamespace(step=step),
+        notices=SimpleNamespace(newest=lambda: told.pop(0)),
+        course=SimpleNamespace(checkpoint_is_due=False),
+        spec=SimpleNamespace(train=TrainSettings()),
+        _training_batches=lambda plan, epoch, step: iter([["a step's"]] * 3),
+    )
+    with pytest.raises(Leave) as left:
+        Run._train_on(run, PLAN)
+    assert left.value.notice == Notice.JOB and steps == [0, 1]
+    assert (run.progress.step, run.progress.global_step) == (2, 2), "what was done is saved"
 
 
 class Writer:

@@ -71,7 +71,7 @@ def test_an_unmounted_disk_is_waited_for_and_nothing_is_written_below_its_mount_
         (disk / "run").mkdir()
         subprocess.run(["mount", "--bind", disk, disk], check=True)  # the same files, mounted twice: one goes away
 
-        def comes_back() -> None:
+        def comes_back(error: OSError) -> None:
             tries.append(sorted(path.name for path in disk.rglob("*")))
             if len(tries) == 3:
                 subprocess.run(["mount", "--bind", tmp_path / "elsewhere", disk], check=True)
@@ -89,7 +89,7 @@ def test_a_storage_that_stays_away_is_given_up_after_the_time_that_was_set(tmp_p
     monkeypatch.setattr(availability, "PAUSE", 0.0)
     run = Folder.at(tmp_path / "gone")
     with pytest.raises(StorageError, match=rf"gone has been away from {gethostname()} for 0\.001 minutes .*every machine"):
-        wait_for(lambda: upload(local, run, "step-1"), run, 0.001, lambda: None)
+        wait_for(lambda: upload(local, run, "step-1"), run, 0.001)
     with pytest.raises(FileNotFoundError):
         require_there(run)
 
