@@ -34,7 +34,7 @@ class Evaluate(JobOptions):
         workers: Ray actors that predict; 1 works in this process.
         bootstrap: Resamples of patients behind the interval of the loss.
         language: Show the classes' names in this language of the label table, such as zh (default: their short names).
-        out: Folder for patients.csv and slices.csv: label, decision and probabilities of each (default: none is written).
+        out: Folder for patients.csv (or images.csv) and slices.csv: label, decision, probabilities (default: neither).
     """
 
     model: str
@@ -52,6 +52,7 @@ class Evaluate(JobOptions):
 
 
 def main(options: Evaluate) -> Outcome:
+    from raymed.evaluation.calibration import Temperature
     from raymed.evaluation.predict import chosen_rows, predict_rows
     from raymed.systems.lung.elsewhere import open_lung
     from raymed.systems.lung.evaluation import Judged
@@ -69,12 +70,13 @@ def main(options: Evaluate) -> Outcome:
     if options.dry_run:
         return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
     logits, columns = predict_rows(model.open(), prepared, rows, options.micro_batch, options.workers)
-    temperature = model.inference.temperature if model.inference else 1.0
-    judged = Judged.of(logits, columns, prepared.labels, temperature, options.method, options.bootstrap, options.seed)
+    temperature = model.inference.temperature if model.inference else Temperature()
+    unit = prepared.manifest.unit
+    judged = Judged.of(logits, columns, prepared.labels, temperature, options.method, options.bootstrap, options.seed, unit)
     text = [*judged.lines(options.language), *notes]
     if options.out is not None:
         text.append(judged.write(Folder.at(options.out)))
-    text.append(f"{model.name} on {judged.evaluation.patients} patients ({options.split}) of {prepared.folder.uri}")
+    text.append(f"{model.name} on {judged.evaluation.patients} {unit}s ({options.split}) of {prepared.folder.uri}")
     data = {"model": model.name, "data": prepared.digest, "split": options.split, "notes": notes}
     return Outcome("\n".join(text), data | judged.data())
 

@@ -44,7 +44,7 @@ def main(options: Reidentify) -> Outcome:
     if options.dry_run:
         return Outcome(f"dry run: nothing was written to {target}", {"file": str(target)})
     target.touch(mode=0o600)
-    target.write_text(named, encoding="utf-8", newline="")
+    target.write_text(named, encoding="utf-8-sig" if source.suffix.lower() == ".csv" else "utf-8", newline="")
     return Outcome(f"names of patients, for their owner only: {target}", {"file": str(target)})
 
 

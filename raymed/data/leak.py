@@ -33,12 +33,13 @@ class GuardSummary:
 
     def __str__(self) -> str:
         where = "stored splits" if self.fold is None else f"fold {self.fold}"
-        counts = ", ".join(f"{split} {self.patients[split]} patients / {self.records[split]} records" for split in SPLITS)
+        unit = "patients" if self.patients_known else "images"
+        counts = ", ".join(f"{split} {self.patients[split]} {unit} / {self.records[split]} records" for split in SPLITS)
         joint = f", nor is any of {self.joint} groups of patients with near-duplicate pictures" if self.joint else ""
         if not self.patients_known:
             return (
-                f"leak guard ({where}): no picture is in two splits; whether a patient is, is unknown: each picture counts "
-                f"as a patient of its own; {counts}"
+                f"leak guard ({where}): no image is in two splits; whether a patient is, nobody knows, for nobody "
+                f"said whose they are; {counts}"
             )
         return f"leak guard ({where}): no patient, study or picture is in two splits{joint}; {counts}"
 

@@ -92,6 +92,11 @@ class Manifest:
     pictures_by: str = SHA256
     format: int = FORMAT
 
+    @property
+    def unit(self) -> str:
+        """What is divided, counted and judged: patient, or image where nobody said whose the pictures are."""
+        return "patient" if self.patients_known else "image"
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode()
 
@@ -182,6 +187,11 @@ class Prepared:
     def size(self) -> int:
         """Height and width of every picture, in pixels."""
         return self.image.size
+
+    @property
+    def folds(self) -> int:
+        """How many folds for cross-validation there are; 0 for none."""
+        return int(pc.max(pc.add(self.index["fold"], 1)).as_py() or 0)
 
     @cached_property
     def owners(self) -> tuple[np.ndarray, np.ndarray]:

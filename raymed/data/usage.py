@@ -24,11 +24,13 @@ class Usage:
         patients: patients that are used.
         records: records (slices) of theirs that are used.
         there: patients that there are.
+        unit: what they are called, see `Manifest`.
     """
 
     patients: Counts
     records: Counts
     there: Counts
+    unit: str = "patient"
 
     @classmethod
     def of(cls, prepared: Prepared, rows: Mapping[str, np.ndarray], fold: int | None) -> Usage:
@@ -40,7 +42,7 @@ class Usage:
         """
         patients, records = _counted(prepared, rows)
         there, _ = _counted(prepared, {split: prepared.rows(split, fold) for split in rows})
-        return cls(patients, records, there)
+        return cls(patients, records, there, prepared.manifest.unit)
 
     def total(self, split: str) -> tuple[int, int, int]:
         """Patients used, records used, and patients there, of all classes."""
@@ -65,7 +67,7 @@ class Usage:
 
     def __str__(self) -> str:
         return ", ".join(
-            f"{split} {_of(patients, there)} patients ({records} records)"
+            f"{split} {_of(patients, there)} {self.unit}s ({records} records)"
             for split in self.splits
             for patients, records, there in [self.total(split)]
         )

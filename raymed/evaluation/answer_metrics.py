@@ -42,7 +42,7 @@ def score_answers(texts: Texts, seed: int = 0) -> AnswerScores:
     }
     _, owner = np.unique(np.asarray(texts.patients, dtype=object), return_inverse=True)
     by_patient = {name: per_patient(values, owner) for name, values in rows.items()}
-    metrics = {name: intervals.mean(values, RESAMPLES, seed, least=0.0) for name, values in by_patient.items()}
+    metrics = {name: intervals.mean(values, RESAMPLES, seed, 0.0, 1.0) for name, values in by_patient.items()}
     return AnswerScores(by_patient, metrics)
 
 
@@ -76,7 +76,7 @@ def answer_guard(name: str, own: AnswerScores, other: AnswerScores, against: str
     Args:
         against: what the other ones are, in words.
     """
-    difference = intervals.mean(own.by_patient["exact"] - other.by_patient["exact"], RESAMPLES, seed)
+    difference = intervals.mean(own.by_patient["exact"] - other.by_patient["exact"], RESAMPLES, seed, -1.0, 1.0)
     passed = (difference.low or 0.0) > 0
     own_share, other_share = (scores.metrics["exact"].value for scores in (own, other))
     found = "better" if passed else "not surely better"

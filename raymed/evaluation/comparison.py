@@ -8,7 +8,7 @@ from raymed.evaluation.metrics import Evaluation
 def comparison(evaluation: Evaluation) -> dict[str, str]:
     """Sentences by their title; each is there only where it holds."""
     baselines, source = evaluation.baselines, evaluation.baselines.source
-    always = f"right for {100 * baselines.accuracy:.1f} % of these patients"
+    always = f"right for {100 * baselines.accuracy:.1f} % of these {evaluation.units}"
     if not evaluation.beats_majority:
         always += "; the model is not surely better than that"
     sentences = {f"always {baselines.majority}": always}
@@ -20,7 +20,9 @@ def comparison(evaluation: Evaluation) -> dict[str, str]:
             "more than chance, so a model can look good by telling sources apart"
         )
     if source is not None and source.within is not None:
-        sentences["the model within sources"] = f"macro AUC {source.within} over pairs of patients of one source"
+        sentences["the model within sources"] = f"macro AUC {source.within} over pairs of {evaluation.units} of one source"
     if evaluation.without_patients:
-        sentences["no patient has"] = f"{', '.join(evaluation.without_patients)}: means over classes leave that out"
+        sentences[f"no {evaluation.unit} has"] = (
+            f"{', '.join(evaluation.without_patients)}: means over classes leave that out"
+        )
     return sentences

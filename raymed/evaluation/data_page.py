@@ -26,7 +26,7 @@ SHOWN = 12  # pictures of a group
 READ = 96  # pictures of a group that its histogram and sides are taken from
 BINS = 64
 PAIRS = 8  # of suspected duplicates
-SLICES = "slices a patient"
+SLICES = "slices"
 MIRRORED = 0.3  # share of pictures with the heart's shadow on their right, below which a group is asked about
 FEW_PICTURES = 30  # below which it is not
 
@@ -98,7 +98,9 @@ class DataPage:
     def render(self) -> str:
         """The page as one HTML document."""
         templates = environment("raymed.evaluation")
-        return templates.get_template("data_page.html").render(page=self, manifest=self.prepared.manifest)
+        return templates.get_template("data_page.html").render(
+            page=self, manifest=self.prepared.manifest, unit=self.prepared.manifest.unit
+        )
 
 
 def look_at(prepared: Prepared, seed: int = 0) -> DataPage:

@@ -16,18 +16,18 @@ class Estimate:
         value: the figure.
         low: lower end of its interval; None where the patients do not suffice for one.
         high: upper end.
-        patients: whom it rests on, in words, where it has no interval.
+        why: why it has no interval, in words.
     """
 
     value: float
     low: float | None
     high: float | None
-    patients: str = ""
+    why: str = ""
 
     def interval(self, digits: int = 3, scale: float = 1.0, between: str = ", ") -> str:
         """The interval in words, both ends times `scale`."""
         if self.low is None or self.high is None:
-            return f"not estimable ({self.patients})"
+            return f"not estimable ({self.why})"
         return f"{self.low * scale:.{digits}f}{between}{self.high * scale:.{digits}f}"
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ def bootstrapped(value: float, resampled: np.ndarray, labels: np.ndarray) -> Est
         labels: class index of each patient that it rests on, not empty.
     """
     if np.bincount(labels).max() == 1:
-        return Estimate(value, None, None, "1 patient" if len(labels) == 1 else "1 patient of each class")
+        return Estimate(value, None, None, "only 1" if len(labels) == 1 else "only 1 of each class")
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
 

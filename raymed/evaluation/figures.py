@@ -39,8 +39,11 @@ def confusion(evaluation: Evaluation, names: Sequence[str]) -> Figure:
 
 
 @styled
-def reliability(calibration: Calibration) -> Figure:
-    """Share of right decisions against confidence; a calibrated model lies on the diagonal. Bars below: patients per bin."""
+def reliability(calibration: Calibration, units: str = "patients") -> Figure:
+    """Share of right decisions against confidence; a calibrated model lies on the diagonal. Bars below: patients per bin.
+
+    Args: units: what patients are called.
+    """
     figure = Figure(figsize=(5.2, 4.6))
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--")
@@ -53,7 +56,7 @@ def reliability(calibration: Calibration) -> Figure:
     axes.scatter(confidences, [found.accuracy for found in bins], s=sizes, color=ACCENT, zorder=2)
     counts.bar([(found.low + found.high) / 2 for found in bins], [found.patients for found in bins], 0.055, color=MUTED)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.04), ylabel="share of decisions that are right")
-    counts.set(xlabel="confidence of the decision", ylabel="patients")
+    counts.set(xlabel="confidence of the decision", ylabel=units)
     return figure
 
 

@@ -128,7 +128,7 @@ def over_folds(values: Sequence[float]) -> Estimate:
     """
     folds = len(values)
     if folds < 2:
-        return Estimate(values[0], None, None, "1 fold")
+        return Estimate(values[0], None, None, "only 1 fold")
     error = float(np.std(values, ddof=1)) * (1 / folds + 1 / (folds - 1)) ** 0.5
     reach = float(t.ppf(0.975, folds - 1)) * error
     value = float(np.mean(values))
@@ -153,18 +153,19 @@ def macro_auc(areas: Sequence[Estimate], confusion: np.ndarray) -> Estimate:
     return weighted_mean(areas, np.full(len(areas), 1 / len(areas)), correlation)
 
 
-def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf) -> Estimate:
+def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf, most: float = np.inf) -> Estimate:
     """A mean over patients with its bootstrap-t interval (Efron & Tibshirani 1993, ch. 12.5), which follows their skew.
 
     It is about the mean over all patients such as these: whoever is drawn, of whatever class.
 
     Args:
         values: one per patient, [patients].
-        least: what they cannot be below.
+        least, most: what they cannot be below and above. Where both are known, values that are all the same have an
+            interval, too: as many as Wilson's interval of nobody leaves room for may have another.
     """
     many, value = len(values), float(values.mean())
     if many < FEWEST:
-        return Estimate(value, None, None, "1 patient" if many == 1 else f"{many} patients")
+        return Estimate(value, None, None, f"only {many}")
     centred = values - value
     weights = np.random.default_rng(seed).multinomial(many, np.full(many, 1 / many), size=resamples)
     means = weights @ centred / many
@@ -172,6 +173,9 @@ def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf) 
     own = float(centred.std()) / np.sqrt(many - 1)
     varied = errors > 1e-9 * own
     if own <= 1e-12 * abs(value) or not varied.any():
-        return Estimate(value, None, None, f"{many} patients with the same value")
+        if not np.isfinite([least, most]).all():
+            return Estimate(value, None, None, f"{many} with the same value")
+        others = wilson(0.0, many).high or 0.0
+        return Estimate(value, value - others * (value - least), value + others * (most - value))
     low, high = np.quantile(means[varied] / errors[varied], [0.025, 0.975])
-    return Estimate(value, max(least, float(value - high * own)), float(value - low * own))
+    return Estimate(value, max(least, float(value - high * own)), min(most, float(value - low * own)))

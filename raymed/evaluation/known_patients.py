@@ -34,15 +34,18 @@ class KnownPatients:
         """Args: trained, chosen: patient ids; repeats count once."""
         return cls(key, *(frozenset(_digest(key, patient) for patient in set(ids)) for ids in (trained, chosen)))
 
-    def notes(self, patients: np.ndarray) -> list[str]:
-        """How many of these patients (ids, repeats count once) the model knows, in words; none where it knows nobody."""
+    def notes(self, patients: np.ndarray, unit: str = "patient") -> list[str]:
+        """How many of these patients (ids, repeats count once) the model knows, in words; none where it knows nobody.
+
+        Args: unit: see `Patients`.
+        """
         digests = {_digest(self.key, str(patient)) for patient in np.unique(patients.astype(str))}
         trained, chosen = digests & self.trained, digests & self.chosen - self.trained
         notes = []
         if trained:
-            notes.append(f"the model was trained on {len(trained)} of these {len(digests)} patients: the figures flatter it")
+            notes.append(f"the model was trained on {len(trained)} of these {len(digests)} {unit}s: the figures flatter it")
         if chosen:
-            notes.append(f"{len(chosen)} of these {len(digests)} patients chose the model: the figures flatter it")
+            notes.append(f"{len(chosen)} of these {len(digests)} {unit}s chose the model: the figures flatter it")
         return notes
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from raymed.evaluation.estimate import Estimate, flatten
 from raymed.evaluation.intervals import share
 from raymed.evaluation.patients import UNKNOWN, Patients, softmax, to_patients
 from raymed.evaluation.reliability import Calibration
-from raymed.evaluation.scores import Scores, losses, overall
+from raymed.evaluation.scores import LARGEST_LOSS, Scores, losses, overall
 
 RARE = 10  # a class or source with fewer patients is marked; macro figures are also given without such classes
 
@@ -78,6 +78,7 @@ class Evaluation:
 
     Attributes:
         patients: number of patients.
+        unit: what a person must call them: patient, or image where nobody knows whose the pictures are.
         metrics: loss (negative log likelihood), accuracy, balanced_accuracy, macro_f1, macro_auc; where a class is
             rare, also macro figures over the other classes, with the ending ``_without_rare``. Where slices voted, neither
             loss nor macro_auc: shares of votes are no probabilities.
@@ -90,6 +91,7 @@ class Evaluation:
     """
 
     patients: int
+    unit: str
     metrics: dict[str, Estimate]
     classes: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -97,6 +99,11 @@ class Evaluation:
     roc: tuple[RocCurve, ...]
     sources: tuple[SourceFigures, ...]
     baselines: Baselines
+
+    @property
+    def units(self) -> str:
+        """What a person must call several of them."""
+        return f"{self.unit}s"
 
     @property
     def beats_majority(self) -> bool:
@@ -184,6 +191,7 @@ def evaluate(patients: Patients, class_names: Sequence[str], bootstrap: int = 10
     several = sources if len(sources) > 1 else []
     return Evaluation(
         patients=len(labels),
+        unit=patients.unit,
         metrics=_metrics(patients, scores, rare, bootstrap, seed),
         classes=tuple(
             ClassFigures(
@@ -223,7 +231,7 @@ def difference_interval(a: Patients, b: Patients, bootstrap: int = 1000, seed: i
             "Two models can be compared only on the same patients with the same labels: predict both on one split."
         )
     difference = losses(a.labels, a.probabilities) - losses(b.labels, b.probabilities)
-    return intervals.mean(difference, bootstrap, seed)
+    return intervals.mean(difference, bootstrap, seed, -LARGEST_LOSS, LARGEST_LOSS)
 
 
 def _require_labels(patients: Patients) -> None:
@@ -242,7 +250,7 @@ def _metrics(patients: Patients, scores: Scores, rare: np.ndarray, bootstrap: in
     labels, counts = patients.labels, scores.confusion.sum(axis=1)
     metrics = {}
     if not patients.voted:
-        metrics["loss"] = intervals.mean(losses(labels, patients.probabilities), bootstrap, seed, least=0.0)
+        metrics["loss"] = intervals.mean(losses(labels, patients.probabilities), bootstrap, seed, 0.0, LARGEST_LOSS)
     metrics["accuracy"] = intervals.wilson(float((patients.decisions == labels).mean()), len(labels))
     for ending, kept in {"": counts > 0, "_without_rare": (counts > 0) & ~rare}.items():
         if not kept.any() or (ending and not rare.any()):
@@ -269,7 +277,7 @@ def _estimable(estimate: Estimate | None, patients: int) -> Estimate | None:
     """An estimate without its interval where it rests on one patient."""
     if estimate is None or patients > 1:
         return estimate
-    return Estimate(estimate.value, None, None, "1 patient")
+    return Estimate(estimate.value, None, None, "only 1")
 
 
 def _outcomes(confusion: np.ndarray) -> list[tuple[int, int, int, int]]:

@@ -29,6 +29,7 @@ class Patients:
         slices: number of slices behind each row, int64 [patients].
         sources: where the patient's slices came from, object [patients]; several sources are joined by " + ".
         voted: the probabilities are shares of the slices' votes: they decide, and say nothing about how sure that is.
+        unit: what a row is called: patient, or image where nobody knows whose the pictures are.
     """
 
     ids: np.ndarray
@@ -37,6 +38,7 @@ class Patients:
     slices: np.ndarray
     sources: np.ndarray
     voted: bool = False
+    unit: str = "patient"
 
     @property
     def decisions(self) -> np.ndarray:
@@ -46,7 +48,7 @@ class Patients:
     def part(self, rows: np.ndarray) -> Patients:
         """Some of them: row numbers, or bool [patients]."""
         ids, labels, sources = self.ids[rows], self.labels[rows], self.sources[rows]
-        return Patients(ids, labels, self.probabilities[rows], self.slices[rows], sources, self.voted)
+        return Patients(ids, labels, self.probabilities[rows], self.slices[rows], sources, self.voted, self.unit)
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -61,6 +63,7 @@ def to_patients(
     labels: np.ndarray,
     sources: np.ndarray,
     method: Aggregation = "mean",
+    unit: str = "patient",
 ) -> Patients:
     """One probability vector per patient from those of the slices.
 
@@ -72,6 +75,7 @@ def to_patients(
         method: ``mean`` averages the probability vectors. ``log-mean`` averages their logarithms, so that one slice that
             rules a class out weighs more; a probability counts as at least 1e-7. ``vote`` gives each class its share of
             the slices that decide for it; equal shares are settled by the mean probability.
+        unit: see `Patients`.
 
     Raises:
         RunError: a probability is NaN or infinite.
@@ -99,7 +103,7 @@ def to_patients(
         votes = _means(np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)], owner, slices)
         means = (1 - _TIE) * votes + _TIE * means
     joined = _join(np.asarray(sources, dtype=object), owner, len(ids))
-    return Patients(ids, patient_labels, means, slices.astype(np.int64), joined, voted=method == "vote")
+    return Patients(ids, patient_labels, means, slices.astype(np.int64), joined, method == "vote", unit)
 
 
 def _means(values: np.ndarray, owner: np.ndarray, slices: np.ndarray) -> np.ndarray:

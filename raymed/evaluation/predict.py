@@ -27,6 +27,7 @@ from raymed.data.record import Image, Record, records_from
 from raymed.data.sources import Listing, Refusal, Slice, Study, load_study
 from raymed.data.sources.listing import by_reason
 from raymed.errors import RunError, UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.patients import softmax
 from raymed.recipes.recipe import Recipe
@@ -50,9 +51,10 @@ class Inference:
         labels: the classes, in the order of the network's outputs.
         image: windowing and resizing.
         slices: which slices of a study are looked at.
-        temperature: the logits are divided by it, so that probabilities mean what they say.
+        temperature: what makes probabilities mean what they say, by the number of slices.
         data: digest of the prepared data that the model was trained on.
-        calibrated_slices: the fewest slices of a patient that the temperature was fitted on; 0 where that was not noted.
+        calibrated_slices: the fewest slices that a temperature of an earlier raymed was fitted on; 0 of one that knows the
+            number of slices, or where that was not noted.
         known: the patients that trained and chose it; None of a model that was registered before that was noted.
         acquisition: modality and size of the pictures that it was trained on.
     """
@@ -61,7 +63,7 @@ class Inference:
     labels: LabelTable
     image: ImageSettings
     slices: SliceSettings
-    temperature: float
+    temperature: Temperature
     data: str
     calibrated_slices: int = 0
     known: KnownPatients | None = None
@@ -73,7 +75,7 @@ class Inference:
             "labels": self.labels.to_dict(),
             "image": asdict(self.image),
             "slices": asdict(self.slices),
-            "temperature": self.temperature,
+            "temperature": asdict(self.temperature),
             "data": self.data,
             "calibrated_slices": self.calibrated_slices,
             "known": self.known and self.known.to_dict(),
@@ -91,7 +93,7 @@ class Inference:
                 labels=LabelTable.from_dict(values["labels"]),
                 image=ImageSettings.from_dict(values["image"]),
                 slices=SliceSettings.read(values["slices"]),
-                temperature=float(values["temperature"]),
+                temperature=Temperature.read(values["temperature"]),
                 data=values["data"],
                 calibrated_slices=int(values.get("calibrated_slices", 0)),
                 known=KnownPatients.read(values["known"]) if values.get("known") else None,
@@ -158,15 +160,17 @@ class Predictor:
         logits = self.logits([records[row] for row in chosen])
         if not np.isfinite(logits).all():
             raise RunError(f"the model's output for patient {patient} is not a number: choose another model")
-        means = softmax(logits, inference.temperature).mean(axis=0)
+        temperature, slices = inference.temperature, len(chosen)
+        pooled = softmax(logits, temperature.logits).mean(axis=0, keepdims=True)
+        means = temperature.scale(pooled, np.array([slices]))[0]
         unlike = inference.acquisition.unlike(piece for _, piece in found)
-        if len(chosen) < inference.calibrated_slices:
+        if slices < inference.calibrated_slices:
             notes = [
-                f"{len(chosen)} slices; the temperature was fitted on patients with {inference.calibrated_slices} or more: "
+                f"{slices} slices; the temperature was fitted on patients with {inference.calibrated_slices} or more: "
                 "the probabilities may be too sure",
                 *notes,
             ]
-        return PatientPrediction(patient, tuple(means.tolist()), len(chosen), tuple(notes), unlike)
+        return PatientPrediction(patient, tuple(means.tolist()), slices, tuple(notes), unlike)
 
 
 def chosen_rows(prepared: Prepared, split: str, fold: int | None, slices: SliceSettings, seed: int = 0) -> np.ndarray:

@@ -51,9 +51,9 @@ class SearchReport(SearchSummary):
 
     Attributes:
         names: class names as readers see them, in the order of the label table.
-        validation: figures of the champion, before the temperature is applied or after, as `notes` say.
+        validation: figures of the champion, temperature-scaled.
         test: figures on test patients, seen once; None if there are none.
-        temperature: what the champion's logits are divided by.
+        temperature: that of the champion, in words.
         hardest: patients that the champion got most wrong, the worst first.
         hardest_split: which split they are from.
         notes: sentences that a reader must not miss.
@@ -62,18 +62,18 @@ class SearchReport(SearchSummary):
     names: Sequence[str]
     validation: Evaluation
     test: Evaluation | None
-    temperature: float
+    temperature: str
     hardest: Sequence[HardPatient] = ()
     hardest_split: str = "validation"
     notes: Sequence[str] = ()
 
 
 METRICS = {
-    "accuracy": ("Accuracy", "share of patients whose decision is right"),
+    "accuracy": ("Accuracy", "share of {units} whose decision is right"),
     "balanced_accuracy": ("Balanced accuracy", "mean sensitivity of the classes"),
     "macro_auc": ("Macro AUC", "area under the ROC curve, one class against the rest, mean over classes"),
     "macro_f1": ("Macro F1", "mean F1 of the classes"),
-    "loss": ("Loss", "negative log likelihood of the patient's averaged probability; lower is better"),
+    "loss": ("Loss", "negative log likelihood of the {unit}'s probability; lower is better"),
 }
 SHARES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision")  # shown as percentages
 
@@ -105,7 +105,11 @@ def render(report: SearchReport) -> str:
         tiles=_tiles(judged, report.validation if report.test else None),
         rare=RARE,
         comparison=comparison(judged),
-        metrics=METRICS,
+        metrics={
+            name: (title, meaning.format(unit=judged.unit, units=judged.units)) for name, (title, meaning) in METRICS.items()
+        },
+        unit=judged.unit,
+        units=judged.units,
         shown=dict(zip((one.name for one in judged.classes), report.names, strict=True)),
         pictures={name: Markup(svg) for name, svg in _figures(report, trials, varied, judged).items()},
     )
@@ -133,7 +137,8 @@ def _tiles(judged: Evaluation, validation: Evaluation | None) -> list[_Tile]:
             title, key = f"{title} of {common} of {len(classes)} classes", f"{name}_without_rare"
         if key in judged.metrics:
             other = validation.metrics.get(key) if validation else None
-            tiles.append(_Tile(name, title, METRICS[name][1], judged.metrics[key], other))
+            meaning = METRICS[name][1].format(unit=judged.unit, units=judged.units)
+            tiles.append(_Tile(name, title, meaning, judged.metrics[key], other))
     return tiles
 
 
@@ -174,7 +179,7 @@ def _figures(
     }
     if judged.calibration is not None:
         drawn["reliability"] = as_svg(
-            figures.reliability(judged.calibration),
+            figures.reliability(judged.calibration, judged.units),
             "Share of right decisions against confidence; the table of bins follows.",
         )
     if report.importance:

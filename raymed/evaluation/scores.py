@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from raymed.evaluation.reliability import calibration_error
 
 SMALLEST_PROBABILITY = 1e-7  # a patient judged wrong with certainty costs 16.1 nats, not infinity
+LARGEST_LOSS = float(-np.log(SMALLEST_PROBABILITY))
 
 
 @dataclass(frozen=True, eq=False)

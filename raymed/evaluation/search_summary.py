@@ -83,7 +83,7 @@ class SearchSummary:
         looks: how many models the test patients have judged so far.
         cost: what it took, as words by name, e.g. ``{"CPU hours": "3.1"}``.
         importance: share of each parameter in what tells the best trials from the others (PED-ANOVA); empty where chance
-            explains it.
+            explains it, None where there are too few trials or parameters to ask.
         objective: what trials were compared by.
         versions: of packages.
         counted: by what validations are: epoch, or step.
@@ -100,7 +100,7 @@ class SearchSummary:
     command: str
     looks: int = 1
     cost: Mapping[str, str] = field(default_factory=dict)
-    importance: Mapping[str, float] = field(default_factory=dict)
+    importance: Mapping[str, float] | None = None
     objective: Metric = VAL_LOSS
     versions: Mapping[str, str] = field(default_factory=dict)
     counted: str = "epoch"

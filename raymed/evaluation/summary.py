@@ -31,15 +31,15 @@ def lines(evaluation: Evaluation, names: Sequence[str] = ()) -> list[str]:
     sentences = comparison(evaluation)
     column = max(wide, *(len(title) + 2 for title in sentences))
     text += ["", "compared with", *(_pad(title, column) + sentence for title, sentence in sentences.items())]
-    text += ["", f"{'class (patients)':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
+    text += ["", f"{f'class ({evaluation.units})':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
     for name, each in zip(names, evaluation.classes, strict=True):
         title = f"{name}{'*' if each.rare else ''} ({each.support})"
         text.append(_pad(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
     if True in [each.rare for each in evaluation.classes] + [each.rare for each in evaluation.sources]:
-        text.append(f"* fewer than {RARE} patients: one patient more would change these figures")
-    text += ["", "patients by class (row) and decision (column)", *crosswise(names, evaluation.confusion)]
+        text.append(f"* fewer than {RARE} {evaluation.units}: one {evaluation.unit} more would change these figures")
+    text += ["", f"{evaluation.units} by class (row) and decision (column)", *crosswise(names, evaluation.confusion)]
     for source in evaluation.sources:
-        text += ["", f"{source.name}{'*' if source.rare else ''}: {source.patients} patients"]
+        text += ["", f"{source.name}{'*' if source.rare else ''}: {source.patients} {evaluation.units}"]
         text.append(f"  {f'always {source.majority}':<{wide}}{source.majority_accuracy:.3f}")
         text += [f"  {name:<{wide}}{show(estimate)}" for name, estimate in source.metrics.items()]
     return [line.rstrip() for line in text]

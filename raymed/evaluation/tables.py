@@ -31,16 +31,19 @@ def decision_table(
 
 def patient_table(patients: Patients, names: Sequence[str]) -> pd.DataFrame:
     """A line per patient: who, how many slices, their source, and the decision."""
-    which = {"patient_id": patients.ids, "slices": patients.slices, "source": patients.sources}
+    which = {f"{patients.unit}_id": patients.ids, "slices": patients.slices, "source": patients.sources}
     return decision_table(which, patients.labels, patients.probabilities, names)
 
 
-def slice_table(columns: Mapping[str, np.ndarray], probabilities: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+def slice_table(
+    columns: Mapping[str, np.ndarray], probabilities: np.ndarray, names: Sequence[str], unit: str
+) -> pd.DataFrame:
     """A line per slice: whose, of which study and position, and the decision.
 
     Args:
         columns: of the index, [rows]: patient, study, position, id and label.
         probabilities: [rows, classes].
+        unit: see `Patients`.
     """
-    which = {"patient_id": columns["patient"], **{name: columns[name] for name in ("study", "position", "id")}}
+    which = {f"{unit}_id": columns["patient"], **{name: columns[name] for name in ("study", "position", "id")}}
     return decision_table(which, columns["label"], probabilities, names)

@@ -89,7 +89,9 @@ def commonest_guard(scores: TextScores, baseline: TextScores, seed: int = 0) -> 
     Args:
         baseline: of the commonest training report in place of every text.
     """
-    difference = intervals.mean(scores.by_patient["finding_f1"] - baseline.by_patient["finding_f1"], RESAMPLES, seed)
+    difference = intervals.mean(
+        scores.by_patient["finding_f1"] - baseline.by_patient["finding_f1"], RESAMPLES, seed, -1.0, 1.0
+    )
     passed = (difference.low or 0.0) > 0
     own, other = (figures.metrics["finding_f1"].value for figures in (scores, baseline))
     found = "better" if passed else "not surely better"

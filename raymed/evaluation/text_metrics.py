@@ -93,7 +93,7 @@ def score_texts(texts: Texts, findings: Findings, resamples: int = RESAMPLES, se
     return TextScores(
         patients=patients,
         by_patient=by_patient,
-        metrics={name: intervals.mean(values, resamples, seed, least=0.0) for name, values in by_patient.items()},
+        metrics={name: intervals.mean(values, resamples, seed, 0.0, 1.0) for name, values in by_patient.items()},
         findings=tuple(_finding_figures(findings, named)),
         distinct=distinct(generated),
         distinct_references=distinct(references),

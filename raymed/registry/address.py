@@ -29,8 +29,8 @@ from raymed.storage.seal import check_seal
 from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import PROGRESS, judged_slices
 
-OTHER_DATA = "other data than the model was trained on, and no id that it knows: other ids of the same patients go unnoticed"
-WHO_IS_UNKNOWN = "it is not noted who trained and chose this model: if these patients did, the figures flatter it"
+OTHER_DATA = "other data than the model was trained on, and no id that it knows: other ids of the same {unit}s go unnoticed"
+WHO_IS_UNKNOWN = "it is not noted who trained and chose this model: if these {unit}s did, the figures flatter it"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Resolved:
         Raises:
             UserError: the pictures or the classes are not those that the model was made for.
         """
+        unit = prepared.manifest.unit
         if self.inference is None:
             recipe = json.loads((self.network / RECIPE_FILE).read_text("utf-8"))
             names = recipe.get("names", [])
@@ -76,7 +77,7 @@ class Resolved:
             return [
                 *unknown_patients(prepared),
                 f"a bare checkpoint: temperature 1, {self.slices.told}",
-                WHO_IS_UNKNOWN,
+                WHO_IS_UNKNOWN.format(unit=unit),
             ]
         if self.inference.image != prepared.image:
             raise UserError(
@@ -90,10 +91,10 @@ class Resolved:
                 f"{', '.join(prepared.labels.names)}: prepare the data again with the model's label table"
             )
         if self.inference.known is None:
-            return [*unknown_patients(prepared), WHO_IS_UNKNOWN]
-        notes = self.inference.known.notes(patients)
+            return [*unknown_patients(prepared), WHO_IS_UNKNOWN.format(unit=unit)]
+        notes = self.inference.known.notes(patients, unit)
         if self.inference.data != prepared.digest and not notes:
-            notes = [OTHER_DATA]
+            notes = [OTHER_DATA.format(unit=unit)]
         return unknown_patients(prepared) + notes
 
 

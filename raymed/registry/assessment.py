@@ -113,11 +113,11 @@ class Assessment(Protocol):
         """
         ...
 
-    def above(self, other: Candidate, figures: Mapping[str, float]) -> Estimate | None:
+    def above(self, other: Candidate, noted: Mapping[str, str]) -> Estimate | None:
         """By how much worse it is than another model, over the same patients; None where that is not known.
 
         Args:
-            figures: the other model's, as MLflow has them.
+            noted: what MLflow knows of the other model: figures of its run, and tags of its version, which go before them.
 
         Raises:
             UserError, RunError: what the other model left is gone, damaged, or of other patients.

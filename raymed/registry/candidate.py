@@ -65,11 +65,12 @@ class Candidate:
         }
 
     @classmethod
-    def of_run(cls, tracker: Tracker, run_id: str, step: int = 0) -> Candidate:
+    def of_run(cls, tracker: Tracker, run_id: str, step: int = 0, checkpoint: str = "") -> Candidate:
         """The candidate that a run left: its best checkpoint.
 
         Args:
             step: or the one at this optimizer step (0 = the best).
+            checkpoint: or this one, as a version of a registered model notes it.
 
         Raises:
             UserError: there is no such run, or it left no such checkpoint.
@@ -78,7 +79,9 @@ class Candidate:
         left = Folder.at(run.tags[FOLDER]) if FOLDER in run.tags else None  # a search, or of an earlier raymed
         if step and left is None:
             raise UserError(f"the run {run_id} ({run.name}) does not say where its checkpoints lie: leave --step out")
-        checkpoint = _at_step(left, step) if step and left is not None else run.tags.get(CHECKPOINT, "")
+        if step and left is not None:
+            checkpoint = _at_step(left, step)
+        checkpoint = checkpoint or run.tags.get(CHECKPOINT, "")
         known = run.tags | ({CHECKPOINT: checkpoint} if checkpoint else {})
         missing = [name for name in cls("", "checkpoint", "", None, SliceSettings(), 0).tags() if name not in known]
         if missing == [CHECKPOINT] and left is not None:
@@ -176,10 +179,13 @@ class Refit:
     Attributes:
         checkpoint: URI of its last checkpoint.
         splits: what it was trained on, e.g. ("train", "val").
+        folds: URIs of the last checkpoints of its cross-fitting: networks of the same configuration, each trained without
+            one fold of the patients and then asked about it. Empty where the data have no folds.
     """
 
     checkpoint: str
     splits: tuple[str, ...]
+    folds: tuple[str, ...] = ()
 
 
 def _at_step(run: Folder, step: int) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _REFIT = (
     "**Loss and figures belong to the model before refitting.** The registered weights come from the same configuration, "
-    "trained again on every patient of {}."
+    "trained again on every {} of {}."
 )
 
 
@@ -85,7 +85,7 @@ class LossAssessment:
         return ""
 
     def lines(self) -> list[str]:
-        return [f"{VAL_LOSS.show(self.val_loss)}: no patient was judged. {self.caution}"]
+        return [f"{VAL_LOSS.show(self.val_loss)}: nobody was judged. {self.caution}"]
 
     def files(self) -> dict[str, bytes]:
         return {}
@@ -101,7 +101,7 @@ class LossAssessment:
             "## Data",
             f"Prepared data with digest `{self.prepared.digest}`; {guarded}.",
             *([f"Used of it: {facts.used}."] if facts.used else []),
-            *([_REFIT.format(" + ".join(facts.refit.splits))] if facts.refit else []),
+            *([_REFIT.format(self.prepared.manifest.unit, " + ".join(facts.refit.splits))] if facts.refit else []),
             "## Licence",
             facts.licence or model_card.licence(facts.settings),
             "## Settings",
@@ -115,7 +115,7 @@ class LossAssessment:
     def differences(self, objective: Metric, others: Mapping[int, Folder]) -> dict[int, Estimate]:
         return {}
 
-    def above(self, other: Candidate, figures: Mapping[str, float]) -> Estimate | None:
+    def above(self, other: Candidate, noted: Mapping[str, str]) -> Estimate | None:
         return None
 
     def page(self, search: SearchSummary, facts: CardFacts) -> tuple[str, str]:

@@ -18,43 +18,39 @@ from raymed.evaluation.summary import show
 from raymed.models.settings import LITE
 
 if TYPE_CHECKING:
+    from raymed.data.plan import SliceSettings
     from raymed.registry.assessment import CardFacts
     from raymed.registry.candidate import Refit
     from raymed.registry.patient_assessment import PatientAssessment
 
 CAUTION = """Research use. It supports the reading of images by a physician and does not replace it; it has no clearance as
-a medical device. It knows only the classes below: a patient with anything else is given one of them all the same. Figures
-hold for patients like those it was tested on; another scanner, hospital, population or preparation of the pictures can
-change them, so test it on your own patients first."""
+a medical device. It knows only the classes below: {one} with anything else is given one of them all the same. Figures
+hold for {units} like those it was judged on; another scanner, hospital, population or preparation of the pictures can
+change them, so judge it on your own {units} first."""
 
 
 def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment) -> str:
     """The card of a classifier, as Markdown."""
     prepared, refit = assessment.prepared, facts.refit
-    manifest, slices = prepared.manifest, inference.slices
+    manifest, unit, units = prepared.manifest, assessment.validation.unit, assessment.validation.units
     classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
     window = inference.acquisition.window(inference.image.window)
     window += f"; {inference.image.resize} to {inference.image.size} px"
-    temperature = f"temperature {assessment.temperature:.3f}"
     parts = [
         f"# {inference.name}",
-        f"Decides per patient between: {classes}. The patient's probabilities are the mean over "
-        f"{'all slices' if slices.choice == 'all' else f'{slices.per_patient} slices (choice: {slices.choice})'} of each "
-        f"{slices.per} ({window}), "
-        f"temperature-scaled with {temperature}.",
+        f"Decides per {unit} between: {classes}. {_pooling(inference.slices, unit)} Pictures: {window}.",
         "## Use",
-        CAUTION.replace("\n", " "),
-        "## Patient-level figures",
+        CAUTION.format(one=f"{'an' if unit == 'image' else 'a'} {unit}", units=units).replace("\n", " "),
+        f"## Figures per {unit}",
         *(f"**Pictures, not patients**: {warning}." for warning in unknown_patients(prepared)),
         *_figures(assessment, refit, facts.looks),
         "## Calibration",
-        f"Temperature scaling (Guo et al. 2017), fitted on {assessment.validation.patients} validation patients: "
-        f"{temperature}.",
+        _temperature(inference, assessment, refit),
         *_calibration(assessment),
         "## Data",
         f"Prepared data with digest `{prepared.digest}`; {manifest.quarantined} slices in quarantine, "
-        f"{len(manifest.left_out)} patients without a usable slice, "
-        f"{near_duplicates(prepared)}.",
+        + (f"{len(manifest.left_out)} patients without a usable slice, " if manifest.patients_known else "")
+        + f"{near_duplicates(prepared)}.",
         *_used(assessment, refit),
         f"Trained on pictures of this kind: {inference.acquisition}. Others are told by a note beside the prediction.",
         f"Checked again before judging: {guard(prepared.index, assessment.candidate.fold, manifest.patients_known)}.",
@@ -66,25 +62,50 @@ def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment)
     return "\n\n".join(parts) + "\n"
 
 
+def _pooling(slices: SliceSettings, unit: str) -> str:
+    """How pictures decide."""
+    if unit == "image":
+        return "Each image decides for itself."
+    count = "all slices" if slices.choice == "all" else f"{slices.per_patient} slices (choice: {slices.choice})"
+    return f"The patient's probabilities are the mean over {count} of each {slices.per}, then temperature-scaled."
+
+
+def _temperature(inference: Inference, assessment: PatientAssessment, refit: Refit | None) -> str:
+    """Whom the temperature was fitted on; of a refit, whether it is the registered network's."""
+    validation, words = assessment.validation, inference.temperature.words(assessment.slices)
+    if refit is None:
+        return f"Temperature scaling, fitted on {validation.patients} validation {validation.units}: {words}."
+    if refit.folds:
+        return (
+            f"Temperature scaling, cross-fitted: {len(refit.folds)} networks of the same configuration, each trained "
+            f"without a fold of train + val and asked about it, give {words}. Figures here are of the model before "
+            f"refitting, whose temperature was fitted on {validation.patients} validation {validation.units}: {assessment.scaling}."
+        )
+    return (
+        f"Temperature scaling, fitted on {validation.patients} validation {validation.units} **with the model before "
+        f"refitting**, for the data have no folds: {words}."
+    )
+
+
 def _figures(assessment: PatientAssessment, refit: Refit | None, looks: int) -> list[str]:
-    parts = []
+    parts, units = [], assessment.validation.units
     if refit is not None:
-        left = "no held-out patients are left to judge them on"
+        left = f"no held-out {units} are left to judge them on"
         if "test" not in refit.splits:
-            left = "`--split test` of the evaluation job judges them on patients they have not seen"
+            left = f"`--split test` of the evaluation job judges them on {units} they were not trained on"
         parts.append(
-            f"**Figures and temperature belong to the model before refitting.** The registered weights come from the same "
-            f"configuration, trained again on {' + '.join(refit.splits)}; {left}."
+            f"**Figures belong to the model before refitting.** The registered weights come from the same configuration, "
+            f"trained again on {' + '.join(refit.splits)}; {left}."
         )
     if assessment.test is None:
         parts.append(
-            "**There is no test split.** The figures are those of the validation patients, which also chose the model: they "
+            f"**There is no test split.** The figures are those of the validation {units}, which also chose the model: they "
             "flatter it."
         )
         return [*parts, *_tables(assessment.validation, "validation")]
     if looks > 1:
         parts.append(
-            f"**These test patients have judged {looks} models so far.** Figures of a model that is picked among them by "
+            f"**These test {units} have judged {looks} models so far.** Figures of a model that is picked among them by "
             "its test figures flatter it."
         )
     return [*parts, *_tables(assessment.test, "test")]
@@ -97,16 +118,17 @@ def _tables(evaluation: Evaluation, split: str) -> list[str]:
         f"{show(each.specificity)} | {show(each.precision)} | {show(each.auc)} |"
         for each in evaluation.classes
     ]
-    head = ["| class | patients | sensitivity | specificity | precision | AUC |", "|---|---|---|---|---|---|"]
+    unit, units = evaluation.unit, evaluation.units
+    head = [f"| class | {units} | sensitivity | specificity | precision | AUC |", "|---|---|---|---|---|---|"]
     parts = [
-        f"{evaluation.patients} {split} patients; 95 % intervals in brackets. `loss` is the negative log likelihood of the "
-        "patient's probability.",
+        f"{evaluation.patients} {split} {units}; 95 % intervals in brackets. `loss` is the negative log likelihood of the "
+        f"{unit}'s probability.",
         "\n".join(["| figure | value |", "|---|---|", *figures]),
         "\n".join([*head, *rows]),
         "Compared with: " + "; ".join(f"*{title}*, {sentence}" for title, sentence in comparison(evaluation).items()) + ".",
     ]
     if any(each.rare for each in evaluation.classes):
-        parts.append(f"\\* fewer than {RARE} patients: one patient more would change these figures.")
+        parts.append(f"\\* fewer than {RARE} {units}: one {unit} more would change these figures.")
     return parts
 
 
@@ -129,19 +151,20 @@ def unknown_patients(prepared: Prepared) -> list[str]:
     if prepared.manifest.patients_known:
         return []
     return [
-        "every picture counts as a patient of its own, for nobody said whose it is: a patient with several may be in "
-        "training and test, and the figures then flatter"
+        "nobody said whose the pictures are, so figures count images: a patient with several may be in training and test, "
+        "and the figures then flatter"
     ]
 
 
 def near_duplicates(prepared: Prepared) -> str:
     """What was done about patients who share near-duplicate pictures."""
+    who = "patients who share near-duplicate pictures" if prepared.manifest.patients_known else "near-duplicate images"
     groups, mode = len(prepared.manifest.near_duplicates), prepared.manifest.settings.get("near_duplicates", "group")
     if not groups:
-        return "no patients share near-duplicate pictures"
+        return f"no {who.replace('who share', 'share')}"
     if mode == "warn":
-        return f"{groups} groups of patients who share near-duplicate pictures, NOT kept in one split (near_duplicates warn)"
-    return f"{groups} groups of patients who share near-duplicate pictures, each kept in one split"
+        return f"{groups} groups of {who}, NOT kept in one split (near_duplicates warn)"
+    return f"{groups} groups of {who}, each kept in one split"
 
 
 def _used(assessment: PatientAssessment, refit: Refit | None) -> list[str]:
@@ -150,13 +173,13 @@ def _used(assessment: PatientAssessment, refit: Refit | None) -> list[str]:
     if usage.leaves_patients_out:
         parts.append(f"**Trained on a limit, as for a first try**: {usage}.")
     lines = [
-        ["patients (slices) used", *usage.splits],
+        ["patients (slices) used" if usage.unit == "patient" else "images (pictures) used", *usage.splits],
         ["---"] * (len(usage.splits) + 1),
         *usage.table(),
     ]
     parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     if refit is not None:
-        parts.append(f"The registered weights were trained again on every patient of {' + '.join(refit.splits)}.")
+        parts.append(f"The registered weights were trained again on every {usage.unit} of {' + '.join(refit.splits)}.")
     return parts
 
 

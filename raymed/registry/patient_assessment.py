@@ -21,10 +21,10 @@ from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
 from raymed.errors import RunError, UserError
 from raymed.evaluation import summary
-from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.calibration import Temperature, fit_temperature
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import Evaluation, difference_interval, evaluate
-from raymed.evaluation.patients import Patients, softmax, to_patients
+from raymed.evaluation.patients import Patients
 from raymed.evaluation.predict import Inference, Model, predict_rows
 from raymed.evaluation.tables import decision_table
 from raymed.recipes.metric import VAL_LOSS, Metric
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raymed")
 
+AS_IT_IS = Temperature()
+ONE, MANY = "temperature_one_slice", "temperature_many_slices"  # in MLflow
+
 
 @dataclass(frozen=True, eq=False)
 class PatientAssessment:
@@ -49,7 +52,7 @@ class PatientAssessment:
     Attributes:
         candidate: who was judged.
         prepared: the data it was trained and judged on.
-        temperature: fitted on the validation patients.
+        temperature: fitted on the validation patients, of whatever number of slices.
         class_names: in the order of the probabilities.
         validation: figures of the validation split, which also chose the model: they flatter it.
         validation_patients: each validation patient's probabilities.
@@ -60,7 +63,7 @@ class PatientAssessment:
 
     candidate: Candidate
     prepared: Prepared
-    temperature: float
+    temperature: Temperature
     class_names: tuple[str, ...]
     validation: Evaluation
     validation_patients: Patients
@@ -80,11 +83,39 @@ class PatientAssessment:
         return ("test", self.test) if self.test is not None else ("validation", self.validation)
 
     @property
+    def slices(self) -> int:
+        """How many slices most patients have."""
+        return int(np.median(self.validation_patients.slices))
+
+    @property
+    def scaling(self) -> str:
+        """The temperature in words."""
+        return self.temperature.words(self.slices)
+
+    @property
+    def _temperatures(self) -> dict[str, float]:
+        """For MLflow: as patients here have it, and what it is made of."""
+        return {
+            "temperature": float(self.temperature.of(self.slices)),
+            ONE: self.temperature.one,
+            MANY: self.temperature.many,
+        }
+
+    def registered_temperature(self, refit: Refit | None) -> Temperature:
+        """What goes with the registered network: where that was trained again, also on the patients who were asked here, the
+        temperature is fitted on what networks of its configuration say of the fold that they were trained without."""
+        if refit is None or not refit.folds:
+            return self.temperature
+        parts = [read_predictions(Folder.at(checkpoint)) for checkpoint in refit.folds]
+        columns = self.prepared.columns(np.concatenate([part["row"] for part in parts]), ["patient", "label"])
+        return fit_temperature(np.concatenate([part["logits"] for part in parts]), columns["patient"], columns["label"])
+
+    @property
     def test_ids(self) -> Sequence[str]:
         return [] if self.test_patients is None else [str(patient) for patient in self.test_patients.ids]
 
     def figures(self) -> dict[str, float]:
-        figures = {"temperature": self.temperature}
+        figures = self._temperatures
         for split, evaluation in self.evaluations.items():
             figures |= {f"{split}_{name}": value for name, value in evaluation.flat().items()}
         return figures
@@ -93,41 +124,44 @@ class PatientAssessment:
         tags = {f"val_{metric}": f"{each.value:.4f}" for metric, each in self.validation.metrics.items()}
         if self.test is not None:
             tags |= {f"test_{metric}": f"{each.value:.4f}" for metric, each in self.test.metrics.items()}
-        return tags
+        return tags | {name: repr(value) for name, value in self._temperatures.items()}
 
     def headline(self) -> str:
         split, evaluation = self.judged
         named = [name for name in ("loss", "accuracy", "macro_auc") if name in evaluation.metrics]
         figures = ", ".join(f"{name} {summary.show(evaluation.metrics[name])}" for name in named)
-        return f"{evaluation.patients} {split} patients: {figures}."
+        return f"{evaluation.patients} {split} {evaluation.units}: {figures}."
 
     def lines(self) -> list[str]:
         split, evaluation = self.judged
         return [
-            f"{evaluation.patients} {split} patients, temperature {self.temperature:.3f}:",
+            f"{evaluation.patients} {split} {evaluation.units}, {self.scaling}:",
             *(f"  {line}" for line in summary.lines(evaluation)),
         ]
 
     def files(self) -> dict[str, bytes]:
-        """`patients.csv`: every judged patient."""
+        """`patients.csv` (`images.csv` where nobody knows whose they are): every judged one."""
+        unit = self.validation.unit
         tables = [
             decision_table(
-                {"split": split, "patient_id": patients.ids}, patients.labels, patients.probabilities, self.class_names
+                {"split": split, f"{unit}_id": patients.ids}, patients.labels, patients.probabilities, self.class_names
             ).assign(slices=patients.slices, source=patients.sources)
             for split, patients in (("val", self.validation_patients), ("test", self.test_patients))
             if patients is not None
         ]
-        return {"patients.csv": to_csv(pd.concat(tables))}
+        return {f"{unit}s.csv": to_csv(pd.concat(tables))}
 
     def log(self, tracker: Tracker) -> None:
         from raymed.evaluation import figures  # a trial's driver does without matplotlib
 
         run_id, names = self.candidate.run_id, self.class_names
-        tracker.metrics(run_id, {"temperature": self.temperature})
+        tracker.metrics(run_id, self._temperatures)
         for split, evaluation in self.evaluations.items():
             tracker.figure(run_id, figures.confusion(evaluation, names), f"figures/{split}_confusion.png")
             if evaluation.calibration is not None:
-                tracker.figure(run_id, figures.reliability(evaluation.calibration), f"figures/{split}_reliability.png")
+                tracker.figure(
+                    run_id, figures.reliability(evaluation.calibration, evaluation.units), f"figures/{split}_reliability.png"
+                )
             tracker.figure(run_id, figures.roc(evaluation, names), f"figures/{split}_roc.png")
 
     def card(self, facts: CardFacts) -> str:
@@ -146,14 +180,17 @@ class PatientAssessment:
             return {}
         return loss_differences(self.prepared, Folder.at(self.candidate.checkpoint), others, self.candidate.seed)
 
-    def above(self, other: Candidate, figures: Mapping[str, float]) -> Estimate | None:
+    def above(self, other: Candidate, noted: Mapping[str, str]) -> Estimate | None:
         """By how much its loss is above that of another model over the same validation patients, both temperature-scaled.
 
         None where that model has no temperature, or was validated on other patients.
         """
-        if "temperature" not in figures:
+        if "temperature" not in noted:
             return None
-        patients = validated_patients(other.open_data(), Folder.at(other.checkpoint), figures["temperature"])
+        temperature = Temperature.read(float(noted["temperature"]))  # of an earlier raymed, which had but one
+        if ONE in noted:
+            temperature = Temperature(float(noted[ONE]), float(noted[MANY]))
+        patients = validated_patients(other.open_data(), Folder.at(other.checkpoint), temperature)
         return difference_interval(self.validation_patients, patients, seed=self.candidate.seed)
 
     def page(self, search: SearchSummary, facts: CardFacts) -> tuple[str, str]:
@@ -164,7 +201,7 @@ class PatientAssessment:
             names=self.prepared.labels.titles,
             validation=self.validation,
             test=self.test,
-            temperature=self.temperature,
+            temperature=self.scaling,
             hardest=self.hardest(),
             hardest_split="test" if self.test_patients else "validation",
             notes=self.notes(facts.refit),
@@ -177,13 +214,13 @@ class PatientAssessment:
         notes = [f"{warning[0].upper()}{warning[1:]}." for warning in model_card.unknown_patients(self.prepared)]
         if not evaluation.beats_majority:
             notes.append(
-                f"These {split} patients do not show that the model is right more often than always answering "
+                f"These {split} {evaluation.units} do not show that the model is right more often than always answering "
                 f"{evaluation.baselines.majority}."
             )
         if refit is not None:
             notes.append(
-                f"The registered model was trained again on {' + '.join(refit.splits)}; figures and temperature belong to "
-                "the model before that."
+                f"The registered model was trained again on {' + '.join(refit.splits)}; figures belong to the model before "
+                f"that{'' if refit.folds else ', and so does the temperature'}."
             )
         return [*notes, "Probabilities are temperature-scaled: figures are those after that."]
 
@@ -215,8 +252,7 @@ class PatientAssessment:
             labels=prepared.labels,
             image=prepared.image,
             slices=candidate.slices,
-            temperature=self.temperature,
-            calibrated_slices=int(self.validation_patients.slices.min()),
+            temperature=self.registered_temperature(facts.refit),
             data=prepared.digest,
             known=candidate.known_patients(prepared, facts.refit),
             acquisition=Acquisition.of(prepared, candidate.trained_rows(prepared, facts.refit)),
@@ -244,7 +280,7 @@ def loss_differences(prepared: Prepared, winner: Folder, others: Mapping[int, Fo
     return differences
 
 
-def validated_patients(prepared: Prepared, checkpoint: Folder, temperature: float = 1.0) -> Patients:
+def validated_patients(prepared: Prepared, checkpoint: Folder, temperature: Temperature = AS_IT_IS) -> Patients:
     """What a run said of its validation patients in its best epoch, as its checkpoint keeps it.
 
     Raises:
@@ -252,8 +288,7 @@ def validated_patients(prepared: Prepared, checkpoint: Folder, temperature: floa
     """
     predictions = read_predictions(checkpoint)
     columns = prepared.columns(predictions["row"], ["patient", "label", "source"])
-    probabilities = softmax(predictions["logits"], temperature)
-    return to_patients(probabilities, columns["patient"], columns["label"], columns["source"])
+    return temperature.pool(predictions["logits"], columns)
 
 
 def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how: AssessmentSettings) -> PatientAssessment:
@@ -269,8 +304,7 @@ def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how:
         return predict_rows(model, prepared, used.get(split, np.empty(0, np.int64)), how.micro_batch, how.workers)
 
     def judge(logits: np.ndarray, columns: dict[str, np.ndarray]) -> tuple[Evaluation, Patients]:
-        probabilities = softmax(logits, temperature)
-        patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"])
+        patients = temperature.pool(logits, columns, unit=prepared.manifest.unit)
         return evaluate(patients, names, how.bootstrap, candidate.seed), patients
 
     logits, columns = predict("val")

@@ -35,7 +35,7 @@ class Promotion:
         text = [
             f"checkpoint  {candidate.network(candidate.checkpoint).uri}",
             f"data        {candidate.data}, digest {prepared.digest}",
-            f"alias       {alias_of(candidate, self.alias) or 'none: a limit left patients out of training'}",
+            f"alias       {alias_of(candidate, self.alias) or 'none: a limit left some out of training'}",
             "dry run: nothing was judged or registered",
         ]
         return Outcome("\n".join(text), asdict(candidate))

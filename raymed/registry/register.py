@@ -21,7 +21,7 @@ from raymed.errors import RunError, UserError
 from raymed.evaluation.estimate import Estimate
 from raymed.recipes.exported import read_recipe
 from raymed.registry.assessment import Assessment, AssessmentSettings, CardFacts
-from raymed.registry.candidate import Candidate, Refit
+from raymed.registry.candidate import CHECKPOINT, Candidate, Refit
 from raymed.registry.logged_model import LoggedModel, log_model
 from raymed.tracking.tracker import USED, Tracker, is_permanent
 
@@ -98,16 +98,15 @@ def assess_and_register(
             artefact = assessment.artefact(facts, network, Path(temporary) / "registered")
             figures = {} if refit else assessment.figures()
             logged = log_model(tracker, candidate.run_id, artefact, key, name, figures)
-            tags = assessment.tags() | ({"figures_of": "before_refit"} if refit else {})
+            tags = assessment.tags() | {CHECKPOINT: candidate.checkpoint}
+            tags |= {"figures_of": "before_refit"} if refit else {}
             number = _create_version(tracker, name, key, candidate.run_id, logged, tags, card)
         elif licence:
             tracker.client.update_model_version(name, number, card)
             tracker.text(candidate.run_id, card, "card.md")
     difference = against(tracker, assessment, name, number, alias_of(candidate, alias))
     if difference is not None and seen is not None and difference.low is not None and difference.low > 0:
-        log.warning(
-            "surely worse on the same validation patients: the alias stays. To move it: python jobs/promote.py RUN_ID"
-        )
+        log.warning("surely worse on the same validation data: the alias stays. To move it: python jobs/promote.py RUN_ID")
         uri = f"models:/{name}/{number}"
     else:
         uri = _give_alias(tracker, candidate, name, number, alias, seen)
@@ -138,13 +137,15 @@ def against(tracker: Tracker, assessment: Assessment, name: str, number: str, al
     if now in ("", number):
         return None
     try:
-        run = tracker.describe(str(tracker.client.get_model_version(name, now).run_id))
-        difference = assessment.above(Candidate.of_run(tracker, run.id), run.metrics)
+        version = tracker.client.get_model_version(name, now)
+        run, tags = tracker.describe(str(version.run_id)), dict(version.tags)
+        noted = {name: str(value) for name, value in run.metrics.items()} | tags
+        difference = assessment.above(Candidate.of_run(tracker, run.id, checkpoint=tags.get(CHECKPOINT, "")), noted)
     except (UserError, RunError) as error:
         log.info("not compared with version %s (%s): %s", now, alias, error)
         return None
     if difference is not None:
-        log.info("validation loss against version %s (%s), on the same patients: %s more", now, alias, difference)
+        log.info("validation loss against version %s (%s), on the same data: %s more", now, alias, difference)
     return difference
 
 
@@ -154,7 +155,7 @@ def _give_alias(
     """Give a version its alias, unless somebody has moved that meanwhile, and say so; returns how to ask for it."""
     alias = alias_of(candidate, given)
     if alias is None:
-        log.warning("registered %s version %s under no alias: a limit left patients out of training", name, number)
+        log.warning("registered %s version %s under no alias: a limit left some out of training", name, number)
         return f"models:/{name}/{number}"
     now = alias_version(tracker, name, alias)
     if seen is not None and now not in (seen, number):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from raymed.errors import RunError
 from raymed.recipes.recipe import Predictions
 from raymed.storage.folder import Folder
-from raymed.training.checkpoint import OUTPUTS, PREDICTIONS, read_whole
+from raymed.training.checkpoint import OUTPUTS, PREDICTIONS, checkpoint_names, read_whole
 
 PICTURE = {b"raymed.kind": b"picture"}  # of a column: PNG files; the others are texts
 
@@ -75,6 +76,14 @@ def read_predictions(checkpoint: Folder) -> Predictions:
             are_pictures = PICTURE.items() <= (field.metadata or {}).items()
             predictions[field.name] = [_pixels(value) for value in values] if are_pictures else values
     return predictions
+
+
+def last_predictions(run: Folder) -> Predictions | None:
+    """What the newest checkpoint of a run says that was made after a validation; None where none can be read."""
+    for name in reversed(checkpoint_names(run)):
+        with suppress(RunError):  # made on leaving, or torn
+            return read_predictions(run.child(name))
+    return None
 
 
 def _png(pixels: np.ndarray) -> bytes:

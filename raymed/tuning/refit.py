@@ -1,4 +1,8 @@
-"""The winner trained again on more rows, as visibly as a search's runs: epochs, time left, stops that save checkpoints."""
+"""The winner trained again on more rows, as visibly as a search's runs: epochs, time left, stops that save checkpoints.
+
+Its temperature cannot be fitted on patients that it was trained on. So its configuration is trained once more without each
+fold of train and val, and what these networks say of the fold left out fits the temperature (cross-fitting).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from raymed.cluster.connection import HEAD
 from raymed.data.stream import open_reader
 from raymed.errors import RunError, StorageError
 from raymed.job.job import resume_command
+from raymed.registry.candidate import Refit
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import fit
 from raymed.training.frozen import keep_features
@@ -37,29 +42,39 @@ log = logging.getLogger("raymed")
 SPLITS = {"trainval": ("train", "val"), "all": ("train", "val", "test")}
 
 
-def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> str:
-    """Train the winner's configuration on more rows, as far as the winner was best; the last checkpoint's URI.
+def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> Refit:
+    """Train the winner's configuration on more rows, as far as the winner was best; and without each fold.
 
     Raises:
         StorageError: the storage is full or read-only.
         RunError: it did not come to its end.
         KeyboardInterrupt: it was told to stop, and has saved a checkpoint.
     """
-    spec = _as_far(search.run_spec(best.number, best.params), best.user_attrs[BEST_POINT], splits)
-    spec = dataclasses.replace(spec, name=f"refit-{best.number:04d}-{'-'.join(splits)}")
-    each = search.whole(spec)  # nothing else runs now
+    winner, point = search.run_spec(best.number, best.params), best.user_attrs[BEST_POINT]
+    whole, *folds = (_as_far(winner, point, again) for again in _trainings(winner, splits))
+    each = search.whole(whole)  # nothing else runs now
     log.info(
-        "refit: trial %d on %s for %d %ss, %d workers of %d CPUs, %s",
-        *(
-            best.number,
-            " + ".join(splits),
-            spec.stop_after,
-            spec.train.noun,
-            each.workers,
-            each.cpus,
-            time_left(seconds(search, best, splits)),
-        ),
+        "refit: trial %d on %s for %d %ss, then without each of %d folds for its temperature, %d workers of %d CPUs, %s",
+        *(best.number, " + ".join(splits), whole.stop_after, whole.train.noun, len(folds), each.workers, each.cpus),
+        time_left(seconds(search, best, splits)),
     )
+    name = f"refit-{best.number:04d}"
+    whole = dataclasses.replace(whole, name=f"{name}-{'-'.join(splits)}")
+    folds = [dataclasses.replace(fold, name=f"{name}-without-fold-{fold.fold}") for fold in folds]
+    return Refit(_train(search, whole), splits, tuple(_train(search, fold) for fold in folds))
+
+
+def _trainings(winner: RunSpec, splits: tuple[str, ...]) -> list[RunSpec]:
+    """The refit of a run, and the run without each fold of the data, on all patients that there are."""
+    again = dataclasses.replace(winner, train_on=splits, sampling=winner.sampling.unlimited)
+    patient = dataclasses.replace(winner.train, patience=0)  # the fold left out decides nothing
+    folds = range(winner.open_data().folds)
+    return [again, *(dataclasses.replace(again, train_on=("train",), fold=fold, train=patient) for fold in folds)]
+
+
+def _train(search: Search, spec: RunSpec) -> str:
+    """Train a run to its end; the last checkpoint's URI."""
+    each = search.whole(spec)
     stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     for point in range(spec.train.validate_steps or 1, spec.stop_after, spec.train.validate_steps or 1):
         stop_decisions.give.remote(spec.name, point, False)  # nothing stops it early
@@ -93,30 +108,32 @@ def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> s
     if point < spec.stop_after:
         reason = f": {listener.last[FAILED]}" if FAILED in listener.last else ""
         raise RunError(
-            f"the refit {spec.folder.uri} ended after {spec.train.noun} {point} of {spec.stop_after}{reason}. Nothing was "
-            "registered. Run the same command again, or leave --refit out: the winner is then registered as it was searched"
+            f"the training {spec.folder.uri} ended after {spec.train.noun} {point} of {spec.stop_after}{reason}. Nothing "
+            "was registered. Run the same command again, or leave --refit out: the winner is registered as it was searched"
         )
-    return spec.folder.child(progress.model).uri
+    assert newest is not None
+    return spec.folder.child(newest.name).uri
 
 
 def seconds(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> float:
-    """How long training a trial's configuration again will take, by the time that its epochs took."""
+    """How long training a trial's configuration again will take, folds too, by the time that its epochs took."""
     epoch: float = best.user_attrs.get(SECONDS, 0.0) / max(1, best.last_step or 1)
     return best.user_attrs[BEST_POINT] * epoch * cost_of_epochs(search, search.spec_of(best), splits)
 
 
 def cost_of_epochs(search: Search, spec: RunSpec, splits: tuple[str, ...]) -> float:
-    """How long an epoch of the refit of a run takes, in epochs of that run: it has more rows, and the machine for itself.
-    A step has as many rows; but of a run that counts its epochs there are more steps."""
-    again, prepared = _again(spec, splits), spec.open_data()
-    had, has = search.resources()[0], search.whole(again)
-    rows = 1.0 if spec.train.steps else again.plan(prepared, 0).rows / spec.plan(prepared, 0).rows
-    return rows * (had.workers * had.cpus) / (has.workers * has.cpus)
+    """How long an epoch of the refit of a run takes, and of each fold's, in epochs of that run: it has more rows, and the
+    machine for itself. A step has as many rows; but of a run that counts its epochs there are more steps."""
+    prepared, had = spec.open_data(), search.resources()[0]
+    own, trainings = spec.plan(prepared, 0).rows, _trainings(spec, splits)
+    rows = [1.0 if spec.train.steps else again.plan(prepared, 0).rows / own for again in trainings]
+    has = search.whole(trainings[0])
+    return sum(rows) * (had.workers * had.cpus) / (has.workers * has.cpus)
 
 
-def _as_far(spec: RunSpec, best: int, splits: tuple[str, ...]) -> RunSpec:
-    """The refit of a run that was best at the `best`-th epoch, or step."""
-    prepared, again, train = spec.open_data(), _again(spec, splits), spec.train
+def _as_far(spec: RunSpec, best: int, again: RunSpec) -> RunSpec:
+    """Another training of a run that was best at the `best`-th epoch, or step, to that point."""
+    prepared, train = spec.open_data(), spec.train
     if train.steps and not train.validate_steps:  # more rows make longer epochs: it goes by the steps of the run's
         steps = len(spec.plan(prepared, 0).batches)
         again = dataclasses.replace(again, train=dataclasses.replace(train, validate_steps=steps))
@@ -124,10 +141,6 @@ def _as_far(spec: RunSpec, best: int, splits: tuple[str, ...]) -> RunSpec:
     elif train.validate_steps and not train.steps:  # as far along a schedule that has more steps
         best = round(best * again.total_steps(prepared) / spec.total_steps(prepared))
     return dataclasses.replace(again, stop_after=best)
-
-
-def _again(spec: RunSpec, splits: tuple[str, ...]) -> RunSpec:
-    return dataclasses.replace(spec, train_on=splits, sampling=spec.sampling.unlimited)
 
 
 class _Listener:

@@ -15,7 +15,6 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.search_summary import DataSummary, SearchSummary, State, TrialSummary
 from raymed.job.job import Outcome
 from raymed.registry.assessment import AssessmentSettings
-from raymed.registry.candidate import Refit
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, assess_and_register
 from raymed.storage.folder import Folder
@@ -50,7 +49,7 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
     run_ids = {trial.number: tracker.find(search.trial_key(trial)) or "" for trial in study.trials}
     if refit != "none" and study.phase != DONE:
         study.enter(REFITTING)
-    again = Refit(train_again(search, best, SPLITS[refit]), SPLITS[refit]) if refit != "none" else None
+    again = train_again(search, best, SPLITS[refit]) if refit != "none" else None
     seen = study.champion if alias is None else None
     candidate = search.candidate(run_ids[best.number], best)
     how = AssessmentSettings(workers=search.judging_workers)

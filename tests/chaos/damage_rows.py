@@ -15,6 +15,7 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.record import records_from
 from raymed.errors import UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference
 from raymed.recipes.exported import open_model
 from raymed.registry.address import resolve_model
@@ -30,7 +31,7 @@ def damaged_models(tries: int, seed: int, folder: Path) -> str:
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
     torch.manual_seed(seed)
     recipe.export(recipe.build(), folder / "network")
-    inference = Inference("model", prepared.labels, prepared.image, SliceSettings(1), 1.0, prepared.digest)
+    inference = Inference("model", prepared.labels, prepared.image, SliceSettings(1), Temperature(), prepared.digest)
     save(folder / "network", inference, folder / "model")
     tracker = Tracker.open(f"sqlite:///{folder}/mlflow.db")
     files = [path for path in sorted((folder / "model").rglob("*")) if path.is_file() and path.stat().st_size]

@@ -203,3 +203,26 @@ def test_the_difference_of_shares_is_turned_around_with_the_models() -> None:
     assert there.value == pytest.approx(0.25) and there.low == pytest.approx(-(back.high or 0))
     same = intervals.difference_of_shares(one, one)
     assert same.value == 0 and (same.low or 0) <= 0 <= (same.high or 0)
+
+
+def test_patients_who_all_differ_by_the_same_are_no_reason_to_say_nothing() -> None:
+    """A model that is right where the other is wrong, for everybody: how many others there may be bounds the difference."""
+    everybody = intervals.mean(np.ones(20), 200, 0, -1.0, 1.0)
+    assert everybody.low is not None and 0.6 < everybody.low < 1 and everybody.high == 1
+    nobody = intervals.mean(np.zeros(20), 200, 0, -1.0, 1.0)
+    assert nobody.low is not None and nobody.high is not None and nobody.low < 0 < nobody.high
+    assert intervals.mean(np.ones(4), 200, 0, -1.0, 1.0).low is None
+    assert intervals.mean(np.ones(20), 200, 0).low is None, "what has no bounds may be anything in others"
+    labels = np.arange(20) % 4
+    ids, one, nowhere = labels.astype(str) + np.arange(20).astype(str), np.ones(20, np.int64), np.full(20, "", object)
+    right, wrong = (Patients(ids, labels, np.eye(4)[(labels + by) % 4], one, nowhere) for by in (0, 1))
+    difference = difference_interval(wrong, right)
+    assert difference.low is not None and difference.low > 0, "surely worse"
+
+
+def test_values_that_are_all_the_same_hold_the_truth_where_few_have_another() -> None:
+    """One patient in fifty is wrong: most groups of twenty have none."""
+    generator, held = np.random.default_rng(8), 0
+    for seed in range(DRAWS):
+        held += holds(intervals.mean((generator.random(20) > 0.02).astype(float), 200, seed, 0.0, 1.0), 0.98)
+    assert held / DRAWS >= 0.93 - NOISE

@@ -181,15 +181,15 @@ def test_a_thousand_resamples_of_five_hundred_patients_take_seconds() -> None:
 def test_what_one_patient_cannot_show_has_no_interval_and_says_so() -> None:
     one = evaluate(some_patients((1, 0, 0, 0)), NAMES, bootstrap=50)
     loss = one.metrics["loss"]
-    assert str(loss) == f"{loss.value:.3f} not estimable (1 patient)"
+    assert str(loss) == f"{loss.value:.3f} not estimable (only 1)"
     assert "loss_low" not in one.flat() and "loss" in one.flat()
     assert one.metrics["accuracy"].low is not None  # a share: Wilson's interval holds of one patient, too
     few = evaluate(some_patients((1, 1, 1, 1)), NAMES, bootstrap=50)
-    assert "not estimable (4 patients)" in str(few.metrics["loss"])
+    assert "not estimable (only 4)" in str(few.metrics["loss"])
     mixed = evaluate(some_patients((9, 9, 9, 1)), NAMES, bootstrap=50)
     assert mixed.metrics["loss"].low is not None and mixed.classes[0].auc and mixed.classes[0].auc.low is not None
     for figure in (mixed.classes[3].auc, mixed.classes[3].f1):
-        assert "not estimable (1 patient)" in str(figure)
+        assert "not estimable (only 1)" in str(figure)
 
 
 def test_slices_that_vote_are_judged_by_their_decisions_alone() -> None:

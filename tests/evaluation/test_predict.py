@@ -20,6 +20,7 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.sources import SourceSettings, list_source
 from raymed.errors import RunError, UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import Inference, Model, chosen_rows, predict_rows, predict_studies, table
 from raymed.recipes.exported import open_model
@@ -46,7 +47,9 @@ def model(exported: Path) -> Model:
 
 @pytest.fixture
 def inference(prepared: Prepared) -> Inference:
-    return Inference("test v1", prepared.labels, prepared.image, SliceSettings(per_patient=3), 1.7, prepared.digest)
+    return Inference(
+        "test v1", prepared.labels, prepared.image, SliceSettings(per_patient=3), Temperature(1.7, 0.8), prepared.digest
+    )
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +119,10 @@ def test_files_are_judged_as_prepared_rows_are(
     logits, found = predict_rows(model, prepared, chosen)
     listing = list_source(folders, SourceSettings(labelled=False))
     for each in predict_studies(model, listing, inference):
-        mine = softmax(logits[found["patient"] == each.patient], 1.7)
-        assert each.slices == len(mine) == 3
-        np.testing.assert_allclose(each.probabilities, mine.mean(axis=0), atol=1e-6)
+        own = found["patient"] == each.patient
+        mine = inference.temperature.pool(logits[own], {name: column[own] for name, column in found.items()})
+        assert each.slices == own.sum() == 3
+        np.testing.assert_allclose(each.probabilities, mine.probabilities[0], atol=1e-6)
 
 
 def test_a_bad_slice_is_named_and_a_patient_without_a_good_one_gets_no_decision(
@@ -244,7 +248,7 @@ def test_png_dicom_and_nifti_of_real_patients_are_predicted_alike(prepared: Prep
     recipe = ToyRecipe.for_data(prepared.labels, 56)
     torch.manual_seed(0)
     network = recipe.build().eval()
-    inference = Inference("x", prepared.labels, ImageSettings(size=56), SliceSettings(), 1.0, "")
+    inference = Inference("x", prepared.labels, ImageSettings(size=56), SliceSettings(), Temperature(), "")
     found = {}
     for path in ("lung_ct/labels.csv", "volumes/dicom_ctmd_P001", "volumes/totalseg_example_ct.nii.gz"):
         listing = list_source(root / path, SourceSettings(labelled=False))
@@ -279,9 +283,18 @@ def test_class_folders_are_not_taken_for_patients(inference: Inference, tmp_path
     assert predict(below, inference, unopened).data["found"] == "folders: 2 slices in 2 studies"
 
 
-def test_a_patient_with_fewer_slices_than_the_temperature_was_fitted_on_is_told_so(
-    model: Model, inference: Inference, folders: Path
+def test_a_model_of_an_earlier_raymed_is_read_and_answers_as_it_did_with_a_note_where_slices_are_few(
+    model: Model, prepared: Prepared, inference: Inference, folders: Path, tmp_path: Path
 ) -> None:
+    """Its temperature knew no number of slices: the logits of each were divided by it."""
+    values = json.loads(inference.to_json()) | {"temperature": 1.7, "calibrated_slices": 2}
+    (tmp_path / "inference.json").write_text(json.dumps(values))
+    inference = Inference.read(tmp_path / "inference.json")
+    listing = list_source(folders, SourceSettings(labelled=False))
+    logits, found = predict_rows(model, prepared, chosen_rows(prepared, "test", None, inference.slices))
+    for each in predict_studies(model, listing, inference):
+        mine = softmax(logits[found["patient"] == each.patient], 1.7).mean(axis=0)
+        np.testing.assert_allclose(each.probabilities, mine, atol=1e-6)
     listing = list_source(folders, SourceSettings(labelled=False))
     fitted = replace(inference, calibrated_slices=1)
     assert not any("temperature" in note for one in predict_studies(model, listing, fitted) for note in one.notes)

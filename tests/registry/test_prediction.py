@@ -16,6 +16,7 @@ from raymed.data.acquisition import Acquisition
 from raymed.data.plan import SliceSettings
 from raymed.data.sources import SourceSettings
 from raymed.errors import UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference, Model
 from raymed.job.job import Outcome
 from raymed.models.settings import ModelSettings
@@ -43,7 +44,7 @@ def predicted(network: Path, folder: Path, out: Path, trained: Acquisition | Non
     recipe = LungRecipe.read(network)
     labels = write_prepared(out.parent / "labels", patients=8, slices=1)
     inference = Inference(
-        "lung v1", labels.labels, labels.image, SliceSettings(), 1.0, "", acquisition=trained or Acquisition()
+        "lung v1", labels.labels, labels.image, SliceSettings(), Temperature(), "", acquisition=trained or Acquisition()
     )
     assert recipe.names == tuple(labels.labels.names)
     outcome = predict(PredictOptions(input=str(folder), out=str(out)), inference, lambda: open_model(network))
@@ -97,7 +98,7 @@ def test_a_csv_that_cannot_be_written_ends_the_job_before_a_picture_is_read(netw
     picture(tmp_path / "patients" / "anna" / "1.png")
     (tmp_path / "file").write_text("")
     labels = write_prepared(tmp_path / "labels", patients=8, slices=1)
-    inference = Inference("lung v1", labels.labels, labels.image, SliceSettings(), 1.0, "")
+    inference = Inference("lung v1", labels.labels, labels.image, SliceSettings(), Temperature(), "")
 
     def too_late() -> Model:
         raise AssertionError("the network was opened")
@@ -111,7 +112,7 @@ def test_patients_numbered_anew_in_each_class_folder_are_not_taken_for_one_perso
     for name in ("normal/1", "normal/2", "viral/1"):
         picture(tmp_path / "patients" / name / "a.png")
     labels = write_prepared(tmp_path / "labels", patients=8, slices=1)
-    inference = Inference("lung v1", labels.labels, labels.image, SliceSettings(), 1.0, "")
+    inference = Inference("lung v1", labels.labels, labels.image, SliceSettings(), Temperature(), "")
 
     def decided(regex: str | None) -> Outcome:
         source = SourceSettings(labelled=True, patient_regex=regex)

@@ -21,7 +21,7 @@ from raymed.compat.mlflow import PARENT
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.calibration import Temperature, fit_temperature
 from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.metrics import evaluate
 from raymed.evaluation.patients import Patients, softmax
@@ -141,9 +141,9 @@ def test_the_test_split_is_judged_with_the_temperature_of_validation(
     model = open_model(Path(candidate.checkpoint) / "model")
     two_of_three = {split: data.rows(split).reshape(-1, 3)[:, [0, 2]].ravel() for split in ("val", "test")}
     logits, columns = predict_rows(model, data, two_of_three["val"])
-    assert assessment.temperature == fit_temperature(logits, columns["patient"], columns["label"]) != 1
+    assert assessment.temperature == fit_temperature(logits, columns["patient"], columns["label"]) != Temperature()
     logits, columns = predict_rows(model, data, two_of_three["test"])
-    means = softmax(logits, assessment.temperature).reshape(-1, 2, 4).mean(axis=1)
+    means = assessment.temperature.scale(softmax(logits).reshape(-1, 2, 4).mean(axis=1), np.full(22, 2))
     loss = -np.log(means[np.arange(len(means)), columns["label"][::2]]).mean()
     assert assessment.test is not None and assessment.test.patients == 22
     assert assessment.test.metrics["loss"].value == pytest.approx(loss, abs=1e-6)
@@ -195,7 +195,7 @@ def test_a_model_says_how_many_of_the_patients_it_is_judged_on_it_knows_whatever
     assert len(folded.notes(ids(data, "val", 0))) == 1 and "chose" in folded.notes(ids(data, "val", 0))[0]
     assert WHO_IS_UNKNOWN in resolve_model(candidate.checkpoint, tracker).notes(data, ids(data, "train"))
     nobodys = replace(data, manifest=replace(data.manifest, patients_known=False))
-    assert "every picture counts as a patient" in resolve_model(registered.uri, tracker).notes(nobodys, ids(data, "test"))[0]
+    assert "figures count images" in resolve_model(registered.uri, tracker).notes(nobodys, ids(data, "test"))[0]
     one_more = replace(data, manifest=replace(data.manifest, digest="other"))
     assert "trained on" in resolve_model(registered.uri, tracker).notes(one_more, ids(data, "train"))[0]
 
@@ -205,7 +205,7 @@ def test_the_page_warns_of_what_holds_and_of_nothing_else(registered: Registered
     assert isinstance(assessment, PatientAssessment) and assessment.test is not None
     untrained = assessment.notes(None)
     assert not assessment.test.beats_majority and any("than always answering" in note for note in untrained)
-    assert not any("every picture" in note.lower() or "trained again" in note for note in untrained)
+    assert not any("nobody said" in note.lower() or "trained again" in note for note in untrained)
     labels = np.repeat(np.arange(4), 20)
     right = Patients(
         np.arange(80).astype(str), labels, softmax(4.0 * np.eye(4)[labels]), np.ones(80, np.int64), np.full(80, "", object)
@@ -213,7 +213,7 @@ def test_the_page_warns_of_what_holds_and_of_nothing_else(registered: Registered
     good = replace(assessment, test=evaluate(right, data.labels.names, bootstrap=5))
     assert len(good.notes(None)) == 1
     unknown = replace(good, prepared=replace(data, manifest=replace(data.manifest, patients_known=False)))
-    assert unknown.notes(None)[0].startswith("Every picture counts as a patient")
+    assert unknown.notes(None)[0].startswith("Nobody said whose the pictures are")
     assert "trained again on train + val" in good.notes(Refit("", ("train", "val")))[0]
 
 
@@ -251,7 +251,13 @@ def test_mlflow_learns_figures_but_no_patient(
     test = registered.assessment.test
     assert test is not None
     assert record.metrics["test_accuracy"] == test.metrics["accuracy"].value
-    assert {"test_macro_auc_low", "test_sensitivity_viral", "calibrated_val_loss", "temperature"} <= record.metrics.keys()
+    assert {
+        "test_macro_auc_low",
+        "test_sensitivity_viral",
+        "calibrated_val_loss",
+        "temperature",
+        "temperature_one_slice",
+    } <= record.metrics.keys()
     files = {each.path for each in tracker.client.list_artifacts(candidate.run_id, "figures")}
     assert {"figures/test_confusion.png", "figures/test_reliability.png", "figures/test_roc.png"} <= files
     assert version.tags["test_accuracy"] == f"{test.metrics['accuracy'].value:.4f}"
@@ -281,7 +287,7 @@ def test_the_model_is_on_the_pages_of_its_run_and_of_its_search_with_figures_on_
 
 
 def test_the_local_predictions_name_every_judged_patient(registered: Registered) -> None:
-    lines = list(csv.DictReader(io.StringIO(registered.assessment.files()["patients.csv"].decode())))
+    lines = list(csv.DictReader(io.StringIO(registered.assessment.files()["patients.csv"].decode("utf-8-sig"))))
     assert {line["split"] for line in lines} == {"val", "test"} and len(lines) == 44
     for line in lines:
         shares = {name: float(line[f"p_{name}"]) for name in ("normal", "bacterial", "viral", "pneumocystis")}
@@ -424,7 +430,7 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
     limited = replace(candidate, slices=SliceSettings(2, limit=12))
     first = assess_and_register(tracker, limited, how=AssessmentSettings(bootstrap=20))
     assert first.uri == f"models:/raymed-lung/{first.version}"
-    assert "under no alias: a limit left patients out of training" in caplog.text
+    assert "under no alias: a limit left some out of training" in caplog.text
     assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
     card = str(tracker.client.get_model_version("raymed-lung", first.version).description)
     assert "**Trained on a limit, as for a first try**: train 12 of 132 patients (24 records), val 12 of 22" in card
@@ -479,7 +485,7 @@ def test_a_search_does_not_hand_the_alias_to_a_model_that_is_surely_worse_and_a_
         worse = assess_and_register(tracker, validated(12, 0.0), alias="rival", how=quick, seen=good.version)
     assert worse.uri == f"models:/raymed-lung/{worse.version}"
     assert alias_version(tracker, "raymed-lung", "rival") == good.version
-    assert f"against version {good.version} (rival), on the same patients" in caplog.text
+    assert f"against version {good.version} (rival), on the same data" in caplog.text
     assert "surely worse" in caplog.text and "promote.py" in caplog.text
     by_hand = assess_and_register(tracker, validated(12, 0.0), alias="rival", how=quick)
     assert alias_version(tracker, "raymed-lung", "rival") == by_hand.version

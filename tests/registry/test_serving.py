@@ -19,6 +19,7 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.sources import SourceSettings, list_source
 from raymed.errors import UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import Inference, chosen_rows, predict_rows, predict_studies
 from raymed.recipes.exported import open_model
@@ -46,7 +47,9 @@ def network(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(data: Prepared, network: Path, tmp_path_factory: pytest.TempPathFactory) -> mlflow.pyfunc.PyFuncModel:
     folder = tmp_path_factory.mktemp("served") / "model"
-    save(network, Inference("lung v1", data.labels, data.image, SliceSettings(3), 1.5, data.digest), folder)
+    save(
+        network, Inference("lung v1", data.labels, data.image, SliceSettings(3), Temperature(1.5, 0.8), data.digest), folder
+    )
     return mlflow.pyfunc.load_model(str(folder))
 
 
@@ -59,7 +62,7 @@ def pictures(data: Prepared) -> np.ndarray:
 @pytest.fixture(scope="module")
 def expected(data: Prepared, network: Path) -> np.ndarray:
     logits, _ = predict_rows(open_model(network), data, chosen_rows(data, "test", None, SliceSettings(3)))
-    return softmax(logits, 1.5).mean(axis=0)
+    return Temperature(1.5, 0.8).scale(softmax(logits).mean(axis=0, keepdims=True), np.array([3]))[0]
 
 
 @pytest.fixture
@@ -164,7 +167,7 @@ def test_files_named_one_by_one_are_looked_at_in_the_order_of_their_folder_by_jo
     folder.mkdir(parents=True)
     for number in range(1, 13):  # as text, 10 to 12 come before 2
         Image.fromarray(draw.integers(0, 255, (28, 28), np.uint8)).save(folder / f"{number}.png")
-    inference = Inference("lung v1", data.labels, data.image, SliceSettings(3), 1.0, data.digest)
+    inference = Inference("lung v1", data.labels, data.image, SliceSettings(3), Temperature(), data.digest)
     listing = list_source(tmp_path / "patients", SourceSettings(labelled=False))
     (job,) = predict_studies(open_model(network), listing, inference)
     rows = pd.DataFrame({"patient_id": "anna", "image": [str(path) for path in sorted(folder.iterdir(), key=str)]})
@@ -194,7 +197,9 @@ def test_an_answer_about_pictures_of_another_kind_says_so(
     network: Path, data: Prepared, pictures: np.ndarray, tmp_path: Path
 ) -> None:
     trained = Acquisition({"CR": 8})
-    inference = Inference("x-ray", data.labels, data.image, SliceSettings(3), 1.0, data.digest, acquisition=trained)
+    inference = Inference(
+        "x-ray", data.labels, data.image, SliceSettings(3), Temperature(), data.digest, acquisition=trained
+    )
     save(network, inference, tmp_path / "model")
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     body = pictures.copy()

@@ -19,6 +19,7 @@ from PIL import Image
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference
 from raymed.models.settings import ModelSettings
 from raymed.models.vision_tower import VisionTower
@@ -54,7 +55,7 @@ def made(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     recipe = LungRecipe.for_data(data.labels, data.size, ModelSettings(preset="internvl-tiny"))
     recipe.export(recipe.build(), folder / "step" / "model")
-    inference = Inference("lung v1", data.labels, data.image, SliceSettings(2), 1.5, data.digest)
+    inference = Inference("lung v1", data.labels, data.image, SliceSettings(2), Temperature(1.5, 0.8), data.digest)
     save(folder / "step" / "model", inference, folder / "registered")
     return folder
 

@@ -4,6 +4,7 @@ import dataclasses
 import queue
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from raymed.data.plan import SliceSettings
@@ -14,7 +15,7 @@ from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning import refit
 from raymed.tuning.budget import Budget
-from raymed.tuning.refit import SPLITS, _as_far, _Listener
+from raymed.tuning.refit import SPLITS, _as_far, _Listener, _trainings
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
@@ -65,7 +66,8 @@ def test_a_refit_goes_as_far_as_the_winner_was_best_however_that_was_counted(pre
     spec = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=10, global_batch=16))
 
     def far(best, **train):
-        again = _as_far(dataclasses.replace(spec, train=dataclasses.replace(spec.train, **train)), best, SPLITS["all"])
+        winner = dataclasses.replace(spec, train=dataclasses.replace(spec.train, **train))
+        again = _as_far(winner, best, _trainings(winner, SPLITS["all"])[0])
         return again.stop_after, again.train.validate_steps
 
     steps, more = (
@@ -84,5 +86,22 @@ def test_a_refit_takes_the_slices_that_the_winner_took_and_all_patients(prepared
     spec = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=4), SliceSettings(4, limit=8))
     settings = SearchSettings(space={"slices.per_patient": Dimension(choices=(2, 4))})
     search = Search(spec, settings, Budget(1), "sqlite://")
-    again = _as_far(search.run_spec(3, {"slices.per_patient": 2}), 4, SPLITS["all"])
+    winner = search.run_spec(3, {"slices.per_patient": 2})
+    again = _as_far(winner, 4, _trainings(winner, SPLITS["all"])[0])
     assert again.sampling == SliceSettings(2)
+
+
+def test_every_patient_of_train_and_val_is_asked_once_by_a_network_that_was_trained_without_it(prepared, tmp_path):
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    train = TrainSettings(epochs=4, patience=2)
+    whole, *folds = _trainings(RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, train), ("train", "val"))
+    assert len(folds) == prepared.folds > 1 and whole.train_on == ("train", "val")
+    asked = np.concatenate([prepared.rows("val", fold.fold) for fold in folds])
+    assert sorted(asked) == sorted(np.concatenate([prepared.rows(split) for split in ("train", "val")]))
+    for fold in folds:
+        trained = np.concatenate([prepared.rows(split, fold.fold) for split in fold.train_on])
+        patients = [
+            set(prepared.columns(rows, ["patient"])["patient"]) for rows in (trained, prepared.rows("val", fold.fold))
+        ]
+        assert not patients[0] & patients[1]
+        assert fold.train.patience == 0, "the fold left out would choose the epoch"

@@ -11,6 +11,7 @@ from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.plan import SliceSettings
 from raymed.errors import UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference, Model
 from raymed.registry.address import resolve_model
 from raymed.storage.seal import check_seal
@@ -79,7 +80,7 @@ def open_classifier(uri: str, tracker: Tracker, texts: Mapping[str, str | Sequen
             labels=LabelTable.of(recipe.names),
             image=image or ImageSettings(size=recipe.prepared_size),
             slices=SliceSettings(choice="all"),
-            temperature=1.0,
+            temperature=Temperature(),
             data="",
         )
     asked = recipe
@@ -87,5 +88,5 @@ def open_classifier(uri: str, tracker: Tracker, texts: Mapping[str, str | Sequen
         names = sorted(texts)
         prompts = [[text] if isinstance(text, str) else list(text) for text in (texts[name] for name in names)]
         asked = recipe.with_texts(names, prompts)
-        inference = replace(inference, labels=LabelTable.of(names), temperature=1.0)
+        inference = replace(inference, labels=LabelTable.of(names), temperature=Temperature())
     return Classifier(path, asked, inference)

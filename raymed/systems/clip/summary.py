@@ -13,55 +13,61 @@ from optuna.trial import FrozenTrial, TrialState
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.evaluation import summary
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.figures import confusion, training_history
 from raymed.evaluation.intervals import over_folds
 from raymed.evaluation.metrics import Evaluation, evaluate, judge_patients
-from raymed.evaluation.patients import softmax, to_patients
 from raymed.job.job import Outcome
 from raymed.recipes.metric import Metric
+from raymed.recipes.recipe import Predictions
+from raymed.registry.candidate import DATA_DIGEST
 from raymed.storage.folder import Folder
 from raymed.systems.clip.checkpoint import LISTS
 from raymed.systems.clip.output import FIGURE, RunOutput, write_json
 from raymed.systems.clip.runs import Configuration
 from raymed.tracking.tracker import Tracker
 from raymed.training.loop import JUDGED_BY
-from raymed.training.predictions import read_predictions
+from raymed.training.predictions import last_predictions, read_predictions
 from raymed.tuning.search import Search
 from raymed.tuning.study import CHECKPOINT, REASON
 
 SUMMARY, CONFUSION = "cv_summary.json", "confusion_matrix.png"
+_SEARCHED = (
+    "  {} other runs were validated on these {}: where they chose these settings, the figures flatter. A configuration that "
+    "was frozen before, or searched on other data, is judged without that"
+)
 PER_PATIENT = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc")  # of each fold's best epoch
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the best checkpoints of a configuration say of the patients that they were validated on.
+    """What the checkpoints of a configuration say of the patients that they were validated on.
 
     Attributes:
-        together: all these patients.
-        folds: figures of each checkpoint's, as `PER_PATIENT` names them; what cannot be formed everywhere is left out.
+        together: all these patients, by the best checkpoints.
+        folds: figures of each best checkpoint's, as `PER_PATIENT` names them; what cannot be formed everywhere is left out.
+        last: the same of each run's last epoch; empty where one of them has none that can be read.
     """
 
     together: Evaluation
     folds: dict[str, list[float]]
+    last: dict[str, list[float]]
 
     @classmethod
-    def of(cls, prepared: Prepared, checkpoints: Sequence[str], seed: int) -> Judged:
-        """Args: checkpoints: address of the best checkpoint of each fold, or of the only run."""
-        rows, logits = [], []
-        for checkpoint in checkpoints:
-            predictions = read_predictions(Folder.at(checkpoint))
-            rows.append(predictions["row"])
-            logits.append(predictions["logits"])
-        names = prepared.labels.names
-        columns = [prepared.columns(each, JUDGED_BY) for each in rows]
-        folds = [judge_patients(outputs, each, names) for outputs, each in zip(logits, columns, strict=True)]
-        patient, label, source = (
-            np.concatenate([each[name] for each in columns]) for name in ("patient", "label", "source")
+    def of(cls, prepared: Prepared, checkpoints: Sequence[str], seed: int, runs: Sequence[Folder] = ()) -> Judged:
+        """
+        Args:
+            checkpoints: address of the best checkpoint of each fold, or of the only run.
+            runs: the folders of these runs, for their last epochs.
+        """
+        best = [read_predictions(Folder.at(checkpoint)) for checkpoint in checkpoints]
+        last = [predictions for run in runs if (predictions := last_predictions(run)) is not None]
+        together = {name: np.concatenate([np.asarray(each[name]) for each in best]) for name in ("row", "logits")}
+        patients = Temperature().pool(
+            together["logits"], prepared.columns(together["row"], JUDGED_BY), unit=prepared.manifest.unit
         )
-        patients = to_patients(softmax(np.concatenate(logits)), patient, label, source)
-        formed = [name for name in PER_PATIENT if all(name in each for each in folds)]
-        return cls(evaluate(patients, names, seed=seed), {name: [each[name] for each in folds] for name in formed})
+        evaluation = evaluate(patients, prepared.labels.names, seed=seed)
+        return cls(evaluation, _by_fold(prepared, best), _by_fold(prepared, last) if len(last) == len(best) else {})
 
     def describe(self) -> dict[str, Any]:
         """Figures with 95 % intervals, of each class too, and who was taken for whom, as plain values."""
@@ -82,6 +88,17 @@ class Judged:
         figure = confusion(self.together, [each.name for each in self.together.classes])
         figure.savefig(folder / CONFUSION)
         tracker.figure(run, figure, before + CONFUSION)
+
+
+def _by_fold(prepared: Prepared, folds: Sequence[Predictions]) -> dict[str, list[float]]:
+    """Figures of what was said of each fold, as `PER_PATIENT` names them."""
+    figures = [
+        judge_patients(
+            np.asarray(each["logits"]), prepared.columns(np.asarray(each["row"]), JUDGED_BY), prepared.labels.names
+        )
+        for each in folds
+    ]
+    return {name: [each[name] for each in figures] for name in PER_PATIENT if all(name in each for each in figures)}
 
 
 def summarise(
@@ -122,8 +139,12 @@ def summarise(
         for name, history in histories.items():
             tracker.figure(runs[name], training_history(history), FIGURE)
         # a run that went on from a .pth file and found nothing better has no best checkpoint of its own
-        checkpoints = [trials[name].user_attrs[CHECKPOINT] for name in done if CHECKPOINT in trials[name].user_attrs]
-        judged = Judged.of(each.prepared, checkpoints, each.options.seed) if checkpoints else None
+        able = [name for name in done if CHECKPOINT in trials[name].user_attrs]
+        checkpoints, folders = (
+            [trials[name].user_attrs[CHECKPOINT] for name in able],
+            [outputs[name].spec.folder for name in able],
+        )
+        judged = Judged.of(each.prepared, checkpoints, each.options.seed, folders) if able else None
         if judged:
             found |= judged.describe()
             judged.record(tracker, parent if each.options.use_cv else runs[done[0]], each.name, folder)
@@ -138,6 +159,10 @@ def summarise(
         else:
             found |= best_of(histories[done[0]], each.monitor) | {"run_id": runs[done[0]]}
         lines += _lines(each, found, judged, brief=len(configurations) > 1)
+        others = tracker.count(DATA_DIGEST, each.prepared.digest) - len(able)
+        if each.options.use_cv and others > 0:
+            found["other_runs"] = others
+            lines.append(_SEARCHED.format(others, f"{each.prepared.manifest.unit}s"))
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
     lines += [f"not trained: {each}" for each in wrong]
     if wrong or failed:
@@ -164,6 +189,7 @@ def summarise_folds(
     folds["fold_best_val_acc"] = [max(history["val_acc"]) for history in histories]
     if judged:
         folds |= {f"fold_patient_{name}": values for name, values in judged.folds.items()}
+        folds |= {f"fold_last_patient_{name}": values for name, values in judged.last.items()}
     averages = {}
     for name, values in folds.items():
         averages[name.replace("fold_", "avg_", 1)] = float(np.mean(values))
@@ -184,6 +210,11 @@ def best_of(history: Mapping[str, Sequence[float]], monitor: Metric) -> dict[str
     return {"best_epoch": place + 1, "epochs": len(history["val_acc"]), **figures}
 
 
+def _trained_anew(folds: Mapping[str, Sequence[float]]) -> str:
+    """Figures over folds, with the intervals of training and judging anew."""
+    return ", ".join(f"{name} {over_folds(values)}" for name, values in folds.items())
+
+
 def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judged | None, brief: bool) -> list[str]:
     """What a person is told of a configuration that was trained."""
     title = f"{configuration.name}: " if configuration.name else ""
@@ -194,18 +225,25 @@ def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judge
             return f"{averages[f'avg_{name}']:.{digits}f} ± {averages[f'std_{name}']:.{digits}f}"
 
         count = sum(state == TrialState.COMPLETE.name for state in found["runs"].values())
+        chosen = "where early stopping ended it" if configuration.options.train.patience else "which nothing chose"
         lines = [
-            f"{title}{count} folds: best val_acc {spread('best_val_acc', 2)} %; of the last epoch, which nothing chose: "
+            f"{title}{count} folds: best val_acc {spread('best_val_acc', 2)} %; of the last epoch, {chosen}: "
             f"val_acc {spread('val_acc', 2)} %, val_loss {spread('val_loss', 4)}"
         ]
         if judged:
-            trained_anew = {name: over_folds(values) for name, values in judged.folds.items()}
-            lines.append(
-                "  per patient, trained anew: " + ", ".join(f"{name} {each}" for name, each in trained_anew.items())
-            )
+            epochs = {
+                f"in the last epoch, {chosen}": judged.last,
+                "in the epoch that its fold chose, which flatters": judged.folds,
+            }
+            lines += [
+                f"  per {judged.together.unit}, trained anew, {when}: {_trained_anew(folds)}"
+                for when, folds in epochs.items()
+                if folds
+            ]
         whole = count == len(found["runs"])
+        units = f"{configuration.prepared.manifest.unit}s"
         whose = (
-            f"{'all' if whole else 'their'} patients, each judged by the network that was not trained on it, in the epoch "
+            f"{'all' if whole else 'their'} {units}, each judged by the network that was not trained on it, in the epoch "
             "that its fold chose, which flatters"
         )
     else:
@@ -213,7 +251,7 @@ def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judge
             f"{title}best epoch {found['best_epoch']} of {found['epochs']}: "
             f"val_acc {found['val_acc']:.2f} %, val_loss {found['val_loss']:.4f}"
         ]
-        whose = "the validation patients"
+        whose = f"the validation {configuration.prepared.manifest.unit}s, which chose that epoch: these figures flatter"
     if judged and brief:
         shown = {name: judged.together.metrics[name] for name in PER_PATIENT if name in judged.together.metrics}
         lines.append("  " + ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items()))

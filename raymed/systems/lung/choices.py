@@ -10,10 +10,10 @@ import numpy as np
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.evaluation import intervals
-from raymed.evaluation.calibration import fit_temperature
+from raymed.evaluation.calibration import Temperature, fit_temperature
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import difference_interval
-from raymed.evaluation.patients import Aggregation, Patients, softmax, to_patients
+from raymed.evaluation.patients import Aggregation, Patients
 from raymed.evaluation.scores import overall
 
 METHODS: tuple[Aggregation, ...] = ("mean", "vote", "log-mean")
@@ -26,7 +26,7 @@ class Choice:
     Attributes:
         slices: how many of a patient's; 0 for all.
         method: how they decide.
-        temperature: fitted on these patients.
+        temperature: fitted on these patients, as most of them have it.
         accuracy: share of the patients who are given their class.
         balanced_accuracy: mean of the classes' sensitivities.
         loss: negative log likelihood; None of votes, which are no probabilities.
@@ -79,11 +79,11 @@ def compare(
         part = {name: column[places] for name, column in columns.items()}
         for method in METHODS:
             temperature = _temperature(logits[places], part, method)
-            probabilities = softmax(logits[places], temperature)
-            patients = to_patients(probabilities, part["patient"], part["label"], part["source"], method)
+            patients = temperature.pool(logits[places], part, method)
             figures = overall(patients.labels, patients.probabilities)
             accuracy, balanced = figures["accuracy"], figures["balanced_accuracy"]
-            choice = Choice(slices, method, temperature, accuracy, balanced, None if patients.voted else figures["loss"])
+            usual = float(temperature.of(np.median(patients.slices)))
+            choice = Choice(slices, method, usual, accuracy, balanced, None if patients.voted else figures["loss"])
             if first is None:
                 first = patients
             else:
@@ -109,10 +109,10 @@ def places_of(
     return [(number, np.searchsorted(rows, each.choose(prepared, rows, seed, None))) for number, each in settings.items()]
 
 
-def _temperature(logits: np.ndarray, columns: dict[str, np.ndarray], method: Aggregation) -> float:
+def _temperature(logits: np.ndarray, columns: dict[str, np.ndarray], method: Aggregation) -> Temperature:
     """Fitted for the way in which the slices decide; votes ask for none."""
     if method == "vote":
-        return 1.0
+        return Temperature()
     patients, labels = columns["patient"], columns["label"]
     if method == "log-mean":  # the softmax of the mean logits, each patient being one row then
         ids, first, owner = np.unique(patients, return_index=True, return_inverse=True)

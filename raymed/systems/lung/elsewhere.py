@@ -13,6 +13,7 @@ from raymed.data.labels import LabelTable
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference, Model
 from raymed.models.classifiers import CONFIG, family_of
 from raymed.models.internvl_weights import read_config, side
@@ -48,11 +49,11 @@ class ElsewhereTrained:
 
     def notes(self, prepared: Prepared, patients: np.ndarray) -> list[str]:
         """What a person should know before judging it on these data."""
-        return [*unknown_patients(prepared), self.asked, WHO_IS_UNKNOWN]
+        return [*unknown_patients(prepared), self.asked, WHO_IS_UNKNOWN.format(unit=prepared.manifest.unit)]
 
     def predicting(self, labels: LabelTable) -> Inference:
         """How it is asked about people's own pictures."""
-        return Inference(self.name, labels, ImageSettings(size=self.recipe.size), self.slices, 1.0, "")
+        return Inference(self.name, labels, ImageSettings(size=self.recipe.size), self.slices, Temperature(), "")
 
     @property
     def asked(self) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from raymed.data.labels import LabelTable
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.metrics import Evaluation, evaluate
-from raymed.evaluation.patients import Aggregation, Patients, softmax, to_patients
+from raymed.evaluation.patients import Aggregation, Patients, softmax
 from raymed.evaluation.scores import Scores, overall
 from raymed.evaluation.summary import crosswise, lines
 from raymed.evaluation.tables import patient_table, slice_table
@@ -27,7 +28,7 @@ class Judged:
         patients: each patient's decision.
         evaluation: figures of the patients, which count.
         columns: of the slices' index, [slices].
-        probabilities: of the slices, [slices, classes].
+        probabilities: of the slices, each by itself, [slices, classes].
     """
 
     labels: LabelTable
@@ -42,18 +43,19 @@ class Judged:
         logits: np.ndarray,
         columns: dict[str, np.ndarray],
         labels: LabelTable,
-        temperature: float,
+        temperature: Temperature,
         method: Aggregation,
         bootstrap: int,
         seed: int,
+        unit: str,
     ) -> Judged:
         """Args: logits: [slices, classes]; the others as for `to_patients` and `evaluate`.
 
         Raises:
             UserError: a patient has no label.
         """
-        probabilities = softmax(logits, temperature)
-        patients = to_patients(probabilities, columns["patient"], columns["label"], columns["source"], method)
+        patients = temperature.pool(logits, columns, method, unit)
+        probabilities = temperature.scale(softmax(logits, temperature.logits), np.ones(len(logits)))
         return cls(labels, patients, evaluate(patients, labels.names, bootstrap, seed), columns, probabilities)
 
     def lines(self, language: str) -> list[str]:
@@ -88,9 +90,10 @@ class Judged:
     def write(self, folder: Folder) -> str:
         """Every patient and slice, with label, decision and probabilities, as CSV; returns where."""
         names = self.labels.names
-        folder.write("patients.csv", to_csv(patient_table(self.patients, names)))
-        folder.write("slices.csv", to_csv(slice_table(self.columns, self.probabilities, names)))
-        return f"every patient and slice: {folder.uri}/patients.csv and slices.csv"
+        unit = self.patients.unit
+        folder.write(f"{unit}s.csv", to_csv(patient_table(self.patients, names)))
+        folder.write("slices.csv", to_csv(slice_table(self.columns, self.probabilities, names, unit)))
+        return f"every {unit} and slice: {folder.uri}/{unit}s.csv and slices.csv"
 
     def data(self) -> dict[str, Any]:
         """For --json."""

@@ -127,7 +127,7 @@ class ReportAssessment(LossAssessment):
             differences[number] = intervals.mean(losses - own, RESAMPLES, self.candidate.seed)
         return differences
 
-    def above(self, other: Candidate, figures: Mapping[str, float]) -> Estimate | None:
+    def above(self, other: Candidate, noted: Mapping[str, str]) -> Estimate | None:
         if (other.data_digest, other.fold) != (self.candidate.data_digest, self.candidate.fold):
             return None
         own, others = (self._losses(Folder.at(each.checkpoint)) for each in (self.candidate, other))

@@ -14,6 +14,7 @@ from raymed.data.labels import LabelTable
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
+from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference
 from raymed.registry.served_model import save
 from raymed.systems.lung.recipe import LungRecipe
@@ -77,7 +78,7 @@ def test_a_limit_of_training_does_not_leave_patients_out_of_judging(prepared: Pr
     torch.manual_seed(0)
     recipe = LungRecipe.for_data(prepared.labels, prepared.size)
     recipe.export(recipe.build(), tmp_path / "network")
-    inference = Inference("limited", prepared.labels, prepared.image, SliceSettings(limit=2), 1.0, prepared.digest)
+    inference = Inference("limited", prepared.labels, prepared.image, SliceSettings(limit=2), Temperature(), prepared.digest)
     save(tmp_path / "network", inference, tmp_path / "model")
     job = runpy.run_path(str(JOB))
     options = job["Evaluate"](
