@@ -182,10 +182,10 @@ def _figures(
             figures.reliability(judged.calibration, judged.units),
             "Share of right decisions against confidence; the table of bins follows.",
         )
-    if report.importance:
-        largest = max(report.importance, key=lambda name: report.importance[name])
+    if shares := report.importance:
+        largest = max(shares, key=shares.__getitem__)
         drawn["importance"] = as_svg(
-            search_figures.importance(report.importance),
+            search_figures.importance(shares),
             f"PED-ANOVA importance; the most important parameter is {largest}.",
         )
     if varied and len(with_value) > 1:

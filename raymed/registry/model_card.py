@@ -79,7 +79,8 @@ def _temperature(inference: Inference, assessment: PatientAssessment, refit: Ref
         return (
             f"Temperature scaling, cross-fitted: {len(refit.folds)} networks of the same configuration, each trained "
             f"without a fold of train + val and asked about it, give {words}. Figures here are of the model before "
-            f"refitting, whose temperature was fitted on {validation.patients} validation {validation.units}: {assessment.scaling}."
+            f"refitting, whose temperature was fitted on {validation.patients} validation {validation.units}: "
+            f"{assessment.scaling}."
         )
     return (
         f"Temperature scaling, fitted on {validation.patients} validation {validation.units} **with the model before "

@@ -193,7 +193,9 @@ def test_a_model_says_how_many_of_the_patients_it_is_judged_on_it_knows_whatever
     assert "trained on" in notes("all")[0] and "chose the model" in notes("all")[1]
     folded = KnownPatients.of("k", ids(data, "train", 0), ids(data, "val", 0))
     assert len(folded.notes(ids(data, "val", 0))) == 1 and "chose" in folded.notes(ids(data, "val", 0))[0]
-    assert WHO_IS_UNKNOWN in resolve_model(candidate.checkpoint, tracker).notes(data, ids(data, "train"))
+    assert WHO_IS_UNKNOWN.format(unit="patient") in resolve_model(candidate.checkpoint, tracker).notes(
+        data, ids(data, "train")
+    )
     nobodys = replace(data, manifest=replace(data.manifest, patients_known=False))
     assert "figures count images" in resolve_model(registered.uri, tracker).notes(nobodys, ids(data, "test"))[0]
     one_more = replace(data, manifest=replace(data.manifest, digest="other"))
