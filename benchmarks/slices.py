@@ -2,8 +2,8 @@
 
 python benchmarks/slices.py
 
-Four classes; each slice alone is perfectly calibrated, and the slices of a patient err together. Log loss of new patients, unscaled,
-with one number that each slice's logits are divided by, and with `raymed.evaluation.calibration.Temperature`.
+Four classes; each slice alone is perfectly calibrated, and the slices of a patient err together. Log loss of new patients,
+unscaled, with one number that each slice's logits are divided by, and with `raymed.evaluation.calibration.Temperature`.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_a_refit_takes_the_slices_that_the_winner_took_and_all_patients(prepared
 
 
 def test_every_patient_of_train_and_val_is_asked_once_by_a_network_that_was_trained_without_it(prepared, tmp_path):
-    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     train = TrainSettings(epochs=4, patience=2)
     whole, *folds = _trainings(RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, train), ("train", "val"))
     assert len(folds) == prepared.folds > 1 and whole.train_on == ("train", "val")
