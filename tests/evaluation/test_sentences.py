@@ -305,7 +305,7 @@ def test_where_nobody_knows_whose_the_pictures_are_no_page_speaks_of_patients(pr
     judged = patients((28, 29, 27, 4), 1.0, 1)
     assessment = assessed(nobodys, judged)
     report = dataclasses.replace(usual(), looks=2, data=dataclasses.replace(
-        usual().data, source="a folder", usage=assessment.usage, near_duplicates="2 groups of near-duplicate images", guard="",
+        usual().data, source="a folder", usage=assessment.usage, near_duplicates="no near-duplicate images", guard="",
     ))  # fmt: skip
     search = {name: getattr(report, name) for name in vars(report) if name in SearchReport.__mro__[1].__dataclass_fields__}
     hardest = dataclasses.replace(assessment, test=None, test_patients=None)

@@ -164,6 +164,9 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     assert card and "belong to the model before refitting" in card and "train + val" in card
     tags = tracker.client.get_model_version(again.name, again.version).tags
     assert tags["figures_of"] == "before_refit" and "figures_of" not in version_tags(tracker, registered)
+    named = json.dumps([{"name": again.name, "version": again.version}])
+    models = tracker.client.search_logged_models([tracker.experiment_id], f"tags.`mlflow.modelVersions` = '{named}'")
+    assert len(models) == 1 and not models[0].metrics, "figures of another network are not this one's"
     assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
     tests = data.columns(data.rows("test"), ["patient"])["patient"]
     assert resolve_model(registered.uri, tracker).notes(data, tests) == []
@@ -171,6 +174,27 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     assess_and_register(tracker, candidate, alias="everything", refit=everything, how=AssessmentSettings(bootstrap=50))
     notes = resolve_model("models:/raymed-lung@everything", tracker).notes(data, tests)
     assert notes == ["the model was trained on 22 of these 22 patients: the figures flatter it"]
+
+
+def test_the_temperature_of_a_refit_is_that_of_networks_that_had_not_seen_whom_they_were_asked_about(
+    tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared, tmp_path: Path
+) -> None:
+    folds, rows = [], [data.rows("val", fold) for fold in range(data.folds)]
+    for fold, own in enumerate(rows):
+        folder = tmp_path / f"fold-{fold}"
+        folder.mkdir()
+        logits = 4 * np.random.default_rng(fold).normal(size=(len(own), 4)).astype(np.float32)  # too sure
+        np.savez(folder / PREDICTIONS, row=own, logits=logits)
+        seal_checkpoint(folder, 0, 1)
+        folds.append(str(folder))
+    refit = Refit(checkpoint(data, tmp_path / "refit", 3), ("train", "val"), tuple(folds))
+    again = assess_and_register(tracker, candidate, alias="crossed", refit=refit, how=AssessmentSettings(bootstrap=20))
+    inference = resolve_model(again.uri, tracker).inference
+    assert isinstance(registered.assessment, PatientAssessment) and inference is not None
+    assert inference.temperature.one > 3 > registered.assessment.temperature.one
+    for name in ("temperature", "test_accuracy", "test_loss"):
+        assert again.assessment.figures()[name] == registered.assessment.figures()[name], "figures stay the judged one's"
+    assert f"cross-fitted: {data.folds} networks" in again.card and "cross-fitted" not in registered.card
 
 
 def version_tags(tracker: Tracker, registered: Registered) -> dict[str, str]:
@@ -466,28 +490,47 @@ def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
     assert alias_version(tracker, name) == "1"
 
 
+def rival(
+    tracker: Tracker, candidate: Candidate, data: Prepared, folder: Path, number: int, right: float, run: str = ""
+) -> Candidate:
+    """A run that gives each validation patient's own class so much more; or another checkpoint of a run."""
+    run = run or tracker.run(f"rival-{number}", f"rival-{number}")
+    made = replace(candidate, run_id=run, checkpoint=checkpoint(data, folder / str(number), number))
+    rows = data.rows("val")
+    logits = right * np.eye(4, dtype=np.float32)[data.columns(rows, ["label"])["label"]]
+    logits += np.random.default_rng(0).normal(size=logits.shape)
+    np.savez(Path(made.checkpoint) / PREDICTIONS, row=rows, logits=logits)
+    seal_checkpoint(Path(made.checkpoint), 0, 1)
+    if not tracker.describe(run).tags.get("raymed.checkpoint"):
+        tracker.tags(run, made.tags())
+    return made
+
+
+def test_a_champion_that_is_a_step_of_its_run_is_compared_by_that_step_and_not_by_the_runs_best(
+    tracker: Tracker, candidate: Candidate, data: Prepared, tmp_path: Path
+) -> None:
+    quick = AssessmentSettings(bootstrap=20)
+    best = rival(tracker, candidate, data, tmp_path, 21, 5.0)
+    step = rival(tracker, candidate, data, tmp_path, 22, 0.0, best.run_id)
+    champion = assess_and_register(tracker, step, alias="stepped", how=quick)
+    assert version_tags(tracker, champion)["raymed.checkpoint"] == step.checkpoint
+    between = rival(tracker, candidate, data, tmp_path, 23, 0.0)
+    again = assess_and_register(tracker, between, alias="stepped", how=quick, seen=champion.version)
+    assert alias_version(tracker, "raymed-lung", "stepped") == again.version, "beside the run's best it is surely worse"
+
+
 def test_a_search_does_not_hand_the_alias_to_a_model_that_is_surely_worse_and_a_person_may(
     tracker: Tracker, candidate: Candidate, data: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def validated(number: int, right: float) -> Candidate:
-        """A run that gives each validation patient's own class so much more."""
-        run = tracker.run(f"rival-{number}", f"rival-{number}")
-        made = replace(candidate, run_id=run, checkpoint=checkpoint(data, tmp_path / str(number), number))
-        tracker.tags(run, made.tags())
-        rows = data.rows("val")
-        logits = right * np.eye(4, dtype=np.float32)[data.columns(rows, ["label"])["label"]]
-        logits += np.random.default_rng(0).normal(size=logits.shape)
-        np.savez(Path(made.checkpoint) / PREDICTIONS, row=rows, logits=logits)
-        seal_checkpoint(Path(made.checkpoint), 0, 1)
-        return made
-
     quick = AssessmentSettings(bootstrap=20)
-    good = assess_and_register(tracker, validated(11, 5.0), alias="rival", how=quick)
+    good = assess_and_register(tracker, rival(tracker, candidate, data, tmp_path, 11, 5.0), alias="rival", how=quick)
     with caplog.at_level("INFO", logger="raymed"):
-        worse = assess_and_register(tracker, validated(12, 0.0), alias="rival", how=quick, seen=good.version)
+        worse = assess_and_register(
+            tracker, rival(tracker, candidate, data, tmp_path, 12, 0.0), alias="rival", how=quick, seen=good.version
+        )
     assert worse.uri == f"models:/raymed-lung/{worse.version}"
     assert alias_version(tracker, "raymed-lung", "rival") == good.version
     assert f"against version {good.version} (rival), on the same data" in caplog.text
     assert "surely worse" in caplog.text and "promote.py" in caplog.text
-    by_hand = assess_and_register(tracker, validated(12, 0.0), alias="rival", how=quick)
+    by_hand = assess_and_register(tracker, rival(tracker, candidate, data, tmp_path, 12, 0.0), alias="rival", how=quick)
     assert alias_version(tracker, "raymed-lung", "rival") == by_hand.version

@@ -32,7 +32,7 @@ class Entry:
     """A trial on the leaderboard.
 
     Attributes:
-        rank: from 1; None of a trial that failed or left no checkpoint, which is on no rank.
+        rank: from 1; None of a trial that left no checkpoint, which is on no rank.
         lr: its learning rate; `batch_size` its global batch.
         val_loss: its lowest; `best_epoch` that one's.
         state: finished, stopped early or failed, and why.
@@ -56,7 +56,8 @@ def write_overnight(search: Search, study: Study, folder: Path) -> list[Entry]:
     """Write a log of each trial, the checkpoints of the grid's points and of the best trial, the summary and the leaderboard
     (JSON and CSV) into a folder; the entries, best first.
 
-    A trial that failed is on no rank: nothing of an earlier run is credited to it.
+    A trial that left no checkpoint is on no rank: nothing of an earlier run is credited to it. One that failed after its
+    best epoch has that epoch's, for the search registers it, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trials = sorted(study.trials, key=lambda trial: (not _ranked(trial), _loss(trial), trial.number))
@@ -113,7 +114,7 @@ def _write_trial(search: Search, noun: str, trial: FrozenTrial, place: int, fold
 
 
 def _ranked(trial: FrozenTrial) -> bool:
-    return trial.state != TrialState.FAIL and CHECKPOINT in trial.user_attrs and math.isfinite(_loss(trial))
+    return CHECKPOINT in trial.user_attrs and math.isfinite(_loss(trial))
 
 
 def _loss(trial: FrozenTrial) -> float:

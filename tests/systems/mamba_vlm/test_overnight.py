@@ -47,6 +47,23 @@ def test_a_failed_run_is_on_no_rank_and_nothing_is_credited_to_it(prepared, tmp_
     assert log.read_text() == "epoch 1 val_loss 0.000000\n"
 
 
+def test_the_leaderboard_is_headed_by_the_trial_that_the_search_registers_also_where_that_failed_later(
+    prepared, tmp_path: Path
+) -> None:
+    searched, out = small_search(prepared, tmp_path), tmp_path / "out"
+    study = searched.open_study()
+    for loss, state in ((0.1, TrialState.FAIL), (0.2, TrialState.COMPLETE)):
+        number, _ = study.ask(searched.budget)
+        model = {"model": str(tmp_path / "removed"), "best_epoch": 1}
+        study.report(number, 1, {"val_loss": loss, "best_val_loss": loss, **model})
+        study.tell(number, state, "the machine was lost")
+    out.mkdir()
+    (out / "vision_bridge_best_lr0.0001_bs4.pt").write_bytes(b"written before")
+    first, second = write_overnight(searched, study, out)
+    assert (first.trial, first.rank, second.rank) == (study.best.number, 1, 2)
+    assert first.state.startswith("failed") and first.val_loss == 0.1
+
+
 def test_files_of_trials_whose_weights_were_removed_since_stay_and_others_are_not_promised(prepared, tmp_path: Path) -> None:
     searched, out = small_search(prepared, tmp_path), tmp_path / "out"
     study = searched.open_study()
