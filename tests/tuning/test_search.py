@@ -247,9 +247,17 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tel
     assert refitted.data["version"] != morning.data["version"]
     assert refitted.data["figures"] == morning.data["figures"], "the figures belong to the model before refitting"
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("refit")]
-    assert re.match(r"refit: trial \d on train \+ val for \d epochs, \d workers of \d CPUs, (about|under)", told[0])
+    assert re.match(
+        r"refit: trial \d on train \+ val for \d epochs, then without each of 3 folds for its temperature, \d workers of \d "
+        r"CPUs, (about|under)",
+        told[0],
+    )
     epochs = searched.best.user_attrs[BEST_POINT]
-    assert [line.split("  ")[1] for line in told[1:]] == [f"epoch {epoch}/{epochs}" for epoch in range(1, epochs + 1)]
+    assert [line.split("  ")[1] for line in told[1:]] == [f"epoch {epoch}/{epochs}" for epoch in range(1, epochs + 1)] * 4
+    assert (
+        "cross-fitted: 3 networks"
+        in search.open_tracker().client.get_model_version("raymed-lung", refitted.data["version"]).description
+    )
 
 
 def test_a_refit_that_does_not_come_to_its_end_is_not_registered(search, searched, morning, monkeypatch):
