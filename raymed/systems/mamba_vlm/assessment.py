@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,6 +114,15 @@ class ReportAssessment(LossAssessment):
         name, *parts = super().card(facts).split("\n\n")
         at = parts.index("## Data")
         return "\n\n".join([name, *parts[:at], judged, *parts[at:]])
+
+    def artefact(self, facts: CardFacts, network: Path, folder: Path) -> Path:
+        """A model that MLflow serves: it is asked about pictures and answers with texts."""
+        from raymed.registry.served_model import save_served
+        from raymed.registry.serving import NETWORK
+        from raymed.systems.mamba_vlm import serving
+
+        save_served(serving, {NETWORK: network}, serving.SIGNATURE, folder)
+        return folder
 
     def differences(self, objective: Metric, others: Mapping[int, Folder]) -> dict[int, Estimate]:
         if objective != VAL_LOSS:
