@@ -27,7 +27,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from raymed.systems.mamba_vlm.captions import Captions
 from raymed.systems.mamba_vlm.generation import generate
-from raymed.systems.mamba_vlm.language_model import LanguageModel, byte_tokenizer
+from raymed.systems.mamba_vlm.language_model import LanguageModel
 from raymed.systems.mamba_vlm.network import ReportWriter
 from raymed.systems.mamba_vlm.settings import (
     BridgeSettings,
@@ -36,6 +36,7 @@ from raymed.systems.mamba_vlm.settings import (
     LanguageSettings,
     VisionSettings,
 )
+from raymed.systems.mamba_vlm.tiny_language_model import byte_tokenizer
 from raymed.systems.mamba_vlm.vision import encoder_plan
 
 VOCABULARY = 50280

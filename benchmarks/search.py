@@ -17,39 +17,33 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
 import yaml
+from in_process import Records, trained
 from jsonargparse import auto_cli
 from machine import process_group_of_one, show
 from optuna.trial import TrialState
 
-from raymed.data.micro_batches import MicroBatch
 from raymed.data.phantom import PhantomSettings
 from raymed.data.plan import SliceSettings
-from raymed.data.prepared import Prepared
-from raymed.data.record import Record
-from raymed.errors import RunError
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
-from raymed.recipes.recipe import TrainingPass
 from raymed.storage.folder import Folder
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.systems.options import prepare_phantoms
-from raymed.training.engine import Engine, TrainSettings
-from raymed.training.loop import JUDGED_BY
+from raymed.training.engine import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
-from raymed.tuning.space import Dimension
+from raymed.tuning.space import Dimension, Value
 from raymed.tuning.study import Halving, Study, distribution
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tune_lung.yaml"
@@ -103,7 +97,8 @@ def main(
             at = dataclasses.replace(template, seed=seed, storage=f"{temporary}/{seed}")
             search = Search(at, settings, Budget(10**6, trials * epochs), "")
             marks.append(random_search(search, trials, records))
-            found.append({way: our_search(search, way, marks[-1], records) for way in WAYS})
+            firsts = dict(zip(WAYS, ([search.defaults], []), strict=True))
+            found.append({way: our_search(search, way, first, marks[-1].val_loss, records) for way, first in firsts.items()})
             print(f"seed {seed}: {marks[-1]} {found[-1]}", file=sys.stderr)
     budget = trials * epochs
     lines = [
@@ -177,63 +172,35 @@ def random_trial(search: Search, number: int, records: Records) -> Iterator[floa
     distributions = {name: distribution(dimension) for name, dimension in search.settings.space.items()}
     sampler = optuna.samplers.RandomSampler(seed=search.template.seed * 1000 + number)
     params = optuna.create_study(sampler=sampler).ask(distributions).params
-    return (result["val_loss"] for result in trained(search.run_spec(number, params), records))
+    return (result["val_loss"] for result, _ in trained(search.run_spec(number, params), records))
 
 
-def our_search(search: Search, way: str, mark: Mark, records: Records) -> Found:
-    """Search until the mark is reached or the budget used up, with the default settings as the first trial or without."""
+def our_search(search: Search, way: str, first: Sequence[Mapping[str, Value]], mark: float, records: Records) -> Found:
+    """Search until the mark is reached or the budget used up.
+
+    Args:
+        first: settings of the first trials.
+        mark: a val_loss.
+    """
     started = time.process_time()
     folder = search.template.folder.child(way)
     journal = Journal(Path(folder.path) / "study.journal", folder)
-    first = [search.defaults] if way == WAYS[0] else []
-    study = Study(journal, way, search.settings.space, first, search.settings.halving, search.template.seed)
+    study = Study(journal, way, search.settings.space, [*first], search.settings.halving, search.template.seed)
     best, best_trial = float("inf"), 0
-    while best > mark.val_loss and (asked := study.ask(search.budget)):
+    while best > mark and (asked := study.ask(search.budget)):
         number, params = asked
         state, lowest, best_epoch = TrialState.COMPLETE, float("inf"), 0
-        for result in trained(search.run_spec(number, params), records):
+        for result, _ in trained(search.run_spec(number, params), records):
             if result["val_loss"] < lowest:
                 lowest, best_epoch = result["val_loss"], int(result["epoch"])
             stop = study.report(number, int(result["epoch"]), result | {"best_val_loss": lowest, "best_epoch": best_epoch})
             if lowest < best:
                 best, best_trial = lowest, number
-            if stop or best <= mark.val_loss or study.trained >= search.budget.epochs:
+            if stop or best <= mark or study.trained >= search.budget.epochs:
                 state = TrialState.PRUNED
                 break
         study.tell(number, state)
-    return Found(best <= mark.val_loss, best, best_trial, study.trained, time.process_time() - started)
-
-
-class Records:
-    """Every row that a trial reads, decoded and in memory."""
-
-    def __init__(self, prepared: Prepared, spec: RunSpec) -> None:
-        rows = spec.all_rows(prepared)
-        self.prepared, self.of = prepared, dict(zip(rows.tolist(), prepared.read(rows), strict=True))
-
-    def __getitem__(self, rows: list[int]) -> list[Record]:
-        return [self.of[row] for row in rows]
-
-
-def trained(spec: RunSpec, records: Records) -> Iterator[dict[str, Any]]:
-    """Train a trial; after each epoch its number and val_loss. As raymed/training/loop.py, without Ray and checkpoints."""
-    prepared = records.prepared
-    plans = [spec.plan(prepared, epoch).batches for epoch in range(spec.train.epochs)]
-    engine, step = Engine(spec.recipe, spec.train, sum(map(len, plans)), spec.seed, CPU), 0
-    rows = spec.rows(prepared, "val")
-    batches = [spec.recipe.encode(records[part.tolist()], None) for part in np.array_split(rows, -(-len(rows) // 64))]
-    for epoch, plan in enumerate(plans):
-        for packs in plan:
-            batch = spec.recipe.encode(records[[row for pack in packs for row in pack]], TrainingPass(spec.seed, epoch))
-            try:
-                engine.step([(batch, MicroBatch(packs))], step)
-                engine.read()
-            except RunError:  # these settings diverge: the trial is over
-                return
-            step += 1
-        with engine.evaluating():
-            logits = np.concatenate([engine.predict(batch)["logits"] for batch in batches])
-        yield {"epoch": epoch + 1, **spec.recipe.evaluate({"logits": logits}, prepared.columns(rows, JUDGED_BY))}
+    return Found(best <= mark, best, best_trial, study.trained, time.process_time() - started)
 
 
 if __name__ == "__main__":

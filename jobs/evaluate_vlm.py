@@ -1,6 +1,6 @@
 """Judge a report writer on patients: guards first, then loss, BLEU, ROUGE-L and findings with 95 % intervals.
 
-python jobs/evaluate_vlm.py --model outputs/vision_bridge_vlm_best_val.pt            # phantom patients
+python jobs/evaluate_vlm.py                                                          # stage 2's best, phantom patients
 python jobs/evaluate_vlm.py --model models:/raymed-mamba_vlm@champion --data PREPARED --split test --out FOLDER
 python jobs/evaluate_vlm.py --model MAMBA --linear LINEAR --data PREPARED     # what the Mamba bridge is worth
 """
@@ -14,6 +14,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.storage.folder import Folder
+from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST
 from raymed.systems.mamba_vlm.settings import GenerationSettings
 
 
@@ -22,8 +23,8 @@ class EvaluateVlm(JobOptions):
     """Options of judging a report writer.
 
     Attributes:
-        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, a folder with a model or checkpoint, or a .pt file of
-            stage 2.
+        model: A .pt file of stage 2, models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a folder with a model or
+            checkpoint.
         data: Folder or URI of prepared reports (jobs/prepare_mamba.py); without it, those about phantom patients.
         split: Which patients: train, val, test or all.
         linear: A model with a simpler bridge (bridge.kind linear or attention), to compare with.
@@ -33,7 +34,7 @@ class EvaluateVlm(JobOptions):
         out: Folder for texts.csv, a line for each report (default: none is written).
     """
 
-    model: str
+    model: str = f"outputs/{STAGE_2_BEST}"
     data: str | None = None
     split: Literal["train", "val", "test", "all"] = "test"
     linear: str | None = None

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, MambaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, MambaConfig, PreTrainedTokenizerBase
 
 from raymed.errors import UserError
 from raymed.models.adapt import add_lora
@@ -24,8 +23,8 @@ from raymed.models.backbone_weights import refuse_keys
 from raymed.models.internvl_weights import read_state
 from raymed.systems.mamba_vlm.mamba import MambaMixer, MixerState
 from raymed.systems.mamba_vlm.settings import LANGUAGE_FILES, LanguageSettings
+from raymed.systems.mamba_vlm.tiny_language_model import REPORTS, byte_tokenizer, tiny_config
 
-END = "<|endoftext|>"  # of the tiny model's texts; its id is 0, as in the published tokenizer
 LORA_TARGETS = ("in_proj", "x_proj", "out_proj")
 
 
@@ -174,7 +173,7 @@ class LanguageModel:
         """
         path = settings.located().path
         if path is None:
-            tokenizer = byte_tokenizer()
+            tokenizer = byte_tokenizer(REPORTS)
             return cls(settings, tiny_config(len(tokenizer)), tokenizer, None)
         folder = Path(path)
         config = _read_config(folder)
@@ -222,30 +221,6 @@ def embedding_table(model: LanguageModel) -> Tensor:
     if model.folder is None:
         return torch.randn(model.config.vocab_size, model.config.hidden_size) * model.config.initializer_range
     return _state(model.folder)["backbone.embeddings.weight"]
-
-
-def tiny_config(vocabulary: int) -> MambaConfig:
-    """Width 64, two layers; three rows more than the tokenizer has tokens, as in the published models."""
-    return MambaConfig(
-        vocab_size=vocabulary + 3,
-        hidden_size=64,
-        num_hidden_layers=2,
-        time_step_rank=4,
-        initializer_range=0.1,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-
-
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer that knows every byte, and the end of a text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([END, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
 
 
 def _read_config(folder: Path) -> MambaConfig:

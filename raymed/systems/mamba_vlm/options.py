@@ -33,7 +33,7 @@ log = logging.getLogger("raymed")
 
 PATHS = Path("config/paths.yaml")  # of the guide, below the working folder
 AUDITED = 128  # reports whose length is looked at before training
-PHANTOMS = PhantomSettings(patients=160, size=64, slices=(8, 8), difficulty=0.1)
+PHANTOMS = PhantomSettings(patients=420, size=64, slices=(8, 8), difficulty=0.1)
 # What the guide's flags are called here.
 GUIDE = {
     "epochs": Alias("train.epochs"),
@@ -63,7 +63,7 @@ class MambaOptions(SystemOptions):
 
     Attributes:
         data: Folder or URI of prepared reports (jobs/prepare_mamba.py); without it and without paths, phantom patients with
-            reports are made and used, with the settings of configs/mamba_phantoms.yaml where nothing else is said.
+            reports are made and used, with the settings of configs/mamba_*phantoms.yaml where nothing else is said.
         paths: A YAML file with the guide's keys: caption_csv_train, caption_csv_val, nnunet_encoder_checkpoint, use_cmi and
             others (default: config/paths.yaml, where there is one). Without data, reports are prepared from it; flags go
             before it.
@@ -181,6 +181,8 @@ class TrainBridge(MambaOptions):
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = ("loss",)
+
+    phantom_settings: ClassVar[Path] = CONFIGS / "mamba_bridge_phantoms.yaml"
 
     loss: Literal["masked", "contrast", "proxy_l2"] = "masked"
 

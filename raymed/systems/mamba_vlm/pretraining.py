@@ -73,7 +73,7 @@ class BridgePretraining(VisionBridge):
             size = pictures.shape[-2:]
             seen = pictures * F.interpolate((~hidden).flatten(0, 1).float(), size).unflatten(0, hidden.shape[:2])
         features, vectors = self.features(seen), {}
-        tokens = self.bridged(self.region(features, features, mask))
+        tokens = self.tokens(features, mask)
         if self.objective == "masked":
             losses = self._reconstruction(tokens, pictures, features, mask, hidden)
         elif self.objective == "contrast":

@@ -99,6 +99,10 @@ class VisionBridge(nn.Module):
         """A region's map [batch, slices, channels, rows, columns] -> tokens [batch, slices * rows * columns, width]."""
         return self.bridge(sequence(features.transpose(1, 2).flatten(2, 3)))
 
+    def tokens(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """All tokens of the region of maps from `features`, [batch, slices * rows * columns, width]."""
+        return self.bridged(self.region(features, features, mask))
+
     def visual_tokens(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """The tokens that the language model reads, of maps from `features`.
 
@@ -109,7 +113,7 @@ class VisionBridge(nn.Module):
         Returns:
             [batch, tokens, width]; of several slices, each has its share of the cap.
         """
-        tokens = self.bridged(self.region(features, features, mask))
+        tokens = self.tokens(features, mask)
         batch, slices = features.shape[:2]
         each = cap_tokens(tokens.unflatten(1, (slices, -1)).flatten(0, 1), max(1, self.cap // slices))
         return each.unflatten(0, (batch, slices)).flatten(1, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import MambaForCausalLM
 
-from raymed.systems.mamba_vlm.language_model import byte_tokenizer, tiny_config
+from raymed.systems.mamba_vlm.tiny_language_model import byte_tokenizer, tiny_config
 
 
 def write_folder(folder: Path) -> MambaForCausalLM:

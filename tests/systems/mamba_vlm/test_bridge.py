@@ -31,6 +31,14 @@ def test_the_backward_direction_is_the_forward_one_of_the_reversed_sequence() ->
     torch.testing.assert_close(bridge(tokens.flip(1)), bridge(tokens).flip(1))
 
 
+def test_directions_that_are_merged_by_their_mean_are_halved() -> None:
+    bridge = MambaBridge(8, 64, "mean").eval()
+    tokens = torch.randn(1, 5, 8)
+    placed = bridge.norm(bridge.proj(tokens))
+    both = bridge.vim_fwd(placed) + bridge.vim_bwd(placed.flip(1)).flip(1)
+    torch.testing.assert_close(bridge(tokens), bridge.out_proj(both / 2))
+
+
 @pytest.mark.parametrize("kind", ["mamba", "attention"])
 def test_tokens_mix_along_the_sequence_in_both_directions(kind: str) -> None:
     torch.manual_seed(0)

@@ -13,8 +13,9 @@ from transformers import MambaConfig
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.captions import cut_prompt, encode_captions, prompt_ids
 from raymed.systems.mamba_vlm.generation import generate
-from raymed.systems.mamba_vlm.language_model import LanguageModel, MambaLanguageModel, byte_tokenizer
+from raymed.systems.mamba_vlm.language_model import LanguageModel, MambaLanguageModel
 from raymed.systems.mamba_vlm.settings import GenerationSettings, LanguageSettings
+from raymed.systems.mamba_vlm.tiny_language_model import byte_tokenizer
 
 
 def build(folder: Path, **settings: object) -> MambaLanguageModel:

@@ -1,11 +1,13 @@
 """Reports on phantoms: the picture decides them, and a volume of another side gets another report."""
 
+import re
 from collections import Counter
 
 import numpy as np
 
 from raymed.systems.mamba_vlm.options import PHANTOMS
-from raymed.systems.mamba_vlm.phantoms import CLEAR, phantom_report
+from raymed.systems.mamba_vlm.phantoms import CLEAR, PROMPTS, phantom_report
+from raymed.systems.mamba_vlm.tiny_language_model import REPORTS, byte_tokenizer
 
 PATIENTS = [phantom_report(PHANTOMS, number) for number in range(16)]
 
@@ -41,3 +43,13 @@ def test_reports_differ_in_class_side_height_and_extent() -> None:
 def test_a_patient_does_not_depend_on_how_many_there_are() -> None:
     again = phantom_report(PHANTOMS, 5)
     assert again.answer == PATIENTS[5].answer and np.array_equal(again.volume, PATIENTS[5].volume)
+
+
+def test_the_tiny_language_model_reads_a_word_of_a_report_at_once_and_loses_no_byte() -> None:
+    tokenizer, again = byte_tokenizer(REPORTS), byte_tokenizer(REPORTS)
+    assert tokenizer.get_vocab() == again.get_vocab() and tokenizer.eos_token_id == 0
+    for text in (*PROMPTS, *(patient.answer for patient in PATIENTS)):
+        tokens = tokenizer(text)["input_ids"]
+        assert len(tokens) == len(re.findall(r"\w+|[^\w\s]", text)), tokenizer.convert_ids_to_tokens(tokens)
+    for text in ("右肺上叶空洞。", "é\n\x00"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -99,6 +99,35 @@ def steps_of(engine: Engine) -> set[float]:
     return {float(state["step"]) for state in engine._engine.optimizer.optimizer.state.values()}
 
 
+def interrupt(worker: int, out: Path) -> None:
+    """Train in one go, and once more with a new engine from a checkpoint in the middle."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    torch.set_num_threads(1)
+    prepare_process(CPU)
+    dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{out}/rendezvous")
+    results = {}
+    for name, recipe in RECIPES.items():
+        whole, begun = engine_of(recipe, 1), engine_of(recipe, 1)
+        train(whole, range(2 * STEPS))
+        train(begun, range(STEPS))
+        begun.save(out / name)
+        again = engine_of(recipe, 1)
+        again.load(out / name)
+        train(again, range(STEPS, 2 * STEPS))
+        results[name] = [{key: value.clone() for key, value in each.module.state_dict().items()} for each in (whole, again)]
+    torch.save(results, out / "results.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_goes_on_bit_equal_in_both_stages(tmp_path: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29526", "OMP_NUM_THREADS": "1"}
+    torch.multiprocessing.start_processes(interrupt, (tmp_path,), 1, start_method="forkserver")
+    for name, (whole, again) in torch.load(tmp_path / "results.pt").items():
+        assert whole.keys() == again.keys()
+        assert all(torch.equal(whole[key], again[key]) for key in whole), name
+
+
 @pytest.mark.slow
 def test_training_that_is_continued_has_the_optimizers_moments_back(tmp_path: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29525", "OMP_NUM_THREADS": "1"}

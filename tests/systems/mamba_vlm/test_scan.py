@@ -3,6 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raymed.systems.mamba_vlm import scan
+from raymed.systems.mamba_vlm.kernels import described, fused_convolution, fused_scan
 from raymed.systems.mamba_vlm.mamba import MambaMixer
 from raymed.systems.mamba_vlm.scan import selective_scan, selective_step
 
@@ -84,3 +85,22 @@ def test_step_sizes_start_within_their_range() -> None:
     torch.manual_seed(0)
     steps = F.softplus(MambaMixer(64).dt_proj.bias)
     assert steps.min() >= 1e-3 * 0.999 and steps.max() <= 1e-1 * 1.001
+
+
+def test_half_precision_around_it_leaves_the_scan_in_fp32_and_without_overflow() -> None:
+    tensors = [tensor.detach().float() for tensor in inputs(2, 9)]
+    y, state = selective_scan(*tensors)
+    tensors[0], tensors[3] = tensors[0] * 300, tensors[3] * 300  # whose products leave the range of fp16
+    with torch.autocast("cpu", torch.bfloat16):
+        wide, last = selective_scan(*tensors)
+        of_half, _ = selective_scan(*(tensor.bfloat16() for tensor in tensors))
+    assert wide.dtype == last.dtype == of_half.dtype == torch.float32
+    torch.testing.assert_close(wide, y * 300 * 300, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(last, state * 300 * 300, rtol=1e-4, atol=1e-2)
+
+
+def test_which_kernels_compute_is_told() -> None:
+    assert described(torch.device("cpu")) == "selective scan and convolution in torch, on cpu"
+    if fused_scan() is None and fused_convolution() is None:
+        assert "torch (mamba-ssm is not installed)" in described(torch.device("cuda"))
+        assert "torch (causal-conv1d is not installed)" in described(torch.device("cuda"))

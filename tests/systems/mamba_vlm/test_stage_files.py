@@ -10,7 +10,7 @@ from raymed.errors import UserError
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST, STAGE_2_CONFIG, STAGE_2_FINAL, STAGE_2_LOG
 from raymed.systems.mamba_vlm.loss_log import LossLog
 from raymed.systems.mamba_vlm.options import TrainVlm
-from raymed.systems.mamba_vlm.output import StageFiles, _write, collapse
+from raymed.systems.mamba_vlm.output import StageFiles, _write, collapse, means_of_epochs
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.slices import Reading
 from raymed.training.checkpoint import Progress
@@ -120,6 +120,12 @@ def test_files_of_the_guide_are_there_while_a_run_trains(tmp_path: Path) -> None
     assert "epoch 2  global_step 4" in (out / "stage2_heartbeat.txt").read_text()
     files.watch(spec, "epoch", worse | {SAVED: "step-9"})  # removed meanwhile: the run must go on
     assert torch.load(out / STAGE_2_FINAL, weights_only=True)["step"] == 4
+
+
+def test_the_last_five_epochs_are_averaged_as_the_guide_has_it() -> None:
+    lines = means_of_epochs([{"train_loss": float(loss)} for loss in (9, 8, 5, 4, 3, 2, 1)])
+    assert lines[0] == "epoch 1 平均 caption_loss 9.0000" and len(lines) == 8
+    assert lines[-1] == "最近 5 个 epoch 平均 caption_loss 3.0000"
 
 
 def test_tokens_that_have_collapsed_are_told_and_others_are_not() -> None:
