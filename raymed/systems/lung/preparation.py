@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from raymed.data import series
 from raymed.data.counts import left_out, table
 from raymed.data.geometry import spread, squashed
 from raymed.data.prepare import PrepareResult, expected_split
@@ -48,6 +49,7 @@ def summary(result: PrepareResult) -> Outcome:
         *left_out(manifest.left_out),
         f"patients that share near-duplicate pictures: {manifest.near_duplicates or 'none'}",
         *spread(result.prepared),
+        *series.report(result.prepared),
         str(result.guard),
         f"prepared data: {result.prepared.folder.uri} (digest {manifest.digest})",
     ]
