@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from raymed.data.record import Message
 from raymed.data.sources.annotations import data_sets, is_array, kept_lines, usage
+from raymed.data.sources.dialogues import Dialogues
 from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, Study, by_reason
 from raymed.data.sources.meta import DataSet, meta_root
 from raymed.data.sources.paths import absence, file_stat, inside
@@ -110,6 +111,7 @@ def list_samples(
             use = used[part.name] = usage(path, part, most, samples.notes)
             for number, offset, line in kept_lines(part, use, samples.notes):
                 samples.add_line(part, use["max_dynamic_patch"], line, number, offset)
+    samples.notes += samples.dialogues.lines()
     return samples.listing(), used
 
 
@@ -119,6 +121,7 @@ class SampleListing:
     def __init__(self, root: Path, settings: SourceSettings, private: bool, notes: list[str]) -> None:
         self.lines = 0
         self.notes = notes
+        self.dialogues = Dialogues()
         self._root, self._settings, self._private = root, settings, private
         self._wrong: list[tuple[str, str]] = []
         self._refusals: list[Refusal] = []
@@ -161,6 +164,7 @@ class SampleListing:
             unnamed: who stands for a patient that the line does not name (default: its first picture).
         """
         self.lines += 1
+        self.dialogues.add(sample.messages)
         self._unseen += not sample.images
         content = repr((sample.images, sample.messages, sample.patient, sample.study))
         name = f"{source}/{blake2b(content.encode(), digest_size=8).hexdigest()}"
