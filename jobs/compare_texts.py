@@ -9,10 +9,9 @@ better ones comes next: a network knows its own texts best.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from raymed.errors import UserError
 from raymed.job.job import Outcome, run
 from raymed.systems.clip.options import GUIDE, ClipOptions
 
@@ -33,28 +32,20 @@ class CompareTexts(ClipOptions):
 
 
 def main(options: CompareTexts) -> Outcome:
-    from raymed.data.plan import SliceSettings
-    from raymed.systems.clip.checkpoint import read
-    from raymed.systems.clip.class_texts import read_class_texts
+    from raymed.systems.clip.class_texts import ClassTexts, read_class_texts
     from raymed.systems.clip.model import open_classifier
-    from raymed.systems.clip.text_comparison import Texts
+    from raymed.systems.clip.text_comparison import Texts, validated
     from raymed.tracking.tracker import Tracker
 
-    config = read(Path(options.checkpoint).expanduser())["config"]
-    asked: list[tuple[str, dict[str, str | list[str]] | None]] = [("its own texts", None)]
+    asked: list[tuple[str, ClassTexts | None]] = [("its own texts", None)]
     asked += [(file, read_class_texts(Path(file).expanduser())) for file in options.texts]
-    told = {"size": config["img_size"], "seed": config["random_state"], "n_splits": config["n_splits"]}
-    prepared = replace(options, data=options.data or config["data"], folds=config["folds"], **told).prepared()
-    if prepared.digest != config["data_digest"]:
-        raise UserError(f"{options.checkpoint} was trained on other data: give its --data-dir, --split and --patients")
-    fold = config["fold"] - 1 if config["use_cv"] else config["fold"]
-    rows = SliceSettings.read(config["slices"]).choose(prepared, prepared.rows("val", fold), config["random_state"], None)
+    prepared, rows = validated(Path(options.checkpoint).expanduser(), options)
     if options.dry_run:
         return Outcome(f"would judge {len(asked)} files of texts on {len(rows)} images", {"images": len(rows)})
     tracker, compared = Tracker.open(options.tracking), list[Texts]()
     for name, texts in asked:
-        model = open_classifier(options.checkpoint, tracker, texts).open()
-        compared.append(Texts.of(name, model, prepared, rows, compared[0] if compared else None, options.seed))
+        network = open_classifier(options.checkpoint, tracker, texts).open()
+        compared.append(Texts.of(name, network, prepared, rows, compared[0] if compared else None, options.seed))
     lines = [line for each in compared for line in each.lines()]
     lines.append(f"{options.checkpoint} on {len(compared[0].patients.ids)} validation patients of {prepared.folder.uri}")
     return Outcome("\n".join(lines), {"texts": [each.describe() for each in compared]})

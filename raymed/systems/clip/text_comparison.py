@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation import intervals
@@ -18,6 +20,9 @@ from raymed.evaluation.metrics import difference_interval
 from raymed.evaluation.patients import Patients, softmax, to_patients
 from raymed.evaluation.predict import Model, predict_rows
 from raymed.evaluation.scores import overall
+from raymed.systems.clip.checkpoint import read
+from raymed.systems.clip.options import ClipOptions
+from raymed.systems.clip.recipe import ClipRecipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +97,28 @@ class Texts:
             "more_loss": self.more_loss and vars(self.more_loss),
             "more_accurate": self.more_accurate and vars(self.more_accurate),
         }
+
+
+def validated(checkpoint: Path, options: ClipOptions) -> tuple[Prepared, np.ndarray]:
+    """The prepared data of a ``.pth`` file's run, and the rows that it was validated on, ascending.
+
+    Args:
+        options: say where the images are and whose; what the file says goes before the rest.
+
+    Raises:
+        UserError: the data are others than those it was trained on.
+    """
+    content = read(checkpoint)
+    config, seed = content["config"], content["config"]["random_state"]
+    given = {each.name: getattr(options, each.name) for each in fields(ClipOptions)}
+    given |= {"size": config["img_size"], "seed": seed, "n_splits": config["n_splits"], "folds": config["folds"]}
+    given |= {"data": options.data or config["data"], "model": ClipRecipe.from_settings(content["recipe"]).model}
+    prepared = ClipOptions(**given).prepared()
+    if prepared.digest != config["data_digest"]:
+        raise UserError(f"{checkpoint} was trained on other data: give its --data-dir, --split and --patients")
+    fold = config["fold"] - 1 if config["use_cv"] else config["fold"]
+    slices = SliceSettings.read(config["slices"])
+    return prepared, slices.choose(prepared, prepared.rows("val", fold), seed, None)
 
 
 def nearest(module: torch.nn.Module, names: Sequence[str]) -> dict[str, tuple[str, float]]:
