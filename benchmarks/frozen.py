@@ -22,6 +22,7 @@ from machine import show
 
 from raymed.cluster.connection import connect
 from raymed.data.phantom import PhantomSettings
+from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.data.stream import open_reader
 from raymed.models.settings import LITE, ModelSettings
@@ -64,7 +65,8 @@ def main(
     recipe = LungRecipe.for_data(
         prepared.labels, prepared.size, ModelSettings(preset, freeze_vision=True), augment=AugmentSettings("none")
     )
-    spec = RunSpec("", root.uri, prepared.folder.uri, recipe, TrainSettings(epochs=epochs, lr=3e-3))
+    train, slices = TrainSettings(epochs=epochs, lr=3e-3), SliceSettings(choice="all")
+    spec = RunSpec("", root.uri, prepared.folder.uri, recipe, train, slices)
     rows, each = open_reader(prepared, spec.all_rows(prepared)), resources(1, cpus)
     run = uuid.uuid4().hex[:6]
     began = time.perf_counter()
