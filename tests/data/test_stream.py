@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import RAY_TOKEN, write_prepared
 
@@ -19,7 +20,7 @@ from raymed.data.micro_batches import Division
 from raymed.data.plan import plan_epoch
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, Streamed, ahead, open_reader, stage
-from raymed.errors import UserError
+from raymed.errors import RunError, UserError
 
 Source = Callable[[Prepared, np.ndarray], Staged | Streamed]
 SOURCES = {"staged": stage, "streamed": lambda prepared, rows: Streamed(prepared.folder.uri)}
@@ -80,6 +81,20 @@ def test_staged_pixels_are_views_of_the_store_and_not_copies(prepared: Prepared,
     for record in records:
         pixels = record.images[0].pixels
         assert not pixels.flags.owndata and not pixels.flags.writeable
+
+
+def test_rows_come_out_of_their_blocks_and_one_that_was_not_staged_is_an_error(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.get", lambda reference: reference)  # the object store, in this process
+    shard = pq.read_table(Path(prepared.folder.path) / "shards" / "part-0.parquet")  # the first 40 rows
+    places = np.stack([np.arange(40), np.repeat([0, 1], 20), np.tile(np.arange(20), 2)])
+    reader = Staged([shard.slice(0, 20), shard.slice(20)], places).open()  # type: ignore[list-item, arg-type]
+    for records, rows in zip(reader.read([[25, 3], [0]]), ([25, 3], [0]), strict=True):
+        assert [record.id for record in records] == [record.id for record in prepared.read(rows)]
+    for absent in (40, 95):
+        with pytest.raises(RunError, match="not staged"):
+            list(reader.read([[3, absent]]))
 
 
 def test_what_a_worker_is_told_does_not_grow_with_the_data(prepared: Prepared) -> None:
