@@ -100,6 +100,13 @@ def test_a_run_from_before_slices_were_counted_per_patient_goes_on_per_study():
     assert str(SliceSettings(4, choice="all")) == recorded.replace("middle", "all"), "of whom does not matter"
 
 
+def test_settings_at_the_edge_of_what_is_allowed_are_taken_and_those_beyond_are_refused():
+    assert SliceSettings(per_patient=1, smoothing=0.0).per_patient == 1
+    for beyond, says in (({"per_patient": 0}, "at least 1"), ({"smoothing": -0.1}, "at least 0")):
+        with pytest.raises(UserError, match=says):
+            SliceSettings(**beyond)
+
+
 def test_an_empty_split_chooses_nothing():
     assert choose(series(), SliceSettings(2)).tolist() == []
 
