@@ -1,0 +1,171 @@
+"""Mistakes put into the product, each of which the simulated nights must find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import night
+from pytest import MonkeyPatch
+
+from raymed.data.prepared import Prepared
+from raymed.storage import disk, lease
+from raymed.tracking import outbox, tracker
+from raymed.training import checkpoint, retention, upload
+from raymed.tuning import journal, study
+from raymed.tuning.recorder import Recorder
+
+Mistake = Callable[[MonkeyPatch], None]
+
+
+def _without_keep(module: Any, patch: MonkeyPatch, spare: Callable[[Path], bool] = lambda path: False) -> None:
+    """A module that writes no file out, but for some."""
+    functions = {
+        name: getattr(disk, name)
+        for name in ("exists", "read", "size", "write", "append", "copy", "rename", "remove", "make")
+    }
+    patch.setattr(module, "disk", SimpleNamespace(**functions, keep=lambda path: disk.keep(path) if spare(path) else None))
+
+
+def record_is_not_written_out(patch: MonkeyPatch) -> None:
+    _without_keep(journal, patch)
+
+
+def checkpoint_is_not_written_out(patch: MonkeyPatch) -> None:
+    _without_keep(upload, patch)
+
+
+def names_of_a_checkpoint_are_not_written_out(patch: MonkeyPatch) -> None:
+    _without_keep(upload, patch, lambda path: "." in path.name)  # files only
+
+
+def outbox_is_not_written_out(patch: MonkeyPatch) -> None:
+    """And what MLflow lacks is not looked for at the start."""
+    _without_keep(outbox, patch)
+    patch.setattr(Recorder, "_catch_up", lambda *_: None)
+
+
+def other_claims_are_not_looked_at(patch: MonkeyPatch) -> None:
+    patch.setattr(lease._Claim, "_others", lambda _: [])
+
+
+def run_is_created_without_a_look(patch: MonkeyPatch) -> None:
+    """Tried again without its key."""
+
+    def only(self: tracker.Tracker, key: str, tags: Any) -> str | None:
+        runs = self._with_key(key)
+        return runs[-1].info.run_id if runs else None
+
+    patch.setattr(tracker.Tracker, "_only", only)
+
+
+def epoch_is_written_again_at_another_time(patch: MonkeyPatch) -> None:
+    """As a retry after half an answer did, when MLflow was asked what it had only once."""
+    real = tracker.Tracker.log_validation
+
+    def log(
+        self: tracker.Tracker, run: str, epoch: int, metrics: Any, at: int | None = None, counted: str = "epoch"
+    ) -> None:
+        self._written.setdefault(run, set())
+        real(self, run, epoch, metrics, None, counted)
+
+    patch.setattr(tracker.Tracker, "log_validation", log)
+
+
+def entry_is_delivered_before_it_is_written(patch: MonkeyPatch) -> None:
+    """What is acknowledged first is lost when the process dies, and the start looks for nothing."""
+
+    def step(self: outbox.Outbox) -> float | None:
+        with self._lock:
+            if self._waiting:
+                entry, end = self._waiting.popleft()
+                self._note_delivered(end)
+            else:
+                return None if self._closing else outbox.UNTIL_WOKEN
+        try:
+            self._deliver(entry)
+        except Exception as error:
+            return self._later(error)
+        return 0.0
+
+    patch.setattr(outbox.Outbox, "_step", step)
+    patch.setattr(Recorder, "_catch_up", lambda *_: None)
+
+
+def torn_checkpoint_is_taken(patch: MonkeyPatch) -> None:
+    _without_keep(upload, patch)
+    patch.setattr("night.Night._require_whole", lambda _: None)  # by what becomes of it, then
+    patch.setattr(checkpoint, "verify", lambda _: None)
+
+
+def decision_is_made_anew(patch: MonkeyPatch) -> None:
+    patch.setattr(study.Study, "decided", lambda *_: None)
+    patch.setattr(study.Study, "_decided_to_stop", lambda self, trial, epoch: self._trial(trial.number).should_prune())
+
+
+def data_are_opened_whatever_they_hold(patch: MonkeyPatch) -> None:
+    real = Prepared.open.__func__  # type: ignore[attr-defined]
+    patch.setattr(Prepared, "open", classmethod(lambda cls, uri, digest="": real(cls, uri)))
+
+
+def what_was_searched_is_not_noted(patch: MonkeyPatch) -> None:
+    patch.setattr(study.Study, "enter", lambda *_: None)
+
+
+def epoch_is_recorded_before_its_loss(patch: MonkeyPatch) -> None:
+    """Two writes of the record, swapped, each by itself."""
+
+    def report(self: study.Study, number: int, epoch: int, result: Any) -> bool:
+        trial = self._trial(number)
+        if epoch in self.trial(number).intermediate_values:
+            return self._decided_to_stop(self.trial(number), epoch)
+        trial.report(float(result[f"best_{self.objective.name}"]), epoch)
+        trial.set_user_attr(f"{study.CURVE}/{epoch}", float(result[self.objective.name]))
+        self.locate(number, result)
+        return trial.should_prune()
+
+    patch.setattr(study.Study, "report", report)
+    patch.setattr(study.Study, "together", lambda _: nullcontext())
+
+
+def person_has_no_say(patch: MonkeyPatch) -> None:
+    """The alias goes to the winner, whoever has moved it meanwhile."""
+    real = night._give_alias
+    patch.setattr(
+        night, "_give_alias", lambda tracker, winner, name, number, given, seen: real(tracker, winner, name, number, given)
+    )
+
+
+def debris_stays(patch: MonkeyPatch) -> None:
+    """Only what this process has written is removed."""
+
+    def add(self: retention.Retention, name: str, model: str) -> None:
+        before = {kept for pair in self._newest for kept in pair}
+        self._newest = [*self._newest, (name, model)][-retention.NEWEST :]
+        for other in before - {kept for pair in self._newest for kept in pair} - {""}:
+            self._run.delete(other)
+
+    patch.setattr(retention.Retention, "add", add)
+
+
+MISTAKES: dict[Mistake, int] = {
+    record_is_not_written_out: 1,
+    checkpoint_is_not_written_out: 2,
+    names_of_a_checkpoint_are_not_written_out: 2,
+    outbox_is_not_written_out: 14,
+    other_claims_are_not_looked_at: 1,
+    run_is_created_without_a_look: 6,
+    epoch_is_written_again_at_another_time: 1,
+    entry_is_delivered_before_it_is_written: 10,
+    torn_checkpoint_is_taken: 14,
+    decision_is_made_anew: 8,
+    data_are_opened_whatever_they_hold: 23,
+    what_was_searched_is_not_noted: 0,
+    epoch_is_recorded_before_its_loss: 8,
+    debris_stays: 6,
+    person_has_no_say: 49,
+}
+"""Each with the seed of a night that finds it."""

@@ -1,0 +1,216 @@
+"""MLflow in memory, as its client sees it: it may be away, lose an answer, take a creation twice, and be set back."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from machines import World
+from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
+
+HAS_TAG = re.compile(r"tags\.`([^`]+)` = '([^']*)'")
+
+
+@dataclass
+class RunRow:
+    """A run in the database. `metrics` holds (name, value, timestamp, step), each once, as MLflow's key has it."""
+
+    id: str
+    name: str
+    started: int
+    status: str = "RUNNING"
+    stage: str = "active"
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[tuple[str, float, int, int], None] = field(default_factory=dict)
+
+
+class Database:
+    """What MLflow's server keeps.
+
+    Attributes:
+        is_away: whether it does not answer.
+        lose_answers, twice: of how many requests to come the answer is lost, and the creation repeated.
+        deleted: runs that a person has deleted.
+    """
+
+    def __init__(self, world: World, seed: int) -> None:
+        self._world, self._draw, self._numbers = world, random.Random(seed), itertools.count()
+        self.runs: dict[str, RunRow] = {}
+        self.models: dict[str, dict[str, Any]] = {}
+        self.is_away, self.lose_answers, self.twice = False, 0, 0
+        self.deleted: set[str] = set()
+        self._before: list[tuple[float, Any]] = []
+
+    def note(self) -> None:
+        """Remember the state of now, for `set_back`."""
+        self._before.append((self._world.now, copy.deepcopy((self.runs, self.models))))
+
+    def set_back(self, seconds: float) -> None:
+        """The newest state that is so old, if there is one, takes the place of what there is."""
+        old = [state for when, state in self._before if when <= self._world.now - seconds]
+        if old:
+            self.runs, self.models = copy.deepcopy(old[-1])
+
+    def new_id(self) -> str:
+        return f"{self._draw.getrandbits(64):016x}{next(self._numbers):04x}"
+
+
+class Client:
+    """As much of `mlflow.MlflowClient` as raymed uses in a search."""
+
+    def __init__(self, world: World, database: Database) -> None:
+        self._world, self._base = world, database
+
+    def _ask(self) -> None:
+        self._world.touch("ask", "mlflow")
+        if self._base.is_away:
+            raise MlflowException("the server does not answer")
+
+    def _answer(self) -> None:
+        if self._base.lose_answers:
+            self._base.lose_answers -= 1
+            raise MlflowException("the connection was closed before there was an answer")
+        self._world.touch("answer", "mlflow")
+
+    def _run(self, run_id: str) -> RunRow:
+        row = self._base.runs.get(run_id)
+        if row is None:
+            raise MlflowException(f"no run {run_id}", RESOURCE_DOES_NOT_EXIST)
+        return row
+
+    def _active(self, run_id: str) -> RunRow:
+        row = self._run(run_id)
+        if row.stage != "active":
+            raise MlflowException(f"the run {run_id} must be in the 'active' state", INVALID_PARAMETER_VALUE)
+        return row
+
+    def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
+        self._ask()
+        for _ in range(2 if self._base.twice else 1):
+            row = RunRow(self._base.new_id(), run_name, int(self._world.now * 1000), tags=dict(tags))
+            self._base.runs[row.id] = row
+        self._base.twice = max(0, self._base.twice - 1)
+        self._answer()
+        return _seen(row)
+
+    def search_runs(
+        self,
+        experiment_ids: list[str],
+        filter_string: str = "",
+        run_view_type: int = ViewType.ACTIVE_ONLY,
+        max_results: int = 0,
+    ) -> list[Any]:
+        self._ask()
+        wanted = HAS_TAG.findall(filter_string)
+        found = [
+            row
+            for row in self._base.runs.values()
+            if (row.stage == "active" or run_view_type == ViewType.ALL)
+            and all(row.tags.get(name) == value for name, value in wanted)
+        ]
+        self._answer()
+        return [_seen(row) for row in found]
+
+    def get_run(self, run_id: str) -> Any:
+        self._ask()
+        row = self._run(run_id)
+        self._answer()
+        return _seen(row)
+
+    def delete_run(self, run_id: str) -> None:
+        self._ask()
+        self._active(run_id).stage = "deleted"
+        self._answer()
+
+    def log_batch(
+        self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
+    ) -> None:
+        """Each row by itself, so that an answer that is lost leaves a part."""
+        self._ask()
+        row = self._active(run_id)
+        items: list[Any] = [*params, *metrics, *tags]
+        if self._base.lose_answers and items:
+            items = items[: self._base._draw.randint(0, len(items))]
+        for item in items:
+            if isinstance(item, Metric):
+                row.metrics[item.key, item.value, item.timestamp, item.step] = None
+            elif isinstance(item, Param):
+                row.params.setdefault(item.key, item.value)
+            else:
+                row.tags[item.key] = item.value
+        self._answer()
+
+    def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
+        self._ask()
+        row = self._run(run_id)
+        self._answer()
+        return [Metric(name, value, when, step) for name, value, when, step in row.metrics if name == key]
+
+    def log_inputs(self, run_id: str, datasets: Any) -> None:
+        self._ask()
+        self._active(run_id)
+        self._answer()
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self._ask()
+        self._active(run_id).status = status
+        self._answer()
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self.update_run(run_id, status)
+
+    # the registry
+
+    def get_model_version_by_alias(self, name: str, alias: str) -> Any:
+        self._ask()
+        model = self._base.models.get(name, {"aliases": {}})
+        if alias not in model["aliases"]:
+            raise MlflowException(f"no alias {alias}", RESOURCE_DOES_NOT_EXIST)
+        self._answer()
+        return SimpleNamespace(version=model["aliases"][alias])
+
+    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+        self._ask()
+        self._base.models[name]["aliases"][alias] = version
+        self._answer()
+
+    def search_model_versions(self, filter_string: str) -> list[Any]:
+        self._ask()
+        name = filter_string.split("'")[1]
+        versions = self._base.models.get(name, {"versions": []})["versions"]
+        self._answer()
+        return [SimpleNamespace(version=str(place), tags=tags) for place, tags in enumerate(versions, 1)]
+
+    def create_registered_model(self, name: str) -> None:
+        self._ask()
+        if name in self._base.models:
+            raise MlflowException("it is there", RESOURCE_ALREADY_EXISTS)
+        self._base.models[name] = {"versions": [], "aliases": {}}
+        self._answer()
+
+    def create_model_version(self, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
+        self._ask()
+        self._base.models[name]["versions"].append(dict(tags))
+        self._answer()
+        return SimpleNamespace(version=str(len(self._base.models[name]["versions"])))
+
+
+def _seen(row: RunRow) -> Any:
+    last: dict[str, tuple[int, int, float]] = {}
+    for name, value, when, step in row.metrics:
+        last[name] = max(last.get(name, (-1, 0, 0.0)), (step, when, value))
+    return SimpleNamespace(
+        info=SimpleNamespace(run_id=row.id, run_name=row.name, status=row.status, start_time=row.started),
+        data=SimpleNamespace(
+            tags=dict(row.tags), params=dict(row.params), metrics={name: value for name, (_, _, value) in last.items()}
+        ),
+    )

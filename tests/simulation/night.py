@@ -1,0 +1,678 @@
+"""A simulated night: the command of a search, given again and again until it is done, through everything that befalls it.
+
+The product's own search, study, journal, outbox, lease, recorder, scheduler and checkpoints run over simulated disks,
+clocks, MLflow and Ray. What must hold is checked on the way and at the end.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import math
+import random
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from conftest import write_prepared
+from disks import Disk, Storages
+from faults import Fault, strike
+from machines import Background, Host, Process, Stuck, World
+from mlflow.exceptions import MlflowException
+from mlflow_model import Client, Database
+from pyarrow.fs import LocalFileSystem
+from pytest import MonkeyPatch
+from ray_model import Attempt, Job, ray_model
+from worker_model import WEIGHTS, Toy, Worker, first_weights, loss, trained
+
+from raymed import clock
+from raymed.data import prepared as prepared_data
+from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
+from raymed.errors import RunError, UserError
+from raymed.registry import candidate
+from raymed.registry.register import _give_alias
+from raymed.storage import disk, holder, lease, mirror
+from raymed.storage.folder import Folder
+from raymed.tracking import outbox
+from raymed.tracking.tracker import KEY, PARENT, Tracker
+from raymed.training import checkpoint
+from raymed.training.checkpoint import checkpoint_names, verify
+from raymed.training.fit import Resources
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
+from raymed.tuning.budget import Budget
+from raymed.tuning.execution import run_search
+from raymed.tuning.recorder import STATE, STATUS
+from raymed.tuning.result import best_trial
+from raymed.tuning.search import Search
+from raymed.tuning.settings import Halving, SearchSettings
+from raymed.tuning.space import Dimension
+from raymed.tuning.study import CHECKPOINT, DONE, Study, curve, decisions
+from raymed.tuning.timetable import Timetable
+
+NAME, DATA = "night", "/shared/data"
+TRIALS, EPOCHS = 4, 3
+COMMANDS = 200  # that a night takes at most
+LENGTH = 100_000.0  # and seconds
+LEASE = 60.0  # seconds without a heartbeat after which a process is taken for dead
+
+
+class Violation(AssertionError):  # noqa: N818
+    """Something that must hold does not."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What kind of night it is."""
+
+    storage: str
+    hosts: int
+    concurrent: int
+    halving: int
+    checkpoint_steps: int
+    seed: int
+
+    @classmethod
+    def of(cls, seed: int) -> Setting:
+        draw = random.Random(f"setting {seed}")
+        return cls(
+            storage=draw.choice(("/shared/storage", "/shared/storage", "s3://bucket/storage")),
+            hosts=draw.choice((1, 2)),
+            concurrent=draw.choice((1, 1, 2)),
+            halving=draw.choice((0, 1)),
+            checkpoint_steps=draw.choice((0, 2)),
+            seed=draw.randrange(3),
+        )
+
+
+_OPEN: list[pa.Table] = []  # indexes of prepared data that are not read anew for every process
+
+
+@cache
+def prepared_files(number: int) -> dict[str, bytes]:
+    """Prepared data of some patients, others for each number, as they lie in their folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "data"
+        write_prepared(folder, patients=16, slices=2, size=2, seed=number)
+        index = pq.read_table(folder / "index.parquet")
+        names = [f"{name}-{number}" for name in index["id"].to_pylist()]
+        index = index.set_column(index.schema.get_field_index("id"), "id", pa.array(names, index.schema.field("id").type))
+        sink = io.BytesIO()
+        pq.write_table(index, sink)
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        name = f"index-{number}.parquet"
+        manifest |= {"index": name, "digest": digest_of(sink.getvalue()), "index_digest": digest_of(sink.getvalue())}
+        _OPEN.append(index.combine_chunks())
+        prepared_data._INDEXES[manifest["index_digest"]] = _OPEN[-1]
+        return {name: sink.getvalue(), MANIFEST: json.dumps(manifest).encode()}
+
+
+class Night:
+    """One night, of a seed. `faults` strike in their order."""
+
+    def __init__(self, seed: int, faults: Sequence[Fault], setting: Setting | None = None) -> None:
+        self.seed, self.setting = seed, setting or Setting.of(seed)
+        self.world = World(seed, self.setting.hosts)
+        self.storages = Storages(self.world)
+        self.mlflow = Database(self.world, seed)
+        self._faults = list(faults)
+        self._head = self.world.hosts[0]
+        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._jobs: list[Job] = []
+        self.saved: dict[str, list[str]] = {}
+        self.decided: dict[tuple[str, str, int], bool] = {}
+        self.full_until = 0.0
+        self.is_done = self.is_excused = self.may_decide_anew = self._has_begun = False
+        self._commands, self._next_command, self._told_of = 0, self.world.now, set[int]()
+        self._unmentioned: set[str] = set()  # runs that a person has deleted, by key
+        self._promoted = ""
+        self._data = 0
+        self._acknowledged: tuple[Disk, str, bytes] | None = None  # the record, as it was when a decision was acted on
+
+    # what it runs on
+
+    def install(self, patch: MonkeyPatch) -> None:
+        """Put the simulated world in the place of the real one."""
+        world, storages = self.world, self.storages
+        for name in ("exists", "read", "size", "write", "append", "copy", "rename", "remove", "make", "keep"):
+            patch.setattr(disk, name, getattr(storages, name))
+        patch.setattr(clock, "now", lambda: world.now + (world.current.host.offset if world.current else 0))
+        patch.setattr(clock, "seconds", lambda: world.now)
+        patch.setattr(clock, "uptime", lambda: world.now)
+        patch.setattr(clock, "sleep", world.sleep)
+        patch.setattr(Folder, "at", staticmethod(lambda uri: storages.reach(str(uri))))
+        patch.setattr(holder, "myself", self._myself)
+        patch.setattr(holder, "has_ended", self._has_ended)
+        patch.setattr(holder, "end", lambda: world.kill(world.current))
+        patch.setattr(lease, "_held", _Held(world))
+        patch.setattr(mirror, "atexit", SimpleNamespace(register=lambda _: None, unregister=lambda _: None))
+        background = type("Background", (Background,), {"world": world})
+        for module in (checkpoint, candidate):
+            patch.setattr(module, "copy_to_local", storages.copy_to_local)
+        for module in (lease, mirror, outbox):
+            patch.setattr(module, "Background", background)
+        patch.setattr(
+            Tracker, "open", staticmethod(lambda uri, name="": Tracker(uri, name, "1", Client(world, self.mlflow)))
+        )
+        patch.setattr(Search, "resources", lambda _: (Resources(1, 1, 1, False), self.setting.concurrent))
+        names = random.Random(self.seed)
+        patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=names.getrandbits(128)))
+
+    def _myself(self) -> dict[str, Any]:
+        process = self.world.current
+        return {"host": process.host.name, "machine": self._machine(process.host), "pid": process.number, "started": ""}
+
+    def _has_ended(self, other: dict[str, Any]) -> bool | None:
+        if other.get("machine") != self._machine(self.world.current.host):
+            return None
+        return all(process.number != other["pid"] or not process.is_alive for process in self.world.processes)
+
+    def _machine(self, host: Host) -> str:
+        return f"{host.name} {host.booted}"
+
+    # how it goes
+
+    def run(self, scratch: Path) -> None:
+        """Through the night, and once more when it is done.
+
+        Raises:
+            Violation: something that must hold does not.
+        """
+        self._scratch = scratch
+        self.world.strike, self.world.watch = self._strike, self._watch
+        self._write_data(0)
+        try:
+            self.world.run(lambda: self.is_done)
+        except Stuck as error:
+            raise Violation(f"the night does not end: {error}") from error
+        self._faults.clear()
+        self._heal()
+        before = outcome_of(self._study())
+        self.is_done, self._next_command = False, self.world.now
+        self.world.run(lambda: self.is_done)
+        for process in self.world.processes:
+            self.world.kill(process)
+        study = self._study()
+        self._require(outcome_of(study) == before, "the same command, given after the end, changed what was there")
+        self._check_end(study, before)
+
+    def _write_data(self, number: int) -> None:
+        folder = self.storages.shared
+        folder.make(DATA)
+        for name, content in prepared_files(number).items():
+            folder.write(f"{DATA}/{name}", content)
+            folder.keep(f"{DATA}/{name}")
+        if not self.setting.storage.startswith("s3"):
+            folder.make(self.setting.storage)
+        for name in ("/shared", DATA):
+            folder.keep(name)
+
+    def search(self) -> Search:
+        """As the job makes it of its options."""
+        setting = self.setting
+        digest = Prepared.open(DATA).digest
+        train = TrainSettings(
+            epochs=EPOCHS, global_batch=8, micro_batch=8, lr=1e-3, checkpoint_steps=setting.checkpoint_steps
+        )
+        template = RunSpec(NAME, setting.storage, DATA, Toy(), train, seed=setting.seed, data_digest=digest)  # type: ignore[arg-type]
+        settings = SearchSettings({"train.lr": Dimension(1e-5, 1e-1, log=True)}, halving=Halving(setting.halving, 2))
+        return Search(template, settings, Budget(TRIALS), "simulated")
+
+    def _command(self) -> None:
+        search = self.search()
+        with search.alone():
+            self._require_one_writer()
+            study = run_search(search, trainer=self._trainer)
+            self._conclude(search, study)
+        self.is_done = True
+
+    @contextmanager
+    def _trainer(
+        self, search: Search, study: Study, timetable: Timetable, each: Resources, concurrent: int
+    ) -> Iterator[Any]:
+        def work(spec: RunSpec, attempt: Attempt) -> None:
+            Worker(self.world, spec, attempt, self._scratch, self.saved).work()
+
+        job = Job(self.world, search, study, work, self._scratch, lambda: not self._is_away())
+        give = job._give
+
+        def given(name: str, epoch: int, stop: bool) -> None:
+            place = (study.generation, name, epoch)
+            if not self.may_decide_anew:
+                self._require(self.decided.setdefault(place, stop) == stop, f"a decision changed: {place}, now {stop}")
+            path = str(search.study_path)
+            record = self.storages.disk(path)
+            self._acknowledged = record, path, record.node(path).content
+            give(name, epoch, stop)
+
+        job._give, job.give = given, SimpleNamespace(remote=given)  # type: ignore[method-assign]
+        self._jobs.append(job)
+        self._has_begun = True
+        self.world.current.is_training = True  # type: ignore[union-attr]
+        with ray_model(job, timetable, concurrent) as train:
+            yield train
+
+    def _conclude(self, search: Search, study: Study) -> None:
+        """What follows a search, as far as it touches what may be lost: the winner's files, its version, the alias."""
+        self.world.current.is_training = False  # type: ignore[union-attr]
+        search = search.of_generation(study.generation)
+        best, tracker = best_trial(search, study), search.open_tracker()
+        run = tracker.find(search.trial_key(best)) or ""
+        winner = search.candidate(run, best)
+        winner.open_data()
+        into = self._scratch / f"judged-{next(_COUNT)}"
+        weights = (winner.fetch(winner.checkpoint, into) / WEIGHTS).read_text()
+        shutil.rmtree(into)
+        client, key = tracker.client, f"{weights} {winner.data_digest}"
+        versions = client.search_model_versions(f"name = '{search.model}'")
+        number = next((each.version for each in versions if each.tags["key"] == key), None)
+        if number is None:
+            try:
+                client.create_registered_model(search.model)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            number = str(client.create_model_version(search.model, "", run, {"key": key}).version)
+        _give_alias(tracker, winner, search.model, number, None, study.champion)
+        study.note_champion(number)
+        study.enter(DONE)
+        study.close()
+
+    # who does what
+
+    @property
+    def drivers(self) -> list[Process]:
+        return [process for process in self.world.processes if process.kind == "driver" and process.is_alive]
+
+    def start_driver(self, host: Host) -> Process:
+        return self.world.start("driver", host, self._command, 1.0)
+
+    def may_kill(self, process: Process | None) -> bool:
+        """Whether a kill leaves the night's outcome what it is to be."""
+        attempt = self._attempt_of(process)
+        return process is not None and (attempt is None or attempt.may_be_killed)
+
+    def _attempt_of(self, process: Process | None) -> Attempt | None:
+        attempts = (attempt for job in self._jobs for attempt in job.attempts)
+        return next((attempt for attempt in attempts if attempt.worker is process), None)
+
+    def _watch(self) -> None:
+        """What goes on beside all processes: Ray, timers, and whoever gives the command again."""
+        if self.world.now > 1e6 + LENGTH:
+            raise Violation(f"the night does not end; it said last: {self._said}")
+        for timer in [timer for timer in self._timers if timer[0] <= self.world.now]:
+            self._timers.remove(timer)
+            timer[1]()
+        for job in self._jobs:
+            job.look()
+            if any((attempt.ended or "").startswith("RunError: the worker was lost") for attempt in job.attempts):
+                self.is_excused = True
+        self._jobs = [job for job in self._jobs if job.driver.is_alive or job.attempts]
+        for process in self.world.processes:
+            if process.kind == "driver" and not process.is_alive and process.number not in self._told_of:
+                self._told_of.add(process.number)
+                self._look_at(process)
+        ours = [process for process in self.drivers if process.host is self._head]
+        if not ours and not self.is_done and self.world.now >= self._next_command:
+            self._commands += 1
+            if self._commands > COMMANDS:
+                raise Violation(f"the night does not end; it said last: {self._said}")
+            self.start_driver(self._head)
+            self._next_command = self.world.now + 30.0
+        times = [timer[0] for timer in self._timers] + ([] if ours or self.is_done else [self._next_command])
+        self.world.wake_by = min(times, default=math.inf)
+
+    _said = ""
+
+    def _look_at(self, process: Process) -> None:
+        self._said = process.ended or ""
+        if process.error is not None and not isinstance(process.error, UserError | RunError | OSError | MlflowException):
+            if isinstance(process.error, Violation):
+                raise process.error
+            raise Violation(f"the command ended with {process.error!r}") from process.error
+
+    def _require_one_writer(self) -> None:
+        mine = self.world.current
+        inside = [each for each in self.drivers if each is not mine and each.holds and not each.was_cut]
+        if not mine.was_cut:  # type: ignore[union-attr]
+            self._require(not inside, "two processes hold the search's lease")
+
+    # faults
+
+    def _strike(self, kind: str, target: Any) -> None:
+        process = self.world.current
+        assert process is not None
+        if process.is_told and process.kind == "driver" and not process.is_training:
+            self.world.kill(process)
+        if self._is_full(kind, target):
+            raise OSError(28, "No space left on device")
+        for fault in self._faults:
+            if fault.moment > self.world.moments:
+                break
+            if fault.where in ("", kind) and (kind != "object" or fault.what == "kill"):
+                self._faults.remove(fault)
+                strike(self, fault, kind, target)
+                break
+
+    def _is_full(self, kind: str, target: Any) -> bool:
+        return (
+            self.world.now < self.full_until
+            and kind in ("write", "write more", "make")
+            and str(target).startswith("/shared/storage")
+        )
+
+    def _is_away(self) -> bool:
+        return self.storages.shared.is_away or self.storages.store.is_away
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        self._timers.append((self.world.now + seconds, action))
+
+    def take_storage_away(self, seconds: float) -> None:
+        """What holds the search; the data are cached."""
+        if seconds > LEASE / 2:
+            self._cut_off()
+        self.storages.shared.is_away = self.storages.store.is_away = True
+        self.later(seconds, self._bring_storage_back)
+
+    def _bring_storage_back(self) -> None:
+        self.storages.shared.is_away = self.storages.store.is_away = False
+
+    def bring_mlflow_back(self) -> None:
+        self.mlflow.is_away = False
+
+    def _cut_off(self) -> None:
+        for process in self.drivers:
+            process.was_cut = True
+
+    def cut_power(self, host: Host, draw: random.Random) -> None:
+        """A host goes dark, and comes back."""
+        self.storages.own[host.name].lose_power(None, draw)
+        self.storages.shared.lose_power(host, draw)
+        host.booted = self.world.now
+        host.off_until = self.world.now + draw.uniform(1, 300)
+        self._require_whole()
+        for process in [each for each in self.world.processes if each.host is host and each is not self.world.current]:
+            self.world.kill(process)
+        if self.world.current is not None and self.world.current.host is host:
+            self.world.kill(self.world.current)
+
+    def cut_all_power(self, draw: random.Random) -> None:
+        self.storages.shared.lose_power(None, draw)
+        current = self.world.current
+        for host in self.world.hosts:
+            if current is None or host is not current.host:
+                self.cut_power(host, draw)
+        if current is not None:
+            self.cut_power(current.host, draw)
+
+    def _require_whole(self) -> None:
+        """What was decided is in the record, and of every run the newest checkpoint that was reported is whole."""
+        if self._acknowledged is not None and not self.may_decide_anew:
+            record, path, content = self._acknowledged
+            there = record.names[path].content if path in record.names else b""
+            self._require(there.startswith(content), "a power cut took a decision that was acted on")
+        for uri, names in self.saved.items():
+            current, self.world.current = self.world.current, None
+            away, self.storages.shared.is_away = self.storages.shared.is_away, False
+            try:
+                run = self.storages.reach(uri)
+                if run.is_local and names[-1] not in checkpoint_names(run):
+                    raise Violation(f"a power cut took the checkpoint {names[-1]}, which was reported")
+                self._verify(uri, names[-1])
+            finally:
+                self.world.current, self.storages.shared.is_away = current, away
+
+    def _verify(self, uri: str, name: str) -> None:
+        run = self.storages.reach(uri)
+        if not run.is_local:
+            return
+        into = self._scratch / f"verified-{next(_COUNT)}"
+        start = f"{run.path}/{name}/"
+        for path, node in self.storages.shared.names.items():
+            if path.startswith(start) and not node.is_folder:
+                target = into / path.removeprefix(start)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(node.content)
+        try:
+            verify(into)
+        except (RunError, ValueError, KeyError, OSError) as error:
+            raise Violation(f"a power cut tore the checkpoint {name}, which was reported: {error}") from error
+        finally:
+            shutil.rmtree(into, ignore_errors=True)
+
+    def delete_run(self, draw: random.Random) -> None:
+        runs = [row for row in self.mlflow.runs.values() if row.stage == "active" and PARENT in row.tags]
+        if runs:
+            row = draw.choice(runs)
+            row.stage = "deleted"
+            self._unmentioned.add(row.tags[KEY])
+
+    def lose_verdicts(self) -> None:
+        for job in self._jobs:
+            job.verdicts.clear()
+            job.has_lost_verdicts = True
+
+    def change_head(self, draw: random.Random) -> None:
+        if len(self.world.hosts) == 1 or self._head is not self.world.hosts[0]:
+            return
+        lost, self._head = self._head, self.world.hosts[1]
+        self.may_decide_anew = True  # what was decided since the copy in the storage
+        self.cut_power(lost, draw)
+
+    def prepare_others(self, draw: random.Random) -> None:
+        if self._data == 0:
+            self._data = 1
+            self._others = self.world.start("prepare", draw.choice(self.world.hosts), lambda: self._prepare(1))
+            self.later(draw.uniform(10, 400), self._prepare_again)
+
+    def _prepare(self, number: int) -> None:
+        """As `raymed.data.publish`: the index, the manifest, and then what it does not name goes."""
+        folder, files = Folder.at(DATA), prepared_files(number)
+        for name in sorted(files):  # the index, then the manifest
+            folder.write(name, files[name])
+        for name in folder.names():
+            if name.startswith("index") and name not in files:
+                folder.delete(name)
+        self._data = number
+
+    def _prepare_again(self) -> None:
+        self.world.kill(self._others)
+        content = self.storages.shared.names.get(f"{DATA}/{MANIFEST}")
+        if content is None or content.content != prepared_files(0)[MANIFEST] or self._data:
+            self.world.start("prepare", self._head, lambda: self._prepare(0))
+            self.later(30.0, self._prepare_again)
+
+    def promote(self) -> None:
+        """A person gives the alias to a version of an earlier night; to stay where the search has seen another one."""
+        model = self.mlflow.models.setdefault("raymed-toy", {"versions": [], "aliases": {}})
+        model["versions"].append({"key": "a person's"})
+        model["aliases"]["champion"] = str(len(model["versions"]))
+        if self._has_begun:
+            self._promoted = model["aliases"]["champion"]
+
+    def _heal(self) -> None:
+        self._bring_storage_back()
+        self.bring_mlflow_back()
+        self.full_until, self.mlflow.lose_answers, self.mlflow.twice = 0.0, 0, 0
+
+    # what must hold
+
+    def _require(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            raise Violation(otherwise)
+
+    def _study(self) -> Study:
+        """The record, read as a process on the head reads it."""
+        found: list[Study] = []
+        reader = self.world.start("reader", self._head, lambda: found.append(self.search().open_study()))
+        faults, self._faults = self._faults, []
+        watch, self.world.watch = self.world.watch, lambda: None
+        self.world.run(lambda: not reader.is_alive)
+        self._faults, self.world.watch = faults, watch
+        if not found:
+            raise Violation(f"the record cannot be read: {reader.ended}")
+        return found[0]
+
+    def _check_end(self, study: Study, outcome: dict[str, Any]) -> None:
+        self._require(study.phase == DONE, f"the search is at its end, and its record says {study.phase}")
+        self._require(len(study.trials) == TRIALS, f"{len(study.trials)} trials of {TRIALS}")
+        for trial in study.trials:
+            expected = expected_curve(self.setting, trial.params["train.lr"])
+            losses = curve(trial)
+            where = f"trial {trial.number}: {losses}"
+            self._require(losses == {epoch: expected[epoch] for epoch in losses}, f"other losses than undisturbed: {where}")
+            self._require(sorted(losses) == list(range(1, len(losses) + 1)), f"an epoch is missing: {where}")
+        if self.setting.concurrent == 1 and not self.is_excused:
+            self._require(outcome == undisturbed(self.setting), f"another outcome than undisturbed: {outcome}")
+        self._check_storage(study)
+        self._check_mlflow(study)
+
+    def _check_storage(self, study: Study) -> None:
+        run_names = {f"trial-{trial.number:04d}" for trial in study.trials}
+        for name in run_names:
+            run = self.storages.reach(f"{self.setting.storage}/{NAME}/trials/{name}")
+            kept = checkpoint_names(run)
+            self._require(len(kept) <= 4, f"{len(kept)} checkpoints of {name} are left")
+        best = study.best
+        assert best is not None
+        run = self.storages.reach(best.user_attrs[CHECKPOINT])
+        self._require(
+            run.read(WEIGHTS).decode() == expected_weights(self.setting, best), "the winner is of other data or settings"
+        )
+
+    def _check_mlflow(self, study: Study) -> None:
+        active: dict[str, list[Any]] = {}
+        for row in self.mlflow.runs.values():
+            if row.stage == "active":
+                active.setdefault(row.tags.get(KEY, ""), []).append(row)
+        for trial in study.trials:
+            key = f"{NAME}/trial-{trial.number:04d}"
+            if key in self._unmentioned:
+                continue
+            rows = active.get(key, [])
+            self._require(len(rows) == 1, f"MLflow has {len(rows)} runs of {key}")
+            (row,) = rows
+            said = (row.tags.get(STATE), row.status)
+            self._require(
+                said == (trial.state.name, STATUS[trial.state.name]), f"MLflow says {said} of {key}: {trial.state}"
+            )
+            losses = sorted(curve(trial).items())
+            shown = sorted((step, value) for name, value, _, step in row.metrics if name == "val_loss")
+            self._require(shown == losses, f"MLflow shows {shown} of {key}: {losses}")
+        parent = active.get(NAME, [])
+        self._require([row.status for row in parent] == ["FINISHED"], f"MLflow shows {len(parent)} runs of the search")
+        champion = self.mlflow.models["raymed-toy"]["aliases"].get("champion")
+        if self._promoted and not self.may_decide_anew:
+            self._require(champion == self._promoted, "a person's champion was replaced")
+
+
+class _Held:
+    """As the set of the leases that a process holds."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __contains__(self, uri: str) -> bool:
+        return uri in self._world.current.holds  # type: ignore[union-attr]
+
+    def add(self, uri: str) -> None:
+        self._world.current.holds.add(uri)  # type: ignore[union-attr]
+
+    def discard(self, uri: str) -> None:
+        self._world.current.holds.discard(uri)  # type: ignore[union-attr]
+
+
+_COUNT = itertools.count()
+
+
+def outcome_of(study: Study) -> dict[str, Any]:
+    """What a study says of every trial."""
+    return {
+        str(trial.number): (
+            trial.params,
+            trial.state.name,
+            curve(trial),
+            {epoch: bool(reason) for epoch, reason in decisions(trial).items()},
+        )
+        for trial in study.trials
+    }
+
+
+def run_night(
+    seed: int, faults: Sequence[Fault], setting: Setting | None = None, plant: Callable[[MonkeyPatch], None] | None = None
+) -> Night:
+    """Simulate a night.
+
+    Args:
+        plant: puts a mistake into the product.
+
+    Raises:
+        Violation: something that must hold does not.
+    """
+    logging.getLogger("raymed").setLevel(logging.CRITICAL + 1)
+    for number in (0, 1):
+        prepared_files(number)  # while there is a real disk
+    night = Night(seed, faults, setting)
+    undisturbed(night.setting)  # while the product is as it is
+    with tempfile.TemporaryDirectory(dir=_memory(), prefix="night-") as scratch, MonkeyPatch.context() as patch:
+        night.install(patch)
+        if plant is not None:
+            plant(patch)
+        night.run(Path(scratch))
+    return night
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@cache
+def undisturbed(setting: Setting) -> dict[str, Any]:
+    """The outcome of a night without faults."""
+    night = Night(0, [], setting)
+    night.setting = setting
+    with tempfile.TemporaryDirectory(dir=_memory()) as scratch, MonkeyPatch.context() as patch:
+        night.install(patch)
+        night._scratch = Path(scratch)
+        night.world.strike, night.world.watch = night._strike, night._watch
+        night._write_data(0)
+        night.world.run(lambda: night.is_done)
+        return outcome_of(night._study())
+
+
+@cache
+def _course(setting: Setting, lr: float) -> tuple[str, ...]:
+    """The weights of a trial after each step, as they follow from its settings and data alone."""
+    files = prepared_files(0)
+    manifest = Manifest.from_json(files[MANIFEST], MANIFEST)
+    prepared = Prepared(Folder(LocalFileSystem(), "", ""), manifest, pq.read_table(io.BytesIO(files[manifest.index])))
+    train = TrainSettings(epochs=EPOCHS, global_batch=8, micro_batch=8, lr=lr, checkpoint_steps=setting.checkpoint_steps)
+    spec = RunSpec("", "", "", Toy(), train, seed=setting.seed)  # type: ignore[arg-type]
+    weights, ids = [first_weights(spec)], prepared.index["id"].to_pylist()
+    ends: list[str] = []
+    for epoch in range(EPOCHS):
+        for batch in spec.plan(prepared, epoch).batches:
+            weights.append(trained(weights[-1], [ids[row] for pack in batch for row in pack]))
+        ends.append(weights[-1])
+    return tuple(ends)
+
+
+def expected_curve(setting: Setting, lr: float) -> dict[int, float]:
+    """The losses of a trial after each epoch."""
+    return {epoch: loss(weights) for epoch, weights in enumerate(_course(setting, lr), 1)}
+
+
+def expected_weights(setting: Setting, trial: Any) -> str:
+    """The weights of a trial's best epoch."""
+    return _course(setting, trial.params["train.lr"])[trial.user_attrs["best_epoch"] - 1]

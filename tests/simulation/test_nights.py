@@ -1,0 +1,46 @@
+"""A search cannot lose: simulated nights, each a whole search with faults that follow from its seed."""
+
+from __future__ import annotations
+
+import pytest
+from faults import Fault, faults
+from mistakes import MISTAKES, Mistake, checkpoint_is_not_written_out
+from night import Setting, Violation, run_night
+from shrinking import shrunk
+
+NIGHTS = 250
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_hundreds_of_nights_lose_nothing() -> None:
+    for seed in range(NIGHTS):
+        try:
+            run_night(seed, faults(seed))
+        except Violation as violation:
+            pytest.fail(f"seed {seed}: {violation}, by {shrunk(seed, faults(seed))}")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_night_loses_nothing(seed: int) -> None:
+    run_night(seed, faults(seed))
+
+
+def test_a_night_is_the_same_whenever_it_is_simulated() -> None:
+    nights = [run_night(9, faults(9)) for _ in range(2)]
+    assert nights[0].world.moments == nights[1].world.moments
+    assert nights[0].world.now == nights[1].world.now
+
+
+@pytest.mark.parametrize(("mistake", "seed"), MISTAKES.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_a_mistake_in_the_product_is_found(mistake: Mistake, seed: int) -> None:
+    """By the night that is pinned for it, through which the product comes as it is."""
+    run_night(seed, faults(seed))
+    with pytest.raises(Violation):
+        run_night(seed, faults(seed), plant=mistake)
+
+
+def test_what_breaks_a_night_is_shrunk_to_the_fault_that_does() -> None:
+    night = [Fault(300, "lose_answers"), Fault(600, "cut_power_of_all"), Fault(700, "set_clock")]
+    seed = next(seed for seed in range(100) if Setting.of(seed).storage.startswith("/shared"))
+    assert shrunk(seed, night, checkpoint_is_not_written_out) == [night[1]]
