@@ -60,10 +60,10 @@ def main(
             bridge = spec_of(first, prepared, kind, seed, bridge_epochs)
             write_checkpoint(file, train(bridge, records), 0)
             spec = spec_of(second, prepared, kind, seed, epochs)
-            spec = replace(spec, recipe=replace(spec.recipe, start=str(file)))  # type: ignore[type-var]
-            recipe: Any = spec.recipe
+            settings: Any = spec.recipe
+            recipe = replace(settings, start=str(file))
             network = recipe.build()
-            network.load_state_dict(train(spec, records))
+            network.load_state_dict(train(replace(spec, recipe=recipe), records))
             writers[kind] = Writer(replace(recipe, start=None), network.eval())
             seconds[kind] = time.process_time() - started
     findings, generation, rows = Findings(LabelTable.open("chest_findings")), GenerationSettings(), prepared.rows("test")

@@ -15,6 +15,7 @@ import pytest
 from raymed.data.phantom import PhantomSettings
 from raymed.data.prepared import Prepared
 from raymed.storage.folder import Folder
+from raymed.systems.mamba_vlm.phantoms import prepare_phantom_reports
 from raymed.systems.options import prepare_phantoms
 from raymed.systems.vitp.recipe import VitpRecipe
 
@@ -211,3 +212,30 @@ def test_the_report_writers_ways_have_the_same_loss_and_write_the_same_text(
     figures = figures_of(capsys)
     assert figures["difference"] < 1e-4
     assert all(rate > 0 for kind in ("samples_per_second", "tokens_per_second") for rate in figures[kind].values())
+
+
+@pytest.fixture
+def reports(tmp_path: Path, cluster: None) -> str:
+    """Prepared reports about a few phantom patients."""
+    phantom = PhantomSettings(patients=24, size=64, slices=(4, 4), difficulty=0.1)
+    return prepare_phantom_reports(Folder.at(str(tmp_path)), phantom).folder.uri
+
+
+@pytest.mark.slow
+def test_reports_judges_the_report_writer_with_each_bridge(
+    benchmark: Any, tmp_path: Path, reports: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("reports").main(reports, epochs=1, bridge_epochs=1, storage=str(tmp_path))
+    figures = figures_of(capsys)
+    assert [guard["name"] for guard in figures["mamba"]["guards"]] == ["image shuffle", "commonest report", "linear bridge"]
+    assert figures["linear"]["metrics"].keys() == {"bleu", "rouge_l", "finding_f1"}
+
+
+@pytest.mark.slow
+def test_night_compares_the_guides_grid_with_the_search(
+    benchmark: Any, tmp_path: Path, reports: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("night").main(reports, seeds=1, epochs=1, storage=str(tmp_path))
+    figures = figures_of(capsys)
+    (found,) = figures["searches"]
+    assert found["reached"] == (found["val_loss"] <= figures["marks"][0]) and 0 < figures["shares"][0] <= 1
