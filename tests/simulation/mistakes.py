@@ -42,6 +42,11 @@ def names_of_a_checkpoint_are_not_written_out(patch: MonkeyPatch) -> None:
     _without_keep(upload, patch, lambda path: "." in path.name)  # files only
 
 
+def own_name_of_a_run_is_not_written_out(patch: MonkeyPatch) -> None:
+    """As it was until a simulated night found it."""
+    _without_keep(upload, patch, lambda path: path.name != "trials")
+
+
 def outbox_is_not_written_out(patch: MonkeyPatch) -> None:
     """And what MLflow lacks is not looked for at the start."""
     _without_keep(outbox, patch)
@@ -155,6 +160,7 @@ MISTAKES: dict[Mistake, int] = {
     record_is_not_written_out: 1,
     checkpoint_is_not_written_out: 2,
     names_of_a_checkpoint_are_not_written_out: 2,
+    own_name_of_a_run_is_not_written_out: 14,
     outbox_is_not_written_out: 14,
     other_claims_are_not_looked_at: 1,
     run_is_created_without_a_look: 6,
