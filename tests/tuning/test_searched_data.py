@@ -10,7 +10,7 @@ from conftest import write_prepared
 from raymed.data.phantom import PhantomSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
@@ -39,7 +39,7 @@ def test_each_trial_has_the_data_that_its_settings_describe(prepare, tmp_path: P
     configured = PhantomSettings(difficulty=0.5)
     prepared = prepare(configured)
     template = RunSpec(
-        "search", str(tmp_path / "runs"), prepared.folder.uri, LungRecipe.for_data(prepared.labels, prepared.size),
+        "search", str(tmp_path / "runs"), prepared.folder.uri, ToyRecipe.for_data(prepared.labels, prepared.size),
         TrainSettings(), data_digest=prepared.digest,
     )  # fmt: skip
     search = Search(template, SearchSettings(SPACE), Budget(4), "", data=SearchedData.of(SPACE, configured, prepare))
