@@ -64,6 +64,15 @@ def test_step_computes_the_same_loss_in_all_three_ways(benchmark: Any, capsys: p
     assert all(way["seconds"] > 0 for way in figures["ways"].values())
 
 
+def test_a_temperature_by_the_number_of_slices_costs_a_patient_with_one_less_than_one_number_for_all(
+    benchmark: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("slices").main(draws=1, patients=60, judged=300)
+    rows = [list(map(float, line.split())) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len(rows) == 15
+    assert all(by_slices < one_number for _, slices, _, one_number, by_slices in rows[:1] + rows[5:6] if slices == 1)
+
+
 def test_the_flops_of_attention_are_counted(benchmark: Any) -> None:
     """Four products of 8 x 8 x 16 multiply-adds forward for two heads; twice that backward; half where it is causal."""
     import torch
