@@ -127,14 +127,16 @@ class _Tile:
 
 
 def _tiles(judged: Evaluation, validation: Evaluation | None) -> list[_Tile]:
-    """The figures to see first. Rare classes are not in them: where all are rare, nor is a mean over classes."""
+    """The figures to see first. Rare classes are not in them, nor those that nobody has, and that is said; where all are
+    rare, there is no mean over classes."""
     classes = [one for one in judged.classes if one.support]
     common = sum(not one.rare for one in classes)
     tiles = []
     for name in ("accuracy", "macro_auc", "loss"):
         title, key = METRICS[name][0], name
-        if name == "macro_auc" and common < len(classes):
-            title, key = f"{title} of {common} of {len(classes)} classes", f"{name}_without_rare"
+        if name == "macro_auc" and common < len(judged.classes):
+            title = f"{title} of {common} of {len(judged.classes)} classes"
+            key = f"{name}_without_rare" if common < len(classes) else name
         if key in judged.metrics:
             other = validation.metrics.get(key) if validation else None
             meaning = METRICS[name][1].format(unit=judged.unit, units=judged.units)

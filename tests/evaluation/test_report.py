@@ -113,6 +113,9 @@ def test_rare_classes_are_not_in_the_tiles_on_top(page: Page, report: SearchRepo
     few = evaluate(patients((5, 5, 5, 5), 3.0, 1), CLASSES, bootstrap=5)
     tiles = Page(render(dataclasses.replace(report, test=few))).text.split("Assessment per patient")[0]
     assert "Accuracy, test" in tiles and "Macro AUC" not in tiles
+    three = evaluate(patients((30, 30, 30, 0), 3.0, 1), CLASSES, bootstrap=5)
+    tiles = Page(render(dataclasses.replace(report, test=three))).text.split("Assessment per patient")[0]
+    assert "Macro AUC of 3 of 4 classes, test" in tiles, "a class that nobody has is in no mean either"
 
 
 def test_probabilities_are_called_badly_calibrated_only_where_chance_does_not_explain_it(report: SearchReport) -> None:
