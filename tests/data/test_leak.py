@@ -85,7 +85,7 @@ def test_what_was_proved_is_told_with_the_splits_it_holds_for_and_without_patien
     assert "(stored splits): no patient, study or picture" in str(guard(index(rows())))
     assert "(fold 0): no patient" in str(guard(index(rows()), fold=0))
     unknown = str(guard(index(rows()), patients_known=False))
-    assert "no picture is in two splits; whether a patient is, is unknown" in unknown and "no patient" not in unknown
+    assert "no image is in two splits; whether a patient is, nobody knows" in unknown and "no patient" not in unknown
 
 
 def test_a_long_list_of_leaks_names_ten_and_counts_the_rest():

@@ -87,5 +87,6 @@ def test_the_plan_says_what_is_done_by_the_end_and_counts_every_row(prepared, tm
     monkeypatch.setattr(Search, "whole", lambda self, spec: resources)
     table = Timetable.of(search, budget)
     train, rest = len(prepared.rows("train")), len(prepared.rows("val")) + len(prepared.rows("test"))
-    assert table.refitting == pytest.approx((train + rest) / train)
+    folds = sum(len(prepared.rows("train", fold)) for fold in range(prepared.folds))
+    assert folds > train and table.refitting == pytest.approx((train + rest + folds) / train), "the folds are trained, too"
     assert table.judging == pytest.approx(rest / 3 / (train + len(prepared.rows("val")) / 3))
