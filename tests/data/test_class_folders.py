@@ -155,7 +155,7 @@ def test_where_no_patient_is_known_nothing_says_that_no_patient_is_in_two_splits
     image, split = ImageSettings(size=24), SplitSettings("50/50/0", folds=0)
     settings = PrepareSettings(format="classes", labels="source", image=image, split=split)
     result = prepare(tmp_path / "in", str(tmp_path / "out"), settings)
-    assert "whether a patient is, is unknown" in str(result.guard) and "no patient" not in str(result.guard)
+    assert "whether a patient is, nobody knows" in str(result.guard) and "no patient" not in str(result.guard)
     assert not Prepared.open(str(tmp_path / "out")).manifest.patients_known
     known = replace(settings, patient_regex=r"(\d+[ab])_\d+\.png")
     result = prepare(tmp_path / "in", str(tmp_path / "known"), known)

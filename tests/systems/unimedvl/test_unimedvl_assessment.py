@@ -93,7 +93,7 @@ def test_data_that_ask_nothing_about_pictures_are_judged_by_their_loss_alone(pre
     candidate = Candidate("run", "/nowhere", prepared.folder.uri, None, SliceSettings(), 0)
     nothing = GeneralistAssessment(candidate, prepared, 1.5, CAUTION, THEN, "test", Evaluation(None, None))
     assert nothing.figures() == {"val_loss": 1.5} and nothing.files() == {} and nothing.test_ids == []
-    assert "no patient was judged" in nothing.lines()[0] and nothing.headline() == ""
+    assert "nobody was judged" in nothing.lines()[0] and nothing.headline() == ""
 
 
 @pytest.fixture(scope="module")

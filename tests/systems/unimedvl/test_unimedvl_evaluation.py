@@ -99,7 +99,9 @@ def test_a_real_network_answers_and_draws_the_same_whatever_came_before(data, ne
     assert np.array_equal(made.drawings.pictures.drawn[-1], one.paint(record))
     assert made.drawings.pictures.drawn[0].shape == (64, 64, 3)
     lines = write_evaluation(made, str(tmp_path))
-    assert len(lines) == 2 and (tmp_path / "answers.csv").read_text().startswith("patient,question,reference,answer")
+    assert len(lines) == 2 and (tmp_path / "answers.csv").read_text("utf-8-sig").startswith(
+        "patient,question,reference,answer"
+    )
     assert Image.open(tmp_path / "pictures.png").size == (3 * 68, 14 + 3 * 68)
 
 
