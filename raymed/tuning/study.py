@@ -300,9 +300,13 @@ class Study:
     def locate(self, number: int, result: Mapping[str, Any]) -> None:
         """Record where a trial's best model lies. One that lost it, and trained that epoch again, has it elsewhere."""
         trial = self.trial(number)
-        if MODEL in result and result[MODEL] != trial.user_attrs.get(CHECKPOINT) and not trial.state.is_finished():
-            self._trial(number).set_user_attr(CHECKPOINT, result[MODEL])
-            self._trial(number).set_user_attr(BEST_POINT, int(result[f"best_{self.counted}"]))
+        if MODEL not in result or trial.state.is_finished():
+            return
+        # the checkpoint last, and both compared: a process may be killed between the two
+        place = {BEST_POINT: int(result[f"best_{self.counted}"]), CHECKPOINT: result[MODEL]}
+        if any(trial.user_attrs.get(name) != value for name, value in place.items()):
+            for name, value in place.items():
+                self._trial(number).set_user_attr(name, value)
 
     def _decided_to_stop(self, trial: FrozenTrial, epoch: int) -> bool:
         """What successive halving decided, or would have, after an epoch that is recorded."""

@@ -15,6 +15,7 @@ from raymed.data.prepared import Prepared
 from raymed.storage import disk, lease
 from raymed.tracking import outbox, tracker
 from raymed.training import checkpoint, retention, upload
+from raymed.training.loop import MODEL
 from raymed.tuning import journal, study
 from raymed.tuning.recorder import Recorder
 
@@ -144,6 +145,18 @@ def person_has_no_say(patch: MonkeyPatch) -> None:
     )
 
 
+def checkpoint_is_recorded_before_its_epoch(patch: MonkeyPatch) -> None:
+    """Where it was the only one that was compared, a kill between the two lost the epoch; a simulated night found it."""
+
+    def locate(self: study.Study, number: int, result: Any) -> None:
+        trial = self.trial(number)
+        if MODEL in result and result[MODEL] != trial.user_attrs.get(study.CHECKPOINT) and not trial.state.is_finished():
+            self._trial(number).set_user_attr(study.CHECKPOINT, result[MODEL])
+            self._trial(number).set_user_attr(study.BEST_POINT, int(result[f"best_{self.counted}"]))
+
+    patch.setattr(study.Study, "locate", locate)
+
+
 def debris_stays(patch: MonkeyPatch) -> None:
     """Only what this process has written is removed."""
 
@@ -171,6 +184,7 @@ MISTAKES: dict[Mistake, int] = {
     data_are_opened_whatever_they_hold: 23,
     what_was_searched_is_not_noted: 0,
     epoch_is_recorded_before_its_loss: 8,
+    checkpoint_is_recorded_before_its_epoch: 359,
     debris_stays: 6,
     person_has_no_say: 49,
 }

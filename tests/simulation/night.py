@@ -58,7 +58,7 @@ from raymed.tuning.result import best_trial
 from raymed.tuning.search import Search
 from raymed.tuning.settings import Halving, SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import CHECKPOINT, DONE, Study, curve, decisions
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, Study, curve, decisions
 from raymed.tuning.timetable import Timetable
 
 NAME, DATA = "night", "/shared/data"
@@ -533,6 +533,9 @@ class Night:
             where = f"trial {trial.number}: {losses}"
             self._require(losses == {epoch: expected[epoch] for epoch in losses}, f"other losses than undisturbed: {where}")
             self._require(sorted(losses) == list(range(1, len(losses) + 1)), f"an epoch is missing: {where}")
+            if CHECKPOINT in trial.user_attrs:
+                best = trial.user_attrs.get(BEST_POINT)
+                self._require(best == min(losses, key=losses.__getitem__), f"epoch {best} is called the best: {where}")
         if self.setting.concurrent == 1 and not self.is_excused:
             self._require(outcome == undisturbed(self.setting), f"another outcome than undisturbed: {outcome}")
         self._check_storage(study)

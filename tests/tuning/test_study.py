@@ -20,6 +20,7 @@ from raymed.tuning.machine_wait import MachineWait
 from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import (
+    BEST_POINT,
     CHECKPOINT,
     DRAWN_AT_RANDOM,
     JUDGING,
@@ -164,6 +165,25 @@ def test_a_search_killed_after_any_entry_of_its_record_goes_on_with_the_same_tri
         folder.mkdir()
         (folder / "study.journal").write_bytes(b"".join(lines[:cut]))
         assert search(open_study(folder)) == whole, f"after {cut} of {len(lines)} entries"
+
+
+def test_an_epoch_whose_entries_were_cut_off_names_its_checkpoint_with_its_epoch(tmp_path):
+    """The winner's page asked for an epoch that the record did not have."""
+    (tmp_path / "whole").mkdir()
+    study = open_study(tmp_path / "whole")
+    number, _ = study.ask(Budget(1))
+    before = len((tmp_path / "whole" / "study.journal").read_bytes().splitlines())
+    study.report(number, 1, result(0.9, 1))
+    lines = (tmp_path / "whole" / "study.journal").read_bytes().splitlines(keepends=True)
+    for cut in range(before, len(lines) + 1):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "study.journal").write_bytes(b"".join(lines[:cut]))
+        again = open_study(folder)
+        again.ask(Budget(1))
+        again.report(number, 1, result(0.9, 1))
+        assert again.best.user_attrs[CHECKPOINT] == "epoch-1"
+        assert again.best.user_attrs[BEST_POINT] == 1
 
 
 @pytest.mark.parametrize("written", ["report", "rung"])
