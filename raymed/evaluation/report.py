@@ -138,10 +138,22 @@ def _tiles(judged: Evaluation, validation: Evaluation | None) -> list[_Tile]:
             title = f"{title} of {common} of {len(judged.classes)} classes"
             key = f"{name}_without_rare" if common < len(classes) else name
         if key in judged.metrics:
-            other = validation.metrics.get(key) if validation else None
+            other = _same_classes(validation, name, _averaged(judged, key)) if validation else None
             meaning = METRICS[name][1].format(unit=judged.unit, units=judged.units)
             tiles.append(_Tile(name, title, meaning, judged.metrics[key], other))
     return tiles
+
+
+def _averaged(evaluation: Evaluation, key: str) -> set[str]:
+    """The classes that a mean over classes is over."""
+    return {one.name for one in evaluation.classes if one.support and not (one.rare and key.endswith("_without_rare"))}
+
+
+def _same_classes(evaluation: Evaluation, name: str, classes: set[str]) -> Estimate | None:
+    """A figure; of a mean over classes that over just these, which alone can stand beside another one; None without it."""
+    keys = [name] if name != "macro_auc" else [name, f"{name}_without_rare"]
+    alike = [key for key in keys if name != "macro_auc" or _averaged(evaluation, key) == classes]
+    return next((evaluation.metrics[key] for key in alike if key in evaluation.metrics), None)
 
 
 def _columns(trials: Sequence[TrialSummary]) -> tuple[list[str], dict[str, Any]]:

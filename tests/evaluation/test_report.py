@@ -116,6 +116,9 @@ def test_rare_classes_are_not_in_the_tiles_on_top(page: Page, report: SearchRepo
     three = evaluate(patients((30, 30, 30, 0), 3.0, 1), CLASSES, bootstrap=5)
     tiles = Page(render(dataclasses.replace(report, test=three))).text.split("Assessment per patient")[0]
     assert "Macro AUC of 3 of 4 classes, test" in tiles, "a class that nobody has is in no mean either"
+    over_three = report.validation.metrics["macro_auc_without_rare"].value
+    assert f"validation {over_three:.3f}" in tiles, "beside it a mean over the same classes"
+    assert f"validation {report.validation.metrics['macro_auc'].value:.3f}" not in tiles
 
 
 def test_probabilities_are_called_badly_calibrated_only_where_chance_does_not_explain_it(report: SearchReport) -> None:
