@@ -16,15 +16,14 @@ from pathlib import Path
 from raymed.errors import UserError
 from raymed.job.job import Outcome, run
 from raymed.systems.clip.options import GUIDE, TrainClip
-from raymed.tuning.budget import Budget
 
 
 def main(options: TrainClip) -> Outcome:
     from raymed.cluster.connection import connect
     from raymed.systems.clip.checkpoint import read_for, start_from
     from raymed.systems.clip.output import OutputWriter
-    from raymed.systems.clip.runs import RUN, default_output, list_configurations
-    from raymed.systems.clip.summary import summarise
+    from raymed.systems.clip.runs import RUN, Work, list_configurations
+    from raymed.systems.clip.summary import summarise, summarise_finished
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
     from raymed.tuning.study import CHECKPOINT
@@ -33,28 +32,26 @@ def main(options: TrainClip) -> Outcome:
     for each in {each.prepared.folder.uri: each for each in configurations}.values():
         each.options.log_data_summary(each.prepared)
     connect(start=not options.dry_run)
-    runs = {name: spec for each in configurations for name, spec in each.specs.items()}
     if options.resume_from:
         begin_with = Path(options.resume_from).expanduser().resolve()
         if options.resume == "never" and begin_with.is_relative_to(options.folder.path):
             raise UserError(f"--resume never may remove {begin_with}: copy it out of {options.folder.uri} first")
-        read_for(begin_with, runs[RUN], options.force)
-    search = options.named_search(next(iter(runs.values())), Budget(len(runs)), runs)
+        read_for(begin_with, configurations[0].specs[RUN], options.force)
+    work = Work.of(options, configurations)
+    if not work.configurations:
+        return summarise_finished(work, wrong)
     if options.dry_run:
-        plan = describe(search)
+        plan = describe(work.search)
         if wrong:
             raise UserError("\n".join([*wrong, "the plan of the others:", plan.text]))
         return plan
-    output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(search)
-    outputs = {name: each for listed in configurations for name, each in listed.outputs(output, search).items()}
+    outputs = work.outputs()
     if options.resume_from:
         start_from(begin_with, outputs[RUN].spec, options.force)
-    for each in configurations:
-        each.start(output)
-    with search.alone(), OutputWriter(outputs) as writer:
-        trials = search.last_trials(run_search(search, writer.watch))
+    with work.search.alone(), OutputWriter(outputs) as writer:
+        trials = work.search.last_trials(run_search(work.search, writer.watch))
         writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})
-    return summarise(configurations, outputs, trials, search, output, wrong)
+    return summarise(work, outputs, trials, wrong)
 
 
 if __name__ == "__main__":

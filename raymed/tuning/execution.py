@@ -146,7 +146,8 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
                 machines,
                 room=lambda: fitting_runs(each, cluster.resources()),
             )
-            scheduler = StudyScheduler(study, timetable, stop_decisions, observe, interrupt, storage, machines)
+            alike = len(search.runs) < 2  # listed runs have settings of their own
+            scheduler = StudyScheduler(study, timetable, stop_decisions, observe, interrupt, storage, machines, alike)
             tuner = _tuner(notes, trial, concurrent, searcher, scheduler, machines)
             try:
                 tuner.fit()

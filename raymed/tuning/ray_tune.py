@@ -100,8 +100,12 @@ class StudyScheduler(FIFOScheduler):
         interrupt: Interrupt,
         storage: StorageWatch,
         machines: MachineWait,
+        alike: bool = True,
     ) -> None:
+        """Args: alike: trials share all settings but those that are drawn, so what is wrong with the first is wrong with
+        all; listed runs have settings of their own, and the others go on."""
         super().__init__()
+        self._alike = alike
         self._study, self._timetable, self._verdicts, self._observe = study, timetable, stop_decisions, observe
         self._interrupt, self._storage, self._machines = interrupt, storage, machines
         self._lost: Counter[tuple[int, int]] = Counter()  # drivers, by trial and epoch
@@ -118,7 +122,8 @@ class StudyScheduler(FIFOScheduler):
         (self._machines.begins if LOST in result else self._machines.reports)(trial.config["number"])
         if result.get(STEPS):
             self._observe(trial.config["number"], STEPS, result)
-        if COMMON in result or ("mistake" in result and trial.config["number"] == 0 and not self._study.trained):
+        is_first = self._alike and trial.config["number"] == 0 and not self._study.trained
+        if COMMON in result or ("mistake" in result and is_first):
             self._study.mistake = str(result[FAILED])  # it stays RUNNING: the same command goes on once that is mended
         elif FAILED in result:
             self._end(trial, TrialState.FAIL, str(result[FAILED]))

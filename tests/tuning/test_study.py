@@ -346,6 +346,19 @@ def test_a_full_storage_stops_the_search_and_its_trials_go_on_once_there_is_room
     assert [again.ask(Budget(9))[0] for _ in range(3)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_mistake_of_the_first_listed_run_does_not_end_the_others(tmp_path, alike):
+    """Weights that do not fit: of a search's trials all would meet them, of listed runs only those that name them."""
+    study = open_study(tmp_path)
+    interrupt = SimpleNamespace(told=False)
+    scheduler = StudyScheduler(study, timetable(Budget(2)), Told(), lambda *_: None, interrupt, THERE, no_wait(), alike)
+    trial = SimpleNamespace(config={"number": study.ask(Budget(2))[0], "spec": None})
+    scheduler.on_trial_result(None, trial, {FAILED: "the weights do not fit", "mistake": 1.0})
+    assert study.mistake == ("the weights do not fit" if alike else "")
+    assert (study.trial(0).state == TrialState.FAIL) is not alike
+    assert (study.ask(Budget(2)) is None) is alike
+
+
 def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_dies_again_and_again(tmp_path):
     study = open_study(tmp_path)
     scheduler = StudyScheduler(

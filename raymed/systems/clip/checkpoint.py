@@ -32,7 +32,7 @@ from raymed.training.state import TrainingState, write_state
 
 log = logging.getLogger("raymed")
 
-LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
+LATEST, BEST, CONFIG = "checkpoint_latest.pth", "checkpoint_best.pth", "config.json"
 LISTS = {"train_loss": "train_loss", "train_acc": "train_accuracy", "val_loss": "val_loss", "val_acc": "val_acc"}
 KEYS = ("epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "class_to_idx", "progress", "config")
 

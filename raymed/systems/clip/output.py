@@ -31,7 +31,7 @@ from raymed.training.state import read_state
 
 log = logging.getLogger("raymed")
 
-CONFIG, HISTORY, FIGURE = "config.json", "history.json", "training_history.png"
+HISTORY, FIGURE = "history.json", "training_history.png"
 PATIENCE = 60.0  # seconds, for files that are being written when a search is interrupted
 
 

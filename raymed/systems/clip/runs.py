@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +20,12 @@ from raymed.errors import UserError
 from raymed.job.command_line import Aliases
 from raymed.job.mistakes import did_you_mean
 from raymed.recipes.metric import Metric
-from raymed.systems.clip.checkpoint import stored_texts
+from raymed.systems.clip.checkpoint import CONFIG, stored_texts
 from raymed.systems.clip.options import TrainClip
-from raymed.systems.clip.output import CONFIG, RunOutput, write_json
+from raymed.systems.clip.output import RunOutput, write_json
+from raymed.systems.clip.result import Result
 from raymed.training.spec import RunSpec
+from raymed.tuning.budget import Budget
 from raymed.tuning.search import LISTED, Search
 from raymed.tuning.space import get_setting, with_setting
 
@@ -145,15 +146,54 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
                 raise each
             each.check_modes()
             name = f"{each.model.image_encoder}_{Path(each.model.text_encoder).name}"
-            taken = {other.name for other in found}
-            names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-            found.append(Configuration.of(each, next(name for name in names if name not in taken)))
+            taken = name in {other.name for other in found}
+            found.append(Configuration.of(each, f"{name}-{number}" if taken else name))
         except UserError as error:
             wrong.append(f"{path}, entry {number}: {error}")
             log.warning("not trained: %s", wrong[-1])
     if not found:
         raise UserError("\n".join(wrong))
     return found, wrong
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training job does.
+
+    Attributes:
+        configurations: that are still to be trained; none where all were.
+        finished: what the others came to, by the folders that hold it.
+        search: trains the runs of the configurations.
+        output: the job's output folder.
+    """
+
+    configurations: list[Configuration]
+    finished: list[Result]
+    search: Search
+    output: Path
+
+    @classmethod
+    def of(cls, options: TrainClip, configurations: list[Configuration]) -> Work:
+        """An interrupted job goes on with its own search; another one leaves out what its output folder holds already."""
+        search = _search(options, configurations)
+        output = Path(options.output_dir).expanduser().resolve() if options.output_dir else default_output(search)
+        if not options.multi_config or options.resume == "never" or search.has_begun:
+            return cls(configurations, [], search, output)
+        results = {each.name: Result.read(output, each.name, each.describe()) for each in configurations}
+        left = [each for each in configurations if results[each.name] is None]
+        finished = [result for result in results.values() if result is not None]
+        return cls(left, finished, _search(options, left) if left and finished else search, output)
+
+    def outputs(self) -> dict[str, RunOutput]:
+        """The output folder of each run, in which its configuration is written first."""
+        for each in self.configurations:
+            each.start(self.output)
+        return {name: each for one in self.configurations for name, each in one.outputs(self.output, self.search).items()}
+
+
+def _search(options: TrainClip, configurations: Sequence[Configuration]) -> Search:
+    runs = {name: spec for each in configurations for name, spec in each.specs.items()}
+    return options.named_search(next(iter(runs.values())), Budget(len(runs)), runs)
 
 
 def default_output(search: Search) -> Path:

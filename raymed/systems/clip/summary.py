@@ -17,6 +17,7 @@ from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.figures import confusion, training_history
 from raymed.evaluation.intervals import over_folds
 from raymed.evaluation.metrics import Evaluation, evaluate, judge_patients
+from raymed.evaluation.patients import Patients
 from raymed.job.job import Outcome
 from raymed.recipes.metric import Metric
 from raymed.recipes.recipe import Predictions
@@ -24,11 +25,11 @@ from raymed.registry.candidate import DATA_DIGEST
 from raymed.storage.folder import Folder
 from raymed.systems.clip.checkpoint import LISTS
 from raymed.systems.clip.output import FIGURE, RunOutput, write_json
-from raymed.systems.clip.runs import Configuration
+from raymed.systems.clip.result import Result, write_ranking
+from raymed.systems.clip.runs import Configuration, Work
 from raymed.tracking.tracker import Tracker
 from raymed.training.loop import JUDGED_BY
 from raymed.training.predictions import last_predictions, read_predictions
-from raymed.tuning.search import Search
 from raymed.tuning.study import CHECKPOINT, REASON
 
 SUMMARY, CONFUSION = "cv_summary.json", "confusion_matrix.png"
@@ -47,11 +48,15 @@ class Judged:
         together: all these patients, by the best checkpoints.
         folds: figures of each best checkpoint's, as `PER_PATIENT` names them; what cannot be formed everywhere is left out.
         last: the same of each run's last epoch; empty where one of them has none that can be read.
+        patients: what is said of each.
+        judged_by: which of the checkpoints says it, by patient, from 0.
     """
 
     together: Evaluation
     folds: dict[str, list[float]]
     last: dict[str, list[float]]
+    patients: Patients
+    judged_by: dict[str, int]
 
     @classmethod
     def of(cls, prepared: Prepared, checkpoints: Sequence[str], seed: int, runs: Sequence[Folder] = ()) -> Judged:
@@ -67,7 +72,13 @@ class Judged:
             together["logits"], prepared.columns(together["row"], JUDGED_BY), unit=prepared.manifest.unit
         )
         evaluation = evaluate(patients, prepared.labels.names, seed=seed)
-        return cls(evaluation, _by_fold(prepared, best), _by_fold(prepared, last) if len(last) == len(best) else {})
+        judged_by = {
+            str(patient): number
+            for number, each in enumerate(best)
+            for patient in prepared.columns(np.asarray(each["row"]), ["patient"])["patient"]
+        }
+        by_last = _by_fold(prepared, last) if len(last) == len(best) else {}
+        return cls(evaluation, _by_fold(prepared, best), by_last, patients, judged_by)
 
     def describe(self) -> dict[str, Any]:
         """Figures with 95 % intervals, of each class too, and who was taken for whom, as plain values."""
@@ -102,26 +113,21 @@ def _by_fold(prepared: Prepared, folds: Sequence[Predictions]) -> dict[str, list
 
 
 def summarise(
-    configurations: Sequence[Configuration],
-    outputs: Mapping[str, RunOutput],
-    trials: Mapping[str, FrozenTrial],
-    search: Search,
-    output: Path,
-    wrong: Sequence[str],
+    work: Work, outputs: Mapping[str, RunOutput], trials: Mapping[str, FrozenTrial], wrong: Sequence[str]
 ) -> Outcome:
     """What a training job leaves.
 
     Args:
         outputs: of each run, by its name; likewise `trials`, how it ended.
-        output: the job's output folder.
         wrong: why some configurations were not trained.
 
     Raises:
         UserError: some configurations could not be trained; the message tells of all.
         RunError: some runs failed; the message tells of all.
     """
-    lines: list[str] = []
-    figures: dict[str, dict[str, Any]] = {}
+    configurations, search, output, results = work.configurations, work.search, work.output, list(work.finished)
+    lines = _trained_before(results)
+    figures: dict[str, dict[str, Any]] = {each.name: dict(each.figures) for each in results}
     tracker = search.open_tracker()
     runs = {name: str(tracker.find(search.trial_key(trial))) for name, trial in trials.items()}
     parent = str(tracker.find(search.name))
@@ -158,18 +164,42 @@ def summarise(
             found["average_results"] = told["average_results"]
         else:
             found |= best_of(histories[done[0]], each.monitor) | {"run_id": runs[done[0]]}
-        lines += _lines(each, found, judged, brief=len(configurations) > 1)
+        lines += _lines(each, found, judged, brief=len(configurations) + len(work.finished) > 1)
+        if judged and len(done) == len(each.specs):
+            by_fold = {patient: number + 1 for patient, number in judged.judged_by.items()} if each.options.use_cv else {}
+            classes = each.prepared.labels.names
+            results.append(Result(each.name, each.describe(), found, classes, judged.patients, by_fold))
+            results[-1].write(output)
         others = tracker.count(DATA_DIGEST, each.prepared.digest) - len(able)
         if each.options.use_cv and others > 0:
             found["other_runs"] = others
             lines.append(_SEARCHED.format(others, f"{each.prepared.manifest.unit}s"))
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
     lines += [f"not trained: {each}" for each in wrong]
+    if any(each.name for each in configurations):
+        lines += write_ranking(output, results, [*wrong, *failed])
     if wrong or failed:
         raise (UserError if wrong else RunError)("\n".join(["not everything could be trained", *lines]))
     lines += [tracker.look_at_it, f"files: {output}"]
     data = {"name": search.name, "output": str(output), "tracking_uri": search.tracking_uri}
     return Outcome("\n".join(lines), data | figures.get("", {"configurations": figures}))
+
+
+def summarise_finished(work: Work, wrong: Sequence[str]) -> Outcome:
+    """What is told where every configuration was trained by an earlier job.
+
+    Raises:
+        UserError: some configurations could not be trained; the message tells of all.
+    """
+    lines = [*_trained_before(work.finished), *write_ranking(work.output, work.finished, wrong)]
+    if wrong:
+        raise UserError("\n".join(["not everything could be trained", *lines, *(f"not trained: {each}" for each in wrong)]))
+    figures = {each.name: dict(each.figures) for each in work.finished}
+    return Outcome("\n".join([*lines, f"files: {work.output}"]), {"output": str(work.output), "configurations": figures})
+
+
+def _trained_before(finished: Sequence[Result]) -> list[str]:
+    return [f"{each.name}: trained before; its folder holds the result of the same settings" for each in finished]
 
 
 def summarise_folds(

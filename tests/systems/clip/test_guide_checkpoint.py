@@ -19,6 +19,7 @@ from raymed.data.image import ImageSettings
 from raymed.data.micro_batches import Division
 from raymed.data.plan import SliceSettings
 from raymed.errors import UserError
+from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.models.settings import ClipModelSettings
 from raymed.recipes.recipe import TrainingPass
@@ -363,6 +364,33 @@ def test_a_file_that_leaves_nothing_to_train_is_an_error(output, spec, tmp_path)
     patient = dataclasses.replace(spec, train=dataclasses.replace(TRAIN, patience=5))
     with pytest.raises(UserError, match="waited 5 epochs"):
         checkpoint.start_from(tmp_path / "waited.pth", patient)
+
+
+@pytest.fixture
+def cross_validation(files, tmp_path) -> Path:
+    """The output folder of two folds, whose networks differ."""
+    folder = tmp_path / "cv"
+    for number, name in enumerate((BEST, LATEST), start=1):
+        content = checkpoint.read(files / name)
+        checkpoint.write(folder / f"fold_{number}" / BEST, content)
+    (folder / "config.json").write_text('{"n_splits": 2}')
+    return folder
+
+
+def test_a_cross_validation_predicts_with_the_mean_of_its_folds(cross_validation, prepared, tmp_path):
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db", "raymed-clip")
+    names = (str(cross_validation), *(str(cross_validation / f"fold_{number}" / BEST) for number in (1, 2)))
+    rows = prepared.rows("val")
+    together, *each = (softmax(predict_rows(open_classifier(name, tracker).open(), prepared, rows)[0]) for name in names)
+    assert not np.allclose(*each)
+    assert together == pytest.approx(np.mean(each, axis=0), abs=1e-6)
+
+
+def test_a_cross_validation_that_lacks_a_fold_does_not_pass_for_a_whole_one(cross_validation, tmp_path):
+    (cross_validation / "fold_2" / BEST).unlink()
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db", "raymed-clip")
+    with pytest.raises(UserError, match=r"lacks fold_2/checkpoint_best\.pth"):
+        open_classifier(str(cross_validation), tracker)
 
 
 class Attack:

@@ -71,9 +71,14 @@ def read(path: Path) -> dict:
 def test_a_wrong_entry_and_a_failing_run_are_named_and_the_others_are_trained(done):
     output, said = done
     assert "configs.json, entry 2: unknown key 'learning_rat'" in said
-    assert re.search("^tiny_characters-3 failed: .*training has diverged", said, re.MULTILINE)
-    names = {"tiny_characters", "tiny_characters-2", "tiny_characters-3"}
-    assert {path.name for path in output.iterdir()} == names, "runs share a folder"
+    assert re.search("^tiny_characters-4 failed: .*training has diverged", said, re.MULTILINE)
+    names = {"tiny_characters", "tiny_characters-3", "tiny_characters-4"}
+    ranking = {"multi_summary.json", "multi_summary.csv"}
+    assert {path.name for path in output.iterdir()} == names | ranking, "runs share a folder"
+    assert "ranked by the loss of their patients:" in said
+    summary = read(output / "multi_summary.json")
+    assert {each["name"] for each in summary["ranking"]} == names - {"tiny_characters-4"}
+    assert len(summary["not_trained"]) == 2 and summary["ranking"][0]["more_loss"] is None
 
 
 def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
@@ -82,22 +87,21 @@ def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
     folds = {name: run.data.tags["raymed.fold"] for name, run in runs.items() if "mlflow.parentRunId" in run.data.tags}
     assert folds == {
         "tiny_characters": "",
-        "tiny_characters-2-fold_1": "0",
-        "tiny_characters-2-fold_2": "1",
-        "tiny_characters-3": "",
+        "tiny_characters-3-fold_1": "0",
+        "tiny_characters-3-fold_2": "1",
+        "tiny_characters-4": "",
     }
     assert len(runs) == 5
-    (data,) = runs["tiny_characters-2-fold_2"].inputs.dataset_inputs
+    (data,) = runs["tiny_characters-3-fold_2"].inputs.dataset_inputs
     assert data.tags[0].value == "training without fold 1"
-    assert runs["tiny_characters-3"].info.status == "FAILED"
+    assert runs["tiny_characters-4"].info.status == "FAILED"
     assert runs["tiny_characters"].info.status == "FINISHED"
 
 
 def test_a_single_run_leaves_the_guide_s_files(done):
     folder = done[0] / "tiny_characters"
-    assert {path.name for path in folder.iterdir()} == RUN | {"config.json", "confusion_matrix.png"}, (
-        "n_splits alone must not make folds"
-    )
+    files = {"config.json", "confusion_matrix.png", "result.json", "patients.csv"}
+    assert {path.name for path in folder.iterdir()} == RUN | files, "n_splits alone must not make folds"
     config, history = read(folder / "config.json"), read(folder / "history.json")
     assert (config["learning_rate"], config["use_amp"], config["epochs"]) == (3e-3, False, 2)
     assert set(history) == {"train_loss", "train_acc", "val_loss", "val_acc"}
@@ -110,8 +114,8 @@ def test_a_single_run_leaves_the_guide_s_files(done):
 
 
 def test_folds_leave_a_folder_each_and_a_summary(done):
-    folder = done[0] / "tiny_characters-2"
-    files = {"config.json", "cv_summary.json", "confusion_matrix.png"}
+    folder = done[0] / "tiny_characters-3"
+    files = {"config.json", "cv_summary.json", "confusion_matrix.png", "result.json", "patients.csv"}
     assert {path.name for path in folder.iterdir()} == files | {"fold_1", "fold_2"}
     histories = []
     for fold in (1, 2):
@@ -130,6 +134,8 @@ def test_folds_leave_a_folder_each_and_a_summary(done):
     assert accuracy["value"] == pytest.approx(summary["average_results"]["avg_patient_accuracy"]), "folds of one size"
     assert [sum(row) for row in summary["confusion"]] == [12, 12], "every patient is judged once"
     assert [each["name"] for each in summary["classes"]] == CLASSES
+    patients = pd.read_csv(folder / "patients.csv")
+    assert len(patients) == 24 and set(patients["fold"]) == {1, 2}, "each by the network that was not trained on it"
 
 
 def test_the_same_command_trains_only_what_failed_again(words, done):
@@ -138,6 +144,20 @@ def test_the_same_command_trains_only_what_failed_again(words, done):
     with pytest.raises(UserError, match="entry 2"):
         train_clip.main(parse(TrainClip, words, aliases=GUIDE))
     assert {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")} == before
+
+
+def test_an_entry_that_is_mended_is_trained_and_the_others_are_not_trained_again(words, done):
+    mended = [CONFIGS[0], SMALL | {"learning_rate": 1e-3, "n_splits": 2}, CONFIGS[2]]
+    (done[0].parent / "mended.json").write_text(json.dumps(mended, ensure_ascii=False), "utf-8")
+    before = {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")}
+    outcome = train_clip.main(parse(TrainClip, [*words[:-1], str(done[0].parent / "mended.json")], aliases=GUIDE))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "tiny_characters: trained before" in outcome.text and "tiny_characters-3: trained before" in outcome.text
+    assert (done[0] / "tiny_characters-2" / "checkpoint_best.pth").is_file()
+    names = {each["name"] for each in read(done[0] / "multi_summary.json")["ranking"]}
+    assert names == {"tiny_characters", "tiny_characters-2", "tiny_characters-3"}
+    again = train_clip.main(parse(TrainClip, [*words[:-1], str(done[0].parent / "mended.json")], aliases=GUIDE))
+    assert set(again.data["configurations"]) == names
 
 
 def test_a_run_goes_on_from_a_file_into_another_folder_and_its_best_stays_until_a_better_one(images, done, tmp_path):
