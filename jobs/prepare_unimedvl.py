@@ -43,11 +43,12 @@ class PrepareUnimedvlOptions(JobOptions, SequenceSettings):
     def config(self) -> MixtureConfig:
         """The configuration that is named, or that of the phantoms, which are written."""
         from raymed.systems.unimedvl.mixture_config import MixtureConfig
+        from raymed.systems.unimedvl.parquet import with_parquet_as_lines
         from raymed.systems.unimedvl.phantoms import phantom_config
 
         path = self.dataset_config_file
         file = Path(path).absolute() if path else phantom_config(self.folder, self.phantom)
-        return MixtureConfig.read(file, self.registry, self.resize_rule)
+        return with_parquet_as_lines(MixtureConfig.read(file, self.registry, self.resize_rule), self.folder)
 
 
 def main(options: PrepareUnimedvlOptions) -> Outcome:

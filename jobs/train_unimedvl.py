@@ -18,7 +18,8 @@ from typing import Any
 
 from raymed.job.job import Outcome, run
 from raymed.systems.options import CONFIGS
-from raymed.systems.unimedvl.options import GUIDE, UniMedVLOptions
+from raymed.systems.unimedvl.guide import GUIDE
+from raymed.systems.unimedvl.options import UniMedVLOptions
 from raymed.tuning.budget import Budget
 
 FINETUNING = CONFIGS / "unimedvl_sft.yaml"

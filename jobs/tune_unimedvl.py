@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from raymed.job.job import run
 from raymed.systems.options import CONFIGS, SearchOptions
 from raymed.systems.search_job import search_and_conclude
-from raymed.systems.unimedvl.options import GUIDE, UniMedVLOptions
+from raymed.systems.unimedvl.guide import GUIDE
+from raymed.systems.unimedvl.options import UniMedVLOptions
 
 
 @dataclass(frozen=True, kw_only=True)

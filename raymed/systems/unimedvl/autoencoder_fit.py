@@ -1,7 +1,8 @@
 """An image autoencoder for the tiny network, fitted to pictures: one with random weights would draw nothing.
 
 It is a variational autoencoder (Kingma and Welling 2014, arXiv:1312.6114) whose divergence weighs next to nothing, as in
-latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.1). Fitting takes some 20 seconds on a CPU, once.
+latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.1). Residual blocks begin as the identity (Zhang et al.
+2019, arXiv:1901.09321), and many steps on few crops fit it sooner than few on many. It takes about a minute on a CPU, once.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import save
 from torch import Tensor
 
@@ -27,10 +31,10 @@ from raymed.systems.unimedvl.settings import NetworkSizes
 
 log = logging.getLogger("raymed")
 
-STEPS, BATCH, CROP, LR = 300, 8, 32, 4e-3
+STEPS, BATCH, CROP, LR = 1000, 2, 32, 4e-3
 DIVERGENCE = 1e-5  # weight of the divergence from the normal distribution
 PICTURES = 128  # that are fitted to
-FITTING = 1  # of this procedure: other weights from the same pictures need another number
+FITTING = 2  # of this procedure: other weights from the same pictures need another number
 
 
 def fitted_autoencoder(sizes: NetworkSizes, prepared: Prepared, fold: int | None, storage: Folder) -> str:
@@ -64,6 +68,7 @@ def fit(autoencoder: ImageAutoencoder, pictures: Sequence[Tensor], steps: int = 
         torch.manual_seed(seed)
         network = ImageAutoencoder(autoencoder.sizes, autoencoder.patch)
         network.requires_grad_(True)
+        _begin_as_identity(network)
         optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, pct_start=0.1)
         draws = np.random.default_rng(seed)
@@ -85,6 +90,20 @@ def fit(autoencoder: ImageAutoencoder, pictures: Sequence[Tensor], steps: int = 
     scaled = ImageAutoencoder(sizes, autoencoder.patch)
     load_checkpoint_state(scaled, checkpoint_state(network))
     return scaled
+
+
+@torch.no_grad()
+def _begin_as_identity(network: ImageAutoencoder) -> None:
+    """Let every residual block and attention add nothing."""
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            last: Any = module.conv2
+        elif isinstance(module, Attention):
+            last = module.to_out[0]
+        else:
+            continue
+        last.weight.zero_()
+        last.bias.zero_()
 
 
 def _pixels(picture: Tensor) -> Tensor:

@@ -57,11 +57,12 @@ def network_sizes(settings: UnifiedModelSettings) -> NetworkSizes:
         UserError: a file is missing or damaged.
     """
     if settings.path is not None:
-        return sizes_of(Path(settings.path), settings.weights)
-    preset = PRESETS[settings.preset]
-    if settings.vae_path is None:
-        return preset
-    return replace(preset, autoencoder=autoencoder_sizes(Folder.at(settings.vae_path)))
+        sizes = sizes_of(Path(settings.path), settings.weights)
+    else:
+        sizes = PRESETS[settings.preset]
+        if settings.vae_path is not None:
+            sizes = replace(sizes, autoencoder=autoencoder_sizes(Folder.at(settings.vae_path)))
+    return sizes if settings.max_latent_size is None else replace(sizes, latent_side=settings.max_latent_size)
 
 
 def build(settings: UnifiedModelSettings, sizes: NetworkSizes) -> UniMedVL:
@@ -91,6 +92,7 @@ def load(folder: Path, sizes: NetworkSizes, settings: UnifiedModelSettings) -> U
     files = weight_files(folder, settings.weights)
     with torch.device("meta"):
         network = UniMedVL(sizes, settings.latent_cache)
+    stored_sizes = sizes_of(folder, settings.weights)
     names = {checkpoint_name(key): key for key in network.state_dict()}
     shapes = {checkpoint_name(key): tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     stored = {key: shape for file in files for key, shape in stored_shapes(file).items()}
@@ -117,7 +119,7 @@ def load(folder: Path, sizes: NetworkSizes, settings: UnifiedModelSettings) -> U
             held = set(tensors.keys())
             state = {names[key]: tensors.get_tensor(key) for key in names.keys() & held}
             for key in TABLES.keys() & held:
-                _check_table(file, key, tensors.get_tensor(key), sizes)
+                _check_table(file, key, tensors.get_tensor(key), stored_sizes)
         network.load_state_dict(state, strict=False, assign=True)
     if without_generation:
         start_generation(network)

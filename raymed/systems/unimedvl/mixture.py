@@ -10,9 +10,10 @@ resumes at its step in the same packs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class PackingSettings:
         prefer_buffer_before: below so many tokens, a sequence takes the samples that have waited longest; from there on the
             longest that fit.
         max_buffer_size: how many samples are drawn ahead, and wait.
+        weights: shares of the draws by class or by class/group, in place of the configuration's; what it does not name is
+            not drawn. A stage of a curriculum is such weights.
     """
 
     expected_num_tokens: int = 32_768
@@ -41,6 +44,7 @@ class PackingSettings:
     max_num_tokens_per_sample: int = 16_384
     prefer_buffer_before: int = 16_384
     max_buffer_size: int = 50
+    weights: dict[str, float] = field(default_factory=dict)
 
     noun = "samples"
     option = "packing"
@@ -58,6 +62,8 @@ class PackingSettings:
             )
         if self.prefer_buffer_before < 0 or self.max_buffer_size < 0:
             raise UserError("packing.prefer_buffer_before and packing.max_buffer_size must be at least 0")
+        if self.weights and not (min(self.weights.values()) >= 0 and sum(self.weights.values()) > 0):
+            raise UserError("packing.weights cannot be negative, and one of them is above 0")
 
     @property
     def redraws(self) -> bool:
@@ -99,6 +105,7 @@ class PackingSettings:
         described = prepared.manifest.settings.get("groups")
         if described is None:
             raise UserError(f"{prepared.folder.uri} holds no sequences: prepare the data with jobs/prepare_unimedvl.py")
+        described = self._weighted(prepared, described)
         groups = []
         for title, group in described.items():
             members = np.isin(sources, [f"{title}/{name}" for name in group["sets"]])
@@ -121,6 +128,29 @@ class PackingSettings:
                 f"{self.max_num_tokens} together: raise it, or lower packing.max_num_tokens_per_sample"
             )
         return groups
+
+    def _weighted(self, prepared: Prepared, described: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The groups with the weights that are given here. A class's weight is shared by its groups as theirs are.
+
+        Raises:
+            UserError: a name is of no group.
+        """
+        if not self.weights:
+            return described
+        members = {
+            name: [title for title, group in described.items() if name in (title, title.partition("/")[0])]
+            for name in self.weights
+        }
+        if unknown := [name for name, titles in members.items() if not titles]:
+            raise UserError(
+                f"packing.weights names {', '.join(unknown)}, which {prepared.folder.uri} has not: {', '.join(described)}"
+            )
+        weights = dict.fromkeys(described, 0.0)
+        for name, titles in members.items():
+            whole = sum(described[title]["weight"] for title in titles) or 1.0
+            for title in titles:
+                weights[title] += self.weights[name] * described[title]["weight"] / whole
+        return {title: group | {"weight": weights[title], "mandatory": False} for title, group in described.items()}
 
     def _packs(self, groups: Sequence[_Group], costs: np.ndarray, seed: int, epoch: int) -> Iterator[np.ndarray]:
         """Places of the samples of each pack."""

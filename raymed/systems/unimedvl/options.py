@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from raymed.data.phantom import PhantomSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.job.command_line import Alias
 from raymed.systems.options import SystemOptions
+from raymed.systems.unimedvl.guide import PublishedSettings
 from raymed.systems.unimedvl.mixture import PackingSettings
 from raymed.systems.unimedvl.sequence import CondDropout
 from raymed.systems.unimedvl.settings import PRESETS, TINY, UnifiedLossSettings, UnifiedModelSettings
@@ -18,83 +18,14 @@ from raymed.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.recipe import UniMedVLRecipe
+    from raymed.training.spec import RunSpec
 
 SMALL = TrainSettings(  # from random weights
-    epochs=8, global_batch=4, micro_batch=4, lr=3e-3, weight_decay=0.0, warmup=0.05, final_lr=0.1, ema=0.995
+    epochs=20, global_batch=4, micro_batch=4, lr=4e-3, weight_decay=0.0, warmup=0.05, final_lr=0.1, ema=0.995
 )
 SMALL_PACKS = PackingSettings(256, 320, 256, 128)
-PHANTOMS = PhantomSettings(patients=48, size=128, difficulty=0.2)
-
-# What the guide's flags are called here.
-FIXED = "ignored: it is so in this network, or as the checkpoint's configurations have it"
-GUIDE = {
-    "model-path": Alias("model.path"),
-    "resume-from": Alias("model.path", says="only its weights are taken; an earlier run of the same name goes on by itself"),
-    **dict.fromkeys(("resume-model-only", "resume-model-optimizer"), Alias(says="ignored: a checkpoint gives weights only")),
-    **{
-        name: Alias(says=FIXED)
-        for name in (
-            *("llm-path", "vit-path", "layer-module", "llm-qk-norm", "tie-word-embeddings", "latent-patch-size"),
-            *("vit-patch-size", "vit-max-num-patch-per-side", "connector-act", "interpolate-pos", "vit-select-layer"),
-            "vit-rope",
-        )
-    },
-    "vae-path": Alias("model.vae_path"),
-    "copy-init-moe": Alias("model.copy_init_moe", {"true": "true"}),
-    "freeze-llm": Alias("model.freeze_llm", {"true": "true"}),
-    "freeze-vit": Alias("model.freeze_vit", {"true": "true"}),
-    "freeze-und": Alias("model.freeze_und", {"true": "true"}),
-    "freeze-vae": Alias(says="the image autoencoder is always frozen"),
-    "visual-und": Alias(says="ignored: what is learned follows from the data; --loss.ce_weight 0 learns no answers"),
-    "ce-weight": Alias("loss.ce_weight"),
-    "mse-weight": Alias("loss.mse_weight"),
-    "timestep-shift": Alias("loss.timestep_shift"),
-    "ce-loss-reweighting": Alias("loss.ce_loss_reweighting", {"true": "true"}),
-    "text-cond-dropout-prob": Alias("dropout.text"),
-    "vit-cond-dropout-prob": Alias("dropout.vit"),
-    "vae-cond-dropout-prob": Alias("dropout.vae"),
-    "expected-num-tokens": Alias("packing.expected_num_tokens"),
-    "max-num-tokens": Alias("packing.max_num_tokens"),
-    "max-num-tokens-per-sample": Alias("packing.max_num_tokens_per_sample"),
-    "prefer-buffer-before": Alias("packing.prefer_buffer_before"),
-    "max-buffer-size": Alias("packing.max_buffer_size"),
-    "lr": Alias("train.lr"),
-    **dict.fromkeys(("llm-lr", "vit-lr"), Alias(says="ignored: --model.vit_lr_scale is the ViT's, relative to --train.lr")),
-    "vae-lr": Alias(says="ignored: the image autoencoder is always frozen"),
-    "lr-scheduler": Alias("train.final_lr", {"constant": "1.0", "cosine": "0.01"}),
-    "weight-decay": Alias("train.weight_decay"),
-    "beta1": Alias(says="ignored: it is 0.9"),
-    "beta2": Alias("train.beta2"),
-    "eps": Alias("train.eps"),
-    "min-lr": Alias(says="ignored: --train.final_lr is the last learning rate, as a share of the peak"),
-    "warmup-steps": Alias(says="ignored: --train.warmup is a share of all steps, so that the warm-up always ends"),
-    "total-steps": Alias("train.steps"),
-    "log-every": Alias("train.log_steps"),
-    "ema": Alias("train.ema"),
-    "max-grad-norm": Alias("train.clip"),
-    "save-every": Alias("train.checkpoint_steps"),
-    "gradient-accumulation-steps": Alias(
-        says="ignored: --train.global_batch says how many packs an update takes, over all workers"
-    ),
-    "auto-resume": Alias("resume", {"true": "auto", "True": "auto", "false": "never", "False": "never"}),
-    "data-seed": Alias(says="ignored: --seed is the seed of everything"),
-    "global-seed": Alias("seed"),
-    "results-dir": Alias("storage"),
-    "checkpoint-dir": Alias(says="ignored: checkpoints lie with the run, under --storage"),
-    "max-checkpoints": Alias(says="ignored: --keep-checkpoints says which are kept; last and best always are"),
-    "finetune-from-hf": Alias(says="is so with --model.path: configurations, autoencoder and tokenizer are the folder's"),
-    "finetune-from-ema": Alias("model.weights", {"true": "ema", "True": "ema", "false": "model", "False": "model"}),
-    "num-shard": Alias("workers"),
-    "num-replicate": Alias(says="ignored: --workers says how many there are in all"),
-    "backward-prefetch": Alias(says="ignored: DeepSpeed fetches weights ahead by itself"),
-    "sharding-strategy": Alias(says="ignored: --train.zero_stage says what is sharded among workers"),
-    "use-flex": Alias(says="ignored: flex attention is taken for long sequences on a GPU, where it is the faster one"),
-    "max-latent-size": Alias(says="ignored: it is that of the checkpoint, and checked against the data"),
-    **dict.fromkeys(("num-workers", "num-worker"), Alias(says="ignored: pictures are decoded once, when data are prepared")),
-    "prefetch-factor": Alias(says="ignored: micro-batches are always made while others are computed"),
-    "cpu-offload": Alias("train.offload", {"true": "cpu", "false": "none", "True": "cpu", "False": "none"}),
-    "enable-tensorboard": Alias(says="ignored: MLflow keeps what TensorBoard would"),
-}
+SMALL_DROPOUT = CondDropout(text=0.1, vit=0.1, vae=0.1)
+PHANTOMS = PhantomSettings(patients=96, size=128, difficulty=0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +42,15 @@ class UniMedVLOptions(SystemOptions):
             with a new optimizer. An earlier run of the same name goes on all the same.
         visual_gen: Whether pictures are learned to be drawn: true makes sure that there are some, false leaves them out of
             the loss (default: where there are any).
+        visual_und: Whether pictures are seen by the ViT: true makes sure that some are, false that none is (default: where
+            the data have it so).
         packing: How samples share sequences; small ones are the preset `unimedvl-tiny`'s, and others have the guide's
             (32768, 36864, 16384, 16384) unless told otherwise.
         model: The network.
         loss: The loss.
         dropout: How often training leaves out a condition that may be left out.
         train: How it is trained; a pack is a sequence of up to packing.max_num_tokens tokens.
+        published: Settings that the published trainer counts otherwise, in place of those above.
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = (
@@ -136,11 +70,13 @@ class UniMedVLOptions(SystemOptions):
     phantom: PhantomSettings = PHANTOMS
     resume_from_ema: str | None = None
     visual_gen: bool | None = None
+    visual_und: bool | None = None
     packing: PackingSettings = SMALL_PACKS
     model: UnifiedModelSettings = field(default_factory=UnifiedModelSettings)
     loss: UnifiedLossSettings = field(default_factory=UnifiedLossSettings)
-    dropout: CondDropout = field(default_factory=CondDropout)
+    dropout: CondDropout = SMALL_DROPOUT
     train: TrainSettings = SMALL
+    published: PublishedSettings = field(default_factory=PublishedSettings)
 
     @property
     def sampling(self) -> PackingSettings:
@@ -162,6 +98,7 @@ class UniMedVLOptions(SystemOptions):
 
             return prepare_phantoms(self.folder, self.phantom)
         from raymed.systems.unimedvl.mixture_config import MixtureConfig
+        from raymed.systems.unimedvl.parquet import with_parquet_as_lines
         from raymed.systems.unimedvl.prepare import prepare_sequences
         from raymed.systems.unimedvl.prepare_settings import SequenceSettings
 
@@ -169,7 +106,8 @@ class UniMedVLOptions(SystemOptions):
         model = self.starting_model.located()
         settings = SequenceSettings(tokenizer=model.path or model.preset)
         out = self.folder.child(f"sequences-{config.stem}").uri
-        return prepare_sequences(MixtureConfig.read(config, self.registry), out, settings).prepared
+        mixture = with_parquet_as_lines(MixtureConfig.read(config, self.registry), self.folder)
+        return prepare_sequences(mixture, out, settings).prepared
 
     def recipe(self, prepared: Prepared) -> UniMedVLRecipe:
         from raymed.systems.unimedvl.recipe import UniMedVLRecipe
@@ -187,14 +125,27 @@ class UniMedVLOptions(SystemOptions):
                 f"the search space of train.lr is for small networks from random weights and would ruin {model.path}: give "
                 "--config with one of its own, such as search: {space: {train.lr: {low: 1.0e-6, high: 1.0e-4, log: true}}}"
             )
-        targets = sum(each["target"] for each in prepared.manifest.settings.get("lines", {}).values())
-        if self.visual_gen and not targets:
+        drawn, seen = (self._elements(prepared, kind) for kind in ("target", "vit"))
+        if self.visual_gen and not drawn:
             raise UserError(f"--visual-gen true, and {prepared.folder.uri} has no picture to draw: leave it out")
+        if self.visual_und is not None and self.visual_und != bool(seen):
+            raise UserError(
+                f"--visual-und {str(self.visual_und).lower()}, and {seen or 'no'} pictures of {prepared.folder.uri} are "
+                "to be seen by the ViT: leave it out, or choose data sets of other classes"
+            )
         if self.visual_gen is False:
             loss = replace(loss, mse_weight=0.0)
         if model.path is None and model.vae_path is None:
             model = self._with_autoencoder(model, prepared)
+        if self.published.vit_lr is not None:
+            if "train.lr" in self.search.space:
+                raise UserError("--vit-lr is one number, and the search space varies train.lr: give --model.vit_lr_scale")
+            model = replace(model, vit_lr_scale=self.published.vit_lr / self.train.lr)
         return UniMedVLRecipe.for_data(prepared, model=model, loss=loss, dropout=self.dropout)
+
+    def spec(self, prepared: Prepared) -> RunSpec:
+        spec = super().spec(prepared)
+        return replace(spec, train=self.published.train(spec.train, spec.workers))
 
     def _with_autoencoder(self, model: UnifiedModelSettings, prepared: Prepared) -> UnifiedModelSettings:
         """A preset's network with an autoencoder that draws the training pictures."""
@@ -210,5 +161,8 @@ class UniMedVLOptions(SystemOptions):
 
     def _draws(self, prepared: Prepared) -> bool:
         """Whether any sequence has a picture as the autoencoder sees it."""
-        lines = prepared.manifest.settings.get("lines", {}).values()
-        return any(each["vae"] + each["target"] for each in lines)
+        return any(self._elements(prepared, kind) for kind in ("vae", "target"))
+
+    def _elements(self, prepared: Prepared, kind: str) -> int:
+        """How many elements of a kind the sequences have."""
+        return int(sum(each[kind] for each in prepared.manifest.settings.get("lines", {}).values()))

@@ -1,8 +1,9 @@
 """Phantom patients with questions, reports and pairs of pictures: what UniMedVL tries itself on where there are no others.
 
-A pair shows one plane of one patient: in another window, or with and without what fills the lungs, all else unchanged, so
-that it is known what a good edit is. In which lung that lies is measured, and said as radiologists say it: the patient's
-left is on the right of the picture. Nothing here is a model of any real report.
+A pair shows one plane of one patient in another window, or a close-up with and without what fills the lungs, all else
+unchanged, so that it is known what a good edit is. It is a close-up because disease is a small part of a whole plane: there
+the loss of a small autoencoder outweighs all that an edit changes. In which lung it lies is measured, and said as it is in
+radiology: the patient's left is on the right of the picture. Nothing here is a model of any real report.
 """
 
 from __future__ import annotations
@@ -38,19 +39,21 @@ from raymed.systems.unimedvl.prepare_settings import SequenceSettings
 log = logging.getLogger("raymed")
 
 CONFIG = "config.yaml"
-DRAWING = 1  # of these pictures and texts: others for the same settings need another number
+DRAWING = 2  # of these pictures and texts: others for the same settings need another number
+PICTURES = ("shown", "mediastinum", "near", "near_changed")  # of a patient that lines name
 HEIGHTS = (0.35, 0.5, 0.65)  # of the planes that are looked at for the one with most disease
 ASKED = {"report": "Write a report.", "which": "Which lung is affected?", "is": "Is there pneumonia?"}
 GROUPS = {  # class of each group, and its weight
     "questions": ("SftJSONLIterableDataset_Ver1", 4),
     "texts": ("SftJSONLIterableDataset_TextOnly", 1),
-    "windows": ("MedicalImageEditingIterableDataset_ver1", 2),
-    "lesions": ("CounterfactualMedicalIterableDataset_ver1", 2),
+    "windows": ("MedicalImageEditingIterableDataset_ver1", 4),
+    "lesions": ("CounterfactualMedicalIterableDataset_ver1", 6),
     "drawings": ("T2IIterableDataset_Ver1", 1),
 }
-# The grids of the tiny network: ViT patches of 14 pixels, at most 4 a side; latent tokens of 8 pixels, at most 8 a side.
+CLOSE_UP = 3 / 8  # side of a close-up, as a share of the plane's
+# For the tiny network: ViT patches of 14 pixels, at most 4 a side; latent tokens of 8 pixels, of which 4 a side will do.
 VIT_ARGUMENTS = {"image_stride": 14, "max_image_size": 56, "min_image_size": 56}
-VAE_ARGUMENTS = {"image_stride": 8, "max_image_size": 64, "min_image_size": 64}
+VAE_ARGUMENTS = {"image_stride": 8, "max_image_size": 32, "min_image_size": 32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,7 @@ class Phantom:
         shown: in the lung window, as it is; uint8 [size, size].
         mediastinum: the same in the mediastinal window.
         changed: in the lung window, without its disease, or with one where it has none.
+        near, near_changed: close-ups of both, where most is changed.
         change: class of the disease that comes or goes.
         extent: where it is in this plane.
     """
@@ -70,6 +74,8 @@ class Phantom:
     shown: np.ndarray
     mediastinum: np.ndarray
     changed: np.ndarray
+    near: np.ndarray
+    near_changed: np.ndarray
     change: str
     extent: Extent
 
@@ -93,15 +99,19 @@ def phantom(settings: PhantomSettings, number: int) -> Phantom:
 
     filled, clear = plane(disease), plane(nothing)
     as_it_is, other = (filled, clear) if label in KINDS else (clear, filled)
-    lung, mediastinum = WINDOWS["lung"], WINDOWS["mediastinum"]
-    return Phantom(
-        label,
-        apply_window(as_it_is, *lung),
-        apply_window(as_it_is, *mediastinum),
-        apply_window(other, *lung),
-        change,
-        extents[most],
-    )
+    shown, changed = (apply_window(plane, *WINDOWS["lung"]) for plane in (as_it_is, other))
+    mediastinum = apply_window(as_it_is, *WINDOWS["mediastinum"])
+    rows, columns = _close_up(shown, changed)
+    return Phantom(label, shown, mediastinum, changed, shown[rows, columns], changed[rows, columns], change, extents[most])
+
+
+def _close_up(shown: np.ndarray, changed: np.ndarray) -> tuple[slice, slice]:
+    """The square in which two planes differ most."""
+    side = int(len(shown) * CLOSE_UP)
+    differs = np.pad(np.abs(shown.astype(np.int64) - changed).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    inside = differs[side:, side:] - differs[:-side, side:] - differs[side:, :-side] + differs[:-side, :-side]
+    top, left = np.unravel_index(int(inside.argmax()), inside.shape)
+    return slice(int(top), int(top) + side), slice(int(left), int(left) + side)
 
 
 def lines(case: Phantom, number: int, side: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,7 +119,8 @@ def lines(case: Phantom, number: int, side: int) -> Iterator[tuple[str, dict[str
     name = f"phantom_{number:04d}"
 
     def picture(kind: str) -> dict[str, Any]:
-        return {"path": f"{name}_{kind}.png", "height": side, "width": side}
+        pixels = int(side * CLOSE_UP) if kind.startswith("near") else side
+        return {"path": f"{name}_{kind}.png", "height": pixels, "width": pixels}
 
     def line(task: str, human: str, gpt: str, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> dict[str, Any]:
         turns = [{"from": "human", "value": "<image>\n" * len(inputs) + human}, {"from": "gpt", "value": gpt}]
@@ -133,7 +144,7 @@ def lines(case: Phantom, number: int, side: int) -> Iterator[tuple[str, dict[str
     yield "windows", line("image_to_image", "Show the mediastinal window.", "Done. <image>", ("shown",), ("mediastinum",))
     asked = f"Remove what is {where}." if affected else f"Add {disease} {where}."
     told = "The lungs are clear now. <image>" if affected else f"{short} {where}. <image>"
-    yield "lesions", line("counterfactual_generation", asked, told, ("shown",), ("changed",))
+    yield "lesions", line("counterfactual_generation", asked, told, ("near",), ("near_changed",))
     yield "drawings", line("image_generation", f"A chest CT: {report}", "Here it is. <image>", (), ("shown",))
 
 
@@ -183,7 +194,7 @@ def _digest(settings: PhantomSettings) -> str:
 
 def _write_patient(folder: Path, settings: PhantomSettings, number: int) -> list[tuple[str, dict[str, Any]]]:
     case = phantom(settings, number)
-    for kind in ("shown", "mediastinum", "changed"):
+    for kind in PICTURES:
         Image.fromarray(getattr(case, kind)).save(folder / f"phantom_{number:04d}_{kind}.png")
     return list(lines(case, number, settings.size))
 

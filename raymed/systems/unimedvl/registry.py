@@ -34,6 +34,7 @@ from raymed.systems.unimedvl.sequence import (
 )
 
 INFO_KEYS = ("data_dir", "jsonl_path")
+PARQUET = ("t2i_pretrain", "unified_edit")  # classes whose data sets may be Parquet files, which have no jsonl_path
 UNREAD_INFO = ("num_files", "num_total_samples", "parquet_info_path", "json_dir")  # upstream's, of which nothing depends
 
 
@@ -42,7 +43,7 @@ class DatasetInfo:
     """Where a data set lies.
 
     Attributes:
-        jsonl_path: its lines.
+        jsonl_path: its lines; empty of Parquet files, which lie in `data_dir`.
         data_dir: the folder that the paths in them are relative to; empty where they name no pictures.
     """
 
@@ -98,11 +99,14 @@ def dataset_info(class_key: str, name: str, info: Mapping[str, Any], where: str 
     Raises:
         UserError: `info` has no jsonl_path, or keys that mean nothing.
     """
-    if not isinstance(info, Mapping) or not isinstance(info.get("jsonl_path"), str):
+    stored = isinstance(info, Mapping) and (
+        isinstance(info.get("jsonl_path"), str) or (class_key in PARQUET and isinstance(info.get("data_dir"), str))
+    )
+    if not stored:
         raise UserError(f"{where}: the data set {name!r} of {class_key!r} needs a jsonl_path (and a data_dir for pictures)")
     if unknown := set(info) - {*INFO_KEYS, *UNREAD_INFO}:
         raise UserError(f"{where}: data set {name!r}: keys that mean nothing here: {', '.join(sorted(unknown))}")
-    DATASET_INFO.setdefault(class_key, {})[name] = DatasetInfo(info["jsonl_path"], info.get("data_dir") or "")
+    DATASET_INFO.setdefault(class_key, {})[name] = DatasetInfo(info.get("jsonl_path") or "", info.get("data_dir") or "")
 
 
 def plan_of(class_key: str, where: str) -> Plan:

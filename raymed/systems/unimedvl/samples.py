@@ -29,6 +29,7 @@ TASKS = {
     "image_generation": Task(inputs=None, outputs=True),
     "counterfactual_generation": Task(inputs=True, outputs=True),
 }
+REFUSED = "refused"  # key of a line that says why what it was made from cannot be used
 OTHER_TASK_NAMES = {"t2i": "image_generation", "text_to_image": "image_generation"}
 
 
@@ -82,6 +83,8 @@ def read_sample(line: bytes) -> Sample:
         raise ValueError(f"not valid JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
         raise ValueError("not a sample: it is nested too deeply") from error
+    if REFUSED in content:
+        raise ValueError(str(content[REFUSED]))
     sample = _read(_renamed(content) if "message" not in content and "conversations" in content else content)
     return _checked(sample)
 

@@ -156,10 +156,10 @@ def checkpoint_folder(name: str) -> Path:
 PRESETS = {
     TINY: NetworkSizes(
         language=LanguageSizes(
-            vocabulary=264, hidden=64, layers=2, heads=4, key_value_heads=2, intermediate=128, rope_theta=1e4
+            vocabulary=264, hidden=64, layers=2, heads=2, key_value_heads=1, intermediate=128, rope_theta=1e4
         ),
         vision=VisionSizes(hidden=32, layers=2, heads=2, intermediate=64, side=4),
-        autoencoder=AutoencoderSizes(channels=16, multipliers=(1, 2, 2), blocks=1, latent_channels=4, norm_groups=8),
+        autoencoder=AutoencoderSizes(channels=16, multipliers=(1, 2, 2), blocks=1, latent_channels=8, norm_groups=8),
         latent_side=8,
     ),
     SMALL: NetworkSizes(
@@ -189,6 +189,8 @@ class UnifiedModelSettings:
             gradient through; the output layer is trained all the same.
         vit_lr_scale: learning rate of the ViT, relative to the rest's.
         gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
+        max_latent_size: most latent tokens along a side of a picture, in place of the checkpoint's or preset's: their
+            positions are a formula, which knows larger grids too.
         latent_cache: memory on each worker for the latents of pictures seen before, in MiB; 0 encodes each anew.
     """
 
@@ -203,6 +205,7 @@ class UnifiedModelSettings:
     freeze_und: bool = False
     vit_lr_scale: float = 1.0
     gradient_checkpointing: bool = False
+    max_latent_size: int | None = None
     latent_cache: int = 1024
 
     def __post_init__(self) -> None:
@@ -210,6 +213,8 @@ class UnifiedModelSettings:
             raise UserError(f"there is no preset {self.preset!r}{did_you_mean(self.preset, PRESETS)}: {', '.join(PRESETS)}")
         if self.path is not None and self.vae_path is not None:
             raise UserError("model.vae_path is for presets: the folder of model.path has an autoencoder of its own")
+        if self.max_latent_size is not None and self.max_latent_size < 1:
+            raise UserError(f"model.max_latent_size is {self.max_latent_size}: it must be at least 1")
         if self.latent_cache < 0 or self.vit_lr_scale <= 0:
             raise UserError(
                 "model.latent_cache cannot be negative; model.vit_lr_scale is above 0 (model.freeze_vit freezes)"

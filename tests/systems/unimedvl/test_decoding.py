@@ -11,28 +11,26 @@ from raymed.systems.unimedvl.tool_settings import TextSettings
 
 @pytest.fixture(scope="module")
 def network():
-    return tiny_network().eval()
+    """It ends no answer soon: the mark's logit is 0."""
+    made = tiny_network().eval()
+    with torch.no_grad():
+        made.language_model.lm_head.weight[TOKENS.end].fill_(0)
+    return made
 
 
 def answer(network, tokens=TOKENS, **settings) -> list[int]:
     context, _ = read_text(network, Context.empty(network), [TOKENS.start, *TOKENS.ids("Findings?"), TOKENS.end])
-    return list(write(network, context, tokens, TextSettings(**settings), torch.Generator().manual_seed(1)))
+    return list(write(network, context, tokens, TextSettings(**settings), torch.Generator().manual_seed(2)))
 
 
 def test_the_mark_that_begins_an_answer_counts_in_its_length(network):
-    end = network.language_model.lm_head.weight[TOKENS.end]
-    kept = end.detach().clone()
-    with torch.no_grad():
-        end.fill_(0)  # so that it is never the likeliest
     assert len(answer(network, max_new_tokens=6, do_sample=False)) == 5
-    with torch.no_grad():
-        end.copy_(kept)
 
 
 def test_an_answer_ends_at_its_mark(network):
     whole = answer(network, max_new_tokens=12)
     ending = TextTokens.bytes()
-    ending.end = whole[5]
+    ending.end = whole[len(whole) // 2]
     assert answer(network, ending, max_new_tokens=12) == whole[: whole.index(ending.end)]
 
 

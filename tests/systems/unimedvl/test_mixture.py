@@ -2,10 +2,12 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +17,7 @@ from raymed.data.record import INDEX
 from raymed.errors import UserError
 from raymed.storage.folder import Folder
 from raymed.systems.unimedvl.mixture import PackingSettings
+from raymed.systems.unimedvl.phantoms import GROUPS
 
 SMALL = PackingSettings(80, 100, 60, 40, 5)
 
@@ -140,3 +143,24 @@ def test_data_of_another_system_and_limits_that_cannot_be_are_refused(prepared) 
         PackingSettings(expected_num_tokens=40_000)
     with pytest.raises(UserError, match="max_num_tokens_per_sample 40000"):
         PackingSettings(max_num_tokens_per_sample=40_000)
+
+
+def test_weights_of_a_stage_are_in_place_of_the_configurations_and_name_known_groups(prepared) -> None:
+    data = mixture(prepared, {"a": [1] * 3000, "b": [1] * 3000, "c": [1] * 100}, a=(3.0, True), b=(1.0, False))
+    counts = seen(draw(data, replace(SMALL, weights={"class/b": 75.0, "class/c": 25.0})))
+    assert not any(counts[row] for row in range(3000)), "what is not named is not drawn, mandatory or not"
+    assert sum(counts[row] for row in range(3000, 6000)) / counts.total() == pytest.approx(0.75, abs=0.02)
+    whole = seen(draw(data, replace(SMALL, weights={"class": 1.0})))
+    assert sum(whole[row] for row in range(3000)) / whole.total() == pytest.approx(0.6, abs=0.02)
+    with pytest.raises(UserError, match=r"names class/d, .* class/a, class/b, class/c"):
+        draw(data, replace(SMALL, weights={"class/d": 1.0}))
+    with pytest.raises(UserError, match="one of them is above 0"):
+        replace(SMALL, weights={"class/a": 0.0})
+
+
+def test_the_stages_of_the_curriculum_are_configurations_that_hold_for_phantoms_too() -> None:
+    folder = Path(__file__).parents[3] / "configs"
+    known = {key for key, _ in GROUPS.values()}
+    for stage, steps in ((1, 85_000), (2, 120_000), (3, 70_000)):
+        content = yaml.safe_load((folder / f"unimedvl_stage{stage}.yaml").read_text())
+        assert set(content["packing"]["weights"]) <= known and content["train"]["steps"] == steps

@@ -90,3 +90,24 @@ def test_the_autoencoder_is_no_part_of_what_is_trained_or_stored():
     inside = {id(parameter) for parameter in network.parameters()}
     assert not inside & {id(parameter) for parameter in network.autoencoder.parameters()}
     assert not any("autoencoder" in key for key in network.state_dict())
+
+
+def test_random_weights_begin_by_looking_at_the_same_place_of_another_picture():
+    network = tiny_network()
+    attention, side = network.language_model.model.layers[0].self_attn, SIZES.latent_side
+    places = torch.arange(side**2).view(side, side)[:4, :4].flatten()
+    draws = torch.Generator().manual_seed(0)
+
+    def embedded(time: float) -> torch.Tensor:
+        latents = torch.randn(len(places), SIZES.latent_width, generator=draws)
+        return network.embed_latents(latents, torch.full((len(places),), time), places)
+
+    with torch.no_grad():
+        query, key = (
+            norm.generation(projection.generation(states).unflatten(1, (-1, attention.width))[:, 0])
+            for norm, projection, states in (
+                (attention.q_norm, attention.q_proj, embedded(0.7)),
+                (attention.k_norm, attention.k_proj, embedded(0.0)),
+            )
+        )
+    assert torch.equal((query @ key.T).argmax(1), torch.arange(len(places)))

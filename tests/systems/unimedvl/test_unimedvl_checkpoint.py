@@ -41,6 +41,14 @@ def test_a_network_comes_back_from_its_folder(folder):
     assert TextTokens.read(folder).digest == TOKENS.digest
 
 
+def test_a_checkpoint_can_be_given_larger_grids_whose_table_comes_back(folder, tmp_path):
+    settings = UnifiedModelSettings(path=str(folder), max_latent_size=2 * SIZES.latent_side)
+    sizes = network_sizes(settings)
+    assert sizes.latent_side == 2 * SIZES.latent_side
+    save(load(folder, sizes, settings), TOKENS, tmp_path / "larger")
+    assert sizes_of(tmp_path / "larger") == sizes
+
+
 def test_training_goes_on_from_a_checkpoint_that_training_wrote(folder, tmp_path):
     """Its model lies one folder below, beside averaged weights of the trainer's that have the released file's name."""
     step = tmp_path / "step-00000120"

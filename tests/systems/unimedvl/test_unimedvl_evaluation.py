@@ -97,12 +97,12 @@ def test_a_real_network_answers_and_draws_the_same_whatever_came_before(data, ne
     records = data.read(data.rows("val"))
     record = next(each for each in records if each.id == made.drawings.ids[-1])
     assert np.array_equal(made.drawings.pictures.drawn[-1], one.paint(record))
-    assert made.drawings.pictures.drawn[0].shape == (64, 64, 3)
+    assert made.drawings.pictures.drawn[0].shape == (32, 32, 3)
     lines = write_evaluation(made, str(tmp_path))
     assert len(lines) == 2 and (tmp_path / "answers.csv").read_text("utf-8-sig").startswith(
         "patient,question,reference,answer"
     )
-    assert Image.open(tmp_path / "pictures.png").size == (3 * 68, 14 + 3 * 68)
+    assert Image.open(tmp_path / "pictures.png").size == (3 * 36, 14 + 3 * 36)
 
 
 def test_rows_that_ask_for_nothing_about_a_picture_are_judged_by_nothing(data, network) -> None:

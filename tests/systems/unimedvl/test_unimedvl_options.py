@@ -11,7 +11,8 @@ from raymed.systems.unimedvl.asking import GUIDE as ASKING
 from raymed.systems.unimedvl.asking import VQA
 from raymed.systems.unimedvl.editing import GUIDE as EDITING
 from raymed.systems.unimedvl.editing import EditImage
-from raymed.systems.unimedvl.options import GUIDE, UniMedVLOptions
+from raymed.systems.unimedvl.guide import GUIDE, PublishedSettings
+from raymed.systems.unimedvl.options import UniMedVLOptions
 
 CONFIG = Path(__file__).parents[3] / "configs" / "unimedvl_sft.yaml"
 SCRIPT = """--dataset_config_file data.yaml --resume_from_ema UniMedVL --model_path BAGEL-7B-MoT --auto_resume True
@@ -111,7 +112,7 @@ class Data:
 
 
 WIDE = '{"train.lr":{"low":5.0e-4,"high":1.0e-2,"log":true}}'  # of configs/tune_unimedvl.yaml
-READING = Data({"a": {"vae": 0, "target": 0}})
+READING = Data({"a": {"vae": 0, "target": 0, "vit": 0}})
 
 
 @pytest.mark.parametrize(
@@ -126,3 +127,40 @@ READING = Data({"a": {"vae": 0, "target": 0}})
 def test_what_cannot_be_trained_is_refused_before_anything_is_read(words, named):
     with pytest.raises(UserError, match=named):
         read(words).recipe(READING)
+
+
+def test_what_the_published_trainer_counts_otherwise_is_translated():
+    words = (
+        "--total_steps 100 --warmup_steps 10 --lr 1e-4 --lr_scheduler cosine --min_lr 1e-6 --gradient_accumulation_steps 3"
+    )
+    options = read(f"{words} --num_shard 2 --vit_lr 2e-5 --max_latent_size 32")
+    train = options.published.train(options.train, options.workers)
+    assert (train.warmup, train.final_lr, train.global_batch, train.micro_batch) == (0.1, pytest.approx(0.01), 6, 1)
+    assert (options.published.vit_lr, options.model.max_latent_size) == (2e-5, 32)
+    constant = read("--total_steps 100 --lr_scheduler constant --min_lr 1e-6")
+    assert constant.published.train(constant.train, 1).final_lr == 1.0, "the floor is the cosine's"
+
+
+def test_a_warm_up_that_would_not_end_is_shortened_and_told(caplog):
+    train = PublishedSettings(warmup_steps=2000).train(read("--total_steps 200").train, 1)
+    assert train.warmup == 0.05 and "2000 steps would not end in 200: it takes 10" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--warmup_steps 10", "goes with --total-steps"),
+        ("--min_lr 1.0 --lr 1e-4", "min_lr 1 is above"),
+    ],
+)
+def test_published_settings_that_contradict_others_are_refused(words, named):
+    options = read(words)
+    with pytest.raises(UserError, match=named):
+        options.published.train(options.train, 1)
+
+
+@pytest.mark.parametrize(("given", "seen"), [("true", 0), ("false", 3)])
+def test_data_that_are_not_as_visual_und_says_are_refused(given, seen):
+    data = Data({"a": {"vae": 0, "target": 0, "vit": seen}})
+    with pytest.raises(UserError, match=f"--visual-und {given}, and {seen or 'no'} pictures"):
+        read(f"--visual-und {given}").recipe(data)

@@ -29,6 +29,9 @@ def test_a_lesion_comes_or_goes_on_the_side_that_is_said_and_nothing_else_change
         side = "in the left lung" if left > 0.8 else "in the right lung" if left < 0.2 else "in both lungs"
         assert case.extent.side == side
         assert (filled != clear).mean() < 0.5
+        near, near_changed = case.near.astype(int), case.near_changed.astype(int)
+        changes = np.abs(case.shown.astype(int) - case.changed)
+        assert near.shape == (36, 36) and np.abs(near - near_changed).mean() > 2 * changes.mean(), "a close-up of the change"
 
 
 def test_a_window_changes_the_grey_values_and_not_the_plane(cases) -> None:
@@ -62,6 +65,6 @@ def test_what_is_written_is_read_without_a_refusal_and_written_once(tmp_path: Pa
     assert len(counts) == len(GROUPS) and sum(each["lines"] for each in counts.values()) == 8 * 7
     assert len({study.patient for study in listing.studies}) == 8
     line = json.loads((tmp_path / "phantoms" / "lesions.jsonl").read_text().splitlines()[0])
-    assert line["input_img"][0]["width"] == 96
+    assert line["input_img"][0]["width"] == 36
     before = config.stat().st_mtime_ns
     assert write_phantoms(tmp_path / "phantoms", SETTINGS).stat().st_mtime_ns == before
