@@ -61,7 +61,7 @@ def psnr(drawn: np.ndarray, target: np.ndarray) -> float:
 def test_one_answer_one_drawing_and_one_edit_are_learned_by_heart():
     torch.manual_seed(0)
     pictures = [torch.from_numpy(each).permute(2, 0, 1).contiguous() for each in (GIVEN, EDITED, DRAWN)]
-    autoencoder = fit(ImageAutoencoder(SIZES.autoencoder, SIZES.latent_patch), pictures, steps=800)
+    autoencoder = fit(ImageAutoencoder(SIZES.autoencoder, SIZES.latent_patch), pictures, steps=250)
     network = UniMedVL(SIZES, latent_cache=1)
     start_weights(network)
     network.take_autoencoder(autoencoder)
