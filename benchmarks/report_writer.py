@@ -128,7 +128,7 @@ def generated(network: ReportWriter, words: int) -> tuple[float, float]:
     """Tokens a second of CPU: from states, and by computing the whole sequence for each token."""
     model = network.language_model
     prompt = torch.randn(1, 93, model.width)  # 81 visual tokens and a question
-    settings = GenerationSettings(max_new_tokens=words, min_new_tokens=words, repetition_penalty=1.0)
+    settings = GenerationSettings(max_new_tokens=words, min_new_tokens=words, repetition_penalty=1.0, stop_repeats=0)
 
     started = time.process_time()
     text = generate(model, prompt, torch.ones(1, 93, dtype=torch.bool), 0, settings)[0]

@@ -92,7 +92,12 @@ WHERE = """
 from pathlib import Path
 import sys
 import ray
+from ray import cloudpickle
 from ray.cluster_utils import Cluster
+from raymed import systems
+systems.__path__.append(sys.argv[2])
+from raymed.systems.toy import recipe
+cloudpickle.register_pickle_by_value(recipe)
 from raymed.evaluation.predict import _spread
 from raymed.recipes.exported import open_model
 
@@ -108,7 +113,8 @@ print({*nodes} == {worker.node_id})
 @pytest.mark.slow
 def test_a_head_without_a_gpu_leaves_predicting_to_the_machine_that_has_one(exported: Path) -> None:
     """The winner of a night was judged on the head's CPUs while the GPUs left."""
-    done = subprocess.run([sys.executable, "-c", WHERE, str(exported)], capture_output=True, text=True, timeout=300)
+    rooms = str(Path(__file__).parents[1] / "rooms")
+    done = subprocess.run([sys.executable, "-c", WHERE, str(exported), rooms], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1:] == ["True"], done.stderr[-2000:]
 
 

@@ -180,7 +180,7 @@ MISTAKES: dict[Mistake, int] = {
     epoch_is_written_again_at_another_time: 1,
     entry_is_delivered_before_it_is_written: 10,
     torn_checkpoint_is_taken: 14,
-    decision_is_made_anew: 8,
+    decision_is_made_anew: 403,
     data_are_opened_whatever_they_hold: 23,
     what_was_searched_is_not_noted: 0,
     epoch_is_recorded_before_its_loss: 8,

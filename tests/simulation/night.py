@@ -623,17 +623,29 @@ def run_night(
     Raises:
         Violation: something that must hold does not.
     """
-    logging.getLogger("raymed").setLevel(logging.CRITICAL + 1)
     for number in (0, 1):
         prepared_files(number)  # while there is a real disk
     night = Night(seed, faults, setting)
-    undisturbed(night.setting)  # while the product is as it is
-    with tempfile.TemporaryDirectory(dir=_memory(), prefix="night-") as scratch, MonkeyPatch.context() as patch:
-        night.install(patch)
-        if plant is not None:
-            plant(patch)
-        night.run(Path(scratch))
+    with _silence():
+        undisturbed(night.setting)  # while the product is as it is
+        with tempfile.TemporaryDirectory(dir=_memory(), prefix="night-") as scratch, MonkeyPatch.context() as patch:
+            night.install(patch)
+            if plant is not None:
+                plant(patch)
+            night.run(Path(scratch))
     return night
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What a search would tell a person is told to nobody."""
+    logger = logging.getLogger("raymed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _memory() -> str | None:

@@ -34,7 +34,7 @@ def spec(prepared, tmp_path_factory) -> RunSpec:
 
 def run(prepared, spec: RunSpec) -> dict[str, float]:
     """The last epoch's losses."""
-    fit(spec, stage(prepared, spec.all_rows(prepared)), resources(spec.workers, 1))
+    fit(spec, stage(prepared, spec.all_rows(prepared)), resources(spec.workers, 1), keep_all=True)
     newest = max(Path(spec.folder.path).glob("step-*"), key=lambda path: path.name[:13])
     return {name: Progress.read(newest).history[-1][name] for name in ("val_loss", "train_loss", "train_accuracy")}
 
