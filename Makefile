@@ -4,8 +4,8 @@ PYTHON ?= python3.11
 LOCK ?= requirements.lock
 VENV := .venv
 RUN := $(VENV)/bin/python
-# several files at a time, in the order that conftest.py puts them in
-FILES := --dist loadfile --no-loadscope-reorder
+# two files at a time, for two cores, in the order that conftest.py puts them in
+FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: setup tune test fast mutants chaos cluster-test check ui
@@ -21,11 +21,11 @@ $(VENV)/.ready: $(LOCK) pyproject.toml
 tune: setup  ## the main job on embedded phantom patients, from data to report
 	$(RUN) jobs/tune_lung.py
 
-test: setup  ## the whole test suite, for two cores: a process more than these, since whoever starts Ray mostly waits
-	$(RUN) -m pytest --numprocesses 3 $(FILES)
+test: setup  ## the whole test suite
+	$(RUN) -m pytest $(FILES)
 
 fast: setup  ## the tests that start neither Ray nor other processes, and do not train
-	$(RUN) -m pytest --numprocesses 2 $(FILES) -m "not slow"
+	$(RUN) -m pytest $(FILES) -m "not slow"
 
 mutants: setup  ## small mistakes in modules that promises rest on, and a list of those that no test notices
 	$(RUN) tests/mutants/run.py

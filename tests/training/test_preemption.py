@@ -60,9 +60,9 @@ def test_a_worker_told_to_leave_or_killed_costs_no_step_that_was_saved(
     )
     found = run(prepared, interrupted)
     if number == signal.SIGTERM:
-        left, *others = sorted(Path(interrupted.folder.path).glob("step-*"))
-        assert int(left.name[5:13]) < 5 and not (left / "model").exists(), "it left without a network, for lack of time"
-        assert all((path / "model").is_dir() for path in others)
+        kept = sorted(Path(interrupted.folder.path).glob("step-*"))
+        left = [int(path.name[5:13]) for path in kept if not (path / "model").is_dir()]
+        assert len(left) == 1 and 5 < left[0] < 10, "it left within the second epoch, without a network, for lack of time"
     if workers == 1:
         assert found == alone, "bit-equal on a CPU in fp32"
     assert found == pytest.approx(alone, rel=2e-5)

@@ -12,6 +12,7 @@ PHANTOMS = ("--phantom.patients", "20")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # five jobs, each with a Ray of its own
 def test_phantom_patients_go_through_both_stages_and_a_text_comes_out(tmp_path: Path) -> None:
     told = done("train_bridge", tmp_path, *PHANTOMS, "--epochs", "1")
     assert "val_loss" in told
