@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,9 +27,10 @@ from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.forgotten import Forgotten
 from raymed.tuning.journal import COPY, Journal, generations
+from raymed.tuning.run_setting import run_setting, with_run_setting
 from raymed.tuning.searched_data import SearchedData
 from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
-from raymed.tuning.space import Dimension, Value, get_setting, with_setting
+from raymed.tuning.space import Dimension, Value
 from raymed.tuning.study import CHECKPOINT, Study
 
 DRIVER_CPUS = 0.01  # a trial's driver only waits for its workers, and Tune refuses exactly 0
@@ -196,7 +196,7 @@ class Search:
             return dataclasses.replace(self.runs[listed], name=listed, storage=storage)
         spec = dataclasses.replace(self.template, name=f"trial-{number if params else 0:04d}", storage=storage)
         for name, value in params.items():
-            spec = spec if name in self.data.configured else _with_setting(spec, name, value)
+            spec = spec if name in self.data.configured else with_run_setting(spec, name, value)
         return self.data.put_into(spec, params) if params else spec
 
     @property
@@ -222,7 +222,7 @@ class Search:
     def defaults(self) -> dict[str, Value]:
         """What is searched, as the configuration has it: the first trial."""
         of_data, template = self.data.configured, self.template
-        return {name: of_data[name] if name in of_data else _get_setting(template, name) for name in self.settings.space}
+        return {name: of_data[name] if name in of_data else run_setting(template, name) for name in self.settings.space}
 
     @property
     def varies_rows(self) -> bool:
@@ -339,29 +339,3 @@ def fitting_runs(each: Resources, have: Mapping[str, float]) -> int:
     """How many runs that take `each` there is room for in what a cluster has."""
     by_cpus = int(have.get("CPU", 0.0) / (each.min_workers * each.cpus + DRIVER_CPUS))
     return min(by_cpus, int(have.get("GPU", 0.0) / each.min_workers)) if each.gpu else by_cpus
-
-
-def _get_setting(spec: RunSpec, path: str) -> Any:
-    """The value of a setting of a run by the name of its option: train.lr, slices.per_patient, or one of the recipe's.
-
-    Raises:
-        UserError: there is no such setting.
-    """
-    return get_setting(*_run_part(spec, path))
-
-
-def _with_setting(spec: RunSpec, path: str, value: Any) -> RunSpec:
-    """A copy of a run with a setting replaced, by the name of its option."""
-    part, own = _run_part(spec, path)
-    changed = with_setting(part, own, value)
-    if part is spec:
-        return changed
-    return dataclasses.replace(spec, **{"sampling" if part is spec.sampling else "recipe": changed})
-
-
-def _run_part(spec: RunSpec, path: str) -> tuple[Any, str]:
-    """What of a run a setting belongs to, and its path there."""
-    first, _, rest = path.partition(".")
-    if first == "train":
-        return spec, path
-    return (spec.sampling, rest) if first == spec.sampling.option else (spec.recipe, path)

@@ -12,6 +12,7 @@ import io
 import os
 import posixpath
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -382,16 +383,17 @@ class StoreFolder(Folder):
 class _Files(fs.FileSystemHandler):
     """What Arrow asks of a file system; only what copying and reading need."""
 
+    @abstractmethod
     def content(self, path: str) -> bytes | None:
         """Of a file; None of what is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def below(self, path: str) -> Iterator[tuple[str, bool]]:
         """All paths below, and whether each is a folder."""
-        raise NotImplementedError
 
     def write(self, path: str, content: bytes) -> None:
-        raise NotImplementedError
+        """Write a file anew; ours are written through Arrow in object stores alone."""
+        self._refuse()
 
     def get_type_name(self) -> str:
         return "simulated"
@@ -430,7 +432,8 @@ class _Files(fs.FileSystemHandler):
         """Only object stores are written through Arrow, and have none."""
 
     def _refuse(self, *_: Any) -> None:
-        raise NotImplementedError
+        """What the product does not do through Arrow; a night in which it did would not be simulated as it is."""
+        raise io.UnsupportedOperation("a simulated disk does not do that through Arrow")
 
     open_append_stream = delete_dir = delete_dir_contents = delete_file = delete_root_dir_contents = _refuse
     move = copy_file = _refuse
