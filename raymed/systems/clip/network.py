@@ -118,7 +118,7 @@ class ClipClassifier(nn.Module):
         if features is None:
             assert pixels is not None
             features = self.image_features(pixels)
-        pictures = self._projected(features)
+        pictures = self.picture_features(features)
         prompts = self.prompt_features()
         with torch.autocast(prompts.device.type, enabled=False):  # 8 bits are too few for a cosine that is scaled up
             classes = torch.zeros(self.classes, prompts.shape[1], device=prompts.device)
@@ -130,15 +130,12 @@ class ClipClassifier(nn.Module):
                 "scale": scale,
             }
 
-    def picture_features(self, pixels: Tensor) -> Tensor:
-        """Unit vectors, float32 [rows, embed_dim], of uint8 pictures [rows, 1 or 3, size, size]."""
-        return self._projected(self.image_features(pixels))
-
     def image_features(self, pixels: Tensor) -> Tensor:
         """What the image encoder makes of uint8 pictures [rows, 1 or 3, size, size]: [rows, width]."""
         return pooled_features(self.image_encoder, self.normalise(pixels, self._dtype), class_token=True)
 
-    def _projected(self, features: Tensor) -> Tensor:
+    def picture_features(self, features: Tensor) -> Tensor:
+        """Unit vectors, float32 [rows, embed_dim], of what `image_features` made of pictures."""
         return F.normalize(self.image_projection(features.to(self._dtype)).float(), dim=1)
 
     @property

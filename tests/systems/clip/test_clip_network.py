@@ -53,7 +53,7 @@ class _Counted:
 @pytest.mark.parametrize("name", ["starnet_dual_pyramid_rcf", "starnet_s1", "resnet18", "vit-small", "efficientnet-b0"])
 def test_smoke_image_encoder(name: str) -> None:
     module = _build(64, image_encoder=name).eval()
-    features = module.picture_features(_pixels(2, 64))
+    features = module.picture_features(module.image_features(_pixels(2, 64)))
     assert features.shape == (2, 16)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
 
@@ -79,7 +79,11 @@ def test_smoke_complete_model(models: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_logits_are_scaled_cosines_and_prompts_stand_for_their_class_by_the_direction_of_their_mean() -> None:
     module = _build().eval()
     pixels = _pixels()
-    output, pictures, prompts = module(pixels), module.picture_features(pixels), module.prompt_features()
+    output, pictures, prompts = (
+        module(pixels),
+        module.picture_features(module.image_features(pixels)),
+        module.prompt_features(),
+    )
     torch.testing.assert_close(output["prompt_logits"], pictures @ prompts.T / 0.07)
     classes = torch.stack([F.normalize(prompts[:2].mean(0), dim=0), prompts[2], prompts[3]])
     torch.testing.assert_close(output["logits"], pictures @ classes.T / 0.07)
@@ -91,7 +95,7 @@ def test_vit_is_pooled_by_its_class_token() -> None:
     inputs = module.normalise(pixels, torch.float32)
     token = module.image_encoder(inputs, interpolate_pos_encoding=True).last_hidden_state[:, 0]
     expected = F.normalize(module.image_projection(token), dim=1)
-    torch.testing.assert_close(module.picture_features(pixels), expected)
+    torch.testing.assert_close(module.picture_features(module.image_features(pixels)), expected)
 
 
 def test_class_texts_are_encoded_once_a_step_and_once_for_all_pictures_when_predicting() -> None:
