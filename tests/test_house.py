@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -81,3 +82,10 @@ def test_every_file_that_a_section_names_is_there() -> None:
     for room, section in re.findall(r"^### `raymed/(\w+)/`\n(.*?)(?=^##)", DESIGN, re.MULTILINE | re.DOTALL):
         files = {path.name for path in ROOT.joinpath("raymed", room).rglob("*.py")}
         assert set(re.findall(r"`(\w+\.py)`", section)) <= files, room
+
+
+def test_no_two_modules_of_tests_and_benchmarks_share_a_name() -> None:
+    """They are imported without a package: of two, the one that a process met first would answer for both."""
+    loose = [path for room in ("tests", "benchmarks") for path in ROOT.joinpath(room).rglob("*.py")]
+    names = Counter(path.stem for path in loose if not path.with_name("__init__.py").exists() and path.name != "run.py")
+    assert [name for name, count in names.items() if count > 1] == []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from night import Night
+    from simulated_night import Night
 
 LAST = 1500  # a night without faults touches the world about so often
 

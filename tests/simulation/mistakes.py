@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import night
+import simulated_night
 from pytest import MonkeyPatch
 
 from raymed.data.prepared import Prepared
@@ -103,7 +103,7 @@ def entry_is_delivered_before_it_is_written(patch: MonkeyPatch) -> None:
 
 def torn_checkpoint_is_taken(patch: MonkeyPatch) -> None:
     _without_keep(upload, patch)
-    patch.setattr("night.Night._require_whole", lambda _: None)  # by what becomes of it, then
+    patch.setattr("simulated_night.Night._require_whole", lambda _: None)  # by what becomes of it, then
     patch.setattr(checkpoint, "verify", lambda _: None)
 
 
@@ -139,9 +139,11 @@ def epoch_is_recorded_before_its_loss(patch: MonkeyPatch) -> None:
 
 def person_has_no_say(patch: MonkeyPatch) -> None:
     """The alias goes to the winner, whoever has moved it meanwhile."""
-    real = night._give_alias
+    real = simulated_night._give_alias
     patch.setattr(
-        night, "_give_alias", lambda tracker, winner, name, number, given, seen: real(tracker, winner, name, number, given)
+        simulated_night,
+        "_give_alias",
+        lambda tracker, winner, name, number, given, seen: real(tracker, winner, name, number, given),
     )
 
 

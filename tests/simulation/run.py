@@ -18,8 +18,8 @@ sys.path.append(str(Path(__file__).parents[1]))  # where conftest.py is
 
 from faults import faults
 from mistakes import MISTAKES
-from night import Violation, run_night
 from shrinking import shrunk
+from simulated_night import Violation, run_night
 
 
 def broken(seed: int) -> str:

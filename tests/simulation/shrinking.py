@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from faults import Fault
-from night import Setting, Violation, run_night
 from pytest import MonkeyPatch
+from simulated_night import Setting, Violation, run_night
 
 
 def shrunk(seed: int, faults: Sequence[Fault], plant: Callable[[MonkeyPatch], None] | None = None) -> list[Fault]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from faults import Fault, faults
 from mistakes import MISTAKES, Mistake, checkpoint_is_not_written_out
-from night import Setting, Violation, run_night
 from shrinking import shrunk
+from simulated_night import Setting, Violation, run_night
 
 NIGHTS = 250
 

@@ -122,11 +122,11 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(se
             assert (tags["raymed.device"], tags["raymed.precision"], tags["raymed.backbone"]) == ("cpu", "float32", "toy")
 
 
-def test_the_morning_leaves_a_report_and_a_champion_that_predicts(search, morning, prepared):
+def test_the_morning_leaves_a_report_and_a_champion_that_predicts(search, morning, prepared, monkeypatch):
     page = Folder.at(search.template.storage).child("search").read("report.html").decode()
     assert "champion" in page
     assert search.command in page
-    mlflow.set_tracking_uri(search.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", search.tracking_uri)
     model = mlflow.pyfunc.load_model("models:/raymed-toy@champion")
     slices = [record.images[0].pixels[..., 0] for record in prepared.read(prepared.rows("test")[:4])]
     said = model.predict(pd.DataFrame({"patient_id": ["new"], "image": [slices]}))
@@ -254,10 +254,8 @@ def test_a_refit_is_registered_beside_the_figures_of_the_model_before_it_and_tel
     )
     epochs = searched.best.user_attrs[BEST_POINT]
     assert [line.split("  ")[1] for line in told[1:]] == [f"epoch {epoch}/{epochs}" for epoch in range(1, epochs + 1)] * 4
-    assert (
-        "cross-fitted: 3 networks"
-        in search.open_tracker().client.get_model_version("raymed-lung", refitted.data["version"]).description
-    )
+    version = search.open_tracker().client.get_model_version("raymed-toy", refitted.data["version"])
+    assert "cross-fitted: 3 networks" in version.description
 
 
 def test_a_refit_that_does_not_come_to_its_end_is_not_registered(search, searched, morning, monkeypatch):

@@ -82,6 +82,7 @@ def test_a_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
         internvl.tokenizer_of(ModelSettings(path="Large"))
 
 
+@pytest.mark.slow
 def test_a_run_is_not_watched_by_a_figure_that_nothing_gives(tmp_path: Path) -> None:
     """Found out before an epoch is trained, not after."""
     options = VitpOptions(storage=str(tmp_path), phantom=PhantomSettings(patients=8, size=56, slices=(2, 2)))
