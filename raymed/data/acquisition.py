@@ -69,7 +69,8 @@ class Acquisition:
         return "grey values as in the files: no window of ours, and of which nobody knows"
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{count} {name}" for name, count in self.modalities.items())
+        of_files = {PICTURE: "whose files do not say what they show"}
+        kinds = ", ".join(f"{count} {of_files.get(name, name)}" for name, count in self.modalities.items())
         return "; ".join([kinds, *(f"{SIZES[name]} {_range(ends)} mm" for name, ends in self.sizes.items())])
 
     def unlike(self, slices: Iterable[Slice]) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ LEFT = (
     "was saved by a run that was told to leave: training goes on from it, and it holds no network to use. Give the run's "
     "command again; its next checkpoint, after a validation or by train.checkpoint_steps, holds one"
 )
-CHECKPOINT, FOLDER, DATA_DIGEST = "raymed.checkpoint", "raymed.folder", "raymed.data_digest"  # tags of a run
+CHECKPOINT, FOLDER = "raymed.checkpoint", "raymed.folder"  # tags of a run
+DATA, DATA_DIGEST, FOLD = "raymed.data", "raymed.data_digest", "raymed.fold"  # likewise
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Candidate:
         """The run's tags from which `of_run` reads it again."""
         return {
             **({CHECKPOINT: self.checkpoint} if self.checkpoint else {}),
-            "raymed.data": self.data,
-            "raymed.fold": "" if self.fold is None else str(self.fold),
+            DATA: self.data,
+            FOLD: "" if self.fold is None else str(self.fold),
             "raymed.slices": json.dumps(asdict(self.slices)),
             "raymed.seed": str(self.seed),
             DATA_DIGEST: self.data_digest,
@@ -102,8 +103,8 @@ class Candidate:
         return cls(
             run_id=run.id,
             checkpoint=checkpoint,
-            data=run.tags["raymed.data"],
-            fold=int(run.tags["raymed.fold"]) if run.tags["raymed.fold"] else None,
+            data=run.tags[DATA],
+            fold=int(run.tags[FOLD]) if run.tags[FOLD] else None,
             slices=SliceSettings.read(json.loads(run.tags["raymed.slices"])),
             seed=int(run.tags["raymed.seed"]),
             data_digest=run.tags[DATA_DIGEST],

@@ -98,6 +98,7 @@ class LossAssessment:
         parts = [
             f"# {facts.name}",
             f"{facts.found_by} {self.caution}".strip(),
+            *model_card.looked_at(f"{self.prepared.manifest.unit}s", facts.looks),
             "## Data",
             f"Prepared data with digest `{self.prepared.digest}`; {guarded}.",
             *([f"Used of it: {facts.used}."] if facts.used else []),

@@ -104,12 +104,17 @@ def _figures(assessment: PatientAssessment, refit: Refit | None, looks: int) -> 
             "flatter it."
         )
         return [*parts, *_tables(assessment.validation, "validation")]
-    if looks > 1:
-        parts.append(
-            f"**These test {units} have judged {looks} models so far.** Figures of a model that is picked among them by "
-            "its test figures flatter it."
-        )
-    return [*parts, *_tables(assessment.test, "test")]
+    return [*parts, *looked_at(units, looks), *_tables(assessment.test, "test")]
+
+
+def looked_at(units: str, looks: int) -> list[str]:
+    """A warning where test patients have judged other models, too."""
+    if looks <= 1:
+        return []
+    return [
+        f"**These test {units} have judged {looks} models so far.** Figures of a model that is picked among them by its "
+        "test figures flatter it."
+    ]
 
 
 def _tables(evaluation: Evaluation, split: str) -> list[str]:
@@ -143,7 +148,8 @@ def _calibration(assessment: PatientAssessment) -> list[str]:
         f"{calibration.perfect:.3f} on average and by chance up to {calibration.perfect_high:.3f}."
     )
     word = "**More than chance explains**: do not take the probabilities at their word."
-    slope = f"Slope {show(calibration.slope)}, share right minus mean confidence {show(calibration.gap)}."
+    slope = "cannot be formed: every decision is right" if calibration.slope is None else show(calibration.slope)
+    slope = f"Slope {slope}; share right minus mean confidence {show(calibration.gap)}."
     return [" ".join([error, *([word] if calibration.beyond_chance else []), slope])]
 
 
@@ -187,7 +193,14 @@ def _used(assessment: PatientAssessment, refit: Refit | None) -> list[str]:
 def _origin(settings: Mapping[str, Any]) -> str:
     model = settings.get("model", {})
     path = model.get("path")
-    return f"weights from {Path(path).name}" if path else f"preset {model.get('preset')} from random weights"
+    if path:
+        return f"weights from {Path(path).name}"
+    start = "from random weights" + (f" but for {LITE}, from ImageNet weights" if _has_lite(model) else "")
+    return f"preset {model.get('preset')} {start}"
+
+
+def _has_lite(model: Mapping[str, Any]) -> bool:
+    return LITE in model.get("preset", "").split("+")
 
 
 def licence(settings: Mapping[str, Any]) -> str:
@@ -196,6 +209,6 @@ def licence(settings: Mapping[str, Any]) -> str:
     if model.get("path"):
         start = Path(model["path"]).name
         return f"Not stated. The weights started from {start}, whose licence applies; so do the terms of the data."
-    if LITE in model.get("preset", "").split("+"):
+    if _has_lite(model):
         return f"Not stated. {LITE} started from ImageNet weights under Apache-2.0; the terms of the data apply too."
     return "Not stated. The weights started from random numbers; the terms of the data apply."

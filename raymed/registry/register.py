@@ -201,4 +201,4 @@ def _count_look(tracker: Tracker, candidate: Candidate, test_ids: Sequence[str])
         return 0
     digest = hashlib.blake2b("\0".join(test_ids).encode(), digest_size=8).hexdigest()
     tracker.tags(candidate.run_id, {TEST_PATIENTS: digest})
-    return tracker.count(TEST_PATIENTS, digest)
+    return len(tracker.tagged(TEST_PATIENTS, digest))

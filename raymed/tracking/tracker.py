@@ -155,10 +155,11 @@ class Tracker:
         runs = self.client.search_runs([self.experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=50_000)
         return {unquote(run.data.tags.get(KEY, "")): RunRecord.of(run) for run in runs}
 
-    def count(self, tag: str, value: str) -> int:
-        """How many runs have a tag with this value, in all experiments, also those that were deleted."""
+    def tagged(self, tag: str, value: str = "") -> list[RunRecord]:
+        """The runs that have a tag, with this value where one is given, in all experiments, also those that were deleted."""
         experiments = [each.experiment_id for each in self.client.search_experiments(ViewType.ALL)]
-        return len(self.client.search_runs(experiments, f"tags.`{tag}` = '{value}'", ViewType.ALL, max_results=50_000))
+        which = f"tags.`{tag}` = '{value}'" if value else f"tags.`{tag}` LIKE '%'"
+        return [RunRecord.of(run) for run in self.client.search_runs(experiments, which, ViewType.ALL, max_results=50_000)]
 
     def forget(self, name: str) -> None:
         """Delete the run with this key and those under it (``name/...``); MLflow keeps them restorable."""

@@ -1,4 +1,5 @@
 """Words are data: each sentence that claims something has a rule, and pages on which it holds and on which it is left out.
+Those of the model card are in test_card_sentences.py.
 
 A sentence that is on a page and in neither table below is a failure, so none is added without its rule.
 """
@@ -241,61 +242,6 @@ def assessed(prepared: Prepared, judged: Patients | None, **changes: object) -> 
 
 
 FACTS = CardFacts("raymed-lung-1", "The search.", {"recipe": "lung", "model": {"preset": "tiny"}})
-OF_CARD = {
-    # sentence of the card: where it holds, and where it does not
-    "There is no test split.": ("no test", "usual"),
-    "have judged 3 models so far": ("third look", "usual"),
-    "Figures belong to the model before refitting.": ("refit", "usual"),
-    "no held-out patients are left to judge them on": ("refit on all", "refit"),
-    "judges them on patients they were not trained on": ("refit", "refit on all"),
-    "**with the model before refitting**": ("refit", "usual"),
-    "trained again on every patient of train + val": ("refit", "usual"),
-    "The patient's probabilities are the mean over": ("usual", "images"),
-    "Each image decides for itself.": ("images", "usual"),
-    "**Pictures, not patients**": ("images", "usual"),
-    "**More than chance explains**": ("too sure", "usual"),
-    "the model is not surely better than that": ("guessing", "usual"),
-    "fewer than 10 patients: one patient more would change": ("rare", "usual"),
-    "Trained on a limit, as for a first try": ("limit", "usual"),
-    "whose licence applies": ("started", "usual"),
-    "The weights started from random numbers": ("usual", "started"),
-    "NOT kept in one split": ("warned", "usual"),
-    "no patients share near-duplicate pictures": ("usual", "warned"),
-    "whether a patient is, nobody knows": ("images", "usual"),
-    "no patient, study or picture is in two splits": ("usual", "images"),
-}
-
-
-def cards(prepared: Prepared) -> dict[str, str]:
-    def changed(**manifest: object) -> Prepared:
-        return dataclasses.replace(prepared, manifest=dataclasses.replace(prepared.manifest, **manifest))  # type: ignore[arg-type]
-
-    good = patients((30, 30, 30, 30), 6.0, 2)
-    usual = assessed(prepared, dataclasses.replace(calibrated(1.0, 200)))
-    limited = Candidate("run", "checkpoint", prepared.folder.uri, None, SliceSettings(limit=4), 0)
-    settings = {"recipe": "lung", "model": {"path": "/models/InternVL2_5-1B"}}
-    warned = changed(near_duplicates=[["a", "b"]], settings=prepared.manifest.settings | {"near_duplicates": "warn"})
-    return {
-        "usual": usual.card(FACTS),
-        "no test": assessed(prepared, None).card(FACTS),
-        "third look": usual.card(dataclasses.replace(FACTS, looks=3)),
-        "refit": usual.card(dataclasses.replace(FACTS, refit=Refit("there", ("train", "val")))),
-        "refit on all": usual.card(dataclasses.replace(FACTS, refit=Refit("there", ("train", "val", "test")))),
-        "images": assessed(changed(patients_known=False), good).card(FACTS),
-        "too sure": assessed(prepared, calibrated(3.0)).card(FACTS),
-        "guessing": assessed(prepared, patients((20, 20, 20, 20), 0.0, 3)).card(FACTS),
-        "rare": assessed(prepared, patients((20, 20, 20, 4), 3.0, 3)).card(FACTS),
-        "limit": assessed(prepared, good, candidate=limited, usage=limited.usage(prepared)).card(FACTS),
-        "started": usual.card(dataclasses.replace(FACTS, settings=settings)),
-        "warned": assessed(warned, good).card(FACTS),
-    }
-
-
-def test_a_sentence_is_on_the_card_where_it_holds_and_not_where_it_does_not(prepared: Prepared) -> None:
-    made = cards(prepared)
-    for claim, (holds, fails) in OF_CARD.items():
-        assert claim in made[holds], (claim, holds)
-        assert claim not in made[fails], (claim, fails)
 
 
 def test_where_nobody_knows_whose_the_pictures_are_no_page_speaks_of_patients(prepared: Prepared) -> None:

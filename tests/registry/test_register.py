@@ -465,7 +465,7 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
     assert "Trained on a limit" not in whole and "| 33 (66) |" in whole
     assert (
         "grey values as in the files: no window of ours" in whole
-        and "Trained on pictures of this kind: 264 picture" in whole
+        and "Trained on pictures of this kind: 264 whose files do not say what they show." in whole
     )
     again = assess_and_register(tracker, limited, alias="candidate", how=AssessmentSettings(bootstrap=20))
     assert (again.uri, again.version) == ("models:/raymed-lung@candidate", first.version)

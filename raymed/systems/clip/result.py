@@ -145,4 +145,5 @@ def write_ranking(output: Path, results: Sequence[Result], not_trained: Sequence
     write_json(output / f"{RANKING}.json", {"ranking": [asdict(each) for each in ranks], "not_trained": list(not_trained)})
     table = pd.json_normalize([asdict(each) for each in ranks], sep="_")
     Folder.at(output).write(f"{RANKING}.csv", to_csv(table))
-    return ["ranked by the loss of their patients:", *(f"  {each}" for each in ranks)] if len(ranks) > 1 else []
+    head = "ranked by the loss of their patients, who so pick the first, whose figures flatter:"
+    return [head, *(f"  {each}" for each in ranks)] if len(ranks) > 1 else []

@@ -3,113 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.evaluation import summary
-from raymed.evaluation.calibration import Temperature
-from raymed.evaluation.figures import confusion, training_history
+from raymed.evaluation.figures import training_history
 from raymed.evaluation.intervals import over_folds
-from raymed.evaluation.metrics import Evaluation, evaluate, judge_patients
-from raymed.evaluation.patients import Patients
+from raymed.evaluation.metrics import evaluate
 from raymed.job.job import Outcome
 from raymed.recipes.metric import Metric
-from raymed.recipes.recipe import Predictions
-from raymed.registry.candidate import DATA_DIGEST
-from raymed.storage.folder import Folder
+from raymed.registry.other_runs import OtherRuns
 from raymed.systems.clip.checkpoint import LISTS
+from raymed.systems.clip.judged import PER_PATIENT, Judged
 from raymed.systems.clip.output import FIGURE, RunOutput, write_json
 from raymed.systems.clip.result import Result, write_ranking
 from raymed.systems.clip.runs import Configuration, Work
-from raymed.tracking.tracker import Tracker
-from raymed.training.loop import JUDGED_BY
-from raymed.training.predictions import last_predictions, read_predictions
 from raymed.tuning.study import CHECKPOINT, REASON
 
-SUMMARY, CONFUSION = "cv_summary.json", "confusion_matrix.png"
-_SEARCHED = (
-    "  {} other runs were validated on these {}: where they chose these settings, the figures flatter. A configuration that "
-    "was frozen before, or searched on other data, is judged without that"
-)
-PER_PATIENT = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc")  # of each fold's best epoch
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the checkpoints of a configuration say of the patients that they were validated on.
-
-    Attributes:
-        together: all these patients, by the best checkpoints.
-        folds: figures of each best checkpoint's, as `PER_PATIENT` names them; what cannot be formed everywhere is left out.
-        last: the same of each run's last epoch; empty where one of them has none that can be read.
-        patients: what is said of each.
-        judged_by: which of the checkpoints says it, by patient, from 0.
-    """
-
-    together: Evaluation
-    folds: dict[str, list[float]]
-    last: dict[str, list[float]]
-    patients: Patients
-    judged_by: dict[str, int]
-
-    @classmethod
-    def of(cls, prepared: Prepared, checkpoints: Sequence[str], seed: int, runs: Sequence[Folder] = ()) -> Judged:
-        """
-        Args:
-            checkpoints: address of the best checkpoint of each fold, or of the only run.
-            runs: the folders of these runs, for their last epochs.
-        """
-        best = [read_predictions(Folder.at(checkpoint)) for checkpoint in checkpoints]
-        last = [predictions for run in runs if (predictions := last_predictions(run)) is not None]
-        together = {name: np.concatenate([np.asarray(each[name]) for each in best]) for name in ("row", "logits")}
-        patients = Temperature().pool(
-            together["logits"], prepared.columns(together["row"], JUDGED_BY), unit=prepared.manifest.unit
-        )
-        evaluation = evaluate(patients, prepared.labels.names, seed=seed)
-        judged_by = {
-            str(patient): number
-            for number, each in enumerate(best)
-            for patient in prepared.columns(np.asarray(each["row"]), ["patient"])["patient"]
-        }
-        by_last = _by_fold(prepared, last) if len(last) == len(best) else {}
-        return cls(evaluation, _by_fold(prepared, best), by_last, patients, judged_by)
-
-    def describe(self) -> dict[str, Any]:
-        """Figures with 95 % intervals, of each class too, and who was taken for whom, as plain values."""
-        return {
-            "patients": {name: asdict(each) for name, each in self.together.metrics.items()},
-            "classes": [asdict(each) for each in self.together.classes],
-            "confusion": self.together.confusion,
-        }
-
-    def record(self, tracker: Tracker, run: str, name: str, folder: Path) -> None:
-        """Write the figures into MLflow, and the confusion matrix into the output folder too.
-
-        Args:
-            name: of the configuration, put before the names of what is written.
-        """
-        before = f"{name}/" if name else ""
-        tracker.metrics(run, {f"{before}patients_{each}": value for each, value in self.together.flat().items()})
-        figure = confusion(self.together, [each.name for each in self.together.classes])
-        figure.savefig(folder / CONFUSION)
-        tracker.figure(run, figure, before + CONFUSION)
-
-
-def _by_fold(prepared: Prepared, folds: Sequence[Predictions]) -> dict[str, list[float]]:
-    """Figures of what was said of each fold, as `PER_PATIENT` names them."""
-    figures = [
-        judge_patients(
-            np.asarray(each["logits"]), prepared.columns(np.asarray(each["row"]), JUDGED_BY), prepared.labels.names
-        )
-        for each in folds
-    ]
-    return {name: [each[name] for each in figures] for name in PER_PATIENT if all(name in each for each in figures)}
+SUMMARY = "cv_summary.json"
 
 
 def summarise(
@@ -151,6 +65,7 @@ def summarise(
             [outputs[name].spec.folder for name in able],
         )
         judged = Judged.of(each.prepared, checkpoints, each.options.seed, folders) if able else None
+        others = OtherRuns(0, frozenset())
         if judged:
             found |= judged.describe()
             judged.record(tracker, parent if each.options.use_cv else runs[done[0]], each.name, folder)
@@ -162,18 +77,18 @@ def summarise(
             tracker.metrics(parent, {before + name: value for name, value in told["average_results"].items()})
             tracker.text(parent, (folder / SUMMARY).read_text("utf-8"), before + SUMMARY)
             found["average_results"] = told["average_results"]
+            if judged:
+                asked_by = [runs[name] for name in able]
+                others = OtherRuns.of(tracker, each.prepared, map(str, judged.patients.ids), asked_by)
+                found |= {"other_runs": others.count, "other_runs_patients": len(others.patients)}
         else:
             found |= best_of(histories[done[0]], each.monitor) | {"run_id": runs[done[0]]}
-        lines += _lines(each, found, judged, brief=len(configurations) + len(work.finished) > 1)
+        lines += _lines(each, found, judged, others, brief=len(configurations) + len(work.finished) > 1)
         if judged and len(done) == len(each.specs):
             by_fold = {patient: number + 1 for patient, number in judged.judged_by.items()} if each.options.use_cv else {}
             classes = each.prepared.labels.names
             results.append(Result(each.name, each.describe(), found, classes, judged.patients, by_fold))
             results[-1].write(output)
-        others = tracker.count(DATA_DIGEST, each.prepared.digest) - len(able)
-        if each.options.use_cv and others > 0:
-            found["other_runs"] = others
-            lines.append(_SEARCHED.format(others, f"{each.prepared.manifest.unit}s"))
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
     lines += [f"not trained: {each}" for each in wrong]
     if any(each.name for each in configurations):
@@ -245,7 +160,30 @@ def _trained_anew(folds: Mapping[str, Sequence[float]]) -> str:
     return ", ".join(f"{name} {over_folds(values)}" for name, values in folds.items())
 
 
-def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judged | None, brief: bool) -> list[str]:
+def _unasked(judged: Judged, others: OtherRuns, names: Sequence[str], last_epoch: str) -> list[str]:
+    """Whether other runs were validated on the same patients, and the figures of those on whom none was."""
+    if not others.count:
+        return []
+    ids, units = judged.patients.ids.astype(str), f"{judged.patients.unit}s"
+    left = ~np.isin(ids, sorted(others.patients))
+    runs = "1 other run was" if others.count == 1 else f"{others.count} other runs were"
+    lines = [
+        f"  {runs} validated on {len(others.patients)} of these {len(ids)} {units}: where they chose these settings, "
+        f"figures of those {units} flatter"
+    ]
+    if not left.any():
+        return [f"{lines[0]}. Settings that are searched on a part of the {units} are judged on the others without that"]
+    if judged.last_patients is not None:
+        rest = evaluate(judged.last_patients.part(left), names)
+        shown = {name: rest.metrics[name] for name in (*PER_PATIENT, "loss") if name in rest.metrics}
+        figures = ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items())
+        lines.append(f"  the other {rest.patients} {units}, on whom no other run was validated, {last_epoch}: {figures}")
+    return lines
+
+
+def _lines(
+    configuration: Configuration, found: Mapping[str, Any], judged: Judged | None, others: OtherRuns, brief: bool
+) -> list[str]:
     """What a person is told of a configuration that was trained."""
     title = f"{configuration.name}: " if configuration.name else ""
     if configuration.options.use_cv:
@@ -270,6 +208,7 @@ def _lines(configuration: Configuration, found: Mapping[str, Any], judged: Judge
                 for when, folds in epochs.items()
                 if folds
             ]
+            lines += _unasked(judged, others, configuration.prepared.labels.names, f"in the last epoch, {chosen}")
         whole = count == len(found["runs"])
         units = f"{configuration.prepared.manifest.unit}s"
         whose = (

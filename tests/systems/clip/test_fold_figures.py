@@ -8,8 +8,11 @@ import pytest
 
 from raymed.data.prepared import Prepared
 from raymed.evaluation.intervals import over_folds
+from raymed.evaluation.scores import overall
+from raymed.registry.other_runs import OtherRuns
 from raymed.storage.folder import Folder
-from raymed.systems.clip.summary import Judged, _lines
+from raymed.systems.clip.judged import Judged
+from raymed.systems.clip.summary import _lines
 from raymed.training.checkpoint import PREDICTIONS, new_name, seal
 from raymed.training.predictions import last_predictions
 
@@ -37,13 +40,16 @@ def judged(prepared: Prepared, tmp_path: Path) -> Judged:
     return Judged.of(prepared, best, 0, runs)
 
 
-def told(prepared: Prepared, judged: Judged, patience: int) -> str:
+NOBODY = OtherRuns(0, frozenset())
+
+
+def told(prepared: Prepared, judged: Judged, patience: int, others: OtherRuns = NOBODY) -> str:
     """What a person is told of the folds."""
     averages = {f"{kind}_{name}": 1.0 for kind in ("avg", "std") for name in ("best_val_acc", "val_acc", "val_loss")}
     options = SimpleNamespace(use_cv=True, train=SimpleNamespace(patience=patience))
     configuration = SimpleNamespace(name="", options=options, prepared=prepared)
     found = {"average_results": averages, "runs": {f"fold_{fold}": "COMPLETE" for fold in range(prepared.folds)}}
-    return "\n".join(_lines(configuration, found, judged, brief=True))  # type: ignore[arg-type]
+    return "\n".join(_lines(configuration, found, judged, others, brief=True))  # type: ignore[arg-type]
 
 
 def test_the_last_epoch_of_each_fold_stands_beside_the_one_that_the_fold_chose(prepared: Prepared, judged: Judged) -> None:
@@ -59,6 +65,31 @@ def test_a_last_epoch_at_which_early_stopping_ended_is_not_said_to_be_chosen_by_
 ) -> None:
     text = told(prepared, judged, 3)
     assert "where early stopping ended it" in text and "which nothing chose" not in text
+
+
+def test_patients_on_whom_other_runs_were_validated_are_told_from_those_who_chose_no_setting(
+    prepared: Prepared, judged: Judged
+) -> None:
+    flatter = "where they chose these settings, figures of those patients flatter"
+    chose_nothing = "on whom no other run was validated"
+    assert flatter not in told(prepared, judged, 0) and chose_nothing not in told(prepared, judged, 0)
+
+    ids = judged.patients.ids.astype(str)
+    some = frozenset(ids[: len(ids) // 4])
+    text = told(prepared, judged, 0, OtherRuns(12, some))
+    assert f"12 other runs were validated on {len(some)} of these {len(ids)} patients: {flatter}" in text
+    last = judged.last_patients
+    assert last is not None
+    rest = last.part(~np.isin(ids, list(some)))
+    accuracy = overall(rest.labels, rest.probabilities)["accuracy"]
+    line = next(line for line in text.splitlines() if chose_nothing in line)
+    assert f"the other {len(rest.ids)} patients" in line and "in the last epoch, which nothing chose" in line
+    assert f"accuracy {accuracy:.3f} [" in line
+
+    text = told(prepared, judged, 0, OtherRuns(1, frozenset(ids)))
+    assert f"1 other run was validated on {len(ids)} of these {len(ids)} patients: {flatter}" in text
+    assert chose_nothing not in text, "nobody is left"
+    assert "which nothing chose" not in told(prepared, judged, 3, OtherRuns(12, some))
 
 
 def test_a_checkpoint_that_a_run_made_on_leaving_is_no_epochs_end(prepared: Prepared, tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ from raymed.storage.seal import check_seal
 from raymed.systems.clip import checkpoint
 from raymed.systems.clip.checkpoint import BEST, LATEST
 from raymed.systems.clip.class_texts import class_texts
+from raymed.systems.clip.judged import Judged
 from raymed.systems.clip.model import open_classifier
 from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import HISTORY, OutputWriter, RunOutput
 from raymed.systems.clip.recipe import ClipRecipe
 from raymed.systems.clip.settings import ClipAugmentSettings, ClipLossSettings
-from raymed.systems.clip.summary import Judged
 from raymed.tracking.tracker import Tracker
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, fetch, fetch_newest, seal

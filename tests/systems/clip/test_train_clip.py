@@ -75,7 +75,7 @@ def test_a_wrong_entry_and_a_failing_run_are_named_and_the_others_are_trained(do
     names = {"tiny_characters", "tiny_characters-3", "tiny_characters-4"}
     ranking = {"multi_summary.json", "multi_summary.csv"}
     assert {path.name for path in output.iterdir()} == names | ranking, "runs share a folder"
-    assert "ranked by the loss of their patients:" in said
+    assert "ranked by the loss of their patients" in said
     summary = read(output / "multi_summary.json")
     assert {each["name"] for each in summary["ranking"]} == names - {"tiny_characters-4"}
     assert len(summary["not_trained"]) == 2 and summary["ranking"][0]["more_loss"] is None
