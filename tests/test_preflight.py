@@ -12,6 +12,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from aws_account import deployed
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
@@ -38,15 +39,7 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         environment.delenv("AWS_PROFILE", raising=False)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             environment.setenv(name, "made-up")
-        stacks = boto3.client("cloudformation", region_name=REGION)
-        stacks.create_stack(
-            StackName="raymed",
-            TemplateBody=(REPOSITORY / "cluster.account.yaml").read_text(),
-            Capabilities=["CAPABILITY_NAMED_IAM"],
-            Parameters=[{"ParameterKey": "SshFrom", "ParameterValue": "198.51.100.0/24"}],
-        )
-        described = stacks.describe_stacks(StackName="raymed")["Stacks"][0]["Outputs"]
-        outputs = {each["OutputKey"]: each["OutputValue"] for each in described}
+        outputs = deployed(REGION)
         image = boto3.client("ec2", region_name=REGION).describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
         text = (REPOSITORY / "cluster.yaml").read_text()
         text = text.replace("ami-00000000000000000", image).replace("sg-00000000000000000", outputs["SecurityGroup"])

@@ -6,38 +6,28 @@ import re
 import subprocess
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import yaml
-from moto import mock_aws
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.autoscaler._private.command_runner import _with_interactive
-from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.event_summarizer import EventSummarizer
 from ray.autoscaler._private.node_launcher import BaseNodeLauncher
 from ray.autoscaler._private.node_provider_availability_tracker import NodeProviderAvailabilityTracker
 from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
-from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler
 from ray.autoscaler._private.util import ConcurrentCounter, prepare_config, validate_config, with_envs
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import (
-    NODE_KIND_HEAD,
-    NODE_KIND_WORKER,
-    TAG_RAY_CLUSTER_NAME,
-    TAG_RAY_NODE_KIND,
     TAG_RAY_USER_NODE_TYPE,
 )
 
 from raymed.cluster.connection import capacity
-from raymed.tracking.server import COPY
 
 REPOSITORY = Path(__file__).parent.parent.parent
 FILES = ("cluster.yaml", "cluster.local.yaml")
@@ -220,142 +210,3 @@ def test_a_head_whose_tracking_server_does_not_start_says_why_at_once(name: str,
     environment = programs(tmp_path, {"curl": "exit 0", "pgrep": "exit 0"})
     done = subprocess.run(["bash", "-c", f"( {waits} )"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and not done.stdout
-
-
-KEY = "arn:aws:kms:eu-central-1:123456789012:key/made-up"
-
-
-@pytest.fixture
-def account(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An account in which cluster.account.yaml was deployed, and its outputs; moto answers in this process."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.setenv(name, "made-up")
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the new key pair to ~/.ssh
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    with mock_aws():
-        stacks = boto3.client("cloudformation", region_name=load("cluster.yaml")["provider"]["region"])
-        stacks.create_stack(
-            StackName="raymed",
-            TemplateBody=(REPOSITORY / "cluster.account.yaml").read_text(),
-            Capabilities=["CAPABILITY_NAMED_IAM"],
-            Parameters=[
-                {"ParameterKey": name, "ParameterValue": value}
-                for name, value in {"SshFrom": "192.0.2.0/24", **getattr(request, "param", {})}.items()
-            ],
-        )
-        outputs = stacks.describe_stacks(StackName="raymed")["Stacks"][0]["Outputs"]
-        yield {each["OutputKey"]: each["OutputValue"] for each in outputs}
-
-
-@pytest.mark.slow
-def test_aws_launches_an_on_demand_head_and_spot_workers_that_only_ssh_can_enter(
-    account: dict[str, str], tmp_path: Path
-) -> None:
-    config = load("cluster.yaml")
-    region = config["provider"]["region"]
-    ec2 = boto3.client("ec2", region_name=region)
-    image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
-    for node_type in config["available_node_types"].values():  # what a person fills in
-        node_type["node_config"] |= {"ImageId": image, "SecurityGroupIds": [account["SecurityGroup"]]}
-    ready = _bootstrap_config(config, no_config_cache=True)
-    assert (tmp_path / ".ssh" / f"ray-autoscaler_{region}.pem").stat().st_mode & 0o077 == 0
-    provider = _get_node_provider(ready["provider"], ready["cluster_name"])
-    for name, node_type in ready["available_node_types"].items():
-        kind = NODE_KIND_HEAD if name == ready["head_node_type"] else NODE_KIND_WORKER
-        provider.create_node(node_type["node_config"], {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: name}, 1)
-    found = [each for reservation in ec2.describe_instances()["Reservations"] for each in reservation["Instances"]]
-    profiles = {each["InstanceType"]: each["IamInstanceProfile"]["Arn"].rsplit("/", 1)[1] for each in found}
-    assert profiles == {"m7i.2xlarge": "raymed-head", "g6.2xlarge": "raymed-worker", "g5.2xlarge": "raymed-worker"}
-    spot = {each["InstanceType"]: each.get("InstanceLifecycle") == "spot" for each in found}
-    assert spot == {"m7i.2xlarge": False, "g6.2xlarge": True, "g5.2xlarge": True}
-    groups = {group["GroupId"] for each in found for group in each["SecurityGroups"]}
-    rules = [
-        (rule["IpProtocol"], rule.get("FromPort"), [cidr["CidrIp"] for cidr in rule["IpRanges"]], inner["GroupId"])
-        for group in ec2.describe_security_groups(GroupIds=list(groups))["SecurityGroups"]
-        for rule in group["IpPermissions"]
-        for inner in rule["UserIdGroupPairs"] or [{"GroupId": ""}]
-    ]
-    assert rules == [("tcp", 22, ["192.0.2.0/24"], ""), ("-1", None, [], account["SecurityGroup"])]
-
-
-@pytest.mark.parametrize(
-    ("account", "encryption", "allowed"),
-    [({}, {"SSEAlgorithm": "AES256"}, []), ({"KmsKey": KEY}, {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": KEY}, [KEY])],
-    indirect=["account"],
-)
-def test_the_bucket_is_encrypted_by_the_key_that_was_given_which_its_machines_may_use(
-    account: dict[str, str], encryption: dict[str, str], allowed: list[str]
-) -> None:
-    region = load("cluster.yaml")["provider"]["region"]
-    answer = boto3.client("s3", region_name=region).get_bucket_encryption(Bucket=account["Bucket"])
-    (rule,) = answer["ServerSideEncryptionConfiguration"]["Rules"]
-    assert rule["ApplyServerSideEncryptionByDefault"] == encryption
-    roles = boto3.client("iam", region_name=region)
-    for role in ("raymed-head", "raymed-worker"):
-        usable = []
-        for attached in roles.list_attached_role_policies(RoleName=role)["AttachedPolicies"]:
-            version = roles.get_policy_version(PolicyArn=attached["PolicyArn"], VersionId="v1")["PolicyVersion"]
-            statements = version["Document"]["Statement"]
-            usable += [each["Resource"] for each in statements if "kms:GenerateDataKey" in each["Action"]]
-        assert usable == allowed
-
-
-def test_the_account_template_uses_nothing_that_cloudformation_refuses() -> None:
-    text = (REPOSITORY / "cluster.account.yaml").read_text()
-    assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
-
-
-class _Tags(yaml.SafeLoader):
-    """Reads CloudFormation's functions as what they are applied to."""
-
-
-def _function(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.ScalarNode):
-        return loader.construct_scalar(node)
-    assert isinstance(node, yaml.SequenceNode)
-    return loader.construct_sequence(node, deep=True)
-
-
-_Tags.add_multi_constructor("!", _function)
-
-
-def template() -> dict[str, Any]:
-    return yaml.load((REPOSITORY / "cluster.account.yaml").read_text(), _Tags)["Resources"]
-
-
-def policies(role: str) -> list[dict[str, Any]]:
-    """The statements of a role's own policies."""
-    return [each for policy in template()[role]["Properties"]["Policies"] for each in policy["PolicyDocument"]["Statement"]]
-
-
-def test_the_head_ends_and_tags_only_machines_of_its_cluster() -> None:
-    for statement in policies("HeadRole"):
-        actions = {statement["Action"]} if isinstance(statement["Action"], str) else {*statement["Action"]}
-        if actions & {"ec2:TerminateInstances", "ec2:DeleteTags"}:
-            assert statement["Condition"] == {"StringEquals": {f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}": "ClusterName"}}
-        if "ec2:RunInstances" in actions and "instance/*" in statement["Resource"]:
-            assert statement["Condition"] == {"StringEquals": {f"aws:RequestTag/{TAG_RAY_CLUSTER_NAME}": "ClusterName"}}
-        if any(action.startswith("ec2:") and action != "ec2:Describe*" for action in actions):
-            assert statement["Resource"] != "*"
-
-
-def test_a_worker_cannot_write_the_record_or_the_registry() -> None:
-    """`raymed.tracking.server` keeps both beside the runs, in the storage."""
-    (denied,) = policies("WorkerRole")
-    assert denied["Effect"] == "Deny" and {"s3:PutObject", "s3:DeleteObject"} <= {*denied["Action"]}
-
-    def is_denied(key: str) -> bool:
-        return any(fnmatch(key, pattern.removeprefix("${Bucket.Arn}/")) for pattern in denied["Resource"])
-
-    assert is_denied(f"raymed/{COPY}") and is_denied(COPY)
-    assert is_denied("raymed/artifacts/1/models/model.safetensors")
-    assert not is_denied("raymed/lung-3fa9c1-0/checkpoint_1/rank-0.pt")
-
-
-def test_the_bucket_keeps_versions_takes_no_plain_http_and_drops_unfinished_uploads() -> None:
-    bucket = template()["Bucket"]["Properties"]
-    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
-    assert any("AbortIncompleteMultipartUpload" in rule for rule in bucket["LifecycleConfiguration"]["Rules"])
-    (statement,) = template()["BucketRules"]["Properties"]["PolicyDocument"]["Statement"]
-    assert (statement["Effect"], statement["Principal"]) == ("Deny", "*")
-    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aws_account import allows, deployed, s3_request, statements
 from object_store import Bucket, object_store
 
 from raymed.errors import UserError
@@ -110,3 +112,21 @@ def test_two_heads_on_one_bucket_do_not_both_write_a_search(bucket):
     with lease(storage, "search"):
         assert len(claims.names()) == 1
     assert claims.names() == []
+
+
+def test_all_that_was_asked_of_the_bucket_is_allowed_to_heads_and_workers(bucket, log, tmp_path):
+    """Of all tests here, and of a file that is sent in parts; a missing permission would be a 403 in the night."""
+    Folder.at(f"{bucket}/runs").check_writable()
+    with Folder.at(f"{bucket}/runs").filesystem.open_output_stream("bucket/runs/large") as stream:
+        for _ in range(12):
+            stream.write(bytes(1 << 20))
+    lines = re.findall(r'"([A-Z]+) (/bucket\S*) HTTP', log.read_text())
+    lines.remove(("PUT", "/bucket"))  # that has made it
+    requests = {s3_request(*line)[:2] for line in lines}
+    actions = {action.removeprefix("s3:") for action, _ in requests}
+    assert actions == {"ListBucket", "GetObject", "PutObject", "DeleteObject"}
+    name = deployed("eu-central-1")["Bucket"]
+    for role in ("raymed-head", "raymed-worker"):
+        policy = statements(role)
+        asked = [(action, resource.replace(":::bucket", f":::{name}"), {}) for action, resource in requests]
+        assert [request for request in asked if not allows(policy, request)] == []
