@@ -17,10 +17,14 @@ from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, SERIES, WA
 
 
 @styled
-def confusion(evaluation: Evaluation, names: Sequence[str]) -> Figure:
-    """Patients by class and decision: counts, and the share of the row."""
-    shown = _shown(evaluation, names)
-    counts = np.array(evaluation.confusion)
+def confusion(cells: Sequence[Sequence[int]], names: Sequence[str], class_names: Sequence[str]) -> Figure:
+    """Patients, or slices, by class (row) and decision (column): counts, and the share of the row.
+
+    Args:
+        names: of the classes as readers see them; likewise `class_names`, where the fonts lack their characters.
+    """
+    shown = drawable(names, class_names)
+    counts = np.array(cells)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(1.8 + 1.05 * len(shown), 1.2 + 0.95 * len(shown)))
     axes = figure.subplots()

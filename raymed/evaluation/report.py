@@ -23,6 +23,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import RARE, Evaluation
 from raymed.evaluation.page import environment
 from raymed.evaluation.search_summary import SearchSummary, TrialSummary
+from raymed.evaluation.single_slices import SingleSlices
 from raymed.evaluation.style import as_svg
 
 THUMBNAIL = 160  # pixels: enough to see what kind of slice it is, without a page of tens of megabytes
@@ -57,6 +58,7 @@ class SearchReport(SearchSummary):
         hardest: patients that the champion got most wrong, the worst first.
         hardest_split: which split they are from.
         notes: sentences that a reader must not miss.
+        single: what the champion says of single slices of the judged patients; None where none has several.
     """
 
     names: Sequence[str]
@@ -66,6 +68,7 @@ class SearchReport(SearchSummary):
     hardest: Sequence[HardPatient] = ()
     hardest_split: str = "validation"
     notes: Sequence[str] = ()
+    single: SingleSlices | None = None
 
 
 METRICS = {

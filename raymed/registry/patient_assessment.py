@@ -26,6 +26,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import Evaluation, difference_interval, evaluate
 from raymed.evaluation.patients import Patients
 from raymed.evaluation.predict import Inference, Model, predict_rows
+from raymed.evaluation.single_slices import SingleSlices, probabilities_of
 from raymed.evaluation.tables import decision_table
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry import model_card
@@ -59,6 +60,7 @@ class PatientAssessment:
         test: figures of the test split, looked at once; None where there is none.
         test_patients: each test patient's probabilities.
         usage: patients and slices of each split that it was trained and judged on.
+        single: what it says of each slice of the judged patients by itself; None where none has several.
     """
 
     candidate: Candidate
@@ -70,6 +72,7 @@ class PatientAssessment:
     test: Evaluation | None
     test_patients: Patients | None
     usage: Usage
+    single: SingleSlices | None = None
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -118,6 +121,8 @@ class PatientAssessment:
         figures = self._temperatures
         for split, evaluation in self.evaluations.items():
             figures |= {f"{split}_{name}": value for name, value in evaluation.flat().items()}
+        if self.single is not None:
+            figures |= {f"{list(self.evaluations)[-1]}_{name}": value for name, value in self.single.flat().items()}
         return figures
 
     def tags(self) -> dict[str, str]:
@@ -157,12 +162,16 @@ class PatientAssessment:
         run_id, names = self.candidate.run_id, self.class_names
         tracker.metrics(run_id, self._temperatures)
         for split, evaluation in self.evaluations.items():
-            tracker.figure(run_id, figures.confusion(evaluation, names), f"figures/{split}_confusion.png")
+            cells = figures.confusion(evaluation.confusion, names, names)
+            tracker.figure(run_id, cells, f"figures/{split}_confusion.png")
             if evaluation.calibration is not None:
                 tracker.figure(
                     run_id, figures.reliability(evaluation.calibration, evaluation.units), f"figures/{split}_reliability.png"
                 )
             tracker.figure(run_id, figures.roc(evaluation, names), f"figures/{split}_roc.png")
+        if self.single is not None:
+            cells = figures.confusion(self.single.confusion, names, names)
+            tracker.figure(run_id, cells, f"figures/{list(self.evaluations)[-1]}_slices_confusion.png")
 
     def card(self, facts: CardFacts) -> str:
         return model_card.write(facts, self._inference(facts), self)
@@ -205,6 +214,7 @@ class PatientAssessment:
             hardest=self.hardest(),
             hardest_split="test" if self.test_patients else "validation",
             notes=self.notes(facts.refit),
+            single=self.single,
         )
         return "report.html", render(report)
 
@@ -303,14 +313,19 @@ def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how:
     def predict(split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return predict_rows(model, prepared, used.get(split, np.empty(0, np.int64)), how.micro_batch, how.workers)
 
-    def judge(logits: np.ndarray, columns: dict[str, np.ndarray]) -> tuple[Evaluation, Patients]:
+    def judge(logits: np.ndarray, columns: dict[str, np.ndarray]) -> tuple[Evaluation, Patients, SingleSlices | None]:
         patients = temperature.pool(logits, columns, unit=prepared.manifest.unit)
-        return evaluate(patients, names, how.bootstrap, candidate.seed), patients
+        single = None
+        if len(patients.ids) < len(logits):
+            single = SingleSlices.of(columns["label"], probabilities_of(logits, temperature), names)
+        return evaluate(patients, names, how.bootstrap, candidate.seed), patients, single
 
     logits, columns = predict("val")
     temperature = fit_temperature(logits, columns["patient"], columns["label"])
-    validation, validation_patients = judge(logits, columns)
-    test, test_patients = judge(*predict("test")) if "test" in used else (None, None)
+    validation, validation_patients, single = judge(logits, columns)
+    test, test_patients = None, None
+    if "test" in used:
+        test, test_patients, single = judge(*predict("test"))
     return PatientAssessment(
         candidate,
         prepared,
@@ -321,4 +336,5 @@ def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how:
         test,
         test_patients,
         candidate.usage(prepared),
+        single,
     )

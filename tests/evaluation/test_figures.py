@@ -28,7 +28,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
         [False, False, True],
         0,
     ),
-    "confusion": lambda: figures.confusion(JUDGED, NAMES),
+    "confusion": lambda: figures.confusion(JUDGED.confusion, NAMES, CLASSES),
     "reliability": lambda: figures.reliability(CALIBRATION),
     "roc": lambda: figures.roc(JUDGED, NAMES),
 }
@@ -57,7 +57,7 @@ def test_names_without_glyphs_fall_back_to_english_and_then_to_numbers() -> None
 
 
 def test_the_confusion_figure_shows_counts_and_shares_of_rows() -> None:
-    texts = [text.get_text() for text in figures.confusion(JUDGED, NAMES).axes[0].texts]
+    texts = [text.get_text() for text in figures.confusion(JUDGED.confusion, NAMES, CLASSES).axes[0].texts]
     count = JUDGED.confusion[0][0]
     assert texts[0] == f"{count}\n{count / 6:.0%}"
     assert len(texts) == 16

@@ -22,6 +22,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import evaluate
 from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.report import SearchReport, TrialSummary, render
+from raymed.evaluation.single_slices import SingleSlices
 from raymed.recipes.metric import Metric
 from raymed.registry.assessment import CardFacts
 from raymed.registry.candidate import Candidate, Refit
@@ -51,6 +52,8 @@ CLAIMS = {
     "more than chance, so a model can look good by telling sources apart": ("telling source", "usual"),
     "over pairs of patients of one source": ("usual", "one source"),
     "means over classes leave that out": ("class without patients", "usual"),
+    "Each of the 240 slices by itself: 75.0 % are given their patient's diagnosis": ("single slices", "usual"),
+    "Slices of a patient err together, so the shares have no interval": ("single slices", "usual"),
     "The calibration error is larger than chance explains": ("too sure", "calibrated"),
     "The calibration error is no larger than a perfectly calibrated model's": ("calibrated", "too sure"),
     "the model is too sure": ("too sure", "calibrated"),
@@ -76,7 +79,7 @@ FIXED = (
     r"^[\d.]+ % ?95 % interval|^[\d.]+ 95 % interval",
     r"^Look here first",
     r"^diagnosis ",
-    r"^Rows: diagnosis|^Columns: the model's decision|^(Patients|Images), and share of the row",
+    r"^Rows: diagnosis|^Columns: the model's decision|^(Patients|Images|Slices), and share of the row",
     r"^Each class against the rest|^The dashed line is chance",
     r"^Intervals are 95 %",
     r"^They know nothing of another hospital",
@@ -165,7 +168,7 @@ def page(name: str) -> Sentences:
     sharp = patients((30, 30, 30, 30), 9.0, 1)
     mine = patients((28, 29, 27, 4), 3.4, 1)
     told = np.where(mine.labels == 0, "east", "west").astype(object)
-    surely = Estimate(0.2, 0.1, 0.3)
+    surely, shown = Estimate(0.2, 0.1, 0.3), np.arange(240) % 4
     made = {
         "usual": lambda: report,
         "chosen by a person": lambda: dataclasses.replace(report, champion=0),
@@ -196,6 +199,7 @@ def page(name: str) -> Sentences:
             notes=(),
         ),
         "guessing": lambda: judged(patients((20, 20, 20, 20), 0.0, 3)),
+        "single slices": lambda: dataclasses.replace(report, single=SingleSlices.of(shown % 3, np.eye(4)[shown], CLASSES)),
         "telling source": lambda: judged(dataclasses.replace(mine, sources=told)),
         "one source": lambda: judged(dataclasses.replace(mine, sources=np.full(len(mine.ids), "", object))),
         "class without patients": lambda: judged(mine.part(mine.labels != 3)),

@@ -286,6 +286,10 @@ def test_mlflow_learns_figures_but_no_patient(
     } <= record.metrics.keys()
     files = {each.path for each in tracker.client.list_artifacts(candidate.run_id, "figures")}
     assert {"figures/test_confusion.png", "figures/test_reliability.png", "figures/test_roc.png"} <= files
+    single = registered.assessment.single
+    assert single is not None and single.count == np.sum(single.confusion) == 44, "two slices of each of 22 test patients"
+    assert record.metrics["test_slice_accuracy"] == pytest.approx(np.trace(single.confusion) / 44)
+    assert "test_slice_sensitivity_viral" in record.metrics and "figures/test_slices_confusion.png" in files
     assert version.tags["test_accuracy"] == f"{test.metrics['accuracy'].value:.4f}"
     assert version.run_id == candidate.run_id
     root = Path(tracker.uri.removeprefix("sqlite:///")).parent

@@ -81,7 +81,8 @@ class Judged:
         """
         before = f"{name}/" if name else ""
         tracker.metrics(run, {f"{before}patients_{each}": value for each, value in self.together.flat().items()})
-        figure = confusion(self.together, [each.name for each in self.together.classes])
+        names = [each.name for each in self.together.classes]
+        figure = confusion(self.together.confusion, names, names)
         figure.savefig(folder / CONFUSION)
         tracker.figure(run, figure, before + CONFUSION)
 

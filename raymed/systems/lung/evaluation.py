@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 from raymed.data.labels import LabelTable
 from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.metrics import Evaluation, evaluate
-from raymed.evaluation.patients import Aggregation, Patients, softmax
-from raymed.evaluation.scores import Scores, overall
+from raymed.evaluation.patients import Aggregation, Patients
+from raymed.evaluation.single_slices import SingleSlices, probabilities_of
 from raymed.evaluation.summary import crosswise, lines
 from raymed.evaluation.tables import patient_table, slice_table
 from raymed.spreadsheet import to_csv
@@ -55,37 +54,31 @@ class Judged:
             UserError: a patient has no label.
         """
         patients = temperature.pool(logits, columns, method, unit)
-        probabilities = temperature.scale(softmax(logits, temperature.logits), np.ones(len(logits)))
-        return cls(labels, patients, evaluate(patients, labels.names, bootstrap, seed), columns, probabilities)
+        evaluation = evaluate(patients, labels.names, bootstrap, seed)
+        return cls(labels, patients, evaluation, columns, probabilities_of(logits, temperature))
 
     def lines(self, language: str) -> list[str]:
         """Figures for a terminal, classes as readers of a language are shown them (empty: by their names)."""
-        names, single = self.labels.called(language), self.of_slices()
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in single["figures"].items())
+        names, single = self.labels.called(language), self.single
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in single.figures.items())
         recall = ", ".join(
-            f"{name} {single['recall'][own]:.3f}"
+            f"{name} {single.recall[own]:.3f}"
             for name, own in zip(names, self.labels.names, strict=True)
-            if own in single["recall"]
+            if own in single.recall
         )
         return [
             *lines(self.evaluation, names),
             "",
-            f"single slices ({len(self.probabilities)}): {figures}",
+            f"single slices ({single.count}): {figures}",
             f"recall of each class's slices: {recall}",
             "slices by class (row) and decision (column)",
-            *crosswise(names, single["confusion"]),
+            *crosswise(names, single.confusion),
         ]
 
-    def of_slices(self) -> dict[str, Any]:
-        """Figures of single slices: overall, `recall` of the classes that there are, and `confusion` (class, decision)."""
-        labels = self.columns["label"]
-        scores, names = Scores.of(labels, self.probabilities), self.labels.names
-        known: Sequence[int] = np.flatnonzero(np.isfinite(scores.recall)).tolist()
-        return {
-            "figures": overall(labels, self.probabilities),
-            "recall": {names[row]: float(scores.recall[row]) for row in known},
-            "confusion": scores.confusion.tolist(),
-        }
+    @property
+    def single(self) -> SingleSlices:
+        """Figures of single slices."""
+        return SingleSlices.of(self.columns["label"], self.probabilities, self.labels.names)
 
     def write(self, folder: Folder) -> str:
         """Every patient and slice, with label, decision and probabilities, as CSV; returns where."""
@@ -97,6 +90,6 @@ class Judged:
 
     def data(self) -> dict[str, Any]:
         """For --json."""
-        single = self.of_slices()
-        of_classes = {"recall": single["recall"], "confusion": single["confusion"]}
-        return {"evaluation": asdict(self.evaluation), "slices": single["figures"] | of_classes}
+        single = self.single
+        of_classes = {"recall": single.recall, "confusion": single.confusion}
+        return {"evaluation": asdict(self.evaluation), "slices": single.figures | of_classes}
