@@ -1,5 +1,6 @@
 """Judge UniMedVL on prepared patients: its answers beside guessing, its pictures beside the unchanged input.
 
+python jobs/evaluate_unimedvl.py --model CHECKPOINT --out JUDGED                       # on phantom patients
 python jobs/evaluate_unimedvl.py --model models:/raymed-unimedvl@champion --data PREPARED --out JUDGED
 python jobs/evaluate_unimedvl.py --model RUN/trials/trial-0000/step-00000120-ab12cd34 --data PREPARED --split val
 """
@@ -19,7 +20,7 @@ class EvaluateUnimedvl(JobOptions):
 
     Attributes:
         model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a folder with a model or checkpoint.
-        data: Folder or URI of prepared data (jobs/prepare_unimedvl.py).
+        data: Folder or URI of prepared data (jobs/prepare_unimedvl.py); without it, phantom patients.
         split: Which patients: train, val, test or all.
         limit: Most questions, and most pictures (0 = all).
         text: How answers are written.
@@ -28,7 +29,7 @@ class EvaluateUnimedvl(JobOptions):
     """
 
     model: str
-    data: str
+    data: str | None = None
     split: Literal["train", "val", "test", "all"] = "test"
     limit: int = 200
     text: TextSettings = field(default_factory=lambda: TextSettings(max_new_tokens=128, do_sample=False))
@@ -44,12 +45,14 @@ def main(options: EvaluateUnimedvl) -> Outcome:
     from raymed.systems.unimedvl.evaluation import evaluate_rows
     from raymed.systems.unimedvl.evaluation_files import write_evaluation
     from raymed.systems.unimedvl.network import UniMedVL
+    from raymed.systems.unimedvl.options import PHANTOMS
+    from raymed.systems.unimedvl.phantoms import prepare_phantoms
     from raymed.systems.unimedvl.reader import Reader
     from raymed.systems.unimedvl.tokens import TextTokens
     from raymed.tracking.tracker import Tracker
 
     resolved = resolve_model(options.model, Tracker.open(options.tracking))
-    prepared = Prepared.open(options.data)
+    prepared = Prepared.open(options.data) if options.data else prepare_phantoms(options.folder, PHANTOMS)
     rows = prepared.rows(options.split)
     if options.dry_run:
         return Outcome(f"would judge {resolved.name} on {len(rows)} records ({options.split})", {"records": len(rows)})

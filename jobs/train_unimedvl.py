@@ -42,13 +42,12 @@ def main(options: TrainUniMedVL) -> Outcome:
     from raymed.tuning.run_outcome import run_outcome
 
     connect(start=not options.dry_run)
-    search = options.open_search(options.prepared(), Budget(trials=1))
+    prepared = options.prepared()
+    search = options.open_search(prepared, Budget(trials=1))
     log_memory_plan(search.template)
     if options.dry_run:
         return describe(search)
-    return run_outcome(
-        search, run_search(search), "ask it: python jobs/vqa.py --model {checkpoint} --image PICTURE --prompt QUESTION"
-    )
+    return run_outcome(search, run_search(search), options.advice(prepared))
 
 
 if __name__ == "__main__":

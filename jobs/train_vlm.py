@@ -28,13 +28,14 @@ def main(options: TrainVlm) -> Outcome:
 
     options = options.completed()
     connect(start=not options.dry_run)
-    search = options.open_search(options.prepared(), Budget(trials=1))
+    prepared = options.prepared()
+    search = options.open_search(prepared, Budget(trials=1))
     if options.dry_run:
         return describe(search)
     files = StageFiles(options.output, search.template)
     with memory_advice(TRAINING):
         study = run_search(search, files.watch)
-        outcome = run_outcome(search, study, "look at its texts: python jobs/check_image_to_text.py")
+        outcome = run_outcome(search, study, options.advice(prepared))
     lines = files.finish(search.spec_of(study.trials[-1]), outcome.data["checkpoint"])
     return dataclasses.replace(outcome, text="\n".join([*lines, outcome.text]))
 

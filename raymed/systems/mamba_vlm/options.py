@@ -15,6 +15,7 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
+from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST
 from raymed.systems.mamba_vlm.first_weights import first_weights
 from raymed.systems.mamba_vlm.paths import local_path, read_paths, settings_of
 from raymed.systems.mamba_vlm.settings import (
@@ -243,6 +244,14 @@ class TrainVlm(MambaOptions):
                 *(cut, len(sample), self.max_text_len),
             )
         return recipe
+
+    def advice(self, prepared: Prepared) -> str:
+        """What can be done with the file that stage 2 leaves."""
+        return (
+            f"look at a text: python jobs/check_image_to_text.py --checkpoint {self.output / STAGE_2_BEST}\n"
+            f"judge it: python jobs/evaluate_vlm.py --model {self.output / STAGE_2_BEST} --data {prepared.folder.uri} "
+            "--out judged"
+        )
 
     def first_weights(self) -> Path | None:
         """The checkpoint file that training begins with, by the guide's rule.

@@ -159,7 +159,8 @@ class GenerationSettings:
         sample: draw tokens; otherwise the likeliest is taken.
         temperature: of the draws; below 1 the likely become likelier.
         top_p: tokens are drawn among the likeliest that together have this probability.
-        repetition_penalty: scores of tokens that were generated before are divided by it (multiplied where negative).
+        repetition_penalty: scores of tokens that were generated before are divided by it (multiplied where negative);
+            above 1 it also hinders what a report has to say twice, such as "lung".
         stop_repeats: a text whose last tokens are the same so many times in a row ends there, with one of them (0 = never).
         headers: headings that the text must have, in this order; what stands below each is generated, and may be nothing.
         seed: of the draws.
@@ -170,7 +171,7 @@ class GenerationSettings:
     sample: bool = False
     temperature: float = 0.7
     top_p: float = 0.95
-    repetition_penalty: float = 1.2
+    repetition_penalty: float = 1.0
     stop_repeats: int = 4
     headers: tuple[str, ...] = ()
     seed: int = 0

@@ -143,6 +143,20 @@ class UniMedVLOptions(SystemOptions):
             model = replace(model, vit_lr_scale=self.published.vit_lr / self.train.lr)
         return UniMedVLRecipe.for_data(prepared, model=model, loss=loss, dropout=self.dropout)
 
+    def advice(self, prepared: Prepared) -> str:
+        """What can be done with the network that is trained, with a place for its {checkpoint}."""
+        picture = "PICTURE"
+        if self.data is None and self.dataset_config_file is None:
+            from raymed.systems.unimedvl.phantoms import unseen_picture
+
+            picture = str(unseen_picture(self.folder, self.phantom, prepared))
+        return (
+            f"judge it: python jobs/evaluate_unimedvl.py --model {{checkpoint}} --data {prepared.folder.uri} --out judged\n"
+            f'ask it: python jobs/vqa.py --model {{checkpoint}} --image {picture} --prompt "Which lung is affected?"\n'
+            f"let it draw: python jobs/edit_image.py --model {{checkpoint}} --image {picture} "
+            '--instruction "Show the mediastinal window."'
+        )
+
     def spec(self, prepared: Prepared) -> RunSpec:
         spec = super().spec(prepared)
         return replace(spec, train=self.published.train(spec.train, spec.workers))

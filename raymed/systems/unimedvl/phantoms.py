@@ -174,9 +174,8 @@ def write_phantoms(folder: Path, settings: PhantomSettings) -> Path:
 
 def phantom_config(storage: Folder, settings: PhantomSettings) -> Path:
     """The configuration of the embedded patients, which are made under the storage where they are not there."""
-    scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
     storage.check_writable()
-    source = Path(scratch.path) / f"phantom-pairs-{_digest(settings)}"
+    source = _source(storage, settings)
     log.info("phantom patients with questions and pairs: %d of them in %s", settings.patients, source)
     return write_phantoms(source, settings)
 
@@ -186,6 +185,17 @@ def prepare_phantoms(storage: Folder, settings: PhantomSettings) -> Prepared:
     config = MixtureConfig.read(phantom_config(storage, settings))
     preparing = SequenceSettings(split=SplitSettings("4/1/1", folds=0))
     return prepare_sequences(config, storage.child(f"phantom-sequences-{_digest(settings)}").uri, preparing).prepared
+
+
+def unseen_picture(storage: Folder, settings: PhantomSettings, prepared: Prepared) -> Path:
+    """The file with the plane of an embedded patient that no training sees."""
+    patients = prepared.columns(prepared.rows("test"), ["patient"])["patient"]
+    return _source(storage, settings) / "images" / f"{min(patients)}_shown.png"
+
+
+def _source(storage: Folder, settings: PhantomSettings) -> Path:
+    scratch = storage if storage.is_local else Folder.at(Path.home() / ".raymed")
+    return Path(scratch.path) / f"phantom-pairs-{_digest(settings)}"
 
 
 def _digest(settings: PhantomSettings) -> str:
