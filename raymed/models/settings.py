@@ -83,6 +83,10 @@ class ModelSettings:
         return self if self.path is None else replace(self, path=str(find_model(self.path, MODEL_FILES)))
 
     @property
+    def pretrained(self) -> tuple[str, ...]:
+        return () if self.path is None else (self.path,)
+
+    @property
     def members(self) -> list[str]:
         """Names of the presets: one, or those of an ensemble."""
         return self.preset.split("+") if self.path is None else [self.preset]
@@ -141,6 +145,11 @@ class ClipModelSettings:
             image_weights=None if weights is None else str(find_model(weights, WEIGHT_FILES)),
             text_encoder=text if text == CHARACTERS else str(find_model(text, ENCODER_FILES)),
         )
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        text = () if self.text_encoder == CHARACTERS else (self.text_encoder,)
+        return text if self.image_weights is None else (self.image_weights, *text)
 
 
 @dataclass(frozen=True)

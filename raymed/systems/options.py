@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -103,6 +102,7 @@ class SystemOptions(JobOptions, ABC):
         Raises:
             UserError: there is nothing to train or to validate on.
         """
+        from raymed.models.pretrained import fingerprint, pretrained_of
         from raymed.training.spec import RunSpec
 
         if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
@@ -113,13 +113,15 @@ class SystemOptions(JobOptions, ABC):
                 "cannot be asked about files. Prepare the data again",
                 *(prepared.folder.uri, prepared.image.rule, PIXEL_RULE),
             )
+        recipe = self.recipe(prepared)
         spec = RunSpec(
             name="",
             storage=self.folder.uri,
             data=prepared.folder.uri,
             data_digest=prepared.digest,
             start=self._start_weights(),
-            recipe=self.recipe(prepared),
+            recipe=recipe,
+            pretrained={path: fingerprint(path) for path in pretrained_of(recipe)},
             train=self.train,
             sampling=self.sampling,
             fold=self.fold,
@@ -153,52 +155,56 @@ class SystemOptions(JobOptions, ABC):
 
     def named_search(self, template: RunSpec, budget: Budget, variants: Mapping[str, RunSpec] | None = None) -> Search:
         """A search from `template`, or the listed runs, under the name that settings and data give it."""
+        from raymed.models.pretrained import fingerprint, pretrained_of
         from raymed.tuning.search import Search
+        from raymed.tuning.search_name import search_names
         from raymed.tuning.searched_data import PART, SearchedData
-        from raymed.tuning.space import located
+        from raymed.tuning.space import located, with_setting
 
         listed = dict(variants or {})
         elsewhere = ("train.", f"{self.sampling.option}.", PART)
-        of_recipe = {name: each for name, each in self.search.space.items() if not name.startswith(elsewhere)}
-        settings = dataclasses.replace(self.search, space={**self.search.space, **located(of_recipe, template.recipe)})
-        described = json.dumps(
-            [
-                # How many machines share the work changes no result.
-                [
-                    _without_generation(dataclasses.replace(spec, workers=1, min_workers=0))
-                    for spec in (template, *listed.values())
-                ],
-                dataclasses.asdict(dataclasses.replace(settings, concurrent=0, cpus_per_worker=1)),
-                sorted({spec.open_data().digest for spec in (template, *listed.values())}),
-            ],
-            default=str,
+        of_recipe = located(
+            {name: each for name, each in self.search.space.items() if not name.startswith(elsewhere)}, template.recipe
         )
+        settings = dataclasses.replace(self.search, space={**self.search.space, **of_recipe})
+        searched = {
+            path: fingerprint(path)
+            for name, dimension in of_recipe.items()
+            for choice in dimension.choices
+            if isinstance(choice, str)
+            for path in pretrained_of(with_setting(template.recipe, name, choice))
+            if path == choice
+        }
+        template = dataclasses.replace(template, pretrained={**template.pretrained, **searched})
+        names = [self.name] if self.name else search_names([template, *listed.values()], settings, searched)
         if settings.space and template.train.monitor == "val_loss":
             template = dataclasses.replace(template, train=dataclasses.replace(template.train, monitor=settings.objective))
-        name = self.name or f"{template.recipe.name}-{hashlib.blake2b(described.encode(), digest_size=3).hexdigest()}"
         if not self.dry_run:
             self.folder.check_writable()
-        template = dataclasses.replace(template, name=name)
-        for data in {spec.data for spec in (template, *listed.values())}:
-            if f"{data}/".startswith(f"{template.folder.uri}/"):
-                raise UserError(
-                    f"the run's folder would be {template.folder.uri}, where the prepared data lie: give another --name"
-                )
-        searched = SearchedData.of(
+        data = SearchedData.of(
             settings.space, self.phantom, lambda phantom: dataclasses.replace(self, phantom=phantom).prepared()
         )
-        search = Search(template, settings, budget, self.tracking, command(), listed, self.keep_checkpoints, searched)
+        searches = [
+            Search(
+                dataclasses.replace(template, name=name),
+                *(settings, budget, self.tracking, command(), listed, self.keep_checkpoints, data),
+            )
+            for name in names
+        ]
+        search = next((each for each in searches if each.has_begun), searches[0])
+        for uri in {spec.data for spec in (template, *listed.values())}:
+            if f"{uri}/".startswith(f"{search.template.folder.uri}/"):
+                raise UserError(
+                    f"the run's folder would be {search.template.folder.uri}, where the prepared data lie: give another "
+                    "--name"
+                )
         if self.resume == "must" and not search.has_begun:
-            raise UserError(f"there is no earlier run named {name!r} under {self.folder.uri}. Check --name and --storage")
+            raise UserError(
+                f"there is no earlier run named {search.name!r} under {self.folder.uri}. Check --name and --storage"
+            )
         if self.resume == "never" and not self.dry_run:
             search.forget()
         return search
-
-
-def _without_generation(spec: RunSpec) -> dict[str, Any]:
-    """A run's fields, but for what differs from one search of a name to the next, and for where its first weights lie."""
-    fields = {name: value for name, value in dataclasses.asdict(spec).items() if name not in ("generation", "start")}
-    return fields | ({"start": (spec.start.digest, spec.start.new)} if spec.start else {})
 
 
 def for_search(options: Searching) -> Searching:

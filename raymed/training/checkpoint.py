@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from raymed.data.plan import SliceSettings
 from raymed.errors import RunError, UserError
+from raymed.models.pretrained import by_contents
 from raymed.storage.folder import Folder
 from raymed.storage.seal import digest_of_file
 from raymed.training.best import Best
@@ -66,13 +67,16 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
 
-    def check_origin(self, origin: Mapping[str, Any], uri: str) -> None:
+    def check_origin(self, origin: Mapping[str, Any], uri: str, pretrained: Mapping[str, str] | None = None) -> None:
         """Refuse to go on from a checkpoint of another search, or of other settings.
+
+        Args:
+            pretrained: what weights hold, by their paths, which checkpoints of before have in its place.
 
         Raises:
             UserError: what differs, of what both have.
         """
-        differences = list(_differences(self.origin, origin))
+        differences = list(_differences(by_contents(self.origin, pretrained or {}), origin))
         if differences:
             raise UserError(
                 f"the checkpoint {uri} is of another run: {'; '.join(differences[:5])}. "

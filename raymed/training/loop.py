@@ -33,6 +33,7 @@ from raymed.training.course import Course
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.frozen import Source
 from raymed.training.means import means
+from raymed.training.network import check_pretrained
 from raymed.training.predictions import in_order, write_predictions
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
@@ -90,6 +91,7 @@ class Run:
         self.prepared = spec.open_data()
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
+        check_pretrained(spec, context.get_local_rank() == 0)
         self.total_steps = spec.total_steps(self.prepared)
         self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):
@@ -336,7 +338,8 @@ class Run:
             if chosen[0]:
                 whole = self.agreement.reach(lambda: newest or fetch(self.spec.folder, chosen[0], folder))
                 progress = Progress.read(whole)
-                progress.check_origin(self.spec.origin(), f"{self.spec.folder.uri}/{whole.name}")
+                where = f"{self.spec.folder.uri}/{whole.name}"
+                progress.check_origin(self.spec.origin(), where, self.spec.pretrained)
                 self.engine.load(whole)
         self.retention = Retention(self.spec.folder, self.keep_all, chosen[0], progress.model, self.passed_over)
         return progress

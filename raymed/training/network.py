@@ -1,4 +1,4 @@
-"""The network that a run begins with."""
+"""The network that a run begins with, and whether all workers have the weights that it begins with."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from raymed.errors import CommonError
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Recipe
 from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
 from raymed.training.start import StartWeights
 
 
@@ -31,3 +33,23 @@ def first_network(
     if adapt_to_float32 and arithmetic(settings.precision, device) == "fp32":
         adapt_to_float32()
     return module
+
+
+def check_pretrained(spec: RunSpec, reads: bool) -> None:
+    """Refuse on all workers pretrained weights that are on one machine others than the run began with.
+
+    Args:
+        reads: whether this worker looks: one of each machine.
+
+    Raises:
+        CommonError: as `RunSpec.check_pretrained`.
+    """
+    problems, own = [""] * dist.get_world_size(), ""
+    try:
+        if reads:
+            spec.check_pretrained()
+    except CommonError as error:
+        own = str(error)
+    dist.all_gather_object(problems, own)
+    if problem := next(filter(None, problems), ""):
+        raise CommonError(problem)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +14,8 @@ from raymed.data.micro_batches import Division
 from raymed.data.plan import EpochPlan, Sampling, SliceSettings, plan_epoch
 from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
-from raymed.errors import UserError
+from raymed.errors import CommonError, UserError
+from raymed.models.pretrained import by_contents, fingerprint, held_by, pretrained_of
 from raymed.recipes.metric import Metric
 from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
@@ -30,6 +33,7 @@ class RunSpec:
         storage: URI of the folder that holds the run's folder.
         data: URI of the prepared data.
         data_digest: what they hold; empty where that is not asked.
+        pretrained: what the weights hold that the recipe names, by their paths; empty where that is not asked.
         start: weights to begin with, in place of the recipe's own.
         recipe: the system to train.
         train: how.
@@ -59,6 +63,7 @@ class RunSpec:
     min_workers: int = 0
     generation: str = ""
     data_digest: str = ""
+    pretrained: Mapping[str, str] = field(default_factory=dict)
     start: StartWeights | None = None
 
     def __post_init__(self) -> None:
@@ -83,10 +88,12 @@ class RunSpec:
         return Folder.at(self.storage).child(self.name)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the results of a run, and stays what it was when the run goes on."""
+        """What decides the results of a run, and stays what it was when the run goes on: of pretrained weights what they
+        hold, and not where they lie."""
         begin = {"digest": self.start.digest, "new": list(self.start.new)} if self.start else ""
         deciding = {"train": self.train.deciding(), "sampling": str(self.sampling), "seed": self.seed, "start": begin}
-        return {**self.recipe.settings(), **deciding}
+        settings: dict[str, Any] = by_contents({**self.recipe.settings(), **deciding}, self.pretrained)
+        return settings
 
     def origin(self) -> dict[str, Any]:
         """What a checkpoint of the run comes from."""
@@ -106,6 +113,24 @@ class RunSpec:
         """The fewest workers that are as fast as so many: none of them idles in a whole global batch."""
         group = self.train.norm_group if self.recipe.contrastive else 0
         return Division(self.train.micro_batch, workers, group, self.recipe.contrastive).helpful(self.train.global_batch)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """What pretrained weights hold, by the names of the settings that say where they lie."""
+        return held_by(self.recipe.settings(), self.pretrained)
+
+    def check_pretrained(self) -> None:
+        """Refuse weights on this machine that are others than the run began with.
+
+        Raises:
+            CommonError: both fingerprints.
+        """
+        for path in pretrained_of(self.recipe) if self.pretrained else ():
+            if (now := fingerprint(path)) != self.pretrained[path]:
+                raise CommonError(
+                    f"{path} on {socket.gethostname()} holds {now}, and the run began with {self.pretrained[path]}: the "
+                    "same weights must lie on every machine of the cluster, and stay there while a run goes on"
+                )
 
     def open_data(self) -> Prepared:
         """The prepared data that the run began with.

@@ -39,7 +39,7 @@ from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.machine_wait import NONE_CAME, MachineWait
 from raymed.tuning.progress import Progress
 from raymed.tuning.ray_tune import Observer, StudyScheduler, StudySearcher
-from raymed.tuning.recorder import Recorder, Watch
+from raymed.tuning.recorder import Recorder, Watch, parameters
 from raymed.tuning.reminder import Reminder
 from raymed.tuning.search import DRIVER_CPUS, TRIALS, Search, fitting_runs
 from raymed.tuning.storage_watch import StorageWatch
@@ -255,6 +255,7 @@ def _digest(runs: Mapping[str, RunSpec]) -> str:
 def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
     prepared = search.template.open_data()
     plan: EpochPlan = search.template.plan(prepared, 0)
+    settings, paths = parameters(search.template, search.template.settings()) if not search.runs else ({}, {})
     parent = tracker.run(
         search.name,
         search.name,
@@ -268,8 +269,9 @@ def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
         params={
             "data_digest": prepared.digest,
             "space": {n: repr(d) for n, d in search.settings.space.items()},
-            **({"runs": _digest(search.runs)} if search.runs else search.template.settings()),
+            **({"listed_runs": _digest(search.runs)} if search.runs else settings),
         },
+        begun_with=paths,
     )
     tracker.input(parent, search.name, prepared.digest, search.template.data, "training")
     log.info(

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from raymed import clock
 from raymed.data.usage import Usage
 from raymed.registry.candidate import FOLDER
+from raymed.tracking.names import flatten
 from raymed.tracking.outbox import Outbox, Refused
 from raymed.tracking.run_record import RunRecord
 from raymed.tracking.tracker import GENERATION, USED, Status, Tracker, is_permanent
@@ -187,6 +188,17 @@ class Recorder:
             fold = "" if spec.fold is None else str(spec.fold)
             how = spec.train.how() | {"workers": self._each.workers, "threads": self._each.cpus}
             usage = self._used(spec)
+            settings, paths = parameters(
+                spec,
+                {
+                    **spec.recipe.settings(),
+                    "train": spec.train.deciding(),
+                    spec.sampling.option: vars(spec.sampling),
+                    **({"start": asdict(spec.start)} if spec.start else {}),
+                    "used": usage.flat(),
+                    "seed": spec.seed,
+                },
+            )
             run = self._tracker.run(
                 self._search.trial_key(trial),
                 spec.name,
@@ -195,15 +207,8 @@ class Recorder:
                 | {GENERATION: self._study.generation, USED: str(usage), FOLDER: spec.folder.uri}
                 | self._search.candidate("", trial).tags()
                 | {f"raymed.{name}": str(value) for name, value in how.items()},
-                params={
-                    **spec.recipe.settings(),
-                    "train": spec.train.deciding(),
-                    spec.sampling.option: vars(spec.sampling),
-                    **({"start": asdict(spec.start)} if spec.start else {}),
-                    "used": usage.flat(),
-                    "seed": spec.seed,
-                },
-                begun_with={"how": how},
+                params=settings,
+                begun_with={"how": how, **paths},
             )
             if spec.data not in self._digests:
                 self._digests[spec.data] = spec.open_data().digest
@@ -218,6 +223,13 @@ class Recorder:
         if key not in self._usages:
             self._usages[key] = spec.usage(spec.open_data())
         return self._usages[key]
+
+
+def parameters(spec: RunSpec, settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """A run's settings as MLflow compares them when it goes on: what pretrained weights hold; and where they lay first."""
+    held, lying = spec.weights, dict(flatten(spec.recipe.settings()))
+    compared = {name: text for name, text in flatten(settings) if name not in held}
+    return compared | {f"weights.{name}": each for name, each in held.items()}, {name: lying[name] for name in held}
 
 
 def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial, counted: str) -> bool:

@@ -122,7 +122,19 @@ class Search:
         journal = Journal(
             self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
         )
-        return Study(journal, self.name, space, first, halving, self.template.seed, self.objective, train.counted)
+        return Study(
+            *(journal, self.name, space, first, halving, self.template.seed, self.objective, train.counted, self.weights)
+        )
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """What the pretrained weights hold that runs begin with; searched ones are known by their paths."""
+        specs, known = self.runs or {"": self.template}, self.template.pretrained
+        searched = [choice for dimension in self.settings.space.values() for choice in dimension.choices if choice in known]
+        return {
+            **{f"{run} {name}".strip(): held for run, spec in specs.items() for name, held in spec.weights.items()},
+            **{str(path): known[str(path)] for path in searched},
+        }
 
     @property
     def study_path(self) -> Path:

@@ -70,6 +70,7 @@ class Study:
         seed: int,
         objective: Metric = VAL_LOSS,
         counted: str = "epoch",
+        weights: Mapping[str, str] | None = None,
     ) -> None:
         """Open or create the study in a journal.
 
@@ -77,9 +78,10 @@ class Study:
             first: settings of the first trials, before anything is drawn.
             halving: its first rung as validations are counted.
             counted: by what they are, see `TrainSettings`; where this module says epoch, it may be a step.
+            weights: what the pretrained weights hold that its runs begin with, by what names them.
 
         Raises:
-            UserError: the journal holds something else, or a search with another space or objective.
+            UserError: the journal holds something else, or a search with another space or objective, or with other weights.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = journal
@@ -110,7 +112,18 @@ class Study:
                 f"the search {name!r} compares its trials by {aim}, not by {objective.name}. Use another --name, or "
                 "--resume never"
             )
+        weights, held = dict(weights or {}), recorded.get("weights", {})  # records of before say nothing of them
+        if other := [
+            f"{name} was {held[name]}, and is {weights[name]} now"
+            for name in weights
+            if held.get(name, weights[name]) != weights[name]
+        ]:
+            raise UserError(
+                f"the search {name!r} began with other pretrained weights: {'; '.join(other)}. Put them back where they "
+                "were, or use another --name, or --resume never"
+            )
         with self.together():
+            self.study.set_user_attr("weights", held | weights)
             self.study.set_user_attr("space", described)
             self.study.set_user_attr("objective", objective.name)
         if not self.study.trials:

@@ -17,6 +17,7 @@ from torch import nn
 from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.models.adapt import merged_state
+from raymed.models.pretrained import fingerprint
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("raymed")
 
 WEIGHTS = "model.safetensors"
+HELD = "language_held"  # of an export: what the language model held that is kept apart
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
 METRICS = (
     Metric("train_loss", "nats", "min", "{:.4f}"),
@@ -218,15 +220,23 @@ class ReportRecipe:
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
         write_plan(encoder_plan(self.vision), folder)
         self.language_model.tokenizer.save_pretrained(folder)
-        write_settings(folder, self.settings())
+        apart = {HELD: fingerprint(str(self.language.path))} if self._kept_apart else {}
+        write_settings(folder, self.settings() | apart)
 
     def load(self, folder: Path) -> ReportWriter:
         """The network that `export` wrote, in evaluation mode on the CPU.
 
         Raises:
-            UserError: the folder is not complete, its weights do not fit, or the language model is not where it was.
+            UserError: the folder is not complete, its weights do not fit, or the language model is not where it was, or
+                another one is.
         """
         language = LanguageModel.find(replace(self.language, lora=0, freeze=True))
+        began = read_settings(folder, self.name).get(HELD)
+        if self._kept_apart and began is not None and (now := fingerprint(str(self.language.path))) != began:
+            raise UserError(
+                f"the language model of {folder} is kept apart in {self.language.path}, which held {began} and holds {now} "
+                "now: put back the one that it was trained with"
+            )
         vision = replace(self.vision, encoder=None)  # its weights are among the others
         network = ReportWriter(read_encoder_plan(folder), vision, self.bridge, self.cmi, language)
         state = load_file(folder / WEIGHTS)
@@ -248,6 +258,10 @@ class ReportRecipe:
             "max_text_len": self.max_text_len,
             "first_weights": self.start,
         }
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        return () if self.start is None else (self.start,)
 
     @property
     def _kept_apart(self) -> bool:

@@ -61,6 +61,10 @@ class VisionSettings:
             self if self.encoder is None else replace(self, encoder=str(find_model(model_name(self.encoder), ENCODER_FILES)))
         )
 
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        return () if self.encoder is None else (self.encoder,)
+
 
 @dataclass(frozen=True)
 class BridgeSettings:
@@ -147,6 +151,10 @@ class LanguageSettings:
             UserError: there is none.
         """
         return self if self.path is None else replace(self, path=str(find_model(model_name(self.path), LANGUAGE_FILES)))
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        return () if self.path is None else (self.path,)
 
 
 @dataclass(frozen=True)

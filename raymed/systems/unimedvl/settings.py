@@ -9,6 +9,7 @@ from typing import Literal
 from raymed.errors import UserError
 from raymed.job.mistakes import did_you_mean
 from raymed.models.model_folders import find_model
+from raymed.storage.folder import Folder
 
 CHECKPOINT_FILES = "ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's"
 TINY = "unimedvl-tiny"
@@ -221,12 +222,20 @@ class UnifiedModelSettings:
             )
 
     def located(self) -> UnifiedModelSettings:
-        """With the absolute path that `path` stands for: workers have another working folder.
+        """With the absolute paths that `path` and `vae_path` stand for: workers have another working folder.
 
         Raises:
             UserError: there is none.
         """
-        return self if self.path is None else replace(self, path=str(checkpoint_folder(self.path)))
+        return replace(
+            self,
+            path=None if self.path is None else str(checkpoint_folder(self.path)),
+            vae_path=None if self.vae_path is None else Folder.at(self.vae_path).uri,
+        )
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        return tuple(path for path in (self.path, self.vae_path) if path is not None)
 
     @property
     def origin(self) -> str:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from language_files import write_folder
 from report_records import SIZE, records
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from raymed.data.image import ImageSettings
 from raymed.errors import UserError
+from raymed.models.pretrained import pretrained_of
 from raymed.recipes.exported import open_model
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
@@ -175,6 +176,25 @@ def test_a_language_model_from_a_folder_stays_there_unless_it_has_adapters(tmp_p
     write_checkpoint(tmp_path / "stage2.pt", module.state_dict(), step=1)
     again = seeded(replace(recipe, start=str(tmp_path / "stage2.pt"))).eval()
     torch.testing.assert_close(recipe.predict(again, batch)["nll"], recipe.predict(module, batch)["nll"])
+
+
+def test_an_exported_report_writer_refuses_another_language_model_than_it_was_trained_with(tmp_path: Path) -> None:
+    language = tmp_path / "tiny-hf"
+    write_folder(language)
+    recipe = replace(RECIPE, language=LanguageSettings(path=str(language)))
+    recipe.export(seeded(recipe), tmp_path / "export")
+    recipe.load(tmp_path / "export")
+    weights = load_file(language / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, language / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"kept apart in .*tiny-hf, which held weights .* and holds weights"):
+        recipe.load(tmp_path / "export")
+
+
+def test_a_run_is_known_by_what_its_encoder_language_model_and_first_weights_hold() -> None:
+    settings = {"vision": replace(VISION, encoder="/e"), "language": LanguageSettings(path="/l")}
+    assert list(pretrained_of(replace(RECIPE, **settings, start="/s.pt"))) == ["/s.pt", "/e", "/l"]
+    assert list(pretrained_of(replace(BRIDGE, **settings))) == ["/e", "/l"]
+    assert not list(pretrained_of(RECIPE))
 
 
 def test_another_file_of_first_weights_is_another_run() -> None:

@@ -7,12 +7,15 @@ import pytest
 
 from raymed.errors import UserError
 from raymed.job.command_line import parse
+from raymed.models.pretrained import pretrained_of
 from raymed.systems.unimedvl.asking import GUIDE as ASKING
 from raymed.systems.unimedvl.asking import VQA
 from raymed.systems.unimedvl.editing import GUIDE as EDITING
 from raymed.systems.unimedvl.editing import EditImage
 from raymed.systems.unimedvl.guide import GUIDE, PublishedSettings
 from raymed.systems.unimedvl.options import UniMedVLOptions
+from raymed.systems.unimedvl.recipe import UniMedVLRecipe
+from raymed.systems.unimedvl.settings import PRESETS, TINY, UnifiedModelSettings
 
 CONFIG = Path(__file__).parents[3] / "configs" / "unimedvl_sft.yaml"
 SCRIPT = """--dataset_config_file data.yaml --resume_from_ema UniMedVL --model_path BAGEL-7B-MoT --auto_resume True
@@ -164,3 +167,13 @@ def test_data_that_are_not_as_visual_und_says_are_refused(given, seen):
     data = Data({"a": {"vae": 0, "target": 0, "vit": seen}})
     with pytest.raises(UserError, match=f"--visual-und {given}, and {seen or 'no'} pictures"):
         read(f"--visual-und {given}").recipe(data)
+
+
+def test_a_run_is_known_by_what_its_checkpoint_or_image_autoencoder_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    located = UnifiedModelSettings(vae_path="flux").located()
+    assert located.vae_path == str(tmp_path / "flux"), "workers would look for it in their own folder"
+    for model, path in ((located, located.vae_path), (UnifiedModelSettings(path="/u"), "/u")):
+        assert list(pretrained_of(UniMedVLRecipe(PRESETS[TINY], model))) == [path]
