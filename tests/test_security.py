@@ -112,6 +112,7 @@ def test_no_name_of_a_patient_leaves_the_owner_in_data_runs_reports_or_logs(
         for position in range(2):
             Image.fromarray(draw.integers(0, 255, (32, 32), np.uint8)).save(place / f"{name}-{position}.png")
     (place / f"{name}-2.png").write_bytes(b"no picture")
+    (place / f"{name}.txt").write_text("a note on the source names it")
     key = tmp_path / "owner" / "key"
     settings = PrepareSettings(
         image=ImageSettings(size=32), split=SplitSettings(folds=0), max_quarantine="20%", pseudonymise=str(key)

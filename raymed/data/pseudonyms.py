@@ -13,13 +13,14 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from raymed.data.sources import Refusal, Study
+from raymed.data.sources.listing import Note
 from raymed.data.survey import Survey
 from raymed.errors import UserError
 from raymed.spreadsheet import neutral, original
@@ -93,7 +94,8 @@ class Pseudonyms:
     def rename(self, found: Survey) -> Survey:
         """The survey with every name replaced, and the table that leads back written.
 
-        Paths stay, because the pictures have to be found; they are not kept in prepared data.
+        Paths stay, because the pictures have to be found; they are not kept in prepared data. Of notes on the source the
+        part stays that names nobody.
 
         Raises:
             UserError: the texts of a conversation name their patient.
@@ -110,7 +112,9 @@ class Pseudonyms:
         refusals = tuple(self._refusal(refusal) for refusal in found.listing.refusals)
         self._remember(found, found.listing.refusals)
         listed = {id(study): self._study(study, patients) for study in found.listing.studies}
-        listing = replace(found.listing, studies=tuple(listed.values()), refusals=refusals, notes=())
+        listing = replace(
+            found.listing, studies=tuple(listed.values()), refusals=refusals, notes=_nameless(found.listing.notes)
+        )
         studies = tuple(listed[id(study)] for study in found.studies)
         return replace(found, listing=listing, studies=studies, known_as=self.patient)
 
@@ -176,6 +180,16 @@ class Pseudonyms:
             return []
         with self.table.open(encoding="utf-8", newline="") as file:
             return [row | {"original": original(row["original"])} for row in csv.DictReader(file)]
+
+
+def _nameless(notes: Sequence[str]) -> tuple[str, ...]:
+    """What is left of notes where nobody may be named."""
+    kept = [note.nameless for note in notes if isinstance(note, Note)]
+    lost = len(notes) - len(kept)
+    return (
+        *kept,
+        *([f"notes that may hold names, and are not repeated here: {lost} (--dry-run shows them)"] if lost else []),
+    )
 
 
 def _checkout(path: Path) -> Path | None:

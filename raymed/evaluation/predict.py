@@ -8,6 +8,7 @@ these settings travel with a model (`Inference`). With several workers, Ray acto
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,9 +33,12 @@ from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.patients import softmax
 from raymed.recipes.recipe import Recipe
 
+log = logging.getLogger("raymed")
+
 CHUNK_BYTES = 64 << 20  # of pixels that one task holds at once
 COLUMNS = ("id", "patient", "study", "position", "label", "source")
 RETRIES = 2  # of a task whose worker died
+PERIOD = 60.0  # seconds between two lines while workers are waited for
 
 Model = tuple[Recipe, nn.Module]
 Found = tuple[Record, Slice]
@@ -290,6 +294,7 @@ def _spread(
     actors: list[Any] = [ray.remote(_Worker).options(**limits).remote(stored, micro_batch) for _ in range(workers)]
     pool: Any = ActorPool(actors)
     try:
+        _wait(actors, f"{'a GPU and ' if kind == 'GPU' else ''}a CPU")
         yield from pool.map(lambda actor, item: actor.run.remote(predict, item), items)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | RunError):
@@ -298,6 +303,18 @@ def _spread(
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def _wait(actors: Sequence[Any], wanted: str) -> None:
+    """Wait until one of these actors is there, and say so once a minute: others may hold all that the cluster has."""
+    import ray
+
+    from raymed.cluster.autoscaler import machines_to_come
+
+    beginnings = [actor.begins.remote() for actor in actors]
+    while not ray.wait(beginnings, timeout=PERIOD)[0]:
+        words = f"predicting waits for {wanted}: {len(actors)} wanted, and others hold all that the cluster has"
+        log.info("%s", "; ".join(filter(None, [words, machines_to_come()])))
 
 
 def _gpus_are_elsewhere() -> bool:
@@ -311,6 +328,9 @@ class _Worker:
     def __init__(self, model: Model, micro_batch: int) -> None:
         torch.set_num_threads(1)  # one CPU each, as asked of Ray
         self.predictor = Predictor(model, micro_batch)
+
+    def begins(self) -> None:
+        """Answered once it is there."""
 
     def run(self, predict: Callable[[Predictor, Any], Any], item: Any) -> Any:
         return predict(self.predictor, item)

@@ -6,13 +6,13 @@ not end by then, a library's thread or its exit handler, is left to itself.
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from raymed.storage import holder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEADLINE = 30.0  # seconds from the interrupt to the end
@@ -71,5 +71,4 @@ def kept_handlers() -> Iterator[None]:
 
 
 def _leave(last_words: str) -> None:
-    print(last_words, file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
+    holder.end(INTERRUPTED, last_words)

@@ -28,6 +28,7 @@ from raymed.job.command_line import Aliases, parse
 from raymed.job.departure import INTERRUPTED, departing
 from raymed.job.library_log import OneLine, essence, keep_traceback
 from raymed.job.submitted import is_submitted
+from raymed.storage import holder
 from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
@@ -134,6 +135,8 @@ def run(
     try:
         options = parse(options_type, words, positional, defaults, aliases, script)
         as_json = options.json
+        if as_json:
+            holder.last_words.append(_tell)
         os.umask(0o027 if options.group_readable else 0o077)  # most of what is written is about patients
         # standard output is for the outcome: libraries print to it too
         with contextlib.redirect_stdout(sys.stderr), departing(interrupted()):
@@ -155,6 +158,7 @@ def run(
         code, text, data = _failure(
             1, f"{type(error).__name__}: {essence(str(error))}\nThe traceback is in {kept}; send it with the command."
         )
+    holder.last_words.clear()  # what ends the process from now on comes after its object
     if text and (failed or not as_json):
         print(text, file=sys.stderr if failed else sys.stdout)
     if as_json:
@@ -179,6 +183,11 @@ def interrupted() -> str:
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:
     return code, f"error: {message}", {"error": message, "exit_code": code}
+
+
+def _tell(code: int, reason: str) -> None:
+    """The object of a job that ends in the middle: on standard output, which libraries do not have meanwhile."""
+    print(json.dumps({"error": reason.removeprefix("error: "), "exit_code": code}), file=sys.__stdout__, flush=True)
 
 
 def _leave(code: int) -> typing.NoReturn:

@@ -81,7 +81,7 @@ def by_contents(values: Any, fingerprints: Mapping[str, str]) -> Any:
 
 def held_by(settings: Mapping[str, Any], fingerprints: Mapping[str, str], prefix: str = "") -> dict[str, str]:
     """What pretrained weights hold, by the dotted names of the nested settings that say where they lie."""
-    held = {}
+    held = dict[str, str]()
     for name, value in settings.items():
         if isinstance(value, Mapping):
             held |= held_by(value, fingerprints, f"{prefix}{name}.")

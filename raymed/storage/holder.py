@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 def myself() -> dict[str, Any]:
@@ -21,9 +22,16 @@ def has_ended(holder: Mapping[str, Any]) -> bool | None:
     return _started(int(holder["pid"])) != holder["started"]
 
 
-def end() -> None:
+last_words: list[Callable[[int, str], None]] = []
+"""What is done with code and reason before this process ends in the middle of its work; a job tells whoever reads it."""
+
+
+def end(code: int, reason: str) -> NoReturn:
     """End this process, whatever its other threads do. Ray ends what it started for a process that is gone."""
-    os._exit(1)
+    print(reason, file=sys.stderr, flush=True)
+    for tell in last_words:
+        tell(code, reason)
+    os._exit(code)
 
 
 def _machine() -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,9 +126,9 @@ class _Claim:
             log.debug("the lease on %s could not be renewed: %s", self._name, error)
             return True
         if not self._is_over:
-            log.error("another process has taken %s over, because this one was not seen for too long: it ends", self._name)
-            sys.stderr.flush()
-            holder.end()
+            holder.end(
+                1, f"error: another process has taken {self._name} over, because this one was not seen for too long: it ends"
+            )
         return False
 
     def _write(self) -> None:

@@ -11,6 +11,7 @@ import secrets
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,21 @@ def test_names_with_commas_and_signs_come_back_as_the_kind_of_file_asks(tmp_path
     table = job["reidentified"](f"patient_id,decision\n{study.patient},normal\n", ".csv", pseudonyms)
     assert list(csv.reader(io.StringIO(table))) == [["patient_id", "decision"], ["Doe, J & Co", "normal"]]
     assert job["reidentified"](f"<b>{study.patient}</b>", ".html", pseudonyms) == "<b>Doe, J &amp; Co</b>"
+
+
+def test_notes_on_a_source_stay_but_for_the_names_in_them(tmp_path: Path, pseudonyms: Pseudonyms) -> None:
+    """All were dropped: who prepared data under pseudonyms did not hear what was left out."""
+    (tmp_path / "in" / "normal" / "Jane").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "in" / "normal" / "Jane" / "0.png")
+    (tmp_path / "in" / "normal" / "Jane" / "Jane.txt").write_text("well")
+    found = survey(tmp_path / "in", SourceSettings(), "lung")
+    assert found.listing.notes == ("1 files that are not pictures were left out: normal/Jane/Jane.txt",)
+    assert pseudonyms.rename(found).listing.notes == ("1 files that are not pictures were left out",)
+    told = replace(found, listing=replace(found.listing, notes=("Jane's scan is squashed", *found.listing.notes)))
+    assert pseudonyms.rename(told).listing.notes == (
+        "1 files that are not pictures were left out",
+        "notes that may hold names, and are not repeated here: 1 (--dry-run shows them)",
+    )
 
 
 def test_pseudonyms_lead_back_only_with_the_right_table(tmp_path: Path, pseudonyms: Pseudonyms) -> None:

@@ -89,8 +89,10 @@ def test_two_workers_predict_what_one_does(
 
 
 WHERE = """
-from pathlib import Path
+import logging
 import sys
+import threading
+from pathlib import Path
 import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
@@ -98,6 +100,7 @@ from raymed import systems
 systems.__path__.append(sys.argv[2])
 from raymed.systems.toy import recipe
 cloudpickle.register_pickle_by_value(recipe)
+from raymed.evaluation import predict
 from raymed.evaluation.predict import _spread
 from raymed.recipes.exported import open_model
 
@@ -105,6 +108,11 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus
 worker = cluster.add_node(num_cpus=2, num_gpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
 model = open_model(Path(sys.argv[1]))
+holder = ray.remote(num_gpus=1)(type("Holder", (), {"there": lambda self: None})).remote()
+ray.get(holder.there.remote())
+predict.PERIOD = 0.5
+logging.basicConfig(level=logging.INFO)
+threading.Timer(2, ray.kill, (holder,)).start()  # a search's trial ends
 nodes = _spread(model, 4, 1, range(3), lambda predictor, item: ray.get_runtime_context().get_node_id())
 print({*nodes} == {worker.node_id})
 """
@@ -112,10 +120,11 @@ print({*nodes} == {worker.node_id})
 
 @pytest.mark.slow
 def test_a_head_without_a_gpu_leaves_predicting_to_the_machine_that_has_one(exported: Path) -> None:
-    """The winner of a night was judged on the head's CPUs while the GPUs left."""
+    """The winner of a night was judged on the head's CPUs while the GPUs left; or waited for them without a word."""
     rooms = str(Path(__file__).parents[1] / "rooms")
     done = subprocess.run([sys.executable, "-c", WHERE, str(exported), rooms], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1:] == ["True"], done.stderr[-2000:]
+    assert "predicting waits for a GPU and a CPU: 1 wanted, and others hold all that the cluster has" in done.stderr
 
 
 def test_files_are_judged_as_prepared_rows_are(

@@ -1,5 +1,6 @@
 """A signal means the same in every phase of a job: it is gone within the deadline, and has said how to go on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -35,6 +36,13 @@ def main(options: Options) -> Outcome:
     time.sleep(60)
     return Outcome("judged", {})
 
+def stubborn() -> None:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("still", flush=True)
+        time.sleep(60)
+
 departure.DEADLINE = 0.5 if "--hang" in sys.argv else 30
 run(Options, main)
 '''
@@ -45,8 +53,9 @@ run(Options, main)
 def test_a_job_that_is_told_to_stop_while_it_judges_leaves_within_the_deadline_and_says_how_to_go_on(tmp_path, number, hang):
     (tmp_path / "judge.py").write_text(JOB)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "judge.py", *hang]
-    job = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "judge.py", *hang, "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    job = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes, text=True)
     for line in job.stderr:
         if line == "judging\n":
             break
@@ -55,8 +64,24 @@ def test_a_job_that_is_told_to_stop_while_it_judges_leaves_within_the_deadline_a
     said = job.stderr.read()
     assert job.wait(20) == 130, said
     assert time.monotonic() - started < 10
-    assert f"stopped. To go on from the last checkpoint: python judge.py{' --hang' if hang else ''}\n" in said
+    how = f"stopped. To go on from the last checkpoint: python judge.py{' --hang' if hang else ''} --json"
+    assert f"{how}\n" in said
     assert "Traceback" not in said
+    assert json.loads(job.stdout.read()) == {"error": how, "exit_code": 130}, "one object, whatever ended it"
+
+
+def test_a_job_that_is_told_twice_ends_at_once_with_its_object(tmp_path):
+    (tmp_path / "judge.py").write_text(JOB.replace("time.sleep(60)", "stubborn()"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    job = subprocess.Popen([sys.executable, "judge.py", "--json"], cwd=tmp_path, env=environment, **pipes, text=True)
+    for line in job.stderr:
+        if line in ("judging\n", "still\n"):
+            job.send_signal(signal.SIGINT)
+        if line == "still\n":
+            break
+    assert job.wait(20) == 130
+    assert json.loads(job.stdout.read())["error"].startswith("stopped. To go on from the last checkpoint: python judge.py")
 
 
 def test_a_job_whose_search_was_told_to_stop_leaves_within_the_deadline_too(tmp_path):

@@ -154,7 +154,7 @@ class Night:
         patch.setattr(Folder, "at", staticmethod(lambda uri: storages.reach(str(uri))))
         patch.setattr(holder, "myself", self._myself)
         patch.setattr(holder, "has_ended", self._has_ended)
-        patch.setattr(holder, "end", lambda: world.kill(world.current))
+        patch.setattr(holder, "end", lambda code, reason: world.kill(world.current))
         patch.setattr(lease, "_held", _Held(world))
         patch.setattr(mirror, "atexit", SimpleNamespace(register=lambda _: None, unregister=lambda _: None))
         background = type("Background", (Background,), {"world": world})

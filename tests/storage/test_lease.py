@@ -96,30 +96,38 @@ for _ in range(30):
 @pytest.mark.timeout(300)
 def test_a_process_whose_claim_was_taken_for_dead_ends_at_once(tmp_path: Path) -> None:
     """It took two minutes to leave, as if a person had told it to, and wrote beside its successor meanwhile."""
-    script = f"""
+    script = """'Hold a lease.'
+from raymed.job.job import JobOptions, Outcome, run
 from raymed.storage import lease
 from raymed.storage.folder import Folder
 import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
 lease.BEAT = 0.1
-with lease.lease(Folder.at({str(tmp_path)!r}), "search"):
-    print("held", flush=True)
-    time.sleep(500)
+def main(options):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with lease.lease(options.folder, "search"):
+        print("held", flush=True)
+        time.sleep(500)
+    return Outcome("", {})
+run(JobOptions, main)
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    (tmp_path / "hold.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "hold.py"), "--json", "--storage", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
         claims(tmp_path)[0].unlink()
-        _, error = process.communicate(timeout=20)
-    assert b"another process has taken search over" in error
+        out, error = process.communicate(timeout=20)
+    assert b"error: another process has taken search over" in error
     assert process.returncode == 1
+    told = json.loads(out)
+    assert told["exit_code"] == 1 and told["error"].startswith("another process has taken search over"), "without a word"
 
 
 def test_of_two_that_hold_it_the_one_that_was_cut_off_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ended, because each saw the other's claim renewed: the search stood still until somebody looked."""
     monkeypatch.setattr(leases, "BEAT", 0.05)
     told = list[str]()
-    monkeypatch.setattr(holder, "end", lambda: told.append("to end"))
+    monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
     cut_off = tmp_path / ".leases" / "search" / "cut-off.json"
     cut_off.parent.mkdir(parents=True)
     cut_off.write_text(json.dumps(ELSEWHERE | {"term": 3}))
@@ -180,7 +188,7 @@ def test_a_storage_that_is_away_for_a_while_is_no_sign_that_another_process_took
 ) -> None:
     monkeypatch.setattr(leases, "BEAT", 0.02)
     storage, told = tmp_path / "storage", list[str]()
-    monkeypatch.setattr(holder, "end", lambda: told.append("to end"))
+    monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
     with lease(Folder.at(storage), "search"):
         storage.rename(tmp_path / "away")
         time.sleep(0.2)
@@ -197,7 +205,7 @@ def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
     """Its claim stays, and is never renewed; one that is renewed is of a process that took the lease over."""
     monkeypatch.setattr(leases, "BEAT", 0.05)
     told = list[str]()
-    monkeypatch.setattr(holder, "end", lambda: told.append("to end"))
+    monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
     left = tmp_path / ".leases" / "search" / "left.json"
     with lease(Folder.at(tmp_path), "search"):
         left.write_text(json.dumps(ELSEWHERE))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from raymed.data.sources.listing import Listing, Slice, SourceSettings, make_study, some, sorted_studies
+from raymed.data.sources.listing import Listing, Note, Slice, SourceSettings, make_study, some, sorted_studies
 from raymed.data.sources.paths import walk
 from raymed.data.sources.patients import with_patients
 from raymed.data.sources.table import read_rows
@@ -43,12 +43,12 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         slices = [Slice(name, name, None, position, name) for position, name in enumerate(names)]
         studies.append(make_study(patient, patient, label, root.name, slices, tree.files))
     others = sorted(files.keys() - set(images))
-    notes = [f"{len(others)} files that are no images of a class folder were left out: {some(others)}"] if others else []
+    notes = [Note.of(f"{len(others)} files that are no images of a class folder were left out", others)] if others else []
     known = bool(settings.patients or settings.patient_regex)
     refusals = with_patients(tree.refusals, tree, 0, settings)
     if not known:
         refusals = [replace(refusal, patient=refusal.id) for refusal in refusals]
-        notes.append("no patients are known: every image counts as a patient of its own")
+        notes.append(Note.of("no patients are known: every image counts as a patient of its own"))
     return Listing(root, "classes", sorted_studies(studies), tuple(refusals), tuple(notes), known)
 
 

@@ -18,7 +18,17 @@ from raymed.data.image import SUFFIXES as PICTURES
 from raymed.data.image import ImageError
 from raymed.data.sources.dicom_header import Header, NotWantedError, open_file, read_header
 from raymed.data.sources.dicom_series import order
-from raymed.data.sources.listing import Geometry, Listing, Refusal, Slice, SourceSettings, make_study, some, sorted_studies
+from raymed.data.sources.listing import (
+    Geometry,
+    Listing,
+    Note,
+    Refusal,
+    Slice,
+    SourceSettings,
+    make_study,
+    some,
+    sorted_studies,
+)
 from raymed.data.sources.paths import Tree, walk
 from raymed.data.sources.patients import Person, require_persons, silent_patients, with_patients
 from raymed.errors import UserError
@@ -71,7 +81,7 @@ class Sorted:
         return self.places.get(path, ELSEWHERE)
 
     def notes(self) -> tuple[str, ...]:
-        return (f"{len(self.gaps)} gaps in series: {some(self.gaps, 5)}",) if self.gaps else ()
+        return (Note.of(f"{len(self.gaps)} gaps in series", self.gaps, 5),) if self.gaps else ()
 
 
 def is_dicom(path: Path) -> bool:
@@ -191,7 +201,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     listed = [*files, *(refusal.id for refusal in tree.refusals)]
     named = [*patients.values(), *(refusal.patient for refusal in refusals)]
     refusals += silent_patients(tree, listed, named, naming.depth, settings, "a DICOM file")
-    notes = (f"{len(others)} files that are not DICOM were left out: {some(others)}",) if others else ()
+    notes = (Note.of(f"{len(others)} files that are not DICOM were left out", others),) if others else ()
     return Listing(root, "dicom", sorted_studies(studies), tuple(refusals), notes + result.notes())
 
 

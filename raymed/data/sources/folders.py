@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from raymed.data.image import SUFFIXES
-from raymed.data.sources.listing import Listing, Slice, SourceSettings, make_study, some, sorted_studies
+from raymed.data.sources.listing import Listing, Note, Slice, SourceSettings, make_study, some, sorted_studies
 from raymed.data.sources.paths import walk
 from raymed.data.sources.patients import silent_patients, with_patients
 from raymed.errors import UserError
@@ -52,7 +52,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     owners = [key[0] for key in keys.values()] + [refusal.patient for refusal in refusals]
     listed = [*pictures, *(refusal.id for refusal in refusals)]
     refusals += silent_patients(tree, listed, owners, depth, settings, "a picture")
-    notes = [f"{len(others)} files that are not pictures were left out: {some(others)}"] if others else []
+    notes: list[str] = [Note.of(f"{len(others)} files that are not pictures were left out", others)] if others else []
     loose = [name for name in pictures if "/" not in name]
     if len(loose) > 1 and not settings.patient_regex:
         notes.append(

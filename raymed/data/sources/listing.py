@@ -177,6 +177,22 @@ class Refusal:
     expected: bool = False
 
 
+class Note(str):
+    """A line about a source that may end with names of files or patients.
+
+    Attributes:
+        nameless: the line without them.
+    """
+
+    nameless: str
+
+    @classmethod
+    def of(cls, nameless: str, names: Sequence[str] = (), most: int = 10) -> Note:
+        note = cls(f"{nameless}: {some(names, most)}" if names else nameless)
+        note.nameless = nameless
+        return note
+
+
 @dataclass(frozen=True)
 class Listing:
     """A source, listed.

@@ -22,12 +22,12 @@ from raymed.data.sources.dicom_header import AXIAL_WITHIN, SQUARE_WITHIN
 from raymed.data.sources.listing import (
     Geometry,
     Listing,
+    Note,
     Refusal,
     Slice,
     SourceSettings,
     Study,
     make_study,
-    some,
     sorted_studies,
 )
 from raymed.data.sources.paths import Tree, walk
@@ -73,7 +73,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     named = [study.patient for study in studies] + [refusal.patient for refusal in refusals]
     listed = [*files, *(refusal.id for refusal in refusals)]
     refusals += silent_patients(tree, listed, named, depth, settings, "a NIfTI volume")
-    notes = (f"{len(others)} files that are not NIfTI were left out: {some(others)}",) if others else ()
+    notes = (Note.of(f"{len(others)} files that are not NIfTI were left out", others),) if others else ()
     return Listing(root, "nifti", sorted_studies(studies), tuple(refusals), notes)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from raymed.data.record import Message
 from raymed.data.sources.annotations import data_sets, is_array, kept_lines, usage
 from raymed.data.sources.dialogues import Dialogues
-from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, Study, by_reason
+from raymed.data.sources.listing import Listing, Note, Refusal, Slice, SourceSettings, Study, by_reason
 from raymed.data.sources.meta import DataSet, meta_root
 from raymed.data.sources.paths import absence, file_stat, inside
 from raymed.data.sources.sample import Sample, out_of_turn, read_sample, with_marks
@@ -216,12 +216,13 @@ class SampleListing:
             reasons = "\n".join(by_reason((refusal.where, refusal.reason) for refusal in self._refusals))
             raise UserError(f"{self._root}: no sample can be used: {reasons or 'there are no lines'}")
         if self._unseen:
-            self.notes.append(f"{self._unseen} of {self.lines} samples have no picture")
+            self.notes.append(Note.of(f"{self._unseen} of {self.lines} samples have no picture"))
         if self._unknown:
-            self.notes.append(
+            words = (
                 f"{self._unknown} of {self.lines} samples name no patient: each picture, and each text without one, counts "
                 "as a patient of its own. Add a field `patient_id`, or prepare with --patient-regex"
             )
+            self.notes.append(Note.of(words))
         studies.sort(key=lambda study: (study.patient, study.study))
         return Listing(
             self._root, "samples", tuple(studies), tuple(self._refusals), tuple(self.notes), patients_known=not self._unknown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from raymed.data.sources.listing import Note
 from raymed.errors import UserError
 
 NAMES = {
@@ -42,4 +43,5 @@ class StatedSplits:
 
     def notes(self) -> tuple[str, ...]:
         """What a person should know."""
-        return ("train, val and test are as the source states them (--source.splits false divides anew)",) if self.of else ()
+        words = "train, val and test are as the source states them (--source.splits false divides anew)"
+        return (Note.of(words),) if self.of else ()
