@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -250,20 +250,22 @@ def test_a_folder_as_address_names_the_one_to_give(uri: str) -> None:
         Tracker.open(uri, "lung")
 
 
-def test_a_database_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "broken.db").write_bytes(b"this is no database" * 100)
-    started = time.monotonic()
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"it waits {seconds} s, to try again what cannot be"))
     for name in ("file/mlflow.db", "broken.db"):
         with pytest.raises(UserError, match="cannot be written"):
             Tracker.open(f"sqlite:///{tmp_path}/{name}", "lung")
-    assert time.monotonic() - started < 5
 
 
 class Refusing(BaseHTTPRequestHandler):
     """A server that asks for a password."""
 
+    asked: ClassVar[list[str]] = []
+
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         if self.headers["Authorization"] == "Basic YW5uYTpzZWNyZXQ=":  # anna:secret
             self.send_response(200)
             self.end_headers()
@@ -282,15 +284,15 @@ def refusing() -> Iterator[str]:
     server.shutdown()
 
 
-def test_a_server_that_does_not_answer_is_refused_within_seconds(refusing: str) -> None:
-    started = time.monotonic()
+def test_a_server_that_does_not_answer_is_asked_once(refusing: str) -> None:
+    Refusing.asked.clear()
     with pytest.raises(UserError, match="answers 401"):
         Tracker.open(refusing, "lung")
+    assert len(Refusing.asked) == 1
     with pytest.raises(UserError, match="does not answer within 5 s"):
         Tracker.open("http://127.0.0.1:9", "lung")
     with pytest.raises(UserError, match="cannot be used"):
         Tracker.open("nonsense://host/db", "lung")
-    assert time.monotonic() - started < 8
 
 
 def test_a_server_that_asks_for_a_password_is_given_that_of_the_environment(
