@@ -157,6 +157,19 @@ def test_a_copied_identifier_elsewhere_is_refused(tmp_path: Path) -> None:
     assert refusal.id == "zz" and "SOPInstanceUID of another" in refusal.reason and not refusal.expected
 
 
+def test_two_kernels_in_one_series_are_studies_of_their_own_as_two_series_would_be(tmp_path: Path) -> None:
+    """All slices were refused: 'nothing tells phases apart'."""
+    for kernel, shift in (("B31f", 0), ("B70f", 10)):
+        for at, plane in enumerate(CHEST):
+            write_dicom(tmp_path / f"{kernel}-{at}", plane + shift, 8.0 * at, at, ConvolutionKernel=kernel)
+    listing = list_source(tmp_path, SourceSettings(labelled=False))
+    assert [(study.study, len(study.slices)) for study in listing.studies] == [("1.2.3/phase-1", 5), ("1.2.3/phase-2", 5)]
+    assert not listing.refusals
+    for study in listing.studies:
+        kernels = {Path(piece.path).name.split("-")[0] for piece in study.slices}
+        assert len(kernels) == 1, "a study of both would show lungs sharp and soft in turns"
+
+
 def test_phases_are_studies_of_their_own(tmp_path: Path) -> None:
     for phase in (1, 2):
         for at, plane in enumerate(CHEST):

@@ -36,8 +36,14 @@ COMPUTED = {"3D", "AVERAGE", "CPR", "CURVED", "MINIP", "MIP", "MNIP", "MPR"} | {
     "RENDERED",
     "VRT",
 }
-# what may tell the phases of one series apart
-PHASES = ("TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "AcquisitionNumber", "AcquisitionTime")
+# what may tell the phases of one series apart, or the reconstructions of one scan that an exporter put into it
+PHASES = (
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "AcquisitionNumber",
+    "AcquisitionTime",
+    "ConvolutionKernel",
+)
 TAGS = (
     "SOPClassUID",
     "SOPInstanceUID",
