@@ -25,7 +25,7 @@ class Choice:
 
     Attributes:
         slices: how many of a patient's; 0 for all.
-        method: how they decide.
+        method: how they decide: one of `METHODS`, or attention, which weighs them.
         temperature: fitted on these patients, as most of them have it.
         accuracy: share of the patients who are given their class.
         balanced_accuracy: mean of the classes' sensitivities.
@@ -35,7 +35,7 @@ class Choice:
     """
 
     slices: int
-    method: Aggregation
+    method: str
     temperature: float
     accuracy: float
     balanced_accuracy: float
@@ -80,21 +80,38 @@ def compare(
         for method in METHODS:
             temperature = _temperature(logits[places], part, method)
             patients = temperature.pool(logits[places], part, method)
-            figures = overall(patients.labels, patients.probabilities)
-            accuracy, balanced = figures["accuracy"], figures["balanced_accuracy"]
-            usual = float(temperature.of(np.median(patients.slices)))
-            choice = Choice(slices, method, usual, accuracy, balanced, None if patients.voted else figures["loss"])
-            if first is None:
-                first = patients
-            else:
-                right, others = (each.decisions == each.labels for each in (patients, first))
-                choice = replace(
-                    choice,
-                    more_accurate=intervals.difference_of_shares(right, others),
-                    more_loss=None if patients.voted else difference_interval(patients, first, bootstrap, seed),
-                )
-            choices.append(choice)
+            choices.append(choice(slices, method, temperature, patients, first, bootstrap, seed))
+            first = first or patients
     return choices
+
+
+def choice(
+    slices: int,
+    method: str,
+    temperature: Temperature,
+    patients: Patients,
+    first: Patients | None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Choice:
+    """What patients' decisions are worth, beside the first ones, which are of the same patients (None: these are)."""
+    figures = overall(patients.labels, patients.probabilities)
+    alone = Choice(
+        slices,
+        method,
+        float(temperature.of(np.median(patients.slices))),
+        figures["accuracy"],
+        figures["balanced_accuracy"],
+        None if patients.voted else figures["loss"],
+    )
+    if first is None:
+        return alone
+    right, others = (each.decisions == each.labels for each in (patients, first))
+    return replace(
+        alone,
+        more_accurate=intervals.difference_of_shares(right, others),
+        more_loss=None if patients.voted else difference_interval(patients, first, bootstrap, seed),
+    )
 
 
 def places_of(

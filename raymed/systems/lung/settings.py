@@ -1,4 +1,4 @@
-"""What a person can say about the lung classifier's loss."""
+"""What a person can say about the lung classifier's loss, and about the head that weighs slices."""
 
 from __future__ import annotations
 
@@ -27,3 +27,28 @@ class LossSettings:
             raise UserError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if self.choice_weight <= 0 or self.lm_weight < 0:
             raise UserError("loss.choice_weight must be above 0, and loss.lm_weight at least 0")
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How the head is trained: AdamW over all patients at once.
+
+    Attributes:
+        hidden: width of the two gates.
+        steps: optimizer steps.
+        lr: learning rate.
+        weight_decay: pulls the weights to zero, where all slices weigh the same.
+        dropout: share of the features that a step does not see.
+    """
+
+    hidden: int = 32
+    steps: int = 200
+    lr: float = 3e-3
+    weight_decay: float = 0.3
+    dropout: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.steps < 1:
+            raise UserError("head.hidden and head.steps must be at least 1")
+        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.dropout < 1:
+            raise UserError("head.lr must be above 0, head.weight_decay at least 0, and head.dropout from 0 to below 1")

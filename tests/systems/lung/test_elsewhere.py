@@ -65,6 +65,24 @@ def test_it_is_judged_as_the_same_weights_are_that_were_trained_here(
     )
 
 
+def test_numbers_of_slices_and_ways_to_decide_are_compared_with_it(
+    prepared: Prepared, trained_elsewhere: Path, tmp_path: Path
+) -> None:
+    job = script("compare_slices")
+    outcome = job.main(
+        job.CompareSlices(
+            model=str(trained_elsewhere),
+            data=prepared.folder.uri,
+            per_patient=[2, 0],
+            storage=str(tmp_path / "runs"),
+            bootstrap=10,
+        )
+    )
+    assert [each["slices"] for each in outcome.data["choices"]] == [2] * 3 + [0] * 3
+    assert all(each["more_accurate"]["low"] is not None for each in outcome.data["choices"][1:])
+    assert "was trained elsewhere: asked <cls>: 0|1|2|3." in outcome.text
+
+
 def test_patients_are_predicted_with_it(trained_elsewhere: Path, tmp_path: Path) -> None:
     folder = tmp_path / "patients" / "a"
     folder.mkdir(parents=True)
