@@ -1,5 +1,9 @@
 """Errors that a person can act on."""
 
+from __future__ import annotations
+
+from typing import Self
+
 
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what to do; jobs exit with code 2."""
@@ -15,3 +19,8 @@ class CommonError(UserError):
 
 class StorageError(CommonError):
     """The storage is full, read-only, or was away for too long. What it held is untouched."""
+
+    @classmethod
+    def of(cls, refusal: OSError) -> Self:
+        """A disk refused what was written."""
+        return cls(f"{refusal}. Free space or mend the permissions, and run the same command again")

@@ -25,7 +25,7 @@ __all__ = [
     "TorchBackend",
     "Trainer",
     "WorkerCallback",
-    "is_preempted",
+    "is_drained",
     "join_process_group",
     "set_ranks",
     "tune_queue",
@@ -77,6 +77,6 @@ def tune_queue() -> Queue:
     return queue
 
 
-def is_preempted() -> bool:
+def is_drained() -> bool:
     """Whether this worker's machine is being drained (v2/_internal/execution/context.py). No public call tells a worker."""
     return get_train_context().preemption_context.preemption_info is not None

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import ray.train.torch
+import torch.distributed as dist
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
@@ -23,12 +25,14 @@ from raymed.storage.availability import is_refusal, require_there, wait_for
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
 from raymed.training.frozen import Source
-from raymed.training.loop import COMMON, FAILED, train_worker
-from raymed.training.preemption import NoteTermination
+from raymed.training.lone_worker import suffices, train_alone
+from raymed.training.loop import COMMON, FAILED, train
+from raymed.training.preemption import NoteTermination, is_preempted
 from raymed.training.rendezvous import OneMachine
 from raymed.training.reports import Reports, in_words
 from raymed.training.spec import RunSpec
 from raymed.training.stall import STALLED
+from raymed.training.worker_context import WorkerContext
 
 log = logging.getLogger("raymed")
 
@@ -113,9 +117,7 @@ def fit(
             return _in_storage(spec, lambda: _last_metrics(spec.folder))
         except TrainingFailedError as error:
             if refused := _refusal(error):
-                raise StorageError(
-                    f"{refused}. Free space or mend the permissions, and run the same command again"
-                ) from error
+                raise StorageError.of(refused) from error
             # where the storage is away, no checkpoint is there, and the run would begin anew
             if _in_storage(spec, lambda: newest_step(spec.folder)) == before:
                 if spec.folder.exists(STALLED):
@@ -177,7 +179,7 @@ def _trainer(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
     elastic = resources.min_workers < resources.workers
     trainer = Trainer(
-        train_worker,
+        _train_worker,
         train_loop_config={"spec": spec, "source": source, "stop_decisions": stop_decisions, "keep_all": keep_all},
         torch_config=(OneMachine if is_own() else TorchConfig)(timeout_s=spec.train.collective_seconds),
         scaling_config=ScalingConfig(
@@ -196,6 +198,18 @@ def _trainer(
     return trainer
 
 
+def _train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry into a worker; ``config`` holds the arguments of `train`."""
+    seen = ray.train.get_context()
+    context = WorkerContext(
+        seen.get_world_rank(), seen.get_world_size(), ray.train.torch.get_device(), ray.train.report, is_preempted
+    )
+    try:
+        train(context, **config)
+    finally:
+        dist.destroy_process_group()  # leaving without it aborts now and then at exit
+
+
 def fit_trial(
     config: dict[str, Any],
     sources: Mapping[str, Source],
@@ -203,7 +217,7 @@ def fit_trial(
     stop_decisions: ActorHandle,
     keep_all: bool,
 ) -> None:
-    """A trial of Ray Tune: `fit`, with every report passed on. It lives here because its process imports this module.
+    """A trial of Ray Tune: a run with every report passed on. It lives here because its process imports this module.
 
     Args:
         sources: where the rows of each prepared data set come from, by its URI.
@@ -211,9 +225,11 @@ def fit_trial(
     """
     spec: RunSpec = config["spec"]
     try:
-        # Ray Train would make its folder below the mount point of one that is away
+        # the run's folder would be made below the mount point of a storage that is away
         _in_storage(spec, lambda: None)
-        reports = Reports(tune_queue())
-        fit(spec, sources[spec.data], each, stop_decisions, [reports], keep_all)
+        if suffices(each.workers):
+            train_alone(spec, sources[spec.data], stop_decisions, keep_all, tune.report)
+        else:
+            fit(spec, sources[spec.data], each, stop_decisions, [Reports(tune_queue())], keep_all)
     except CommonError as error:
         tune.report({FAILED: str(error), COMMON: 1.0})

@@ -13,9 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.torch
-import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
 
@@ -42,6 +39,7 @@ from raymed.training.stall import StallGuard
 from raymed.training.step_log import STEPS, TOTAL_STEPS, StepLog
 from raymed.training.stop_decisions import wait_for_verdict
 from raymed.training.upload import upload
+from raymed.training.worker_context import WorkerContext
 
 PASSED_OVER = "passed_over"  # the fact that names checkpoints which were not whole when the run went on
 FROZEN = "frozen_part"  # the fact that says how often what a frozen part makes of rows is computed
@@ -53,25 +51,30 @@ COMMON = "common"  # beside that: all runs of a search would meet it, see `Commo
 JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry into a worker; ``config`` holds ``spec``, ``source`` (of its rows) and ``stop_decisions``."""
-    device = ray.train.torch.get_device()
-    prepare_process(device)
+def train(context: WorkerContext, spec: RunSpec, source: Source, stop_decisions: ActorHandle | None, keep_all: bool) -> None:
+    """One worker's side of a run, from its newest checkpoint to its end. What ends it before its time is reported.
+
+    Args:
+        source: of the run's rows.
+        keep_all: keep all checkpoints, not only the best and the two newest.
+
+    Raises:
+        Preempted: this worker's machine, or another's, is being taken away; a checkpoint is saved.
+    """
+    prepare_process(context.device)
     try:
         try:
-            run = Run(config["spec"], config["source"], config["stop_decisions"], config["keep_all"], device)
+            run = Run(context, spec, source, stop_decisions, keep_all)
         except CommonError:
             raise
         except UserError as error:  # weights that do not fit, a leak: all workers meet it
-            ray.train.report({FAILED: str(error), "mistake": 1.0})
+            context.report({FAILED: str(error), "mistake": 1.0})
             return
         run.train()
     except CommonError as error:
-        ray.train.report({FAILED: str(error), COMMON: 1.0})
+        context.report({FAILED: str(error), COMMON: 1.0})
     except RunError as error:  # all workers meet it at the same place, and trying again would only repeat it
-        ray.train.report({FAILED: str(error)})
-    finally:
-        dist.destroy_process_group()  # leaving without it aborts now and then at exit
+        context.report({FAILED: str(error)})
 
 
 class Run:
@@ -79,21 +82,20 @@ class Run:
 
     def __init__(
         self,
+        context: WorkerContext,
         spec: RunSpec,
         source: Source,
         stop_decisions: ActorHandle | None,
         keep_all: bool,
-        device: torch.device,
     ) -> None:
-        context = ray.train.get_context()
-        self.stop_decisions, self.keep_all = stop_decisions, keep_all
-        self.spec, self.worker, self.workers = spec, context.get_world_rank(), context.get_world_size()
+        self.context, self.worker, self.workers = context, context.rank, context.workers
+        self.spec, self.stop_decisions, self.keep_all = spec, stop_decisions, keep_all
         self.prepared = spec.open_data()
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
         check_pretrained(spec, context.get_local_rank() == 0)
         self.total_steps = spec.total_steps(self.prepared)
-        self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, device, spec.start)
+        self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, context.device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
@@ -102,7 +104,7 @@ class Run:
         self.readers = self.engine.readers(source)
         self.course = Course(spec.train, spec.stop_after, self.progress)
         self.saved_step = self.progress.global_step
-        self.notices, self.step_log = Notices(stop_decisions), StepLog()
+        self.notices, self.step_log = Notices(stop_decisions, context.is_preempted), StepLog()
         self.stall.step()
 
     def _tell(self, text: str) -> None:
@@ -276,7 +278,7 @@ class Run:
         facts = self.engine.description | ({FROZEN: self.readers.fact} if self.readers.fact else {})
         facts |= {PASSED_OVER: ", ".join(self.passed_over)} if self.passed_over else {}
         steps, self.progress.steps = self.progress.steps, []
-        ray.train.report({**metrics, **best, DESCRIPTION: facts, STEPS: steps, TOTAL_STEPS: self.total_steps})
+        self.context.report({**metrics, **best, DESCRIPTION: facts, STEPS: steps, TOTAL_STEPS: self.total_steps})
         self.step_log.told()
 
     def _checkpoint_between_validations(self, usable: bool = True) -> None:

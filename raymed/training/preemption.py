@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from enum import IntEnum
 from types import FrameType
 
 import ray
 from ray.actor import ActorHandle
 
-from raymed.compat.ray_train import WorkerCallback, is_preempted
+from raymed.compat.ray_train import WorkerCallback, is_drained
 
 _terminated = threading.Event()
 
@@ -54,16 +55,22 @@ class NoteTermination(WorkerCallback):
         signal.signal(signal.SIGTERM, note)
 
 
+def is_preempted() -> bool:
+    """Whether a worker of Ray Train was terminated, or its machine is being drained."""
+    return _terminated.is_set() or is_drained()
+
+
 class Notices:
     """One worker's view of what it was told."""
 
-    def __init__(self, stop_decisions: ActorHandle | None) -> None:
+    def __init__(self, stop_decisions: ActorHandle | None, is_preempted: Callable[[], bool]) -> None:
+        self._is_preempted = is_preempted
         self._from_job = stop_decisions.told_to_leave.remote() if stop_decisions is not None else None
 
     def newest(self) -> Notice:
         """Cheap enough to be asked at every step."""
         if self._from_job is not None and ray.wait([self._from_job], timeout=0)[0]:
             return Notice.JOB  # or the job is gone, which comes to the same
-        if _terminated.is_set() or is_preempted():
+        if self._is_preempted():
             return Notice.MACHINE
         return Notice.NONE

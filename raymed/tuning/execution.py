@@ -31,6 +31,7 @@ from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
 from raymed.training.frozen import Source, keep_features
+from raymed.training.lone_worker import suffices
 from raymed.training.retention import scratch
 from raymed.training.spec import RunSpec
 from raymed.training.stop_decisions import Hearing, StopDecisions
@@ -148,7 +149,7 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
             )
             alike = len(search.runs) < 2  # listed runs have settings of their own
             scheduler = StudyScheduler(study, timetable, stop_decisions, observe, interrupt, storage, machines, alike)
-            tuner = _tuner(notes, trial, concurrent, searcher, scheduler, machines)
+            tuner = _tuner(notes, tune.with_resources(trial, _driver(each)), concurrent, searcher, scheduler, machines)
             try:
                 tuner.fit()
             except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
@@ -202,6 +203,13 @@ def _already_searched(search: Search, study: Study, budget: Budget, tracker: Tra
     return study
 
 
+def _driver(each: Resources) -> dict[str, float]:
+    """What a trial's own process occupies: it trains, or only waits for those that do."""
+    if suffices(each.workers):
+        return {"CPU": each.cpus, "GPU": int(each.gpu)}
+    return {"CPU": DRIVER_CPUS} | HEAD
+
+
 def _tuner(
     notes: Path,
     train: Callable[..., None],
@@ -218,7 +226,7 @@ def _tuner(
     """
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     return tune.Tuner(
-        tune.with_resources(train, {"CPU": DRIVER_CPUS} | HEAD),
+        train,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,

@@ -5,6 +5,7 @@ Ray Tune runs the trials; what it is told to do, and what becomes of a trial, is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections import Counter
@@ -23,6 +24,7 @@ from raymed.training.fit import RESTARTS
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
+from raymed.training.stall import STALLED
 from raymed.training.step_log import STEPS
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.machine_wait import MachineWait
@@ -161,11 +163,12 @@ class StudyScheduler(FIFOScheduler):
         place = number, self._study.trial(number).last_step or 0
         self._lost[place] += _lost_its_driver(trial)
         if self._storage.is_away or 0 < self._lost[place] <= RESTARTS:
-            log.warning("trial %d lost its driver after %s %d: it is taken up again", number, self._study.noun, place[1])
+            log.warning("trial %d lost its process after %s %d: it is taken up again", number, self._study.noun, place[1])
             self._study.take_up(number)
             return
         if self._lost[place]:
-            self._end(trial, TrialState.FAIL, f"the process that waits for its workers was lost {1 + RESTARTS} times")
+            stalled = _where_it_stood(trial.config["spec"])
+            self._end(trial, TrialState.FAIL, stalled or f"its process was lost {1 + RESTARTS} times")
             return
         # Tune has written down what it was told, but not yet copied it to the storage, where trial.get_error() looks.
         text = Path(trial.error_file).read_text()
@@ -192,6 +195,13 @@ class StudyScheduler(FIFOScheduler):
 def _lost_its_driver(trial: TuneTrial) -> bool:
     """Whether the process died that waits for a trial's workers, or its machine, by what Ray Tune has written down."""
     return trial.error_file is not None and LOST_DRIVER.search(Path(trial.error_file).read_text()) is not None
+
+
+def _where_it_stood(spec: RunSpec) -> str:
+    """What the guard of a run that hung wrote down; empty where it did not hang, or its storage does not answer."""
+    with contextlib.suppress(OSError):
+        return spec.folder.read(STALLED).decode() if spec.folder.exists(STALLED) else ""
+    return ""
 
 
 def _last_line(text: str) -> str:

@@ -1,0 +1,63 @@
+"""A run of one worker, in the process that drives it: between two such runs no process starts, and nothing is imported."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.actor import ActorHandle
+
+from raymed.cluster.connection import is_own
+from raymed.errors import StorageError
+from raymed.storage.availability import is_refusal
+from raymed.training.frozen import Source
+from raymed.training.loop import train
+from raymed.training.spec import RunSpec
+from raymed.training.stall import STALLED
+from raymed.training.worker_context import WorkerContext
+
+RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+NO_SERVER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed would look for MPI without them; nobody connects
+
+
+def suffices(workers: int) -> bool:
+    """Whether runs need no process but their driver's: on a machine that is the job's own, which nobody takes away."""
+    return workers == 1 and is_own()
+
+
+def train_alone(
+    spec: RunSpec,
+    source: Source,
+    stop_decisions: ActorHandle | None,
+    keep_all: bool,
+    report: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train, or go on with the run of that name, to its end.
+
+    Args:
+        keep_all: see `train`.
+
+    Raises:
+        StorageError: a disk refuses what is written.
+    """
+    spec.folder.delete(STALLED)
+    spec.folder.make()
+    device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
+    if not dist.is_initialized():  # and so it stays: DeepSpeed remembers the groups that it made in it
+        os.environ |= RANKS | NO_SERVER
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        train(WorkerContext(0, 1, device, report, lambda: False), spec, source, stop_decisions, keep_all)
+    except OSError as error:
+        if is_refusal(error):
+            raise StorageError.of(error) from error
+        raise
+    finally:
+        gc.collect()  # an engine's parts name one another
+        if device.type == "cuda":
+            torch.cuda.empty_cache()

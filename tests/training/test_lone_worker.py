@@ -1,0 +1,75 @@
+"""One process trains run after run, and nothing of a run is left over for the next."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from raymed.data.prepared import Prepared
+from raymed.data.stream import Staged, stage
+from raymed.systems.toy.recipe import ToyRecipe
+from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
+from raymed.training.fit import fit, resources
+from raymed.training.lone_worker import suffices, train_alone
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
+
+TRAIN = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3, checkpoint_steps=2)
+OTHERS = (
+    {"zero_stage": 3, "lr": 1e-2},
+    {"zero_stage": 1, "ema": 0.9, "precision": "amp"},
+    {"zero_stage": 2, "lr": 1e30},  # ends with an infinite loss
+)
+
+
+@ray.remote(num_cpus=1)
+class Host:
+    """A process that is kept."""
+
+    def train(self, spec: RunSpec, source: Staged) -> list[dict[str, Any]]:
+        """What a run reports."""
+        reports: list[dict[str, Any]] = []
+        train_alone(spec, source, None, False, reports.append)
+        return reports
+
+
+def spec_of(prepared: Prepared, storage: Path, name: str, seed: int, **train: Any) -> RunSpec:
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
+    return RunSpec(name, str(storage), prepared.folder.uri, recipe, dataclasses.replace(TRAIN, **train), seed=seed)
+
+
+def history(spec: RunSpec) -> list[list[float]]:
+    """Of each epoch what does not depend on the clock."""
+    epochs = read_history(spec.folder.child(checkpoint_names(spec.folder)[-1]))
+    return [[epoch[name] for name in ("val_loss", "train_loss", "gradient_norm", "lr", "global_step")] for epoch in epochs]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_run_after_others_in_one_process_equals_the_first_one_of_a_new_process(prepared: Prepared, tmp_path: Path) -> None:
+    fresh = spec_of(prepared, tmp_path, "fresh", 0)
+    source = stage(prepared, fresh.all_rows(prepared))
+    fit(fresh, source, resources(1, 1))
+    host = Host.remote()
+    for number, train in enumerate(OTHERS):
+        ray.get(host.train.remote(spec_of(prepared, tmp_path, f"other-{number}", 1, **train), source))
+    after = spec_of(prepared, tmp_path, "after", 0)
+    reports = ray.get(host.train.remote(after, source))
+    assert history(after) == history(fresh)
+    assert [report["epoch"] for report in reports if "val_loss" in report] == [1, 2]
+
+    newest = checkpoint_names(after.folder)[-1]
+    after.folder.delete(newest)  # as if it had been killed in its second epoch
+    assert newest_step(after.folder) < newest_step(fresh.folder)
+    ray.get(host.train.remote(after, source))
+    assert history(after) == history(fresh), "and so does one that goes on"
+
+
+def test_only_on_a_machine_of_its_own_is_a_run_left_without_ray_trains_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for own in (True, False):
+        monkeypatch.setattr("raymed.training.lone_worker.is_own", lambda own=own: own)
+        assert [suffices(workers) for workers in (1, 2)] == [own, False]
