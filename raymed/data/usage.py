@@ -33,15 +33,15 @@ class Usage:
     unit: str = "patient"
 
     @classmethod
-    def of(cls, prepared: Prepared, rows: Mapping[str, np.ndarray], fold: int | None) -> Usage:
+    def of(cls, prepared: Prepared, used: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> Usage:
         """Count what is used.
 
         Args:
-            rows: the rows that are used of each split.
-            fold: that is validated on; None for the stored split.
+            used: the rows that are used of each split.
+            rows: all that there are of it.
         """
-        patients, records = _counted(prepared, rows)
-        there, _ = _counted(prepared, {split: prepared.rows(split, fold) for split in rows})
+        patients, records = _counted(prepared, used)
+        there, _ = _counted(prepared, rows)
         return cls(patients, records, there, prepared.manifest.unit)
 
     def total(self, split: str) -> tuple[int, int, int]:

@@ -49,8 +49,20 @@ class Ensemble(nn.Module):
             place = member_folder(folder, number)
             place.mkdir(exist_ok=True)
             member.export(place)
-        config = {"model_type": COMMITTEE, "members": len(self.members)}
-        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+        write_config(folder, len(self.members))
+
+
+def write_config(folder: Path, members: int) -> None:
+    """Make a folder with the exported networks of that many members an ensemble's."""
+    (folder / "config.json").write_text(json.dumps({"model_type": COMMITTEE, "members": members}), "utf-8")
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """Where the members of an exported ensemble lie; empty where the folder holds no ensemble."""
+    config = folder / "config.json"
+    content = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    count = content["members"] if content.get("model_type") == COMMITTEE else 0
+    return [member_folder(folder, number) for number in range(count)]
 
 
 def member_folder(folder: Path, number: int) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from raymed.models.backbones import (
     read_config,
 )
 from raymed.models.efficientnet_lite import installed_weights
-from raymed.models.ensemble import COMMITTEE, Ensemble, member_folder
+from raymed.models.ensemble import Ensemble, member_folders
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.settings import LITE, ModelSettings
 
@@ -158,9 +157,8 @@ def load(folder: Path, classes: int, size: int) -> nn.Module:
     Raises:
         UserError: the folder is not complete, or its weights do not fit.
     """
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    if config["model_type"] == COMMITTEE:
-        return Ensemble([_load_member(member_folder(folder, n), classes, size) for n in range(config["members"])])
+    if members := member_folders(folder):
+        return Ensemble([_load_member(member, classes, size) for member in members])
     return _load_member(folder, classes, size)
 
 

@@ -30,6 +30,8 @@ LEFT = (
 )
 CHECKPOINT, FOLDER = "raymed.checkpoint", "raymed.folder"  # tags of a run
 DATA, DATA_DIGEST, FOLD = "raymed.data", "raymed.data_digest", "raymed.fold"  # likewise
+FOLDS = "raymed.folds"  # of the mean of a cross-validation
+EVERY_SLICE = SliceSettings(choice="all")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Candidate:
         slices: which slices of a patient are judged.
         seed: of the run.
         data_digest: what the prepared data held; empty where that was not noted.
+        folds: of how many networks, each trained without one fold, it is the mean: whoever was left out of one judges that one;
+            0 of a single network.
     """
 
     run_id: str
@@ -53,6 +57,7 @@ class Candidate:
     slices: SliceSettings
     seed: int
     data_digest: str = ""
+    folds: int = 0
 
     def tags(self) -> dict[str, str]:
         """The run's tags from which `of_run` reads it again."""
@@ -60,6 +65,7 @@ class Candidate:
             **({CHECKPOINT: self.checkpoint} if self.checkpoint else {}),
             DATA: self.data,
             FOLD: "" if self.fold is None else str(self.fold),
+            **({FOLDS: str(self.folds)} if self.folds else {}),
             "raymed.slices": json.dumps(asdict(self.slices)),
             "raymed.seed": str(self.seed),
             DATA_DIGEST: self.data_digest,
@@ -108,6 +114,7 @@ class Candidate:
             slices=SliceSettings.read(json.loads(run.tags["raymed.slices"])),
             seed=int(run.tags["raymed.seed"]),
             data_digest=run.tags[DATA_DIGEST],
+            folds=int(run.tags.get(FOLDS, 0)),
         )
 
     @property
@@ -124,27 +131,33 @@ class Candidate:
         return Prepared.open(self.data, self.data_digest)
 
     def used_rows(self, prepared: Prepared) -> dict[str, np.ndarray]:
-        """Rows of each split that it was trained or is judged on, ascending."""
-        return {
-            split: chosen_rows(prepared, split, self.fold, self.slices, self.seed)
-            for split in SPLITS
-            if len(prepared.rows(split, self.fold))
-        }
+        """Rows of each split that it was trained or is judged on, ascending; of a mean of folds both splits hold them all."""
+        return self._rows(prepared, self.slices)
 
     def usage(self, prepared: Prepared) -> Usage:
         """Patients and slices of each split that it was trained or is judged on."""
-        return Usage.of(prepared, self.used_rows(prepared), self.fold)
+        return Usage.of(prepared, self.used_rows(prepared), self._rows(prepared, EVERY_SLICE))
 
     def trained_rows(self, prepared: Prepared, refit: Refit | None) -> np.ndarray:
         """Rows of the slices that its network, or its refit, was trained on."""
         splits, slices = (("train",), self.slices) if refit is None else (refit.splits, self.slices.unlimited)
-        return np.concatenate([chosen_rows(prepared, split, self.fold, slices, self.seed) for split in splits])
+        rows = self._rows(prepared, slices)
+        return np.concatenate([rows[split] for split in splits if split in rows])
 
     def known_patients(self, prepared: Prepared, refit: Refit | None) -> KnownPatients:
         """Who trained its network, or its refit, and who chose it."""
-        trained, chosen = self.trained_rows(prepared, refit), prepared.rows("val", self.fold)
-        ids = (prepared.columns(rows, ["patient"])["patient"] for rows in (trained, chosen))
+        chosen = self._rows(prepared, EVERY_SLICE).get("val", np.empty(0, np.int64))
+        ids = (prepared.columns(rows, ["patient"])["patient"] for rows in (self.trained_rows(prepared, refit), chosen))
         return KnownPatients.of(prepared.digest, *ids)
+
+    def _rows(self, prepared: Prepared, slices: SliceSettings) -> dict[str, np.ndarray]:
+        """The rows that `slices` choose of each split that has any, ascending."""
+        parts: dict[str, list[np.ndarray]] = {}
+        for split in SPLITS:
+            for fold in range(self.folds) if self.folds else [self.fold]:
+                if len(prepared.rows(split, fold)):
+                    parts.setdefault(split, []).append(chosen_rows(prepared, split, fold, slices, self.seed))
+        return {split: np.unique(np.concatenate(rows)) for split, rows in parts.items()}
 
     def network(self, checkpoint: str) -> Folder:
         """Where a checkpoint's exported network lies.

@@ -53,7 +53,7 @@ def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment)
         + f"{near_duplicates(prepared)}.",
         *_used(assessment, refit),
         f"Trained on pictures of this kind: {inference.acquisition}. Others are told by a note beside the prediction.",
-        f"Checked again before judging: {guard(prepared.index, assessment.candidate.fold, manifest.patients_known)}.",
+        f"Checked again before judging: {guard(prepared.index, 0 if assessment.candidate.folds else assessment.candidate.fold, manifest.patients_known)}.",
         "## Network",
         f"Recipe {facts.settings.get('recipe', '')}, {_origin(facts.settings)}; run `{assessment.candidate.run_id}`.",
         "## Licence",
@@ -73,6 +73,11 @@ def _pooling(slices: SliceSettings, unit: str) -> str:
 def _temperature(inference: Inference, assessment: PatientAssessment, refit: Refit | None) -> str:
     """Whom the temperature was fitted on; of a refit, whether it is the registered network's."""
     validation, words = assessment.validation, inference.temperature.words(assessment.slices)
+    if assessment.candidate.folds:
+        return (
+            f"Temperature scaling, fitted on what {assessment.candidate.folds} networks, each trained without one fold, say of "
+            f"that fold's {validation.units}, {validation.patients} in all: {words}."
+        )
     if refit is None:
         return f"Temperature scaling, fitted on {validation.patients} validation {validation.units}: {words}."
     if refit.folds:
@@ -98,6 +103,14 @@ def _figures(assessment: PatientAssessment, refit: Refit | None, looks: int) -> 
             f"**Figures belong to the model before refitting.** The registered weights come from the same configuration, "
             f"trained again on {' + '.join(refit.splits)}; {left}."
         )
+    if assessment.test is None and assessment.candidate.folds:
+        validation = assessment.validation
+        parts.append(
+            f"**The registered model is the mean of {assessment.candidate.folds} networks, each trained without one fold.** "
+            f"Every {validation.unit} is judged by the one that was trained without it, in the epoch that its fold chose, which "
+            f"flatters; the mean itself can be judged on none of these {units}."
+        )
+        return [*parts, *_tables(validation, "left-out")]
     if assessment.test is None:
         parts.append(
             f"**There is no test split.** The figures are those of the validation {units}, which also chose the model: they "

@@ -25,7 +25,7 @@ from raymed.evaluation.calibration import Temperature, fit_temperature
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import Evaluation, difference_interval, evaluate
 from raymed.evaluation.patients import Patients
-from raymed.evaluation.predict import Inference, Model, predict_rows
+from raymed.evaluation.predict import COLUMNS, Inference, Model, predict_rows
 from raymed.evaluation.single_slices import SingleSlices, probabilities_of
 from raymed.evaluation.tables import decision_table
 from raymed.recipes.metric import VAL_LOSS, Metric
@@ -304,10 +304,13 @@ def validated_patients(prepared: Prepared, checkpoint: Folder, temperature: Temp
 def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how: AssessmentSettings) -> PatientAssessment:
     """Fit the temperature on the validation patients, then judge validation and test patients with it.
 
+    The mean of a cross-validation is judged by what each of its networks said of the fold that it was trained without.
+
     Raises:
         UserError: a leak between the splits, or no validation patients.
     """
-    guard(prepared.index, candidate.fold)
+    for fold in range(candidate.folds) if candidate.folds else [candidate.fold]:
+        guard(prepared.index, fold)
     names, used = tuple(prepared.labels.names), candidate.used_rows(prepared)
 
     def predict(split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -320,7 +323,7 @@ def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how:
             single = SingleSlices.of(columns["label"], probabilities_of(logits, temperature), names)
         return evaluate(patients, names, how.bootstrap, candidate.seed), patients, single
 
-    logits, columns = predict("val")
+    logits, columns = _out_of_fold(candidate, prepared) if candidate.folds else predict("val")
     temperature = fit_temperature(logits, columns["patient"], columns["label"])
     validation, validation_patients, single = judge(logits, columns)
     test, test_patients = None, None
@@ -338,3 +341,9 @@ def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how:
         candidate.usage(prepared),
         single,
     )
+
+
+def _out_of_fold(candidate: Candidate, prepared: Prepared) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """As `predict_rows`: each row by the network that was trained without its fold."""
+    predictions = read_predictions(Folder.at(candidate.checkpoint))
+    return np.asarray(predictions["logits"]), prepared.columns(np.asarray(predictions["row"]), COLUMNS)

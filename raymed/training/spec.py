@@ -146,10 +146,8 @@ class RunSpec:
 
     def usage(self, prepared: Prepared) -> Usage:
         """Whom an epoch trains on, and whom it is validated on."""
-        rows = {
-            split: self.rows(prepared, split) for split in {*self.train_on, "val"} if len(prepared.rows(split, self.fold))
-        }
-        return Usage.of(prepared, rows, self.fold)
+        there = {split: rows for split in {*self.train_on, "val"} if len(rows := prepared.rows(split, self.fold))}
+        return Usage.of(prepared, {split: self.rows(prepared, split) for split in there}, there)
 
     def all_rows(self, prepared: Prepared, whole: bool = False, training: bool = True) -> np.ndarray:
         """Every row that any epoch of the run may read, ascending.

@@ -59,7 +59,7 @@ def _patients(data: Prepared, split: str, fold: int) -> list[str]:
 
 def test_rows_that_are_not_used_are_not_counted(data: Prepared, tmp_path: Path) -> None:
     rows = data.rows("test")
-    usage = Usage.of(data, {"test": rows[:1]}, None)
+    usage = Usage.of(data, {"test": rows[:1]}, {"test": rows})
     assert usage.total("test") == (1, 1, 4) and usage.splits == ["test"]
 
 

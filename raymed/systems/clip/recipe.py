@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from raymed.data.record import Record
 from raymed.errors import UserError
+from raymed.models.ensemble import Ensemble, member_folders
 from raymed.models.settings import ClipModelSettings
 from raymed.recipes.augment import generator
 from raymed.recipes.exported import read_settings, write_settings
@@ -225,7 +226,7 @@ class ClipRecipe:
         write_settings(folder, self.settings())
 
     def load(self, folder: Path) -> nn.Module:
-        """The network that `export` wrote, asked about this recipe's texts, in evaluation mode on the CPU.
+        """The network that `export` wrote, or the mean of several, asked about this recipe's texts, in evaluation mode on the CPU.
 
         Raises:
             UserError: the folder is not complete, its weights do not fit, or it cannot take the texts.
@@ -233,6 +234,8 @@ class ClipRecipe:
 
         from raymed.systems.clip import network
 
+        if members := member_folders(folder):
+            return Ensemble([network.load(member, self.names, self.texts, self.size) for member in members]).eval()
         return network.load(folder, self.names, self.texts, self.size).eval()
 
     def settings(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from raymed.evaluation.intervals import over_folds
 from raymed.evaluation.metrics import evaluate
 from raymed.job.job import Outcome
 from raymed.recipes.metric import Metric
+from raymed.registry.fold_mean import fold_mean
 from raymed.registry.other_runs import OtherRuns
 from raymed.systems.clip.checkpoint import LISTS
 from raymed.systems.clip.judged import PER_PATIENT, Judged
@@ -23,6 +24,7 @@ from raymed.systems.clip.result import Result, write_ranking
 from raymed.systems.clip.runs import Configuration, Work
 from raymed.tuning.study import CHECKPOINT, REASON
 
+MEAN = "folds"  # the run of the mean of a cross-validation's networks, and the folder of its checkpoint
 SUMMARY = "cv_summary.json"
 
 
@@ -81,6 +83,11 @@ def summarise(
                 asked_by = [runs[name] for name in able]
                 others = OtherRuns.of(tracker, each.prepared, map(str, judged.patients.ids), asked_by)
                 found |= {"other_runs": others.count, "other_runs_patients": len(others.patients)}
+            if len(able) == len(each.specs):
+                candidates = [search.candidate(runs[name], trials[name]) for name in able]
+                name, into = f"{each.name}-{MEAN}" if each.name else MEAN, search.template.folder.child(MEAN)
+                mean = fold_mean(tracker, candidates, "clip", f"{search.name}/{name}", name, into)
+                found["run_id"] = mean.run_id
         else:
             found |= best_of(histories[done[0]], each.monitor) | {"run_id": runs[done[0]]}
         lines += _lines(each, found, judged, others, brief=len(configurations) + len(work.finished) > 1)
@@ -227,5 +234,6 @@ def _lines(
     elif judged:
         lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together))]
     if judged and "run_id" in found:
-        lines.append(f"calibrate and register it: python jobs/promote.py {found['run_id']}")
+        model = "the mean of its networks" if configuration.options.use_cv else "it"
+        lines.append(f"calibrate and register {model}: python jobs/promote.py {found['run_id']}")
     return lines

@@ -21,6 +21,7 @@ from raymed.tracking.tracker import Tracker
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "jobs"))
 import predict_clip
+import promote
 import train_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -89,9 +90,10 @@ def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
         "tiny_characters": "",
         "tiny_characters-3-fold_1": "0",
         "tiny_characters-3-fold_2": "1",
+        "tiny_characters-3-folds": "",
         "tiny_characters-4": "",
     }
-    assert len(runs) == 5
+    assert len(runs) == 6
     (data,) = runs["tiny_characters-3-fold_2"].inputs.dataset_inputs
     assert data.tags[0].value == "training without fold 1"
     assert runs["tiny_characters-4"].info.status == "FAILED"
@@ -136,6 +138,22 @@ def test_folds_leave_a_folder_each_and_a_summary(done):
     assert [each["name"] for each in summary["classes"]] == CLASSES
     patients = pd.read_csv(folder / "patients.csv")
     assert len(patients) == 24 and set(patients["fold"]) == {1, 2}, "each by the network that was not trained on it"
+
+
+def test_folds_are_registered_as_the_mean_of_their_networks_with_the_figures_of_those_left_out(images, done, tmp_path):
+    tracking = f"sqlite:///{done[0].parent}/mlflow.db"
+    (run,) = re.findall(r"the mean of its networks: python jobs/promote.py (\w+)", done[1])
+    promoted = promote.main(parse(promote.Promote, [run, "--tracking-uri", tracking, "--storage", str(tmp_path)], True))
+    summary = read(done[0] / "tiny_characters-3" / "cv_summary.json")
+    assert promoted.data["figures"]["calibrated_val_accuracy"] == pytest.approx(summary["patients"]["accuracy"]["value"])
+    outputs = []
+    for model in (promoted.data["model"], done[0] / "tiny_characters-3"):
+        arguments = ["--model", model, "--input", images, "--tracking-uri", tracking]
+        outputs.append(tmp_path / f"{len(outputs)}.csv")
+        arguments = [*arguments, "--out", outputs[-1], "--storage", tmp_path]
+        predict_clip.main(parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE))
+    registered, folder = (pd.read_csv(output) for output in outputs)
+    assert registered["decision"].tolist() == folder["decision"].tolist()
 
 
 def test_the_same_command_trains_only_what_failed_again(words, done):
