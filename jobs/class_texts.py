@@ -3,7 +3,8 @@
     python jobs/class_texts.py --data-dir IMAGES --output class_texts.json --template "这是一张{class_name}的医学图像"
     python jobs/class_texts.py --data-dir IMAGES --output class_texts.json --interactive     # type a text for each class
 
-IMAGES holds one folder of images for each class. Without a template, a class's text is its name.
+IMAGES holds one folder of images for each class. Without a template, a class's text is its name. A file that is there is
+changed by --interactive alone, which begins with its texts.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from raymed.data.sources import SourceSettings, list_source
 from raymed.data.sources.class_folders import class_names
+from raymed.data.sources.listing import some
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome, run
-from raymed.systems.clip.class_texts import fill, write_class_texts
+from raymed.systems.clip.class_texts import fill, read_class_texts, write_class_texts
 
 GUIDE = {"data-dir": Alias("data")}
 
@@ -30,7 +32,7 @@ class WriteClassTexts(JobOptions):
         data: Folder with one folder of images for each class.
         output: The JSON file to write.
         template: Text with {class_name} in it.
-        interactive: Ask for each class's text; Enter takes the template's.
+        interactive: Ask for each class's text; Enter takes the file's, where there is one, or the template's.
     """
 
     data: str
@@ -41,11 +43,14 @@ class WriteClassTexts(JobOptions):
 
 def main(options: WriteClassTexts) -> Outcome:
     out = Path(options.output).expanduser().resolve()
-    if out.exists():
-        raise UserError(f"{out} is there already: give another --output, or move it away")
+    if out.exists() and not options.interactive:
+        raise UserError(f"{out} is there already: --interactive goes through its texts; or give another --output")
+    there = read_class_texts(out) if out.exists() else {}
     listing = list_source(Path(options.data), SourceSettings(format="classes"))
     names = class_names(listing.root, [piece.path for study in listing.studies for piece in study.slices])
-    texts = {name: fill(options.template, name) for name in names}
+    if lost := there.keys() - set(names):
+        raise UserError(f"{out} has texts for {some(sorted(lost))}, of which there is no folder: give another --output")
+    texts = {name: there.get(name) or fill(options.template, name) for name in names}
     if options.interactive:
         texts = {name: ask(name, text) for name, text in texts.items()}
     if not options.dry_run:
@@ -55,9 +60,10 @@ def main(options: WriteClassTexts) -> Outcome:
     return Outcome("\n".join([*lines, last]), {"output": str(out), "texts": texts})
 
 
-def ask(name: str, text: str) -> str:
-    """What the user types; the text as it is for Enter or at the end of the input."""
-    print(f"{name} [{text}]: ", end="", file=sys.stderr, flush=True)
+def ask(name: str, text: str | list[str]) -> str | list[str]:
+    """What the user types; what there is for Enter or at the end of the input."""
+    shown = text if isinstance(text, str) else " / ".join(text)
+    print(f"{name} [{shown}]: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() or text
 
 

@@ -47,12 +47,21 @@ def _names(folder: Path) -> list[str]:
     return [f"{path.parent.name}/{path.name}" for path in folder.glob("*/*")]
 
 
+def test_pictures_of_every_kind_that_can_be_read_are_taken(folder: Path) -> None:
+    for name in ("正常/e.tif", "正常/g.TIFF", "肺炎/f.webp"):
+        picture(folder / name, 9)
+    listing = list_source(folder, CLASSES)
+    assert len(listing.studies) == 8 and len(listing.notes) == 1
+
+
 def test_deeper_folders_and_other_files_are_left_out_and_said(folder: Path) -> None:
     picture(folder / "正常" / "deeper" / "x.png")
     (folder / "正常" / "notes.txt").write_text("x")
     listing = list_source(folder, CLASSES)
     assert len(listing.studies) == 5
-    assert "2 files" in listing.notes[0] and "正常/deeper/x.png" in listing.notes[0]
+    assert "1 files that are no images" in listing.notes[0] and "正常/notes.txt" in listing.notes[0]
+    left = "1 images that do not lie directly in a class folder were left out; move them up to use them: 正常/deeper"
+    assert listing.notes[1] == left
 
 
 def test_a_table_names_patients_by_path_or_by_a_name_that_is_unique(folder: Path) -> None:

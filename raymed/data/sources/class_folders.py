@@ -11,13 +11,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from raymed.data.image import SUFFIXES
 from raymed.data.sources.listing import Listing, Note, Slice, SourceSettings, make_study, some, sorted_studies
 from raymed.data.sources.paths import walk
 from raymed.data.sources.patients import with_patients
 from raymed.data.sources.table import read_rows
 from raymed.errors import UserError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 def list_studies(path: Path, settings: SourceSettings) -> Listing:
@@ -43,7 +42,13 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         slices = [Slice(name, name, None, position, name) for position, name in enumerate(names)]
         studies.append(make_study(patient, patient, label, root.name, slices, tree.files))
     others = sorted(files.keys() - set(images))
-    notes = [Note.of(f"{len(others)} files that are no images of a class folder were left out", others)] if others else []
+    deeper = [name for name in others if Path(name).suffix.lower() in SUFFIXES]
+    others = [name for name in others if name not in set(deeper)]
+    notes = [Note.of(f"{len(others)} files that are no images were left out", others)] if others else []
+    if deeper:
+        folders = sorted({str(PurePosixPath(name).parent) for name in deeper})
+        left = f"{len(deeper)} images that do not lie directly in a class folder were left out; move them up to use them"
+        notes.append(Note.of(left, folders))
     known = bool(settings.patients or settings.patient_regex)
     refusals = with_patients(tree.refusals, tree, 0, settings)
     if not known:

@@ -52,9 +52,24 @@ def test_a_folder_without_images_is_named(images):
         write(images)
 
 
-def test_texts_that_were_written_are_not_overwritten_nor_asked_for_in_vain(images, monkeypatch):
+def test_texts_that_were_written_are_not_overwritten(images):
     before = write(images)
-    monkeypatch.setattr(job, "ask", lambda name, text: pytest.fail("asked for a text that has no place"))
-    with pytest.raises(UserError, match="is there already"):
-        write(images, "--interactive")
+    with pytest.raises(UserError, match="is there already: --interactive goes through its texts"):
+        write(images, "--template", "{class_name}图")
     assert (images.parent / "texts.json").read_text("utf-8") == before
+
+
+def test_the_guide_s_two_commands_work_one_after_the_other(images, monkeypatch):
+    write(images, "--template", "{class_name}图")
+    monkeypatch.setattr("sys.stdin", io.StringIO("可见异常阴影\n\n\n"))
+    assert json.loads(write(images, "--interactive")) == {"异常": "可见异常阴影", "正常": "正常图", "肺炎": "肺炎图"}
+
+
+def test_several_texts_of_a_class_outlive_going_through_the_file(images, monkeypatch):
+    texts = {"正常": ["正常", "无异常"], "肺炎": "肺炎图"}
+    (images.parent / "texts.json").write_text(json.dumps(texts), "utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n\n\n"))
+    assert json.loads(write(images, "--interactive")) == texts | {"异常": "异常"}
+    (images.parent / "texts.json").write_text('{"结核": "x"}', "utf-8")
+    with pytest.raises(UserError, match="has texts for 结核, of which there is no folder"):
+        write(images, "--interactive")
