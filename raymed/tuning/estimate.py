@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import time
 
-import numpy as np
 import torch
 
-from raymed.data.micro_batches import Division
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import Outcome
-from raymed.recipes.recipe import TrainingPass
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
+from raymed.training.fit import Resources
+from raymed.training.rehearsal import Rehearsal, activation_bytes, first_batch, rehearse
 from raymed.training.spec import RunSpec
 from raymed.training.zero import check_offload
 from raymed.tuning.search import Search
 
-MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on the machine that only submits the job
+MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on CPUs, but its activations are counted
+PATIENCE = 60.0  # seconds for that
 
 
 def describe(search: Search) -> Outcome:
@@ -66,11 +65,14 @@ def describe(search: Search) -> Outcome:
         else f"search     {search.budget.trials} trials over {', '.join(search.defaults) or 'no settings'}"
         + (f"; {search.budget.plan}" if search.budget.end else ""),
     ]
-    seconds = (
-        _seconds_per_record(spec, prepared, module, each.cpus)
-        if parameters <= MEASURED_PARAMETERS and not each.gpu
-        else None
-    )
+    rehearsal = None
+    if torch.cuda.is_available() if each.gpu else parameters <= MEASURED_PARAMETERS:
+        rehearsal = _rehearse(spec, prepared, module, each)
+        activations: int | None = rehearsal.activations
+    else:
+        activations = _activations(spec, prepared, module, each.gpu)
+    lines.append(_memory(spec, activations, rehearsal))
+    seconds = rehearsal.seconds / rehearsal.records if rehearsal else None
     if seconds is None:
         lines.append("time       not estimated here: the first epoch of the first trial will tell")
     else:
@@ -90,7 +92,8 @@ def describe(search: Search) -> Outcome:
         "parameters": parameters,
         "concurrent": concurrent,
     }
-    return Outcome("\n".join(lines), data | {"seconds_per_record": seconds, "state_bytes": state, "name": search.name})
+    data |= {"seconds_per_record": seconds, "state_bytes": state, "activation_bytes": activations, "name": search.name}
+    return Outcome("\n".join(lines), data)
 
 
 def state_bytes(parameters: int, trained: int, stage: int, workers: int) -> float:
@@ -106,22 +109,40 @@ def _patients(prepared: Prepared, spec: RunSpec, split: str) -> int:
     return len(set(prepared.columns(spec.rows(prepared, split), ["patient"])["patient"]))
 
 
-def _seconds_per_record(spec: RunSpec, prepared: Prepared, module: torch.nn.Module, cpus: int) -> float:
-    """Forward and backward of a few real micro-batches in this process, on as many threads as a worker has."""
-    ((micro, *_), *_) = Division(spec.train.micro_batch).rounds(spec.plan(prepared, 0).batches[0])
-    records = prepared.read(np.array([row for pack in micro.packs for row in pack]))
-    batch = spec.recipe.encode(records, TrainingPass(spec.seed, 0))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(cpus)
+def _memory(spec: RunSpec, activations: int | None, rehearsal: Rehearsal | None) -> str:
+    if activations is None:
+        return f"memory     activations not counted: a forward pass takes longer than {PATIENCE:.0f} s on this machine"
+    count = f"{spec.train.micro_batch} {spec.sampling.noun} at once"
+    whole = f"memory     {activations / 2**30:.2f} GiB of activations besides, at {count}"
+    if rehearsal is None or rehearsal.peak is None:
+        return whole
+    return f"{whole}; this GPU held {rehearsal.peak / 2**30:.2f} GiB at most, with weights and gradients"
+
+
+def _activations(spec: RunSpec, prepared: Prepared, module: torch.nn.Module, gpu: bool) -> int | None:
+    """Of a micro-batch of a run for other machines; of bf16, in which GPUs compute, half as many. None where counting them
+    takes too long here."""
     try:
-        times = []
-        for _ in range(3):
-            started = time.perf_counter()
-            loss = spec.recipe.compute_loss(module.train(), batch).mean(batch.units)
-            loss.backward()
-            times.append(time.perf_counter() - started)
+        counted = activation_bytes(spec, module, first_batch(spec, prepared), PATIENCE)
+    except TimeoutError:
+        return None
+    return counted // 2 if gpu and spec.train.precision != "fp32" else counted
+
+
+def _rehearse(spec: RunSpec, prepared: Prepared, module: torch.nn.Module, each: Resources) -> Rehearsal:
+    """In this process, on as many threads as a worker has.
+
+    Raises:
+        UserError: the GPU's memory does not suffice.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(each.cpus)
+    try:
+        return rehearse(spec, prepared, module, torch.device("cuda" if each.gpu else "cpu"))
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"a micro-batch of {spec.train.micro_batch} {spec.sampling.noun} does not fit into this GPU beside what it "
+            f"holds already ({error}): lower train.micro_batch first, which changes no result but memory and time"
+        ) from error
     finally:
         torch.set_num_threads(threads)
-    if not torch.isfinite(loss):
-        raise UserError("the loss of the first micro-batch is not finite: check the model folder and the settings")
-    return min(times) / len(records)
