@@ -46,8 +46,8 @@ class Candidate:
         slices: which slices of a patient are judged.
         seed: of the run.
         data_digest: what the prepared data held; empty where that was not noted.
-        folds: of how many networks, each trained without one fold, it is the mean: whoever was left out of one judges that one;
-            0 of a single network.
+        folds: of how many networks it is the mean, each trained without one fold, whose patients judge that network alone; 0
+            for a network of its own.
     """
 
     run_id: str
@@ -131,7 +131,8 @@ class Candidate:
         return Prepared.open(self.data, self.data_digest)
 
     def used_rows(self, prepared: Prepared) -> dict[str, np.ndarray]:
-        """Rows of each split that it was trained or is judged on, ascending; of a mean of folds both splits hold them all."""
+        """Rows of each split that it was trained or is judged on, ascending; a mean of folds both trains and is judged on
+        all that are in folds."""
         return self._rows(prepared, self.slices)
 
     def usage(self, prepared: Prepared) -> Usage:

@@ -33,6 +33,7 @@ def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment)
     """The card of a classifier, as Markdown."""
     prepared, refit = assessment.prepared, facts.refit
     manifest, unit, units = prepared.manifest, assessment.validation.unit, assessment.validation.units
+    fold = 0 if assessment.candidate.folds else assessment.candidate.fold
     classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
     window = inference.acquisition.window(inference.image.window)
     window += f"; {inference.image.resize} to {inference.image.size} px"
@@ -53,7 +54,7 @@ def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment)
         + f"{near_duplicates(prepared)}.",
         *_used(assessment, refit),
         f"Trained on pictures of this kind: {inference.acquisition}. Others are told by a note beside the prediction.",
-        f"Checked again before judging: {guard(prepared.index, 0 if assessment.candidate.folds else assessment.candidate.fold, manifest.patients_known)}.",
+        f"Checked again before judging: {guard(prepared.index, fold, manifest.patients_known)}.",
         "## Network",
         f"Recipe {facts.settings.get('recipe', '')}, {_origin(facts.settings)}; run `{assessment.candidate.run_id}`.",
         "## Licence",
@@ -75,8 +76,8 @@ def _temperature(inference: Inference, assessment: PatientAssessment, refit: Ref
     validation, words = assessment.validation, inference.temperature.words(assessment.slices)
     if assessment.candidate.folds:
         return (
-            f"Temperature scaling, fitted on what {assessment.candidate.folds} networks, each trained without one fold, say of "
-            f"that fold's {validation.units}, {validation.patients} in all: {words}."
+            f"Temperature scaling, fitted on what {assessment.candidate.folds} networks, each trained without one fold, say "
+            f"of that fold's {validation.units}, {validation.patients} in all: {words}."
         )
     if refit is None:
         return f"Temperature scaling, fitted on {validation.patients} validation {validation.units}: {words}."
@@ -107,8 +108,8 @@ def _figures(assessment: PatientAssessment, refit: Refit | None, looks: int) -> 
         validation = assessment.validation
         parts.append(
             f"**The registered model is the mean of {assessment.candidate.folds} networks, each trained without one fold.** "
-            f"Every {validation.unit} is judged by the one that was trained without it, in the epoch that its fold chose, which "
-            f"flatters; the mean itself can be judged on none of these {units}."
+            f"Every {validation.unit} is judged by the one that was trained without it, in the epoch that its fold chose, "
+            f"which flatters; the mean itself can be judged on none of these {units}."
         )
         return [*parts, *_tables(validation, "left-out")]
     if assessment.test is None:

@@ -15,7 +15,7 @@ class Best:
     Attributes:
         epoch: the epoch whose model is kept (0 = none yet).
         value: the monitored metric in that epoch.
-        mark: what a later epoch must beat by more than the smallest improvement, for waiting to start anew.
+        mark: what a later epoch's watched metric must beat by more than the smallest improvement, for waiting to start anew.
         waited: epochs since one did.
     """
 
@@ -24,20 +24,27 @@ class Best:
     mark: float | None = None
     waited: int = 0
 
-    def update(self, epoch: int, metrics: dict[str, float], monitor: Metric, min_delta: float) -> bool:
+    def update(
+        self, epoch: int, metrics: dict[str, float], monitor: Metric, min_delta: float, watched: Metric | None = None
+    ) -> bool:
         """Compare an epoch with the best before it, then remember it; True when its model is the best so far.
 
+        Args:
+            watched: what early stopping waits for, where that is another metric.
+
         Raises:
-            RunError: the epoch does not have the metric.
+            RunError: the epoch does not have the metrics.
         """
-        if monitor.name not in metrics:
-            raise RunError(f"train.monitor is {monitor.name}, and the epoch has none; it has {', '.join(metrics)}")
-        value = metrics[monitor.name]
+        watched = watched or monitor
+        for name, metric in (("monitor", monitor), ("patience_monitor", watched)):
+            if metric.name not in metrics:
+                raise RunError(f"train.{name} is {metric.name}, and the epoch has none; it has {', '.join(metrics)}")
+        value, seen = metrics[monitor.name], metrics[watched.name]
         better = self.value is None or monitor.is_better(value, self.value)
         if better:
             self.epoch, self.value = epoch, value
-        if self.mark is None or monitor.is_better(value, self.mark, min_delta):
-            self.mark, self.waited = value, 0
+        if self.mark is None or watched.is_better(seen, self.mark, min_delta):
+            self.mark, self.waited = seen, 0
         else:
             self.waited += 1
         return better

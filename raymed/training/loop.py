@@ -148,7 +148,9 @@ class Run:
                 raise RunError(f"the val_loss of {settings.noun} {self.course.point} is not finite: lower train.lr")
             if self.spec.is_refit:
                 progress.best = Best()
-            better = progress.best.update(self.course.point, metrics, self.spec.monitor, settings.min_delta)
+            better = progress.best.update(
+                self.course.point, metrics, self.spec.monitor, settings.min_delta, self.spec.watched
+            )
             assert progress.best.value is not None  # there was a validation
             metrics |= trained | {
                 "epoch": self.course.epoch,

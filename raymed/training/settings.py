@@ -53,7 +53,8 @@ class TrainSettings:
             Devices without them compute in fp32.
         monitor: What the best epoch is chosen by: val_loss, or another metric that the system declares for it. A search
             chooses by search.objective.
-        patience: Stop after this many validations (epochs) without an improvement of it (0 = never).
+        patience: Stop after this many validations (epochs) without an improvement (0 = never).
+        patience_monitor: Of what; empty for what the best epoch is chosen by.
         min_delta: A smaller change of it is no improvement; in the metric's unit.
         validate_steps: Validate every so many steps and at the end, in place of after each epoch; the learning curve,
             patience and successive halving count by these (0 = by epochs).
@@ -84,6 +85,7 @@ class TrainSettings:
     precision: Precision = "auto"
     monitor: str = "val_loss"
     patience: int = 0
+    patience_monitor: str = ""
     min_delta: float = 0.0
     validate_steps: int = 0
     log_steps: int = 10

@@ -77,11 +77,21 @@ class RunSpec:
                 f"train.monitor is {self.train.monitor}: the best epoch of {self.recipe.name} is chosen by one of "
                 f"{', '.join(able)}"
             )
+        if self.train.patience_monitor not in ["", *able]:
+            raise UserError(f"train.patience_monitor is {self.train.patience_monitor}: it is one of {', '.join(able)}")
 
     @property
     def monitor(self) -> Metric:
         """What the best epoch is chosen by."""
-        return next(metric for metric in self.recipe.metrics if metric.name == self.train.monitor)
+        return self._metric(self.train.monitor)
+
+    @property
+    def watched(self) -> Metric:
+        """What early stopping waits for an improvement of."""
+        return self._metric(self.train.patience_monitor or self.train.monitor)
+
+    def _metric(self, name: str) -> Metric:
+        return next(metric for metric in self.recipe.metrics if metric.name == name)
 
     @property
     def folder(self) -> Folder:

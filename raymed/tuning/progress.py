@@ -76,13 +76,23 @@ class Progress:
                 log.info("%s  %s  %s  |  %s", self._label(trial), where, says, self._summary())
         else:
             words = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[happened]
-            reason = str(result.get("reason", ""))
+            reason = str(result.get("reason", "")) or (self._early_stop(trial) if happened == "COMPLETE" else "")
             if self._live:
                 if number in self._tasks:
                     self._bars.remove_task(self._tasks.pop(number))
                 self._bars.update(self._total, completed=self._finished(), says=self._summary())
-            if happened == "FAIL" or not self._live:
+            if reason or not self._live:
                 log.info("%s  %s%s", self._label(trial), words, f": {reason}" if reason else "")
+
+    def _early_stop(self, trial: FrozenTrial) -> str:
+        """Why a run that was trained to its end has fewer epochs than it might have had; empty where it has all."""
+        spec = self._spec(trial)
+        if not spec.train.patience or spec.train.steps or spec.train.validate_steps or trial.last_step == spec.train.epochs:
+            return ""
+        return (
+            f"early stopping after epoch {trial.last_step} of {spec.train.epochs}, {spec.train.patience} epochs without a "
+            f"better {spec.watched.name}"
+        )
 
     def _figures(self, spec: RunSpec, result: Mapping[str, Any]) -> Iterator[str]:
         """Of an epoch: the system's metrics of training, its val_loss, and what the best epoch is chosen by."""

@@ -22,6 +22,7 @@ from raymed.registry.register import assess_and_register
 from raymed.storage.folder import Folder
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import Tracker
+from raymed.training.checkpoint import seal
 from raymed.training.predictions import write_predictions
 
 
@@ -47,6 +48,7 @@ def folds(data: Prepared, tracker: Tracker, tmp_path_factory: pytest.TempPathFac
         labels = data.columns(rows, ["label"])["label"]
         logits = (2 * np.eye(4)[labels] + noise.normal(size=(len(rows), 4))).astype(np.float32)
         write_predictions(home / f"{fold}", {"row": rows, "logits": logits})
+        seal(home / f"{fold}", 0, 1)
         run = tracker.run(f"cv/fold_{fold}", f"fold_{fold}", parent)
         every = SliceSettings(choice="all")
         made = Candidate(run, str(home / f"{fold}"), data.folder.uri, fold, every, 0, data.digest)

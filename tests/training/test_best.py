@@ -70,3 +70,13 @@ def test_a_checkpoint_keeps_the_best_epoch_and_the_waiting(tmp_path):
 def test_a_metric_that_the_epoch_lacks_is_named():
     with pytest.raises(RunError, match=r"val_acc.*val_loss"):
         Best().update(1, {"val_loss": math.pi}, ACCURACY, 0.0)
+
+
+def test_what_stopping_waits_for_is_not_what_the_best_epoch_is_chosen_by():
+    best, seen = Best(), []
+    for epoch, (accuracy, loss) in enumerate([(60.0, 0.9), (70.0, 1.0), (65.0, 1.1), (65.0, 0.5)], start=1):
+        best.update(epoch, {"val_acc": accuracy, "val_loss": loss}, ACCURACY, 0.0, VAL_LOSS)
+        seen.append((best.epoch, best.waited))
+    assert seen == [(1, 0), (2, 1), (2, 2), (2, 0)]
+    with pytest.raises(RunError, match=r"train\.patience_monitor is val_loss"):
+        best.update(5, {"val_acc": 1.0}, ACCURACY, 0.0, VAL_LOSS)

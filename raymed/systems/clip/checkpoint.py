@@ -43,6 +43,27 @@ def history(progress: Progress) -> dict[str, list[float]]:
     return lists | {"train_acc": [100 * share for share in lists["train_acc"]]}
 
 
+def meanings(recipe: ClipRecipe, unit: str) -> dict[str, str]:
+    """What the lists of `history` are over.
+
+    Args:
+        unit: who is judged, see `Manifest`.
+    """
+    loss = (
+        "contrastive loss of each picture in its group, both directions"
+        if recipe.loss.kind == "clip"
+        else ("cross-entropy of each picture over the texts of all classes")
+    )
+    if recipe.loss.kind == "class" and recipe.loss.text_to_image:
+        loss += f", and {recipe.loss.text_to_image:g} times that of its text over the pictures of its group"
+    return {
+        "train_loss": f"{loss}, mean of the epoch, in training",
+        "train_acc": "per cent of training pictures, as the steps of the epoch saw them, that are given their class",
+        "val_loss": f"negative log likelihood of each {unit}'s class by the mean probability of its pictures, mean",
+        "val_acc": "per cent of validation pictures that are given their class",
+    }
+
+
 def pack(
     progress: Progress,
     state: TrainingState,

@@ -76,7 +76,7 @@ GUIDE = {
     "random-state": Alias("seed"),
     "early-stopping-patience": Alias("train.patience", {"null": "0"}),
     "early-stopping-min-delta": Alias("train.min_delta"),
-    "early-stopping-monitor": Alias("train.monitor"),
+    "early-stopping-monitor": Alias("train.patience_monitor"),
     "patients": Alias("source.patients"),
     "patient-regex": Alias("source.patient_regex"),
     "num-workers": Alias(says="ignored: pictures are decoded once, by Ray Data on every CPU, and not by workers of a run"),
@@ -94,6 +94,8 @@ class ClipOptions(SystemOptions):
         seed: Seed of splits, order, augmentation, starting weights and search.
         phantom: The phantom patients used without --data.
         source: How the images are read.
+        image: How pictures are made eight bits and square: what 16-bit values mean, for one; their size follows from `size`.
+        max_quarantine: Stop when more than this share of the images, or of the patients, cannot be used.
         folds: Who may not be in two folds: a patient, or, as plain stratified folds have it, only an image.
         split: Shares of train/val/test patients; patients in test are in no fold.
         n_splits: Cross-validation folds.
@@ -118,6 +120,8 @@ class ClipOptions(SystemOptions):
     seed: int = 42
     phantom: PhantomSettings = PHANTOMS
     source: SourceSettings = field(default_factory=lambda: SourceSettings(format="classes"))
+    image: ImageSettings = field(default_factory=ImageSettings)
+    max_quarantine: str = "5%"
     folds: Literal["patient", "stratified"] = "patient"
     split: str = "80/20/0"
     n_splits: int = 5
@@ -159,7 +163,10 @@ class ClipOptions(SystemOptions):
         size = prepared_size(self.size)
         folds = self.n_splits if self.n_splits > 1 else 0
         usual = type(self)()
-        given = [name for name in ("source", "folds", "split") if getattr(self, name) != getattr(usual, name)]
+        named = ("source", "image", "max_quarantine", "folds", "split")
+        given = [name for name in named if getattr(self, name) != getattr(usual, name)]
+        if self.image.size != usual.image.size:
+            raise UserError(f"image.size is {self.image.size}: give --size, which leaves a tenth more to crop from")
         if self.data is None:
             if given:
                 raise UserError(f"--{', --'.join(given)} cannot be followed by phantom patients: give --data")
@@ -183,8 +190,9 @@ class ClipOptions(SystemOptions):
         settings = PrepareSettings(
             **{each.name: getattr(source, each.name) for each in dataclasses.fields(source)},
             seed=self.seed,
-            image=ImageSettings(size=size),
+            image=dataclasses.replace(self.image, size=size),
             split=SplitSettings(self.split, folds),
+            max_quarantine=self.max_quarantine,
             labels="source",
         )
         path = Path(self.data).expanduser().resolve()
@@ -320,8 +328,9 @@ class TrainClip(ClipOptions):
             )
         if self.force and not self.resume_from:
             raise UserError("--force is for --resume-from: leave it out")
-        if self.train.monitor not in ("val_acc", "val_loss"):
-            raise UserError(f"train.monitor is {self.train.monitor}: history.json has val_acc and val_loss to choose by")
+        for name, metric in (("monitor", self.train.monitor), ("patience_monitor", self.train.patience_monitor)):
+            if metric not in ("val_acc", "val_loss", ""):
+                raise UserError(f"train.{name} is {metric}: history.json has val_acc and val_loss to choose by")
         if self.train.validate_steps:
             raise UserError("CLIP's files and histories count epochs: leave train.validate_steps out")
         if self.use_cv and self.fold is not None:

@@ -32,6 +32,7 @@ from raymed.training.state import read_state
 log = logging.getLogger("raymed")
 
 HISTORY, FIGURE = "history.json", "training_history.png"
+ABOUT = "about"  # of history.json: what each list is
 PATIENCE = 60.0  # seconds, for files that are being written when a search is interrupted
 
 
@@ -80,8 +81,9 @@ class RunOutput:
         training_history(self.history()).savefig(self.folder / FIGURE)
 
     def history(self) -> dict[str, list[float]]:
-        content: dict[str, list[float]] = json.loads((self.folder / HISTORY).read_text("utf-8"))
-        return content
+        """By epoch, without what `ABOUT` says of it."""
+        content = json.loads((self.folder / HISTORY).read_text("utf-8"))
+        return {name: content[name] for name in clip_checkpoint.LISTS}
 
     def _write(self, checkpoint: Path) -> None:
         progress = Progress.read(checkpoint)
@@ -101,7 +103,8 @@ class RunOutput:
         if best:
             clip_checkpoint.write(self.folder / BEST, content)
         if late:
-            write_json(self.folder / HISTORY, clip_checkpoint.history(progress))
+            about = clip_checkpoint.meanings(recipe, self.config.get("unit", "image"))
+            write_json(self.folder / HISTORY, clip_checkpoint.history(progress) | {ABOUT: about})
             clip_checkpoint.write(self.folder / LATEST, content)
 
     def _epoch(self, name: str, progress: Progress) -> int:

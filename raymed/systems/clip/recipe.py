@@ -226,7 +226,8 @@ class ClipRecipe:
         write_settings(folder, self.settings())
 
     def load(self, folder: Path) -> nn.Module:
-        """The network that `export` wrote, or the mean of several, asked about this recipe's texts, in evaluation mode on the CPU.
+        """The network that `export` wrote, or the mean of several, asked about this recipe's texts, in evaluation mode on
+        the CPU.
 
         Raises:
             UserError: the folder is not complete, its weights do not fit, or it cannot take the texts.

@@ -16,7 +16,18 @@ from raymed.training.spec import RunSpec
 
 log = logging.getLogger("raymed")
 
-FREE = {"epochs", "steps", "lr", "warmup", "final_lr", "patience", "min_delta", "monitor", "validate_steps"}
+FREE = {
+    "epochs",
+    "steps",
+    "lr",
+    "warmup",
+    "final_lr",
+    "patience",
+    "min_delta",
+    "monitor",
+    "patience_monitor",
+    "validate_steps",
+}
 """Of the training settings, what a run that goes on may change: how long, on which schedule."""
 
 
@@ -63,7 +74,8 @@ def _fixed(content: Mapping[str, Any], spec: RunSpec, recipe: ClipRecipe) -> Ite
         ("--text-encoder", Path(config["text_encoder"]).name, Path(recipe.model.text_encoder).name),  # wherever it lies now
         ("--embed-dim", config["embed_dim"], recipe.model.embed_dim),
         ("--model.text_lr_scale", stored["model"]["text_lr_scale"], recipe.model.text_lr_scale),
-        ("--early-stopping-monitor", config["early_stopping_monitor"], spec.train.monitor),
+        ("--train.monitor", config.get("train", {}).get("monitor", config["early_stopping_monitor"]), spec.train.monitor),
+        ("--early-stopping-monitor", config["early_stopping_monitor"], spec.watched.name),
         ("--img-size", stored["size"], recipe.size),
         ("--fold", fold, spec.fold),
         ("--random-state", config.get("random_state", spec.seed), spec.seed),

@@ -223,8 +223,12 @@ def _lines(
             "that its fold chose, which flatters"
         )
     else:
+        train = configuration.options.train
+        early = found["epochs"] < train.epochs and not train.steps
+        missed = f"{train.patience} epochs without a better {train.patience_monitor or train.monitor}"
+        ended = f", where early stopping ended it ({missed})" if early else ""
         lines = [
-            f"{title}best epoch {found['best_epoch']} of {found['epochs']}: "
+            f"{title}best epoch {found['best_epoch']} of {found['epochs']}{ended}: "
             f"val_acc {found['val_acc']:.2f} %, val_loss {found['val_loss']:.4f}"
         ]
         whose = f"the validation {configuration.prepared.manifest.unit}s, which chose that epoch: these figures flatter"

@@ -209,9 +209,10 @@ def test_files_of_an_earlier_run_with_the_same_settings_are_replaced(output, tra
     [
         ({"fold": 1}, "--fold was None, and is 1"),
         (
-            {"train": dataclasses.replace(TRAIN, monitor="val_loss")},
+            {"train": dataclasses.replace(TRAIN, patience_monitor="val_loss")},
             "--early-stopping-monitor was 'val_acc', and is 'val_loss'",
         ),
+        ({"train": dataclasses.replace(TRAIN, monitor="val_loss")}, "--train.monitor was 'val_acc', and is 'val_loss'"),
     ],
 )
 def test_a_file_of_another_fold_or_measure_is_refused(output, spec, changes, named):

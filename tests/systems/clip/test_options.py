@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raymed.data.image import ImageSettings
 from raymed.data.leak import guard
 from raymed.errors import UserError
 from raymed.job.command_line import parse
@@ -146,3 +147,26 @@ def test_texts_and_towers_that_do_not_fit_are_named_before_a_picture_is_read(opt
     with pytest.raises(UserError, match=named):
         replace(options, storage=str(tmp_path), **towers).prepared()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_sixteen_bit_pictures_and_more_bad_ones_are_taken_where_the_job_is_told_so(options, tmp_path):
+    """What the messages name, --image.sixteen_bit and --max-quarantine, this job has too."""
+    folder, draw = Path(shutil.copytree(options.data, tmp_path / "images")), np.random.default_rng(1)
+    Image.fromarray(draw.integers(0, 4096, (30, 30)).astype(np.uint16)).save(folder / "正常" / "deep.png")
+    for number in range(2):
+        (folder / "肺炎" / f"bad{number}.png").write_bytes(b"no picture")
+    other = replace(options, data=str(folder), source=replace(options.source, patients=None))
+    with pytest.raises(UserError, match="--max-quarantine"):
+        other.prepared()
+    told = [*("--max-quarantine", "20%", "--image.sixteen_bit", "bits,12", "--size", "20", "--data", str(folder))]
+    given = parse(ClipOptions, told)
+    prepared = replace(other, image=given.image, max_quarantine=given.max_quarantine).prepared()
+    assert prepared.manifest.quarantined == 2 and prepared.image.sixteen_bit == "bits,12"
+    assert prepared.size == 22, "a tenth more to crop from"
+
+
+def test_the_size_of_pictures_is_said_in_one_way(options):
+    with pytest.raises(UserError, match=r"image\.size is 300: give --size"):
+        replace(options, image=ImageSettings(size=300)).prepared()

@@ -48,7 +48,8 @@ def test_every_flag_of_the_guide_is_understood(caplog):
     assert found.model == ClipModelSettings("resnet50", None, "bert", 256, 0.1)
     train = found.train
     assert (train.global_batch, train.epochs, train.lr, train.weight_decay) == (16, 7, 1e-3, 0.1)
-    assert (train.precision, train.patience, train.min_delta, train.monitor) == ("fp32", 30, 0.1, "val_loss")
+    assert (train.precision, train.patience, train.min_delta) == ("fp32", 30, 0.1)
+    assert (train.patience_monitor, train.monitor) == ("val_loss", "val_acc"), "the best epoch is the guide's"
     assert (found.size, found.augment.preset, found.seed, found.n_splits) == (112, "minimal", 7, 3)
     assert (found.use_cv, found.multi_config, found.save_best) == (True, True, False)
     assert "--gpu-id" in caplog.text and "--num-workers" in caplog.text, "what means nothing any more must be said"
