@@ -9,6 +9,7 @@ import numpy as np
 from raymed.errors import UserError
 from raymed.retrieval.features import Features
 from raymed.retrieval.index import Index
+from raymed.retrieval.kept_index import kept_index
 from raymed.retrieval.projection import Projection, unit
 from raymed.retrieval.settings import RetrievalSettings
 
@@ -32,8 +33,11 @@ class Neighbours:
 class Gallery:
     """Features of a layer, projected and indexed."""
 
-    def __init__(self, features: Features, layer: int, settings: RetrievalSettings) -> None:
+    def __init__(self, features: Features, layer: int, settings: RetrievalSettings, keep: bool = False) -> None:
         """
+        Args:
+            keep: whether its index is kept beside the features, for the next time.
+
         Raises:
             UserError: the index or the projection do not fit the features.
         """
@@ -43,7 +47,10 @@ class Gallery:
         alike = bool(np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3))
         self._unit = alike or settings.index.metric == "cosine" or self._project is not None
         self.vectors = self._prepared(vectors)
-        self.index = Index(self.vectors, settings.index)
+        lasting = keep and self._project is None  # another gallery would project all its vectors in another way
+        self.index = (
+            kept_index(features, layer, self.vectors, settings.index) if lasting else Index(self.vectors, settings.index)
+        )
         self._codes = {name: code for code, name in enumerate(dict.fromkeys(self.owners(features).tolist()))}
         self._owner = np.array([self._codes[name] for name in self.owners(features)], dtype=np.int64)
         self._owned = np.bincount(self._owner, minlength=len(self._codes))

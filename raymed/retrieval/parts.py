@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
@@ -55,17 +55,27 @@ def prepared_parts(prepared: Prepared, split: str) -> list[Part]:
     """
     rows = prepared.rows(split)
     names = prepared.labels.names
+    columns = prepared.columns(rows, ["id", "patient", "study", "position", "label", "source", "digest"])
+    known = [
+        dict(zip(columns, values, strict=True)) | {"path": None, "frame": None}
+        for values in zip(*(column.tolist() for column in columns.values()), strict=True)
+    ]
+    pixels = [row.pop("digest") for row in known]
+    for row in known:
+        row["label"] = names[row["label"]] if row["label"] >= 0 else None
+    sizes = [(f"{patient}/{study}", len(list(group))) for (patient, study), group in groupby(known, _study)]
+    firsts = np.cumsum([0, *(size for _, size in sizes)])
     parts = []
-    for chosen in (rows[start : start + PICTURES] for start in range(0, len(rows), PICTURES)):
-        columns = prepared.columns(chosen, ["id", "patient", "study", "position", "label", "source"])
-        known = [
-            dict(zip(columns, values, strict=True)) | {"path": None, "frame": None}
-            for values in zip(*(column.tolist() for column in columns.values()), strict=True)
-        ]
-        for row in known:
-            row["label"] = names[row["label"]] if row["label"] >= 0 else None
-        parts.append(Part(_digest(prepared.digest, known), known, partial(_read, prepared.places(chosen))))
+    for pieces in packed(sizes):
+        start, stop = firsts[pieces[0].number] + pieces[0].start, firsts[pieces[-1].number] + pieces[-1].stop
+        some = known[start:stop]
+        digest = _digest(repr(pixels[start:stop]), some)
+        parts.append(Part(digest, some, partial(_read, prepared.places(rows[start:stop]))))
     return parts
+
+
+def _study(row: dict[str, Any]) -> tuple[str, str]:
+    return row["patient"], row["study"]
 
 
 def source_listing(path: Path, settings: SourceSettings) -> Listing:
@@ -139,7 +149,12 @@ def source_parts(listing: Listing, labels: str, image: ImageSettings) -> tuple[l
     known = {label: _known_as(table, label) for label in written}
     ignored = {label: written[label] for label, name in known.items() if label and name is None}
     studies = [study for study in listing.studies if not study.label or study.label not in ignored]
-    return [_part(listing, some, known, image) for some in _divided(studies)], ignored
+    sizes = [(f"{study.patient}/{study.study}", len(study.slices)) for study in studies]
+    divided = [
+        [replace(studies[each.number], slices=studies[each.number].slices[each.start : each.stop]) for each in pieces]
+        for pieces in packed(sizes)
+    ]
+    return [_part(listing, some, known, image) for some in divided], ignored
 
 
 def _known_as(table: LabelTable | None, label: str) -> str | None:
@@ -149,20 +164,38 @@ def _known_as(table: LabelTable | None, label: str) -> str | None:
     return None if index is None else table.names[index]
 
 
-def _divided(studies: list[Study]) -> Iterator[list[Study]]:
-    """Studies together, and cut where there are too many slices, to `PICTURES` slices."""
-    group: list[Study] = []
+@dataclass(frozen=True)
+class Piece:
+    """Pictures of one study, `start` to `stop`; `number` is the study's."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def packed(studies: Sequence[tuple[str, int]]) -> Iterator[list[Piece]]:
+    """Studies, by name and number of pictures, put together to at most `PICTURES`; only larger ones are cut.
+
+    Where a part ends is told by its last study's name alone (content-defined chunking, Muthitacharoen et al. 2001,
+    doi:10.1145/502034.502052), or by a full part: a study that is added or taken away changes its own part, and those up to
+    the next such name.
+    """
+    pieces: list[Piece] = []
     room = PICTURES
-    for study in studies:
-        slices = study.slices
-        while slices:
-            group.append(replace(study, slices=slices[:room]))
-            slices, room = slices[room:], room - len(group[-1].slices)
-            if not room:
-                yield group
-                group, room = [], PICTURES
-    if group:
-        yield group
+    for number, (name, pictures) in enumerate(studies):
+        for start in range(0, pictures, PICTURES):
+            piece = Piece(number, start, min(start + PICTURES, pictures))
+            if piece.stop - piece.start > room:
+                yield pieces
+                pieces, room = [], PICTURES
+            pieces.append(piece)
+            room -= piece.stop - piece.start
+        chance = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest()) / 2**32
+        if pieces and chance * PICTURES < 2 * pictures:  # half as many as a full part, on average
+            yield pieces
+            pieces, room = [], PICTURES
+    if pieces:
+        yield pieces
 
 
 def _part(listing: Listing, studies: list[Study], known: dict[str, str | None], image: ImageSettings) -> Part:

@@ -6,7 +6,8 @@ Everything that comes from data is escaped by the template; pictures are embedde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import NONE, Neighbours
 from raymed.retrieval.metrics import Retrieval, right
 from raymed.retrieval.pictures import Pictures
+from raymed.storage.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Case:
 
     Attributes:
         picture: a data URI; None where it could not be read again.
-        name: of the picture; likewise patient and label.
+        name: of the picture; likewise label.
+        patient: what the patient is called on the sheet.
         distance: to the query; None for a query itself.
         right: whether it shows the query's class; for a query, whether its nearest picture does.
     """
@@ -78,6 +81,37 @@ def sheet_lines(queries: Features, gallery: Features, neighbours: Neighbours, co
     return lines
 
 
+def case_lines(queries: Features, gallery: Features, neighbours: Neighbours) -> list[Line]:
+    """A line for each query, on which patients are called by numbers; opens their pictures."""
+    asked, known = Pictures(queries), Pictures(gallery)
+    numbers: dict[str, str] = {}
+
+    def named(case: Case, patient: str | None) -> Case:
+        if patient is None:
+            return replace(case, name="", patient="patient not known")
+        return replace(case, name="", patient=numbers.setdefault(patient, f"patient {len(numbers) + 1}"))
+
+    return [
+        Line(
+            named(_case(asked, queries, row, None, True), queries.patients[row]),
+            tuple(
+                named(_case(known, gallery, int(place), float(distance), True), gallery.patients[place])
+                for place, distance in zip(neighbours.rows[row], neighbours.distances[row], strict=True)
+                if place != NONE
+            ),
+        )
+        for row in range(len(queries))
+    ]
+
+
+def write_cases(path: Path, queries: Features, gallery: Features, neighbours: Neighbours) -> Path:
+    """Write the cases nearest to pictures that somebody asked about, as one HTML file that names nobody; where it is."""
+    template, lines = environment("raymed.retrieval").get_template("cases.html"), case_lines(queries, gallery, neighbours)
+    page = template.render(title="Similar cases", gallery=len(gallery), lines=lines)
+    Folder.at(path.absolute().parent).write(path.name, page.encode())
+    return path.absolute()
+
+
 def render(title: str, judged: Sequence[Retrieval], best: Retrieval, lines: Sequence[Line], notes: Sequence[str]) -> str:
     """The sheet as one HTML document.
 
@@ -94,7 +128,7 @@ def _case(pictures: Pictures, features: Features, row: int, distance: float | No
     return Case(
         picture=None if picture is None else picture_uri(picture),
         name=str(features.ids[row]),
-        patient=str(features.patients[row] or "not known"),
+        patient=f"patient {features.patients[row] or 'not known'}",
         label=str(features.labels[row] or "no label"),
         distance=distance,
         right=hit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_every_good_picture_has_the_feature_it_has_alone(
     images: Path, work: Work, small_parts: None, tmp_path: Path
 ) -> None:
     parts = parts_of(images, work)
-    assert [len(part.rows) for part in parts] == [4, 4, 3]
+    assert sum(len(part.rows) for part in parts) == 11 and max(len(part.rows) for part in parts) <= 4 and len(parts) > 2
     manifest, kept = extract(work, parts, DATA, str(tmp_path), micro_batch=3)
     assert (sum(manifest.shards.values()), kept) == (10, 0)
     assert [each["where"] for each in manifest.refused] == ["sick/broken.png"]
@@ -264,3 +265,26 @@ def test_a_slice_of_a_volume_is_read_again_by_its_place_alone(tmp_path: Path) ->
     piece = Slice(row["id"], row["path"], row["frame"], 0, row["path"])
     ((_, again),) = load_study(listing.root, Study("P1", "", None, "", (piece,), ""), ImageSettings(16))
     assert np.array_equal(again, part.load(map)[1])
+
+
+def test_a_new_picture_near_the_front_is_the_work_of_one_part(
+    images: Path, work: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Parts that were counted off would all begin one picture later."""
+    studies = [(f"p{number:04d}/s", 20 if number % 7 == 0 else 1) for number in range(2000)]
+    whole = list(parts_module.packed(studies))
+    assert max(sum(piece.stop - piece.start for piece in part) for part in whole) <= parts_module.PICTURES
+
+    def names(studies: list[tuple[str, int]]) -> set[tuple[tuple[str, int], ...]]:
+        return {tuple((studies[piece.number][0], piece.stop) for piece in part) for part in parts_module.packed(studies)}
+
+    assert len(names(sorted([*studies, ("p0003x/s", 1)])) - names(studies)) <= 3
+    assert len(names(studies[:5] + studies[6:]) - names(studies)) <= 3
+    assert next(parts_module.packed([("large/s", 300)])) == [parts_module.Piece(0, 0, 128)]
+
+    monkeypatch.setattr(parts_module, "PICTURES", 4)
+    own = Path(shutil.copytree(images, tmp_path / "images"))
+    extract(work, parts_of(own, work), DATA, str(tmp_path / "out"))
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(own / "sick" / "0a.png")
+    _, kept = extract(work, parts_of(own, work), DATA, str(tmp_path / "out"))
+    assert len(parts_of(own, work)) - kept <= 2
