@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -85,7 +86,7 @@ def describe(search: Search) -> Outcome:
             f"that is not stopped early, at most {whole * math.ceil(search.budget.trials / concurrent) / 60:.0f} min for all"
         )
     lines.append(f"nothing was started; it would be recorded at {search.tracking_uri} and lie in {spec.folder.uri}")
-    data = {
+    data: dict[str, Any] = {
         "steps_per_epoch": len(plan.batches),
         "steps": spec.total_steps(prepared),
         "records": records,
