@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
@@ -30,8 +30,10 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+
+from raymed.tracking.metric_history import MetricHistory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +45,6 @@ PERMANENT = {  # MLflow's answers that stay the same however often it is asked
     *("INVALID_STATE", "BAD_REQUEST", "MALFORMED_REQUEST"),
 }
 USED = "raymed.used"  # the tag that says whom a run is trained and validated on
-LAST_OF_STEP = "step/lr"  # of a step's metrics the one that is written last: who finds it finds all
-MOST_METRICS = 1000  # that MLflow takes in one request
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -58,8 +58,6 @@ class Tracker:
     experiment: str
     experiment_id: str
     client: MlflowClient
-    _written: dict[str, set[int]] = field(default_factory=dict, repr=False)  # run -> validations already written
-    _steps: dict[str, int] = field(default_factory=dict, repr=False)  # run -> the last step already written
 
     @classmethod
     def open(cls, tracking_uri: str, experiment: str = "") -> Tracker:
@@ -96,6 +94,11 @@ class Tracker:
                 "good with `mlflow gc`, and run the command again."
             )
         return cls(uri, experiment, found.experiment_id, client)
+
+    @cached_property
+    def history(self) -> MetricHistory:
+        """What validations and steps of runs computed."""
+        return MetricHistory(self.client)
 
     def run(
         self,
@@ -184,57 +187,11 @@ class Tracker:
                 f"(`mlflow ui --backend-store-uri {self.uri}`)."
             ) from error
 
-    def log_validation(
-        self, run_id: str, epoch: int, metrics: Mapping[str, float], at: int | None = None, counted: str = "epoch"
-    ) -> None:
-        """Write the metrics of a validation at once; one that is already there is left as it is.
-
-        Args:
-            epoch: when it was, as validations are counted: the epoch, or the optimizer step.
-            counted: the metric that holds that.
-            at: when it was, in milliseconds (default: now). MLflow takes the same value at the same time for one.
-        """
-        done = self._written.get(run_id)
-        if done is None:
-            history = self.client.get_metric_history(run_id, counted)
-            done = self._written[run_id] = {metric.step for metric in history}
-        if epoch in done:
-            return
-        try:
-            self._metrics(run_id, {**metrics, counted: epoch}, epoch, at, last=counted)
-        except BaseException:
-            del self._written[run_id]  # it may have been written all the same
-            raise
-        done.add(epoch)
-
-    def log_steps(self, run_id: str, rows: Sequence[Mapping[str, float]], at: int | None = None) -> None:
-        """Write what single steps computed, as ``step/NAME`` at each row's ``global_step``; steps that are there are left.
-
-        Args:
-            rows: in the order of their steps.
-            at: see `log_validation`.
-        """
-        last = self._steps.pop(run_id, None)
-        if last is None:
-            last = max((metric.step for metric in self.client.get_metric_history(run_id, LAST_OF_STEP)), default=0)
-        when = int(time.time() * 1000) if at is None else at
-        new = [row for row in rows if row["global_step"] > last]
-        fitting = MOST_METRICS // max(map(len, new), default=1)
-        for start in range(0, len(new), fitting):
-            part = new[start : start + fitting]
-            metrics = [
-                Metric(metric_name(f"step/{name}"), float(value), when, int(row["global_step"]))
-                for row in part
-                for name, value in row.items()
-                if name != "global_step"
-            ]
-            self.client.log_batch(run_id, sorted(metrics, key=lambda metric: (metric.step, metric.key == LAST_OF_STEP)))
-        self._steps[run_id] = max([last, *(int(row["global_step"]) for row in new)])
-
     def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Write metrics that belong to the whole run, such as test figures; unchanged ones are not written again."""
         there = self.describe(run_id).metrics
-        self._metrics(run_id, {name: each for name, each in metrics.items() if there.get(metric_name(name)) != each}, 0)
+        changed = {name: value for name, value in metrics.items() if there.get(metric_name(name)) != value}
+        self.history.write(run_id, changed, 0)
 
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags. A value above MLflow's limit is cut, says so, and is kept whole as an artefact."""
@@ -286,11 +243,6 @@ class Tracker:
             self.tags(run_id, {REASON: reason})
         if self.describe(run_id).status != status:
             self.client.set_terminated(run_id, status)
-
-    def _metrics(self, run_id: str, metrics: Mapping[str, float], step: int, at: int | None = None, last: str = "") -> None:
-        when = int(time.time() * 1000) if at is None else at
-        rows = [Metric(metric_name(name), float(value), when, step) for name, value in metrics.items()]
-        self.client.log_batch(run_id, sorted(rows, key=lambda row: row.key == last))  # last: who finds it finds all
 
     def _params(self, run_id: str, params: Mapping[str, str]) -> None:
         if not params:

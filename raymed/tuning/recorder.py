@@ -158,7 +158,7 @@ class Recorder:
                 at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
                 for epoch, value in curve(trial).items():
                     metrics = {self._study.objective.name: value}
-                    self._tracker.log_validation(self._run(trial.number), epoch, metrics, at, counted)
+                    self._tracker.history.log_validation(self._run(trial.number), epoch, metrics, at, counted)
                 self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))
 
     def _end(self, number: int, state: str, reason: str) -> None:
@@ -172,9 +172,9 @@ class Recorder:
         if happened == "start":
             self._tracker.reopen(run)
         elif happened == STEPS:
-            self._tracker.log_steps(run, entry["rows"], entry["at"])
+            self._tracker.history.log_steps(run, entry["rows"], entry["at"])
         elif happened == "epoch":
-            self._tracker.log_validation(run, entry["epoch"], entry["metrics"], entry.get("at"), self._study.counted)
+            self._tracker.history.log_validation(run, entry["epoch"], entry["metrics"], entry.get("at"), self._study.counted)
             self._tracker.tags(run, {f"raymed.{name}": fact for name, fact in entry["facts"].items()})
             if CHECKPOINT in trial.user_attrs:
                 self._tracker.tags(run, self._search.candidate(run, trial).tags())

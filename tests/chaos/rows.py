@@ -201,7 +201,7 @@ def tracking_away(tries: int, seed: int, folder: Path) -> str:
     with _server(uri, port) as address:
         tracker = Tracker.open(address, "chaos")
         run = tracker.run("run", "run")
-    deliver = lambda entry: tracker.log_validation(run, entry["epoch"], {"val_loss": 0.5})  # noqa: E731
+    deliver = lambda entry: tracker.history.log_validation(run, entry["epoch"], {"val_loss": 0.5})  # noqa: E731
     outbox, longest = Outbox(folder / "outbox.jsonl", "MLflow", deliver), 0.0
     for epoch in range(1, 101):
         started = time.monotonic()
@@ -367,7 +367,7 @@ def _write_trial(uri: str, number: int) -> None:
     tracker = Tracker.open(uri, "chaos")
     run = tracker.run(f"search/trial-{number}", f"trial {number}")
     for epoch in range(10):
-        tracker.log_validation(run, epoch, {"val_loss": 1 / (epoch + 1)})
+        tracker.history.log_validation(run, epoch, {"val_loss": 1 / (epoch + 1)})
     tracker.finish(run, "FINISHED")
 
 

@@ -14,6 +14,7 @@ from pytest import MonkeyPatch
 from raymed.data.prepared import Prepared
 from raymed.storage import disk, lease
 from raymed.tracking import outbox, tracker
+from raymed.tracking.metric_history import MetricHistory
 from raymed.training import checkpoint, retention, upload
 from raymed.training.loop import MODEL
 from raymed.tuning import journal, study
@@ -70,15 +71,13 @@ def run_is_created_without_a_look(patch: MonkeyPatch) -> None:
 
 def epoch_is_written_again_at_another_time(patch: MonkeyPatch) -> None:
     """As a retry after half an answer did, when MLflow was asked what it had only once."""
-    real = tracker.Tracker.log_validation
+    real = MetricHistory.log_validation
 
-    def log(
-        self: tracker.Tracker, run: str, epoch: int, metrics: Any, at: int | None = None, counted: str = "epoch"
-    ) -> None:
-        self._written.setdefault(run, set())
+    def log(self: MetricHistory, run: str, epoch: int, metrics: Any, at: int | None = None, counted: str = "epoch") -> None:
+        self._validations.setdefault(run, set())
         real(self, run, epoch, metrics, None, counted)
 
-    patch.setattr(tracker.Tracker, "log_validation", log)
+    patch.setattr(MetricHistory, "log_validation", log)
 
 
 def entry_is_delivered_before_it_is_written(patch: MonkeyPatch) -> None:

@@ -93,7 +93,9 @@ def test_a_locked_database_holds_nobody_up_and_gets_every_metric_once(tmp_path):
     tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db", "lung")
     run = tracker.run("run", "run")
     outbox = Outbox(
-        tmp_path / "outbox.jsonl", "MLflow", lambda entry: tracker.log_validation(run, entry["epoch"], {"val_loss": 0.5})
+        tmp_path / "outbox.jsonl",
+        "MLflow",
+        lambda entry: tracker.history.log_validation(run, entry["epoch"], {"val_loss": 0.5}),
     )
     database = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")

@@ -57,9 +57,9 @@ def test_an_epoch_reported_twice_has_one_step(tracker: Tracker) -> None:
     run = tracker.run("epochs", "epochs")
     for tracked in (tracker, reopened(tracker)):
         for epoch in (1, 2):
-            tracked.log_validation(run, epoch, {"val_loss": 1 / epoch, "train_loss": math.nan})
-            tracked.log_validation(run, epoch, {"val_loss": 9.0})
-    reopened(tracker).log_validation(run, 3, {"val_loss": 0.3})
+            tracked.history.log_validation(run, epoch, {"val_loss": 1 / epoch, "train_loss": math.nan})
+            tracked.history.log_validation(run, epoch, {"val_loss": 9.0})
+    reopened(tracker).history.log_validation(run, 3, {"val_loss": 0.3})
     history = tracker.client.get_metric_history(run, "val_loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 0.3)]
     assert len(tracker.client.get_metric_history(run, "train_loss")) == 2
@@ -68,9 +68,9 @@ def test_an_epoch_reported_twice_has_one_step(tracker: Tracker) -> None:
 def test_every_step_is_written_once_whatever_is_reported_again(tracker: Tracker) -> None:
     run = tracker.run("steps", "steps")
     rows = [{"global_step": step, "train_loss": 1 / step, "lr": 0.1} for step in range(1, 1300)]
-    tracker.log_steps(run, rows[:700], 5)
-    tracker.log_steps(run, rows[650:700], 6)
-    reopened(tracker).log_steps(run, rows[600:], 7)
+    tracker.history.log_steps(run, rows[:700], 5)
+    tracker.history.log_steps(run, rows[650:700], 6)
+    reopened(tracker).history.log_steps(run, rows[600:], 7)
     history = tracker.client.get_metric_history(run, "step/train_loss")
     assert [metric.step for metric in history] == list(range(1, 1300))
     assert [metric.timestamp for metric in history] == [5] * 700 + [7] * 599
@@ -80,7 +80,9 @@ def test_every_step_is_written_once_whatever_is_reported_again(tracker: Tracker)
 def test_validations_counted_in_steps_lie_at_their_steps(tracker: Tracker) -> None:
     run = tracker.run("counted", "counted")
     for step in (500, 1000, 1000):
-        reopened(tracker).log_validation(run, step, {"val_loss": 1 / step, "epoch": step / 800}, counted="global_step")
+        reopened(tracker).history.log_validation(
+            run, step, {"val_loss": 1 / step, "epoch": step / 800}, counted="global_step"
+        )
     assert [metric.step for metric in tracker.client.get_metric_history(run, "val_loss")] == [500, 1000]
     assert tracker.describe(run).metrics == {"val_loss": 0.001, "epoch": 1.25, "global_step": 1000}
 
@@ -110,18 +112,18 @@ def test_a_batch_whose_answer_was_lost_has_each_value_once(tracker: Tracker, mon
     for at in (1000, 2000):
         monkeypatch.setattr(tracker.client, "log_batch", losing)
         with pytest.raises(ConnectionError):
-            tracker.log_validation(run, at, {"val_loss": 0.5}, at)
+            tracker.history.log_validation(run, at, {"val_loss": 0.5}, at)
         monkeypatch.undo()
-        tracker._written.pop(run, None)  # as the next process, and one that wrote no more than half of it
-        tracker._metrics(run, {"val_loss": 0.5, "epoch": at}, at, at)
-        tracker.log_validation(run, at, {"val_loss": 0.5}, at)
+        tracker.history._validations.pop(run, None)  # as the next process, and one that wrote no more than half of it
+        tracker.history.write(run, {"val_loss": 0.5, "epoch": at}, at, at)
+        tracker.history.log_validation(run, at, {"val_loss": 0.5}, at)
     history = tracker.client.get_metric_history(run, "val_loss")
     assert [(metric.step, metric.timestamp) for metric in history] == [(1000, 1000), (2000, 2000)]
 
 
 def test_runs_of_another_search_under_the_same_name_are_not_gone_on_with(tracker: Tracker) -> None:
     first = tracker.run("reborn", "reborn", tags={GENERATION: "one"}, params={"lr": 1})
-    tracker.log_validation(first, 1, {"val_loss": 0.5})
+    tracker.history.log_validation(first, 1, {"val_loss": 0.5})
     second = tracker.run("reborn", "reborn", tags={GENERATION: "two"}, params={"lr": 2})
     assert second != first
     assert tracker.client.get_metric_history(second, "val_loss") == []
@@ -136,7 +138,7 @@ def test_answers_that_stay_the_same_are_told_from_a_server_that_is_away(tracker:
     run = tracker.run("deleted", "deleted")
     tracker.client.delete_run(run)
     with pytest.raises(MlflowException) as refused:
-        tracker.log_validation(run, 1, {"val_loss": 1.0})
+        tracker.history.log_validation(run, 1, {"val_loss": 1.0})
     assert is_permanent(refused.value)
     assert not is_permanent(MlflowException("connection refused"))
     assert not is_permanent(MlflowException("slow down", error_code=REQUEST_LIMIT_EXCEEDED))
@@ -154,7 +156,7 @@ def test_figures_of_classes_with_any_name_are_written(tracker: Tracker) -> None:
     run = tracker.run("names", "names")
     for _ in range(2):
         reopened(tracker).metrics(run, {"top_1/COVID (mild)": 0.5, "top_1/肺炎": 0.25})
-    tracker.log_validation(run, 1, {"val_loss_a,b": 1.0})
+    tracker.history.log_validation(run, 1, {"val_loss_a,b": 1.0})
     assert tracker.describe(run).metrics == {
         "top_1/COVID _mild_": 0.5, "top_1/肺炎": 0.25, "val_loss_a_b": 1.0, "epoch": 1.0,
     }  # fmt: skip
@@ -307,7 +309,7 @@ def write_many(uri: str, name: str) -> None:
     tracker = Tracker.open(uri, "lung")
     run = tracker.run(name, name)
     for epoch in range(30):
-        tracker.log_validation(run, epoch, {f"m{number}": float(epoch) for number in range(10)})
+        tracker.history.log_validation(run, epoch, {f"m{number}": float(epoch) for number in range(10)})
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
         run = tracker.run(f"search/trial-{number}", f"trial-{number:04d}", search, params={"train": {"lr": 0.1**number}})
         tracker.input(run, "search", "0123abcd", "/prepared", "training")
         for epoch in (1, 2):
-            tracker.log_validation(run, epoch, {"val_loss": 0.75 / (number + 1)})
+            tracker.history.log_validation(run, epoch, {"val_loss": 0.75 / (number + 1)})
         tracker.metrics(run, {BEST: 0.75 / (number + 1)})
         tracker.finish(run, "FINISHED")
     (folder / "network").mkdir()
