@@ -18,7 +18,8 @@ from typing import Any, Literal
 from raymed.data.record import Message
 from raymed.data.sources.annotations import data_sets, is_array, kept_lines, usage
 from raymed.data.sources.dialogues import Dialogues
-from raymed.data.sources.listing import Listing, Note, Refusal, Slice, SourceSettings, Study, by_reason
+from raymed.data.sources.lines import Lines
+from raymed.data.sources.listing import Listing, Note, SourceSettings
 from raymed.data.sources.meta import DataSet, meta_root
 from raymed.data.sources.paths import absence, file_stat, inside
 from raymed.data.sources.sample import Sample, out_of_turn, read_sample, with_marks
@@ -104,7 +105,7 @@ def list_samples(
         used = {path.stem: usage(path, DataSet(path.stem, ".", path, {}), most, samples.notes)}
         for number, sample in _table_rows(path, root, settings):
             samples.add(path.stem, most, sample, f"{path.name}:{number}", None)
-        used[path.stem]["lines"] = samples.lines
+        used[path.stem]["lines"] = samples.lines.count
     else:
         used = {}
         for part in data_sets(path, root, samples.notes):
@@ -119,15 +120,11 @@ class SampleListing:
     """Samples in the making: grouped by patient and study, and everything that is wrong with them."""
 
     def __init__(self, root: Path, settings: SourceSettings, private: bool, notes: list[str]) -> None:
-        self.lines = 0
         self.notes = notes
         self.dialogues = Dialogues()
+        self.lines = Lines(root, "samples", "sample")
         self._root, self._settings, self._private = root, settings, private
-        self._wrong: list[tuple[str, str]] = []
-        self._refusals: list[Refusal] = []
-        self._first: dict[str, str] = {}  # id -> where it stands
         self._owners: dict[str, str] = {}  # study -> patient
-        self._groups: dict[tuple[str, str, str], tuple[list[Slice], list[bytes]]] = {}
         self._unknown = self._unseen = 0
 
     def add_line(self, part: DataSet, most: int, line: bytes, number: int, offset: int) -> None:
@@ -139,8 +136,8 @@ class SampleListing:
                 inside(folder, image, where)
             images = tuple(inside(self._root, f"{part.folder}/{image}", where) for image in sample.images)
         except (ValueError, UserError) as error:
-            self.lines += 1
-            self._wrong.append((where, str(error).removeprefix(f"{where}: ")))
+            self.lines.count += 1
+            self.lines.is_wrong(where, str(error).removeprefix(f"{where}: "))
             return
         if reason := out_of_turn(sample.messages):
             self.refuse(part.name, where, reason)
@@ -150,8 +147,8 @@ class SampleListing:
 
     def refuse(self, source: str, where: str, reason: str) -> None:
         """Take in a line that cannot be used, for the quarantine."""
-        self.lines += 1
-        self._refusals.append(Refusal(f"{source} {where}", where, None, reason))
+        self.lines.count += 1
+        self.lines.refuse(f"{source} {where}", where, None, reason)
 
     def add(
         self, source: str, most: int, sample: Sample, where: str, line: tuple[str, int] | None, unnamed: str | None = None
@@ -163,7 +160,7 @@ class SampleListing:
             line: where it can be read again.
             unnamed: who stands for a patient that the line does not name (default: its first picture).
         """
-        self.lines += 1
+        self.lines.count += 1
         self.dialogues.add(sample.messages)
         self._unseen += not sample.images
         content = repr((sample.images, sample.messages, sample.patient, sample.study))
@@ -173,60 +170,46 @@ class SampleListing:
             patient = self._settings.patient_of(sample.images[0])
             if patient is None:
                 pattern = self._settings.patient_regex
-                self._wrong.append((where, f"patient_regex {pattern!r} does not match {sample.images[0]}"))
+                self.lines.is_wrong(where, f"patient_regex {pattern!r} does not match {sample.images[0]}")
                 return
         if patient is None:
             self._unknown += 1
             patient = unnamed or (sample.images[0] if sample.images else name)
         elif self._private and any(re.search(rf"(?<!\w){re.escape(patient)}(?!\w)", turn.text) for turn in sample.messages):
-            self._wrong.append((where, "the text names its patient, who is to have a pseudonym"))
+            self.lines.is_wrong(where, "the text names its patient, who is to have a pseudonym")
             return
         study = f"{source}/{sample.study or patient}"
         if self._owners.setdefault(study, patient) != patient:
             reason = f"study {sample.study} is of {self._owners[study]} and of {patient}"
-            self._wrong.append((where, f"{reason}: give each patient's studies names of their own, or leave them out"))
+            self.lines.is_wrong(where, f"{reason}: give each patient's studies names of their own, or leave them out")
             return
-        if name in self._first:
-            reason = f"the same as {self._first[name]}; to show a data set more often, use repeat_time, or weight"
-            self._refusals.append(Refusal(f"{name} {where}", where, patient, reason))
+        if name in self.lines.first:
+            reason = f"the same as {self.lines.first[name]}; to show a data set more often, use repeat_time, or weight"
+            self.lines.refuse(f"{name} {where}", where, patient, reason)
             return
-        self._first[name] = where
         stats = [file_stat(self._root / image) for image in sample.images]
         if None in stats:
             place = stats.index(None)
             lost = f"picture {place + 1} of {len(stats)}: {absence(self._root / sample.images[place])}"
-            self._refusals.append(Refusal(name, where, patient, lost))
+            self.lines.refuse(name, where, patient, lost)
+            self.lines.first[name] = where
             return
-        slices, digests = self._groups.setdefault((patient, study, source), ([], [b""]))
         known = [(stat.st_size, stat.st_mtime_ns) for stat in stats if stat is not None]
-        digests[0] = blake2b(digests[0] + repr((patient, name, most, known)).encode(), digest_size=16).digest()
         path, offset = line or (sample.images[0], None)
-        slices.append(Slice(name, path, offset, len(slices), where, () if line else sample.messages))
+        messages = () if line else sample.messages
+        self.lines.add((patient, study, source), (patient, name, most, known), name, path, offset, where, messages)
 
     def listing(self) -> Listing:
         """Raises: UserError: anything was wrong."""
-        if self._wrong:
-            lines = "\n".join(by_reason(self._wrong))
-            raise UserError(f"{len(self._wrong)} of {self.lines} lines cannot be used; mend or remove them:\n{lines}")
-        studies = [
-            Study(patient, study, None, source, tuple(slices), digests[0].hex())
-            for (patient, study, source), (slices, digests) in self._groups.items()
-        ]
-        if not studies:
-            reasons = "\n".join(by_reason((refusal.where, refusal.reason) for refusal in self._refusals))
-            raise UserError(f"{self._root}: no sample can be used: {reasons or 'there are no lines'}")
         if self._unseen:
-            self.notes.append(Note.of(f"{self._unseen} of {self.lines} samples have no picture"))
+            self.notes.append(Note.of(f"{self._unseen} of {self.lines.count} samples have no picture"))
         if self._unknown:
             words = (
-                f"{self._unknown} of {self.lines} samples name no patient: each picture, and each text without one, counts "
-                "as a patient of its own. Add a field `patient_id`, or prepare with --patient-regex"
+                f"{self._unknown} of {self.lines.count} samples name no patient: each picture, and each text without one, "
+                "counts as a patient of its own. Add a field `patient_id`, or prepare with --patient-regex"
             )
             self.notes.append(Note.of(words))
-        studies.sort(key=lambda study: (study.patient, study.study))
-        return Listing(
-            self._root, "samples", tuple(studies), tuple(self._refusals), tuple(self.notes), patients_known=not self._unknown
-        )
+        return self.lines.listing(self.notes, patients_known=not self._unknown)
 
 
 def _table_rows(path: Path, root: Path, settings: SampleSettings) -> Iterator[tuple[int, Sample]]:

@@ -16,7 +16,8 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
 from raymed.data.record import Message
-from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, Study, by_reason, some
+from raymed.data.sources.lines import Lines
+from raymed.data.sources.listing import Listing, SourceSettings, some
 from raymed.data.sources.paths import absence, inside, read_text
 from raymed.data.sources.table import read_cells
 from raymed.errors import UserError
@@ -161,22 +162,19 @@ class _Reports:
     def __init__(self, roots: tuple[Path, ...], settings: CaptionSettings, prompts: tuple[str, ...]) -> None:
         self._roots, self._settings, self._prompts = roots, settings, prompts
         self._root = Path(os.path.commonpath(roots))
-        self._lines = self._unnamed = self._labelled = 0
-        self._wrong: list[tuple[str, str]] = []
-        self._refusals: list[Refusal] = []
-        self._first: dict[str, str] = {}  # id -> where it stands
+        self._lines = Lines(self._root, "reports", "report")
+        self._unnamed = self._labelled = 0
         self._splits: dict[str, dict[str, str]] = {}  # patient -> split -> where
-        self._groups: dict[tuple[str, str, str], tuple[list[Slice], list[bytes]]] = {}
 
     def add(self, split: str, file: Path, line: int, cells: Mapping[str, str]) -> None:
-        self._lines += 1
+        self._lines.count += 1
         where = f"{file.name}:{line}"
         try:
             image = self._image(file, cells, where)
             mask = self._placed(cells["mask"], file.parent, where) if cells.get("mask") else None
             patient = cells.get("patient_id") or self._patient(image)
         except UserError as error:
-            self._wrong.append((where, str(error).removeprefix(f"{where}: ")))
+            self._lines.is_wrong(where, str(error).removeprefix(f"{where}: "))
             return
         self._splits.setdefault(patient, {}).setdefault(split, where)
         answer, question = cells["answer"], cells.get("question", "")
@@ -186,47 +184,31 @@ class _Reports:
         name = f"{file.stem}/{blake2b(content.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"
         refusal = self._refused(image, mask, answer, name)
         if refusal:
-            more = f" {where}" if name in self._first else ""
-            self._refusals.append(Refusal(f"{name}{more}", where, patient, refusal))
+            more = f" {where}" if name in self._lines.first else ""
+            self._lines.refuse(f"{name}{more}", where, patient, refusal)
             return
-        self._first[name] = where
         messages = Message("human", question or self._asked(name)), Message("gpt", answer)
-        slices, digests = self._groups.setdefault((patient, image, file.stem), ([], [b""]))
-        state = repr((patient, name, messages, *(_state(self._root / path) for path in (image, mask) if path)))
-        digests[0] = blake2b(digests[0] + state.encode(errors="surrogatepass"), digest_size=16).digest()
-        slices.append(Slice(name, image, None, len(slices), where, messages, mask=mask))
+        state = patient, name, messages, *(_state(self._root / path) for path in (image, mask) if path)
+        self._lines.add((patient, image, file.stem), state, name, image, None, where, messages, mask)
 
     def listing(self) -> Listing:
         """Raises: UserError: anything was wrong."""
-        if self._wrong:
-            lines = "\n".join(by_reason(self._wrong))
-            raise UserError(f"{len(self._wrong)} of {self._lines} lines cannot be used; mend or remove them:\n{lines}")
+        self._lines.check()
         if several := [patient for patient, places in self._splits.items() if len(places) > 1]:
             named = [f"{patient} ({' and '.join(self._splits[patient].values())})" for patient in several]
             raise UserError(
                 f"a leak: {len(several)} patients are in more than one of the files: {some(named)}. Put each into one, or "
                 "prepare one CSV with --source, which is divided by patient"
             )
-        if not self._groups:
-            reasons = "\n".join(by_reason((refusal.where, refusal.reason) for refusal in self._refusals))
-            raise UserError(f"{self._root}: no report can be used: {reasons or 'there are no lines'}")
-        studies = [
-            Study(patient, image, None, source, tuple(slices), digests[0].hex())
-            for (patient, image, source), (slices, digests) in self._groups.items()
-        ]
-        studies.sort(key=lambda study: (study.patient, study.study))
         splits = {patient: next(iter(places)) for patient, places in self._splits.items()}
         stated = {} if WHOLE in splits.values() else splits
-        return Listing(
-            self._root, "reports", tuple(studies), tuple(self._refusals), tuple(self._notes()),
-            patients_known=not self._unnamed, splits=stated,
-        )  # fmt: skip
+        return self._lines.listing(tuple(self._notes()), patients_known=not self._unnamed, splits=stated)
 
     def _notes(self) -> Iterator[str]:
         if self._unnamed:
             yield (
-                f"{self._unnamed} of {self._lines} reports name no patient, and neither do their files: each picture counts "
-                "as a patient of its own. Add a column patient_id, or pass --patient-regex"
+                f"{self._unnamed} of {self._lines.count} reports name no patient, and neither do their files: each picture "
+                "counts as a patient of its own. Add a column patient_id, or pass --patient-regex"
             )
         if self._labelled:
             yield f"marks of single slices, such as (IM12), are left out of {self._labelled} reports (--keep-slice-labels)"
@@ -281,8 +263,8 @@ class _Reports:
         """Why a line cannot be used; None where it can."""
         if not answer:
             return "the answer is empty"
-        if name in self._first:
-            return f"the same as {self._first[name]}"
+        if name in self._lines.first:
+            return f"the same as {self._lines.first[name]}"
         if not (self._root / image).exists():
             return absence(self._root / image)
         if mask is not None and not (self._root / mask).is_file():
