@@ -19,17 +19,16 @@ from raymed.errors import UserError
 from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference, Model
 from raymed.job.job import Outcome
-from raymed.models.settings import ModelSettings
 from raymed.recipes.exported import open_model
 from raymed.registry.prediction import PredictOptions, predict
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_prepared(tmp_path_factory.mktemp("data") / "prepared", patients=8, slices=1)
     torch.manual_seed(0)
-    recipe = LungRecipe.for_data(data.labels, data.size, ModelSettings(preset="tiny"))
+    recipe = ToyRecipe.for_data(data.labels, data.size)
     folder = tmp_path_factory.mktemp("network") / "model"
     recipe.export(recipe.build(), folder)
     return folder
@@ -41,10 +40,10 @@ def picture(path: Path) -> None:
 
 
 def predicted(network: Path, folder: Path, out: Path, trained: Acquisition | None = None) -> tuple[Outcome, pd.DataFrame]:
-    recipe = LungRecipe.read(network)
+    recipe = ToyRecipe.read(network)
     labels = write_prepared(out.parent / "labels", patients=8, slices=1)
     inference = Inference(
-        "lung v1", labels.labels, labels.image, SliceSettings(), Temperature(), "", acquisition=trained or Acquisition()
+        "toy v1", labels.labels, labels.image, SliceSettings(), Temperature(), "", acquisition=trained or Acquisition()
     )
     assert recipe.names == tuple(labels.labels.names)
     outcome = predict(PredictOptions(input=str(folder), out=str(out)), inference, lambda: open_model(network))
@@ -98,7 +97,7 @@ def test_a_csv_that_cannot_be_written_ends_the_job_before_a_picture_is_read(netw
     picture(tmp_path / "patients" / "anna" / "1.png")
     (tmp_path / "file").write_text("")
     labels = write_prepared(tmp_path / "labels", patients=8, slices=1)
-    inference = Inference("lung v1", labels.labels, labels.image, SliceSettings(), Temperature(), "")
+    inference = Inference("toy v1", labels.labels, labels.image, SliceSettings(), Temperature(), "")
 
     def too_late() -> Model:
         raise AssertionError("the network was opened")
@@ -112,7 +111,7 @@ def test_patients_numbered_anew_in_each_class_folder_are_not_taken_for_one_perso
     for name in ("normal/1", "normal/2", "viral/1"):
         picture(tmp_path / "patients" / name / "a.png")
     labels = write_prepared(tmp_path / "labels", patients=8, slices=1)
-    inference = Inference("lung v1", labels.labels, labels.image, SliceSettings(), Temperature(), "")
+    inference = Inference("toy v1", labels.labels, labels.image, SliceSettings(), Temperature(), "")
 
     def decided(regex: str | None) -> Outcome:
         source = SourceSettings(labelled=True, patient_regex=regex)

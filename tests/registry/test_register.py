@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -40,7 +41,8 @@ from raymed.registry.register import (
     assess_and_register,
 )
 from raymed.storage.folder import Folder
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy import recipe
+from raymed.systems.toy.recipe import ToyRecipe
 from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import PREDICTIONS, Progress, new_name
 from raymed.training.checkpoint import seal as seal_checkpoint
@@ -54,14 +56,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def checkpoint(data: Prepared, folder: Path, seed: int) -> str:
     torch.manual_seed(seed)
-    recipe = LungRecipe.for_data(data.labels, data.size)
-    recipe.export(recipe.build(), folder / "model")
+    made = ToyRecipe.for_data(data.labels, data.size)
+    made.export(made.build(), folder / "model")
     return str(folder)
 
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker.open(f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db", "raymed-lung")
+    return Tracker.open(f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db", "raymed-toy")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_the_test_split_is_judged_with_the_temperature_of_validation(
 def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared, tmp_path: Path
 ) -> None:
-    assert registered.uri == "models:/raymed-lung@champion"
+    assert registered.uri == "models:/raymed-toy@champion"
     assert assess_and_register(tracker, candidate, how=AssessmentSettings(bootstrap=50)).version == registered.version
     refit = Refit(checkpoint(data, tmp_path / "refit", 1), ("train", "val"))
     again = assess_and_register(tracker, candidate, alias="refitted", refit=refit, how=AssessmentSettings(bootstrap=50))
@@ -167,12 +169,12 @@ def test_registering_again_finds_the_version_and_other_weights_make_a_new_one(
     named = json.dumps([{"name": again.name, "version": again.version}])
     models = tracker.client.search_logged_models([tracker.experiment_id], f"tags.`mlflow.modelVersions` = '{named}'")
     assert len(models) == 1 and not models[0].metrics, "figures of another network are not this one's"
-    assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
+    assert str(tracker.client.get_model_version_by_alias("raymed-toy", "champion").version) == registered.version
     tests = data.columns(data.rows("test"), ["patient"])["patient"]
     assert resolve_model(registered.uri, tracker).notes(data, tests) == []
     everything = Refit(refit.checkpoint, ("train", "val", "test"))
     assess_and_register(tracker, candidate, alias="everything", refit=everything, how=AssessmentSettings(bootstrap=50))
-    notes = resolve_model("models:/raymed-lung@everything", tracker).notes(data, tests)
+    notes = resolve_model("models:/raymed-toy@everything", tracker).notes(data, tests)
     assert notes == ["the model was trained on 22 of these 22 patients: the figures flatter it"]
 
 
@@ -267,13 +269,13 @@ def test_a_licence_reaches_the_card_of_a_version_that_is_there(
     tracker: Tracker, registered: Registered, candidate: Candidate
 ) -> None:
     assess_and_register(tracker, candidate, licence="CC BY 4.0", how=AssessmentSettings(bootstrap=50))
-    assert "CC BY 4.0" in str(tracker.client.get_model_version("raymed-lung", registered.version).description)
+    assert "CC BY 4.0" in str(tracker.client.get_model_version("raymed-toy", registered.version).description)
 
 
 def test_mlflow_learns_figures_but_no_patient(
     tracker: Tracker, registered: Registered, candidate: Candidate, data: Prepared
 ) -> None:
-    record, version = tracker.describe(candidate.run_id), tracker.client.get_model_version("raymed-lung", registered.version)
+    record, version = tracker.describe(candidate.run_id), tracker.client.get_model_version("raymed-toy", registered.version)
     test = registered.assessment.test
     assert test is not None
     assert record.metrics["test_accuracy"] == test.metrics["accuracy"].value
@@ -342,10 +344,10 @@ def test_the_hardest_patients_come_with_the_slices_that_were_judged(registered: 
 def test_every_way_to_name_the_model_opens_the_same_weights(
     tracker: Tracker, registered: Registered, candidate: Candidate
 ) -> None:
-    served = resolve_model("models:/raymed-lung@champion", tracker)
+    served = resolve_model("models:/raymed-toy@champion", tracker)
     assert served.inference is not None and served.inference.slices == candidate.slices
     folder = str(served.network.parents[1])
-    uris = [f"models:/raymed-lung/{registered.version}", folder, candidate.checkpoint]
+    uris = [f"models:/raymed-toy/{registered.version}", folder, candidate.checkpoint]
     weights = {(resolve_model(uri, tracker).network / "model.safetensors").read_bytes() for uri in uris}
     assert weights == {(served.network / "model.safetensors").read_bytes()}
     assert resolve_model(candidate.checkpoint, tracker).inference is None
@@ -357,9 +359,9 @@ def test_every_way_to_name_the_model_opens_the_same_weights(
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models:/raymed-lung@nobody", "there is no models:/raymed-lung@nobody"),
-        ("models:/other/1", "Registered models: raymed-lung"),
-        ("models:/raymed-lung", "names no model version"),
+        ("models:/raymed-toy@nobody", "there is no models:/raymed-toy@nobody"),
+        ("models:/other/1", "Registered models: raymed-toy"),
+        ("models:/raymed-toy", "names no model version"),
         ("runs:/nonsense", "there is no run 'nonsense'"),
         ("no/such/folder", "is not a model"),
     ],
@@ -413,8 +415,9 @@ assert "ray" not in sys.modules and "deepspeed" not in sys.modules
 def test_the_registered_model_needs_neither_raymed_nor_ray_nor_deepspeed(
     tracker: Tracker, registered: Registered, tmp_path: Path
 ) -> None:
-    folder = str(resolve_model(registered.uri, tracker).network.parents[1])
-    repo = str(Path(__file__).parents[2])
+    folder, repo = str(resolve_model(registered.uri, tracker).network.parents[1]), str(Path(__file__).parents[2])
+    room = Path(recipe.__file__).parent  # of the tests, so that no model brings it
+    shutil.copytree(room, Path(folder, "code", "raymed", "systems", room.name))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", ALONE.format(repo=repo, folder=folder)],
@@ -432,22 +435,22 @@ def test_a_network_judged_by_its_validation_loss_is_registered_once_as_it_is(
 ) -> None:
     other = replace(candidate, seed=7)
     loss = LossAssessment(other, data, 1.25, "A lower loss does not prove a better one.", "use {model} of {tracking}")
-    monkeypatch.setattr(LungRecipe, "assess", lambda *_: loss)
+    monkeypatch.setattr(ToyRecipe, "assess", lambda *_: loss)
     first, again = (assess_and_register(tracker, other, "backbone", found_by="Picked.") for _ in range(2))
-    assert (first.uri, first.version) == (again.uri, again.version) and first.uri == "models:/raymed-lung@backbone"
-    version = tracker.client.get_model_version("raymed-lung", first.version)
+    assert (first.uri, first.version) == (again.uri, again.version) and first.uri == "models:/raymed-toy@backbone"
+    version = tracker.client.get_model_version("raymed-toy", first.version)
     assert version.tags["val_loss"] == "1.2500" and version.description == first.card
     assert "Picked. A lower loss does not prove" in first.card and "no patient" in first.card
     found = resolve_model(first.uri, tracker)
-    assert found.inference is None and open_model(found.network)[0].name == "lung"
-    assert first.assessment.next_step(first.uri, "sqlite:///x") == "use models:/raymed-lung@backbone of sqlite:///x"
+    assert found.inference is None and open_model(found.network)[0].name == "toy"
+    assert first.assessment.next_step(first.uri, "sqlite:///x") == "use models:/raymed-toy@backbone of sqlite:///x"
 
 
 def test_the_card_of_a_refit_says_that_the_loss_is_another_networks_and_who_trained_its_own(
     candidate: Candidate, data: Prepared
 ) -> None:
     loss = LossAssessment(candidate, data, 1.25, "", "")
-    facts = CardFacts("raymed-lung-1", "Found.", {"recipe": "lung"}, "train 8 patients")
+    facts = CardFacts("raymed-toy-1", "Found.", {"recipe": "toy"}, "train 8 patients")
     assert "refit" not in loss.card(facts)
     again = loss.card(replace(facts, refit=Refit("checkpoint", ("train", "val"))))
     assert "before refitting" in again and "trained again on every patient of train + val" in again
@@ -459,20 +462,20 @@ def test_what_a_limit_left_out_is_said_in_the_card_and_it_becomes_no_champion_un
     caplog.set_level("INFO")
     limited = replace(candidate, slices=SliceSettings(2, limit=12))
     first = assess_and_register(tracker, limited, how=AssessmentSettings(bootstrap=20))
-    assert first.uri == f"models:/raymed-lung/{first.version}"
+    assert first.uri == f"models:/raymed-toy/{first.version}"
     assert "under no alias: a limit left some out of training" in caplog.text
-    assert str(tracker.client.get_model_version_by_alias("raymed-lung", "champion").version) == registered.version
-    card = str(tracker.client.get_model_version("raymed-lung", first.version).description)
+    assert str(tracker.client.get_model_version_by_alias("raymed-toy", "champion").version) == registered.version
+    card = str(tracker.client.get_model_version("raymed-toy", first.version).description)
     assert "**Trained on a limit, as for a first try**: train 12 of 132 patients (24 records), val 12 of 22" in card
     assert " of 33 (" in card and "| 33 (" not in card, "each class says how many of its train patients were used"
-    whole = str(tracker.client.get_model_version("raymed-lung", registered.version).description)
+    whole = str(tracker.client.get_model_version("raymed-toy", registered.version).description)
     assert "Trained on a limit" not in whole and "| 33 (66) |" in whole
     assert (
         "grey values as in the files: no window of ours" in whole
         and "Trained on pictures of this kind: 264 whose files do not say what they show." in whole
     )
     again = assess_and_register(tracker, limited, alias="candidate", how=AssessmentSettings(bootstrap=20))
-    assert (again.uri, again.version) == ("models:/raymed-lung@candidate", first.version)
+    assert (again.uri, again.version) == ("models:/raymed-toy@candidate", first.version)
 
 
 def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
@@ -520,7 +523,7 @@ def test_a_champion_that_is_a_step_of_its_run_is_compared_by_that_step_and_not_b
     assert version_tags(tracker, champion)["raymed.checkpoint"] == step.checkpoint
     between = rival(tracker, candidate, data, tmp_path, 23, 0.0)
     again = assess_and_register(tracker, between, alias="stepped", how=quick, seen=champion.version)
-    assert alias_version(tracker, "raymed-lung", "stepped") == again.version, "beside the run's best it is surely worse"
+    assert alias_version(tracker, "raymed-toy", "stepped") == again.version, "beside the run's best it is surely worse"
 
 
 def test_a_search_does_not_hand_the_alias_to_a_model_that_is_surely_worse_and_a_person_may(
@@ -532,9 +535,9 @@ def test_a_search_does_not_hand_the_alias_to_a_model_that_is_surely_worse_and_a_
         worse = assess_and_register(
             tracker, rival(tracker, candidate, data, tmp_path, 12, 0.0), alias="rival", how=quick, seen=good.version
         )
-    assert worse.uri == f"models:/raymed-lung/{worse.version}"
-    assert alias_version(tracker, "raymed-lung", "rival") == good.version
+    assert worse.uri == f"models:/raymed-toy/{worse.version}"
+    assert alias_version(tracker, "raymed-toy", "rival") == good.version
     assert f"against version {good.version} (rival), on the same data" in caplog.text
     assert "surely worse" in caplog.text and "promote.py" in caplog.text
     by_hand = assess_and_register(tracker, rival(tracker, candidate, data, tmp_path, 12, 0.0), alias="rival", how=quick)
-    assert alias_version(tracker, "raymed-lung", "rival") == by_hand.version
+    assert alias_version(tracker, "raymed-toy", "rival") == by_hand.version

@@ -24,7 +24,7 @@ from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import Inference, chosen_rows, predict_rows, predict_studies
 from raymed.recipes.exported import open_model
 from raymed.registry.served_model import save
-from raymed.systems.lung.recipe import LungRecipe
+from raymed.systems.toy.recipe import ToyRecipe
 
 CLASSES = ("normal", "bacterial", "viral", "pneumocystis")
 SHARES = [f"p_{name}" for name in CLASSES]
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def network(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    recipe = LungRecipe.for_data(data.labels, data.size)
+    recipe = ToyRecipe.for_data(data.labels, data.size)
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     recipe.export(recipe.build(), folder)
     return folder
@@ -47,9 +47,7 @@ def network(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(data: Prepared, network: Path, tmp_path_factory: pytest.TempPathFactory) -> mlflow.pyfunc.PyFuncModel:
     folder = tmp_path_factory.mktemp("served") / "model"
-    save(
-        network, Inference("lung v1", data.labels, data.image, SliceSettings(3), Temperature(1.5, 0.8), data.digest), folder
-    )
+    save(network, Inference("toy v1", data.labels, data.image, SliceSettings(3), Temperature(1.5, 0.8), data.digest), folder)
     return mlflow.pyfunc.load_model(str(folder))
 
 
@@ -86,7 +84,7 @@ def test_a_folder_its_files_and_its_array_get_the_evaluations_decision(
     assert list(answer.columns) == ["patient_id", "decision", "shown_as", *SHARES, "slices", "model", "note"]
     assert list(answer["patient_id"]) == ["folder", "files", "array", "json"]
     np.testing.assert_allclose(answer[SHARES], np.tile(expected, (4, 1)), atol=1e-6)
-    assert set(answer["slices"]) == {3} and set(answer["model"]) == {"lung v1"}
+    assert set(answer["slices"]) == {3} and set(answer["model"]) == {"toy v1"}
     assert set(answer["decision"]) == {CLASSES[expected.argmax()]}
 
 
@@ -167,7 +165,7 @@ def test_files_named_one_by_one_are_looked_at_in_the_order_of_their_folder_by_jo
     folder.mkdir(parents=True)
     for number in range(1, 13):  # as text, 10 to 12 come before 2
         Image.fromarray(draw.integers(0, 255, (28, 28), np.uint8)).save(folder / f"{number}.png")
-    inference = Inference("lung v1", data.labels, data.image, SliceSettings(3), Temperature(), data.digest)
+    inference = Inference("toy v1", data.labels, data.image, SliceSettings(3), Temperature(), data.digest)
     listing = list_source(tmp_path / "patients", SourceSettings(labelled=False))
     (job,) = predict_studies(open_model(network), listing, inference)
     rows = pd.DataFrame({"patient_id": "anna", "image": [str(path) for path in sorted(folder.iterdir(), key=str)]})
