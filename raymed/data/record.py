@@ -49,7 +49,7 @@ BLAKE3, SHA256 = "blake3", "sha256"
 DIGESTS: dict[str, Callable[[], Any]] = {BLAKE3: blake3, SHA256: hashlib.sha256}
 """By which functions pictures are known: the first, and in data that an earlier raymed prepared the second."""
 
-# What the frozen part of a network makes of a record's input pictures, beside the record's other columns; of whatever shape.
+# What the frozen part of a network makes of a record's pictures, beside the record's other columns; of whatever shape.
 FEATURES = pa.field(
     "features",
     pa.struct(
@@ -112,8 +112,8 @@ class Record:
 
     Attributes:
         label: the class index, or None.
-        features: float32; in place of the input pictures what the recipe's frozen part makes of them. None where the
-            record has its pictures.
+        features: float32; what the recipe's frozen part makes of the pictures that nothing but it sees, of which only the
+            sizes are left: they have no channels. None where the record has its pictures.
     """
 
     id: str
@@ -156,13 +156,20 @@ def input_pictures(index: pa.Table) -> pa.Table:
     return pa.concat_tables([table, pa.table(further)])
 
 
-def with_features(records: pa.Table, features: Sequence[np.ndarray]) -> pa.Table:
-    """Records without their input pictures, and the features that were made of them, float32, in the same order."""
+def with_features(records: pa.Table, features: Sequence[np.ndarray], roles: Sequence[str]) -> pa.Table:
+    """Records with the features that were made of their pictures of these roles, float32, in the same order; of the pictures
+    only the sizes are left."""
     place, images = records.schema.get_field_index("images"), records["images"].combine_chunks()
-    kept = pc.invert(pc.is_in(images.flatten().field("role"), pa.array(["input", "thumbnail"])))
-    counts = np.bincount(pc.list_parent_indices(images).filter(kept).to_numpy(), minlength=len(images))
+    pictures = images.flatten()
+    made_of = pc.is_in(pictures.field("role"), pa.array(roles))
+    left = {name: pictures.field(name) for name in IMAGE.names}
+    left["channels"] = pc.if_else(made_of, pa.scalar(0, pa.int32()), left["channels"])
+    left["pixels"] = pc.if_else(made_of, pa.scalar(b"", pa.large_binary()), left["pixels"])
+    starts = np.cumsum([0, *pc.fill_null(pc.list_value_length(images), 0).to_pylist()])
     others = pa.ListArray.from_arrays(
-        pa.array(np.cumsum([0, *counts]), pa.int32()), images.flatten().filter(kept), type=RECORD.field("images").type
+        pa.array(starts, pa.int32()),
+        pa.StructArray.from_arrays(list(left.values()), fields=list(IMAGE)),
+        type=RECORD.field("images").type,
     )
     made = [
         {"shape": each.shape, "values": each.tobytes(), "digest": picture_digest(each.view(np.uint8))}

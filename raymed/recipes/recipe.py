@@ -6,8 +6,9 @@ through `Recipe`; none of them asks which recipe it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -203,22 +204,29 @@ class FrozenPart:
     """A part of the network that training leaves as it is, and that stands still in it: no dropout, no batch's statistics.
 
     Attributes:
-        module: the part's name within the network.
+        module: the part's name within the network, also of one that is held outside of its parameters.
         settings: what decides its outputs, beside its weights and the pictures, as plain values.
         varied: whether training varies what the part sees; if so, only rows of validation are seen as they are.
+        roles: of a record's pictures, those that nothing but the part sees.
     """
 
     module: str
     settings: Mapping[str, Any]
     varied: bool
+    roles: tuple[str, ...] = ("input", "thumbnail")
+
+    def of(self, network: nn.Module) -> nn.Module:
+        """The part itself."""
+        part: nn.Module = attrgetter(self.module)(network)
+        return part
 
 
 @runtime_checkable
 class PartlyFrozen(Protocol):
     """A recipe whose network may have a frozen part.
 
-    What that makes of rows which nothing varies is computed once a search. `encode` finds it in `Record.features`, in place
-    of the input pictures, and puts it in the batch for `compute_loss` and `predict`.
+    What that makes of rows which nothing varies is computed once a search. `encode` finds it in `Record.features`, and of
+    the pictures that it was made of their sizes only, and puts it in the batch for `compute_loss` and `predict`.
     """
 
     @property
@@ -226,6 +234,7 @@ class PartlyFrozen(Protocol):
         """None where all of the network is trained, or may be."""
         ...
 
-    def features(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        """The outputs [rows, ...] of the frozen part for a batch of pictures; `module` is in evaluation mode."""
+    def features(self, module: nn.Module, batch: Batch) -> Iterable[torch.Tensor]:
+        """The outputs of the frozen part for each row of a batch of pictures, of whatever shape; `module` is in evaluation
+        mode."""
         ...

@@ -30,7 +30,7 @@ from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Predictions, Recipe
 from raymed.training.cards import take_apart
 from raymed.training.ema import AveragedWeights
-from raymed.training.frozen import Readers, Source
+from raymed.training.frozen import Readers, Source, frozen_part
 from raymed.training.heap import keep_freed_memory
 from raymed.training.means import sums_of
 from raymed.training.network import first_network
@@ -155,8 +155,9 @@ class Engine:
         import deepspeed
 
         computed = arithmetic(self.settings.precision, self.device)
-        frozen = [parameter for parameter in self.module.parameters() if not parameter.requires_grad]
-        with deepspeed.zero.GatheredParameters(frozen, enabled=self.settings.zero_stage == 3):
+        part = frozen_part(self.recipe)
+        parameters = [] if part is None else list(part.of(self.module).parameters())
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.settings.zero_stage == 3):
             return Readers.of(source, self.recipe, self.module, computed)
 
     @property

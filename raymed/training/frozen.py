@@ -45,7 +45,7 @@ class WithFeatures:
 
     Attributes:
         rows: all, with their pictures.
-        features: records with features in place of pictures.
+        features: records with features in place of the pictures that the part sees.
         digest: of the frozen part that made them.
         training: whether rows that are trained on are among them.
     """
@@ -80,7 +80,7 @@ class Readers:
         rows = (source.rows if isinstance(source, WithFeatures) else source).open()
         if part is None or not isinstance(source, WithFeatures):
             return cls(rows, rows, "" if part is None else "computed in every step")
-        if moving := unfrozen(module.get_submodule(part.module)):
+        if moving := unfrozen(part.of(module)):
             return cls(rows, rows, f"computed in every step: {moving}")
         if digest_of_part(module, part, computed) != source.digest:
             return cls(rows, rows, "computed in every step: its weights or settings are not those of the search's first run")
@@ -106,7 +106,7 @@ def unfrozen(module: nn.Module) -> str:
 def digest_of_part(module: nn.Module, part: FrozenPart, computed: Arithmetic) -> str:
     """What the outputs of a network's frozen part follow from, beside the pictures: settings, arithmetic, weights."""
     digest = hashlib.sha256(json.dumps([dict(part.settings), computed], sort_keys=True, default=str).encode())
-    frozen = module.get_submodule(part.module)
+    frozen = part.of(module)
     for name, tensor in [*frozen.named_parameters(), *frozen.named_buffers()]:
         digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
@@ -137,7 +137,8 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
         log.warning("frozen part: computed in every step: no machine that could compute it before the trials is there yet")
         return rows
     prepared = spec.open_data()
-    chosen = np.unique(np.concatenate([every.all_rows(prepared, whole, not part.varied) for every in specs]))
+    training = not part.varied and any(every.is_whole_epoch(prepared) for every in specs)
+    chosen = np.unique(np.concatenate([every.all_rows(prepared, whole, training) for every in specs]))
     blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
     shares = [blocks[first::tasks] for first in range(min(tasks, len(blocks)))]
     make = _make.options(num_cpus=each.cpus, num_gpus=int(each.gpu), num_returns="streaming")
@@ -174,7 +175,7 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
         "frozen part: features of %d rows computed once in %.0f s: %.1f MiB in the object store",
         *(len(chosen), time.monotonic() - started, size / 2**20),
     )
-    return WithFeatures(rows, Staged.of(refs, [len(block) for block in held], np.concatenate(held)), digest, not part.varied)
+    return WithFeatures(rows, Staged.of(refs, [len(block) for block in held], np.concatenate(held)), digest, training)
 
 
 def _fitting(each: Resources) -> int:
@@ -192,13 +193,14 @@ def _make(spec: RunSpec, blocks: Sequence[Places]) -> Iterator[Any]:
 def make_features(spec: RunSpec, blocks: Sequence[Places], device: torch.device) -> Iterator[Any]:
     """The digest of a run's frozen part and why it is none; of each block its records with features; None at the end."""
     recipe = spec.recipe
-    assert isinstance(recipe, PartlyFrozen) and recipe.frozen_part is not None
+    part = frozen_part(recipe)
+    assert isinstance(recipe, PartlyFrozen) and part is not None
     module = first_network(recipe, spec.train, spec.seed, device, spec.start)
     computed = arithmetic(spec.train.precision, device)
     for parameter in module.parameters() if computed == "bf16" else ():
         parameter.data = parameter.data.bfloat16()  # and no buffers, as DeepSpeed does
-    moving = unfrozen(module.train().get_submodule(recipe.frozen_part.module))
-    yield digest_of_part(module, recipe.frozen_part, computed), moving
+    moving = unfrozen(part.of(module.train()))
+    yield digest_of_part(module, part, computed), moving
     module.eval()
     for places in blocks if not moving else ():
         table = places.read()
@@ -206,6 +208,6 @@ def make_features(spec: RunSpec, blocks: Sequence[Places], device: torch.device)
         for start in range(0, len(records), micro):
             with torch.inference_mode():
                 batch = recipe.encode(records[start : start + micro], None).to(device)
-                features += list(recipe.features(module, batch).float().cpu().numpy())
-        yield with_features(table, features)
+                features += [row.float().cpu().numpy() for row in recipe.features(module, batch)]
+        yield with_features(table, features, part.roles)
     yield None

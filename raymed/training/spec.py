@@ -175,6 +175,10 @@ class RunSpec:
         """Optimizer steps of the whole schedule."""
         return self.train.steps or len(self.plan(prepared, 0).batches) * self.train.epochs
 
+    def is_whole_epoch(self, prepared: Prepared) -> bool:
+        """Whether the run sees every row that an epoch's plan names."""
+        return not self.train.steps or self.train.steps >= len(self.plan(prepared, 0).batches)
+
     def length(self, prepared: Prepared) -> int:
         """How far the whole run goes, as its validations are counted: in epochs, or in steps."""
         if self.train.validate_steps:

@@ -54,23 +54,25 @@ def test_an_empty_table_has_no_records():
     assert records_from(RECORD.empty_table()) == []
 
 
-def test_features_stand_in_place_of_input_pictures_whatever_their_shapes_and_masks_stay():
+def test_features_stand_in_place_of_pictures_of_which_the_sizes_are_left_and_masks_stay():
     table = pa.Table.from_pylist([row(number, pictures=number) for number in range(4)], schema=RECORD)
     rows = table.to_pylist()
     rows[2]["images"][1]["role"] = "mask"
     table = pa.Table.from_pylist(rows, schema=RECORD)
     made = [np.arange(2 + number, dtype=np.float32).reshape(1, -1) for number in range(4)]
-    table = with_features(pa.concat_tables([table.slice(0, 1), table.slice(1)]), made)
+    table = with_features(pa.concat_tables([table.slice(0, 1), table.slice(1)]), made, ["input"])
     for records in (records_from(table), records_from(pa.concat_tables([table.slice(0, 3), table.slice(3)]))):
         assert [record.position for record in records] == [0, 1, 2, 3]
-        assert [[image.role for image in record.images] for record in records] == [[], [], ["mask"], []]
-        assert (records[2].images[0].pixels == 21).all()
+        shapes = [[image.pixels.shape for image in record.images] for record in records]
+        assert shapes == [[], [(3, 3, 0)], [(4, 3, 0), (4, 3, 3)], [(5, 3, 0)] * 3]
+        assert [image.role for image in records[2].images] == ["input", "mask"]
+        assert (records[2].images[1].pixels == 21).all()
         for record, features in zip(records, made, strict=True):
             assert np.array_equal(record.features, features)
 
 
 def test_a_flipped_bit_of_features_is_an_error_that_names_the_record():
-    table = with_features(pa.Table.from_pylist([row(1), row(2)], schema=RECORD), [np.ones(3, np.float32)] * 2)
+    table = with_features(pa.Table.from_pylist([row(1), row(2)], schema=RECORD), [np.ones(3, np.float32)] * 2, ["input"])
     made = table[FEATURES.name].to_pylist()
     made[1]["values"] = bytes([made[1]["values"][0] ^ 1]) + made[1]["values"][1:]
     place = table.schema.get_field_index(FEATURES.name)

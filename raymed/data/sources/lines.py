@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from raymed.data.record import Message
-from raymed.data.sources.listing import Listing, Note, Refusal, Slice, Study, by_reason
+from raymed.data.sources.listing import Listing, Refusal, Slice, Study, by_reason
 from raymed.errors import UserError
 
 
@@ -69,7 +69,7 @@ class Lines:
             lines = "\n".join(by_reason(self._wrong))
             raise UserError(f"{len(self._wrong)} of {self.count} lines cannot be used; mend or remove them:\n{lines}")
 
-    def listing(self, notes: Sequence[Note], patients_known: bool, splits: Mapping[str, str] | None = None) -> Listing:
+    def listing(self, notes: Sequence[str], patients_known: bool, splits: Mapping[str, str] | None = None) -> Listing:
         """All of them.
 
         Raises:

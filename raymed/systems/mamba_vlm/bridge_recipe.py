@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from raymed.data.record import Record
 from raymed.recipes.augment import generator
-from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
-from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
-from raymed.systems.mamba_vlm.intensity import Intensity
-from raymed.systems.mamba_vlm.language_model import LanguageModel, embedding_table
-from raymed.systems.mamba_vlm.nnunet import read_encoder_plan, write_plan
+from raymed.recipes.recipe import Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.systems.mamba_vlm.language_model import embedding_table
+from raymed.systems.mamba_vlm.nnunet import read_encoder_plan
 from raymed.systems.mamba_vlm.pretraining import TEMPERATURE, BridgePretraining, Objective
-from raymed.systems.mamba_vlm.recipe import WEIGHTS, intensity_of, reading_of, warn_of_intensity
-from raymed.systems.mamba_vlm.records import read_reports
-from raymed.systems.mamba_vlm.settings import BridgeSettings, LanguageSettings, VisionSettings
-from raymed.systems.mamba_vlm.slices import Reading
+from raymed.systems.mamba_vlm.stage import WEIGHTS, StageRecipe
 from raymed.systems.mamba_vlm.vision import encoder_plan
 
 if TYPE_CHECKING:
@@ -46,61 +41,20 @@ THEN = ""
 
 
 @dataclass(frozen=True)
-class BridgeRecipe:
+class BridgeRecipe(StageRecipe):
     """The recipe `mamba_vlm-bridge`. Build it with `for_data`.
 
     Attributes:
-        reading: how pictures were read from files, their size among it.
-        intensity: what the pictures' bytes mean.
-        vision: the encoder, and which of its tokens are used.
-        bridge: from its map to visual tokens.
-        language: the language model whose width the tokens have; for `contrast`, whose embeddings reports are read by.
-        objective: the loss.
-        max_text_len: most tokens of a report that `contrast` reads.
+        objective: the loss; `contrast` reads reports by the language model's embeddings.
     """
 
-    reading: Reading
-    intensity: Intensity = field(default_factory=Intensity)
-    vision: VisionSettings = field(default_factory=VisionSettings)
-    bridge: BridgeSettings = field(default_factory=BridgeSettings)
-    language: LanguageSettings = field(default_factory=LanguageSettings)
+    NAME: ClassVar[str] = "mamba_vlm-bridge"
+
     objective: Objective = "masked"
-    max_text_len: int = 512
 
     @classmethod
-    def for_data(cls, prepared: Prepared, **settings: Any) -> BridgeRecipe:
-        """The recipe for these prepared reports.
-
-        Raises:
-            UserError: they are no reports, or a model is missing.
-        """
-        recipe = cls(reading_of(prepared), intensity_of(prepared), **settings)
-        recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
-        warn_of_intensity(recipe.vision, recipe.intensity)
-        LanguageModel.find(recipe.language)
-        return recipe
-
-    @classmethod
-    def read(cls, folder: Path) -> BridgeRecipe:
-        """The recipe that `export` wrote into a folder.
-
-        Raises:
-            UserError: the folder holds no exported model of this recipe.
-        """
-        settings = read_settings(folder, "mamba_vlm-bridge")
-        return cls(
-            reading=Reading.from_dict(settings["reading"]),
-            intensity=Intensity(**settings["intensity"]),
-            vision=VisionSettings(**settings["vision"]),
-            bridge=BridgeSettings(**settings["bridge"]),
-            language=LanguageSettings(**settings["language"]),
-            objective=settings["objective"],
-            max_text_len=settings["max_text_len"],
-        )
-
-    @property
-    def name(self) -> str:
-        return "mamba_vlm-bridge"
+    def of_settings(cls, settings: Mapping[str, Any], **own: Any) -> BridgeRecipe:
+        return super().of_settings(settings, objective=settings["objective"], **own)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -112,10 +66,15 @@ class BridgeRecipe:
 
     def build(self) -> BridgePretraining:
         """The network with its starting weights."""
-        language = LanguageModel.find(self.language)
+        language = self.language_model
         table = embedding_table(language) if self.objective == "contrast" else None
         width = language.config.hidden_size
         return BridgePretraining(encoder_plan(self.vision), self.vision, self.bridge, width, self.objective, table)
+
+    @property
+    def frozen_part(self) -> FrozenPart | None:
+        """The encoder, where it is frozen and sees whole pictures."""
+        return None if self.objective == "masked" else super().frozen_part
 
     def groups(self, module: nn.Module) -> list[ParameterGroup]:
         """Encoder and the rest, each with and without weight decay."""
@@ -124,18 +83,15 @@ class BridgeRecipe:
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
         """The arguments of `BridgePretraining.forward`. What is hidden of a picture is drawn anew in each epoch."""
         ids = [record.id for record in records]
-        reports = read_reports(records, self.reading.image.size, self.intensity, self.vision.reads_masks)
-        tensors = {"pictures": reports.pictures}
-        if reports.mask is not None:
-            tensors["mask"] = reports.mask
+        reports, tensors = self.seen(records)
         if self.objective == "masked":
-            side, slices = self.vision.target_side, reports.pictures.shape[1]
+            side, slices = self.vision.target_side, tensors["pictures"].shape[1]
             seed, epoch = (training.seed, training.epoch) if training else (0, 0)
             keys = training.keys(ids) if training else ids
             draws = [generator(seed, epoch, key).random((slices, 1, side, side)) < HIDDEN for key in keys]
             tensors["hidden"] = torch.from_numpy(np.stack(draws))
         if self.objective == "contrast":
-            tokenizer = LanguageModel.find(self.language).tokenizer
+            tokenizer = self.language_model.tokenizer
             texts = [
                 tokenizer(answer, add_special_tokens=False)["input_ids"][: self.max_text_len] for answer in reports.answers
             ]
@@ -173,9 +129,7 @@ class BridgeRecipe:
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights and `recipe.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.contiguous() for key, tensor in module.state_dict().items()}, folder / WEIGHTS)
-        write_plan(encoder_plan(self.vision), folder)
-        write_settings(folder, self.settings())
+        self.write(module.state_dict(), folder)
 
     def load(self, folder: Path) -> BridgePretraining:
         """The network that `export` wrote, in evaluation mode on the CPU; it needs neither encoder nor language model.
@@ -191,16 +145,7 @@ class BridgeRecipe:
         return network.eval()
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "recipe": self.name,
-            "reading": asdict(self.reading),
-            "intensity": asdict(self.intensity),
-            "vision": asdict(self.vision),
-            "bridge": asdict(self.bridge),
-            "language": asdict(self.language),
-            "objective": self.objective,
-            "max_text_len": self.max_text_len,
-        }
+        return super().settings() | {"objective": self.objective}
 
 
 RECIPE = BridgeRecipe

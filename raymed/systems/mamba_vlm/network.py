@@ -46,7 +46,6 @@ class ReportWriter(VisionBridge):
         pictures: Tensor | None = None,
         features: Tensor | None = None,
         mask: Tensor | None = None,
-        ids: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """Cross-entropy of each supervised token [learned], `token_losses`, and the visual tokens' spread, `token_std`.
 
@@ -56,13 +55,12 @@ class ReportWriter(VisionBridge):
             pictures: [batch, slices, 1, height, width], or
             features: their maps, as `VisionBridge.features` gives them.
             mask: [batch, slices, 1, height, width], where the region lies around it.
-            ids: of the rows, under which the maps of a frozen encoder are kept.
         """
         if features is None:
             assert pictures is not None
-            features = self.kept_features(pictures, ids) if self.vision.freeze and ids else self.features(pictures)
+            features = self.features(pictures)
         text = self.language_model.embed(tokens)
-        visual = self._interacting(self.visual_tokens(features, mask), text, prompt_lengths)
+        visual = self._interacting(self.visual_tokens(features.to(self.dtype), mask), text, prompt_lengths)
         hidden = self.language_model(torch.cat([visual.to(text.dtype), text], dim=1))
         scores = self.language_model.logits(hidden[rows, visual.shape[1] + positions])
         spread = visual.detach().float().flatten(0, 1).std(0, correction=0).mean()

@@ -51,7 +51,8 @@ class BridgePretraining(VisionBridge):
 
     def forward(
         self,
-        pictures: Tensor,
+        pictures: Tensor | None = None,
+        features: Tensor | None = None,
         mask: Tensor | None = None,
         hidden: Tensor | None = None,
         words: Tensor | None = None,
@@ -61,20 +62,20 @@ class BridgePretraining(VisionBridge):
         (the mean over channels of the standard deviation over all tokens); for `contrast` what is compared.
 
         Args:
-            pictures: [batch, slices, 1, height, width].
-            mask: the same shape, where the region lies around it.
+            pictures: [batch, slices, 1, height, width], or
+            features: their maps, as `VisionBridge.features` gives them, but for `masked`.
+            mask: the pictures' shape, where the region lies around it.
             hidden: bool [batch, slices, 1, side, side], what is hidden of each picture, for `masked`.
             words: the reports' token ids [batch, length], for `contrast`.
             word_mask: bool [batch, length], False on padding.
         """
-        seen = pictures
+        vectors: dict[str, Tensor] = {}
+        if features is None:
+            assert pictures is not None
+            features = self.features(_without(pictures, hidden) if self.objective == "masked" else pictures)
+        tokens = self.tokens(features.to(self.dtype), mask)
         if self.objective == "masked":
-            assert hidden is not None
-            size = pictures.shape[-2:]
-            seen = pictures * F.interpolate((~hidden).flatten(0, 1).float(), size).unflatten(0, hidden.shape[:2])
-        features, vectors = self.features(seen), {}
-        tokens = self.tokens(features, mask)
-        if self.objective == "masked":
+            assert pictures is not None
             losses = self._reconstruction(tokens, pictures, features, mask, hidden)
         elif self.objective == "contrast":
             vectors = self._vectors(tokens, words, word_mask)
@@ -108,6 +109,13 @@ class BridgePretraining(VisionBridge):
             "picture": F.normalize(self.picture_head(tokens.mean(1)).float(), dim=1),
             "report": F.normalize(self.text_head(text).float(), dim=1),
         }
+
+
+def _without(pictures: Tensor, hidden: Tensor | None) -> Tensor:
+    """Pictures of which parts are black."""
+    assert hidden is not None
+    kept = F.interpolate((~hidden).flatten(0, 1).float(), pictures.shape[-2:])
+    return pictures * kept.unflatten(0, hidden.shape[:2])
 
 
 def _contrast(pictures: Tensor, reports: Tensor) -> Tensor:

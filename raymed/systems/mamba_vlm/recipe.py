@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.models.adapt import merged_state
 from raymed.models.pretrained import fingerprint
-from raymed.recipes.exported import read_settings, write_settings
+from raymed.recipes.exported import read_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.mamba_vlm.captions import encode_captions
 from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, compare, load_into, read_checkpoint
-from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.language_model import LanguageModel
 from raymed.systems.mamba_vlm.network import ReportWriter
-from raymed.systems.mamba_vlm.nnunet import read_encoder_plan, write_plan
-from raymed.systems.mamba_vlm.records import read_reports
-from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
-from raymed.systems.mamba_vlm.slices import Reading, SliceSettings
+from raymed.systems.mamba_vlm.nnunet import read_encoder_plan
+from raymed.systems.mamba_vlm.settings import InteractionSettings
+from raymed.systems.mamba_vlm.stage import WEIGHTS, StageRecipe
 from raymed.systems.mamba_vlm.vision import VisionBridge, encoder_plan
 from raymed.training.state import StartMoments
 
@@ -40,9 +36,6 @@ if TYPE_CHECKING:
     from raymed.registry.candidate import Candidate
     from raymed.systems.mamba_vlm.assessment import ReportAssessment
 
-log = logging.getLogger("raymed")
-
-WEIGHTS = "model.safetensors"
 HELD = "language_held"  # of an export: what the language model held that is kept apart
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
 METRICS = (
@@ -54,74 +47,30 @@ METRICS = (
 
 
 @dataclass(frozen=True)
-class ReportRecipe:
+class ReportRecipe(StageRecipe):
     """The recipe `mamba_vlm`. Build it with `for_data`.
 
     Attributes:
-        reading: how pictures were read from files, their size among it; a model asked about files reads them alike.
-        intensity: what the pictures' bytes mean.
-        vision: the encoder, and which of its tokens are used.
-        bridge: from its map to visual tokens.
         cmi: the interaction with the question.
-        language: the language model.
-        max_text_len: most tokens of question and report together.
         start: a checkpoint file of the guide's that encoder, bridge and interaction begin with; None for random weights, and
             for the encoder's own.
     """
 
-    reading: Reading
-    intensity: Intensity = field(default_factory=Intensity)
-    vision: VisionSettings = field(default_factory=VisionSettings)
-    bridge: BridgeSettings = field(default_factory=BridgeSettings)
+    NAME: ClassVar[str] = "mamba_vlm"
+
     cmi: InteractionSettings = field(default_factory=InteractionSettings)
-    language: LanguageSettings = field(default_factory=LanguageSettings)
-    max_text_len: int = 512
     start: str | None = None
 
     @classmethod
     def for_data(cls, prepared: Prepared, **settings: Any) -> ReportRecipe:
-        """The recipe for these prepared reports.
-
-        Raises:
-            UserError: they are no reports, or a model is missing.
-        """
-        recipe = cls(reading_of(prepared), intensity_of(prepared), **settings)
-        recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
-        warn_of_intensity(recipe.vision, recipe.intensity)
-        _language_model(recipe.language)
+        recipe = super().for_data(prepared, **settings)
         recipe.check_start()
         return recipe
 
     @classmethod
-    def read(cls, folder: Path) -> ReportRecipe:
-        """The recipe that `export` wrote into a folder.
-
-        Raises:
-            UserError: the folder holds no exported model of this recipe.
-        """
-        return cls.of_settings(read_settings(folder, "mamba_vlm"))
-
-    @classmethod
-    def of_settings(cls, settings: Mapping[str, Any]) -> ReportRecipe:
+    def of_settings(cls, settings: Mapping[str, Any], **own: Any) -> ReportRecipe:
         """The recipe that `settings` describes: its own, or those of stage 1."""
-        return cls(
-            reading=Reading.from_dict(settings["reading"]),
-            intensity=Intensity(**settings["intensity"]),
-            vision=VisionSettings(**settings["vision"]),
-            bridge=BridgeSettings(**settings["bridge"]),
-            cmi=InteractionSettings(**settings.get("cmi", {})),
-            language=LanguageSettings(**settings["language"]),
-            max_text_len=settings["max_text_len"],
-        )
-
-    @property
-    def name(self) -> str:
-        return "mamba_vlm"
-
-    @property
-    def size(self) -> int:
-        """Side of the pictures, in pixels."""
-        return self.reading.image.size
+        return super().of_settings(settings, cmi=InteractionSettings(**settings.get("cmi", {})), **own)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -130,11 +79,6 @@ class ReportRecipe:
     @property
     def contrastive(self) -> bool:
         return False
-
-    @property
-    def language_model(self) -> LanguageModel:
-        """The language model before its weights are read, and its tokenizer."""
-        return _language_model(self.language)
 
     def check_start(self) -> None:
         """Raises: UserError: the file that training begins with is of another encoder or bridge."""
@@ -162,12 +106,12 @@ class ReportRecipe:
         return parameter_groups(module, module.language_model, "language", 1.0)  # type: ignore[arg-type]
 
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
-        """Pictures, masks where the region lies around them, and the arguments of `ReportWriter`; `learned` [rows]."""
-        reports = read_reports(records, self.size, self.intensity, self.vision.reads_masks)
+        """What is seen, and the further arguments of `ReportWriter.forward`; `learned` [rows]."""
+        reports, seen = self.seen(records)
         language = self.language_model
         captions = encode_captions(language.tokenizer, reports.questions, reports.answers, language.end, self.max_text_len)
         tensors = {
-            "pictures": reports.pictures,
+            **seen,
             "tokens": captions.tokens,
             "prompt_lengths": captions.prompt_lengths,
             "rows": captions.rows,
@@ -175,8 +119,6 @@ class ReportRecipe:
             "targets": captions.targets,
             "learned": captions.learned,
         }
-        if reports.mask is not None:
-            tensors["mask"] = reports.mask
         return Batch(tensors, {"caption": float(len(captions.targets))}, [record.id for record in records], ("learned",))
 
     def count_cut(self, records: Iterable[Record]) -> int:
@@ -217,11 +159,9 @@ class ReportRecipe:
         state = merged_state(module)
         if self._kept_apart:
             state = {key: tensor for key, tensor in state.items() if not key.startswith("language_model.")}
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
-        write_plan(encoder_plan(self.vision), folder)
         self.language_model.tokenizer.save_pretrained(folder)
         apart = {HELD: fingerprint(str(self.language.path))} if self._kept_apart else {}
-        write_settings(folder, self.settings() | apart)
+        self.write(state, folder, apart)
 
     def load(self, folder: Path) -> ReportWriter:
         """The network that `export` wrote, in evaluation mode on the CPU.
@@ -247,17 +187,7 @@ class ReportRecipe:
         return network.eval()
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "recipe": self.name,
-            "reading": asdict(self.reading),
-            "intensity": asdict(self.intensity),
-            "vision": asdict(self.vision),
-            "bridge": asdict(self.bridge),
-            "cmi": asdict(self.cmi),
-            "language": asdict(self.language),
-            "max_text_len": self.max_text_len,
-            "first_weights": self.start,
-        }
+        return super().settings() | {"cmi": asdict(self.cmi), "first_weights": self.start}
 
     @property
     def pretrained(self) -> tuple[str, ...]:
@@ -272,52 +202,6 @@ class ReportRecipe:
 RECIPE = ReportRecipe
 
 
-def reading_of(prepared: Prepared) -> Reading:
-    """How the pictures of prepared reports were read."""
-    described = prepared.manifest.settings
-    if "slices" not in described or "orientation" not in described:
-        raise UserError(f"{prepared.folder.uri} holds no reports: prepare them with jobs/prepare_mamba.py")
-    hounsfield = intensity_of(prepared).scheme == "plans"
-    return Reading(prepared.image, SliceSettings(**described["slices"]), described["orientation"], hounsfield)
-
-
-def intensity_of(prepared: Prepared) -> Intensity:
-    """What the bytes of prepared reports mean.
-
-    Raises:
-        UserError: the data hold no reports.
-    """
-    described = prepared.manifest.settings
-    if "intensity" not in described:
-        raise UserError(f"{prepared.folder.uri} holds no reports: prepare them with jobs/prepare_mamba.py")
-    return Intensity(**described["intensity"])
-
-
-def warn_of_intensity(vision: VisionSettings, intensity: Intensity) -> None:
-    """Tell a person whose pictures were not prepared as the imported encoder knows them.
-
-    Raises:
-        UserError: the folder holds no imported encoder.
-    """
-    known = encoder_plan(vision).intensity
-    if known is None:
-        return
-    try:
-        trained = Intensity.of_plans(asdict(known), str(vision.encoder))
-    except UserError:  # a normalisation that is not known here: any choice of --normalize was a person's own
-        return
-    if trained != intensity:
-        log.warning(
-            "%s was trained on pictures normalised by %s, which the data are not: prepare them with --encoder %s",
-            *(vision.encoder, known.scheme, vision.encoder),
-        )
-
-
 def _run(module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "learned"}
-    return module(**inputs, ids=batch.ids)
-
-
-@lru_cache
-def _language_model(settings: LanguageSettings) -> LanguageModel:
-    return LanguageModel.find(settings)
+    return module(**inputs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raymed.data.record import Record
 from raymed.errors import UserError
+from raymed.recipes.pictures import stack_features
 from raymed.systems.mamba_vlm.intensity import Intensity
 
 
@@ -19,13 +20,15 @@ class Reports:
     """A batch of reports.
 
     Attributes:
-        pictures: float32 [batch, slices, 1, height, width], as the encoder reads them.
-        mask: float32 of the same shape, 0 or 1; zeros where a report has no mask, None where none is wanted.
+        pictures: float32 [batch, slices, 1, height, width], as the encoder reads them; None where their features are there.
+        features: what a frozen encoder made of them, float32 [batch, slices, channels, side, side].
+        mask: float32 of the pictures' shape, 0 or 1; zeros where a report has no mask, None where none is wanted.
         questions: of each report.
         answers: the reports.
     """
 
-    pictures: Tensor
+    pictures: Tensor | None
+    features: Tensor | None
     mask: Tensor | None
     questions: list[str]
     answers: list[str]
@@ -41,14 +44,19 @@ def read_reports(records: Sequence[Record], size: int, intensity: Intensity, mas
     Raises:
         UserError: a record holds no report, or pictures of another size; names it.
     """
-    pictures = torch.from_numpy(np.stack([_pictures(record, "input", size) for record in records]))
+    features, pictures = stack_features(records), None
+    if features is None:
+        stacked = torch.from_numpy(np.stack([_pictures(record, "input", size) for record in records]))
+        pictures = intensity.normalised(stacked)
     masks = None
     if masked:
-        empty = np.zeros(pictures.shape[1:], np.uint8)
+        slices = sum(image.role == "input" for image in records[0].images)
+        empty = np.zeros((slices, 1, size, size), np.uint8)
         own = [_pictures(record, "mask", size) if _has_mask(record) else empty for record in records]
         masks = torch.from_numpy(np.stack(own)).float() / 255
     questions, answers = zip(*(_texts(record) for record in records), strict=True)
-    return Reports(intensity.normalised(pictures), masks, list(questions), list(answers))
+    made = None if features is None else torch.from_numpy(features)
+    return Reports(pictures, made, masks, list(questions), list(answers))
 
 
 def _has_mask(record: Record) -> bool:

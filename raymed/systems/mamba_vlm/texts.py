@@ -10,7 +10,6 @@ from raymed.data.record import Record
 from raymed.systems.mamba_vlm.captions import PROMPT_TOKENS, cut_prompt, prompt_ids
 from raymed.systems.mamba_vlm.network import ReportWriter
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
-from raymed.systems.mamba_vlm.records import read_reports
 from raymed.systems.mamba_vlm.settings import GenerationSettings
 
 
@@ -24,14 +23,14 @@ def generate_texts(
     Encoder and bridge may be on another device than the language model. Of a question's tokens the first 128 are read, the
     newline after it included.
     """
-    reports = read_reports(records, recipe.size, recipe.intensity, recipe.vision.reads_masks)
+    reports, seen = recipe.seen(records)
     device = next(network.encoder.parameters()).device
     tokenizer = recipe.language_model.tokenizer
     prompts = [cut_prompt(prompt_ids(tokenizer, question), PROMPT_TOKENS) for question in reports.questions]
-    features = network.features(reports.pictures.to(device))
+    features = network.features(seen["pictures"].to(device))
     if features.is_cuda:
         torch.cuda.empty_cache()  # the language model may need it
-    mask = None if reports.mask is None else reports.mask.to(device)
+    mask = seen["mask"].to(device) if "mask" in seen else None
     headings = [f"\n{header}:" if place else f"{header}:" for place, header in enumerate(settings.headers)]
     headed = [tokenizer(heading, add_special_tokens=False)["input_ids"] for heading in headings]
     texts = [

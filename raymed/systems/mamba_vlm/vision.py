@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,6 @@ from raymed.systems.mamba_vlm.tokens import cap_tokens, crop, pool, region_corne
 
 _STRIDES = {"nnunet": ((1, 1), *[(2, 2)] * 7), "tiny": ((1, 1), *[(2, 2)] * 4)}
 _FEATURES = {"nnunet": (32, 64, 128, 256, 512, 512, 512, 512), "tiny": (8, 16, 32, 64, 64)}
-
-KEPT_BYTES = 2 * 2**30  # of a frozen encoder's maps, on its device
 
 
 def encoder_plan(settings: VisionSettings) -> EncoderPlan:
@@ -46,7 +44,6 @@ class VisionBridge(nn.Module):
 
     def __init__(self, plan: EncoderPlan, vision: VisionSettings, bridge: BridgeSettings, width: int) -> None:
         super().__init__()
-        self._kept: dict[str, Tensor] = {}
         self.vision, self.cap = vision, bridge.max_visual_tokens
         self.encoder = Encoder(plan)
         self.bridge = build_bridge(bridge.kind, plan.features[-1], width, bridge.merge)
@@ -54,6 +51,17 @@ class VisionBridge(nn.Module):
             load_encoder(self.encoder, Path(vision.encoder))
         if vision.freeze:
             self.encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.vision.freeze:
+            self.encoder.eval()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What encoder and bridge compute in."""
+        return next(self.parameters()).dtype
 
     def features(self, pictures: Tensor) -> Tensor:
         """The encoder's map of each picture, brought to the target side.
@@ -66,23 +74,10 @@ class VisionBridge(nn.Module):
         """
         side = self.vision.target_side
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision.freeze):
-            maps = self.encoder(pictures.flatten(0, 1))
+            maps = self.encoder(pictures.flatten(0, 1).to(self.dtype))
             if maps.shape[2:] != (side, side):
                 maps = F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
         return maps.unflatten(0, pictures.shape[:2])
-
-    def kept_features(self, pictures: Tensor, ids: Sequence[str]) -> Tensor:
-        """`features` of a frozen encoder, computed once for each id, row by row, so that a row's do not depend on others."""
-        rows = []
-        for name, row in zip(ids, pictures, strict=True):
-            features = self._kept.get(name)
-            if features is None:
-                features = self.features(row[None])
-                size = features.numel() * features.element_size()
-                if (len(self._kept) + 1) * size <= KEPT_BYTES:
-                    self._kept[name] = features
-            rows.append(features)
-        return torch.cat(rows)
 
     def region(self, maps: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
         """The part of `maps` [batch, slices, any, side, side] that is used: the region in `features`, pooled."""

@@ -88,6 +88,12 @@ class ImageAutoencoder(nn.Module):
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
 
 
+def sampled(moments: Tensor, noise: Tensor) -> Tensor:
+    """Latent tokens drawn from the distribution of mean and deviation side by side, float32 [tokens, 2 * width]."""
+    mean, deviation = moments.chunk(2, 1)
+    return torch.addcmul(mean.contiguous(), deviation.contiguous(), noise)
+
+
 def to_tokens(latents: Tensor, patch: int) -> Tensor:
     """Latents [channels, height, width] as tokens [rows * columns, patch * patch * channels], channels innermost."""
     channels, height, width = latents.shape

@@ -76,7 +76,7 @@ def build(settings: UnifiedModelSettings, sizes: NetworkSizes) -> UniMedVL:
     """
     if settings.path is not None:
         return load(Path(settings.path), sizes, settings)
-    network = UniMedVL(sizes, settings.latent_cache)
+    network = UniMedVL(sizes)
     start_weights(network, settings.copy_init_moe)
     if settings.vae_path is not None:
         network.take_autoencoder(load_autoencoder(Folder.at(settings.vae_path), sizes))
@@ -91,7 +91,7 @@ def load(folder: Path, sizes: NetworkSizes, settings: UnifiedModelSettings) -> U
     """
     files = weight_files(folder, settings.weights)
     with torch.device("meta"):
-        network = UniMedVL(sizes, settings.latent_cache)
+        network = UniMedVL(sizes)
     stored_sizes = sizes_of(folder, settings.weights)
     names = {checkpoint_name(key): key for key in network.state_dict()}
     shapes = {checkpoint_name(key): tuple(tensor.shape) for key, tensor in network.state_dict().items()}

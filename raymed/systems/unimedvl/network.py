@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from raymed.compat.deepspeed import is_sharded
-from raymed.systems.unimedvl.autoencoder import ImageAutoencoder
+from raymed.systems.unimedvl.autoencoder import ImageAutoencoder, sampled
 from raymed.systems.unimedvl.embeddings import TimeEmbedder, grid_embedding
 from raymed.systems.unimedvl.flow import flow_losses, noisy
-from raymed.systems.unimedvl.latents import LatentCache, sampled
 from raymed.systems.unimedvl.masks import FLEX_FROM, Splits, packed_attention
 from raymed.systems.unimedvl.settings import NetworkSizes, UnifiedModelSettings
 from raymed.systems.unimedvl.transformer import Experts, LanguageModel, Route, Streams
@@ -38,15 +37,10 @@ class UniMedVL(nn.Module):
 
     Attributes:
         sizes: what it is built of.
-        latents: the autoencoder's answers that are kept.
     """
 
-    def __init__(self, sizes: NetworkSizes, latent_cache: int = 0) -> None:
-        """All weights random, and the velocity 0 wherever it is asked.
-
-        Args:
-            latent_cache: mebibytes for the latents of pictures seen before.
-        """
+    def __init__(self, sizes: NetworkSizes) -> None:
+        """All weights random, and the velocity 0 wherever it is asked."""
         super().__init__()
         hidden = sizes.language.hidden
         self.sizes = sizes
@@ -56,7 +50,6 @@ class UniMedVL(nn.Module):
         self.vae2llm = nn.Linear(sizes.latent_width, hidden)
         self.llm2vae = nn.Linear(hidden, sizes.latent_width)
         self.time_embedder = TimeEmbedder(hidden)
-        self.latents = LatentCache(latent_cache)
         self._autoencoder = (ImageAutoencoder(sizes.autoencoder, sizes.latent_patch),)  # in a tuple torch does not look
 
     @property
@@ -139,8 +132,6 @@ class UniMedVL(nn.Module):
         patch_positions: Tensor,
         patch_places: Tensor,
         patch_counts: Tensor,
-        pixels: Tensor,
-        digests: Tensor,
         latent_grids: Tensor,
         latent_positions: Tensor,
         latent_places: Tensor,
@@ -151,18 +142,24 @@ class UniMedVL(nn.Module):
         supervised: Tensor,
         labels: Tensor,
         label_weights: Tensor,
+        pixels: Tensor | None = None,
+        moments: Tensor | None = None,
     ) -> Losses:
         """What a packed sequence costs. Shapes of the first are those of `PackedSequence`.
 
         Args:
-            digests: 16 bytes by which each picture of `pixels` is known, uint8 [pictures, 16], on the host.
             split_lengths, split_modes, split_samples, patch_counts, latent_grids: on the host.
             times: of the flow at each latent token, 0 for pictures that are looked at; float32 [latents].
             noise: where the flow ends, float32 [latents, width].
             sampling_noise: what the latents are drawn with from the autoencoder's distribution, float32 [latents, width].
             targets: which of the latent tokens are being drawn, int64 [targets].
+            pixels: the pictures, or
+            moments: what the autoencoder made of them, as `moments_of` gives it.
         """
-        clean = self.encode_pictures(pixels, digests, latent_grids, sampling_noise)
+        if moments is None:
+            assert pixels is not None
+            moments = self.moments_of(pixels, latent_grids)
+        clean = sampled(moments, sampling_noise)
         text = self.embed_text(text_ids)
         seen = self._embed_patches_or_none(patches, patch_positions, patch_counts)
         drawn = self.embed_latents(noisy(clean, noise, times), times, latent_positions)
@@ -177,20 +174,18 @@ class UniMedVL(nn.Module):
         latent_losses = flow_losses(predicted, clean.index_select(0, targets), noise.index_select(0, targets))
         return Losses(ce=ce, mse=latent_losses.sum(), token_losses=token_losses, latent_losses=latent_losses.detach())
 
-    def encode_pictures(self, pixels: Tensor, digests: Tensor, grids: Tensor, sampling_noise: Tensor) -> Tensor:
-        """Latent tokens of pictures that lie end to end, each encoded at its own size: float32 [latents, width]."""
+    def moments_of(self, pixels: Tensor, grids: Tensor) -> Tensor:
+        """Mean and deviation, side by side, of the latent tokens of pictures that lie end to end, each encoded at its own
+        size: float32 [latents, 2 * width]."""
         stride = self.sizes.grids.latent_stride
-        moments = []
+        moments = [pixels.new_zeros(0, 2 * self.sizes.latent_width, dtype=torch.float32)]
         at = 0
-        for (rows, columns), digest in zip(grids.tolist(), digests, strict=True):
+        for rows, columns in grids.tolist():
             size = 3 * rows * columns * stride**2
             picture = pixels[at : at + size].view(3, rows * stride, columns * stride)
-            moments.append(self.latents.encode(self.autoencoder, picture, digest.numpy().tobytes()))
+            moments.append(torch.cat(self.autoencoder.encode(picture), 1))
             at += size
-        if not moments:
-            return sampling_noise
-        means, deviations = (torch.cat(parts) for parts in zip(*moments, strict=True))
-        return sampled(means, deviations, sampling_noise)
+        return torch.cat(moments)
 
     def _embed_patches_or_none(self, patches: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
         """As `embed_patches`, where there may be no picture at all."""

@@ -35,7 +35,8 @@ class PackedSequence:
         patch_positions: row * vit_side + column. int64 [patches].
         patch_places: where they stand. int64 [patches].
         patch_counts: patches of each picture. int64 [ViT pictures].
-        pixels: pictures that the autoencoder sees, each [3, height, width], one after the other. uint8 [sum].
+        pixels: pictures that the autoencoder sees, each [3, height, width], one after the other. uint8 [sum]; or none, and
+        moments: what it made of them. float32 [latents, 2 * width].
         latent_grids: rows and columns of latent tokens of each. int64 [pictures, 2].
         latent_positions: row * latent_side + column. int64 [latents].
         latent_places: where they stand. int64 [latents].
@@ -59,6 +60,7 @@ class PackedSequence:
     patch_places: np.ndarray
     patch_counts: np.ndarray
     pixels: np.ndarray
+    moments: np.ndarray
     latent_grids: np.ndarray
     latent_positions: np.ndarray
     latent_places: np.ndarray
@@ -93,21 +95,24 @@ def encode_sample(
         UserError: the record is no sequence, or a picture does not fit the grids.
     """
     elements = from_messages(record.messages)
-    pictures = {(image.role, image.place): image.pixels for image in record.images}
+    pictures = {element: _picture(record, element) for element in elements if not element.is_text}
     dropped = dropout.dropped(elements, draws) if dropout else [False] * len(elements)
-    sample = _Sample(record.id, grids, tokens, reweight)
+    sample = _Sample(record, grids, tokens, reweight)
+    latents = 0  # of pictures before, dropped ones too
     for element, out in zip(elements, dropped, strict=True):
+        if element.is_text:
+            if not out:
+                sample.add_text(element)
+            continue
+        pixels, moments = pictures[element], None
+        if record.features is not None and element.kind != "vit":
+            height, width, _ = pixels.shape
+            first, latents = latents, latents + height * width // grids.latent_stride**2
+            moments = record.features[first:latents]
         if out:
-            sample.position += not element.is_text  # a picture's position stays free
-        elif element.is_text:
-            sample.add_text(element)
+            sample.position += 1  # a picture's position stays free
         else:
-            role = "input" if element.kind == "vit" else "output"
-            if (role, element.place) not in pictures:
-                raise UserError(
-                    f"record {record.id} lacks picture {element.place + 1} of its sequence: prepare the data again"
-                )
-            sample.add_picture(element, pictures[role, element.place])
+            sample.add_picture(element, pixels, moments)
     return sample.finish()
 
 
@@ -135,6 +140,14 @@ def token_count(elements: Sequence[Element], text_length: Callable[[str], int], 
     return texts + sum(areas) + 2 * len(elements)
 
 
+def _picture(record: Record, element: Element) -> np.ndarray:
+    role = "input" if element.kind == "vit" else "output"
+    for image in record.images:
+        if (image.role, image.place) == (role, element.place):
+            return image.pixels
+    raise UserError(f"record {record.id} lacks picture {element.place + 1} of its sequence: prepare the data again")
+
+
 def _patches(pixels: np.ndarray, patch: int) -> np.ndarray:
     """uint8 [h, w, 3] -> [rows * columns, patch * patch * 3], row by row."""
     height, width, _ = pixels.shape
@@ -145,11 +158,13 @@ def _patches(pixels: np.ndarray, patch: int) -> np.ndarray:
 class _Sample:
     """A sequence in the making; `position` is the next rotary position."""
 
-    def __init__(self, record: str, grids: GridSettings, tokens: TextTokens, reweight: bool) -> None:
+    def __init__(self, record: Record, grids: GridSettings, tokens: TextTokens, reweight: bool) -> None:
         self.position = 0
-        self._record, self._grids, self._tokens, self._reweight = record, grids, tokens, reweight
+        self._record, self._grids, self._tokens, self._reweight = record.id, grids, tokens, reweight
         self._length = self._target = 0
         self._parts: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(PackedSequence)}
+        if record.features is not None:
+            self._parts["moments"].append(record.features[:0])  # as wide as those of samples with pictures
 
     def add_text(self, element: Element) -> None:
         tokens = self._tokens
@@ -162,7 +177,7 @@ class _Sample:
             self._put(supervised=places[:-1], labels=ids[1:])
             self._put(label_weights=np.full(len(ids) - 1, weight, np.float32))
 
-    def add_picture(self, element: Element, pixels: np.ndarray) -> None:
+    def add_picture(self, element: Element, pixels: np.ndarray, moments: np.ndarray | None = None) -> None:
         by_vit, noisy = element.kind == "vit", element.kind == "target"
         grids = self._grids
         stride, side = (grids.vit_patch, grids.vit_side) if by_vit else (grids.latent_stride, grids.latent_side)
@@ -186,7 +201,10 @@ class _Sample:
         self._put(latent_positions=positions, latent_places=places[1:-1], image_samples=[0])
         self._parts["latent_grids"].append(np.array([[rows, columns]]))
         self._parts["noisy"].append(np.array([noisy]))
-        self._parts["pixels"].append(pixels.transpose(2, 0, 1).ravel())
+        if moments is None:
+            self._parts["pixels"].append(pixels.transpose(2, 0, 1).ravel())
+        else:
+            self._parts["moments"].append(moments)
         self._target += noisy * rows * columns
 
     def finish(self) -> PackedSequence:
@@ -195,6 +213,7 @@ class _Sample:
             "patches": np.zeros((0, 3 * self._grids.vit_patch**2), np.uint8),
             "latent_grids": np.zeros((0, 2), np.int64),
             "pixels": np.zeros(0, np.uint8),
+            "moments": np.zeros((0, 0), np.float32),
             "noisy": np.zeros(0, bool),
             "label_weights": np.zeros(0, np.float32),
         }

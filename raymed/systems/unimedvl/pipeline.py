@@ -80,7 +80,7 @@ class Pipeline:
         reading = reading or ReadingSettings()
         device = _device(reading)
         folder = network_folder(model, tracking, CHECKPOINT_FILES)
-        settings = UnifiedModelSettings(path=str(folder), weights=weights, latent_cache=0)
+        settings = UnifiedModelSettings(path=str(folder), weights=weights)
         network = load(folder, sizes_of(folder, weights), settings)
         network = network.to(device, torch.bfloat16 if arithmetic("auto", device) == "bf16" else torch.float32)
         vit, vae, image = _pictures(folder)

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from raymed.data.image import ImageSettings
-from raymed.data.record import Record, picture_digest
+from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.recipes.augment import generator
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
-from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.recipes.recipe import Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.unimedvl.bounds import check_bounds
 from raymed.systems.unimedvl.flow import draw_times
 from raymed.systems.unimedvl.packs import PackedSequence, encode_sample, pack
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from raymed.systems.unimedvl.assessment import GeneralistAssessment
     from raymed.systems.unimedvl.tokens import TextTokens
 
-ON_HOST = ("split_lengths", "split_modes", "split_samples", "patch_counts", "digests", "latent_grids")  # decide shapes
-OF_SAMPLES = ("supervised_counts", "target_counts")
+ON_HOST = ("split_lengths", "split_modes", "split_samples", "patch_counts", "latent_grids")  # decide shapes
+OF_SAMPLES = ("supervised_counts", "target_counts", "latent_counts")
 NOT_INPUTS = ("noisy", "image_samples")  # of a packed sequence, spent in `encode`
 VALIDATION = (0, 0)  # seed and epoch that the times and the noise of validation follow from: the same in all runs
 
@@ -109,6 +109,7 @@ class UniMedVLRecipe:
         from raymed.systems.unimedvl.checkpoint_config import sizes_of
 
         settings = read_settings(folder, "unimedvl")
+        settings["model"].pop("latent_cache", None)  # in models of before latents were kept as all frozen parts' outputs are
         return cls(
             sizes=sizes_of(folder),
             model=UnifiedModelSettings(**settings["model"]),
@@ -145,9 +146,20 @@ class UniMedVLRecipe:
         """ViT and the rest, each with and without weight decay."""
         return parameter_groups(module, module.image_backbone, "vit", self.model.vit_lr_scale)  # type: ignore[arg-type]
 
+    @property
+    def frozen_part(self) -> FrozenPart:
+        """The image autoencoder. Latents are drawn anew in every step, from the mean and deviation that are kept."""
+        settings = {"autoencoder": asdict(self.sizes.autoencoder), "patch": self.sizes.latent_patch}
+        return FrozenPart("autoencoder", settings, varied=False, roles=("output",))
+
+    def features(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """What the autoencoder makes of each sample's pictures in the order of the sequence, [latents, 2 * width]."""
+        moments = module.moments_of(batch.tensors["pixels"], batch.tensors["latent_grids"])  # type: ignore[operator]
+        return moments.split(batch.tensors["latent_counts"].tolist())
+
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
         """All samples end to end: the arguments of `UniMedVL.forward`, and of each sample how many tokens and latent tokens
-        are learned.
+        are learned, and how many latent tokens there are.
 
         Raises:
             UserError: a record is no sequence, or does not fit the model's grids.
@@ -166,7 +178,8 @@ class UniMedVLRecipe:
         arrays = {each.name: getattr(sequence, each.name) for each in fields(PackedSequence) if each.name not in NOT_INPUTS}
         arrays |= {name: np.concatenate([flow[name] for flow in flows]) for name in flows[0]}
         arrays["targets"] = np.flatnonzero(np.repeat(sequence.noisy, sequence.latent_grids.prod(1)))
-        arrays["digests"] = self._digests(sequence)
+        arrays["latent_counts"] = np.array([sample.latent_grids.prod(1).sum() for sample in samples], np.int64)
+        arrays.pop("pixels" if any(record.features is not None for record in records) else "moments")
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         units = {"ce": float(sequence.label_weights.sum()), "mse": float(len(arrays["targets"]))}
         return Batch(tensors, units, [record.id for record in records], ON_HOST + OF_SAMPLES)
@@ -182,20 +195,9 @@ class UniMedVLRecipe:
             "sampling_noise": draws.standard_normal(shape, np.float32),
         }
 
-    def _digests(self, sequence: PackedSequence) -> np.ndarray:
-        """By what the autoencoder's answers about a picture are kept, uint8 [pictures, 16]."""
-        areas = 3 * sequence.latent_grids.prod(1) * self.sizes.grids.latent_stride**2
-        pictures = np.split(sequence.pixels, np.cumsum(areas)[:-1]) if len(areas) else []
-        shapes = sequence.latent_grids.tolist()
-        named = [
-            np.frombuffer(picture_digest(picture.reshape(3, rows, -1)), np.uint8)
-            for picture, (rows, _) in zip(pictures, shapes, strict=True)
-        ]
-        return np.stack(named) if named else np.zeros((0, 16), np.uint8)
-
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """`ce` over supervised tokens and `mse` over latent tokens of pictures being drawn; logs the mean of each."""
-        losses = module(**{name: tensor for name, tensor in batch.tensors.items() if name not in OF_SAMPLES})
+        losses = module(**_inputs(batch))
         settings = self.loss
         terms = {"ce": LossTerm(losses["ce"], settings.ce_weight), "mse": LossTerm(losses["mse"], settings.mse_weight)}
         ce, mse = losses["token_losses"], losses["latent_losses"]
@@ -205,8 +207,8 @@ class UniMedVLRecipe:
         """For each row `nll`, the summed cross-entropy of its answers, and `squared_error`, that of its pictures' latent
         tokens, float64; and how many `tokens` and `latents` were summed."""
         with torch.no_grad():
-            losses = module(**{name: tensor for name, tensor in batch.tensors.items() if name not in OF_SAMPLES})
-        tokens, latents = (batch.tensors[name] for name in OF_SAMPLES)
+            losses = module(**_inputs(batch))
+        tokens, latents = batch.tensors["supervised_counts"], batch.tensors["target_counts"]
 
         def summed(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
             rows = torch.from_numpy(np.repeat(np.arange(len(counts)), counts.tolist())).to(values.device, non_blocking=True)
@@ -274,6 +276,10 @@ class UniMedVLRecipe:
             "vae": asdict(self.vae),
             "image": asdict(self.image),
         }
+
+
+def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in batch.tensors.items() if name not in OF_SAMPLES}
 
 
 def _transforms(prepared: Prepared, key: str, kinds: Sequence[str]) -> ResizeSettings | None:

@@ -192,7 +192,6 @@ class UnifiedModelSettings:
         gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
         max_latent_size: most latent tokens along a side of a picture, in place of the checkpoint's or preset's: their
             positions are a formula, which knows larger grids too.
-        latent_cache: memory on each worker for the latents of pictures seen before, in MiB; 0 encodes each anew.
     """
 
     preset: str = TINY
@@ -207,7 +206,6 @@ class UnifiedModelSettings:
     vit_lr_scale: float = 1.0
     gradient_checkpointing: bool = False
     max_latent_size: int | None = None
-    latent_cache: int = 1024
 
     def __post_init__(self) -> None:
         if self.path is None and self.preset not in PRESETS:
@@ -216,10 +214,8 @@ class UnifiedModelSettings:
             raise UserError("model.vae_path is for presets: the folder of model.path has an autoencoder of its own")
         if self.max_latent_size is not None and self.max_latent_size < 1:
             raise UserError(f"model.max_latent_size is {self.max_latent_size}: it must be at least 1")
-        if self.latent_cache < 0 or self.vit_lr_scale <= 0:
-            raise UserError(
-                "model.latent_cache cannot be negative; model.vit_lr_scale is above 0 (model.freeze_vit freezes)"
-            )
+        if self.vit_lr_scale <= 0:
+            raise UserError("model.vit_lr_scale is above 0 (model.freeze_vit freezes)")
 
     def located(self) -> UnifiedModelSettings:
         """With the absolute paths that `path` and `vae_path` stand for: workers have another working folder.

@@ -168,6 +168,14 @@ def test_augmented_rows_are_computed_in_every_step_and_those_of_validation_once(
 
 
 @pytest.mark.slow
+def test_rows_that_a_run_shorter_than_an_epoch_may_never_see_are_not_computed_before_it(
+    prepared: Prepared, storage: Path, cluster: None
+) -> None:
+    source = kept(prepared, spec_of(prepared, storage, "short", steps=1))
+    assert ray.get(source.features.places)[0].tolist() == prepared.rows("val").tolist() and not source.training
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"size": 56}, {"precision": "bf16"}])
 def test_a_run_of_other_weights_pictures_or_arithmetic_takes_nobody_elses_features(
     prepared: Prepared, storage: Path, cluster: None, changes: dict[str, object]

@@ -10,8 +10,8 @@ from raymed.systems.mamba_vlm.encoder import Encoder
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.nnunet import compare, load_encoder, read_checkpoint, read_encoder_plan, write_encoder
 from raymed.systems.mamba_vlm.plans import EncoderPlan, read_plan
-from raymed.systems.mamba_vlm.recipe import warn_of_intensity
 from raymed.systems.mamba_vlm.settings import BridgeSettings, VisionSettings
+from raymed.systems.mamba_vlm.stage import warn_of_intensity
 from raymed.systems.mamba_vlm.vision import VisionBridge, encoder_plan
 
 

@@ -1,6 +1,8 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from language_files import write_folder
@@ -15,9 +17,11 @@ from raymed.recipes.recipe import TrainingPass
 from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.intensity import Intensity
+from raymed.systems.mamba_vlm.pretraining import Objective
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading
+from raymed.training.frozen import unfrozen
 
 VISION = VisionSettings(preset="tiny", output_stage=2, target_side=8)
 RECIPE = ReportRecipe(Reading(ImageSettings(size=SIZE)), vision=VISION, bridge=BridgeSettings(max_visual_tokens=16))
@@ -94,15 +98,37 @@ def test_a_region_around_the_mask_reads_masks_and_reports_without_one_have_the_c
     assert "mask" not in RECIPE.encode(records(mask=True), None).tensors
 
 
-def test_a_frozen_encoder_looks_at_a_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = replace(RECIPE, vision=replace(VISION, freeze=True))
-    module, looked = seeded(recipe), []
-    forward = module.encoder.forward
-    monkeypatch.setattr(module.encoder, "forward", lambda pictures: looked.append(len(pictures)) or forward(pictures))
-    first = recipe.predict(module, recipe.encode(records(), None))
-    again = recipe.predict(module, recipe.encode(records()[::-1], None))
-    assert looked == [1, 1, 1]
-    torch.testing.assert_close(again["nll"].flip(0), first["nll"])
+@pytest.mark.parametrize("region", [{}, {"roi_side": 4, "roi_mode": "mask"}, {"roi_side": 4, "roi_mode": "saliency"}])
+@pytest.mark.parametrize("recipe", [RECIPE, replace(BRIDGE, objective="contrast"), replace(BRIDGE, objective="proxy_l2")])
+def test_pictures_that_a_frozen_encoder_has_seen_cost_what_they_cost_anew(
+    recipe: ReportRecipe | BridgeRecipe, region: dict[str, Any]
+) -> None:
+    frozen = replace(recipe, vision=replace(VISION, freeze=True, **region))
+    module, part = seeded(frozen), frozen.frozen_part
+    assert part is not None and part.of(module.train()) is module.encoder and unfrozen(module.encoder) == ""
+    pictures = records(mask=True)
+    made = frozen.features(module, frozen.encode(pictures, None))
+    kept = [
+        replace(record, features=row.numpy(), images=(replace(record.images[0], pixels=np.zeros((SIZE, SIZE, 0), np.uint8)),
+                                                      *record.images[1:]))
+        for record, row in zip(pictures, made, strict=True)
+    ]  # fmt: skip
+    batches = [frozen.encode(each, TrainingPass(0, 0)) for each in (pictures, kept)]
+    assert "pictures" not in batches[1].tensors
+    losses = [next(iter(frozen.compute_loss(module, batch).terms.values())).total for batch in batches]
+    assert torch.equal(*losses)
+
+
+def test_an_encoder_that_is_trained_or_sees_parts_of_pictures_hidden_is_no_frozen_part() -> None:
+    assert RECIPE.frozen_part is None and BRIDGE.frozen_part is None
+    assert replace(BRIDGE, vision=replace(VISION, freeze=True)).frozen_part is None
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, *(replace(BRIDGE, objective=each) for each in get_args(Objective))])
+def test_a_network_in_bf16_sees_pictures_that_are_not(recipe: ReportRecipe | BridgeRecipe) -> None:
+    """As on a GPU, where weights are in bf16 and the host's pictures in float32."""
+    loss = recipe.compute_loss(seeded(recipe).bfloat16(), recipe.encode(records(), TrainingPass(0, 0)))
+    next(iter(loss.terms.values())).total.backward()
 
 
 @pytest.mark.parametrize("objective", ["masked", "contrast", "proxy_l2"])

@@ -62,7 +62,6 @@ def edit_sample(question: str, target: torch.Tensor, time: float, noise: torch.T
         "patch_places": between(1),
         "patch_counts": torch.tensor([6]),
         "pixels": torch.cat([condition.permute(2, 0, 1).flatten(), target.permute(2, 0, 1).flatten()]),
-        "digests": torch.arange(32, dtype=torch.uint8).view(2, 16),
         "latent_grids": torch.tensor([[2, 3], [2, 3]]),
         "latent_positions": torch.cat([latent_places, latent_places]),
         "latent_places": torch.cat([between(0), between(4)]),

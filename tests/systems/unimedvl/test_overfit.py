@@ -62,7 +62,7 @@ def test_one_answer_one_drawing_and_one_edit_are_learned_by_heart():
     torch.manual_seed(0)
     pictures = [torch.from_numpy(each).permute(2, 0, 1).contiguous() for each in (GIVEN, EDITED, DRAWN)]
     autoencoder = fit(ImageAutoencoder(SIZES.autoencoder, SIZES.latent_patch), pictures, steps=250)
-    network = UniMedVL(SIZES, latent_cache=1)
+    network = UniMedVL(SIZES)
     start_weights(network)
     network.take_autoencoder(autoencoder)
     recipe = UniMedVLRecipe(SIZES)

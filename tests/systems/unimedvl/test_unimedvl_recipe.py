@@ -1,15 +1,19 @@
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sample_records import DRAWING, EDIT, QUESTION, TEXT
 
+from raymed.data.record import Message
+from raymed.recipes.exported import read_recipe, write_settings
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.sequence import CondDropout
 from raymed.systems.unimedvl.settings import PRESETS, TINY, UnifiedLossSettings, UnifiedModelSettings
+from raymed.training.frozen import digest_of_part, unfrozen
 
 RECIPE = UniMedVLRecipe(PRESETS[TINY], loss=UnifiedLossSettings(ce_weight=0.25, mse_weight=1.0))
 ALL = [QUESTION, EDIT, TEXT]
@@ -64,6 +68,46 @@ def test_validation_draws_the_same_times_and_noise_in_every_run_and_training_new
     passes = [TrainingPass(0, 0), TrainingPass(0, 0), TrainingPass(0, 1), TrainingPass(1, 0)]
     first, again, epoch, seed = (RECIPE.encode([EDIT], each).tensors["times"].max().item() for each in passes)
     assert first == again and len({first, epoch, seed}) == 3
+
+
+def test_pictures_that_the_autoencoder_has_seen_cost_what_they_cost_anew(network):
+    """Of several sizes in a sample, one of them twice and some dropped, beside samples without any; to the last bit."""
+    recipe = replace(RECIPE, dropout=CondDropout(0.5, 0.5, 0.5))
+    chain = replace(EDIT, id="chain", messages=(*EDIT.messages, Message("vae?", "1"), Message("target", "1")))
+    records = [QUESTION, EDIT, chain, TEXT, DRAWING]
+    rows = recipe.features(network.eval(), recipe.encode(records, None))
+    assert [len(row) for row in rows] == [0, 6 + 16, 6 + 3 * 16, 0, 16]
+    sizes = [tuple(replace(each, pixels=each.pixels[:, :, :0]) for each in record.images if each.role == "output")
+             + tuple(each for each in record.images if each.role != "output") for record in records]  # fmt: skip
+    kept = [
+        replace(record, features=row.numpy(), images=images)
+        for record, row, images in zip(records, rows, sizes, strict=True)
+    ]
+    for training in (None, *(TrainingPass(0, epoch) for epoch in range(3))):
+        batches = [recipe.encode(each, training) for each in (records, kept)]
+        assert "pixels" not in batches[1].tensors
+        losses = [recipe.compute_loss(network, batch).terms for batch in batches]
+        assert all(torch.equal(losses[0][name].total, losses[1][name].total) for name in ("ce", "mse"))
+        predicted = [recipe.predict(network, batch) for batch in batches]
+        assert all(torch.equal(predicted[0][name], predicted[1][name]) for name in predicted[0])
+
+
+def test_the_frozen_part_is_the_autoencoder_of_the_networks_own_weights(network):
+    part = RECIPE.frozen_part
+    assert part.of(network) is network.autoencoder and unfrozen(part.of(network.train())) == ""
+    before = digest_of_part(network, part, "fp32")
+    first = next(part.of(network).parameters())
+    first.data.view(-1)[0] += 1
+    changed = digest_of_part(network, part, "fp32")
+    first.data.view(-1)[0] -= 1
+    assert changed != before
+
+
+def test_a_model_of_before_that_kept_latents_by_itself_is_read(network, tmp_path):
+    RECIPE.export(network, tmp_path)
+    settings = RECIPE.settings()
+    write_settings(tmp_path, settings | {"model": settings["model"] | {"latent_cache": 1024}})
+    assert read_recipe(tmp_path) == RECIPE
 
 
 def test_a_clean_picture_is_at_time_0_and_a_picture_has_one_time():

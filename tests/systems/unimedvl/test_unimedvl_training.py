@@ -57,7 +57,7 @@ def work(_: int, start: Path | None, first: int, end: Path, kept: int) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_run_computes_bit_for_bit_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    """It goes on in the middle of the second epoch, with no latents cached."""
+    """It goes on in the middle of the second epoch."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29529", "OMP_NUM_THREADS": "1"}
     multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed", "raymed.systems.unimedvl.network"])
     whole, cut, middle = tmp_path / "whole", tmp_path / "cut", EPOCH + 2
