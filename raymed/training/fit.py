@@ -201,9 +201,8 @@ def _trainer(
 def _train_worker(config: dict[str, Any]) -> None:
     """Ray Train's entry into a worker; ``config`` holds the arguments of `train`."""
     seen = ray.train.get_context()
-    context = WorkerContext(
-        seen.get_world_rank(), seen.get_world_size(), ray.train.torch.get_device(), ray.train.report, is_preempted
-    )
+    ranks = seen.get_world_rank(), seen.get_world_size(), seen.get_local_rank()
+    context = WorkerContext(*ranks, ray.train.torch.get_device(), ray.train.report, is_preempted)
     try:
         train(context, **config)
     finally:

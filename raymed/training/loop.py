@@ -93,7 +93,7 @@ class Run:
         self.prepared = spec.open_data()
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
-        check_pretrained(spec, context.get_local_rank() == 0)
+        check_pretrained(spec, context.local_rank == 0)
         self.total_steps = spec.total_steps(self.prepared)
         self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, context.device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):

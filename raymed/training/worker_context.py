@@ -16,6 +16,7 @@ class WorkerContext:
     Attributes:
         rank: its number, from 0.
         workers: how many there are.
+        local_rank: its number on its machine, from 0.
         device: computes.
         report: passes metrics on to the job.
         is_preempted: whether its machine is being taken away.
@@ -23,6 +24,7 @@ class WorkerContext:
 
     rank: int
     workers: int
+    local_rank: int
     device: torch.device
     report: Callable[[dict[str, Any]], None]
     is_preempted: Callable[[], bool]
