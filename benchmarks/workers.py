@@ -117,7 +117,7 @@ def _ray_on(cores: Sequence[int]) -> Iterator[None]:
 def _last_epoch(spec: RunSpec, prepared: Prepared) -> dict[str, float]:
     """Metrics of a run's last epoch, with the median rate of all but the first."""
     Folder.at(spec.storage).delete(spec.name)
-    fit(spec, stage(prepared, spec.all_rows(prepared)), Resources(spec.workers, spec.workers, 1, gpu=False))
+    fit(spec, stage(prepared, spec.all_rows(prepared)), Resources(spec.workers, spec.workers, 1, gpus=0))
     with tempfile.TemporaryDirectory() as temporary:
         newest = fetch_newest(spec.folder, Path(temporary))
         assert newest is not None

@@ -1,14 +1,22 @@
-"""The cards of a run's workers: NCCL ends with an error that names none of them where two workers share one."""
+"""The cards of workers: those of a run share none, which NCCL refuses without a name; those of several runs may."""
 
 from __future__ import annotations
 
 import socket
 from datetime import timedelta
 
+import ray
 import torch
 import torch.distributed as dist
 
 from raymed.errors import UserError
+
+
+def keep_to_share(device: torch.device) -> None:
+    """Let this worker use no more of its card's memory than the share of it that it was given: others live there, too."""
+    given = ray.get_runtime_context().get_assigned_resources() if ray.is_initialized() else {}
+    if 0 < given.get("GPU", 0) < 1:
+        torch.cuda.set_per_process_memory_fraction(given["GPU"], device)
 
 
 def take_apart(device: torch.device, timeout: timedelta) -> dist.ProcessGroup:

@@ -28,7 +28,7 @@ from raymed.errors import RunError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Predictions, Recipe
-from raymed.training.cards import take_apart
+from raymed.training.cards import keep_to_share, take_apart
 from raymed.training.ema import AveragedWeights
 from raymed.training.frozen import Readers, Source, frozen_part
 from raymed.training.heap import keep_freed_memory
@@ -344,6 +344,7 @@ def prepare_process(device: torch.device) -> None:
         keep_freed_memory()
     else:
         torch.cuda.set_device(device)  # of this thread
+        keep_to_share(device)
         os.environ["LOCAL_RANK"] = str(device.index or 0)  # by which DeepSpeed chooses its card
     # DeepSpeed's autotuner, which nothing here uses, would import MLflow: a fifth of a worker's start.
     known = sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]

@@ -50,35 +50,41 @@ class Resources:
         workers: Ray Train workers of one run, at most.
         min_workers: and at least.
         cpus: CPUs of each.
-        gpu: Whether each takes a GPU, as it does where the cluster has one.
+        gpus: GPUs of each: one, or a share of one; 0 where the cluster has none.
     """
 
     workers: int
     min_workers: int
     cpus: int
-    gpu: bool
+    gpus: float
 
 
-def resources(workers: int, cpus_per_worker: int, min_workers: int = 0) -> Resources:
+def resources(workers: int, cpus_per_worker: int, min_workers: int = 0, gpus_per_worker: float = 1.0) -> Resources:
     """Check that the cluster can hold a run.
 
     Args:
         min_workers: the run makes do with so many (0 = `workers`).
+        gpus_per_worker: where the cluster has GPUs.
 
     Raises:
         UserError: there are fewer CPUs or GPUs than the workers need.
     """
     fewest = min_workers or workers
     have = capacity(cluster.resources())
-    gpu = have["GPU"] > 0
+    gpus = gpus_per_worker if have["GPU"] else 0.0
+    if gpus % 1 and workers > 1:
+        raise UserError(
+            f"{workers} workers on shares of GPUs: NCCL refuses two that are on one card. Give each one of its own "
+            "(--search.gpus_per_worker 1), or a run one worker (--workers 1)"
+        )
     if fewest * cpus_per_worker > have["CPU"]:
         raise UserError(
             f"{fewest} workers of {cpus_per_worker} CPUs do not fit into this cluster's {have['CPU']:.0f} CPUs: "
             "lower --workers or --search.cpus_per_worker, or add nodes"
         )
-    if gpu and fewest > have["GPU"]:
+    if fewest * gpus > have["GPU"]:
         raise UserError(f"{fewest} workers need a GPU each and the cluster has {have['GPU']:.0f}: lower --workers")
-    return Resources(workers, fewest, cpus_per_worker, gpu)
+    return Resources(workers, fewest, cpus_per_worker, gpus)
 
 
 def spread(cpus: int, workers: int) -> int:
@@ -184,8 +190,8 @@ def _trainer(
         torch_config=(OneMachine if is_own() else TorchConfig)(timeout_s=spec.train.collective_seconds),
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
-            use_gpu=resources.gpu,
-            resources_per_worker={"CPU": resources.cpus} | ({"GPU": 1} if resources.gpu else {}),
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
         ),
         run_config=RunConfig(
             name=spec.name,

@@ -141,7 +141,7 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
     chosen = np.unique(np.concatenate([every.all_rows(prepared, whole, training) for every in specs]))
     blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
     shares = [blocks[first::tasks] for first in range(min(tasks, len(blocks)))]
-    make = _make.options(num_cpus=each.cpus, num_gpus=int(each.gpu), num_returns="streaming")
+    make = _make.options(num_cpus=each.cpus, num_gpus=each.gpus, num_returns="streaming")
     makers: list[Any] = [make.remote(spec, [prepared.places(block) for block in share]) for share in shares]
     refs = list[ray.ObjectRef]()
     try:
@@ -180,7 +180,7 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
 
 def _fitting(each: Resources) -> int:
     """How many workers the machines hold that are there now."""
-    wanted = {"CPU": each.cpus} | ({"GPU": 1} if each.gpu else {})
+    wanted = {"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {})
     return sum(min(int(machine.get(name, 0) // count) for name, count in wanted.items()) for machine in cluster.machines())
 
 

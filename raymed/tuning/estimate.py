@@ -32,7 +32,7 @@ def describe(search: Search) -> Outcome:
     check_reachable(search.tracking_uri)
     spec.folder.check_writable()
     each, fitting = search.resources()
-    if not each.gpu:
+    if not each.gpus:
         check_offload(spec.train, torch.device("cpu"))
     concurrent = min(fitting, search.budget.trials)
     workers = f"{each.min_workers} to {each.workers}" if each.min_workers < each.workers else str(each.workers)
@@ -60,18 +60,18 @@ def describe(search: Search) -> Outcome:
         *([f"           workers are busy {busy:.0%} of the time"] if busy < 0.995 else []),
         f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
         f"{state / 2**30:.2f} GiB a worker under ZeRO {spec.train.zero_stage}",
-        f"resources  {concurrent} at once, each {workers} x {each.cpus} CPU{' + 1 GPU' if each.gpu else ''}",
+        f"resources  {concurrent} at once, each {workers} x {each.cpus} CPU{f' + {each.gpus:g} GPU' if each.gpus else ''}",
         f"runs       {', '.join(search.runs)}"
         if search.runs
         else f"search     {search.budget.trials} trials over {', '.join(search.defaults) or 'no settings'}"
         + (f"; {search.budget.plan}" if search.budget.end else ""),
     ]
     rehearsal = None
-    if torch.cuda.is_available() if each.gpu else parameters <= MEASURED_PARAMETERS:
+    if torch.cuda.is_available() if each.gpus else parameters <= MEASURED_PARAMETERS:
         rehearsal = _rehearse(spec, prepared, module, each)
         activations: int | None = rehearsal.activations
     else:
-        activations = _activations(spec, prepared, module, each.gpu)
+        activations = _activations(spec, prepared, module, each.gpus > 0)
     lines.append(_memory(spec, activations, rehearsal))
     seconds = rehearsal.seconds / rehearsal.records if rehearsal else None
     if seconds is None:
@@ -139,7 +139,7 @@ def _rehearse(spec: RunSpec, prepared: Prepared, module: torch.nn.Module, each: 
     threads = torch.get_num_threads()
     torch.set_num_threads(each.cpus)
     try:
-        return rehearse(spec, prepared, module, torch.device("cuda" if each.gpu else "cpu"))
+        return rehearse(spec, prepared, module, torch.device("cuda" if each.gpus else "cpu"))
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"a micro-batch of {spec.train.micro_batch} {spec.sampling.noun} does not fit into this GPU beside what it "

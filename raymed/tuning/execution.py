@@ -206,7 +206,7 @@ def _already_searched(search: Search, study: Study, budget: Budget, tracker: Tra
 def _driver(each: Resources) -> dict[str, float]:
     """What a trial's own process occupies: it trains, or only waits for those that do."""
     if suffices(each.workers):
-        return {"CPU": each.cpus, "GPU": int(each.gpu)}
+        return {"CPU": each.cpus, "GPU": each.gpus}
     return {"CPU": DRIVER_CPUS} | HEAD
 
 

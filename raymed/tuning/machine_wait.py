@@ -89,7 +89,7 @@ class MachineWait(Stopper):
 
     def _line(self, count: int) -> str:
         each = self._each
-        wanted = f"{each.min_workers} x {each.cpus} CPUs" + (" and a GPU" if each.gpu else "")
+        wanted = f"{each.min_workers} x {each.cpus} CPUs" + (f" and {each.gpus:g} GPU" if each.gpus else "")
         parts = [f"{count} trial{'s wait' if count > 1 else ' waits'} for machines ({wanted} each)", machines_to_come()]
         if self._end:
             parts.append(f"until {self._end}")

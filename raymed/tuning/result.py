@@ -166,7 +166,7 @@ def _summary(
         ),
         command=search.command,
         looks=registered.facts.looks,
-        cost={f"{study.noun}s": str(study.trained), "GPU hours" if each.gpu else "CPU worker hours": f"{hours:.2f}"},
+        cost={f"{study.noun}s": str(study.trained), "GPU hours" if each.gpus else "CPU worker hours": f"{hours:.2f}"},
         importance=importance(study.study, search.template.seed),
         versions={name: version(name) for name in PACKAGES},
     )

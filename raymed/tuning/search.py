@@ -256,8 +256,12 @@ class Search:
         have, asked = capacity(cluster.resources()), self.template.workers
         workers = self.template.helpful(asked)
         alone = not (self.settings.space or len(self.runs) > 1 or have["GPU"]) and is_own()
-        share = cpus_per_gpu() if have["GPU"] else spread((os.cpu_count() or 1) if alone else asked, workers)
-        each = resources(workers, self.settings.cpus_per_worker or share, min(workers, self.template.min_workers))
+        if have["GPU"]:
+            share = max(1, int(cpus_per_gpu() * self.settings.gpus_per_worker))
+        else:
+            share = spread((os.cpu_count() or 1) if alone else asked, workers)
+        cpus, fewest = self.settings.cpus_per_worker or share, min(workers, self.template.min_workers)
+        each = resources(workers, cpus, fewest, self.settings.gpus_per_worker)
         fitting = fitting_runs(each, have)
         if not fitting:
             raise UserError(
@@ -279,9 +283,14 @@ class Search:
     def whole(self, spec: RunSpec) -> Resources:
         """What a run takes that has for itself what the search's trials have between them: workers as far as they help."""
         each, concurrent = self.resources()
-        workers = spec.helpful(each.workers * concurrent)
-        cpus = each.cpus if each.gpu else spread(each.workers * each.cpus * concurrent, workers)
-        return dataclasses.replace(each, workers=workers, min_workers=min(workers, each.min_workers), cpus=cpus)
+        if each.gpus:
+            cards = max(1, int(each.workers * concurrent * each.gpus))
+            each = dataclasses.replace(each, gpus=1.0, cpus=int(each.cpus / each.gpus))
+            workers = spec.helpful(cards)
+        else:
+            workers = spec.helpful(each.workers * concurrent)
+            each = dataclasses.replace(each, cpus=spread(each.workers * each.cpus * concurrent, workers))
+        return dataclasses.replace(each, workers=workers, min_workers=min(workers, each.min_workers))
 
     @property
     def judging_workers(self) -> int:
@@ -289,7 +298,7 @@ class Search:
         if is_own():
             return 1
         (each, concurrent), have = self.resources(), cluster.resources()
-        there = have.get("GPU", 0.0) if each.gpu else have.get("CPU", 0.0) / each.cpus
+        there = have.get("GPU", 0.0) if each.gpus else have.get("CPU", 0.0) / each.cpus
         return max(1, min(each.workers * concurrent, int(there)))
 
     def candidate(self, run_id: str, trial: FrozenTrial) -> Candidate:
@@ -350,4 +359,4 @@ class Search:
 def fitting_runs(each: Resources, have: Mapping[str, float]) -> int:
     """How many runs that take `each` there is room for in what a cluster has."""
     by_cpus = int(have.get("CPU", 0.0) / (each.min_workers * each.cpus + DRIVER_CPUS))
-    return min(by_cpus, int(have.get("GPU", 0.0) / each.min_workers)) if each.gpu else by_cpus
+    return min(by_cpus, int(have.get("GPU", 0.0)) * int(1 / each.gpus) // each.min_workers) if each.gpus else by_cpus

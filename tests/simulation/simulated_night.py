@@ -165,7 +165,7 @@ class Night:
         patch.setattr(
             Tracker, "open", staticmethod(lambda uri, name="": Tracker(uri, name, "1", Client(world, self.mlflow)))
         )
-        patch.setattr(Search, "resources", lambda _: (Resources(1, 1, 1, False), self.setting.concurrent))
+        patch.setattr(Search, "resources", lambda _: (Resources(1, 1, 1, 0), self.setting.concurrent))
         names = random.Random(self.seed)
         patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=names.getrandbits(128)))
 

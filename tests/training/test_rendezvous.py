@@ -67,6 +67,6 @@ def test_a_file_serves_a_jobs_own_ray_and_workers_wait_as_long_as_for_the_storag
     monkeypatch.setattr("raymed.training.fit.is_own", lambda: own)
     recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
     spec = RunSpec("never-run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(storage_minutes=40), workers=2)
-    trainer = _trainer(spec, Streamed(prepared.folder.uri), Resources(2, 2, 1, False), None, [], False)
+    trainer = _trainer(spec, Streamed(prepared.folder.uri), Resources(2, 2, 1, 0), None, [], False)
     assert type(trainer.backend_config) is kind
     assert trainer.backend_config.timeout_s == (30 + 40) * 60

@@ -34,7 +34,7 @@ from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 from raymed.tuning.study import REASON
 
-GPU = Resources(workers=2, min_workers=2, cpus=8, gpu=True)
+GPU = Resources(workers=2, min_workers=2, cpus=8, gpus=1)
 
 
 def test_the_search_ends_once_nothing_trains_and_its_time_is_over() -> None:
@@ -80,7 +80,7 @@ def test_a_person_is_told_what_is_waited_for_and_what_the_cloud_says(
             time.sleep(0.02)
         wait.reports(3)
     assert caplog.messages[0] == (
-        "1 trial waits for machines (2 x 8 CPUs and a GPU each); on their way: 2 x worker-a10g; no worker-l4: "
+        "1 trial waits for machines (2 x 8 CPUs and 1 GPU each); on their way: 2 x worker-a10g; no worker-l4: "
         "InsufficientInstanceCapacity: We have no g6.2xlarge in eu-central-1a.; did not start: 1 x worker-a10g; "
         "until 2026-01-02 07:00 CET"
     )

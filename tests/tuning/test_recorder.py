@@ -38,7 +38,7 @@ def open_recorder(search: Search, study: Study) -> tuple[Recorder, Tracker, str]
     tracker = search.open_tracker()
     parent = tracker.run(search.name, search.name)
     progress = Progress(study, search.budget, search.label, search.spec_of)
-    return Recorder(search, tracker, parent, study, progress, None, Resources(2, 2, 1, False)), tracker, parent
+    return Recorder(search, tracker, parent, study, progress, None, Resources(2, 2, 1, 0)), tracker, parent
 
 
 def report(study: Study, number: int, epoch: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.storage.folder import Folder
 from raymed.training.fit import Resources
 from raymed.training.loop import COMMON, FAILED
+from raymed.training.stall import STALLED
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.machine_wait import MachineWait
@@ -234,7 +235,7 @@ def test_a_curve_that_an_earlier_raymed_wrote_goes_on(tmp_path):
 
 def no_wait():
     """Machines are there for every trial."""
-    return MachineWait(Resources(1, 1, 1, gpu=False), lambda: False, "")
+    return MachineWait(Resources(1, 1, 1, gpus=0), lambda: False, "")
 
 
 class Told:
@@ -368,7 +369,8 @@ def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_die
     lost.write_text(f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{ActorDiedError()}\n")  # as Ray Tune does
     text.write_text("Failure # 1 (occurred at 2026-01-01_00-00-00)\n  the actor's bug\nValueError: a bug\n")
     number, _ = study.ask(Budget(9))
-    trial = SimpleNamespace(config={"number": number}, error_file=str(lost))
+    run = Folder.at(str(tmp_path / "run"))
+    trial = SimpleNamespace(config={"number": number, "spec": SimpleNamespace(folder=run)}, error_file=str(lost))
     study.report(number, 1, result(0.9, 1))
     for _ in range(2):
         scheduler.on_trial_error(None, trial)
@@ -377,8 +379,10 @@ def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_die
     for _ in range(2):
         scheduler.on_trial_error(None, trial)
         assert study.ask(Budget(9))[0] == number, "it had got on"
+    run.write(STALLED, b"no step for 30 minutes")
     scheduler.on_trial_error(None, trial)
     assert study.trial(number).state == TrialState.FAIL
+    assert study.trial(number).user_attrs[REASON] == "no step for 30 minutes", "by what it left before it ended itself"
     bug = SimpleNamespace(config={"number": study.ask(Budget(9))[0]}, error_file=str(text))
     scheduler.on_trial_error(None, bug)
     assert study.trial(bug.config["number"]).state == TrialState.FAIL

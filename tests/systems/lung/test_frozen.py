@@ -32,7 +32,7 @@ from raymed.training.network import first_network
 from raymed.training.spec import RunSpec
 
 SETTINGS = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-2)
-EACH, CPU = Resources(1, 1, 1, False), torch.device("cpu")
+EACH, CPU = Resources(1, 1, 1, 0), torch.device("cpu")
 
 
 class Facts(UserCallback):
@@ -205,7 +205,7 @@ def test_features_that_find_no_room_are_computed_in_every_step_and_a_line_says_s
     monkeypatch.setattr(frozen, "fits_in_memory", lambda size: False)
     with caplog.at_level(logging.WARNING, "raymed"):
         assert keep_features([spec], rows, False, EACH, 1) is rows
-        elsewhere = Resources(1, 1, 1, gpu=True)
+        elsewhere = Resources(1, 1, 1, gpus=1)
         assert keep_features([spec], rows, False, elsewhere, 1) is rows, "a machine that may still come is not waited for"
     assert "do not fit the object store" in caplog.text
     assert "no machine that could compute it" in caplog.text

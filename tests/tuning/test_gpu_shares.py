@@ -1,0 +1,71 @@
+"""Several trials on a card: how many there is room for, and what each takes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from raymed.cluster import connection
+from raymed.compat.ray import HEAD_NODE
+from raymed.data.prepared import Prepared
+from raymed.errors import UserError
+from raymed.systems.toy.recipe import ToyRecipe
+from raymed.training import cards
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
+from raymed.tuning.budget import Budget
+from raymed.tuning.search import Search
+from raymed.tuning.settings import SearchSettings
+
+
+@pytest.fixture
+def search(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """On one machine with two cards and 32 CPUs, one more of which is offered for what only waits."""
+    machine = {"CPU": 33.0, "GPU": 2.0, HEAD_NODE: 1.0}
+    monkeypatch.setattr(connection, "resources", lambda: machine)
+    monkeypatch.setattr(connection, "machines", lambda: [machine])
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
+    template = RunSpec("search", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(global_batch=32, micro_batch=8))
+    return Search(template, SearchSettings(), Budget(trials=8), "")
+
+
+def sharing(search: Search, share: float, workers: int = 1) -> Search:
+    settings = dataclasses.replace(search.settings, gpus_per_worker=share)
+    return dataclasses.replace(search, template=dataclasses.replace(search.template, workers=workers), settings=settings)
+
+
+@pytest.mark.parametrize(("share", "at_once", "cpus"), [(1.0, 2, 16), (0.5, 4, 8), (0.3, 6, 4), (0.25, 8, 4)])
+def test_a_share_of_a_card_makes_room_for_more_trials_with_fewer_cpus_each(
+    search: Search, share: float, at_once: int, cpus: int
+) -> None:
+    each, concurrent = sharing(search, share).resources()
+    assert (each.gpus, each.cpus, concurrent) == (share, cpus, at_once)
+
+
+def test_the_refit_of_a_search_on_shares_has_whole_cards(search: Search) -> None:
+    shared = sharing(search, 0.25)
+    whole = shared.whole(shared.template)
+    assert (whole.workers, whole.gpus, whole.cpus) == (2, 1.0, 16)
+
+
+def test_two_workers_of_one_run_are_refused_on_shares_before_nccl_does(search: Search) -> None:
+    with pytest.raises(UserError, match=r"--search\.gpus_per_worker 1"):
+        sharing(search, 0.5, workers=2).resources()
+    with pytest.raises(UserError, match="more than 0"):
+        SearchSettings(gpus_per_worker=1.5)
+
+
+@pytest.mark.parametrize(("given", "limits"), [(0.25, [0.25]), (1.0, []), (2.0, [])])
+def test_a_worker_on_a_share_leaves_the_others_memory_alone(
+    given: float, limits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited: list[float] = []
+    context = SimpleNamespace(get_assigned_resources=lambda: {"GPU": given})
+    monkeypatch.setattr(cards, "ray", SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: context))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limited.append(share))
+    cards.keep_to_share(torch.device("cuda", 0))
+    assert limited == limits
