@@ -238,3 +238,16 @@ class PartlyFrozen(Protocol):
         """The outputs of the frozen part for each row of a batch of pictures, of whatever shape; `module` is in evaluation
         mode."""
         ...
+
+
+@runtime_checkable
+class SlowlyJudged(Protocol):
+    """A recipe whose assessment takes longer than one look at each row: texts are written, or pictures drawn."""
+
+    def judging_passes(self, rows: int) -> float:
+        """How many forward passes over a row the assessment takes.
+
+        Args:
+            rows: of val and test.
+        """
+        ...

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
+from raymed.recipes.recipe import SlowlyJudged
 from raymed.tuning.budget import Budget
 from raymed.tuning.refit import SPLITS, cost_of_epochs
 from raymed.tuning.search import Search
@@ -47,7 +48,9 @@ class Timetable:
         plan, every = spec.plan(prepared, 0), spec.train.validate_steps
         # a forward pass is a third of a step
         epoch = plan.rows / len(plan.batches) + validation / 3 / every if every else plan.rows + validation / 3
-        judged = (validation + len(spec.rows(prepared, "test"))) / 3
+        looked_at = validation + len(spec.rows(prepared, "test"))
+        slowly = isinstance(spec.recipe, SlowlyJudged)
+        judged = (spec.recipe.judging_passes(looked_at) if slowly else looked_at) / 3
         refitting = cost_of_epochs(search, spec, SPLITS[budget.refit]) if budget.refit in SPLITS else 0.0
         return cls(budget, budget.seconds_left, spec.length(prepared), judged * workers / epoch, refitting)
 

@@ -1,5 +1,6 @@
 """What fits into a search's time: the leader ends its schedule, the winner is judged and trained again by the end."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -89,4 +90,13 @@ def test_the_plan_says_what_is_done_by_the_end_and_counts_every_row(prepared, tm
     train, rest = len(prepared.rows("train")), len(prepared.rows("val")) + len(prepared.rows("test"))
     folds = sum(len(prepared.rows("train", fold)) for fold in range(prepared.folds))
     assert folds > train and table.refitting == pytest.approx((train + rest + folds) / train), "the folds are trained, too"
-    assert table.judging == pytest.approx(rest / 3 / (train + len(prepared.rows("val")) / 3))
+    judging = rest / 3 / (train + len(prepared.rows("val")) / 3)
+    assert table.judging == pytest.approx(judging)
+
+    class Writing(ToyRecipe):
+        def judging_passes(self, rows: int) -> float:
+            return 5.0 * rows
+
+    writing = Writing(recipe.names, recipe.size)
+    search = dataclasses.replace(search, template=dataclasses.replace(template, recipe=writing))
+    assert Timetable.of(search, budget).judging == pytest.approx(5 * judging), "texts are written after the end of the night"

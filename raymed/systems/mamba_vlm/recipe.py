@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raymed.systems.mamba_vlm.assessment import ReportAssessment
 
 HELD = "language_held"  # of an export: what the language model held that is kept apart
+PASSES_OF_A_TEXT = 7  # forward passes that take as long as to write one of 80 tokens: 4 of small networks, 7 of large ones
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
 METRICS = (
     Metric("train_loss", "nats", "min", "{:.4f}"),
@@ -152,6 +153,10 @@ class ReportRecipe(StageRecipe):
         from raymed.systems.mamba_vlm.assessment import ReportAssessment
 
         return ReportAssessment.judged(candidate, self, self.load(network), prepared, how)
+
+    def judging_passes(self, rows: int) -> float:
+        """Each test row, half of them all, is read with two pictures, and has a text of 80 tokens written about it."""
+        return rows / 2 * (2 + PASSES_OF_A_TEXT)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write weights (LoRA merged), tokenizer, `recipe.json`; a language model not trained stays where it is."""

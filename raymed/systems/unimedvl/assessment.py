@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raymed.tracking.tracker import Tracker
 
 LIMIT = 100  # most questions, and most pictures, that a model is judged by
+PASSES_OF_A_PICTURE = 25  # forward passes that take as long as to draw one in 50 steps; an answer takes fewer
 WRITING = TextSettings(max_new_tokens=128, do_sample=False)
 DRAWING = DrawingSettings()
 CAUTION = "Its answers and pictures are a machine's, judged by figures and not by a reader: nobody may be treated by them."

@@ -248,6 +248,12 @@ class UniMedVLRecipe:
 
         return GeneralistAssessment.judged(candidate, self.load(network), network, prepared)  # type: ignore[arg-type]
 
+    def judging_passes(self, rows: int) -> float:
+        """Each row has a loss; a test row, half of them all, has an answer or a picture, up to a limit of either."""
+        from raymed.systems.unimedvl.assessment import LIMIT, PASSES_OF_A_PICTURE
+
+        return rows + min(rows / 2, 2 * LIMIT) * PASSES_OF_A_PICTURE
+
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write a checkpoint as BAGEL and UniMedVL lay it out, and `recipe.json`."""
         from raymed.systems.unimedvl import checkpoint

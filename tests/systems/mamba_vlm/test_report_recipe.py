@@ -13,7 +13,7 @@ from raymed.data.image import ImageSettings
 from raymed.errors import UserError
 from raymed.models.pretrained import pretrained_of
 from raymed.recipes.exported import open_model
-from raymed.recipes.recipe import TrainingPass
+from raymed.recipes.recipe import SlowlyJudged, TrainingPass
 from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.intensity import Intensity
@@ -228,3 +228,7 @@ def test_another_file_of_first_weights_is_another_run() -> None:
     other = replace(RECIPE, start="/models/vision_bridge_best_val.pt")
     assert {"train", "sampling", "seed", "start"}.isdisjoint(RECIPE.settings())
     assert RECIPE.settings() != other.settings()
+
+
+def test_the_time_of_writing_is_set_aside_from_the_hours_of_a_search() -> None:
+    assert isinstance(RECIPE, SlowlyJudged) and RECIPE.judging_passes(100) > 2 * 100
