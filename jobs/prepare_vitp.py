@@ -63,6 +63,7 @@ def plan(options: PrepareVitpOptions) -> Outcome:
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
+    from raymed.data import corpus_yield
     from raymed.data.counts import closing, facts, table
 
     prepared, manifest = result.prepared, result.prepared.manifest
@@ -72,6 +73,7 @@ def summary(result: PrepareResult) -> Outcome:
         *table(manifest.sources, head="samples"),
         *_uses(manifest.settings["datasets"]),
         f"studies: {result.new} read, {result.kept} unchanged; tokens: {tokens} in all",
+        *corpus_yield.lines(prepared),
         f"quarantined: {manifest.quarantined} samples (quarantine.jsonl)",
         *closing(result),
     ]

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from raymed.data import corpus_yield
 from raymed.data.corpus import CorpusSettings, prepare_corpus
 from raymed.data.image import ImageSettings
 from raymed.data.leak import guard
@@ -96,7 +97,9 @@ def test_samples_are_stored_as_they_are_written_with_their_tiles_and_measured(so
         assert costs[record.id] == len(encode_turns(tokenizer, record.messages, tiles)[0])
     pixels = sum(image.pixels.size for record in records.values() for image in record.images)
     assert prepared.pixel_bytes(prepared.rows("all")) == pixels
+    assert sorted(corpus_yield.tile_counts(prepared).tolist()) == [0, *(8 * [3]), 6]
     drawn = MixtureSettings().draw(prepared, [prepared.rows("train")], 0, 0)
+    assert f"an epoch: {len(drawn.packs)} samples to train on" in corpus_yield.lines(prepared)[1]
     assert sorted(row for each in drawn.packs for row in each) == sorted(2 * prepared.rows("train").tolist())
 
 
