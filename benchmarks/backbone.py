@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse import auto_cli
 from machine import show
@@ -25,11 +24,12 @@ from raymed.evaluation.summary import show as shown
 from raymed.models.features import FeatureSettings
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes.exported import open_model
-from raymed.retrieval.evaluation import Judging, RetrievalRun, evaluate
+from raymed.retrieval.comparison import by_query
+from raymed.retrieval.evaluation import Judging, evaluate
 from raymed.retrieval.extract import Work, extract
 from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import RetrievalSettings
-from raymed.retrieval.metrics import PatientResamples, average_precision, right
+from raymed.retrieval.metrics import PatientResamples
 from raymed.retrieval.parts import prepared_parts
 from raymed.retrieval.summary import table
 
@@ -60,8 +60,8 @@ def main(model: str, data: str, queries: str = "test", layer: int = -1, bootstra
         print(f"{when}: judged", file=sys.stderr)
     lines = [line for when, each in found.items() for line in (when, *table(each.judged, each.best))]
     paired = PatientResamples(asked.labels, asked.owners, bootstrap, seed)
-    figures_of_a_query = {"Top-1": nearest_is_right, f"mAP@{judging.ks[-1]}": precision}
-    difference = {name: paired.mean(of(found["after"]) - of(found["before"])) for name, of in figures_of_a_query.items()}
+    before, after = by_query(found["before"]), by_query(found["after"])
+    difference = {name: paired.mean(after[name] - before[name]) for name in after}
     lines += [f"{name}, after - before, query by query: {shown(each)}" for name, each in difference.items()]
     figures = {when: asdict(each.best) for when, each in found.items()}
     figures |= {"difference": {name: asdict(each) for name, each in difference.items()}}
@@ -73,17 +73,6 @@ def features(work: Work, prepared: Prepared, split: str) -> Features:
     with tempfile.TemporaryDirectory() as folder:
         extract(work, prepared_parts(prepared, split), {"kind": "prepared", "root": prepared.folder.uri}, folder)
         return Features.open(folder)
-
-
-def nearest_is_right(run: RetrievalRun) -> np.ndarray:
-    """Whether the nearest picture shows the query's class, float64 [queries]."""
-    return right(run.neighbours, run.queries, run.gallery.features)[:, 0].astype(np.float64)
-
-
-def precision(run: RetrievalRun) -> np.ndarray:
-    """AP@k of each query, float64 [queries]."""
-    relevant = np.array([(run.gallery.features.labels == label).sum() for label in run.queries.labels])
-    return average_precision(right(run.neighbours, run.queries, run.gallery.features), relevant)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def judge(
             f"the gallery {gallery.features.name} has one class or none ({named}): every answer would be the same"
         )
     hits = right(neighbours, queries, gallery.features)[labelled]
-    relevant, candidates = (each[labelled] for each in _findable(gallery, queries))
+    relevant, candidates = (each[labelled] for each in findable(gallery, queries))
     labels, patients = queries.labels[labelled], queries.owners[labelled]
     weights = PatientResamples(labels, patients, bootstrap, seed)
     tops = {k: hits[:, :k].any(axis=1) for k in ks}
@@ -144,7 +144,7 @@ def judge(
     )
 
 
-def _findable(gallery: Gallery, queries: Features) -> tuple[np.ndarray, np.ndarray]:
+def findable(gallery: Gallery, queries: Features) -> tuple[np.ndarray, np.ndarray]:
     """For each query, pictures of its class, and all pictures, that may be its neighbours; int64 [queries]."""
     features, excluding = gallery.features, gallery.settings.exclude != "none"
     of_class = Counter(features.labels.tolist())

@@ -54,7 +54,9 @@ def no_building(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("settings", [HNSW, IVF])
-def test_an_index_that_was_kept_is_not_built_again(settings: IndexSettings, tmp_path: Path, monkeypatch) -> None:
+def test_an_index_that_was_kept_is_not_built_again(
+    settings: IndexSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = gallery(tmp_path, "abcdefgh")
     before = search(features, settings, keep=True)
     assert {path.suffix for path in (tmp_path / "index").iterdir()} == {".faiss", ".json"}
@@ -71,8 +73,13 @@ def test_pictures_come_and_go_at_the_cost_of_those(
     search(gallery(tmp_path, "abcdefgh"), settings, keep=True)
     added: list[int] = []
     add = Index.add
+
+    def adding(index: Index, vectors: np.ndarray, rows: np.ndarray) -> None:
+        added.append(len(rows))
+        add(index, vectors, rows)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Index, "add", lambda self, vectors, rows: (added.append(len(rows)), add(self, vectors, rows))[1])
+        patch.setattr(Index, "add", adding)
         patch.setattr(Index, "__init__", lambda *_: pytest.fail("built anew"))
         features = gallery(tmp_path, "zabdefgh")  # one came to stand first, one is gone
         (key,) = {path.stem for path in (tmp_path / "index").iterdir()}
@@ -86,7 +93,9 @@ def test_pictures_come_and_go_at_the_cost_of_those(
     assert agreement(gallery(tmp_path, "zabdefghc"), settings) > least, "and one that was gone came back"
 
 
-def test_an_index_is_built_anew_where_too_much_of_it_is_gone_or_it_is_damaged(tmp_path: Path, caplog) -> None:
+def test_an_index_is_built_anew_where_too_much_of_it_is_gone_or_it_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     search(gallery(tmp_path, "abcdefgh"), HNSW, keep=True)
     with caplog.at_level("INFO", "raymed"):
         search(gallery(tmp_path, "abcde"), HNSW, keep=True)
