@@ -291,7 +291,7 @@ class TrainClip(ClipOptions):
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = (
-        "output_dir", "use_cv", "n_splits", "multi_config", "config_file", "resume_from", "train.epochs", "train.patience",
+        "output_dir", "use_cv", "multi_config", "config_file", "resume_from", "train.epochs", "train.patience",
     )  # fmt: skip
 
     output_dir: str | None = None
