@@ -105,8 +105,13 @@ class SystemOptions(JobOptions, ABC):
         from raymed.models.pretrained import fingerprint, pretrained_of
         from raymed.training.spec import RunSpec
 
-        if not len(prepared.rows("train", self.fold)) or not len(prepared.rows("val", self.fold)):
-            raise UserError(f"{prepared.folder.uri} has no train or no val patients: it can be predicted, not trained on")
+        if not len(prepared.rows("train", self.fold)):
+            raise UserError(f"{prepared.folder.uri} has no train patients: it can be predicted, not trained on")
+        if not len(prepared.rows("val", self.fold)):
+            raise UserError(
+                f"{prepared.folder.uri} has no val patients, by whom epochs are chosen; without them nobody knows whether "
+                "anything is learned: prepare it again with a few, such as --split.weights 98/2/0"
+            )
         if prepared.image.rule != PIXEL_RULE:
             log.warning(
                 "%s was prepared by pixel rule %d, and this raymed reads files by rule %d: a model that is trained on it "

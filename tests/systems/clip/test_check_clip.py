@@ -1,7 +1,9 @@
-"""Every configuration of a file is tried out at its own size, and one that cannot be trained stops no other."""
+"""Configurations before a night: each is tried out at its own size and described whole, and folds are planned."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from raymed.errors import RunError, UserError
 from raymed.models.settings import ClipModelSettings
 from raymed.systems.clip.check import check_configurations
 from raymed.systems.clip.options import TrainClip
-from raymed.systems.clip.runs import Configuration
+from raymed.systems.clip.recipe import ClipRecipe
+from raymed.systems.clip.runs import Configuration, Work
 from raymed.training.settings import TrainSettings
+from raymed.tuning.estimate import describe
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +64,36 @@ def test_one_that_does_not_fit_is_named_and_the_others_are_tried(
         check_configurations([large, small], [], "cpu")
     with pytest.raises(UserError, match=r"wrong: configs\.json, entry 2: unknown key"):
         check_configurations([small], ["configs.json, entry 2: unknown key"], "cpu")
+
+
+def test_the_texts_of_a_file_are_those_that_are_trained_with(prepared: Prepared, tmp_path: Path) -> None:
+    """And so those that a .pth file keeps, which has its recipe's."""
+    texts = {name: f"a picture of {name}" for name in prepared.labels.names} | {prepared.labels.names[0]: ["one", "two"]}
+    (tmp_path / "texts.json").write_text(json.dumps(texts), "utf-8")
+    options = configuration(prepared, tmp_path, "", 8).options
+    given = Configuration.of(dataclasses.replace(options, class_texts_file=str(tmp_path / "texts.json")))
+    recipe = next(iter(given.specs.values())).recipe
+    assert isinstance(recipe, ClipRecipe)
+    assert recipe.texts == (("one", "two"), *((f"a picture of {name}",) for name in prepared.labels.names[1:]))
+
+
+def test_config_json_has_every_key_of_the_guide_s_and_what_it_was_trained_on(prepared: Prepared, tmp_path: Path) -> None:
+    described = configuration(prepared, tmp_path, "", 8).describe()
+    guide = (
+        "image_encoder text_encoder embed_dim batch_size epochs learning_rate weight_decay temperature img_size augmentation"
+    )
+    guide += " n_splits random_state use_amp save_best use_cv early_stopping_patience early_stopping_min_delta"
+    guide += " early_stopping_monitor text_template class_texts_file"
+    assert set(guide.split()) <= described.keys()
+    assert (described["batch_size"], described["early_stopping_monitor"], described["unit"]) == (8, "val_acc", "patient")
+    assert described["data_digest"] == prepared.digest and json.loads(json.dumps(described)) == described
+
+
+def test_a_dry_run_of_folds_plans_each_of_them(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("machines", [{"CPU": 2.0, "GPU": 0.0}]), ("resources", {"CPU": 2.0, "GPU": 0.0})):
+        monkeypatch.setattr(f"raymed.cluster.connection.{name}", lambda value=value: value)
+    options = dataclasses.replace(configuration(prepared, tmp_path, "", 8).options, use_cv=True, n_splits=3)
+    plan = describe(Work.of(options, [Configuration.of(options)]).search)
+    assert "runs       fold_1, fold_2, fold_3" in plan.text and "GiB of activations" in plan.text
+    with pytest.raises(UserError, match="prepared with 3 folds, not 4"):
+        Configuration.of(dataclasses.replace(options, n_splits=4))

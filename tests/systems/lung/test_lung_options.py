@@ -43,3 +43,10 @@ def test_weights_of_an_internvl_are_not_ruined_by_the_learning_rate_of_small_net
         options.recipe(prepared)
     with pytest.raises(UserError, match="the tokenizer"):  # which this folder lacks: the learning rate is taken
         dataclasses.replace(options, train=TrainSettings(lr=5e-5)).recipe(prepared)
+
+
+@pytest.mark.parametrize("config", ["guide_lung", "lung_internvl", "tune_lung"])
+def test_every_shipped_configuration_looks_at_sixteen_slices_of_a_ct_patient(config: str) -> None:
+    job = script("tune_lung")
+    options = parse(job.TuneLung, ["--data", "PREPARED"], defaults=CONFIGS / f"{config}.yaml", script=job)
+    assert (options.slices.per_patient, options.slices.choice) == (16, "uniform")
