@@ -14,12 +14,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import install, write_prepared
+from safetensors.torch import load_file, save_file
 
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import Prepared
 from raymed.doctor import checks as doctor
 from raymed.doctor.finding import Finding
 from raymed.doctor.support_bundle import frames_only, masked, write_bundle
+from raymed.models import classifiers
 from raymed.models.settings import ModelSettings
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker
@@ -99,6 +101,17 @@ def test_a_model_folder_without_configuration_is_wrong_and_a_preset_builds(tmp_p
     labels = LabelTable.open("lung")
     assert doctor.model(ModelSettings(path=str(tmp_path)), labels, 56).state == "wrong"
     assert doctor.model(ModelSettings(preset="tiny"), labels, 56).state == "ok"
+
+
+def test_an_internvl_is_built_with_all_its_weights_and_a_cut_one_is_wrong(tmp_path: Path) -> None:
+    labels, folder = LabelTable.open("lung"), tmp_path / "internvl"
+    folder.mkdir()
+    classifiers.build(ModelSettings(preset="internvl-tiny"), labels.codes, 56).export(folder)  # type: ignore[operator]
+    finding = doctor.model(ModelSettings(path=str(folder)), labels, 56)
+    assert finding.state == "ok" and "every weight fits" in finding.text
+    state = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in state.items() if "layer.1." not in name}, folder / "model.safetensors")
+    assert doctor.model(ModelSettings(path=str(folder)), labels, 56).state == "wrong"
 
 
 def test_lost_shards_and_leaks_are_found(tmp_path: Path) -> None:

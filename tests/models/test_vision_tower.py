@@ -77,6 +77,25 @@ def test_what_is_written_reads_back_bit_for_bit(layout: str, kind: str, native: 
     assert VisionTower.read(out).digest == tower.digest
 
 
+@pytest.mark.parametrize("layout", ["native", "internvl"])
+def test_a_vit_of_internvit_6bs_kind_reads_back_bit_for_bit(layout: str, tmp_path: Path) -> None:
+    """Norms of queries and keys, RMS norms, and no bias of queries, keys and values."""
+    torch.manual_seed(0)
+    config = InternVLVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=SIZE,
+        attention_bias=False, use_qk_norm=True, norm_type="rms_norm",
+    )  # fmt: skip
+    module = AutoModel.from_config(config)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    tower = VisionTower(config, module.state_dict(), {}, "made")
+    assert any("q_norm" in key for key in tower.state) and not any("q_proj.bias" in key for key in tower.state)
+    tower.write(tmp_path / "vit", layout)  # type: ignore[arg-type]
+    again = VisionTower.read(tmp_path / "vit")
+    assert again.digest == tower.digest and again.config.norm_type == "rms_norm" and again.config.use_qk_norm
+    assert all(torch.equal(again.state[key], value) for key, value in tower.state.items())
+
+
 def test_a_single_file_has_the_names_that_a_loader_of_internvl_looks_for(remote: Path, tmp_path: Path) -> None:
     """Such a loader passes over names that it does not know: with transformers' names it would keep its random weights."""
     job, out = script("extract_vit"), tmp_path / "vitp_vit.pth"
