@@ -18,12 +18,15 @@ from raymed.evaluation.metrics import difference_interval
 from raymed.evaluation.patients import Patients
 from raymed.evaluation.scores import overall
 from raymed.evaluation.tables import patient_table
+from raymed.models.pretrained import by_contents
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 from raymed.systems.clip.output import write_json
 
 RESULT, PATIENTS, RANKING = "result.json", "patients.csv", "multi_summary"
-_INSIGNIFICANT = ("version", "save_best")  # of a configuration: the same is trained without them
+PRETRAINED = "pretrained"  # of a configuration: what the weights hold that it begins with, by their paths
+# of a configuration: the same is trained without them, or the recipe says it too
+_INSIGNIFICANT = ("version", "save_best", "text_encoder", PRETRAINED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,8 @@ class Result:
             table = pd.read_csv(io.BytesIO((folder / PATIENTS).read_bytes()), dtype={ids: str, "source": str})
         except (OSError, ValueError, KeyError):
             return None
-        if _deciding(content["config"]) != _deciding(config):
+        held = config.get(PRETRAINED, {})
+        if _deciding(content["config"], held | content["config"].get(PRETRAINED, {})) != _deciding(config, held):
             return None
         classes = content["classes"]
         patients = Patients(
@@ -81,8 +85,12 @@ class Result:
         return cls(name, config, content["figures"], classes, patients, folds)
 
 
-def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _INSIGNIFICANT}
+def _deciding(config: Mapping[str, Any], held: Mapping[str, str]) -> dict[str, Any]:
+    """With what pretrained weights hold in place of their paths."""
+    deciding: dict[str, Any] = by_contents(
+        {name: value for name, value in config.items() if name not in _INSIGNIFICANT}, held
+    )
+    return deciding
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from raymed.recipes.metric import Metric
 from raymed.systems.clip.checkpoint import CONFIG, stored_texts
 from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import RunOutput, write_json
-from raymed.systems.clip.result import Result
+from raymed.systems.clip.result import PRETRAINED, Result
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.search import LISTED, Search
@@ -90,7 +90,7 @@ class Configuration:
     def describe(self) -> dict[str, Any]:
         """What config.json says: the guide's keys, then every setting."""
         options, train, model = self.options, self.options.train, self.options.model
-        recipe = next(iter(self.specs.values())).recipe
+        spec = next(iter(self.specs.values()))
         described = {
             "image_encoder": model.image_encoder,
             "text_encoder": model.text_encoder,
@@ -118,7 +118,8 @@ class Configuration:
             "unit": self.prepared.manifest.unit,
             "image": asdict(self.prepared.image),
             "version": version("raymed"),
-            "recipe": recipe.settings(),
+            "recipe": spec.recipe.settings(),
+            PRETRAINED: dict(spec.pretrained),
             "train": asdict(train),
             "slices": asdict(options.slices),
             "fold": options.fold,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,23 @@ def test_what_is_written_is_found_again_by_the_same_settings_alone(tmp_path: Pat
     assert Result.read(tmp_path, "b", written.config) is None
     (tmp_path / "a" / "result.json").write_text("{", "utf-8")
     assert Result.read(tmp_path, "a", written.config) is None, "cut short by a full disk"
+
+
+def test_a_finished_configuration_is_trained_again_where_its_encoder_was_exchanged_and_not_where_it_was_moved(
+    tmp_path: Path,
+) -> None:
+    def config(path: str, held: str | None) -> dict[str, Any]:
+        known = {"pretrained": {path: held}} if held else {}
+        return {"text_encoder": path, "recipe": {"model": {"text_encoder": path}}} | known
+
+    def found(stored: dict[str, Any], now: dict[str, Any]) -> bool:
+        replace(result("a", 3.0), config=stored).write(tmp_path)
+        return Result.read(tmp_path, "a", now) is not None
+
+    assert found(config("/a", "one"), config("/b", "one"))
+    assert not found(config("/a", "one"), config("/a", "two"))
+    assert found(config("/a", None), config("/a", "one")), "of before: the same path"
+    assert not found(config("/a", None), config("/b", "one"))
 
 
 def test_the_lowest_loss_is_first_and_the_others_are_compared_with_it_patient_by_patient(tmp_path: Path) -> None:
