@@ -49,8 +49,8 @@ class Timetable:
         # a forward pass is a third of a step
         epoch = plan.rows / len(plan.batches) + validation / 3 / every if every else plan.rows + validation / 3
         looked_at = validation + len(spec.rows(prepared, "test"))
-        slowly = isinstance(spec.recipe, SlowlyJudged)
-        judged = (spec.recipe.judging_passes(looked_at) if slowly else looked_at) / 3
+        recipe = spec.recipe
+        judged = (recipe.judging_passes(looked_at) if isinstance(recipe, SlowlyJudged) else looked_at) / 3
         refitting = cost_of_epochs(search, spec, SPLITS[budget.refit]) if budget.refit in SPLITS else 0.0
         return cls(budget, budget.seconds_left, spec.length(prepared), judged * workers / epoch, refitting)
 
