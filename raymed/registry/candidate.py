@@ -32,6 +32,7 @@ CHECKPOINT, FOLDER = "raymed.checkpoint", "raymed.folder"  # tags of a run
 DATA, DATA_DIGEST, FOLD = "raymed.data", "raymed.data_digest", "raymed.fold"  # likewise
 FOLDS = "raymed.folds"  # of the mean of a cross-validation
 EVERY_SLICE = SliceSettings(choice="all")
+TRAINED, ELSEWHERE = "raymed.trained", "elsewhere"  # a tag of runs that trained nothing, and its value
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Candidate:
         data_digest: what the prepared data held; empty where that was not noted.
         folds: of how many networks it is the mean, each trained without one fold, whose patients judge that network alone; 0
             for a network of its own.
+        trained_here: on the data's training patients; False of a network that came as it is: nobody knows on whom it was.
     """
 
     run_id: str
@@ -58,6 +60,7 @@ class Candidate:
     seed: int
     data_digest: str = ""
     folds: int = 0
+    trained_here: bool = True
 
     def tags(self) -> dict[str, str]:
         """The run's tags from which `of_run` reads it again."""
@@ -69,6 +72,7 @@ class Candidate:
             "raymed.slices": json.dumps(asdict(self.slices)),
             "raymed.seed": str(self.seed),
             DATA_DIGEST: self.data_digest,
+            **({} if self.trained_here else {TRAINED: ELSEWHERE}),
         }
 
     @classmethod
@@ -115,6 +119,7 @@ class Candidate:
             seed=int(run.tags["raymed.seed"]),
             data_digest=run.tags[DATA_DIGEST],
             folds=int(run.tags.get(FOLDS, 0)),
+            trained_here=run.tags.get(TRAINED) != ELSEWHERE,
         )
 
     @property
@@ -140,21 +145,25 @@ class Candidate:
         return Usage.of(prepared, self.used_rows(prepared), self._rows(prepared, EVERY_SLICE))
 
     def trained_rows(self, prepared: Prepared, refit: Refit | None) -> np.ndarray:
-        """Rows of the slices that its network, or its refit, was trained on."""
+        """Rows of the slices that its network, or its refit, was trained on; none where nobody knows."""
+        if not self.trained_here:
+            return np.empty(0, np.int64)
         splits, slices = (("train",), self.slices) if refit is None else (refit.splits, self.slices.unlimited)
         rows = self._rows(prepared, slices)
         return np.concatenate([rows[split] for split in splits if split in rows])
 
-    def known_patients(self, prepared: Prepared, refit: Refit | None) -> KnownPatients:
-        """Who trained its network, or its refit, and who chose it."""
+    def known_patients(self, prepared: Prepared, refit: Refit | None) -> KnownPatients | None:
+        """Who trained its network, or its refit, and who chose it; None where nobody knows."""
+        if not self.trained_here:
+            return None
         chosen = self._rows(prepared, EVERY_SLICE).get("val", np.empty(0, np.int64))
         ids = (prepared.columns(rows, ["patient"])["patient"] for rows in (self.trained_rows(prepared, refit), chosen))
         return KnownPatients.of(prepared.digest, *ids)
 
     def _rows(self, prepared: Prepared, slices: SliceSettings) -> dict[str, np.ndarray]:
-        """The rows that `slices` choose of each split that has any, ascending."""
+        """The rows that `slices` choose of each split that has any, ascending; none of train where it was not trained here."""
         parts: dict[str, list[np.ndarray]] = {}
-        for split in SPLITS:
+        for split in SPLITS if self.trained_here else SPLITS[1:]:
             for fold in range(self.folds) if self.folds else [self.fold]:
                 if len(prepared.rows(split, fold)):
                     parts.setdefault(split, []).append(chosen_rows(prepared, split, fold, slices, self.seed))

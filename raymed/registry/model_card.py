@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from raymed.data.acquisition import Acquisition
 from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
 from raymed.evaluation.comparison import comparison
@@ -29,13 +32,21 @@ hold for {units} like those it was judged on; another scanner, hospital, populat
 change them, so judge it on your own {units} first."""
 
 
+TRAINED_ELSEWHERE = "**Trained elsewhere, nobody here knows on whom.** If {units} who are judged here were among them, the figures flatter it."
+
+
 def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment) -> str:
     """The card of a classifier, as Markdown."""
     prepared, refit = assessment.prepared, facts.refit
     manifest, unit, units = prepared.manifest, assessment.validation.unit, assessment.validation.units
     fold = 0 if assessment.candidate.folds else assessment.candidate.fold
     classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
-    window = inference.acquisition.window(inference.image.window)
+    candidate = assessment.candidate
+    trained_on = [] if candidate.trained_here else [TRAINED_ELSEWHERE.format(units=units)]
+    shown = inference.acquisition
+    if not candidate.trained_here:
+        shown = Acquisition.of(prepared, np.concatenate(list(candidate.used_rows(prepared).values())))
+    window = shown.window(inference.image.window)
     window += f"; {inference.image.resize} to {inference.image.size} px"
     parts = [
         f"# {inference.name}",
@@ -44,6 +55,7 @@ def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment)
         CAUTION.format(one=f"{'an' if unit == 'image' else 'a'} {unit}", units=units).replace("\n", " "),
         f"## Figures per {unit}",
         *(f"**Pictures, not patients**: {warning}." for warning in unknown_patients(prepared)),
+        *trained_on,
         *_figures(assessment, refit, facts.looks),
         "## Calibration",
         _temperature(inference, assessment, refit),
@@ -53,8 +65,14 @@ def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment)
         + (f"{len(manifest.left_out)} patients without a usable slice, " if manifest.patients_known else "")
         + f"{near_duplicates(prepared)}.",
         *_used(assessment, refit),
+<<<<<<< HEAD
         f"Trained on pictures of this kind: {inference.acquisition}. Others are told by a note beside the prediction.",
         f"Checked again before judging: {guard(prepared.index, fold, manifest.patients_known)}.",
+=======
+        f"{'Trained' if candidate.trained_here else 'Judged'} on pictures of this kind: {shown}."
+        + (" Others are told by a note beside the prediction." if candidate.trained_here else ""),
+        f"Checked again before judging: {guard(prepared.index, assessment.candidate.fold, manifest.patients_known)}.",
+>>>>>>> 6bb8efd (jobs/import_lung.py: an InternVL that was trained elsewhere is promoted like others, and its card claims nothing of its training)
         "## Network",
         f"Recipe {facts.settings.get('recipe', '')}, {_origin(facts.settings)}; run `{assessment.candidate.run_id}`.",
         "## Licence",
@@ -114,8 +132,8 @@ def _figures(assessment: PatientAssessment, refit: Refit | None, looks: int) -> 
         return [*parts, *_tables(validation, "left-out")]
     if assessment.test is None:
         parts.append(
-            f"**There is no test split.** The figures are those of the validation {units}, which also chose the model: they "
-            "flatter it."
+            f"**There is no test split.** The figures are those of the validation {units}, which also "
+            f"{'chose the model' if assessment.candidate.trained_here else 'fitted its temperature'}: they flatter it."
         )
         return [*parts, *_tables(assessment.validation, "validation")]
     return [*parts, *looked_at(units, looks), *_tables(assessment.test, "test")]

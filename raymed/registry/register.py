@@ -171,7 +171,8 @@ def _give_alias(
 
 
 def _key(candidate: Candidate, refit: Refit | None, prepared: Prepared) -> str:
-    described = json.dumps([asdict(candidate), refit and asdict(refit), prepared.digest])
+    deciding = {name: value for name, value in asdict(candidate).items() if name != "trained_here"}  # its run says that
+    described = json.dumps([deciding, refit and asdict(refit), prepared.digest])
     return hashlib.blake2b(described.encode(), digest_size=4).hexdigest()
 
 

@@ -66,6 +66,11 @@ CLAIMS = {
     "NOT kept in one split": ("warned", "usual"),
     "no patient, study or picture is in two splits": ("usual", "images"),
     "whether a patient is, nobody knows": ("images", "usual"),
+    "**Trained elsewhere, nobody here knows on whom.**": ("elsewhere", "usual"),
+    "If patients who are judged here were among them, the figures flatter it.": ("elsewhere", "usual"),
+    "which also fitted its temperature: they flatter it.": ("elsewhere, no test", "no test"),
+    "Trained on pictures of this kind: ": ("usual", "elsewhere"),
+    "Judged on pictures of this kind: ": ("elsewhere", "usual"),
     "**Trained on a limit, as for a first try**": ("limit", "usual"),
     "whose files do not say what they show": ("usual", "CT"),
     "Trained on pictures of this kind: 72 CT": ("CT", "usual"),
@@ -114,6 +119,7 @@ def cards(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[
     good, sharp = patients((30, 30, 30, 30), 6.0, 2), patients((30, 30, 30, 30), 9.0, 1)
     told = np.where(sharp.labels == 0, "east", "west").astype(object)
     usual, limited = assessed(prepared, calibrated(1.0, 200)), candidate(SliceSettings(limit=4))
+    elsewhere = dataclasses.replace(usual.candidate, trained_here=False)
     scans = prepared.index.set_column(
         prepared.index.schema.get_field_index("modality"), "modality", [["CT"] * prepared.index.num_rows]
     ).cast(prepared.index.schema)
@@ -147,6 +153,8 @@ def cards(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "class without patients": assessed(prepared, good.part(good.labels != 3)).card(FACTS),
         "rare": assessed(prepared, patients((20, 20, 20, 4), 3.0, 3)).card(FACTS),
         "limit": assessed(prepared, good, candidate=limited, usage=limited.usage(prepared)).card(FACTS),
+        "elsewhere": assessed(prepared, good, candidate=elsewhere, usage=elsewhere.usage(prepared)).card(FACTS),
+        "elsewhere, no test": assessed(prepared, None, candidate=elsewhere, usage=elsewhere.usage(prepared)).card(FACTS),
         "started": usual.card(facts(settings=settings(path="/models/InternVL2_5-1B"))),
         "ImageNet": usual.card(facts(settings=settings(preset="small-cnn+efficientnet-lite0"))),
         "licensed": usual.card(facts(licence="Terms of the hospital.")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.settings import ModelSettings
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.registry.address import WHO_IS_UNKNOWN, Resolved, resolve_model
+from raymed.registry.candidate import Candidate
 from raymed.registry.model_card import unknown_patients
+from raymed.storage.folder import Folder
+from raymed.storage.seal import SEAL, digest_of_file, seal
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import Tracker
+from raymed.training.upload import upload
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,35 @@ class ElsewhereTrained:
         """How people's pictures are brought to it."""
         image = self.predicting(LabelTable(())).image
         return f"{self.slices.told}, {image.size} pixels, {image.resize}; scans in the {image.window} window"
+
+
+def register_run(model: ElsewhereTrained, prepared: Prepared, fold: int | None, storage: Folder, tracker: Tracker) -> str:
+    """A run in MLflow that trained nothing and leaves the network as its checkpoint, so that it can be promoted like others;
+    the same one when it is asked for again. Returns the run's id.
+
+    Args:
+        fold: that is validated on; None for the stored split.
+        storage: where the checkpoint is kept.
+
+    Raises:
+        UserError: the folder's weights do not fit.
+    """
+    recipe, module = model.open()
+    with tempfile.TemporaryDirectory() as temporary:
+        network = Path(temporary) / "model"
+        recipe.export(module, network)
+        seal(network)
+        digest = digest_of_file(network / SEAL)[:8]
+        name = f"imported-{model.network.name}-{digest}"
+        folder = storage.child(name)
+        if not folder.exists(f"model/{SEAL}"):
+            folder.make()
+            upload(network, folder, "model")
+    run = tracker.run(f"{name}/{prepared.digest[:8]}-{fold}", name)
+    candidate = Candidate(run, folder.uri, prepared.folder.uri, fold, model.slices, 0, prepared.digest, trained_here=False)
+    tracker.tags(run, candidate.tags())
+    tracker.finish(run, "FINISHED")
+    return run
 
 
 def open_lung(uri: str, tracking: str, labels: LabelTable, size: int | None = None) -> Resolved | ElsewhereTrained:

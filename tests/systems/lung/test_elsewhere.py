@@ -17,8 +17,10 @@ from raymed.errors import UserError
 from raymed.models.internvl import InternVLClassifier
 from raymed.models.internvl_weights import write_remote_code
 from raymed.models.settings import ModelSettings
+from raymed.registry.candidate import Candidate
 from raymed.systems.lung.elsewhere import plain_internvl
 from raymed.systems.lung.recipe import LungRecipe
+from raymed.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,30 @@ def test_numbers_of_slices_and_ways_to_decide_are_compared_with_it(
     assert [each["slices"] for each in outcome.data["choices"]] == [2] * 3 + [0] * 3
     assert all(each["more_accurate"]["low"] is not None for each in outcome.data["choices"][1:])
     assert "was trained elsewhere: asked <cls>: 0|1|2|3." in outcome.text
+
+
+def test_it_is_promoted_with_a_card_that_claims_nothing_of_its_training(
+    prepared: Prepared, trained_elsewhere: Path, tmp_path: Path
+) -> None:
+    job, promote, evaluate = (script(name) for name in ("import_lung", "promote", "evaluate_lung"))
+    places = {"storage": str(tmp_path / "runs")}
+    first, again = (
+        job.main(job.ImportLung(model=str(trained_elsewhere), data=prepared.folder.uri, **places)).data["run_id"]
+        for _ in range(2)
+    )
+    assert first == again
+    outcome = promote.main(promote.Promote(run_id=first, bootstrap=10, licence="Of its owner.", **places))
+    assert outcome.data["model"] == "models:/raymed-lung@champion" and "3 test patients" in outcome.text
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    card = str(tracker.client.get_model_version("raymed-lung", outcome.data["version"]).description)
+    assert "**Trained elsewhere, nobody here knows on whom.**" in card
+    assert "Trained on pictures" not in card and "train 18" not in card.split("Checked again")[0]
+    assert "Judged on pictures of this kind: 24 whose files do not say what they show." in card
+    judged = evaluate.main(evaluate.Evaluate(model=outcome.data["model"], data=prepared.folder.uri, bootstrap=10, **places))
+    assert any("not noted who trained" in note for note in judged.data["notes"])
+    network = Path(Candidate.of_run(tracker, first).checkpoint) / "model"
+    with pytest.raises(UserError, match=r"was trained here: give jobs/promote.py"):
+        job.main(job.ImportLung(model=str(network), data=prepared.folder.uri, **places))
 
 
 def test_patients_are_predicted_with_it(trained_elsewhere: Path, tmp_path: Path) -> None:
