@@ -12,7 +12,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.patients import Patients
 from raymed.evaluation.scores import auc
 
-SMALL_SOURCE = 10  # sources with fewer patients count as one: each would give its few patients away
+FEW = 10  # sources with fewer patients count as one: each would give its few patients away; classes with fewer are left out
 SHUFFLES = 200
 
 
@@ -25,6 +25,8 @@ class SourceBaseline:
         by_chance: the macro AUC that sources drawn by lot stay below 95 times in 100; it is above 1/2, because the same
             patients give the frequencies.
         class_name: the class that the source gives away most, and the source's `class_auc` for it.
+        classes: how many classes the means are over: those of at least ten patients, or all where these are fewer than two;
+            likewise `within_classes`, of those that have pairs within a source.
         within: the model's macro AUC over pairs of patients of one source, which the source cannot help with; None where no
             source has two classes.
     """
@@ -33,7 +35,9 @@ class SourceBaseline:
     by_chance: float
     class_name: str
     class_auc: float
+    classes: int
     within: Estimate | None
+    within_classes: int
 
     @property
     def tells(self) -> bool:
@@ -71,8 +75,11 @@ class Baselines:
 
 def _source_baseline(patients: Patients, names: Sequence[str], confusion: np.ndarray, seed: int) -> SourceBaseline | None:
     sources, sizes = np.unique(patients.sources.astype(str), return_inverse=True, return_counts=True)[1:]
-    common = np.where(sizes[sources] < SMALL_SOURCE, -1, sources)
-    classes = [c for c in range(len(names)) if 0 < (patients.labels == c).sum() < len(patients.labels)]
+    common = np.where(sizes[sources] < FEW, -1, sources)
+    having = np.bincount(patients.labels, minlength=len(names))
+    classes = [c for c in range(len(names)) if 0 < having[c] < len(patients.labels)]
+    frequent = [c for c in classes if having[c] >= FEW]
+    classes = frequent if len(frequent) > 1 else classes
     if len(np.unique(common)) < 2 or not classes:
         return None
     areas = _source_areas(patients.labels, common, classes)
@@ -86,7 +93,9 @@ def _source_baseline(patients: Patients, names: Sequence[str], confusion: np.nda
         by_chance=float(np.quantile(shuffled, 0.95)),
         class_name=names[classes[int(areas.argmax())]],
         class_auc=float(areas.max()),
+        classes=len(classes),
         within=intervals.macro_auc(inside, confusion[np.ix_(kept, kept)]) if inside else None,
+        within_classes=len(kept),
     )
 
 

@@ -161,7 +161,7 @@ class Candidate:
         return KnownPatients.of(prepared.digest, *ids)
 
     def _rows(self, prepared: Prepared, slices: SliceSettings) -> dict[str, np.ndarray]:
-        """The rows that `slices` choose of each split that has any, ascending; none of train where it was not trained here."""
+        """The rows that `slices` choose of each split that has any, ascending; of train only where it was trained here."""
         parts: dict[str, list[np.ndarray]] = {}
         for split in SPLITS if self.trained_here else SPLITS[1:]:
             for fold in range(self.folds) if self.folds else [self.fold]:

@@ -32,17 +32,18 @@ hold for {units} like those it was judged on; another scanner, hospital, populat
 change them, so judge it on your own {units} first."""
 
 
-TRAINED_ELSEWHERE = "**Trained elsewhere, nobody here knows on whom.** If {units} who are judged here were among them, the figures flatter it."
+TRAINED_ELSEWHERE = """**Trained elsewhere, nobody here knows on whom.** If {units} who are judged here were among them, the
+figures flatter it."""
 
 
 def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment) -> str:
     """The card of a classifier, as Markdown."""
     prepared, refit = assessment.prepared, facts.refit
     manifest, unit, units = prepared.manifest, assessment.validation.unit, assessment.validation.units
-    fold = 0 if assessment.candidate.folds else assessment.candidate.fold
     classes = ", ".join(f"{row.name} ({' / '.join(row.names.values()) or row.code})" for row in inference.labels.classes)
     candidate = assessment.candidate
-    trained_on = [] if candidate.trained_here else [TRAINED_ELSEWHERE.format(units=units)]
+    fold = 0 if candidate.folds else candidate.fold
+    trained_on = [] if candidate.trained_here else [TRAINED_ELSEWHERE.format(units=units).replace("\n", " ")]
     shown = inference.acquisition
     if not candidate.trained_here:
         shown = Acquisition.of(prepared, np.concatenate(list(candidate.used_rows(prepared).values())))
@@ -65,14 +66,9 @@ def write(facts: CardFacts, inference: Inference, assessment: PatientAssessment)
         + (f"{len(manifest.left_out)} patients without a usable slice, " if manifest.patients_known else "")
         + f"{near_duplicates(prepared)}.",
         *_used(assessment, refit),
-<<<<<<< HEAD
-        f"Trained on pictures of this kind: {inference.acquisition}. Others are told by a note beside the prediction.",
-        f"Checked again before judging: {guard(prepared.index, fold, manifest.patients_known)}.",
-=======
         f"{'Trained' if candidate.trained_here else 'Judged'} on pictures of this kind: {shown}."
         + (" Others are told by a note beside the prediction." if candidate.trained_here else ""),
-        f"Checked again before judging: {guard(prepared.index, assessment.candidate.fold, manifest.patients_known)}.",
->>>>>>> 6bb8efd (jobs/import_lung.py: an InternVL that was trained elsewhere is promoted like others, and its card claims nothing of its training)
+        f"Checked again before judging: {guard(prepared.index, fold, manifest.patients_known)}.",
         "## Network",
         f"Recipe {facts.settings.get('recipe', '')}, {_origin(facts.settings)}; run `{assessment.candidate.run_id}`.",
         "## Licence",
@@ -199,11 +195,12 @@ def near_duplicates(prepared: Prepared) -> str:
     """What was done about patients who share near-duplicate pictures."""
     who = "patients who share near-duplicate pictures" if prepared.manifest.patients_known else "near-duplicate images"
     groups, mode = len(prepared.manifest.near_duplicates), prepared.manifest.settings.get("near_duplicates", "group")
+    counted = "1 group" if groups == 1 else f"{groups} groups"
     if not groups:
         return f"no {who.replace('who share', 'share')}"
     if mode == "warn":
-        return f"{groups} groups of {who}, NOT kept in one split (near_duplicates warn)"
-    return f"{groups} groups of {who}, each kept in one split"
+        return f"{counted} of {who}, NOT kept in one split (near_duplicates warn)"
+    return f"{counted} of {who}, each kept in one split"
 
 
 def _used(assessment: PatientAssessment, refit: Refit | None) -> list[str]:

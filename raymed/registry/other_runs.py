@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
-from raymed.registry.candidate import CHECKPOINT, DATA, DATA_DIGEST, FOLD, FOLDS
+from raymed.registry.candidate import CHECKPOINT, DATA, DATA_DIGEST, FOLD, FOLDS, TRAINED
 from raymed.tracking.tracker import Tracker
 
 
@@ -34,8 +34,10 @@ class OtherRuns:
         judged, count, validated = frozenset(patients), 0, frozenset[str]()
         known: dict[tuple[str, str, str], frozenset[str]] = {}
         for run in tracker.tagged(CHECKPOINT):  # which a run has after a validation
-            if run.id in own or FOLDS in run.tags or not {DATA, FOLD, DATA_DIGEST} <= run.tags.keys():
-                continue  # the mean of folds was validated by its folds alone, whose runs count
+            if {FOLDS, TRAINED} & run.tags.keys():
+                continue  # the mean of folds was validated by its folds alone, whose runs count; what was imported, never
+            if run.id in own or not {DATA, FOLD, DATA_DIGEST} <= run.tags.keys():
+                continue
             address, digest, fold = run.tags[DATA], run.tags[DATA_DIGEST], run.tags[FOLD]
             if (address, digest, fold) not in known:
                 known[address, digest, fold] = judged & _validated_on(prepared, address, digest, fold)

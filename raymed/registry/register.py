@@ -171,7 +171,8 @@ def _give_alias(
 
 
 def _key(candidate: Candidate, refit: Refit | None, prepared: Prepared) -> str:
-    deciding = {name: value for name, value in asdict(candidate).items() if name != "trained_here"}  # its run says that
+    usual = {"folds": 0, "trained_here": True}  # which earlier versions did not name
+    deciding = {name: value for name, value in asdict(candidate).items() if name not in usual or value != usual[name]}
     described = json.dumps([deciding, refit and asdict(refit), prepared.digest])
     return hashlib.blake2b(described.encode(), digest_size=4).hexdigest()
 

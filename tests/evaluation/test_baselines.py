@@ -76,6 +76,18 @@ def test_an_area_within_sources_is_the_share_of_pairs_in_order() -> None:
     assert source.within.value == pytest.approx(np.mean(areas))
 
 
+def test_a_class_of_one_patient_neither_gives_its_source_away_nor_changes_the_model_within_sources() -> None:
+    drawn = patients((30, 30, 30, 1), 1.0)
+    sources = np.where(drawn.labels == 3, "ward", np.random.default_rng(1).choice(["clinic", "ward"], 91)).astype(object)
+    evaluation = evaluate(dataclasses.replace(drawn, sources=sources), NAMES, bootstrap=5)
+    without = evaluate(dataclasses.replace(drawn, sources=sources).part(drawn.labels != 3), NAMES, bootstrap=5)
+    source, other = evaluation.baselines.source, without.baselines.source
+    assert source and other and source.within and other.within
+    assert source.class_name != "pneumocystis" and (source.classes, source.within_classes) == (3, 3)
+    assert source.within.value == pytest.approx(other.within.value, abs=0.02), "one negative patient more"
+    assert comparison(evaluation)["the model within sources"].startswith("macro AUC of 3 of 4 classes ")
+
+
 def test_each_source_stands_beside_its_own_most_frequent_class() -> None:
     drawn = patients((10, 10, 40, 10), 1.0)
     sources = np.where(drawn.labels == 2, "clinic", "ward").astype(object)

@@ -27,7 +27,7 @@ def test_weights_that_somebody_else_made_are_named_with_their_licence(model: Mod
     ("groups", "mode", "says"),
     [
         ([], "group", "no patients share near-duplicate pictures"),
-        ([["a", "b"]], "group", "1 groups of patients who share near-duplicate pictures, each kept in one split"),
+        ([["a", "b"]], "group", "1 group of patients who share near-duplicate pictures, each kept in one split"),
         ([["a", "b"]], "warn", "NOT kept in one split (near_duplicates warn)"),
     ],
 )

@@ -10,7 +10,7 @@ from conftest import write_prepared
 
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
-from raymed.registry.candidate import Candidate
+from raymed.registry.candidate import FOLDS, TRAINED, Candidate
 from raymed.registry.other_runs import OtherRuns
 from raymed.tracking.tracker import Tracker
 
@@ -39,6 +39,10 @@ def test_only_patients_on_whom_another_run_was_validated_may_have_chosen_setting
     own = validated(tracker, prepared, "own", 0)
     tracker.run("never validated", "never validated")
     assert OtherRuns.of(tracker, prepared, everybody, {own}) == OtherRuns(0, frozenset())
+    mean, imported = (validated(tracker, prepared, name, None) for name in ("mean of folds", "imported"))
+    tracker.tags(mean, {FOLDS: "3"})
+    tracker.tags(imported, {TRAINED: "elsewhere"})
+    assert OtherRuns.of(tracker, prepared, everybody, {own}).count == 0, "they were validated nowhere"
     validated(tracker, prepared, "search", None)
     assert OtherRuns.of(tracker, prepared, everybody, {own}) == OtherRuns(1, frozenset(patients(prepared, "val")))
     validated(tracker, prepared, "fold", 1)
