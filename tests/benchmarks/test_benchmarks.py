@@ -73,6 +73,19 @@ def test_a_temperature_by_the_number_of_slices_costs_a_patient_with_one_less_tha
     assert all(by_slices < one_number for _, slices, _, one_number, by_slices in rows[:1] + rows[5:6] if slices == 1)
 
 
+def test_coverage_of_every_figure_is_a_share_of_the_draws(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coverage = benchmark("coverage")
+    monkeypatch.setattr(coverage, "SIZES", ((12, 12, 12, 12),))
+    monkeypatch.setattr(coverage, "SEPARATIONS", (1.0,))
+    coverage.main(draws=10, bootstrap=100)
+    heads, cells = (line.split() for line in capsys.readouterr().out.splitlines())
+    held = dict(zip(reversed(heads), reversed(cells), strict=False))
+    assert {"loss", "macro_auc", "auc_last_class", "f1_last_class"} <= held.keys()
+    assert all(0.6 <= float(held[name]) <= 1 for name in ("loss", "accuracy", "macro_auc", "auc_last_class"))
+
+
 def test_the_flops_of_attention_are_counted(benchmark: Any) -> None:
     """Four products of 8 x 8 x 16 multiply-adds forward for two heads; twice that backward; half where it is causal."""
     import torch
