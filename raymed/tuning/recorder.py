@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -194,7 +193,7 @@ class Recorder:
                     **spec.recipe.settings(),
                     "train": spec.train.deciding(),
                     spec.sampling.option: vars(spec.sampling),
-                    **({"start": asdict(spec.start)} if spec.start else {}),
+                    **({"start": {"digest": spec.start.digest, "new": spec.start.new}} if spec.start else {}),
                     "used": usage.flat(),
                     "seed": spec.seed,
                 },
@@ -208,7 +207,7 @@ class Recorder:
                 | self._search.candidate("", trial).tags()
                 | {f"raymed.{name}": str(value) for name, value in how.items()},
                 params=settings,
-                begun_with={"how": how, **paths},
+                begun_with={"how": how, **paths, **({"start.uri": spec.start.uri} if spec.start else {})},
             )
             if spec.data not in self._digests:
                 self._digests[spec.data] = spec.open_data().digest

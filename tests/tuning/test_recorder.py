@@ -16,6 +16,7 @@ from raymed.tracking.tracker import Tracker
 from raymed.training.fit import Resources
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.training.start import StartWeights
 from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.budget import Budget
 from raymed.tuning.progress import Progress
@@ -170,3 +171,18 @@ def test_a_search_whose_validations_are_counted_in_steps_halves_on_steps(search:
     assert study.best_point(study.best) == "step 50"
     with pytest.raises(UserError, match="counts in steps: give --hours"):
         dataclasses.replace(search, template=dataclasses.replace(search.template, train=train), budget=Budget(3, epochs=9))
+
+
+def test_a_run_whose_first_weights_lie_elsewhere_now_is_the_same_run_in_mlflow(search: Search) -> None:
+    """Their path was a parameter: the storage, seen under another name from another machine, was refused."""
+    study, run = search.open_study(), None
+    study.ask(search.budget)
+    for uri in ("/mnt/a/start/d1", "/mnt/b/start/d1"):
+        start = StartWeights(uri, "d1")
+        begun = dataclasses.replace(search, template=dataclasses.replace(search.template, start=start))
+        recorder, tracker, _ = open_recorder(begun, study)
+        recorder.observe(0, "start", {})
+        recorder.close()
+        run = tracker.describe(str(tracker.find(search.trial_key(study.trial(0)))))
+    assert run is not None
+    assert (run.params["start.digest"], run.params["start.uri"]) == ("d1", "/mnt/a/start/d1")
