@@ -52,6 +52,7 @@ def describe(search: Search) -> Outcome:
     lines = [
         f"data       {records} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
         f"{validation} val {noun} of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
+        *_classes(spec, prepared),
         *(f"           left out: {count} {reason}" for reason, count in plan.left_out.items() if count),
         f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most "
         + (f"{spec.train.steps} steps" if spec.train.steps else f"{spec.train.epochs} epochs")
@@ -104,6 +105,15 @@ def state_bytes(parameters: int, trained: int, stage: int, workers: int) -> floa
     """
     weights, gradients, moments = 4.0 * parameters, 4.0 * trained, 8.0 * trained
     return weights / (workers if stage == 3 else 1) + gradients / (workers if stage >= 2 else 1) + moments / workers
+
+
+def _classes(spec: RunSpec, prepared: Prepared) -> list[str]:
+    """A line with the patients of each class that are trained and validated on; none where there are no classes."""
+    if not prepared.labels.names:
+        return []
+    used = spec.usage(prepared).patients
+    counts = ", ".join(f"{name} {splits.get('train', 0)} + {splits.get('val', 0)}" for name, splits in used.items())
+    return [f"           by class, train + val: {counts}"]
 
 
 def _patients(prepared: Prepared, spec: RunSpec, split: str) -> int:

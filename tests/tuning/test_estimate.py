@@ -36,3 +36,6 @@ def test_no_more_runs_are_planned_at_once_than_there_are(prepared: Prepared, tmp
     outcome = describe(Search(template, search, Budget(trials=trials), f"sqlite:///{tmp_path}/mlflow.db"))
     assert f"resources  {at_once} at once, each 1 to 4 x 1 CPU\n" in outcome.text
     assert outcome.data["concurrent"] == at_once
+    classes = next(line for line in outcome.text.splitlines() if "by class, train + val" in line)
+    counts = [each.split()[-3::2] for each in classes.split(": ", 1)[1].split(",")]
+    assert len(counts) == 4 and sum(int(train) for train, _ in counts) == 18, "every class of the data is there"
