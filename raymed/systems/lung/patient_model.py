@@ -10,9 +10,10 @@ from safetensors.torch import save
 
 from raymed.evaluation.calibration import fit_temperature
 from raymed.evaluation.patients import Patients
+from raymed.evaluation.scores import SMALLEST_PROBABILITY
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
-from raymed.systems.lung.attention_pooling import AttentionPooling, Bags, decide, fit
+from raymed.systems.lung.attention_pooling import Bags, SliceAttention, decide, fit
 from raymed.systems.lung.choices import HEADER, Choice, choice
 from raymed.systems.lung.settings import HeadSettings
 from raymed.systems.lung.slice_features import SliceFeatures
@@ -32,7 +33,7 @@ class PatientModel:
         weights: what each slice weighs, [slices]; those of a patient add up to 1.
     """
 
-    head: AttentionPooling
+    head: SliceAttention
     mean: Choice
     attention: Choice
     patients: Patients
@@ -48,14 +49,13 @@ class PatientModel:
             train: of the patients that the head learns from.
             judged: of others; the temperatures of both ways are fitted on them.
         """
-        head = fit(Bags.of(train.features, train.columns), train.logits.shape[1], settings, seed)
-        bags, columns = Bags.of(judged.features, judged.columns), judged.columns
-        logits, weights = decide(head, bags)
+        head, bags, columns = fit(Bags.of(train), settings, seed), Bags.of(judged), judged.columns
+        probabilities, weights = decide(head, bags)
+        logs = np.log(probabilities.clip(SMALLEST_PROBABILITY))
         usual = fit_temperature(judged.logits, columns["patient"], columns["label"])
         by_mean = usual.pool(judged.logits, columns)
-        own = fit_temperature(logits, bags.ids, bags.labels)
-        of_patients = {"patient": bags.ids, "label": bags.labels, "source": by_mean.sources}
-        by_attention = own.pool(logits, of_patients)
+        own = fit_temperature(logs, bags.ids, bags.labels)
+        by_attention = own.pool(logs, {"patient": bags.ids, "label": bags.labels, "source": by_mean.sources})
         slices = int(np.median(by_mean.slices))
         mean = choice(slices, "mean", usual, by_mean, None, bootstrap, seed)
         attention = choice(slices, "attention", own, by_attention, by_mean, bootstrap, seed)

@@ -37,7 +37,7 @@ class HeadSettings:
         hidden: width of the two gates.
         steps: optimizer steps.
         lr: learning rate.
-        weight_decay: pulls the weights to zero, where all slices weigh the same.
+        weight_decay: pulls the head to where all slices weigh the same.
         dropout: share of the features that a step does not see.
     """
 
