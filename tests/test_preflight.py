@@ -151,6 +151,28 @@ def test_an_account_that_may_start_too_few_gpu_machines_is_told_how_many(
     assert finding.state == "wrong" and "are 2 of 8 x g6.2xlarge" in finding.text and "L-3819A6DF" in finding.text
 
 
+def test_it_says_what_the_machines_cost_an_hour_now(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow(64, monkeypatch)
+    client, usual = boto3.client("ec2", region_name=REGION), boto3.client
+    rows = [("g6.2xlarge", "a", "0.40"), ("g6.2xlarge", "c", "0.10")]
+    rows += [("g5.2xlarge", "b", "0.50"), ("g5.2xlarge", "a", "0.60")]
+
+    def describe(InstanceTypes: list[str], **_: Any) -> dict[str, Any]:  # noqa: N803
+        return {
+            "SpotPriceHistory": [
+                {"AvailabilityZone": f"{REGION}{zone}", "SpotPrice": price}
+                for name, zone, price in rows
+                if [name] == InstanceTypes
+            ]
+        }
+
+    monkeypatch.setattr(client, "describe_spot_price_history", describe)
+    monkeypatch.setattr(boto3, "client", lambda name, *a, **k: client if name == "ec2" else usual(name, *a, **k))
+    finding = by_subject(preflight(Path("filled.yaml")))["prices"]
+    assert "g6.2xlarge 0.40, g5.2xlarge 0.50; 8 of them 4.00, beside the head" in finding.text
+    assert "RAYMED_PRICES=head=PRICE,GPU=0.50" in finding.text, "a zone that is not named does not count"
+
+
 def test_what_may_not_be_looked_up_is_no_reason_to_stop(checkout: Path) -> None:
     """moto knows no quotas, as a person may not who has rights for EC2 alone."""
     finding = by_subject(preflight(Path("filled.yaml")))["vCPU quota"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -117,15 +118,42 @@ def cpus_per_gpu() -> int:
 
 
 def capacity(have: Mapping[str, float]) -> dict[str, float]:
-    """CPUs and GPUs of a cluster: what it has, or what ``RAYMED_CAPACITY`` (``CPU=72,GPU=8``) says that it can grow to.
+    """CPUs and GPUs of a cluster: what it has, or what ``RAYMED_CAPACITY`` says that it can grow to; see `stated`.
+
+    Raises:
+        UserError: the variable is not understood.
+    """
+    will = stated()
+    return {name: max(have.get(name, 0.0), will.get(name, 0.0)) for name in ("CPU", "GPU")}
+
+
+def gpus_of_a_machine() -> int:
+    """The most GPUs of one machine: of those that are there or, before any with a GPU is, of those to come.
+
+    One where nobody says how many machines are to come.
+    """
+    there, will = max((int(each.get("GPU", 0)) for each in machines()), default=0), stated()
+    return there or max(1, int(will.get("GPU", 0.0) / will.get("MACHINES", math.inf)))
+
+
+def smallest_store() -> float:
+    """Bytes of the smallest object store of the cluster's machines: of those that are there, and of those to come."""
+    stores = [each.get("object_store_memory", 0.0) for each in machines()]
+    return min(stores + [size * 2**30 for name, size in stated().items() if name == "STORE"])
+
+
+def stated() -> dict[str, float]:
+    """What ``RAYMED_CAPACITY`` (``CPU=72,GPU=8,MACHINES=8,STORE=8``) says that the cluster can grow to.
+
+    CPUs and GPUs are those of all machines, the head among them; then may stand how many machines with GPUs that takes, and
+    the GiB of each one's object store.
 
     Raises:
         UserError: the variable is not of that form.
     """
-    found = {name: have.get(name, 0.0) for name in ("CPU", "GPU")}
-    text = os.environ.get("RAYMED_CAPACITY", "")
-    if text and not re.fullmatch(r"(CPU|GPU)=\d+(,(CPU|GPU)=\d+)*", text):
-        raise UserError(f"RAYMED_CAPACITY is {text!r}: write it as CPU=72,GPU=8, what the cluster can grow to")
-    for name, value in (part.split("=") for part in text.split(",") if part):
-        found[name] = max(found[name], float(value))
-    return found
+    text, pair = os.environ.get("RAYMED_CAPACITY", ""), r"(CPU|GPU|MACHINES|STORE)=\d+"
+    if text and not re.fullmatch(f"{pair}(,{pair})*", text):
+        raise UserError(
+            f"RAYMED_CAPACITY is {text!r}: write it as CPU=72,GPU=8,MACHINES=8,STORE=8, what the cluster can grow to"
+        )
+    return {name: float(value) for name, value in (part.split("=") for part in text.split(",") if part)}

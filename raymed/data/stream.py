@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from raymed.cluster import connection as cluster
 from raymed.compat.ray import block_references
 from raymed.data.integrity import describe, require_same
 from raymed.data.prepared import Places, Prepared
@@ -47,18 +48,20 @@ class Staged:
     Attributes:
         blocks: references to Arrow tables in the schema `RECORD`.
         places: reference to int64 [3, n]: index row numbers held, ascending, and of each its block and its row within.
+        size: bytes of what the blocks hold.
     """
 
     blocks: list[ray.ObjectRef]
     places: ray.ObjectRef
+    size: int
 
     @classmethod
-    def of(cls, blocks: list[ray.ObjectRef], sizes: Sequence[int], rows: np.ndarray) -> Staged:
-        """Blocks of so many rows each, which are these of the index, one after the other."""
+    def of(cls, blocks: list[ray.ObjectRef], sizes: Sequence[int], rows: np.ndarray, size: int) -> Staged:
+        """Blocks of so many rows each, which are these of the index, one after the other, and `size` bytes."""
         order = np.argsort(rows)
         block = np.repeat(np.arange(len(sizes)), sizes)
         place = np.arange(len(rows)) - np.repeat(np.cumsum([0, *sizes])[:-1], sizes)
-        return cls(blocks, ray.put(np.stack([rows[order], block[order], place[order]])))
+        return cls(blocks, ray.put(np.stack([rows[order], block[order], place[order]])), size)
 
     def open(self) -> StagedReader:
         return StagedReader(self)
@@ -95,6 +98,7 @@ class Streamed:
     """
 
     data: str
+    size: ClassVar[int] = 0  # of the object store
 
     def open(self) -> StreamedReader:
         return StreamedReader(Prepared.open(self.data))
@@ -173,7 +177,7 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
             f"hold {int(lost.sum()) - 1} others: damaged or exchanged. Remove it and prepare the data again"
         )
     require_same(found.take(np.argsort(row)), prepared.places(rows).lines, prepared.folder)
-    return Staged.of(blocks, sizes, row)
+    return Staged.of(blocks, sizes, row, prepared.pixel_bytes(rows))
 
 
 def _describe_all(blocks: Sequence[ray.ObjectRef], pictures_by: str, at_once: int) -> list[pa.Table]:
@@ -185,15 +189,18 @@ def _describe_all(blocks: Sequence[ray.ObjectRef], pictures_by: str, at_once: in
 
 
 def fits_in_memory(size: int) -> bool:
-    """Whether so many bytes of blocks fit into the object store of the smallest node."""
-    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-    return size <= STORE_SHARE * min(stores, default=0)
+    """Whether so many bytes of blocks fit into the smallest object store, also of the machines that are still to come."""
+    return size <= STORE_SHARE * cluster.smallest_store()
 
 
-def open_reader(prepared: Prepared, rows: np.ndarray) -> Staged | Streamed:
-    """Stage the rows where they fit, stream them otherwise; a line says which."""
+def open_reader(prepared: Prepared, rows: np.ndarray, beside: int = 0) -> Staged | Streamed:
+    """Stage the rows where they fit, stream them otherwise; a line says which.
+
+    Args:
+        beside: bytes that are staged of other data, for the same workers.
+    """
     size = prepared.pixel_bytes(rows)
-    if fits_in_memory(size):
+    if fits_in_memory(size + beside):
         log.info("data: %d records (%.0f MiB) decoded once into the object store", len(rows), size / 2**20)
         return stage(prepared, rows)
     log.info(

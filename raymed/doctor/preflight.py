@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def _aws(config: Mapping[str, Any]) -> Iterator[Finding]:
         "machine types": _types,
         "bucket": _bucket,
         "vCPU quota": _quota,
+        "prices": _prices,
     }.items():
         try:
             yield look(config, region)
@@ -165,21 +167,21 @@ def _roles(config: Mapping[str, Any], region: str) -> Finding:
 
 
 def _network(config: Mapping[str, Any], region: str) -> Finding:
-    zones = str(config["provider"].get("availability_zone", "")).replace(" ", "").split(",")
+    zones = _zones(config)
     named = {subnet for each in _machines(config).values() for subnet in each.get("SubnetIds", ())}
     if named:
         return Finding("network", "ok", ", ".join(sorted(named)))
     filters = [{"Name": "default-for-az", "Values": ["true"]}]
     subnets = boto3.client("ec2", region).describe_subnets(Filters=filters)["Subnets"]
     there = {each["AvailabilityZone"] for each in subnets}
-    if missing := [zone for zone in zones if zone and zone not in there]:
+    if missing := [zone for zone in zones if zone not in there]:
         advice = "name other zones, or SubnetIds in cluster.yaml and Vpc for the template"
         return Finding("network", "wrong", f"{region} has no default subnet in {', '.join(missing)}: {advice}")
     return Finding("network", "ok", f"default subnets in {', '.join(zones)}")
 
 
 def _types(config: Mapping[str, Any], region: str) -> Finding:
-    zones = str(config["provider"].get("availability_zone", "")).replace(" ", "").split(",")
+    zones = _zones(config)
     wanted = {each["InstanceType"] for each in _machines(config).values()}
     filters = [{"Name": "instance-type", "Values": sorted(wanted)}, {"Name": "location", "Values": zones}]
     pages = boto3.client("ec2", region).get_paginator("describe_instance_type_offerings")
@@ -225,3 +227,34 @@ def _quota(config: Mapping[str, Any], region: str) -> Finding:
     if short:
         return Finding("vCPU quota", "wrong", f"{'; '.join(short)}: ask AWS for more (Service Quotas), or lower max_workers")
     return Finding("vCPU quota", "ok", "; ".join(there) or "no GPU machines")
+
+
+def _prices(config: Mapping[str, Any], region: str) -> Finding:
+    """What spot machines, whose price changes, cost an hour now in the cheapest zone that is named."""
+    ec2, most, zones = boto3.client("ec2", region), int(config.get("max_workers", 0)), _zones(config)
+    prices: dict[str, float] = {}
+    for_a_gpu: list[float] = []
+    for each in config["available_node_types"].values():
+        machine = each["node_config"]
+        if "InstanceMarketOptions" not in machine:
+            continue
+        history = ec2.describe_spot_price_history(
+            InstanceTypes=[machine["InstanceType"]], ProductDescriptions=["Linux/UNIX"], StartTime=datetime.now(UTC)
+        )["SpotPriceHistory"]
+        now = [float(price["SpotPrice"]) for price in history if not zones or price["AvailabilityZone"] in zones]
+        if now:
+            prices[machine["InstanceType"]] = min(now)
+            for_a_gpu.append(min(now) / float(each["resources"].get("GPU", 1)))
+    if not prices:
+        return Finding("prices", "missing", "AWS says none: these are no spot machines, or their zones have none")
+    text = ", ".join(f"{name} {price:.2f}" for name, price in prices.items())
+    return Finding(
+        "prices",
+        "ok",
+        f"spot, USD an hour now: {text}; {most} of them {most * max(prices.values()):.2f}, beside the head. With "
+        f"RAYMED_PRICES=head=PRICE,GPU={max(for_a_gpu):.2f} in the cluster file plans say what a night costs",
+    )
+
+
+def _zones(config: Mapping[str, Any]) -> list[str]:
+    return [zone for zone in str(config["provider"].get("availability_zone", "")).replace(" ", "").split(",") if zone]

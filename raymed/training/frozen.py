@@ -55,6 +55,11 @@ class WithFeatures:
     digest: str
     training: bool
 
+    @property
+    def size(self) -> int:
+        """Bytes that lie in the object store."""
+        return self.rows.size + self.features.size
+
 
 Source = Staged | Streamed | WithFeatures
 
@@ -113,7 +118,9 @@ def digest_of_part(module: nn.Module, part: FrozenPart, computed: Arithmetic) ->
     return digest.hexdigest()[:32]
 
 
-def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool, each: Resources, tasks: int) -> Source:
+def keep_features(
+    specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool, each: Resources, tasks: int, beside: int = 0
+) -> Source:
     """Compute what the first run's frozen part makes of the rows that these runs of the same data see as they are.
 
     Args:
@@ -121,6 +128,7 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
         whole: whatever their sampling.
         each: what a worker occupies.
         tasks: how many compute at once, where there are machines for them now: none is waited for.
+        beside: bytes that are staged of other data.
 
     Returns:
         `rows` as they are where there is no frozen part, no machine or no room for its features: a line says so.
@@ -152,7 +160,7 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
             return rows
         refs.append(next(makers[0]))
         size = ray.get(refs[0]).nbytes * len(blocks)
-        if not fits_in_memory(size + (prepared.pixel_bytes(chosen) if isinstance(rows, Staged) else 0)):
+        if not fits_in_memory(size + rows.size + beside):
             log.warning(
                 "frozen part: computed in every step: its features of %d rows (%.0f MiB) do not fit the object store",
                 *(len(chosen), size / 2**20),
@@ -175,7 +183,8 @@ def keep_features(specs: Sequence[RunSpec], rows: Staged | Streamed, whole: bool
         "frozen part: features of %d rows computed once in %.0f s: %.1f MiB in the object store",
         *(len(chosen), time.monotonic() - started, size / 2**20),
     )
-    return WithFeatures(rows, Staged.of(refs, [len(block) for block in held], np.concatenate(held)), digest, training)
+    features = Staged.of(refs, [len(block) for block in held], np.concatenate(held), size)
+    return WithFeatures(rows, features, digest, training)
 
 
 def _fitting(each: Resources) -> int:

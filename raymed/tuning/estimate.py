@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from raymed.cluster.prices import Prices
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import Outcome
@@ -57,7 +58,7 @@ def describe(search: Search) -> Outcome:
         f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most "
         + (f"{spec.train.steps} steps" if spec.train.steps else f"{spec.train.epochs} epochs")
         + (f"; validated every {spec.train.validate_steps} steps" if spec.train.validate_steps else ""),
-        *([f"           {idle}"] if (idle := search.idle(each)) else []),
+        *(f"           {line}" for line in (search.idle(each), search.apart(each)) if line),
         *([f"           workers are busy {busy:.0%} of the time"] if busy < 0.995 else []),
         f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
         f"{state / 2**30:.2f} GiB a worker under ZeRO {spec.train.zero_stage}",
@@ -86,6 +87,9 @@ def describe(search: Search) -> Outcome:
             f"time       about {seconds * 1000:.1f} ms a {noun[:-1]}, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial "
             f"that is not stopped early, at most {whole * math.ceil(search.budget.trials / concurrent) / 60:.0f} min for all"
         )
+    if (prices := Prices.stated()) and each.gpus:
+        cost = prices.of(math.ceil(each.workers * concurrent * each.gpus), search.budget.seconds_left / 3600)
+        lines.append(f"cost       {cost}, and the storage")
     lines.append(f"nothing was started; it would be recorded at {search.tracking_uri} and lie in {spec.folder.uri}")
     data: dict[str, Any] = {
         "steps_per_epoch": len(plan.batches),

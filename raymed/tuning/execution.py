@@ -85,8 +85,8 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         study.note_champion(alias_version(tracker, search.model))
     if budget.end:
         log.info("%s", budget.plan)
-    if idle := search.idle(each):
-        log.warning(idle)
+    for line in filter(None, (search.idle(each), search.apart(each))):
+        log.warning(line)
     parent = _start_parent(search, tracker, study.generation)
     folder = search.template.folder
     folder.child(TRIALS).make()
@@ -248,9 +248,10 @@ def _sources(search: Search) -> dict[str, Source]:
     for data, same in specs.items():
         prepared = same[0].open_data()
         rows = [spec.all_rows(prepared, whole=search.varies_rows) for spec in same]
-        decoded = open_reader(prepared, np.unique(np.concatenate(rows)))
+        staged = sum(source.size for source in sources.values())
+        decoded = open_reader(prepared, np.unique(np.concatenate(rows)), staged)
         each, concurrent = search.resources()
-        sources[data] = keep_features(same, decoded, search.varies_rows, each, each.workers * concurrent)
+        sources[data] = keep_features(same, decoded, search.varies_rows, each, each.workers * concurrent, staged)
     return sources
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.cluster import connection as cluster
-from raymed.cluster.connection import capacity, cpus_per_gpu, is_own
+from raymed.cluster.connection import capacity, cpus_per_gpu, gpus_of_a_machine, is_own
 from raymed.errors import UserError
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry.candidate import Candidate
@@ -278,6 +279,18 @@ class Search:
             f"{template.workers} workers, {template.train.global_batch} {template.sampling.noun} a step: no faster than "
             f"{each.workers}, so a run takes {each.workers}, with {each.cpus} CPUs each. A larger --train.global_batch "
             "keeps more of them busy"
+        )
+
+    @staticmethod
+    def apart(each: Resources) -> str:
+        """Of the workers of a run that no machine holds together; empty where one does."""
+        together = gpus_of_a_machine()
+        if not each.gpus or each.workers <= together:
+            return ""
+        return (
+            f"the {each.workers} workers of a run lie on {math.ceil(each.workers / together)} machines "
+            f"({together} GPU{'s' if together > 1 else ''} each), and sum their gradients over the network in every step. "
+            f"Where that is slow, --workers {together} lets more runs share the machines"
         )
 
     def whole(self, spec: RunSpec) -> Resources:

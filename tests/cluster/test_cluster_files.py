@@ -27,7 +27,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from raymed.cluster.connection import capacity
+from raymed.cluster.connection import capacity, gpus_of_a_machine, smallest_store
 
 REPOSITORY = Path(__file__).parent.parent.parent
 FILES = ("cluster.yaml", "cluster.local.yaml")
@@ -121,12 +121,18 @@ def test_the_stated_capacity_is_what_the_cluster_can_grow_to(monkeypatch: pytest
     stated = re.search(r"export .*RAYMED_CAPACITY=(\S+)", "\n".join(config["setup_commands"]))
     assert stated is not None
     monkeypatch.setenv("RAYMED_CAPACITY", stated[1])
+    monkeypatch.setattr(
+        "raymed.cluster.connection.machines", lambda: [{"CPU": 8.0, "object_store_memory": 1e12}]
+    )  # the head
     types = dict(config["available_node_types"])
     head = types.pop(config["head_node_type"])["resources"]
     assert len(types) > 1
     for worker in types.values():
         machines = {name: worker["resources"][name] * config["max_workers"] for name in ("CPU", "GPU")}
         assert {name: machines[name] + head.get(name, 0) for name in machines} == capacity({})
+        assert gpus_of_a_machine() == worker["resources"]["GPU"]
+    (start,) = (line for line in config["worker_start_ray_commands"] if "ray start" in line)
+    assert f"--object-store-memory=$(({smallest_store() / 2**30:.0f} << 30))" in start
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -4,7 +4,7 @@ import pytest
 import ray
 from ray.exceptions import AuthenticationError
 
-from raymed.cluster.connection import capacity, connect, cpus_per_gpu
+from raymed.cluster.connection import capacity, connect, cpus_per_gpu, gpus_of_a_machine, smallest_store
 from raymed.errors import UserError
 
 
@@ -14,6 +14,18 @@ def test_a_cluster_without_its_workers_counts_as_what_it_can_grow_to(monkeypatch
     assert capacity({"CPU": 80.0, "GPU": 8.0}) == {"CPU": 80, "GPU": 8}
     monkeypatch.delenv("RAYMED_CAPACITY")
     assert capacity({"CPU": 8.0}) == {"CPU": 8, "GPU": 0}
+
+
+def test_of_machines_that_are_to_come_the_gpus_and_the_stores_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large head staged more than its workers' stores would hold."""
+    head = {"CPU": 8.0, "object_store_memory": 64.0 * 2**30}
+    monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [head])
+    monkeypatch.setenv("RAYMED_CAPACITY", "CPU=72,GPU=8,MACHINES=2,STORE=8")
+    assert (smallest_store(), gpus_of_a_machine()) == (8 * 2**30, 4)
+    monkeypatch.setenv("RAYMED_CAPACITY", "CPU=72,GPU=8")
+    assert (smallest_store(), gpus_of_a_machine()) == (64 * 2**30, 1)
+    monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [head, {"GPU": 2.0, "object_store_memory": 1.0}])
+    assert (smallest_store(), gpus_of_a_machine()) == (1, 2)
 
 
 @pytest.mark.parametrize("text", ["8", "GPU=8 CPU=64", "TPU=8", "GPU=-1", "GPU=", ","])

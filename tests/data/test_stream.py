@@ -89,7 +89,7 @@ def test_rows_come_out_of_their_blocks_and_one_that_was_not_staged_is_an_error(
     monkeypatch.setattr("ray.get", lambda reference: reference)  # the object store, in this process
     shard = pq.read_table(Path(prepared.folder.path) / "shards" / "part-0.parquet")  # the first 40 rows
     places = np.stack([np.arange(40), np.repeat([0, 1], 20), np.tile(np.arange(20), 2)])
-    reader = Staged([shard.slice(0, 20), shard.slice(20)], places).open()  # type: ignore[list-item, arg-type]
+    reader = Staged([shard.slice(0, 20), shard.slice(20)], places, 0).open()  # type: ignore[list-item, arg-type]
     for records, rows in zip(reader.read([[25, 3], [0]]), ([25, 3], [0]), strict=True):
         assert [record.id for record in records] == [record.id for record in prepared.read(rows)]
     for absent in (40, 95):
@@ -137,7 +137,9 @@ def test_rows_that_do_not_fit_the_store_are_streamed(
     prepared: Prepared, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = prepared.rows("train")
-    assert isinstance(open_reader(prepared, rows), Staged)
+    staged = open_reader(prepared, rows)
+    assert isinstance(staged, Staged) and staged.size == prepared.pixel_bytes(rows)
+    assert isinstance(open_reader(prepared, rows, beside=1 << 40), Streamed), "of other data lies there already"
     monkeypatch.setattr(stream, "STORE_SHARE", 1e-9)
     assert isinstance(open_reader(prepared, rows), Streamed)
 

@@ -39,3 +39,19 @@ def test_no_more_runs_are_planned_at_once_than_there_are(prepared: Prepared, tmp
     classes = next(line for line in outcome.text.splitlines() if "by class, train + val" in line)
     counts = [each.split()[-3::2] for each in classes.split(": ", 1)[1].split(",")]
     assert len(counts) == 4 and sum(int(train) for train, _ in counts) == 18, "every class of the data is there"
+
+
+def test_a_plan_says_what_a_night_costs_and_that_workers_lie_apart(prepared: Prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [{"CPU": 8.0, "node:__internal_head__": 1.0}])
+    monkeypatch.setattr("raymed.cluster.connection.resources", lambda: {"CPU": 8.0})
+    monkeypatch.setenv("RAYMED_CAPACITY", "CPU=72,GPU=8,MACHINES=8,STORE=8")
+    monkeypatch.setenv("RAYMED_PRICES", "head=0.50,GPU=0.45")
+    recipe, train = (
+        ToyRecipe.for_data(prepared.labels, prepared.size),
+        TrainSettings(global_batch=8, micro_batch=4, norm_group=4),
+    )
+    template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, train, workers=2)
+    search = Search(template, SearchSettings(), Budget(trials=9, seconds=8 * 3600), f"sqlite:///{tmp_path}/mlflow.db")
+    lines = describe(search).text.splitlines()
+    assert any(line.startswith("cost       at most 32.80 (head 0.5, 8 GPUs at 0.45 an hour)") for line in lines)
+    assert any("the 2 workers of a run lie on 2 machines (1 GPU each)" in line for line in lines)
