@@ -134,6 +134,25 @@ def test_what_would_fail_later_is_wrong_now(
     assert finding.state == "wrong" and says in finding.text, str(finding)
 
 
+def test_models_in_the_bucket_are_whole_or_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that found out while it was set up would be launched again, and paid for, until the morning."""
+    allow(64, monkeypatch)
+    bucket = boto3.client("s3", region_name=REGION).list_buckets()["Buckets"][0]["Name"]
+    store = boto3.resource("s3", region_name=REGION).Bucket(bucket)
+
+    def found() -> Finding:
+        return by_subject(preflight(Path("filled.yaml")))["models"]
+
+    assert found().state == "ok" and "none in" in found().text
+    store.put_object(Key="models/net/config.json", Body=b"{}")
+    assert found().state == "wrong" and "no list of digests" in found().text
+    store.put_object(Key="models/net/sealed.json", Body=b'{"files": {"config.json": "00", "model.safetensors": "00"}}')
+    assert found().state == "wrong" and "lacks model.safetensors" in found().text
+    store.put_object(Key="models/net/model.safetensors", Body=b"")
+    assert found().state == "ok" and "net in s3://" in found().text
+    store.objects.all().delete()
+
+
 def types(config: dict[str, Any]) -> list[dict[str, Any]]:
     return list(config["available_node_types"].values())
 

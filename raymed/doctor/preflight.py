@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from raymed.doctor.finding import Finding
 from raymed.errors import UserError
+from raymed.storage.seal import SEAL, read_list
 
 ARCHIVE = "raymed.tar.gz"  # what machines install, as cluster.yaml names it
 # What cluster.yaml has where a person fills in their own. 192.0.2.0/24 is a network of examples (RFC 5737).
@@ -117,6 +118,7 @@ def _aws(config: Mapping[str, Any]) -> Iterator[Finding]:
         "network": _network,
         "machine types": _types,
         "bucket": _bucket,
+        "models": _models,
         "vCPU quota": _quota,
         "prices": _prices,
     }.items():
@@ -206,6 +208,27 @@ def _bucket(config: Mapping[str, Any], region: str) -> Finding:
         code = str(error.response["Error"]["Code"])
         return Finding("bucket", "wrong", f"s3://{stated[1]} {reason.get(code, code)}: see the stack's outputs")
     return Finding("bucket", "ok", f"s3://{stated[1]}")
+
+
+def _models(config: Mapping[str, Any], region: str) -> Finding:
+    """Whether the folders with weights that machines copy are whole."""
+    stated = re.search(r"copy_models\.py --source s3://([^/\s]+)/(\S+)", "\n".join(config.get("setup_commands", ())))
+    if stated is None:
+        return Finding("models", "ok", "machines copy none")
+    s3, bucket, prefix = boto3.client("s3", region_name=region), stated[1], f"{stated[2].rstrip('/')}/"
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    there = {each["Key"].removeprefix(prefix) for page in pages for each in page.get("Contents", ())}
+    models = sorted({name.partition("/")[0] for name in there if "/" in name})
+    advice = "bring it there again with jobs/copy_models.py (docs/cluster.md)"
+    for model in models:
+        where = f"s3://{bucket}/{prefix}{model}"
+        if f"{model}/{SEAL}" not in there:
+            return Finding("models", "wrong", f"{where} has no list of digests, and would not be copied: {advice}")
+        content = s3.get_object(Bucket=bucket, Key=f"{prefix}{model}/{SEAL}")["Body"].read()
+        lost = [name for name in read_list(content, f"{where}/{SEAL}") if f"{model}/{name}" not in there]
+        if lost:
+            return Finding("models", "wrong", f"{where} lacks {lost[0]}: {advice}")
+    return Finding("models", "ok", f"{', '.join(models) or 'none'} in s3://{bucket}/{prefix}".rstrip("/"))
 
 
 def _quota(config: Mapping[str, Any], region: str) -> Finding:

@@ -54,10 +54,10 @@ class Folder:
     def child(self, name: str) -> Folder:
         """The folder `name` inside this one."""
         base, mark, query = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
-        return Folder(self.filesystem, self._inside(name), f"{base}/{name}{mark}{query}")
+        return Folder(self.filesystem, self.inside(name), f"{base}/{name}{mark}{query}")
 
     def exists(self, name: str = "") -> bool:
-        path = self._inside(name) if name else self.path
+        path = self.inside(name) if name else self.path
         return self.filesystem.get_file_info(path).type != fs.FileType.NotFound
 
     def names(self) -> list[str]:
@@ -71,18 +71,18 @@ class Folder:
         Raises:
             FileNotFoundError: it is not there.
         """
-        info = self.filesystem.get_file_info(self._inside(name))
+        info = self.filesystem.get_file_info(self.inside(name))
         if info.mtime_ns is None:
             raise FileNotFoundError(f"{self.uri}/{name}")
         return float(info.mtime_ns) / 1e9
 
     def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_stream(self._inside(name)) as stream:
+        with self.filesystem.open_input_stream(self.inside(name)) as stream:
             return stream.readall()
 
     def open(self, name: str) -> pa.NativeFile:
         """A random-access reader of the file `name`."""
-        return self.filesystem.open_input_file(self._inside(name))
+        return self.filesystem.open_input_file(self.inside(name))
 
     def write(self, name: str, content: bytes) -> None:
         """Write the file `name` whole: under a temporary name first where the file system can rename.
@@ -90,7 +90,7 @@ class Folder:
         Raises:
             UserError: the folder cannot be written to.
         """
-        path = self._inside(name)
+        path = self.inside(name)
         try:
             if not self.is_local:  # object stores have no folders, and publish an object only when it is complete
                 with self.filesystem.open_output_stream(path) as stream:
@@ -130,14 +130,19 @@ class Folder:
 
     def delete(self, name: str = "") -> None:
         """Remove the file or folder `name`, or this folder, if it is there."""
-        path = self._inside(name) if name else self.path
+        path = self.inside(name) if name else self.path
         kind = self.filesystem.get_file_info(path).type
         if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(path)
         elif kind == fs.FileType.File:
             self.filesystem.delete_file(path)
 
-    def _inside(self, name: str) -> str:
+    def inside(self, name: str) -> str:
+        """The path of a file or folder in this one, on its file system.
+
+        Raises:
+            UserError: the name leads out of it.
+        """
         parts = PurePosixPath(name).parts
         if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
             raise UserError(f"{name!r} is not a path inside {self.uri}")

@@ -35,16 +35,28 @@ def check_seal(folder: Path) -> None:
     if not path.is_file():
         log.warning("%s has no list of digests (%s): damage to its files would not be noticed", folder, SEAL)
         return
-    try:
-        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
-        wrong = next((name for name, digest in files.items() if not _is(folder / name, digest)), None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): copy the model again from where it was made") from error
+    files = read_list(path.read_bytes(), str(path))
+    wrong = next((name for name, digest in files.items() if not _is(folder / name, digest)), None)
     if wrong is not None:
         raise UserError(
             f"{folder / wrong} is missing, damaged or exchanged: it is not the file that {SEAL} lists. "
             "Copy the model again from where it was made, or register it again (jobs/promote.py RUN_ID)"
         )
+
+
+def read_list(content: bytes, where: str) -> dict[str, str]:
+    """The digests in a list, by the names of files.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        files = dict(json.loads(content)["files"])
+        if not all(isinstance(each, str) for pair in files.items() for each in pair):
+            raise TypeError("names and digests are texts")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where} is damaged ({error!r}): copy the model again from where it was made") from error
+    return files
 
 
 def check_archive(file: Path) -> None:

@@ -1,0 +1,90 @@
+"""Copies of folders with large files, such as models, on another storage: each file as the folder's list of digests has it.
+
+The list comes last: without it a folder is no copy. Files that a copy has already are not copied again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pyarrow import fs
+
+from raymed.errors import UserError
+from raymed.storage import disk
+from raymed.storage.folder import Folder, make_folders
+from raymed.storage.seal import SEAL, check_seal, digest_of_file, read_list
+
+log = logging.getLogger("raymed")
+
+AT_ONCE = 8  # files: one stream from an object store does not fill a machine's network
+PART = ".part"
+
+
+def listed_folders(folder: Folder) -> list[Folder]:
+    """The folder, and those directly in it, that have a list of digests."""
+    return [each for each in (folder, *map(folder.child, folder.names())) if each.exists(SEAL)]
+
+
+def copy_folder(source: Folder, target: Folder) -> int:
+    """Copy a folder with its list of digests, which one on a local disk need not have. Returns how many files were copied.
+
+    Raises:
+        UserError: there is no list, or a file is not as it says.
+    """
+    files, there = _files(source), _copied(target)
+    missing = [name for name, digest in files.items() if there.get(name) != digest]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: _copy(source, target, name, files[name]), missing))
+    target.write(SEAL, json.dumps({"files": files}, indent=1).encode())
+    return len(missing)
+
+
+def _files(source: Folder) -> dict[str, str]:
+    """Digests by the names of files."""
+    if source.is_local:
+        if SEAL in source.names():
+            check_seal(Path(source.path))
+        return _digests(Path(source.path))
+    if SEAL not in source.names():
+        raise UserError(f"{source.uri} has no list of digests ({SEAL}): bring it there with python jobs/copy_models.py")
+    return read_list(source.read(SEAL), f"{source.uri}/{SEAL}")
+
+
+def _copied(target: Folder) -> Mapping[str, str]:
+    """What a copy has already: on a local disk by what the files hold, elsewhere by the list that was written last."""
+    if target.is_local:
+        return _digests(Path(target.path))
+    return read_list(target.read(SEAL), f"{target.uri}/{SEAL}") if SEAL in target.names() else {}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / SEAL]
+    return {path.relative_to(folder).as_posix(): digest_of_file(path) for path in paths if path.suffix != PART}
+
+
+def _copy(source: Folder, target: Folder, name: str, digest: str) -> None:
+    """Copy a file; on a local disk it has its name once it is whole."""
+    begins, ends = source.inside(name), target.inside(name)
+    if not target.is_local:
+        fs.copy_files(begins, ends, source_filesystem=source.filesystem, destination_filesystem=target.filesystem)
+        return
+    part = Path(ends + PART)
+    make_folders(part.parent)
+    try:
+        fs.copy_files(begins, str(part), source_filesystem=source.filesystem, destination_filesystem=target.filesystem)
+        if digest_of_file(part) != digest:
+            raise _other(source, name)
+        disk.keep(part)
+        disk.rename(part, Path(ends))
+    except OSError as error:
+        raise UserError(f"{source.uri}/{name} cannot be copied to {target.uri}: {error}") from error
+    finally:
+        disk.remove(part)
+
+
+def _other(source: Folder, name: str) -> UserError:
+    return UserError(f"{source.uri}/{name} is not as {SEAL} lists it: damaged or exchanged. Copy the folder there again")
