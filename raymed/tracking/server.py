@@ -1,6 +1,6 @@
 """An MLflow server that lives on a cluster's head, and whose database outlives that machine.
 
-The database lies on a local disk, where SQLite is safe; a consistent copy goes to the storage whenever it has changed, and a
+The database lies on a local disk, where SQLite is safe; what changed of it goes to a consistent copy in the storage, and a
 server that starts on an empty disk begins with that copy. Artefacts go to the storage at once.
 """
 
@@ -23,10 +23,11 @@ from pathlib import Path
 
 from raymed.errors import RunError, UserError
 from raymed.storage.folder import Folder
+from raymed.tracking.database_copy import DatabaseCopy
 
 log = logging.getLogger("raymed")
 
-COPY = "tracking/mlflow.db"  # of the database, in the storage
+COPY = "tracking"  # folder of the database's copy, in the storage
 PERIOD = 2.0  # seconds between two looks at the server
 LETTING_GO = 20.0  # seconds for a server's children to give its port up
 
@@ -56,10 +57,11 @@ def serve(database: Path, storage: Folder, port: int, copy_seconds: float) -> in
 def restore(database: Path, storage: Folder) -> None:
     """Begin with the copy that another machine left; a database that is here already stays as it is."""
     database.parent.mkdir(parents=True, exist_ok=True)
-    if not database.exists() and storage.exists(COPY):
+    copy = DatabaseCopy(storage.child(COPY))
+    if not database.exists() and copy.exists():
         log.info("the database begins with the copy in %s/%s", storage.uri, COPY)
         part = database.with_suffix(".part")  # a copy that is cut off must not be taken for the database
-        part.write_bytes(storage.read(COPY))
+        part.write_bytes(copy.read())
         part.replace(database)
 
 
@@ -115,7 +117,7 @@ class _Server:
 
 def _keep_copy(look: Callable[[], None], database: Path, storage: Folder, seconds: float, stop: threading.Event) -> int:
     """Copy the database as it changes, until told to stop; `look` is called more often, after the server."""
-    copies, copied, next_copy = 0, -1, time.monotonic() + seconds
+    copy, copies, copied, next_copy = DatabaseCopy(storage.child(COPY)), 0, -1, time.monotonic() + seconds
     watch: sqlite3.Connection | None = None
     try:
         while True:
@@ -131,7 +133,7 @@ def _keep_copy(look: Callable[[], None], database: Path, storage: Folder, second
                 version = watch.execute("PRAGMA data_version").fetchone()[0]  # changes when another connection writes
                 if version != copied:
                     try:
-                        storage.write(COPY, _snapshot(watch))
+                        copy.write(_snapshot(watch))
                         copies, copied = copies + 1, version
                     except (UserError, OSError, sqlite3.Error) as error:
                         if over:

@@ -8,6 +8,7 @@ neither the current folder nor MLflow's process-wide settings matter.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
+from raymed import clock
 from raymed.compat.mlflow import DATA_CONTEXT, NOTE, PARENT
 from raymed.errors import UserError
 from raymed.tracking.address import reachable
 from raymed.tracking.names import flatten, metric_name, quoted
+from raymed.tracking.outbox import LAST_WAIT
 from raymed.tracking.run_record import RunRecord
 from raymed.tracking.view import TAGS, where_to_look
 
@@ -38,6 +41,8 @@ from raymed.tracking.metric_history import MetricHistory
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger("raymed")
+
 KEY, REASON = "raymed.key", "raymed.reason"
 GENERATION = "raymed.generation"  # the tag that tells a search's runs from those of another one under the same name
 PERMANENT = {  # MLflow's answers that stay the same however often it is asked
@@ -46,6 +51,8 @@ PERMANENT = {  # MLflow's answers that stay the same however often it is asked
 }
 USED = "raymed.used"  # the tag that says whom a run is trained and validated on
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
+
+PAUSE = 2.0  # seconds between two looks at a server that is away
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -94,6 +101,30 @@ class Tracker:
                 "good with `mlflow gc`, and run the command again."
             )
         return cls(uri, experiment, found.experiment_id, client)
+
+    @classmethod
+    def open_patiently(cls, tracking_uri: str, experiment: str = "", seconds: float = LAST_WAIT) -> Tracker:
+        """As `open`, of an address that was good before: a server that is away is waited for.
+
+        Args:
+            seconds: at most.
+
+        Raises:
+            UserError: it is still away; or as for `open`.
+        """
+        until, away = clock.seconds() + seconds, False
+        while True:
+            try:
+                reachable(tracking_uri)
+                break
+            except UserError as error:
+                if clock.seconds() > until:
+                    raise
+                if not away:
+                    log.warning("MLflow is away, and waited for, %.0f minutes at most: %s", seconds / 60, error)
+                away = True
+            clock.sleep(PAUSE)
+        return cls.open(tracking_uri, experiment)
 
     @cached_property
     def history(self) -> MetricHistory:

@@ -45,7 +45,7 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
         RunError: no trial completed an epoch.
     """
     search, best = search.of_generation(study.generation), best_trial(search, study)
-    tracker = search.open_tracker()
+    tracker = search.reopen_tracker()
     run_ids = {trial.number: tracker.find(search.trial_key(trial)) or "" for trial in study.trials}
     if refit != "none" and study.phase != DONE:
         study.enter(REFITTING)

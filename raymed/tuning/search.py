@@ -154,6 +154,10 @@ class Search:
     def open_tracker(self) -> Tracker:
         return Tracker.open(self.tracking_uri, f"raymed-{self.template.recipe.name}")
 
+    def reopen_tracker(self) -> Tracker:
+        """As `open_tracker`, after the search: a server that is away is waited for."""
+        return Tracker.open_patiently(self.tracking_uri, f"raymed-{self.template.recipe.name}")
+
     @property
     def has_begun(self) -> bool:
         """Whether an earlier search of this name left a record."""

@@ -27,6 +27,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+from raymed.tracking.database_copy import LIST, PARTS
 from raymed.tracking.server import COPY
 
 CLUSTER = TEMPLATE.with_name("cluster.yaml")
@@ -158,7 +159,7 @@ def test_a_worker_cannot_write_the_record_or_the_registry(account: dict[str, str
     def may_write(policy: list[dict[str, Any]], key: str) -> bool:
         return allows(policy, ("s3:PutObject", f"arn:aws:s3:::{account['Bucket']}/{key}", {}))
 
-    for key in (f"raymed/{COPY}", COPY, "raymed/artifacts/1/models/model.safetensors"):
+    for key in (f"raymed/{COPY}/{LIST}", f"{COPY}/{PARTS}/00", "raymed/artifacts/1/models/model.safetensors"):
         assert may_write(head, key) and not may_write(worker, key)
     assert may_write(worker, "raymed/lung-3fa9c1-0/checkpoint_1/rank-0.pt")
 

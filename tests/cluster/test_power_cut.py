@@ -22,6 +22,8 @@ from conftest import write_prepared
 from lab import Host, Lab, missing
 
 from raymed.compat.optuna import JournalOperation
+from raymed.storage.folder import Folder
+from raymed.tracking.server import restore
 
 REPOSITORY = Path(__file__).parent.parent.parent
 WHY_NOT = missing() or ("" if os.environ.get("RAYMED_LAB") else "takes minutes and needs root: `make cluster-test` runs it")
@@ -124,8 +126,8 @@ def test_a_search_finishes_and_loses_nothing_when_a_host_loses_its_power(cluster
     assert set(reports(cluster, "cut").values()) == {1}, "an epoch was lost and trained again"
     assert len(reports(cluster, "cut")) == TRIALS * EPOCHS
     # in MLflow, as the copy in the storage has it: one run a trial, every epoch once
-    path = cluster.storage / "tracking" / "mlflow.db"
-    wait_for(lambda: path.exists() and finished(path) == TRIALS + 1, 90, "the copy of MLflow's database")
+    path = cluster.lab.folder / "copied.db"
+    wait_for(lambda: copied(cluster.storage, path) and finished(path) == TRIALS + 1, 90, "the copy of MLflow's database")
     query = "SELECT COUNT(*), COUNT(DISTINCT step) FROM metrics WHERE key = 'epoch' GROUP BY run_uuid"
     assert sqlite3.connect(path).execute(query).fetchall() == [(EPOCHS, EPOCHS)] * TRIALS
 
@@ -177,6 +179,13 @@ def reports(cluster: Cluster, name: str) -> Counter[tuple[int, int]]:
 
 def summary(said: str) -> dict[str, dict[str, int]]:
     return json.loads(next(line for line in said.splitlines() if line.startswith('{"')))
+
+
+def copied(storage: Path, database: Path) -> bool:
+    """Whether there is a copy of MLflow's database, which then lies here."""
+    database.unlink(missing_ok=True)
+    restore(database, Folder.at(storage))
+    return database.exists()
 
 
 def finished(database: Path) -> int:

@@ -352,3 +352,25 @@ def test_who_only_looks_up_makes_no_experiment_and_finds_runs_of_any(tracker: Tr
     looking = Tracker.open(tracker.uri)
     assert looking.describe(run_id).name == "search"
     assert {each.name for each in looking.client.search_experiments()} == before
+
+
+def test_a_server_that_is_away_when_the_winner_is_judged_is_waited_for(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that was just started again ended a night without a model."""
+    looks: list[str] = []
+
+    def reachable(uri: str) -> tuple[str, str | None]:
+        looks.append(uri)
+        if len(looks) < 4:
+            raise UserError(f"the tracking server {uri} does not answer within 5 s")
+        return uri, None
+
+    monkeypatch.setattr("raymed.tracking.tracker.reachable", reachable)
+    monkeypatch.setattr("raymed.clock.sleep", lambda seconds: None)
+    assert Tracker.open_patiently(tracker.uri, tracker.experiment).experiment_id == tracker.experiment_id
+    assert caplog.text.count("MLflow is away, and waited for, 10 minutes at most") == 1
+    looks.clear()
+    with pytest.raises(UserError, match="does not answer"):
+        Tracker.open_patiently(tracker.uri, tracker.experiment, seconds=-1.0)
+    assert len(looks) == 1

@@ -70,7 +70,7 @@ def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
         server.send_signal(signal.SIGTERM)
         said, _ = server.communicate(timeout=100)
     assert server.returncode == 0 and "copied" in said
-    assert (storage / COPY).exists()
+    assert (storage / COPY / "database.json").exists()
     database = tmp_path / "fresh-machine" / "mlflow.db"
     restore(database, Folder.at(storage))
     fresh = MlflowClient(f"sqlite:///{database}")
@@ -79,7 +79,7 @@ def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_cannot_be_written_ends_no_server_and_is_tried_again(tmp_path: Path) -> None:
-    database, copy, stop = tmp_path / "mlflow.db", tmp_path / "storage" / COPY, Event()
+    database, copy, stop = tmp_path / "mlflow.db", tmp_path / "storage" / COPY / "database.json", Event()
     sqlite3.connect(database).execute("CREATE TABLE runs (id)").connection.close()
     copy.mkdir(parents=True)  # a folder in its place, as long as the storage is away
     keeping = Thread(target=_keep_copy, args=(lambda: None, database, Folder.at(tmp_path / "storage"), 0.1, stop))
@@ -92,4 +92,5 @@ def test_a_copy_that_cannot_be_written_ends_no_server_and_is_tried_again(tmp_pat
         time.sleep(0.1)
     stop.set()
     keeping.join()
-    assert sqlite3.connect(copy).execute("SELECT count(*) FROM runs").fetchone() == (0,)
+    restore(tmp_path / "again.db", Folder.at(tmp_path / "storage"))
+    assert sqlite3.connect(tmp_path / "again.db").execute("SELECT count(*) FROM runs").fetchone() == (0,)
