@@ -56,7 +56,7 @@ def main(options: Doctor) -> Outcome:
         address = None
         findings.append(Finding("MLflow", "wrong", str(error)))
     if options.model.path:
-        findings.append(checks.model(options.model, LabelTable.open(options.labels), options.size))
+        findings += checks.model(options.model, LabelTable.open(options.labels), options.size)
     if options.data:
         findings += checks.data(options.data)
     notes = []

@@ -99,8 +99,8 @@ def test_a_storage_that_cannot_be_written_is_wrong(tmp_path: Path) -> None:
 
 def test_a_model_folder_without_configuration_is_wrong_and_a_preset_builds(tmp_path: Path) -> None:
     labels = LabelTable.open("lung")
-    assert doctor.model(ModelSettings(path=str(tmp_path)), labels, 56).state == "wrong"
-    assert doctor.model(ModelSettings(preset="tiny"), labels, 56).state == "ok"
+    assert states(list(doctor.model(ModelSettings(path=str(tmp_path)), labels, 56))) == {"model": "wrong"}
+    assert states(list(doctor.model(ModelSettings(preset="tiny"), labels, 56))) == {"model": "ok", "checkpoints": "ok"}
 
 
 def test_an_internvl_is_built_with_all_its_weights_and_a_cut_one_is_wrong(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -167,17 +168,22 @@ def tracking(uri: str) -> Finding:
         return Finding("MLflow", "wrong", str(error))
 
 
-def model(settings: ModelSettings, labels: LabelTable, size: int) -> Finding:
-    """Whether the network can be built from its folder; loads all weights."""
+def model(settings: ModelSettings, labels: LabelTable, size: int) -> Iterator[Finding]:
+    """Whether the network can be built from its folder, with all weights, and its checkpoints find room on this machine."""
     from raymed.models import classifiers
+    from raymed.training.staging import lack_of_room, staging_bytes
 
     try:
         classifiers.check(settings.located(), tuple(labels.codes), size)
         module = classifiers.build(settings.located(), tuple(labels.codes), size)
     except UserError as error:
-        return Finding("model", "wrong", str(error))
-    count = sum(parameter.numel() for parameter in module.parameters())
-    return Finding("model", "ok", f"{settings.origin}: every weight fits, {count / 1e6:.1f} million parameters")
+        yield Finding("model", "wrong", str(error))
+        return
+    count, need = sum(parameter.numel() for parameter in module.parameters()), staging_bytes(module)
+    yield Finding("model", "ok", f"{settings.origin}: every weight fits, {count / 1e6:.1f} million parameters")
+    text = f"up to {need / GIB:.2f} GiB each, put together in {tempfile.gettempdir()}"
+    lack = lack_of_room(need)
+    yield Finding("checkpoints", "wrong" if lack else "ok", lack or text)
 
 
 def data(uri: str) -> Iterator[Finding]:

@@ -70,12 +70,12 @@ def _copy(source: Folder, target: Folder, name: str, digest: str) -> None:
     """Copy a file; on a local disk it has its name once it is whole."""
     begins, ends = source.inside(name), target.inside(name)
     if not target.is_local:
-        fs.copy_files(begins, ends, source_filesystem=source.filesystem, destination_filesystem=target.filesystem)
+        _send(source, begins, target, ends)
         return
     part = Path(ends + PART)
     make_folders(part.parent)
     try:
-        fs.copy_files(begins, str(part), source_filesystem=source.filesystem, destination_filesystem=target.filesystem)
+        _send(source, begins, target, str(part))
         if digest_of_file(part) != digest:
             raise _other(source, name)
         disk.keep(part)
@@ -84,6 +84,12 @@ def _copy(source: Folder, target: Folder, name: str, digest: str) -> None:
         raise UserError(f"{source.uri}/{name} cannot be copied to {target.uri}: {error}") from error
     finally:
         disk.remove(part)
+
+
+def _send(source: Folder, begins: str, target: Folder, ends: str) -> None:
+    """Copy a file in this thread: Arrow's own threads can deadlock."""
+    ends_of = {"source_filesystem": source.filesystem, "destination_filesystem": target.filesystem}
+    fs.copy_files(begins, ends, use_threads=False, **ends_of)
 
 
 def _other(source: Folder, name: str) -> UserError:

@@ -207,7 +207,7 @@ def _trainer(
 def _train_worker(config: dict[str, Any]) -> None:
     """Ray Train's entry into a worker; ``config`` holds the arguments of `train`."""
     seen = ray.train.get_context()
-    ranks = seen.get_world_rank(), seen.get_world_size(), seen.get_local_rank()
+    ranks = seen.get_world_rank(), seen.get_world_size(), seen.get_local_rank(), seen.get_local_world_size()
     context = WorkerContext(*ranks, ray.train.torch.get_device(), ray.train.report, is_preempted)
     try:
         train(context, **config)

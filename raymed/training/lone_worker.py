@@ -52,7 +52,7 @@ def train_alone(
         os.environ |= RANKS | NO_SERVER
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        train(WorkerContext(0, 1, 0, device, report, lambda: False), spec, source, stop_decisions, keep_all)
+        train(WorkerContext(0, 1, 0, 1, device, report, lambda: False), spec, source, stop_decisions, keep_all)
     except OSError as error:
         if is_refusal(error):
             raise StorageError.of(error) from error

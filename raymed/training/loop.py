@@ -35,6 +35,7 @@ from raymed.training.predictions import in_order, write_predictions
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
 from raymed.training.spec import RunSpec
+from raymed.training.staging import check_room, staging_bytes
 from raymed.training.stall import StallGuard
 from raymed.training.step_log import STEPS, TOTAL_STEPS, StepLog
 from raymed.training.stop_decisions import wait_for_verdict
@@ -100,6 +101,8 @@ class Run:
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
         self.agreement = Agreement(spec.folder, spec.train.storage_minutes, self.stall, self._tell)
+        share = context.local_workers / self.workers
+        self.agreement.reach(lambda: check_room(staging_bytes(self.engine.module, share, self.worker == 0)))
         self.progress = self._resume()
         self.readers = self.engine.readers(source)
         self.course = Course(spec.train, spec.stop_after, self.progress)

@@ -17,6 +17,7 @@ class WorkerContext:
         rank: its number, from 0.
         workers: how many there are.
         local_rank: its number on its machine, from 0.
+        local_workers: how many are there.
         device: computes.
         report: passes metrics on to the job.
         is_preempted: whether its machine is being taken away.
@@ -25,6 +26,7 @@ class WorkerContext:
     rank: int
     workers: int
     local_rank: int
+    local_workers: int
     device: torch.device
     report: Callable[[dict[str, Any]], None]
     is_preempted: Callable[[], bool]

@@ -1,0 +1,57 @@
+"""A temporary folder without room for a checkpoint is found before anything is trained; a real one of 8 MB."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from raymed.training.staging import staging_bytes
+
+IN_SMALL_FOLDER = """
+import sys
+from torch import nn
+from raymed.data.labels import LabelTable
+from raymed.doctor import checks
+from raymed.errors import StorageError
+from raymed.models.settings import ModelSettings
+from raymed.training.staging import check_room, staging_bytes
+check_room(staging_bytes(nn.Linear(256, 256)))
+try:
+    check_room(staging_bytes(nn.Linear(1024, 1024)))
+except StorageError as error:
+    print("run:", error)
+for finding in checks.model(ModelSettings(preset="resnet18"), LabelTable.open("lung"), 56):
+    print(finding.state, finding.subject, finding.text)
+"""
+
+
+def test_a_checkpoint_is_counted_by_who_writes_what() -> None:
+    module = nn.Sequential(nn.Linear(100, 10, bias=False), nn.Linear(10, 10, bias=False))
+    assert staging_bytes(module) == 20 * 1100
+    module[0].weight.requires_grad = False
+    assert staging_bytes(module) == 8 * 1100 + 12 * 100
+    assert staging_bytes(module, share=0.5) == 8 * 1100 + 6 * 100
+    assert staging_bytes(module, share=0.5, has_first=False) == 6 * 100
+
+
+@pytest.mark.slow
+def test_a_temporary_folder_in_memory_is_too_small_before_training_and_not_at_the_first_checkpoint(tmp_path: Path) -> None:
+    inside = ["unshare", "--map-root-user", "--mount", "bash", "-ec"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode
+    ):
+        pytest.skip("this system lets nobody mount a folder of their own")
+    script = f"mount -t tmpfs -o size=8m tmpfs {tmp_path}; TMPDIR={tmp_path} exec {sys.executable} -c '{IN_SMALL_FOLDER}'"
+    done = subprocess.run([*inside, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run, model, checkpoints = done.stdout.splitlines()
+    for line in (run, checkpoints):
+        assert f"{tmp_path}, which lies in memory, has 0.01 GiB free" in line and "TMPDIR" in line
+    assert "takes 0.02 GiB" in run and "takes 0.2" in checkpoints
+    assert model.startswith("ok model") and checkpoints.startswith("wrong checkpoints")
