@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup tune test fast mutants chaos cluster-test check ui
+.PHONY: setup tune test fast mutants chaos rehearse cluster-test check ui
 
 setup: $(VENV)/.ready  ## create the environment
 
@@ -32,6 +32,9 @@ mutants: setup  ## small mistakes in modules that promises rest on, and a list o
 
 chaos: setup  ## break things on purpose, many times, and print a table of what was survived; hours
 	$(RUN) tests/chaos/run.py
+
+rehearse: setup  ## ray up cluster.yaml, from the head's launch to a worker that is ready, with AWS and its machines played here
+	$(RUN) -m pytest tests/cluster/test_ray_up.py
 
 cluster-test: setup  ## as root: a cluster of hosts on this machine, whose power is cut; needs iproute2 openssh-server rsync
 	RAYMED_LAB=1 $(RUN) -m pytest tests/cluster

@@ -309,11 +309,11 @@ class DiskFolder(Folder):
         return self.storages.disk(self.path)
 
     def child(self, name: str) -> DiskFolder:
-        return DiskFolder(self.filesystem, self._inside(name), f"{self.uri}/{name}", self.storages)
+        return DiskFolder(self.filesystem, self.inside(name), f"{self.uri}/{name}", self.storages)
 
     def exists(self, name: str = "") -> bool:
         self.storages.touch("look", self.path)
-        return self._disk.exists(self._inside(name) if name else self.path)
+        return self._disk.exists(self.inside(name) if name else self.path)
 
     def names(self) -> list[str]:
         self.storages.touch("look", self.path)
@@ -321,13 +321,13 @@ class DiskFolder(Folder):
 
     def modified(self, name: str) -> float:
         self.storages.touch("look", self.path)
-        return self._disk.node(self._inside(name)).modified
+        return self._disk.node(self.inside(name)).modified
 
     def read(self, name: str) -> bytes:
-        return self.storages.read(Path(self._inside(name)))
+        return self.storages.read(Path(self.inside(name)))
 
     def delete(self, name: str = "") -> None:
-        path = self._inside(name) if name else self.path
+        path = self.inside(name) if name else self.path
         for each in sorted((p for p in self._disk.names if p.startswith(path + "/")), reverse=True):
             self.storages.remove(Path(each))
         self.storages.remove(Path(path))
@@ -344,11 +344,11 @@ class StoreFolder(Folder):
         return False
 
     def child(self, name: str) -> StoreFolder:
-        return StoreFolder(self.filesystem, self._inside(name), f"{self.uri}/{name}", self.storages)
+        return StoreFolder(self.filesystem, self.inside(name), f"{self.uri}/{name}", self.storages)
 
     def exists(self, name: str = "") -> bool:
         self.storages.touch("look", self.path)
-        path = self._inside(name) if name else self.path
+        path = self.inside(name) if name else self.path
         return path in self.storages.store.objects or bool(self.storages.store.keys(path))
 
     def names(self) -> list[str]:
@@ -358,12 +358,12 @@ class StoreFolder(Folder):
 
     def modified(self, name: str) -> float:
         self.storages.touch("look", self.path)
-        self.storages.store.get(self._inside(name))
-        return self.storages.store.objects[self._inside(name)][1]
+        self.storages.store.get(self.inside(name))
+        return self.storages.store.objects[self.inside(name)][1]
 
     def read(self, name: str) -> bytes:
         self.storages.touch("read", self.path)
-        return self.storages.store.get(self._inside(name))
+        return self.storages.store.get(self.inside(name))
 
     def write(self, name: str, content: bytes) -> None:
         try:
@@ -374,7 +374,7 @@ class StoreFolder(Folder):
             raise UserError(f"cannot write {self.uri}/{name}: {error}") from error
 
     def delete(self, name: str = "") -> None:
-        path = self._inside(name) if name else self.path
+        path = self.inside(name) if name else self.path
         for key in [*self.storages.store.keys(path), path]:
             self.storages.touch("remove", key)
             self.storages.store.objects.pop(key, None)
