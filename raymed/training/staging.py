@@ -19,15 +19,22 @@ MOUNTS = Path("/proc/self/mounts")
 def staging_bytes(module: nn.Module, share: float = 1.0, has_first: bool = True) -> float:
     """Bytes of a checkpoint that lie in a machine's temporary folder, at most.
 
-    The first worker writes the network twice, as training goes on from it and as it is loaded without DeepSpeed; what the
-    optimizer holds of trained parameters (weights in float32, two moments) is shared out among workers.
+    The first worker writes the network twice, as training goes on from it and as it is loaded without DeepSpeed: trained
+    parameters in float32 at most, frozen ones in their own type. What the optimizer holds of trained parameters (weights in
+    float32, two moments) is shared out among workers.
 
     Args:
         share: of all workers that are on the machine.
         has_first: whether the first is.
     """
-    sizes = [(math.prod(shape_of(each)), each.requires_grad) for each in module.parameters()]
-    return 8.0 * has_first * sum(size for size, _ in sizes) + 12.0 * share * sum(size for size, trained in sizes if trained)
+    trained, frozen = 0, 0.0
+    for each in module.parameters():
+        size = math.prod(shape_of(each))
+        if each.requires_grad:
+            trained += size
+        else:
+            frozen += size * each.element_size()
+    return 2.0 * has_first * (4 * trained + frozen) + 12.0 * share * trained
 
 
 def check_room(need: float) -> None:
