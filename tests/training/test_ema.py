@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from dataclasses import dataclass
 from itertools import product
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
+from worker_processes import run_workers
 
 from raymed.data.micro_batches import MicroBatch
 from raymed.errors import UserError
@@ -141,16 +140,14 @@ def go_on(worker: int, workers: int, out: Path) -> None:
 
 @pytest.mark.slow
 def test_shared_out_averages_equal_one_held_alone_and_go_on_under_any_stage_and_number_of_workers(tmp_path: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519", "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed"])
     for work in (compare, go_on):
         for workers in (1, 2):
-            torch.multiprocessing.start_processes(work, (workers, tmp_path), workers, start_method="forkserver")
+            run_workers(work, (workers, tmp_path), workers)
 
 
 @pytest.mark.slow
 def test_whole_averages_of_an_earlier_checkpoint_go_on_and_their_lack_is_told(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(_earlier, (tmp_path,), 1, start_method="spawn")
+    run_workers(_earlier, (tmp_path,))
 
 
 def _earlier(worker: int, out: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
+from worker_processes import run_workers
 
 from raymed.data.micro_batches import MicroBatch
 from raymed.errors import RunError, UserError
@@ -66,7 +67,7 @@ def test_deepspeed_makes_room_for_no_more_gradients_than_there_are_and_casts_non
 @pytest.mark.slow
 def test_what_is_configured_for_a_gpu_starts_and_steps_under_each_zero_stage_and_precision():
     """There is no GPU here: DeepSpeed gets a GPU's configuration and computes on the CPU, whose AdamW is fused as well."""
-    torch.multiprocessing.start_processes(_start_as_on_a_gpu, nprocs=1, start_method="spawn")
+    run_workers(_start_as_on_a_gpu)
 
 
 def _start_as_on_a_gpu(_: int) -> None:
@@ -124,7 +125,7 @@ class Line(Slope):
 
 @pytest.mark.slow
 def test_autocast_is_for_training_steps_and_validation_computes_as_the_exported_model_will():
-    torch.multiprocessing.start_processes(_validate_under_autocast, nprocs=1, start_method="spawn")
+    run_workers(_validate_under_autocast)
 
 
 def _validate_under_autocast(_: int) -> None:
@@ -141,7 +142,7 @@ def _validate_under_autocast(_: int) -> None:
 
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_weights_alone():
-    torch.multiprocessing.start_processes(_meet_a_slope, nprocs=1, start_method="spawn")
+    run_workers(_meet_a_slope)
 
 
 def _meet_a_slope(_: int) -> None:

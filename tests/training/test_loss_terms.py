@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from dataclasses import dataclass
 from itertools import product
@@ -12,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
+from worker_processes import run_workers
 
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
 from raymed.training.engine import Engine, TrainSettings, division, prepare_process
@@ -122,14 +121,12 @@ def in_one_piece() -> list[dict[str, float]]:
 @pytest.mark.slow
 def test_each_term_is_a_mean_over_its_own_units_whoever_computes_them(tmp_path):
     """Also where a micro-batch, or a whole global batch, has none of a term's units."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed"])
     expected = in_one_piece()
     assert [step["loss"] for step in expected] == pytest.approx(GOLDEN, abs=1e-6)
     for workers in (1, 2):
         out = tmp_path / str(workers)
         out.mkdir()
-        torch.multiprocessing.start_processes(work, (workers, out), workers, start_method="forkserver")
+        run_workers(work, (workers, out), workers)
         results: list[dict[Any, list[dict[str, float]]]] = [
             torch.load(out / f"results-{worker}.pt") for worker in range(workers)
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
+from worker_processes import run_workers
 
 from raymed.data.micro_batches import MicroBatch
 from raymed.errors import UserError
@@ -95,10 +95,7 @@ def work(worker: int, workers: int, settings: TrainSettings, start: Path | None,
 
 def train(workers: int, settings: TrainSettings, start: Path | None, ends: dict[int, Path], first: int = 0) -> list[float]:
     """The losses of steps `first` to the last of `ends`, computed by that many processes."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed"])  # imported once for all processes
-    arguments = (workers, settings, start, ends, first)
-    torch.multiprocessing.start_processes(work, arguments, workers, start_method="forkserver")
+    run_workers(work, (workers, settings, start, ends, first), workers)
     return torch.load(ends[max(ends)] / "losses.pt")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
+from worker_processes import run_workers
 
 from raymed.errors import UserError
 from raymed.models.norm import convert_batch_norms
@@ -128,12 +127,10 @@ def work(worker: int, workers: int, out: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
     """By number of workers, what each of them has after a few steps."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29513", "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed"])  # imported once for all processes
     results = {}
     for workers in (1, 2, 3):
         out = tmp_path_factory.mktemp("workers")
-        torch.multiprocessing.start_processes(work, (workers, out), workers, start_method="forkserver")
+        run_workers(work, (workers, out), workers)
         results[workers] = [torch.load(out / f"results-{worker}.pt") for worker in range(workers)]
     return results
 

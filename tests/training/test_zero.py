@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
+from worker_processes import run_workers
 
 from raymed.errors import UserError
 from raymed.training.engine import prepare_process
@@ -70,7 +70,7 @@ def test_deepspeed_reads_what_it_is_told_as_it_was_meant(stage: int, offload: st
 @pytest.mark.slow
 def test_steps_are_the_same_where_the_optimizer_is_offloaded() -> None:
     """DeepSpeed gets a GPU's configuration and computes on the CPU; its own optimizer for CPUs would have to be compiled."""
-    torch.multiprocessing.start_processes(_step, nprocs=1, start_method="spawn")
+    run_workers(_step)
 
 
 def _step(_: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from worker_processes import run_workers
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
@@ -120,7 +120,7 @@ def load(worker: int, out: Path, network: Path, recipe: LungRecipe) -> None:
 def test_one_worker_opens_the_weights_and_all_begin_with_them(earlier: Path, tmp_path: Path) -> None:
     """Every worker of a machine built the network twice and read the weights anew."""
     for recipe in (FOUR, TWO):
-        torch.multiprocessing.spawn(load, (tmp_path, earlier, recipe), 2)
+        run_workers(load, (tmp_path, earlier, recipe), 2)
     expected = built(FOUR, 1).state_dict()
     for worker in range(2):
         found = torch.load(tmp_path / f"{worker}.pt")

@@ -2,9 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import torch
+from kept_features import kept_records
 from language_files import write_folder
 from report_records import SIZE, records
 from safetensors.torch import load_file, save_file
@@ -107,12 +107,7 @@ def test_pictures_that_a_frozen_encoder_has_seen_cost_what_they_cost_anew(
     module, part = seeded(frozen), frozen.frozen_part
     assert part is not None and part.of(module.train()) is module.encoder and unfrozen(module.encoder) == ""
     pictures = records(mask=True)
-    made = frozen.features(module, frozen.encode(pictures, None))
-    kept = [
-        replace(record, features=row.numpy(), images=(replace(record.images[0], pixels=np.zeros((SIZE, SIZE, 0), np.uint8)),
-                                                      *record.images[1:]))
-        for record, row in zip(pictures, made, strict=True)
-    ]  # fmt: skip
+    kept = kept_records(frozen, pictures)
     batches = [frozen.encode(each, TrainingPass(0, 0)) for each in (pictures, kept)]
     assert "pictures" not in batches[1].tensors
     losses = [next(iter(frozen.compute_loss(module, batch).terms.values())).total for batch in batches]

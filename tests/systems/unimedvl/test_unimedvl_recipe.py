@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from kept_features import kept_records
 from sample_records import DRAWING, EDIT, QUESTION, TEXT
 
 from raymed.data.record import Message
@@ -70,19 +71,14 @@ def test_validation_draws_the_same_times_and_noise_in_every_run_and_training_new
     assert first == again and len({first, epoch, seed}) == 3
 
 
-def test_pictures_that_the_autoencoder_has_seen_cost_what_they_cost_anew(network):
+def test_pictures_that_the_autoencoder_has_seen_cost_what_they_cost_anew():
     """Of several sizes in a sample, one of them twice and some dropped, beside samples without any; to the last bit."""
     recipe = replace(RECIPE, dropout=CondDropout(0.5, 0.5, 0.5))
     chain = replace(EDIT, id="chain", messages=(*EDIT.messages, Message("vae?", "1"), Message("target", "1")))
     records = [QUESTION, EDIT, chain, TEXT, DRAWING]
-    rows = recipe.features(network.eval(), recipe.encode(records, None))
-    assert [len(row) for row in rows] == [0, 6 + 16, 6 + 3 * 16, 0, 16]
-    sizes = [tuple(replace(each, pixels=each.pixels[:, :, :0]) for each in record.images if each.role == "output")
-             + tuple(each for each in record.images if each.role != "output") for record in records]  # fmt: skip
-    kept = [
-        replace(record, features=row.numpy(), images=images)
-        for record, row, images in zip(records, rows, sizes, strict=True)
-    ]
+    torch.manual_seed(0)
+    network, kept = recipe.build(), kept_records(recipe, records)
+    assert [len(record.features) for record in kept] == [0, 6 + 16, 6 + 3 * 16, 0, 16]
     for training in (None, *(TrainingPass(0, epoch) for epoch in range(3))):
         batches = [recipe.encode(each, training) for each in (records, kept)]
         assert "pixels" not in batches[1].tensors
