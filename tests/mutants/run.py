@@ -42,7 +42,11 @@ MODULES = {
         "evaluation/test_metrics.py",
         "evaluation/test_calibration.py",
     ],
-    "evaluation/metrics.py": ["evaluation/test_metrics.py", "evaluation/test_intervals.py"],
+    "evaluation/metrics.py": [
+        "evaluation/test_metrics.py",
+        "evaluation/test_intervals.py",
+        "evaluation/test_baselines.py",
+    ],
     "evaluation/scores.py": ["evaluation/test_metrics.py"],
     "tuning/study.py": ["tuning/test_study.py", "tuning/test_listed_runs.py"],
 }
