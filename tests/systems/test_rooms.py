@@ -111,7 +111,8 @@ def without(systems: Sequence[str], folder: Path) -> None:
     """A copy of the project in `folder` without rooms and what enters them."""
     for part in ("raymed", "jobs", "configs", "benchmarks", "tests", "docs"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, folder)
     for system in systems:
         shutil.rmtree(folder / "raymed" / "systems" / system)
     for path in of_rooms(systems):
