@@ -16,6 +16,7 @@ from raymed.errors import UserError
 MARK = "SYNTHETIC"
 SETTINGS = "raymed"  # key of the settings in a PNG's text
 GAP = 8  # pixels between the pictures of a sheet
+SHOWN = 256  # pixels that the longer side of a sheet's pictures has at least: small ones are shown several times as large
 
 
 def marked(picture: Image.Image) -> Image.Image:
@@ -56,9 +57,11 @@ def write_png(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> 
 
 
 def sheet(given: Image.Image, drawn: Image.Image) -> Image.Image:
-    """The input, as large as what was drawn from it, and that, marked, side by side."""
-    right = marked(drawn)
-    whole = Image.new("RGB", (2 * drawn.width + GAP, right.height), "white")
-    whole.paste(given.convert("RGB").resize(drawn.size, Image.Resampling.BICUBIC), (0, 0))
-    whole.paste(right, (drawn.width + GAP, 0))
+    """The input, as large as what was drawn from it is shown, and that, marked, side by side."""
+    times = -(-SHOWN // max(drawn.size))
+    size = drawn.width * times, drawn.height * times
+    right = marked(drawn.resize(size, Image.Resampling.NEAREST))
+    whole = Image.new("RGB", (2 * right.width + GAP, right.height), "white")
+    whole.paste(given.convert("RGB").resize(size, Image.Resampling.BICUBIC), (0, 0))
+    whole.paste(right, (right.width + GAP, 0))
     return whole
