@@ -73,7 +73,8 @@ class PatientModel:
             HEADER,
             str(self.mean),
             str(self.attention),
-            f"attention looks at as much as {self.counting:.1f} slices of a patient's {self.mean.slices} would weigh alike; "
+            f"{self.counting:.1f} of a patient's {len(self.weights) / len(self.patients.ids):.1f} slices count by attention "
+            "(one over the sum of squared weights)",
             "each way with its own temperature, fitted on these patients",
             self.verdict,
         ]
