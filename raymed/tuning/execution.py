@@ -152,15 +152,10 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
             tuner = _tuner(notes, tune.with_resources(trial, _driver(each)), concurrent, searcher, scheduler, machines)
             try:
                 tuner.fit()
-            except TuneError as error:  # wraps what was raised while Tune asked the study or told the recorder
-                if isinstance(error.__context__, UserError):
-                    raise error.__context__ from None
-                raise
-            except RayError as error:
-                raise RunError(
-                    f"Ray ended in the middle of the search ({essence(str(error))}): one of its own processes was killed, "
-                    f"or its machine is gone. Trials under way go on from their checkpoints: {resume_command()}"
-                ) from error
+            except (TuneError, RayError) as error:
+                if (told := in_words(error)) is error:
+                    raise
+                raise told from error
             except KeyboardInterrupt:
                 if storage.gave_up:
                     raise RunError(storage.gave_up) from None
@@ -172,6 +167,20 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
             return dict.fromkeys(machines.trials, NONE_CAME)
 
         yield train
+
+
+def in_words(error: Exception) -> Exception:
+    """What a search raises of an error of Ray's; the same one where it has no words for it."""
+    # Tune wraps what was raised while it asked the study, or told it and the recorder.
+    cause = error.__context__ if isinstance(error, TuneError) else error
+    if isinstance(cause, UserError):
+        return cause
+    if isinstance(cause, RayError):
+        return RunError(
+            f"Ray ended in the middle of the search ({essence(str(cause))}): one of its own processes was killed, or its "
+            f"machine is gone. Trials under way go on from their checkpoints: {resume_command()}"
+        )
+    return error
 
 
 def _sweep(folder: Folder) -> None:
