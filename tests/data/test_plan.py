@@ -125,6 +125,12 @@ def test_a_limit_takes_every_class_and_a_larger_one_keeps_its_patients():
     assert set(taken[24]) != set(foremost(names, labels, 24, seed=1).tolist())
 
 
+def test_a_small_class_has_its_share_of_a_limit_and_no_less():
+    labels = np.repeat([0, 1], [2, 10])
+    taken = foremost(np.array([f"p{number}" for number in range(12)]), labels, 10, seed=0)
+    assert np.bincount(labels[taken]).tolist() == [2, 8]  # 1.7 and 8.3
+
+
 def test_what_a_plan_leaves_out_is_counted_by_reason(tmp_path):
     """Left out by the limit, all used to be told as not among the slices chosen."""
     prepared = write_prepared(tmp_path, patients=24)  # of 4 slices each, 18 of them in train
