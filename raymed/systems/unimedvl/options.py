@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from raymed.training.spec import RunSpec
 
 SMALL = TrainSettings(  # from random weights
-    epochs=20, global_batch=4, micro_batch=4, lr=4e-3, weight_decay=0.0, warmup=0.05, final_lr=0.1, ema=0.995
+    epochs=8, global_batch=4, micro_batch=4, lr=4e-3, weight_decay=0.0, warmup=0.05, final_lr=0.1, ema=0.995
 )
 SMALL_PACKS = PackingSettings(256, 320, 256, 128)
 SMALL_DROPOUT = CondDropout(text=0.1, vit=0.1, vae=0.1)
-PHANTOMS = PhantomSettings(patients=96, size=128, difficulty=0.2)
+PHANTOMS = PhantomSettings(patients=240, size=128, difficulty=0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
