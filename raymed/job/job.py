@@ -28,6 +28,7 @@ from raymed.job.command_line import Aliases, parse
 from raymed.job.departure import INTERRUPTED, departing
 from raymed.job.library_log import OneLine, essence, keep_traceback
 from raymed.job.submitted import is_submitted
+from raymed.job.witness import witnessed
 from raymed.storage import holder
 from raymed.storage.folder import Folder
 
@@ -139,7 +140,7 @@ def run(
             holder.last_words.append(_tell)
         os.umask(0o027 if options.group_readable else 0o077)  # most of what is written is about patients
         # standard output is for the outcome: libraries print to it too
-        with contextlib.redirect_stdout(sys.stderr), departing(interrupted()):
+        with contextlib.redirect_stdout(sys.stderr), departing(interrupted()), witnessed(ended_at_once()):
             outcome = main(options)
         code, text, data, failed = outcome.code, outcome.text, outcome.data, False
     except (UserError, RunError) as error:
@@ -179,6 +180,14 @@ def resume_command() -> str:
 def interrupted() -> str:
     """The last line of a job that was told to stop."""
     return f"stopped. To go on from the last checkpoint: {resume_command()}"
+
+
+def ended_at_once() -> str:
+    """What is said of a job that cannot say it any more."""
+    return (
+        "error: the job was ended at once, by the system (for want of memory?) or by Ray, one of whose own processes was "
+        f"lost. What was saved is there, and the same command goes on: {resume_command()}"
+    )
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:

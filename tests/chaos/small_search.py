@@ -19,7 +19,9 @@ from small import Held, Small
 from raymed.cluster.connection import connect
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
+from raymed.job.job import ended_at_once
 from raymed.job.library_log import OneLine
+from raymed.job.witness import witnessed
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
@@ -58,8 +60,9 @@ if __name__ == "__main__":
     logging.getLogger().handlers[0].setFormatter(OneLine("%(message)s"))
     storage, minutes = (Path(sys.argv[4]), float(sys.argv[5])) if len(sys.argv) > 4 else (None, 20.0)
     try:
-        connect()
-        run_search(small_search(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), storage=storage, minutes=minutes))
+        with witnessed(ended_at_once()):
+            connect()
+            run_search(small_search(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), storage=storage, minutes=minutes))
     except (UserError, RunError) as error:
         print(error, file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
