@@ -55,6 +55,10 @@ def connect(start: bool = True) -> None:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         # A run has some ten small processes beside its workers; Ray warns of that many as if they were a mistake.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+        # A trial that takes too much memory is for the system to end: Ray Tune ends a search whose trial Ray has ended.
+        os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+        # The thread of a trial's last run may take a while to go; Ray Tune forgets a trial for which it took two seconds.
+        os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
         os.environ[_OWN] = "1"
         with kept_handlers():
             local_ray.start(**quiet)

@@ -140,7 +140,7 @@ def run(
             holder.last_words.append(_tell)
         os.umask(0o027 if options.group_readable else 0o077)  # most of what is written is about patients
         # standard output is for the outcome: libraries print to it too
-        with contextlib.redirect_stdout(sys.stderr), departing(interrupted()), witnessed(ended_at_once()):
+        with contextlib.redirect_stdout(sys.stderr), witnessed(ended_at_once()), departing(interrupted()):
             outcome = main(options)
         code, text, data, failed = outcome.code, outcome.text, outcome.data, False
     except (UserError, RunError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -34,7 +35,9 @@ def witnessed(text: str) -> Iterator[None]:
 
 
 def _wait(reading: int, text: str) -> NoReturn:
-    os.setsid()  # what the terminal sends to the job is not for it
+    os.setsid()  # what the terminal sends to the job is not for it, nor what is sent to all processes
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     os.close(1)  # whoever reads the job's output does not wait for it
     if not os.read(reading, 1):
         os.write(2, f"{text}\n".encode())

@@ -28,6 +28,7 @@ from raymed.data.stream import Reader, Staged, Streamed, fits_in_memory
 from raymed.errors import RunError, UserError
 from raymed.models.precision import Arithmetic, arithmetic
 from raymed.recipes.recipe import FrozenPart, PartlyFrozen, Recipe
+from raymed.training.cards import keep_to_share
 from raymed.training.network import first_network
 from raymed.training.spec import RunSpec
 
@@ -193,10 +194,13 @@ def _fitting(each: Resources) -> int:
     return sum(min(int(machine.get(name, 0) // count) for name, count in wanted.items()) for machine in cluster.machines())
 
 
-@ray.remote
+@ray.remote(max_calls=1)  # a process that stayed would keep its place on a card
 def _make(spec: RunSpec, blocks: Sequence[Places]) -> Iterator[Any]:
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    yield from make_features(spec, blocks, torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
+    device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
+    if device.type == "cuda":
+        keep_to_share(device)
+    yield from make_features(spec, blocks, device)
 
 
 def make_features(spec: RunSpec, blocks: Sequence[Places], device: torch.device) -> Iterator[Any]:

@@ -16,18 +16,28 @@ from raymed.cluster.connection import is_own
 from raymed.errors import StorageError
 from raymed.storage.availability import is_refusal
 from raymed.training.frozen import Source
+from raymed.training.heap import give_back_freed_memory
 from raymed.training.loop import train
+from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.stall import STALLED
 from raymed.training.worker_context import WorkerContext
 
 RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 NO_SERVER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed would look for MPI without them; nobody connects
+BEGUN = "begun"  # what a run reports first
 
 
 def suffices(workers: int) -> bool:
     """Whether runs need no process but their driver's: on a machine that is the job's own, which nobody takes away."""
     return workers == 1 and is_own()
+
+
+def leaves_nothing(train: TrainSettings) -> bool:
+    """Whether the process of such a run may have another one after it. After ZeRO 3 DeepSpeed keeps the weights of every
+    engine, and puts a linear layer of its own in place of torch's (runtime/zero/partitioned_param_coordinator.py,
+    `__params_to_release`; partition_parameters.py, `Init`)."""
+    return train.zero_stage < 3
 
 
 def train_alone(
@@ -45,6 +55,7 @@ def train_alone(
     Raises:
         StorageError: a disk refuses what is written.
     """
+    report({BEGUN: 1.0})  # it waits for no machine any more
     spec.folder.delete(STALLED)
     spec.folder.make()
     device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
@@ -61,3 +72,5 @@ def train_alone(
         gc.collect()  # an engine's parts name one another
         if device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            give_back_freed_memory()

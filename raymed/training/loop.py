@@ -100,6 +100,15 @@ class Run:
         for workers in (spec.min_workers or self.workers, self.workers):
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)
+        try:
+            self._take_up(source)
+        except BaseException:
+            self.stall.close()  # it would end the process's next run
+            raise
+
+    def _take_up(self, source: Source) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        context, spec, stop_decisions = self.context, self.spec, self.stop_decisions
         self.agreement = Agreement(spec.folder, spec.train.storage_minutes, self.stall, self._tell)
         share = context.local_workers / self.workers
         self.agreement.reach(lambda: check_room(staging_bytes(self.engine.module, share, self.worker == 0)))

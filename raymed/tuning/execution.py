@@ -31,7 +31,7 @@ from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
 from raymed.training.frozen import Source, keep_features
-from raymed.training.lone_worker import suffices
+from raymed.training.lone_worker import leaves_nothing, suffices
 from raymed.training.retention import scratch
 from raymed.training.spec import RunSpec
 from raymed.training.stop_decisions import Hearing, StopDecisions
@@ -149,7 +149,8 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
             )
             alike = len(search.runs) < 2  # listed runs have settings of their own
             scheduler = StudyScheduler(study, timetable, stop_decisions, observe, interrupt, storage, machines, alike)
-            tuner = _tuner(notes, tune.with_resources(trial, _driver(each)), concurrent, searcher, scheduler, machines)
+            driver = tune.with_resources(trial, _driver(each))
+            tuner = _tuner(notes, driver, concurrent, searcher, scheduler, machines, _keeps_processes(search, each))
             try:
                 tuner.fit()
             except (TuneError, RayError) as error:
@@ -219,6 +220,12 @@ def _driver(each: Resources) -> dict[str, float]:
     return {"CPU": DRIVER_CPUS} | HEAD
 
 
+def _keeps_processes(search: Search, each: Resources) -> bool:
+    """Whether a trial's own process may run the next one; where it trains, not all leave it as it was."""
+    searched = "train.zero_stage" in search.settings.space
+    return not (suffices(each.workers) and (searched or not all(leaves_nothing(spec.train) for spec in search.specs)))
+
+
 def _tuner(
     notes: Path,
     train: Callable[..., None],
@@ -226,12 +233,14 @@ def _tuner(
     searcher: StudySearcher,
     scheduler: StudyScheduler,
     machines: MachineWait,
+    keeps_processes: bool,
 ) -> tune.Tuner:
     """Ray Tune, which asks the study for trials, `concurrent` of them at a time.
 
     Args:
         notes: where it writes down what nobody reads. Not in the storage: while that is away, it would make its folder anew,
             below the mount point.
+        keeps_processes: a trial is run by the process of the last one: a new one takes seconds to import the same.
     """
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     return tune.Tuner(
@@ -241,7 +250,7 @@ def _tuner(
             scheduler=scheduler,
             num_samples=-1,
             max_concurrent_trials=concurrent,
-            reuse_actors=True,  # a new process for every trial takes three seconds to import what the last one has
+            reuse_actors=keeps_processes,
             trial_dirname_creator=lambda trial: trial.config["spec"].name,
         ),
         run_config=tune.RunConfig(name="notes", storage_path=str(notes), verbose=0, stop=machines),

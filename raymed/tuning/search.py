@@ -272,6 +272,8 @@ class Search:
             raise UserError(
                 f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers"
             )
+        if self.template.train.offload == "nvme" and workers == 1:
+            fitting = 1  # DeepSpeed's files of two such runs on a machine have the same names
         return each, min(self.settings.concurrent or fitting, fitting)
 
     def idle(self, each: Resources) -> str:
@@ -301,9 +303,10 @@ class Search:
         """What a run takes that has for itself what the search's trials have between them: workers as far as they help."""
         each, concurrent = self.resources()
         if each.gpus:
-            cards = max(1, int(each.workers * concurrent * each.gpus))
-            each = dataclasses.replace(each, gpus=1.0, cpus=int(each.cpus / each.gpus))
-            workers = spec.helpful(cards)
+            on_a_card = int(1 / each.gpus)
+            workers = spec.helpful(math.ceil(each.workers * concurrent / on_a_card))
+            there = int((capacity(cluster.resources())["CPU"] - 1) / workers)  # one is left to what only waits
+            each = dataclasses.replace(each, gpus=1.0, cpus=max(each.cpus, min(each.cpus * on_a_card, there)))
         else:
             workers = spec.helpful(each.workers * concurrent)
             each = dataclasses.replace(each, cpus=spread(each.workers * each.cpus * concurrent, workers))

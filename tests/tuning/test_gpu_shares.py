@@ -18,8 +18,10 @@ from raymed.training import cards
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
+from raymed.tuning.execution import _keeps_processes
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
+from raymed.tuning.space import Dimension
 
 
 @pytest.fixture
@@ -59,13 +61,35 @@ def test_two_workers_of_one_run_are_refused_on_shares_before_nccl_does(search: S
         SearchSettings(gpus_per_worker=1.5)
 
 
-@pytest.mark.parametrize(("given", "limits"), [(0.25, [0.25]), (1.0, []), (2.0, [])])
+def test_the_refit_asks_for_no_more_cpus_than_there_are_and_leaves_no_card_idle(search: Search) -> None:
+    settings = dataclasses.replace(search.settings, gpus_per_worker=0.3, cpus_per_worker=8)
+    few = dataclasses.replace(search, settings=settings)
+    assert few.resources()[1] == 4, "trials at once"
+    whole = few.whole(few.template)
+    assert (whole.workers, whole.cpus) == (2, 16)
+
+
+@pytest.mark.parametrize(("searched", "stage", "kept"), [((), 1, True), ((), 3, False), (("train.zero_stage",), 1, False)])
+def test_a_process_that_trained_under_zero_3_has_no_run_after_it(
+    search: Search, searched: tuple[str, ...], stage: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymed.training.lone_worker.is_own", lambda: True)
+    train = dataclasses.replace(search.template.train, zero_stage=stage)
+    space = {name: Dimension(choices=(1, 2)) for name in searched}
+    settings = dataclasses.replace(search.settings, space=space)
+    tried = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train), settings=settings)
+    assert _keeps_processes(tried, tried.resources()[0]) is kept
+
+
+@pytest.mark.parametrize(("given", "limits"), [(0.25, [0.15]), (1.0, []), (2.0, [])])
 def test_a_worker_on_a_share_leaves_the_others_memory_alone(
     given: float, limits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited: list[float] = []
     context = SimpleNamespace(get_assigned_resources=lambda: {"GPU": given})
     monkeypatch.setattr(cards, "ray", SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: context))
+    card = SimpleNamespace(total_memory=10 * cards.CONTEXT)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limited.append(share))
     cards.keep_to_share(torch.device("cuda", 0))
-    assert limited == limits
+    assert limited == pytest.approx(limits)
