@@ -64,11 +64,10 @@ def main(width: int = 256, layers: int = 4, words: int = 100, size: int = 256, b
     theirs = MambaForCausalLM(config).eval().requires_grad_(False)
     theirs.load_state_dict(network.language_model.state_dict(), strict=False)
     pictures, captions = torch.randn(batch, 1, 1, size, size), texts(batch, words)
-    ids = [str(row) for row in range(batch)]
 
     def ours() -> Tensor:
         parts = (captions.tokens, captions.prompt_lengths, captions.rows, captions.positions, captions.targets)
-        return network(*parts, pictures=pictures, ids=ids)["token_losses"].mean()
+        return network(*parts, pictures=pictures)["token_losses"].mean()
 
     def plain() -> Tensor:
         visual = network.visual_tokens(network.features(pictures))

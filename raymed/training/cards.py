@@ -16,10 +16,12 @@ CONTEXT = 2**30  # bytes of a card that a process takes besides tensors: CUDA's 
 
 def keep_to_share(device: torch.device) -> None:
     """Let this worker use no more of its card's memory than the share of it that it was given: others live there, too."""
-    given = ray.get_runtime_context().get_assigned_resources() if ray.is_initialized() else {}
-    if 0 < given.get("GPU", 0) < 1:
+    if not (ray.is_initialized() and ray.get_gpu_ids()):  # a job's own process is given nothing
+        return
+    share = ray.get_runtime_context().get_assigned_resources().get("GPU", 1)
+    if share < 1:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(max(0.0, given["GPU"] - CONTEXT / total), device)
+        torch.cuda.set_per_process_memory_fraction(max(0.0, share - CONTEXT / total), device)
 
 
 def take_apart(device: torch.device, timeout: timedelta) -> dist.ProcessGroup:

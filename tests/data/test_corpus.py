@@ -99,7 +99,7 @@ def test_samples_are_stored_as_they_are_written_with_their_tiles_and_measured(so
     assert prepared.pixel_bytes(prepared.rows("all")) == pixels
     assert sorted(corpus_yield.tile_counts(prepared).tolist()) == [0, *(8 * [3]), 6]
     drawn = MixtureSettings().draw(prepared, [prepared.rows("train")], 0, 0)
-    assert f"an epoch: {len(drawn.packs)} samples to train on" in corpus_yield.lines(prepared)[1]
+    assert f"an epoch: {sum(map(len, drawn.packs))} samples to train on" in corpus_yield.lines(prepared)[1]
     assert sorted(row for each in drawn.packs for row in each) == sorted(2 * prepared.rows("train").tolist())
 
 

@@ -87,7 +87,8 @@ def test_a_worker_on_a_share_leaves_the_others_memory_alone(
 ) -> None:
     limited: list[float] = []
     context = SimpleNamespace(get_assigned_resources=lambda: {"GPU": given})
-    monkeypatch.setattr(cards, "ray", SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: context))
+    told = SimpleNamespace(is_initialized=lambda: True, get_gpu_ids=lambda: [0], get_runtime_context=lambda: context)
+    monkeypatch.setattr(cards, "ray", told)
     card = SimpleNamespace(total_memory=10 * cards.CONTEXT)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limited.append(share))
