@@ -200,6 +200,7 @@ def our_search(search: Search, way: str, first: Sequence[Mapping[str, Value]], m
                 state = TrialState.PRUNED
                 break
         study.tell(number, state)
+    study.close()
     return Found(best <= mark, best, best_trial, study.trained, time.process_time() - started)
 
 
