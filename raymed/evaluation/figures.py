@@ -97,7 +97,8 @@ def training_history(history: Mapping[str, Sequence[float]]) -> Figure:
     figure = Figure(figsize=(9.2, 3.8))
     for axes, name, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("Loss", "Accuracy (%)"), strict=True):
         for number, (part, words) in enumerate({"train": "training", "val": "validation"}.items()):
-            values = history[f"{part}_{name}"]
+            if not (values := history[f"{part}_{name}"]):
+                continue
             axes.plot(range(1, len(values) + 1), values, color=SERIES[number], linewidth=2, label=words)
         axes.set(xlabel="Epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -47,6 +47,9 @@ class Metric:
 VAL_LOSS = Metric("val_loss", "nats", "min", "{:.4f}", chooses_epoch=True, chooses_trial=True)
 """What every system gives."""
 
+LAST = Metric("global_step", "steps", "max", "{:.0f}", chooses_epoch=True)
+"""How far a run was trained: by it the last epoch is the best, as of a run that nobody validates."""
+
 CLASSIFIER = (
     Metric("train_loss", "nats", "min", "{:.4f}"),
     Metric("train_accuracy", "", "max", "{:.1%}"),

@@ -135,6 +135,15 @@ class Candidate:
         """
         return Prepared.open(self.data, self.data_digest)
 
+    def require_validated(self, prepared: Prepared) -> None:
+        """Raises: UserError: it was trained on everything, and nobody is left to say what it is worth."""
+        if not self.folds and not len(prepared.rows("val", self.fold)):
+            raise UserError(
+                f"{prepared.folder.uri} has no val {prepared.manifest.unit}s: nobody chose this network, and nobody is left "
+                "to judge it or fit its temperature, so it is not registered. It can be used as it is, and judged on other "
+                f"data: {self.checkpoint}"
+            )
+
     def used_rows(self, prepared: Prepared) -> dict[str, np.ndarray]:
         """Rows of each split that it was trained or is judged on, ascending; a mean of folds both trains and is judged on
         all that are in folds."""

@@ -56,6 +56,7 @@ class LossAssessment:
             UserError: the checkpoint is not there any more or was never validated, or a patient is in two splits.
         """
         guard(prepared.index, candidate.fold)
+        candidate.require_validated(prepared)
         checkpoint = Folder.at(candidate.checkpoint)
         history, step = read_history(checkpoint), step_of(Path(checkpoint.path).name)
         if not history:

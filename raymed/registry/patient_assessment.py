@@ -311,6 +311,7 @@ def assess_patients(candidate: Candidate, model: Model, prepared: Prepared, how:
     """
     for fold in range(candidate.folds) if candidate.folds else [candidate.fold]:
         guard(prepared.index, fold)
+    candidate.require_validated(prepared)
     names, used = tuple(prepared.labels.names), candidate.used_rows(prepared)
 
     def predict(split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -24,6 +24,7 @@ from raymed.data.split import SplitSettings
 from raymed.errors import UserError
 from raymed.job.command_line import Alias, Aliases
 from raymed.job.job import JobOptions, command
+from raymed.recipes.metric import LAST
 from raymed.storage.folder import Folder
 from raymed.training.settings import StartSettings, TrainSettings
 from raymed.tuning.budget import Budget, deadline
@@ -100,18 +101,16 @@ class SystemOptions(JobOptions, ABC):
         """The run that the options describe, without its name.
 
         Raises:
-            UserError: there is nothing to train or to validate on.
+            UserError: there is nothing to train on, or, for a search, to validate on.
         """
         from raymed.models.pretrained import fingerprint, pretrained_of
         from raymed.training.spec import RunSpec
 
         if not len(prepared.rows("train", self.fold)):
             raise UserError(f"{prepared.folder.uri} has no train patients: it can be predicted, not trained on")
+        train = self.train
         if not len(prepared.rows("val", self.fold)):
-            raise UserError(
-                f"{prepared.folder.uri} has no val patients, by whom epochs are chosen; without them nobody knows whether "
-                "anything is learned: prepare it again with a few, such as --split.weights 98/2/0"
-            )
+            train = self._unvalidated(prepared)
         if prepared.image.rule != PIXEL_RULE:
             log.warning(
                 "%s was prepared by pixel rule %d, and this raymed reads files by rule %d: a model that is trained on it "
@@ -127,7 +126,7 @@ class SystemOptions(JobOptions, ABC):
             start=self._start_weights(),
             recipe=recipe,
             pretrained={path: fingerprint(path) for path in pretrained_of(recipe)},
-            train=self.train,
+            train=train,
             sampling=self.sampling,
             fold=self.fold,
             seed=self.seed,
@@ -137,6 +136,25 @@ class SystemOptions(JobOptions, ABC):
         if self.sampling != self.sampling.unlimited:
             log.warning("a limit leaves patients out: %s. %s", spec.usage(prepared), NO_ALIAS)
         return spec
+
+    def _unvalidated(self, prepared: Prepared) -> TrainSettings:
+        """How a run is trained that nobody validates: to its end, whose network is kept.
+
+        Raises:
+            UserError: it is a search, which has nothing to compare trials by.
+        """
+        where = f"{prepared.folder.uri} has no val {prepared.manifest.unit}s"
+        if isinstance(self, SearchOptions) or self.search.space:
+            raise UserError(
+                f"{where}, and a search compares its trials by them: prepare it again with some, such as --split.weights "
+                "75/25/0, or name a --fold. What the search finds can then be trained on everything"
+            )
+        log.warning(
+            "%s: all are trained on. There is no val_loss and no early stopping, and the network of the last epoch is kept; "
+            "how good it is, and how sure, nobody knows: it gets no intervals and no temperature, and is not registered",
+            where,
+        )
+        return dataclasses.replace(self.train, monitor=LAST.name, patience=0, patience_monitor="")
 
     def _start_weights(self) -> StartWeights | None:
         """The weights that a run begins with, where its workers find them."""

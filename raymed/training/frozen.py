@@ -148,6 +148,8 @@ def keep_features(
     prepared = spec.open_data()
     training = not part.varied and any(every.is_whole_epoch(prepared) for every in specs)
     chosen = np.unique(np.concatenate([every.all_rows(prepared, whole, training) for every in specs]))
+    if not len(chosen):  # nobody is validated on, and rows that are trained on are varied
+        return rows
     blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
     shares = [blocks[first::tasks] for first in range(min(tasks, len(blocks)))]
     make = _make.options(num_cpus=each.cpus, num_gpus=each.gpus, num_returns="streaming")

@@ -95,6 +95,7 @@ class Run:
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
         check_pretrained(spec, context.local_rank == 0)
+        self.validation = spec.rows(self.prepared, "val")  # none where all were to be trained on
         self.total_steps = spec.total_steps(self.prepared)
         self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, context.device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):
@@ -154,23 +155,24 @@ class Run:
                 return
         while not self.course.is_finished:
             trained = self._train()
-            metrics, predictions = self._validate()
+            metrics, predictions = self._validate() if len(self.validation) else ({}, None)
             self.course.validated()
-            if not math.isfinite(metrics["val_loss"]):
+            if not math.isfinite(metrics.get("val_loss", 0.0)):
                 raise RunError(f"the val_loss of {settings.noun} {self.course.point} is not finite: lower train.lr")
             if self.spec.is_refit:
                 progress.best = Best()
+            metrics["global_step"] = progress.global_step
             better = progress.best.update(
                 self.course.point, metrics, self.spec.monitor, settings.min_delta, self.spec.watched
             )
-            assert progress.best.value is not None  # there was a validation
+            assert progress.best.value is not None  # there was an epoch
             metrics |= trained | {
                 "epoch": self.course.epoch,
                 f"best_{settings.monitor}": progress.best.value,
-                "best_val_loss": min(each["val_loss"] for each in [*progress.history, metrics]),
                 f"best_{settings.counted}": progress.best.epoch,
-                "global_step": progress.global_step,
             }
+            if "val_loss" in metrics:
+                metrics["best_val_loss"] = min(each["val_loss"] for each in [*progress.history, metrics])
             metrics["finished"] = float(self.course.is_finished)
             progress.history.append(metrics)
             self._checkpoint(metrics, predictions, better)
@@ -257,7 +259,7 @@ class Run:
     def _validate(self) -> tuple[dict[str, float], Predictions]:
         """Metrics over every validation row exactly once, the same on all workers, and, on worker 0, the predictions in the
         order of the rows."""
-        rows = self.spec.rows(self.prepared, "val")
+        rows = self.validation
         plan = tuple((row,) for row in rows.tolist())
         shares = Division(self.spec.train.micro_batch, self.workers).share(plan, self.worker)
         mine = [[row for (row,) in micro.packs] for micro in shares]

@@ -51,8 +51,8 @@ class TrainSettings:
             `amp` keeps fp32 weights under bf16 autocast, which halves the time of a step on CPUs with bf16 instructions, and
             validates in fp32.
             Devices without them compute in fp32.
-        monitor: What the best epoch is chosen by: val_loss, or another metric that the system declares for it. A search
-            chooses by search.objective.
+        monitor: What the best epoch is chosen by: val_loss, another metric that the system declares for it, or global_step,
+            by which the last one is kept. A search chooses by search.objective.
         patience: Stop after this many validations (epochs) without an improvement (0 = never).
         patience_monitor: Of what; empty for what the best epoch is chosen by.
         min_delta: A smaller change of it is no improvement; in the metric's unit.

@@ -16,7 +16,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
 from raymed.errors import CommonError, UserError
 from raymed.models.pretrained import by_contents, fingerprint, held_by, pretrained_of
-from raymed.recipes.metric import Metric
+from raymed.recipes.metric import LAST, Metric
 from raymed.recipes.recipe import Recipe
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import JUDGED
@@ -71,7 +71,7 @@ class RunSpec:
             raise UserError(f"--workers is {self.workers}: it takes at least 1")
         if not 0 <= self.min_workers <= self.workers:
             raise UserError(f"between {self.min_workers} and {self.workers} workers is no range: write it as --workers 1:4")
-        able = [metric.name for metric in self.recipe.metrics if metric.chooses_epoch]
+        able = [metric.name for metric in (*self.recipe.metrics, LAST) if metric.chooses_epoch]
         if self.train.monitor not in able:
             raise UserError(
                 f"train.monitor is {self.train.monitor}: the best epoch of {self.recipe.name} is chosen by one of "
@@ -91,7 +91,7 @@ class RunSpec:
         return self._metric(self.train.patience_monitor or self.train.monitor)
 
     def _metric(self, name: str) -> Metric:
-        return next(metric for metric in self.recipe.metrics if metric.name == name)
+        return next(metric for metric in (*self.recipe.metrics, LAST) if metric.name == name)
 
     @property
     def folder(self) -> Folder:

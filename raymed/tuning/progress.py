@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from raymed.recipes.metric import VAL_LOSS
+from raymed.recipes.metric import LAST, VAL_LOSS
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
@@ -64,7 +64,7 @@ class Progress:
             log.warning("%s  %s", self._label(trial), result[LOST])
             return
         if happened == STEPS:
-            if "val_loss" not in result:  # whose own line comes next
+            if "finished" not in result:  # whose own line comes next
                 self._show_step(trial, result[STEPS][-1], result[TOTAL_STEPS])
         elif happened == "epoch":
             where, says = self._where(trial, result), "  ".join(self._figures(self._spec(trial), result))
@@ -100,7 +100,7 @@ class Progress:
             shown = metric.name.startswith("train_") or metric.name in (VAL_LOSS.name, spec.train.monitor)
             if shown and metric.name in result:
                 yield metric.show(result[metric.name])
-        if spec.monitor != VAL_LOSS:
+        if spec.monitor not in (VAL_LOSS, LAST):
             yield f"best {spec.monitor.show(result[f'best_{spec.monitor.name}'])}"
 
     def _show_step(self, trial: FrozenTrial, row: Mapping[str, float], total: int) -> None:
@@ -133,7 +133,7 @@ class Progress:
         left = self._time_left()
         found = (
             f"best {self._study.objective.format.format(self._study.best_value(best))} ({self._label(best)})"
-            if best
+            if best and self._study.objective != LAST
             else "no result yet"
         )
         return f"{found}, {left}" if left else found

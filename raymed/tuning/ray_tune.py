@@ -129,7 +129,7 @@ class StudyScheduler(FIFOScheduler):
             self._study.mistake = str(result[FAILED])  # it stays RUNNING: the same command goes on once that is mended
         elif FAILED in result:
             self._end(trial, TrialState.FAIL, str(result[FAILED]))
-        elif "val_loss" in result:  # and not only steps, or a checkpoint between two validations
+        elif "finished" in result:  # and not only steps, or a checkpoint between two validations
             self._judge(trial, int(result[self._study.counted]), result)
         elif LOST in result:
             self._observe(trial.config["number"], LOST, result)

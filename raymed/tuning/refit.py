@@ -172,7 +172,7 @@ class _Listener:
                 log.warning("refit  %s", result[LOST])
                 continue
             self.last = result
-            if "val_loss" in result:
+            if "finished" in result:
                 self._tell(result)
 
     def _next(self) -> dict[str, Any] | None:

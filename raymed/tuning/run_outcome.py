@@ -6,15 +6,16 @@ from optuna.trial import TrialState
 
 from raymed.errors import RunError
 from raymed.job.job import Outcome
+from raymed.recipes.metric import LAST
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import read_history
 from raymed.tuning.search import Search
 from raymed.tuning.study import BEST_POINT, CHECKPOINT, REASON, Study
 
+REGISTER = "judge and register it: python jobs/promote.py {run_id}"
 
-def run_outcome(
-    search: Search, study: Study, advice: str = "judge and register it: python jobs/promote.py {run_id}"
-) -> Outcome:
+
+def run_outcome(search: Search, study: Study, advice: str = REGISTER) -> Outcome:
     """What a single run leaves.
 
     Args:
@@ -34,12 +35,15 @@ def run_outcome(
             f"{failed}\nThe same command goes on from the last checkpoint. The best one is that of "
             f"{study.best_point(trial)}: {trial.user_attrs[CHECKPOINT]}"
         )
-    monitor = search.template.train.monitor
-    chosen = "" if monitor == "val_loss" else f", chosen by {monitor}"
+    monitor = search.template.monitor
+    chosen = "" if monitor.name == "val_loss" else ", the last" if monitor == LAST else f", chosen by {monitor.name}"
     checkpoint = trial.user_attrs[CHECKPOINT]
-    val_loss = read_history(Folder.at(checkpoint))[-1]["val_loss"]  # an earlier try may have trained that epoch
+    val_loss = read_history(Folder.at(checkpoint))[-1].get("val_loss")  # an earlier try may have trained that epoch
+    if val_loss is None and advice == REGISTER:
+        advice = "nobody is left to judge it, so it is not registered"
     lines = [
-        f"val_loss {val_loss:.4f} in {study.best_point(trial)} of {trial.last_step}{chosen}; checkpoint {checkpoint}",
+        f"{'no val_loss' if val_loss is None else f'val_loss {val_loss:.4f}'} in {study.best_point(trial)} of "
+        f"{trial.last_step}{chosen}; checkpoint {checkpoint}",
         tracker.look_at_it,
         advice.format(run_id=run, checkpoint=checkpoint),
     ]

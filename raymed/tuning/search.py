@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from raymed.cluster import connection as cluster
 from raymed.cluster.connection import capacity, cpus_per_gpu, gpus_of_a_machine, is_own
 from raymed.errors import UserError
-from raymed.recipes.metric import VAL_LOSS, Metric
+from raymed.recipes.metric import LAST, VAL_LOSS, Metric
 from raymed.registry.candidate import Candidate
 from raymed.storage import disk
 from raymed.storage.folder import Folder
@@ -104,7 +104,9 @@ class Search:
 
     @property
     def objective(self) -> Metric:
-        """What trials are compared by."""
+        """What trials are compared by; a run whose last epoch is kept, by how far it got."""
+        if self.template.monitor == LAST:
+            return LAST
         return next(metric for metric in self.template.recipe.metrics if metric.name == self.settings.objective)
 
     @property

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import ray
+from conftest import write_prepared
 
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, stage
+from raymed.recipes.metric import LAST
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
 from raymed.training.fit import fit, resources
@@ -67,6 +69,23 @@ def test_a_run_after_others_in_one_process_equals_the_first_one_of_a_new_process
     assert newest_step(after.folder) < newest_step(fresh.folder)
     ray.get(host.train.remote(after, source))
     assert history(after) == history(fresh), "and so does one that goes on"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_nobody_validates_keeps_its_last_epoch_and_goes_on_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
+    prepared, host = write_prepared(tmp_path / "data", patients=6), Host.remote()  # six, who are all to be trained on
+    whole, killed = (spec_of(prepared, tmp_path, name, 0, monitor=LAST.name) for name in ("whole", "killed"))
+    source = stage(prepared, whole.all_rows(prepared))
+    reports = ray.get(host.train.remote(whole, source))
+    validations = [report for report in reports if "finished" in report]
+    assert [report["best_epoch"] for report in validations] == [1, 2] and "val_loss" not in validations[-1]
+    assert validations[-1]["model"].endswith(checkpoint_names(whole.folder)[-1]), "the last is kept"
+
+    ray.get(host.train.remote(dataclasses.replace(killed, stop_after=1), source))
+    ray.get(host.train.remote(killed, source))
+    last = [read_history(spec.folder.child(checkpoint_names(spec.folder)[-1])) for spec in (whole, killed)]
+    assert len({tuple((each["train_loss"], each["gradient_norm"], each["lr"]) for each in epochs) for epochs in last}) == 1
 
 
 def test_only_on_a_machine_of_its_own_is_a_run_left_without_ray_trains_watch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ KEYS = ("epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_di
 
 
 def history(progress: Progress) -> dict[str, list[float]]:
-    """train_loss, train_acc, val_loss and val_acc of each epoch; accuracies in percent."""
-    lists = {name: [epoch[metric] for epoch in progress.history] for name, metric in LISTS.items()}
+    """train_loss, train_acc, val_loss and val_acc of each epoch, empty where nobody was validated; accuracies in percent."""
+    lists = {name: [epoch[metric] for epoch in progress.history if metric in epoch] for name, metric in LISTS.items()}
     return lists | {"train_acc": [100 * share for share in lists["train_acc"]]}
 
 
@@ -83,9 +83,8 @@ def pack(
         "optimizer_state_dict": {"step": state.step, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq},
         "scheduler_state_dict": state.schedule,
         "averaged_state_dict": state.averaged,
-        **{name: values[-1] for name, values in lists.items()},
-        "best_val_acc": max(lists["val_acc"]),
-        "best_val_loss": min(lists["val_loss"]),
+        **{name: values[-1] for name, values in lists.items() if values},
+        **({"best_val_acc": max(lists["val_acc"]), "best_val_loss": min(lists["val_loss"])} if lists["val_loss"] else {}),
         "history": lists,
         "early_stopping_counter": progress.best.waited,
         "progress": json.loads(json.dumps(asdict(progress))),
@@ -227,7 +226,13 @@ def _read_best(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
         except UserError:
             return None
     same = all(best["history"][name] == content["history"][name][:epoch] for name in LISTS)
-    return best if same and best["epoch"] == epoch and best.get("predictions") else None
+    known = best.get("predictions") or not _is_validated(best)
+    return best if same and best["epoch"] == epoch and known else None
+
+
+def _is_validated(content: Mapping[str, Any]) -> bool:
+    """Whether anybody was left to validate a file's epochs."""
+    return bool(content["history"]["val_loss"])
 
 
 def _publish(path: Path, content: Mapping[str, Any], spec: RunSpec, steps: int, model: str) -> str:
@@ -263,7 +268,7 @@ def _publish(path: Path, content: Mapping[str, Any], spec: RunSpec, steps: int, 
         write_state(folder, state)
         if predictions:
             np.savez(folder / PREDICTIONS, **predictions)
-        if predictions and progress.best.epoch == progress.epoch:
+        if (predictions or not _is_validated(content)) and progress.best.epoch == progress.epoch:
             assert isinstance(spec.recipe, ClipRecipe)
             recipe = replace(ClipRecipe.from_settings(content["recipe"]), model=spec.recipe.model)
             export(path, content, recipe, folder / "model")

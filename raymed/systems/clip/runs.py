@@ -58,10 +58,10 @@ class Configuration:
     def of(cls, options: TrainClip, name: str = "") -> Configuration:
         """Raises: UserError: data, texts, model or folds do not fit."""
         prepared = options.prepared()
-        spec = options.spec(prepared)
         if not options.use_cv:
-            return cls(name, options, prepared, {name or RUN: spec})
+            return cls(name, options, prepared, {name or RUN: options.spec(prepared)})
         options.check_folds(prepared)
+        spec = dataclasses.replace(options, fold=0).spec(prepared)
         folds = range(options.n_splits)
         before = f"{name}-" if name else ""
         specs = {f"{before}fold_{fold + 1}": dataclasses.replace(spec, fold=fold) for fold in folds}
@@ -89,8 +89,8 @@ class Configuration:
 
     def describe(self) -> dict[str, Any]:
         """What config.json says: the guide's keys, then every setting."""
-        options, train, model = self.options, self.options.train, self.options.model
         spec = next(iter(self.specs.values()))
+        options, train, model = self.options, spec.train, self.options.model
         described = {
             "image_encoder": model.image_encoder,
             "text_encoder": model.text_encoder,

@@ -14,7 +14,7 @@ from raymed.evaluation.figures import training_history
 from raymed.evaluation.intervals import over_folds
 from raymed.evaluation.metrics import evaluate
 from raymed.job.job import Outcome
-from raymed.recipes.metric import Metric
+from raymed.recipes.metric import LAST, Metric
 from raymed.registry.fold_mean import fold_mean
 from raymed.registry.other_runs import OtherRuns
 from raymed.systems.clip.checkpoint import LISTS
@@ -61,7 +61,8 @@ def summarise(
         for name, history in histories.items():
             tracker.figure(runs[name], training_history(history), FIGURE)
         # a run that went on from a .pth file and found nothing better has no best checkpoint of its own
-        able = [name for name in done if CHECKPOINT in trials[name].user_attrs]
+        # and of one that nobody was left to validate there is nothing to judge
+        able = [name for name in done if CHECKPOINT in trials[name].user_attrs and each.monitor != LAST]
         checkpoints, folders = (
             [trials[name].user_attrs[CHECKPOINT] for name in able],
             [outputs[name].spec.folder for name in able],
@@ -156,7 +157,10 @@ def summarise_folds(
 
 
 def best_of(history: Mapping[str, Sequence[float]], monitor: Metric) -> dict[str, float]:
-    """The first epoch with the best value of the monitored metric, and its figures."""
+    """The first epoch with the best value of the monitored metric, and its figures; the last where nobody was validated."""
+    if monitor == LAST:
+        epochs = len(history["train_loss"])
+        return {"best_epoch": epochs, "epochs": epochs, **{name: history[name][-1] for name in ("train_acc", "train_loss")}}
     place = history[monitor.name].index(monitor.best(history[monitor.name]))
     figures = {name: history[name][place] for name in ("val_acc", "val_loss")}
     return {"best_epoch": place + 1, "epochs": len(history["val_acc"]), **figures}
@@ -222,6 +226,11 @@ def _lines(
             f"{'all' if whole else 'their'} {units}, each judged by the network that was not trained on it, in the epoch "
             "that its fold chose, which flatters"
         )
+    elif configuration.monitor == LAST:
+        lines = [
+            f"{title}{found['epochs']} epochs, of which the last is kept: train_acc {found['train_acc']:.2f} %, train_loss "
+            f"{found['train_loss']:.4f}; nobody is left to judge it, so it is not registered"
+        ]
     else:
         train = configuration.options.train
         early = found["epochs"] < train.epochs and not train.steps

@@ -83,7 +83,8 @@ class VitpOptions(SystemOptions):
         from raymed.systems.vitp.recipe import VitpRecipe
 
         monitor = self.search.objective if self.search.space else self.train.monitor
-        if monitor == "val_choice_loss" and not _asked(prepared, prepared.rows("val", self.fold)):
+        rows = prepared.rows("val", self.fold)
+        if monitor == "val_choice_loss" and len(rows) and not _asked(prepared, rows):
             raise UserError(
                 "epochs would be chosen by val_choice_loss, and no validation sample asks a question with declared choices "
                 "(<cls>: a|b.): leave it out, or prepare data whose val patients are asked some"

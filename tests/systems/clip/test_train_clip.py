@@ -239,3 +239,18 @@ def test_pictures_without_labels_are_predicted_however_they_come(images, done, t
         arguments = ["--model", model, "--input", tmp_path / given, "--out", tmp_path / "out.csv", "--storage", tmp_path]
         predict_clip.main(parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE))
         assert pd.read_csv(tmp_path / "out.csv")["patient_id"].tolist() == patients
+
+
+def test_without_validation_the_last_epoch_is_the_file_that_is_kept_and_gone_on_from(images, tmp_path):
+    words = ["--data-dir", images, "--storage", tmp_path, "--output-dir", tmp_path / "out", "--split", "100/0/0"]
+    words += ["--image-encoder", "tiny", "--text-encoder", "characters", "--embed-dim", 16, "--img-size", 32]
+    options = [str(word) for word in [*words, "--epochs", 1]]
+    told = train_clip.main(parse(TrainClip, options, aliases=GUIDE))
+    assert "1 epochs, of which the last is kept" in told.text and "not registered" in told.text
+    first = checkpoint.read(tmp_path / "out" / "checkpoint_best.pth")
+    assert first["history"]["val_loss"] == [] and len(first["history"]["train_loss"]) == 1
+
+    again = [*options[:-1], "3", "--resume-from", str(tmp_path / "out" / "checkpoint_best.pth"), "--name", "more"]
+    train_clip.main(parse(TrainClip, again, aliases=GUIDE))
+    best = checkpoint.read(tmp_path / "out" / "checkpoint_best.pth")
+    assert best["epoch"] == 3 and best["history"]["train_loss"][0] == first["history"]["train_loss"][0]

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from commands import script
+from conftest import write_prepared
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.command_line import parse
 from raymed.models.settings import ModelSettings
+from raymed.recipes.metric import LAST
+from raymed.registry.candidate import Candidate
 from raymed.systems.lung.options import LungOptions
 from raymed.training.settings import TrainSettings
 
@@ -50,3 +53,20 @@ def test_every_shipped_configuration_looks_at_sixteen_slices_of_a_ct_patient(con
     job = script("tune_lung")
     options = parse(job.TuneLung, ["--data", "PREPARED"], defaults=CONFIGS / f"{config}.yaml", script=job)
     assert (options.slices.per_patient, options.slices.choice) == (16, "uniform")
+
+
+def test_everything_can_be_trained_on_but_a_search_needs_somebody_to_compare_its_trials_by(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared, job = write_prepared(tmp_path / "data", patients=6), script("tune_lung")
+    assert not len(prepared.rows("val"))
+    train = TrainSettings(monitor="macro_f1", patience=3)
+    spec = LungOptions(train=train, storage=str(tmp_path)).spec(prepared)
+    assert (spec.monitor, spec.watched, spec.train.patience) == (LAST, LAST, 0), "the last epoch is kept"
+    assert "no val_loss and no early stopping" in caplog.text and "is not registered" in caplog.text
+    with pytest.raises(UserError, match="a search compares its trials by them"):
+        job.TuneLung(storage=str(tmp_path)).spec(prepared)
+    candidate = Candidate("run", "CHECKPOINT", prepared.folder.uri, None, spec.sampling, 0)
+    with pytest.raises(UserError, match="nobody is left to judge it"):
+        candidate.require_validated(prepared)
+    assert LungOptions(storage=str(tmp_path), fold=0).spec(prepared).monitor.name == "val_loss", "a fold validates"

@@ -10,22 +10,27 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from commands import done
+from commands import done, job
 from PIL import Image
 from transformers import AutoModel
 
 SIZE, PATIENTS, EPOCHS = 56, 12, 3
 
 
-@pytest.mark.slow
-def test_the_epoch_that_answers_questions_best_becomes_a_vit(tmp_path: Path) -> None:
+def write_questions(folder: Path) -> None:
+    """Pictures of as many patients, with a question about each."""
     draw, lines = np.random.default_rng(0), []
     for number in range(PATIENTS):
-        Image.fromarray(draw.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(draw.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)).save(folder / f"{number}.png")
         turns = [("human", "<image>\n<cls>: 0|1."), ("gpt", str(number % 2))]
         said = [{"from": role, "value": text} for role, text in turns]
         lines.append(json.dumps({"image": f"{number}.png", "patient_id": f"P{number}", "conversations": said}))
-    (tmp_path / "questions.jsonl").write_text("\n".join(lines), "utf-8")
+    (folder / "questions.jsonl").write_text("\n".join(lines), "utf-8")
+
+
+@pytest.mark.slow
+def test_the_epoch_that_answers_questions_best_becomes_a_vit(tmp_path: Path) -> None:
+    write_questions(tmp_path)
     prepare = ["--source", "questions.jsonl", "--out", "CORPUS", "--image.size", str(SIZE), "--split.weights", "3/1/0"]
     done("prepare_vitp", tmp_path, *prepare)
 
@@ -49,3 +54,19 @@ def test_the_epoch_that_answers_questions_best_becomes_a_vit(tmp_path: Path) -> 
     vit = AutoModel.from_pretrained(tmp_path / "VIT")
     with torch.no_grad():
         assert torch.isfinite(vit(torch.zeros(1, 3, SIZE, SIZE)).last_hidden_state).all()
+
+
+@pytest.mark.slow
+def test_all_patients_can_be_trained_on_and_what_nobody_knows_then_is_told(tmp_path: Path) -> None:
+    write_questions(tmp_path)
+    prepare = ["--source", "questions.jsonl", "--out", "CORPUS", "--image.size", str(SIZE), "--split.weights", "100/0/0"]
+    done("prepare_vitp", tmp_path, *prepare)
+    train = ["--data", "CORPUS", "--train.steps", "3", "--train.global_batch", "4", "--mixture.max_tokens", "512"]
+    ended = job("pretrain_vitp", tmp_path, *train, "--name", "all", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert "no val patients: all are trained on. There is no val_loss" in ended.stderr
+    left = json.loads(ended.stdout)
+    assert left["val_loss"] is None and left["best_epoch"] == left["epochs"], "the last is kept"
+    assert "language model" in done("extract_vit", tmp_path, "--model", left["checkpoint"], "--out", "VIT")
+    promoted = job("promote", tmp_path, left["run_id"])
+    assert promoted.returncode == 2 and "nobody is left to judge it" in promoted.stderr
