@@ -243,10 +243,14 @@ def _value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def picture_uri(pixels: np.ndarray) -> str:
-    """A slice as a data URI of a small PNG."""
+def picture_uri(pixels: np.ndarray, side: int = THUMBNAIL) -> str:
+    """A slice as a data URI of a small PNG.
+
+    Args:
+        side: most pixels of its longer side.
+    """
     image = Image.fromarray(pixels.squeeze())
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -11,8 +11,8 @@ from raymed.data.prepared import Prepared
 from raymed.recipes.metric import VAL_LOSS
 from raymed.registry.candidate import Candidate
 from raymed.registry.loss_assessment import LossAssessment
-from raymed.systems.unimedvl.evaluation import Evaluation, evaluate_rows, sheet
-from raymed.systems.unimedvl.evaluation_files import answers_csv
+from raymed.systems.unimedvl.evaluation import Evaluation, evaluate_rows
+from raymed.systems.unimedvl.evaluation_files import answers_csv, pictures_png
 from raymed.systems.unimedvl.reader import Reader
 from raymed.systems.unimedvl.tokens import TextTokens
 from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
@@ -83,7 +83,7 @@ class GeneralistAssessment(LossAssessment):
         if self.evaluation.answers:
             files["answers.csv"] = answers_csv(self.evaluation.answers)
         if self.evaluation.drawings:
-            files["pictures.png"] = sheet(self.evaluation.drawings)
+            files["pictures.png"] = pictures_png(self.evaluation.drawings)
         return files
 
     def log(self, tracker: Tracker) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record
-from raymed.data.tiles import stretch
 from raymed.evaluation.answer_metrics import (
     AnswerScores,
     answer_guard,
@@ -27,8 +24,6 @@ from raymed.systems.unimedvl.reader import Reader, pictures_of
 from raymed.systems.unimedvl.sequence import from_messages
 
 AT_ONCE = 64  # records read at a time
-GAP, HEAD = 4, 14  # of a sheet: pixels between pictures and above them
-PANEL_ROWS = 12  # pictures that are shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,24 +129,6 @@ def evaluate_rows(
     answers = _answers(reader, prepared, prepared.read(asked), seed, fold) if asked else None
     drawings = _drawings(reader, prepared.read(drawn), seed) if drawn else None
     return Evaluation(answers, drawings)
-
-
-def sheet(drawings: Drawings) -> bytes:
-    """Input, target and drawing side by side under their names, a row for each of the first pictures, as PNG."""
-    pictures = drawings.pictures
-    triples = list(zip(pictures.inputs, pictures.targets, pictures.drawn, strict=True))[:PANEL_ROWS]
-    height, width = np.max([target.shape[:2] for _, target, _ in triples], axis=0).tolist()
-    page = Image.new("RGB", (3 * (width + GAP), HEAD + len(triples) * (height + GAP)), "white")
-    for column, name in enumerate(("input", "target", "synthetic")):
-        ImageDraw.Draw(page).text((column * (width + GAP), 0), name, "black")
-    for row, triple in enumerate(triples):
-        for column, pixels in enumerate(triple):
-            shown = stretch(pixels, triple[1].shape[1], triple[1].shape[0])
-            image = Image.fromarray(shown if shown.shape[2] == 3 else shown[:, :, 0])
-            page.paste(image.convert("RGB"), (column * (width + GAP), HEAD + row * (height + GAP)))
-    file = io.BytesIO()
-    page.save(file, "PNG")
-    return file.getvalue()
 
 
 def question_of(record: Record) -> str:

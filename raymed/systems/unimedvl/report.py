@@ -6,16 +6,20 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from raymed.evaluation.page import environment
 from raymed.evaluation.picture_metrics import psnr
 from raymed.evaluation.report import picture_uri
 from raymed.evaluation.search_summary import SearchSummary
-from raymed.systems.unimedvl.evaluation import PANEL_ROWS, Drawings
+from raymed.systems.unimedvl.evaluation import Drawings
+from raymed.systems.unimedvl.evaluation_files import panels
 
 if TYPE_CHECKING:
     from raymed.registry.assessment import CardFacts
     from raymed.systems.unimedvl.assessment import GeneralistAssessment
 
+PANEL = 768  # pixels: the width of input, target and drawing together
 MEANINGS = {
     "exact": "share of answers that are the reference's words",
     "token_f1": "F1 of an answer's words",
@@ -41,24 +45,21 @@ def render(assessment: GeneralistAssessment, search: SearchSummary, facts: CardF
         assessment=assessment,
         metrics=evaluation.metrics(),
         meanings=MEANINGS,
-        panels=panels(evaluation.drawings) if evaluation.drawings else [],
+        panels=described(evaluation.drawings) if evaluation.drawings else [],
         trials=sorted(search.trials, key=lambda each: math.inf if each.value is None else sign * each.value),
         searched=sorted({name for trial in search.trials for name in trial.params}),
         settings=json.dumps(facts.settings, ensure_ascii=False, indent=2),
     )
 
 
-def panels(drawings: Drawings) -> list[dict[str, str]]:
-    """Input, target and drawing of the first pictures, as data URIs, and how near the last two are to the target."""
-    pictures = drawings.pictures
-    shown = list(zip(drawings.sources, pictures.inputs, pictures.targets, pictures.drawn, strict=True))[:PANEL_ROWS]
+def described(drawings: Drawings) -> list[dict[str, str]]:
+    """The first panels as data URIs, their data set, and how near the drawing is to its target."""
+    shown = zip(panels(drawings), drawings.sources, drawings.pictures.targets, drawings.pictures.drawn, strict=False)
     return [
         {
             "source": source,
-            "input": picture_uri(given),
-            "target": picture_uri(target),
-            "synthetic": picture_uri(drawn),
+            "picture": picture_uri(np.asarray(panel), PANEL),
             "psnr": f"{psnr(target, drawn):.1f}",
         }
-        for source, given, target, drawn in shown
+        for panel, source, target, drawn in shown
     ]

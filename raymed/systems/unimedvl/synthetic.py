@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,14 @@ SHOWN = 256  # pixels that the longer side of a sheet's pictures has at least: s
 
 
 def marked(picture: Image.Image) -> Image.Image:
-    """The picture with a strip below it that says what it is; the picture itself is left as it is."""
-    height = max(14, picture.height // 20)
+    """The picture with a strip below it that says what it is. The picture itself is left as it is; where it is narrower than
+    the words, the strip stands out to its right."""
+    height = max(14, picture.height // 12)
     font = ImageFont.load_default(height - 3)
-    strip = Image.new("RGB", (picture.width, height), "black")
-    pen = ImageDraw.Draw(strip)
-    width = pen.textlength(MARK, font)
-    if width > picture.width:
-        font = ImageFont.load_default((height - 3) * picture.width / width)
-    pen.text((picture.width / 2, height / 2), MARK, "white", font, anchor="mm")
-    whole = Image.new("RGB", (picture.width, picture.height + height))
+    width = max(picture.width, math.ceil(font.getlength(MARK)) + 2)
+    strip = Image.new("RGB", (width, height), "black")
+    ImageDraw.Draw(strip).text((width / 2, height / 2), MARK, "white", font, anchor="mm")
+    whole = Image.new("RGB", (width, picture.height + height), "white")
     whole.paste(picture, (0, 0))
     whole.paste(strip, (0, picture.height))
     return whole
@@ -56,12 +55,20 @@ def write_png(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> 
         raise UserError(f"cannot write {path}: {error}. Free space, or choose another --out") from error
 
 
-def sheet(given: Image.Image, drawn: Image.Image) -> Image.Image:
-    """The input, as large as what was drawn from it is shown, and that, marked, side by side."""
+def sheet(*pictures: Image.Image) -> Image.Image:
+    """Pictures and, last, what was drawn from them, marked, side by side: all as large as the drawing is shown."""
+    drawn = pictures[-1]
     times = -(-SHOWN // max(drawn.size))
     size = drawn.width * times, drawn.height * times
-    right = marked(drawn.resize(size, Image.Resampling.NEAREST))
-    whole = Image.new("RGB", (2 * right.width + GAP, right.height), "white")
-    whole.paste(given.convert("RGB").resize(size, Image.Resampling.BICUBIC), (0, 0))
-    whole.paste(right, (right.width + GAP, 0))
+    *columns, last = (_resized(picture, size) for picture in pictures)
+    right, step = marked(last), size[0] + GAP
+    whole = Image.new("RGB", (len(columns) * step + right.width, right.height), "white")
+    for place, column in enumerate([*columns, right]):
+        whole.paste(column, (place * step, 0))
     return whole
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at another size: pixels stay pixels where it becomes larger."""
+    larger = picture.width <= size[0] and picture.height <= size[1]
+    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.BICUBIC)

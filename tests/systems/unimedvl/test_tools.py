@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from packed_samples import SIZES, tiny_network
-from PIL import Image
+from PIL import Image, ImageFont
 
 from raymed.errors import UserError
 from raymed.systems.unimedvl.asking import VQA, ask_many, ask_one
@@ -14,7 +14,7 @@ from raymed.systems.unimedvl.pipeline import Pipeline
 from raymed.systems.unimedvl.questions import read_questions
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.resize import ResizeSettings
-from raymed.systems.unimedvl.synthetic import GAP, marked
+from raymed.systems.unimedvl.synthetic import GAP, MARK, marked, sheet
 from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
 SHORT = TextSettings(max_new_tokens=8, do_sample=False)
@@ -95,8 +95,25 @@ def test_a_mark_leaves_the_picture_itself_as_it_is():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
     whole = marked(picture)
     assert np.array_equal(np.asarray(whole)[:48], np.asarray(picture))
-    strip = np.asarray(whole)[48:]
-    assert strip.min() < 50 and strip.max() > 200
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (32, 32), (48, 64), (512, 512), (1024, 60)])
+def test_the_mark_is_whole_and_can_be_read_below_a_picture_of_any_size(size):
+    whole = marked(Image.new("L", size, 90))
+    height = whole.height - size[1]
+    letters = np.asarray(whole)[size[1] :, :, 0] > 100
+    columns, rows = (np.flatnonzero(letters.any(axis)) for axis in (0, 1))
+    assert columns[0] > 0 and columns[-1] < whole.width - 1 and rows[0] > 0 and rows[-1] < height - 1, "nothing is cut off"
+    reference = ImageFont.load_default(height - 3).getlength(MARK)
+    assert len(rows) >= 7 and np.ptp(columns) > 0.9 * reference, "nor made too small to read"
+
+
+def test_a_sheet_shows_what_was_given_without_a_mark_and_what_was_drawn_with_one():
+    given, drawn = Image.new("L", (32, 32), 0), Image.new("RGB", (32, 32), "blue")
+    beside = np.asarray(sheet(given, given, drawn))
+    assert beside.shape[1] == 3 * 256 + 2 * GAP and beside[0, -1].tolist() == [0, 0, 255]
+    below = beside[256:]
+    assert (below[:, : 2 * (256 + GAP)] == 255).all() and (below[:, 2 * (256 + GAP) :] == 0).any()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from raymed.systems.unimedvl.assessment import CAUTION, THEN, GeneralistAssessme
 from raymed.systems.unimedvl.evaluation import Answers, Drawings, Evaluation
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.resize import ResizeSettings
-from raymed.systems.unimedvl.synthetic import SETTINGS
+from raymed.systems.unimedvl.synthetic import GAP, SETTINGS
 
 PATIENTS = np.array([f"smith{number:02d}" for number in range(12)], dtype=object)
 FACTS = CardFacts("raymed-unimedvl-1", "The search s.", {"recipe": "unimedvl", "model": {"path": None}})
@@ -69,7 +69,8 @@ def test_figures_guards_and_files_are_those_of_the_judged_patients(assessment) -
     assert assessment.test_ids == PATIENTS.tolist() and assessment.tags()["exact"] == "0.917"
     assert "nearer to the target" in assessment.headline() and "answers: 12 of 12 patients" in assessment.lines()[1]
     files = assessment.files()
-    assert files["answers.csv"].count(b"\n") == 13 and Image.open(io.BytesIO(files["pictures.png"])).width == 3 * 20
+    assert files["answers.csv"].count(b"\n") == 13
+    assert Image.open(io.BytesIO(files["pictures.png"])).width == 3 * 256 + 2 * GAP
 
 
 def test_card_and_page_name_no_patient_and_the_page_shows_input_target_and_drawing(assessment) -> None:
@@ -84,7 +85,7 @@ def test_card_and_page_name_no_patient_and_the_page_shows_input_target_and_drawi
     card = assessment.card(FACTS)
     for text in (html.unescape(page), card):
         assert CAUTION in text and not re.search("smith", text)
-    assert name == "report.html" and page.count("data:image/png;base64,") == 3 * 12 and "&lt;gone&gt;" in page
+    assert name == "report.html" and page.count("data:image/png;base64,") == 12 and "&lt;gone&gt;" in page
     assert "psnr_gain" in page and "swapped" in page and "<script" not in page and "http" not in page
     assert "## Judged on test patients" in card
 
@@ -123,7 +124,8 @@ def test_a_registered_model_answers_and_draws_marked_pictures_by_itself(served: 
     assert answer["answer"] and not answer["picture"] and not answer["note"]
     drawn = Image.open(io.BytesIO(base64.b64decode(drawing["picture"])))
     settings = json.loads(drawn.text[SETTINGS])
-    assert drawn.size == (16, 30) and settings["synthetic"] and settings["num_timesteps"] == 3 and settings["seed"] == 3
+    assert drawn.height == 30 and drawn.width >= 16
+    assert settings["synthetic"] and settings["num_timesteps"] == 3 and settings["seed"] == 3
     assert "none.png" in lost["note"] and not lost["picture"]
     again = model.predict(rows[:1], params)["answer"].tolist()
     assert again == [answer["answer"]] != model.predict(rows[:1], params | {"seed": 4})["answer"].tolist()
