@@ -123,6 +123,17 @@ class StreamedReader:
         yield from _regroup(tables)
 
 
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads each micro-batch from the shards when its turn comes, in this process."""
+
+    prepared: Prepared
+
+    def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
+        for rows in micro_batches:
+            yield self.prepared.read(rows) if rows else []
+
+
 def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     """Read `rows` (ascending) from the shards into the object store, with Ray Data, and check them against the index.
 

@@ -21,12 +21,12 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
     A CPU without bf16 instructions takes hundreds of times as long in bf16 as in fp32, which is the more exact: it computes
     in fp32 whatever is asked for, and says so.
     """
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
+    if precision == "auto" and device.type == "cpu":
+        return "fp32"
     if precision != "fp32" and not has_bf16(device):
         _warn(device.type)
         return "fp32"
-    return precision
+    return "bf16" if precision == "auto" else precision
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -39,4 +39,6 @@ def has_bf16(device: torch.device) -> bool:
 
 @lru_cache
 def _warn(device: str) -> None:
-    log.warning("this %s has no instructions for bf16: computing in fp32", "GPU" if device == "cuda" else "CPU")
+    fp16 = " (fp16, whose losses have to be scaled and whose steps are left out where they overflow, is not offered)"
+    name, besides = ("GPU", fp16) if device == "cuda" else ("CPU", "")
+    log.warning("this %s has no instructions for bf16: computing in fp32%s", name, besides)

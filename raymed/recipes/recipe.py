@@ -240,6 +240,52 @@ class PartlyFrozen(Protocol):
         ...
 
 
+class Probe(Protocol):
+    """What a network is judged by at each validation, beside its validation rows: labelled rows of other data, say.
+
+    Attributes:
+        data: URI of the prepared data.
+        digest: what they hold.
+        metrics: what `evaluate` gives.
+    """
+
+    @property
+    def data(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
+
+    def rows(self, prepared: Prepared) -> np.ndarray:
+        """The rows that are asked about, ascending."""
+        ...
+
+    def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
+        """As a recipe's, and so are the others."""
+        ...
+
+    def predict(self, module: nn.Module, batch: Batch) -> Mapping[str, Any]: ...
+
+    def evaluate(self, predictions: Predictions, records: dict[str, np.ndarray]) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """A recipe that may have a probe; its metrics are among the recipe's."""
+
+    @property
+    def probe(self) -> Probe | None:
+        """None where there is none."""
+        ...
+
+
+def probe_of(recipe: Recipe) -> Probe | None:
+    """A recipe's probe; None without one."""
+    return recipe.probe if isinstance(recipe, Probed) else None
+
+
 @runtime_checkable
 class SlowlyJudged(Protocol):
     """A recipe whose assessment takes longer than one look at each row: texts are written, or pictures drawn."""

@@ -27,7 +27,7 @@ from raymed.data.micro_batches import Division, MicroBatch
 from raymed.errors import RunError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
 from raymed.models.precision import arithmetic
-from raymed.recipes.recipe import Batch, Predictions, Recipe
+from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe
 from raymed.training.cards import keep_to_share, take_apart
 from raymed.training.ema import AveragedWeights
 from raymed.training.frozen import Readers, Source, frozen_part
@@ -241,10 +241,10 @@ class Engine:
             self._last_norm = norm
         return figures
 
-    def predict(self, batch: Batch) -> Predictions:
-        """The recipe's outputs for a micro-batch; call inside `evaluating`."""
+    def predict(self, batch: Batch, judge: Recipe | Probe | None = None) -> Predictions:
+        """The outputs of the recipe, or of its probe, for a micro-batch; call inside `evaluating`."""
         with torch.no_grad():
-            predicted = self.recipe.predict(self.module, batch.to(self.device))
+            predicted = (judge or self.recipe).predict(self.module, batch.to(self.device))
         return {
             name: values.cpu().numpy() if isinstance(values, torch.Tensor) else values for name, values in predicted.items()
         }

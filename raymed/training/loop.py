@@ -13,15 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from raymed.data.leak import guard
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.data.plan import EpochPlan, repeat_counts
-from raymed.data.stream import ahead
+from raymed.data.prepared import Prepared
+from raymed.data.stream import Reader, ShardReader, ahead
 from raymed.errors import CommonError, RunError, StorageError, UserError
-from raymed.recipes.recipe import Batch, Predictions, TrainingPass
+from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe, TrainingPass, probe_of
 from raymed.storage.availability import require_there
 from raymed.training.agreement import Agreement
 from raymed.training.best import Best
@@ -96,6 +98,7 @@ class Run:
             guard(self.prepared.index, spec.fold)
         check_pretrained(spec, context.local_rank == 0)
         self.validation = spec.rows(self.prepared, "val")  # none where all were to be trained on
+        self.probe = probe_of(spec.recipe)
         self.total_steps = spec.total_steps(self.prepared)
         self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, context.device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):
@@ -155,7 +158,7 @@ class Run:
                 return
         while not self.course.is_finished:
             trained = self._train()
-            metrics, predictions = self._validate() if len(self.validation) else ({}, None)
+            metrics, predictions = self._validate()
             self.course.validated()
             if not math.isfinite(metrics.get("val_loss", 0.0)):
                 raise RunError(f"the val_loss of {settings.noun} {self.course.point} is not finite: lower train.lr")
@@ -256,19 +259,32 @@ class Run:
             ]
             yield [(self.spec.recipe.encode(next(records), where), micro) for where, micro in passes]
 
-    def _validate(self) -> tuple[dict[str, float], Predictions]:
-        """Metrics over every validation row exactly once, the same on all workers, and, on worker 0, the predictions in the
-        order of the rows."""
-        rows = self.validation
+    def _validate(self) -> tuple[dict[str, float], Predictions | None]:
+        """Metrics over every validation row, and those of the probe; and the predictions for the validation rows."""
+        metrics: dict[str, float] = {}
+        predictions: Predictions | None = None
+        if len(self.validation):
+            recipe, reader = self.spec.recipe, self.readers.validation
+            metrics, predictions = self._judge(recipe, self.prepared, self.validation, reader)
+        if self.probe is not None:
+            prepared = Prepared.open(self.probe.data, self.probe.digest)
+            metrics |= self._judge(self.probe, prepared, self.probe.rows(prepared), ShardReader(prepared))[0]
+        return metrics, predictions
+
+    def _judge(
+        self, judge: Recipe | Probe, prepared: Prepared, rows: np.ndarray, reader: Reader
+    ) -> tuple[dict[str, float], Predictions]:
+        """Metrics over every row exactly once, the same on all workers, and, on worker 0, the predictions in the order of
+        the rows."""
         plan = tuple((row,) for row in rows.tolist())
         shares = Division(self.spec.train.micro_batch, self.workers).share(plan, self.worker)
         mine = [[row for (row,) in micro.packs] for micro in shares]
         outputs: list[tuple[list[int], Predictions]] = []
         with self.engine.evaluating():
-            encoded = (self.spec.recipe.encode(records, None) for records in self.readers.validation.read(mine))
+            encoded = (judge.encode(records, None) for records in reader.read(mine))
             for batch, taken, micro in zip(ahead(encoded), mine, shares, strict=True):
                 self._leave_if_told()
-                predicted = self.engine.predict(batch)
+                predicted = self.engine.predict(batch, judge)
                 if micro.counts:
                     outputs.append((taken, predicted))
         gathered: list[Any] | None = [None] * self.workers if self.worker == 0 else None
@@ -278,7 +294,7 @@ class Run:
         if gathered is not None:
             try:
                 predictions = in_order([part for worker in gathered for part in worker])
-                metrics = self.spec.recipe.evaluate(predictions, self.prepared.columns(rows, JUDGED_BY))
+                metrics = judge.evaluate(predictions, prepared.columns(rows, JUDGED_BY))
                 judged = [{name: float(value) for name, value in metrics.items()}]  # plain, as checkpoints note them
             except (UserError, RunError) as error:  # raised on all workers, below
                 judged = [error]

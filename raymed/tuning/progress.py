@@ -16,6 +16,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from raymed.recipes.metric import LAST, VAL_LOSS
+from raymed.recipes.recipe import probe_of
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
@@ -96,8 +97,10 @@ class Progress:
 
     def _figures(self, spec: RunSpec, result: Mapping[str, Any]) -> Iterator[str]:
         """Of an epoch: the system's metrics of training, its val_loss, and what the best epoch is chosen by."""
+        probe = probe_of(spec.recipe)
+        always = {VAL_LOSS.name, spec.train.monitor, *(metric.name for metric in (probe.metrics if probe else ()))}
         for metric in spec.recipe.metrics:
-            shown = metric.name.startswith("train_") or metric.name in (VAL_LOSS.name, spec.train.monitor)
+            shown = metric.name.startswith("train_") or metric.name in always
             if shown and metric.name in result:
                 yield metric.show(result[metric.name])
         if spec.monitor not in (VAL_LOSS, LAST):

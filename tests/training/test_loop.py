@@ -83,7 +83,7 @@ class Writer:
     def encode(self, records: list[int], training: None) -> Batch:
         return Batch({}, {"loss": float(len(records))}, [str(row) for row in records])
 
-    def predict(self, batch: Batch) -> dict[str, Any]:
+    def predict(self, batch: Batch, judge: Any) -> dict[str, Any]:
         return {"report": [f"row {row}" for row in batch.ids], "length": np.array([len(row) for row in batch.ids])}
 
     def evaluate(self, predictions: dict[str, Any], records: dict[str, Any]) -> dict[str, float]:
@@ -105,21 +105,18 @@ def _validate(worker: int, store: Path) -> None:
         rows = np.arange(3, 10)
         spec = SimpleNamespace(train=TrainSettings(micro_batch=2), recipe=writer, rows=lambda *_, rows=rows: rows)
         prepared = SimpleNamespace(columns=lambda rows, _, wrong=wrong: {"row": rows + wrong})
-        readers = SimpleNamespace(validation=writer)
         run: Any = SimpleNamespace(
             spec=spec,
-            prepared=prepared,
             worker=worker,
             workers=2,
             engine=writer,
-            readers=readers,
             _leave_if_told=lambda: None,
         )
         if wrong:
             with pytest.raises(RunError, match="are not the reports of"):
-                Run._validate(run)
+                Run._judge(run, writer, prepared, rows, writer)  # type: ignore[arg-type]
             continue
-        metrics, predictions = Run._validate(run)
+        metrics, predictions = Run._judge(run, writer, prepared, rows, writer)  # type: ignore[arg-type]
         assert json.dumps(metrics) == '{"val_loss": 7.0}'
         assert predictions.get("report") == ([f"row {row}" for row in range(3, 10)] if worker == 0 else None)
 

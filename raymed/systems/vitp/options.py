@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -22,7 +23,10 @@ from raymed.systems.vitp.token_drop import TokenDropSettings
 from raymed.training.settings import TrainSettings
 
 if TYPE_CHECKING:
+    from raymed.systems.vitp.probe import BackboneProbe
     from raymed.systems.vitp.recipe import VitpRecipe
+
+log = logging.getLogger("raymed")
 
 SMALL = TrainSettings(epochs=6, global_batch=2, micro_batch=1, lr=3e-3, warmup=0.2, final_lr=0.0)  # from random weights
 AT_ONCE = 64  # samples read to see whether one asks a question
@@ -43,6 +47,8 @@ class VitpOptions(SystemOptions):
         token_drop: Which image tokens the language model does not get to see in training.
         loss: The loss.
         normalisation: Mean and standard deviation that pixels are normalised with.
+        probe: Folder or URI of labelled prepared pictures (jobs/prepare_lung.py), on which the ViT is judged at each
+            validation: probe_top1 and probe_map5, of other patients' pictures. Either may choose epochs, and trials.
         layout: Layout of checkpoints: native for transformers, internvl as in InternVL's own code.
         train: How it is trained; a pack is a sequence of up to mixture.max_tokens tokens, or, without packing, a sample.
     """
@@ -65,6 +71,7 @@ class VitpOptions(SystemOptions):
     loss: ChatLossSettings = field(default_factory=ChatLossSettings)
     normalisation: Literal["imagenet", "clip", "siglip"] = "imagenet"
     layout: Literal["native", "internvl"] = "native"
+    probe: str | None = None
     train: TrainSettings = SMALL
 
     @property
@@ -83,8 +90,8 @@ class VitpOptions(SystemOptions):
         from raymed.systems.vitp.recipe import VitpRecipe
 
         monitor = self.search.objective if self.search.space else self.train.monitor
-        rows = prepared.rows("val", self.fold)
-        if monitor == "val_choice_loss" and len(rows) and not _asked(prepared, rows):
+        asks = monitor != "val_choice_loss" or _asked(prepared, prepared.rows("val", self.fold))
+        if not asks and len(prepared.rows("val", self.fold)):  # where nobody is validated, the last epoch is kept
             raise UserError(
                 "epochs would be chosen by val_choice_loss, and no validation sample asks a question with declared choices "
                 "(<cls>: a|b.): leave it out, or prepare data whose val patients are asked some"
@@ -96,12 +103,29 @@ class VitpOptions(SystemOptions):
             )
         return VitpRecipe.for_data(
             prepared,
+            probe=self._backbone_probe(prepared),
             model=self.model,
             token_drop=self.token_drop,
             loss=self.loss,
             normalisation=self.normalisation,
             layout=self.layout,
         )
+
+    def _backbone_probe(self, prepared: Prepared) -> BackboneProbe | None:
+        """Raises: UserError: the probe cannot be asked about."""
+        if self.probe is None:
+            return None
+        from raymed.systems.vitp.probe import BackboneProbe
+
+        pictures = Prepared.open(self.probe)
+        probe = BackboneProbe.of(pictures, prepared.size)
+        asked = set(pictures.columns(probe.rows(pictures), ["patient"])["patient"])
+        if known := asked & set(prepared.columns(prepared.rows("train", self.fold), ["patient"])["patient"]):
+            log.warning(
+                "%d %ss of the probe have ids of those that are trained on: if they are the same, the probe flatters",
+                *(len(known), pictures.manifest.unit),
+            )
+        return probe
 
 
 def _asked(prepared: Prepared, rows: np.ndarray) -> bool:

@@ -29,6 +29,7 @@ from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.vitp.chat_samples import Sample, encode_sample, lay
+from raymed.systems.vitp.probe import BackboneProbe
 from raymed.systems.vitp.settings import ChatLossSettings
 from raymed.systems.vitp.token_drop import SHUFFLED, TokenDropSettings
 
@@ -59,6 +60,7 @@ class VitpRecipe:
         loss: the loss.
         normalisation: mean and standard deviation that pixels are normalised with.
         layout: of exported checkpoints: transformers' own (native), or InternVL's original one (internvl).
+        probe: labelled pictures that the image backbone is judged on at each validation.
     """
 
     size: int
@@ -68,6 +70,7 @@ class VitpRecipe:
     loss: ChatLossSettings = field(default_factory=ChatLossSettings)
     normalisation: Literal["imagenet", "clip", "siglip"] = "imagenet"
     layout: Literal["native", "internvl"] = "native"
+    probe: BackboneProbe | None = None
 
     @classmethod
     def for_data(cls, prepared: Prepared, **settings: Any) -> VitpRecipe:
@@ -123,6 +126,7 @@ class VitpRecipe:
             Metric("val_perplexity", "", "min", "{:.2f}"),
             Metric("val_choice_loss", "nats", "min", "{:.4f}", chooses_epoch=True, chooses_trial=True),
             Metric("val_choice_accuracy", "", "max", "{:.1%}"),
+            *(self.probe.metrics if self.probe else ()),
         )
 
     @property
@@ -259,6 +263,7 @@ class VitpRecipe:
             "loss": asdict(self.loss),
             "normalisation": self.normalisation,
             "layout": self.layout,
+            **({"probe": self.probe.digest} if self.probe else {}),
         }
 
 
