@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,9 @@ def test_it_says_what_the_machines_cost_an_hour_now(checkout: Path, monkeypatch:
     monkeypatch.setattr(boto3, "client", lambda name, *a, **k: client if name == "ec2" else usual(name, *a, **k))
     finding = by_subject(preflight(Path("filled.yaml")))["prices"]
     assert "g6.2xlarge 0.40, g5.2xlarge 0.50; 8 of them 4.00, beside the head" in finding.text
-    assert "RAYMED_PRICES=head=PRICE,GPU=0.50" in finding.text, "a zone that is not named does not count"
+    assert f"RAYMED_PRICES=head=PRICE,GPU=0.50,DATE={date.today()}" in finding.text, (
+        "a zone that is not named does not count"
+    )
 
 
 def test_what_may_not_be_looked_up_is_no_reason_to_stop(checkout: Path) -> None:

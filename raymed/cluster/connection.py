@@ -140,6 +140,13 @@ def gpus_of_a_machine() -> int:
     return there or max(1, int(will.get("GPU", 0.0) / will.get("MACHINES", math.inf)))
 
 
+def one_machine_holds(workers: int, cpus: int, gpus: float) -> bool:
+    """Whether so many workers find room on one machine: on one that is there or, with GPUs, on one that is to come."""
+    if gpus:
+        return workers * gpus <= gpus_of_a_machine() and cpus <= cpus_per_gpu()
+    return any(each.get("CPU", 0.0) - (HEAD_NODE in each) >= workers * cpus for each in machines())
+
+
 def smallest_store() -> float:
     """Bytes of the smallest object store of the cluster's machines: of those that are there, and of those to come."""
     stores = [each.get("object_store_memory", 0.0) for each in machines()]

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +275,8 @@ def _prices(config: Mapping[str, Any], region: str) -> Finding:
         "prices",
         "ok",
         f"spot, USD an hour now: {text}; {most} of them {most * max(prices.values()):.2f}, beside the head. With "
-        f"RAYMED_PRICES=head=PRICE,GPU={max(for_a_gpu):.2f} in the cluster file plans say what a night costs",
+        f"RAYMED_PRICES=head=PRICE,GPU={max(for_a_gpu):.2f},DATE={date.today()} in the cluster file plans say what a night "
+        "costs, and reports what it did",
     )
 
 

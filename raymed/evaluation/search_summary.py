@@ -22,6 +22,7 @@ class TrialSummary:
         number: in the order of the search, from 0.
         state: COMPLETE, PRUNED (stopped early), FAILED, or RUNNING when the search ended.
         reason: why it failed, or what stopped it; empty otherwise.
+        took: hours of its workers, and money where prices are known, in words.
         params: the parameters that the search chose.
         curve: one entry per validation, with ``epoch`` (or step) and the objective's ``value``.
         best_epoch: the epoch (or step) that is the best by the objective.
@@ -41,6 +42,7 @@ class TrialSummary:
     tie: bool = False
     run_id: str = ""
     reason: str = ""
+    took: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,10 @@ class SearchSummary:
                 trial.state,
                 "" if trial.value is None else self.objective.format.format(trial.value),
                 "" if trial.best_epoch is None else str(trial.best_epoch),
+                trial.took,
                 *(str(trial.params.get(name, "")) for name in searched),
             ]
             for trial in trials
         ]
-        heads = ["trial", "state", self.objective.name, f"best {self.counted}", *searched]
+        heads = ["trial", "state", self.objective.name, f"best {self.counted}", "took", *searched]
         return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])

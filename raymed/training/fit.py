@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from raymed.cluster import connection as cluster
-from raymed.cluster.connection import capacity, is_own
+from raymed.cluster.connection import capacity, is_own, one_machine_holds
 from raymed.compat.ray_train import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, Trainer, tune_queue
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.storage.availability import is_refusal, require_there, wait_for
@@ -57,6 +57,18 @@ class Resources:
     min_workers: int
     cpus: int
     gpus: float
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_workers < self.workers
+
+    @property
+    def lie_together(self) -> bool:
+        """Whether all workers of a run wait for a machine that holds them, rather than sum their gradients over a network.
+
+        Those of an elastic run take what there is.
+        """
+        return 1 < self.workers == self.min_workers and one_machine_holds(self.workers, self.cpus, self.gpus)
 
 
 def resources(workers: int, cpus_per_worker: int, min_workers: int = 0, gpus_per_worker: float = 1.0) -> Resources:
@@ -183,15 +195,15 @@ def _trainer(
     keep_all: bool,
 ) -> Trainer:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL)
-    elastic = resources.min_workers < resources.workers
     trainer = Trainer(
         _train_worker,
         train_loop_config={"spec": spec, "source": source, "stop_decisions": stop_decisions, "keep_all": keep_all},
         torch_config=(OneMachine if is_own() else TorchConfig)(timeout_s=spec.train.collective_seconds),
         scaling_config=ScalingConfig(
-            num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
+            num_workers=(resources.min_workers, resources.workers) if resources.is_elastic else resources.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
+            placement_strategy="STRICT_PACK" if resources.lie_together else "PACK",
         ),
         run_config=RunConfig(
             name=spec.name,

@@ -90,7 +90,8 @@ class MachineWait(Stopper):
     def _line(self, count: int) -> str:
         each = self._each
         wanted = f"{each.min_workers} x {each.cpus} CPUs" + (f" and {each.gpus:g} GPU" if each.gpus else "")
-        parts = [f"{count} trial{'s wait' if count > 1 else ' waits'} for machines ({wanted} each)", machines_to_come()]
+        wanted += " each, on one machine" if each.lie_together else " each"
+        parts = [f"{count} trial{'s wait' if count > 1 else ' waits'} for machines ({wanted})", machines_to_come()]
         if self._end:
             parts.append(f"until {self._end}")
         return "; ".join(filter(None, parts))

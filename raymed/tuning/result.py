@@ -18,10 +18,11 @@ from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, assess_and_register
 from raymed.storage.folder import Folder
+from raymed.tuning.cost import COST, Cost
 from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Search
-from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING, SECONDS, Study, curve
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING, Study, curve
 
 log = logging.getLogger("raymed")
 
@@ -141,7 +142,7 @@ def _summary(
     started = min(trial.datetime_start or datetime.now() for trial in study.trials)
     ended = max(trial.datetime_complete or datetime.now() for trial in study.trials)
     each, _ = search.resources()
-    hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) * each.workers / 3600
+    cost = Cost.stated(each)
     return SearchSummary(
         name=search.name,
         system=search.template.recipe.name,
@@ -150,7 +151,7 @@ def _summary(
         started=started,
         seconds=(ended - started).total_seconds(),
         trials=[
-            _trial(study, trial, differences.get(trial.number), trial.number in ties, run_ids[trial.number])
+            _trial(study, trial, differences.get(trial.number), trial.number in ties, run_ids[trial.number], cost)
             for trial in study.trials
         ],
         objective=study.objective,
@@ -166,13 +167,15 @@ def _summary(
         ),
         command=search.command,
         looks=registered.facts.looks,
-        cost={f"{study.noun}s": str(study.trained), "GPU hours" if each.gpus else "CPU worker hours": f"{hours:.2f}"},
+        cost=cost.of_search(study),
         importance=importance(study.study, search.template.seed),
         versions={name: version(name) for name in PACKAGES},
     )
 
 
-def _trial(study: Study, trial: FrozenTrial, difference: Estimate | None, tie: bool, run_id: str) -> TrialSummary:
+def _trial(
+    study: Study, trial: FrozenTrial, difference: Estimate | None, tie: bool, run_id: str, cost: Cost
+) -> TrialSummary:
     value = study.best_value(trial)
     return TrialSummary(
         number=trial.number,
@@ -185,6 +188,7 @@ def _trial(study: Study, trial: FrozenTrial, difference: Estimate | None, tie: b
         tie=tie,
         run_id=run_id,
         reason=trial.user_attrs.get(REASON, ""),
+        took=cost.of_trial(trial),
     )
 
 
@@ -193,10 +197,12 @@ def _outcome(
 ) -> Outcome:
     assessment = registered.assessment
     states = {state: sum(trial.state.name == state for trial in study.trials) for state in ("COMPLETE", "PRUNED", "FAIL")}
-    hours = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.trials) / 3600
+    took = Cost.stated(search.resources()[0]).of_search(study)
+    units, cost = [f"{value} {name}" for name, value in took.items() if name != COST], took.get(COST)
     lines = [
         f"{len(study.trials)} trials: {states['COMPLETE']} finished, {states['PRUNED']} stopped early, "
-        f"{states['FAIL']} failed; {study.trained} {study.noun}s, {hours:.2f} worker hours",
+        f"{states['FAIL']} failed; {', '.join(units)}",
+        *([f"cost: {cost}"] if cost else []),
         f"best: trial {best.number}, {study.objective.show(study.best_value(best))} in {study.best_point(best)}"
         + (f"; not surely worse: trials {', '.join(map(str, ties))}" if ties else ""),
         *assessment.lines(),

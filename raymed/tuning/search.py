@@ -14,7 +14,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.cluster import connection as cluster
-from raymed.cluster.connection import capacity, cpus_per_gpu, gpus_of_a_machine, is_own
+from raymed.cluster.connection import capacity, cpus_per_gpu, gpus_of_a_machine, is_own, one_machine_holds
 from raymed.errors import UserError
 from raymed.recipes.metric import LAST, VAL_LOSS, Metric
 from raymed.registry.candidate import Candidate
@@ -292,12 +292,16 @@ class Search:
     @staticmethod
     def apart(each: Resources) -> str:
         """Of the workers of a run that no machine holds together; empty where one does."""
-        together = gpus_of_a_machine()
-        if not each.gpus or each.workers <= together:
+        alone = is_own() and not each.gpus
+        if each.workers == 1 or alone or one_machine_holds(each.workers, each.cpus, each.gpus):
             return ""
+        together = gpus_of_a_machine() if each.gpus else 1
+        if each.gpus and each.workers > together:
+            where = f"{math.ceil(each.workers / together)} machines ({together} GPU{'s' if together > 1 else ''} each)"
+        else:
+            where = f"several machines (none holds {each.workers} x {each.cpus} CPUs)"
         return (
-            f"the {each.workers} workers of a run lie on {math.ceil(each.workers / together)} machines "
-            f"({together} GPU{'s' if together > 1 else ''} each), and sum their gradients over the network in every step. "
+            f"the {each.workers} workers of a run lie on {where}, and sum their gradients over the network in every step. "
             f"Where that is slow, --workers {together} lets more runs share the machines"
         )
 
@@ -381,4 +385,15 @@ class Search:
 def fitting_runs(each: Resources, have: Mapping[str, float]) -> int:
     """How many runs that take `each` there is room for in what a cluster has."""
     by_cpus = int(have.get("CPU", 0.0) / (each.min_workers * each.cpus + DRIVER_CPUS))
-    return min(by_cpus, int(have.get("GPU", 0.0)) * int(1 / each.gpus) // each.min_workers) if each.gpus else by_cpus
+    if not each.gpus:
+        return by_cpus
+    gpus = int(have.get("GPU", 0.0))
+    if each.lie_together:
+        whole, rest = divmod(gpus, gpus_of_a_machine())
+        return min(by_cpus, whole * _on(gpus_of_a_machine(), each) + _on(rest, each))
+    return min(by_cpus, _on(gpus, each))
+
+
+def _on(gpus: int, each: Resources) -> int:
+    """How many runs find their fewest workers on so many GPUs."""
+    return gpus * int(1 / each.gpus) // each.min_workers

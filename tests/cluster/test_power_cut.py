@@ -173,7 +173,7 @@ def victim(cluster: Cluster) -> Host | None:
 def reports(cluster: Cluster, name: str) -> Counter[tuple[int, int]]:
     """How often each epoch of each trial was reported to the study."""
     lines = map(json.loads, (cluster.storage / name / "study.journal").read_text().splitlines())
-    reported = [line for line in lines if line["op_code"] == JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE]
+    reported = [line for line in lines if line.get("op_code") == JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE]
     return Counter((line["trial_id"], line["step"]) for line in reported)
 
 

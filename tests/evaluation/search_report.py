@@ -64,7 +64,7 @@ def trial(number: int, generator: np.random.Generator) -> TrialSummary:
     state = "PRUNED" if pruned else "COMPLETE"
     best = int(losses.argmin())
     run = f"{number:02x}c4d1e8" * 4
-    return TrialSummary(number, state, params, curve, best + 1, float(losses[best]), run_id=run)
+    return TrialSummary(number, state, params, curve, best + 1, float(losses[best]), run_id=run, took="0.19 h, 0.09")
 
 
 def compared(one: TrialSummary, lowest: float) -> TrialSummary:

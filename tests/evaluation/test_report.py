@@ -163,6 +163,11 @@ def test_nothing_that_comes_from_data_becomes_markup(report: SearchReport) -> No
     assert page.text.count("<script>alert(1)</script>") > 20
 
 
+def test_the_table_says_what_each_trial_took(report: SearchReport) -> None:
+    words = Page(render(report)).text
+    assert words.count("0.19 h, 0.09") == sum(bool(trial.took) for trial in report.trials) > 1
+
+
 def test_a_search_of_one_trial_without_test_patients_has_a_page(report: SearchReport) -> None:
     trial = TrialSummary(0, "COMPLETE", {"lr": 0.1}, [{"epoch": 1, "value": 1.2}], 1, 1.2)
     page = Page(render(dataclasses.replace(report, trials=[trial], champion=0, test=None, hardest=(), importance={})))

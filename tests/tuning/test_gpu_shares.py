@@ -48,6 +48,17 @@ def test_a_share_of_a_card_makes_room_for_more_trials_with_fewer_cpus_each(
     assert (each.gpus, each.cpus, concurrent) == (share, cpus, at_once)
 
 
+@pytest.mark.parametrize(("workers", "at_once"), [(1, 6), (2, 2), (3, 2), (4, 1)])
+def test_as_many_runs_are_at_once_as_machines_hold_with_their_workers_together(
+    workers: int, at_once: int, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three workers each, two runs; of two, one on each machine of three cards: the rest lies apart, and stays free."""
+    machines = [{"CPU": 25.0, "GPU": 3.0, HEAD_NODE: 1.0}, {"CPU": 24.0, "GPU": 3.0}]
+    monkeypatch.setattr(connection, "resources", lambda: {"CPU": 49.0, "GPU": 6.0})
+    monkeypatch.setattr(connection, "machines", lambda: machines)
+    assert sharing(search, 1.0, workers).resources()[1] == at_once
+
+
 def test_the_refit_of_a_search_on_shares_has_whole_cards(search: Search) -> None:
     shared = sharing(search, 0.25)
     whole = shared.whole(shared.template)

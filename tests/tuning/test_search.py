@@ -125,7 +125,7 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(se
 def test_the_morning_leaves_a_report_and_a_champion_that_predicts(search, morning, prepared, monkeypatch):
     page = Folder.at(search.template.storage).child("search").read("report.html").decode()
     assert "champion" in page
-    assert search.command in page
+    assert search.command in page and "CPU worker hours" in page and " h</td>" in page, "what it took, in all and by trial"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", search.tracking_uri)
     model = mlflow.pyfunc.load_model("models:/raymed-toy@champion")
     slices = [record.images[0].pixels[..., 0] for record in prepared.read(prepared.rows("test")[:4])]
