@@ -216,3 +216,17 @@ def test_a_head_whose_tracking_server_does_not_start_says_why_at_once(name: str,
     environment = programs(tmp_path, {"curl": "exit 0", "pgrep": "exit 0"})
     done = subprocess.run(["bash", "-c", f"( {waits} )"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and not done.stdout
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_tracking_server_that_the_system_ends_is_started_again_and_one_that_refuses_is_not(
+    name: str, tmp_path: Path
+) -> None:
+    """Killed for want of memory, it left judging without MLflow; started for ever, a wrong bucket would be ten blind minutes."""
+    (starts,) = (line for line in load(name)["head_start_ray_commands"] if "serve_tracking.py --port" in line)
+    calls = tmp_path / "calls"
+    (tmp_path / "raymed.env").touch()
+    ends = f"echo $* >> {calls}; (($(wc -l < {calls}) < 3)) && kill -9 $$; exit 2"
+    environment = programs(tmp_path, {"python": ends, "sleep": "exit 0"})
+    subprocess.run(["bash", "-c", f"{starts} wait"], env=environment, check=False, timeout=60)
+    assert calls.read_text().splitlines() == [f"{tmp_path}/raymed/jobs/serve_tracking.py --port 5001"] * 3
