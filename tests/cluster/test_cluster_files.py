@@ -222,7 +222,7 @@ def test_a_head_whose_tracking_server_does_not_start_says_why_at_once(name: str,
 def test_a_tracking_server_that_the_system_ends_is_started_again_and_one_that_refuses_is_not(
     name: str, tmp_path: Path
 ) -> None:
-    """Killed for want of memory, it left judging without MLflow; started for ever, a wrong bucket would be ten blind minutes."""
+    """Killed for want of memory, it left judging without MLflow; started for ever, a wrong bucket was ten blind minutes."""
     (starts,) = (line for line in load(name)["head_start_ray_commands"] if "serve_tracking.py --port" in line)
     calls = tmp_path / "calls"
     (tmp_path / "raymed.env").touch()
