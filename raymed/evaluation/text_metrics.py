@@ -53,6 +53,48 @@ class FindingFigures:
     f1: Estimate | None
 
 
+@dataclass(frozen=True)
+class Variety:
+    """How many texts differ, beside those that people wrote: patients may truly share a report.
+
+    Attributes:
+        texts: how many there are.
+        distinct: how many different texts were generated; `distinct_references` were written by people.
+        single_references: how many references are like no other; of those, `single` have a generated text like no other.
+    """
+
+    texts: int
+    distinct: int
+    distinct_references: int
+    single: int
+    single_references: int
+
+    @classmethod
+    def of(cls, references: Sequence[str], generated: Sequence[str]) -> Variety:
+        """Blanks and letter case aside."""
+        rows = [(_plain(reference), _plain(text)) for reference, text in zip(references, generated, strict=True)]
+        written, made = (Counter(column) for column in zip(*rows, strict=True))
+        single = [made[text] == 1 for reference, text in rows if written[reference] == 1]
+        return cls(len(rows), len(made), len(written), sum(single), len(single))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of texts and references, those that differ; of single references, those with a single text."""
+        shares = {"distinct": self.distinct / self.texts, "distinct_references": self.distinct_references / self.texts}
+        return shares | ({"single": self.single / self.single_references} if self.single_references else {})
+
+    def __str__(self) -> str:
+        shares = self.shares
+        words = (
+            f"different texts {self.distinct} of {self.texts} ({shares['distinct']:.0%}), references "
+            f"{self.distinct_references} ({shares['distinct_references']:.0%})"
+        )
+        if not self.single_references:
+            return words
+        alone = f"of {self.single_references} with a reference like no other {self.single}"
+        return f"{words}; {alone} have a text of their own ({shares['single']:.0%})"
+
+
 @dataclass(frozen=True, eq=False)
 class TextScores:
     """How near texts are, and how sure that is.
@@ -61,7 +103,7 @@ class TextScores:
         by_patient: of each figure, the mean over each patient's texts, in the order of `patients`.
         metrics: ``bleu``, ``rouge_l`` and ``finding_f1``: means over patients with their 95 % intervals.
         findings: those that a text names, in the table's order.
-        distinct: share of the generated texts that differ; `distinct_references` of those that people wrote.
+        variety: how many texts differ.
         empty: how many texts are empty.
     """
 
@@ -69,8 +111,7 @@ class TextScores:
     by_patient: dict[str, np.ndarray]
     metrics: dict[str, Estimate]
     findings: tuple[FindingFigures, ...]
-    distinct: float
-    distinct_references: float
+    variety: Variety
     empty: int
 
 
@@ -95,8 +136,7 @@ def score_texts(texts: Texts, findings: Findings, resamples: int = RESAMPLES, se
         by_patient=by_patient,
         metrics={name: intervals.mean(values, resamples, seed, 0.0, 1.0) for name, values in by_patient.items()},
         findings=tuple(_finding_figures(findings, named)),
-        distinct=distinct(generated),
-        distinct_references=distinct(references),
+        variety=Variety.of(references, generated),
         empty=sum(not text.strip() for text in generated),
     )
 
@@ -114,11 +154,6 @@ def rouge_l(references: Sequence[str], generated: Sequence[str]) -> np.ndarray:
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     pairs = zip(references, generated, strict=True)
     return np.array([scorer.score(reference, text)["rougeL"].fmeasure for reference, text in pairs])
-
-
-def distinct(texts: Sequence[str]) -> float:
-    """The share of texts that differ; blanks and letter case aside."""
-    return len({" ".join(text.casefold().split()) for text in texts}) / len(texts)
 
 
 def commonest(texts: Sequence[str]) -> str:
@@ -149,6 +184,11 @@ class _Words(Tokenizer):
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
+
+
+def _plain(text: str) -> str:
+    """Without what does not make a text another: kinds of blanks and letter case."""
+    return " ".join(text.casefold().split())
 
 
 def _f1(reference: frozenset[int], text: frozenset[int]) -> float:

@@ -7,7 +7,7 @@ from sacrebleu import sentence_bleu
 from raymed.data.labels import LabelTable
 from raymed.errors import UserError
 from raymed.evaluation.findings import Findings
-from raymed.evaluation.text_metrics import Texts, bleu, commonest, distinct, rouge_l, score_texts
+from raymed.evaluation.text_metrics import Texts, Variety, bleu, commonest, rouge_l, score_texts
 
 CHEST = Findings(LabelTable.open("chest_findings"))
 
@@ -77,8 +77,22 @@ def test_the_figures_of_a_finding_are_over_texts() -> None:
 
 
 def test_texts_that_differ_only_in_blanks_and_case_are_one() -> None:
-    assert distinct(["Clear.", "clear. ", "Nodule."]) == pytest.approx(2 / 3)
+    variety = Variety.of(["Clear.", "clear. ", "Nodule."], ["Mass.", "mass.", "MASS. "])
+    assert (variety.distinct, variety.distinct_references) == (1, 2)
     assert commonest(["b", "a", "b", "a", "c"]) == "a"
+
+
+def test_texts_are_as_various_as_they_can_be_where_patients_share_a_report() -> None:
+    references = ["clear", "clear", "left", "right", "both"]
+    variety = Variety.of(references, references)
+    assert (variety.distinct, variety.single, variety.single_references) == (4, 3, 3)
+    mixed = Variety.of(references, ["clear", "clear", "left", "left", "both"])
+    assert (mixed.single, mixed.single_references) == (1, 3), "two patients with reports of their own got one text"
+    assert str(mixed) == (
+        "different texts 3 of 5 (60%), references 4 (80%); "
+        "of 3 with a reference like no other 1 have a text of their own (33%)"
+    )
+    assert str(Variety.of(["clear"] * 2, ["clear"] * 2)) == "different texts 1 of 2 (50%), references 1 (50%)"
 
 
 def test_an_empty_text_is_counted_and_not_made_up() -> None:

@@ -83,7 +83,7 @@ class ReportAssessment(LossAssessment):
     def figures(self) -> dict[str, float]:
         scores = self.evaluation.scores
         estimates = flatten({"loss": self.evaluation.loss, **scores.metrics})
-        shares = {"distinct": scores.distinct, "distinct_references": scores.distinct_references, "empty": scores.empty}
+        shares = scores.variety.shares | {"empty": float(scores.empty)}
         guards = {f"passed_{each.name.replace(' ', '_')}": float(each.passed) for each in self.evaluation.guards}
         return super().figures() | {f"{self.split}_{name}": value for name, value in (estimates | shares | guards).items()}
 

@@ -94,7 +94,7 @@ class ReportEvaluation:
             *(f"{'passed' if guard.passed else 'FAILED'}: {guard.name}: {guard.words}" for guard in self.guards),
             f"caption loss {self.loss}",
             *(f"{name} {figure}" for name, figure in scores.metrics.items()),
-            f"distinct texts {scores.distinct:.0%}, references {scores.distinct_references:.0%}; empty texts {scores.empty}",
+            f"{scores.variety}; empty texts {scores.empty}",
             *(f"  {each.name}: F1 {each.f1} ({each.support} references, {each.named} texts)" for each in scores.findings),
         ]
 
@@ -107,8 +107,7 @@ class ReportEvaluation:
             "loss": asdict(self.loss),
             "metrics": {name: asdict(figure) for name, figure in scores.metrics.items()},
             "findings": [asdict(each) for each in scores.findings],
-            "distinct": scores.distinct,
-            "distinct_references": scores.distinct_references,
+            "variety": asdict(scores.variety),
             "empty": scores.empty,
         }
 
