@@ -60,12 +60,14 @@ class Variety:
     Attributes:
         texts: how many there are.
         distinct: how many different texts were generated; `distinct_references` were written by people.
-        single_references: how many references are like no other; of those, `single` have a generated text like no other.
+        single_references: how many references are like no other. What was generated in their place is `apart` different
+            texts, and `single` of them are like no other of all.
     """
 
     texts: int
     distinct: int
     distinct_references: int
+    apart: int
     single: int
     single_references: int
 
@@ -74,14 +76,15 @@ class Variety:
         """Blanks and letter case aside."""
         rows = [(_plain(reference), _plain(text)) for reference, text in zip(references, generated, strict=True)]
         written, made = (Counter(column) for column in zip(*rows, strict=True))
-        single = [made[text] == 1 for reference, text in rows if written[reference] == 1]
-        return cls(len(rows), len(made), len(written), sum(single), len(single))
+        alone = [text for reference, text in rows if written[reference] == 1]
+        single = sum(made[text] == 1 for text in alone)
+        return cls(len(rows), len(made), len(written), len(set(alone)), single, len(alone))
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of texts and references, those that differ; of single references, those with a single text."""
+        """Of texts and references, those that differ; of texts for single references, those that differ from each other."""
         shares = {"distinct": self.distinct / self.texts, "distinct_references": self.distinct_references / self.texts}
-        return shares | ({"single": self.single / self.single_references} if self.single_references else {})
+        return shares | ({"apart": self.apart / self.single_references} if self.single_references else {})
 
     def __str__(self) -> str:
         shares = self.shares
@@ -91,8 +94,8 @@ class Variety:
         )
         if not self.single_references:
             return words
-        alone = f"of {self.single_references} with a reference like no other {self.single}"
-        return f"{words}; {alone} have a text of their own ({shares['single']:.0%})"
+        alone = f"for the {self.single_references} with a reference like no other {self.apart}"
+        return f"{words}; {alone} ({shares['apart']:.0%}), {self.single} of them like no other of all"
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,12 +85,18 @@ def test_texts_that_differ_only_in_blanks_and_case_are_one() -> None:
 def test_texts_are_as_various_as_they_can_be_where_patients_share_a_report() -> None:
     references = ["clear", "clear", "left", "right", "both"]
     variety = Variety.of(references, references)
-    assert (variety.distinct, variety.single, variety.single_references) == (4, 3, 3)
+    assert (variety.distinct, variety.apart, variety.single, variety.single_references) == (4, 3, 3, 3)
     mixed = Variety.of(references, ["clear", "clear", "left", "left", "both"])
-    assert (mixed.single, mixed.single_references) == (1, 3), "two patients with reports of their own got one text"
+    assert (mixed.apart, mixed.single, mixed.single_references) == (2, 1, 3), (
+        "two patients with reports of their own got one text"
+    )
+    shared = Variety.of(references, ["left", "clear", "left", "right", "both"])
+    assert (shared.apart, shared.single) == (3, 2), (
+        "one of the three texts was also given to a patient whose report is shared"
+    )
     assert str(mixed) == (
         "different texts 3 of 5 (60%), references 4 (80%); "
-        "of 3 with a reference like no other 1 have a text of their own (33%)"
+        "for the 3 with a reference like no other 2 (67%), 1 of them like no other of all"
     )
     assert str(Variety.of(["clear"] * 2, ["clear"] * 2)) == "different texts 1 of 2 (50%), references 1 (50%)"
 
