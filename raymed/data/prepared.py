@@ -121,6 +121,10 @@ class Manifest:
         return manifest
 
 
+class MissingError(UserError):
+    """A file of prepared data is not there. Where it was, its storage may be away."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A folder of prepared data. A row is named by its number in `index`, sorted by (patient, study, position)."""
@@ -137,13 +141,14 @@ class Prepared:
             digest: what the data's digest must be; empty where any will do.
 
         Raises:
-            UserError: the folder is not prepared data, is of another format, or its index is damaged.
+            MissingError: the folder is not prepared data, or lacks its index.
+            UserError: it is of another format, or its index is damaged.
             CommonError: it holds other data.
         """
         folder = Folder.at(uri)
         if not folder.exists(MANIFEST):
             hint = where_it_looks() if folder.is_local else ""
-            raise UserError(
+            raise MissingError(
                 f"{folder.uri} is not prepared data: no {MANIFEST} in it. Run your system's prepare job (jobs/prepare_*.py) "
                 f"with --out {uri}{hint}"
             )
@@ -155,7 +160,7 @@ class Prepared:
             )
         where = f"{folder.uri}/{manifest.index}"
         if not folder.exists(manifest.index):
-            raise UserError(f"{where} is missing. Prepare the data again")
+            raise MissingError(f"{where} is missing. Prepare the data again")
         content = folder.read(manifest.index)
         if digest_of(content) != manifest.index_digest:
             raise UserError(

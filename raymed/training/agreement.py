@@ -26,7 +26,7 @@ class Agreement:
     """Among the workers of a run.
 
     Attributes:
-        folder: the run's.
+        folder: what they reach, the run's or another.
         minutes: how long a storage that is away is waited for.
         stall: told that waiting is no hang.
         tell: says to the job what a worker waits for; its machine alone may lack the storage.

@@ -25,6 +25,7 @@ from raymed.data.stream import Reader, ShardReader, ahead
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe, TrainingPass, probe_of
 from raymed.storage.availability import require_there
+from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
@@ -93,7 +94,7 @@ class Run:
     ) -> None:
         self.context, self.worker, self.workers = context, context.rank, context.workers
         self.spec, self.stop_decisions, self.keep_all = spec, stop_decisions, keep_all
-        self.prepared = spec.open_data()
+        self.prepared = self._reach_data()
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
         check_pretrained(spec, context.local_rank == 0)
@@ -109,6 +110,13 @@ class Run:
         except BaseException:
             self.stall.close()  # it would end the process's next run
             raise
+
+    def _reach_data(self) -> Prepared:
+        """Open the data. A storage that is away is waited for; no step is watched yet."""
+        spec = self.spec
+        unwatched = StallGuard(0, spec.folder, self.worker)
+        together = Agreement(Folder.at(spec.data), spec.train.storage_minutes, unwatched, self._tell)
+        return together.reach(spec.reach_data)
 
     def _take_up(self, source: Source) -> None:
         """Go on from the newest checkpoint, if there is one."""

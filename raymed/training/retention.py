@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
+from raymed.storage import disk
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import checkpoint_names
 
@@ -37,10 +38,12 @@ class Retention:
         """A checkpoint is durable: those that are not needed any more are removed."""
         self._newest = [*self._newest, (name, model)][-NEWEST:]
         needed = {kept for pair in self._newest for kept in pair}
-        for other in self._torn if self._keep_all else checkpoint_names(self._run):
-            if other not in needed:
-                with suppress(OSError):  # the next one removes it
-                    self._run.delete(other)
+        unneeded = {*(self._torn if self._keep_all else checkpoint_names(self._run))} - needed
+        with suppress(OSError):  # the next one removes what is left
+            for other in sorted(unneeded):
+                self._run.delete(other)
+            if unneeded and self._run.is_local:
+                disk.keep(Path(self._run.path))  # or a power cut would bring them back, when nobody looks any more
 
 
 @contextmanager

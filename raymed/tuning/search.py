@@ -126,8 +126,15 @@ class Search:
             self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
         )
         return Study(
-            *(journal, self.name, space, first, halving, self.template.seed, self.objective, train.counted, self.weights)
+            *(journal, self.name, space, first, halving, self.template.seed, self.objective, train.counted),
+            begun_with={"weights": self.weights, "data": self.data_digests},
         )
+
+    @property
+    def data_digests(self) -> dict[str, str]:
+        """What the data hold that runs begin with: a search's, or of each listed run."""
+        specs = self.runs or {"": self.template}
+        return {name: spec.data_digest for name, spec in specs.items() if spec.data_digest}
 
     @property
     def weights(self) -> dict[str, str]:

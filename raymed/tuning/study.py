@@ -35,6 +35,10 @@ REASON, CHECKPOINT, BEST_POINT, SECONDS, CURVE = "reason", "checkpoint", "best_e
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
 SEEN_CHAMPION = "seen_champion"  # also of the whole search
 SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
+BEGUN_WITH = {  # what a search stays with, and how that is done
+    "weights": ("pretrained weights", "Put them back where they were"),
+    "data": ("data", "Prepare those once more"),
+}
 DRAWN_AT_RANDOM = 8  # trials, before TPE learns from those that have reported
 DECIDED = "decided"  # why the trial was stopped after an epoch, or nothing where it went on
 
@@ -70,7 +74,7 @@ class Study:
         seed: int,
         objective: Metric = VAL_LOSS,
         counted: str = "epoch",
-        weights: Mapping[str, str] | None = None,
+        begun_with: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """Open or create the study in a journal.
 
@@ -78,10 +82,10 @@ class Study:
             first: settings of the first trials, before anything is drawn.
             halving: its first rung as validations are counted.
             counted: by what they are, see `TrainSettings`; where this module says epoch, it may be a step.
-            weights: what the pretrained weights hold that its runs begin with, by what names them.
+            begun_with: fingerprints of the `data` and `weights` that its runs begin with, by what names them.
 
         Raises:
-            UserError: the journal holds something else, or a search with another space or objective, or with other weights.
+            UserError: the journal holds something else, or a search of another space or objective, of other data or weights.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = journal
@@ -112,18 +116,11 @@ class Study:
                 f"the search {name!r} compares its trials by {aim}, not by {objective.name}. Use another --name, or "
                 "--resume never"
             )
-        weights, held = dict(weights or {}), recorded.get("weights", {})  # records of before say nothing of them
-        if other := [
-            f"{name} was {held[name]}, and is {weights[name]} now"
-            for name in weights
-            if held.get(name, weights[name]) != weights[name]
-        ]:
-            raise UserError(
-                f"the search {name!r} began with other pretrained weights: {'; '.join(other)}. Put them back where they "
-                "were, or use another --name, or --resume never"
-            )
+        for kind, now in (begun_with or {}).items():
+            _require_same(name, kind, recorded.get(kind, {}), now)
         with self.together():
-            self.study.set_user_attr("weights", held | weights)
+            for kind, now in (begun_with or {}).items():
+                self.study.set_user_attr(kind, recorded.get(kind, {}) | dict(now))
             self.study.set_user_attr("space", described)
             self.study.set_user_attr("objective", objective.name)
         if not self.study.trials:
@@ -352,6 +349,18 @@ class Study:
         if number not in self._asked:
             self._asked[number] = trial_of(self.study, self.trial(number))
         return self._asked[number]
+
+
+def _require_same(search: str, kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises: UserError: what the record names is another now. Records of before a kind was noted name nothing of it."""
+    changed = [name for name, held in now.items() if before.get(name, held) != held]
+    other = [f"{name} was {before[name]}, and is {now[name]} now" for name in changed]
+    if other:
+        what, mend = BEGUN_WITH[kind]
+        raise UserError(
+            f"the search {search!r} began with other {what}: {'; '.join(other).strip()}. {mend}, or use another --name, or "
+            "--resume never"
+        )
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:

@@ -170,6 +170,11 @@ def debris_stays(patch: MonkeyPatch) -> None:
     patch.setattr(retention.Retention, "add", add)
 
 
+def removal_is_not_written_out(patch: MonkeyPatch) -> None:
+    """As it was until a simulated night found it."""
+    _without_keep(retention, patch)
+
+
 MISTAKES: dict[Mistake, int] = {
     record_is_not_written_out: 1,
     checkpoint_is_not_written_out: 2,
@@ -188,5 +193,6 @@ MISTAKES: dict[Mistake, int] = {
     checkpoint_is_recorded_before_its_epoch: 539,
     debris_stays: 6,
     person_has_no_say: 49,
+    removal_is_not_written_out: 676,
 }
 """Each with the seed of a night that finds it."""

@@ -53,6 +53,7 @@ from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import run_search
+from raymed.tuning.journal import COPY
 from raymed.tuning.recorder import STATE, STATUS
 from raymed.tuning.result import best_trial
 from raymed.tuning.search import Search
@@ -218,10 +219,9 @@ class Night:
         for name in ("/shared", DATA):
             folder.keep(name)
 
-    def search(self) -> Search:
-        """As the job makes it of its options."""
-        setting = self.setting
-        digest = Prepared.open(DATA).digest
+    def search(self, digest: str = "") -> Search:
+        """As the job makes it of its options, and of the data that are there if it is told of none."""
+        setting, digest = self.setting, digest or Prepared.open(DATA).digest
         train = TrainSettings(
             epochs=EPOCHS, global_batch=8, micro_batch=8, lr=1e-3, checkpoint_steps=setting.checkpoint_steps
         )
@@ -471,10 +471,16 @@ class Night:
         self.cut_power(lost, draw)
 
     def prepare_others(self, draw: random.Random) -> None:
-        if self._data == 0:
+        if self._data == 0 and self._is_bound():
             self._data = 1
             self._others = self.world.start("prepare", draw.choice(self.world.hosts), lambda: self._prepare(1))
             self.later(draw.uniform(10, 400), self._prepare_again)
+
+    def _is_bound(self) -> bool:
+        """Whether the storage holds what the search began with: one that begins with other data is another night."""
+        objects = [content for path, (content, _) in self.storages.store.objects.items() if path.endswith(COPY)]
+        files = [node.content for path, node in self.storages.shared.names.items() if path.endswith(COPY)]
+        return any(b"space" in content for content in objects + files)
 
     def _prepare(self, number: int) -> None:
         """As `raymed.data.publish`: the index, the manifest, and then what it does not name goes."""
@@ -515,7 +521,7 @@ class Night:
     def _study(self) -> Study:
         """The record, read as a process on the head reads it."""
         found: list[Study] = []
-        reader = self.world.start("reader", self._head, lambda: found.append(self.search().open_study()))
+        reader = self.world.start("reader", self._head, lambda: found.append(self.search(_digest()).open_study()))
         faults, self._faults = self._faults, []
         watch, self.world.watch = self.world.watch, lambda: None
         self.world.run(lambda: not reader.is_alive)
@@ -578,6 +584,11 @@ class Night:
         champion = self.mlflow.models["raymed-toy"]["aliases"].get("champion")
         if self._promoted and not self.may_decide_anew:
             self._require(champion == self._promoted, "a person's champion was replaced")
+
+
+def _digest() -> str:
+    """Of the data that the night begins with."""
+    return Manifest.from_json(prepared_files(0)[MANIFEST], MANIFEST).digest
 
 
 class _Held:

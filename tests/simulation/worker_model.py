@@ -104,7 +104,7 @@ class Worker:
         spec, folder = self._spec, self._new_folder()
         if spec.folder.is_local:
             disk.make(Path(spec.folder.path))  # as Ray Train does, which writes no folder out
-        self._prepared = spec.open_data()
+        self._prepared = self._reach(spec.reach_data)
         guard(self._prepared.index, spec.fold)
         self._ids = self._prepared.index["id"].to_pylist()
         newest = self._reach(lambda: self._fetch(folder))

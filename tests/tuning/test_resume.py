@@ -1,5 +1,6 @@
 """``--resume``, and how a search is stopped by hand."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -152,6 +153,33 @@ def test_patients_added_in_place_under_a_search_are_refused_wherever_its_rows_ar
         with pytest.raises(CommonError, match="was prepared again"):
             opening()
     assert candidate.tags()["raymed.data_digest"] == prepared.digest
+
+
+def test_a_search_stays_with_the_data_that_it_began_with_though_no_trial_has_begun(prepared, tmp_path):
+    """A kill in its first second, and other data prepared there meanwhile: the next command took those, for ever."""
+    data = Path(shutil.copytree(prepared.folder.path, tmp_path / "data"))
+    night_of(Prepared.open(str(data)), tmp_path / "runs", "auto", name="night").open_study()
+    content = (data / "manifest.json").read_text("utf-8")
+    (data / "manifest.json").write_text(json.dumps(json.loads(content) | {"digest": "other"}), "utf-8")
+    with pytest.raises(UserError, match=f"other data: was {prepared.digest}, and is other now. Prepare those once"):
+        night_of(Prepared.open(str(data)), tmp_path / "runs", "auto", name="night").open_study()
+    (data / "manifest.json").write_text(content, "utf-8")
+    night_of(Prepared.open(str(data)), tmp_path / "runs", "auto", name="night").open_study()
+
+
+@pytest.mark.parametrize("missing", ["manifest.json", "index"])
+def test_a_run_whose_data_are_away_when_it_begins_waits_for_them(prepared, tmp_path, missing):
+    """It was taken for a mistake of the user's: the trial failed for good, and the search ended."""
+    data = Path(shutil.copytree(prepared.folder.path, tmp_path / "data"))
+    spec = night_of(Prepared.open(str(data)), tmp_path / "runs", "auto").run_spec(0, {})
+    (lost,) = data.glob(f"{missing}*")
+    lost.rename(tmp_path / "aside")
+    with pytest.raises(FileNotFoundError, match=str(data)):  # which `wait_for` waits on
+        spec.reach_data()
+    with pytest.raises(UserError, match=r"is not prepared data|is missing"):
+        dataclasses.replace(spec, data_digest="").reach_data()
+    (tmp_path / "aside").rename(lost)
+    assert spec.reach_data().digest == prepared.digest
 
 
 def test_what_earlier_processes_left_that_nobody_reads_goes_and_nothing_else(tmp_path):
