@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import done, job
+from conftest import write_prepared
 from PIL import Image
 from transformers import AutoModel
 
@@ -62,10 +63,14 @@ def test_all_patients_can_be_trained_on_and_what_nobody_knows_then_is_told(tmp_p
     prepare = ["--source", "questions.jsonl", "--out", "CORPUS", "--image.size", str(SIZE), "--split.weights", "100/0/0"]
     done("prepare_vitp", tmp_path, *prepare)
     train = ["--data", "CORPUS", "--train.steps", "3", "--train.global_batch", "4", "--mixture.max_tokens", "512"]
-    ended = job("pretrain_vitp", tmp_path, *train, "--name", "all", "--json")
+    write_prepared(tmp_path / "PROBE", size=SIZE)
+    ended = job("pretrain_vitp", tmp_path, *train, "--probe", "PROBE", "--name", "all", "--json")
     assert ended.returncode == 0, ended.stderr
     assert "no val patients: all are trained on. There is no val_loss" in ended.stderr
     left = json.loads(ended.stdout)
+    assert re.search(r"step 3/3 .* probe_top1 \d+\.\d%  probe_map5 0\.\d", ended.stderr), ended.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert 0 <= client.get_run(left["run_id"]).data.metrics["probe_top1"] <= 1
     assert left["val_loss"] is None and left["best_epoch"] == left["epochs"], "the last is kept"
     assert "language model" in done("extract_vit", tmp_path, "--model", left["checkpoint"], "--out", "VIT")
     promoted = job("promote", tmp_path, left["run_id"])
