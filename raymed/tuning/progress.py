@@ -132,13 +132,14 @@ class Progress:
         return sum(trial.state.is_finished() for trial in self._study.trials)
 
     def _summary(self) -> str:
-        best = self._study.best
+        best, objective = self._study.best, self._study.objective
         left = self._time_left()
-        found = (
-            f"best {self._study.objective.format.format(self._study.best_value(best))} ({self._label(best)})"
-            if best and self._study.objective != LAST
-            else "no result yet"
-        )
+        if objective == LAST:
+            found = "not validated"
+        elif best:
+            found = f"best {objective.format.format(self._study.best_value(best))} ({self._label(best)})"
+        else:
+            found = "no result yet"
         return f"{found}, {left}" if left else found
 
     def _time_left(self) -> str:

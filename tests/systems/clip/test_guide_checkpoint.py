@@ -137,6 +137,15 @@ def output(trained, spec, prepared, tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_without_the_best_file_only_the_latest_is_written(trained, spec, output, tmp_path):
+    without = RunOutput(tmp_path / "output", spec, output.config, save_best=False)
+    without.update(str(trained[0]))
+    without.finish(str(trained[0]))
+    assert (without.folder / LATEST).is_file() and not (without.folder / BEST).exists()
+    assert without.history() == output.history()
+
+
+@pytest.mark.slow
 def test_the_files_hold_what_the_guide_says(output, spec):
     for name in (LATEST, BEST):
         content = torch.load(output.folder / name, weights_only=True)

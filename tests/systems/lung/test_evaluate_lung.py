@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from commands import script
 
 from raymed.data.labels import LabelTable
 from raymed.data.plan import SliceSettings
@@ -40,6 +41,43 @@ def test_patients_are_the_means_of_the_slices_that_are_written_beside_them(prepa
         assert patients.set_index("patient_id")[name].to_dict() == pytest.approx(column.to_dict())
     assert outcome.data["slices"]["accuracy"] == pytest.approx((slices["label"] == slices["decision"]).mean())
     assert "single slices" in outcome.text
+
+
+def test_slices_that_vote_decide_by_their_majority_and_give_figures_of_decisions_only(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe.export(recipe.build(), tmp_path / "model")
+    job = runpy.run_path(str(JOB))
+    options = job["Evaluate"](
+        model=str(tmp_path / "model"),
+        data=prepared.folder.uri,
+        split="all",
+        method="vote",
+        storage=str(tmp_path / "runs"),
+        out=str(tmp_path / "out"),
+    )
+    figures = job["main"](options).data["evaluation"]["metrics"]
+    assert "accuracy" in figures and not {"loss", "macro_auc", "ece"} & figures.keys()
+    patients, slices = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("patients", "slices"))
+    for patient, votes in slices.groupby("patient_id")["decision"]:
+        counts = votes.value_counts()
+        decision = patients.set_index("patient_id").loc[patient, "decision"]
+        assert counts[decision] == counts.max()
+
+
+def test_a_bare_checkpoint_is_not_predicted_with(prepared: Prepared, tmp_path: Path) -> None:
+    """How its pictures were windowed is not in it, and neither is its temperature."""
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    recipe.export(recipe.build(), tmp_path / "model")
+    job, out = script("predict_lung"), tmp_path / "out.csv"
+    options = job.PredictLung(
+        model=str(tmp_path / "model"), input=str(tmp_path), out=str(out), storage=str(tmp_path / "runs")
+    )
+    with pytest.raises(UserError, match=r"is a bare checkpoint: .*jobs/promote\.py"):
+        job.main(options)
+    assert not out.exists()
 
 
 def test_a_bare_checkpoint_is_not_judged_by_other_classes(prepared: Prepared, tmp_path: Path) -> None:
