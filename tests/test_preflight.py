@@ -171,6 +171,16 @@ def test_an_account_that_may_start_too_few_gpu_machines_is_told_how_many(
     assert finding.state == "wrong" and "are 2 of 8 x g6.2xlarge" in finding.text and "L-3819A6DF" in finding.text
 
 
+def test_an_account_that_may_not_even_start_the_head_is_told_so_before_ray_up(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new account may have five vCPUs, and the head has eight."""
+    allow(5, monkeypatch)
+    finding = by_subject(preflight(Path("filled.yaml")))["vCPU quota"]
+    assert finding.state == "wrong"
+    assert "5 vCPUs of M machines (L-1216C47A) are 0 of 1 x m7i.2xlarge" in finding.text
+
+
 def test_it_says_what_the_machines_cost_an_hour_now(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     allow(64, monkeypatch)
     client, usual = boto3.client("ec2", region_name=REGION), boto3.client

@@ -26,8 +26,9 @@ from raymed.storage.seal import SEAL, read_list
 ARCHIVE = "raymed.tar.gz"  # what machines install, as cluster.yaml names it
 # What cluster.yaml has where a person fills in their own. 192.0.2.0/24 is a network of examples (RFC 5737).
 PLACEHOLDERS = re.compile(r"\b(ami-0{17}|sg-0{17}|YOUR-BUCKET|192\.0\.2\.\d+)\b")
-SPOT_QUOTAS = {"g": "L-3819A6DF", "p": "L-7212CCBC"}  # vCPUs of spot machines, by the first letter of their types
-USUAL_QUOTAS = {"g": "L-DB2E81BA", "p": "L-417A185B"}  # and of others
+# vCPUs of spot machines, and of others, by the letters that their types begin with
+SPOT_QUOTAS = {"g": "L-3819A6DF", "gr": "L-3819A6DF", "p": "L-7212CCBC"} | dict.fromkeys("acdhimrtz", "L-34B43A08")
+USUAL_QUOTAS = {"g": "L-DB2E81BA", "gr": "L-DB2E81BA", "p": "L-417A185B"} | dict.fromkeys("acdhimrtz", "L-1216C47A")
 
 
 def preflight(cluster_file: Path, is_plan: bool = False) -> Iterator[Finding]:
@@ -232,24 +233,25 @@ def _models(config: Mapping[str, Any], region: str) -> Finding:
 
 
 def _quota(config: Mapping[str, Any], region: str) -> Finding:
-    """Whether the account may start as many GPU machines as the file asks for: new accounts may start none."""
+    """Whether the account may start the head and as many workers as the file asks for: new accounts may start neither."""
     quotas, most = boto3.client("service-quotas", region_name=region), int(config.get("max_workers", 0))
     short: list[str] = []
     there: list[str] = []
     for name, each in config["available_node_types"].items():
-        machine, count = each["node_config"], min(most, int(each.get("max_workers", most)))
-        is_spot = "InstanceMarketOptions" in machine
-        code = (SPOT_QUOTAS if is_spot else USUAL_QUOTAS).get(machine["InstanceType"][0])
-        if name == config["head_node_type"] or code is None or not count:
+        machine, is_head = each["node_config"], name == config["head_node_type"]
+        count = 1 if is_head else min(most, int(each.get("max_workers", most)))
+        is_spot, family = "InstanceMarketOptions" in machine, re.split(r"\d", machine["InstanceType"])[0]
+        code = (SPOT_QUOTAS if is_spot else USUAL_QUOTAS).get(family)
+        if code is None or not count:
             continue
         allowed = float(quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"])
         cpus = float(each["resources"]["CPU"])
-        machines = math.floor(allowed / cpus)
-        text = f"{allowed:.0f} vCPUs of {'spot ' if is_spot else ''}{machine['InstanceType'][0].upper()} machines ({code})"
+        machines = min(count, math.floor(allowed / cpus))
+        text = f"{allowed:.0f} vCPUs of {'spot ' if is_spot else ''}{family.upper()} machines ({code})"
         (short if machines < count else there).append(f"{text} are {machines} of {count} x {machine['InstanceType']}")
     if short:
         return Finding("vCPU quota", "wrong", f"{'; '.join(short)}: ask AWS for more (Service Quotas), or lower max_workers")
-    return Finding("vCPU quota", "ok", "; ".join(there) or "no GPU machines")
+    return Finding("vCPU quota", "ok", "; ".join(there) or "none is known for these machines")
 
 
 def _prices(config: Mapping[str, Any], region: str) -> Finding:
