@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,11 @@ from raymed.systems.vitp.probe import QUERIES, BackboneProbe
 from raymed.systems.vitp.recipe import VitpRecipe
 from raymed.training.loop import Run
 from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
+from raymed.tuning.budget import Budget
+from raymed.tuning.search import Search
+from raymed.tuning.settings import SearchSettings
+from raymed.tuning.space import Dimension
 
 PROBE = BackboneProbe("DATA", "digest", 56)
 
@@ -119,3 +125,9 @@ def test_a_probe_may_choose_epochs_and_trials_and_without_one_nothing_is_new() -
         assert names[name].direction == "max" and names[name].chooses_epoch and names[name].chooses_trial
     assert VitpRecipe(56, probe=PROBE).settings() == VitpRecipe(56).settings() | {"probe": "digest"}
     assert not any(metric.name.startswith("probe") for metric in VitpRecipe(56).metrics)
+    train = TrainSettings(monitor="probe_top1", patience=1, patience_monitor="probe_map5")
+    spec = RunSpec("run", "runs", "DATA", VitpRecipe(56, probe=PROBE), train)
+    settings, budget = SearchSettings(objective="probe_top1", space={"train.lr": Dimension(1e-4, 1e-2)}), Budget(trials=2)
+    assert Search(spec, settings, budget, "sqlite://").objective == spec.monitor == names["probe_top1"]
+    with pytest.raises(UserError, match=r"train\.monitor is probe_top1"):
+        replace(spec, recipe=VitpRecipe(56))
