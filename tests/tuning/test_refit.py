@@ -38,7 +38,7 @@ def test_each_epoch_is_told_with_the_time_left_and_so_is_a_lost_worker(monkeypat
     caplog.set_level("INFO", "raymed")
     with _Listener(SPEC) as listener:
         for epoch in (1, 2):
-            report = {"val_loss": 0.4, "epoch": epoch, "train_loss": 0.5 / epoch, "seconds": 90.0}
+            report = {"val_loss": 0.4, "epoch": epoch, "train_loss": 0.5 / epoch, "seconds": 90.0, "finished": 0.0}
             listener.callback.after_report(None, [report], None)
         listener.callback.after_report(None, [{"epoch": 2, "global_step": 7}], None)  # a checkpoint within the epoch
         listener._queue.put({LOST: "worker 1 was lost; it goes on from step 7"})
