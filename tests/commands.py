@@ -35,7 +35,13 @@ def job(
         folder: where it is typed.
         environment: instead of this process's.
     """
-    command = [str(ROOT / "jobs" / f"{name}.py"), *map(str, words)]
+    return forked([str(ROOT / "jobs" / f"{name}.py"), *map(str, words)], folder, environment)
+
+
+def forked(
+    command: list[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a file of Python, with its words, in a process that need not import the large libraries first."""
     variables = {**(os.environ if environment is None else environment), "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as streams:
         outputs = [str(Path(streams, stream)) for stream in ("stdout", "stderr")]

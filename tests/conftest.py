@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +28,11 @@ from raymed.data.labels import LabelTable
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.data.record import BLAKE3, INDEX, RECORD, picture_digest
 
-systems.__path__.append(str(Path(__file__).parent / "rooms"))  # the machine is tested on the toy system there
+ROOMS = str(Path(__file__).parent / "rooms")
+systems.__path__.append(ROOMS)  # the machine is tested on the toy system there
+
+TESTED = ("compat", "data", "evaluation", "recipes", "registry", "storage", "tracking", "training", "tuning")
+"""Folders of the machine's tests, for which there is no other system."""
 
 RAY_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-tests-only-0123456789abcdef0"}
 """Environment of a cluster that a test starts in processes of its own."""
@@ -174,6 +180,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(config.stash[_STATUS])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _other_rooms_are_gone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The machine's tests, and what they call in this process, find the toy system and none else."""
+    if request.path.relative_to(Path(__file__).parent).parts[0] not in TESTED:
+        yield
+        return
+    inside = {module.name: module.ispkg for module in pkgutil.iter_modules(systems.__path__)}
+    for name in (name for name, is_room in inside.items() if not is_room):
+        importlib.import_module(f"{systems.__name__}.{name}")  # what rooms share stays
+    rooms = tuple(f"{systems.__name__}.{name}" for name, is_room in inside.items() if is_room and name != "toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(systems, "__path__", [ROOMS])
+        for name in [name for name in sys.modules if f"{name}.".startswith(tuple(f"{room}." for room in rooms))]:
+            patch.delitem(sys.modules, name)
+        for room in rooms:
+            patch.delattr(systems, room.rpartition(".")[2], raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)
