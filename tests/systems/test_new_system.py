@@ -27,7 +27,7 @@ def test_the_page_s_system_searches_and_registers_without_a_change_to_the_machin
         assert not project.joinpath(name).exists(), "a new system changes no file"
         project.joinpath(name).parent.mkdir(exist_ok=True)
         project.joinpath(name).write_text(content, "utf-8")
-    words = ["--trials", "2", "--max-epochs", "2", "--train.lr", "0.05", "--phantom.patients", "60", "--json"]
+    words = ["--trials", "2", "--max-epochs", "1", "--train.lr", "0.05", "--phantom.patients", "24", "--json"]
     space = '{"train.lr": {"low": 0.01, "high": 0.1, "log": true}}'
     done = subprocess.run(
         [sys.executable, "jobs/tune_brightness.py", *words, "--search.space", space],
