@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from raymed.errors import UserError
 from raymed import systems as rooms
+from raymed.errors import UserError
 from raymed.recipes.exported import read_recipe, systems, write_settings
 
 
