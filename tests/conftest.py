@@ -182,10 +182,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         os._exit(config.stash[_STATUS])
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _other_rooms_are_gone(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The machine's tests, and what they call in this process, find the toy system and none else."""
-    if request.path.relative_to(Path(__file__).parent).parts[0] not in TESTED:
+    """The machine's tests that start nothing, and what they call, find the toy system and none else."""
+    folder = request.path.relative_to(Path(__file__).parent).parts[0]
+    if folder not in TESTED or request.node.get_closest_marker("slow"):
         yield
         return
     inside = {module.name: module.ispkg for module in pkgutil.iter_modules(systems.__path__)}
