@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,18 +77,19 @@ class VQA(JobOptions):
 
 
 def ask_one(pipeline: Pipeline, options: VQA) -> Outcome:
-    """One question; its answer is shown as it comes."""
+    """One question; its answer is printed as it comes, so that the outcome has no line to print once more."""
     pictures = [pipeline.open_picture(options.image)] if options.image else []
     started = time.perf_counter()
     parts = []
     for piece in pipeline.stream(pictures, options.prompt, options.text, options.seed):
         parts.append(piece)
         if not options.json:
-            print(piece, end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            print(piece, end="", flush=True)
+    if not options.json:
+        print()
     answer, seconds = "".join(parts).strip(), time.perf_counter() - started
     data = {"answer": answer, "image": options.image, "prompt": options.prompt, "seed": options.seed, "seconds": seconds}
-    return Outcome(answer, data)
+    return Outcome("", data)
 
 
 def ask_many(pipeline: Pipeline, options: VQA) -> Outcome:

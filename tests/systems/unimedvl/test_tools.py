@@ -39,9 +39,12 @@ def chest(tmp_path):
     return path
 
 
-def test_an_answer_is_shown_as_it_comes_and_is_the_outcome(pipeline, chest, capsys):
+def test_an_answer_is_shown_once_as_it_comes_and_is_in_the_outcome(pipeline, chest, capsys):
     outcome = ask_one(pipeline, VQA(model="m", image=str(chest), prompt="Findings?", text=SHORT))
-    assert outcome.text == outcome.data["answer"] == capsys.readouterr().err.strip()
+    shown = capsys.readouterr()
+    assert outcome.data["answer"] == shown.out.strip() and not outcome.text and not shown.err
+    again = ask_one(pipeline, VQA(model="m", image=str(chest), prompt="Findings?", text=SHORT, json=True))
+    assert again.data["answer"] == outcome.data["answer"] and not capsys.readouterr().out, "the JSON object stands alone"
 
 
 def test_questions_of_a_file_are_answered_line_by_line(pipeline, chest, tmp_path):
