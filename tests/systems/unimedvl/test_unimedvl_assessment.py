@@ -76,7 +76,10 @@ def test_figures_guards_and_files_are_those_of_the_judged_patients(assessment) -
 def test_card_and_page_name_no_patient_and_the_page_shows_input_target_and_drawing(assessment) -> None:
     usage = Usage({}, {}, {})
     data = DataSummary("lists", "digest", usage, 0, 0, "", "no patient is in two splits")
-    trials = [TrialSummary(0, "COMPLETE", {"train.lr": 0.1}, value=1.5), TrialSummary(1, "FAILED", {}, reason="<gone>")]
+    trials = [
+        TrialSummary(0, "COMPLETE", {"train.lr": 0.0017439263563117}, value=1.5),
+        TrialSummary(1, "FAILED", {}, reason="<gone>"),
+    ]
     summary = SearchSummary(
         name="s", system="unimedvl", model="models:/m@champion", started=datetime(2026, 1, 1), seconds=1.0, trials=trials,
         champion=0, data=data, command="python jobs/tune_unimedvl.py",
@@ -86,6 +89,7 @@ def test_card_and_page_name_no_patient_and_the_page_shows_input_target_and_drawi
     for text in (html.unescape(page), card):
         assert CAUTION in text and not re.search("smith", text)
     assert name == "report.html" and page.count("data:image/png;base64,") == 12 and "&lt;gone&gt;" in page
+    assert "<td>0.00174</td>" in page, "three digits of a setting are enough to read"
     assert "psnr_gain" in page and "swapped" in page and "<script" not in page and "http" not in page
     assert "## Judged on test patients" in card
 
