@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.job.job import JobOptions, Outcome, run
-from raymed.tracking.server import answers, serve
+from raymed.tracking.server import answers, end_left_over, serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,14 @@ class ServeTracking(JobOptions):
 
 def main(options: ServeTracking) -> Outcome:
     address = f"http://127.0.0.1:{options.port}"
+    database = Path(options.database).expanduser().absolute()
+    if not options.dry_run:
+        end_left_over(database, options.port)
     if answers(options.port):
         return Outcome(f"an MLflow server answers at {address} already", {"address": address, "copies": 0})
     if options.dry_run:
         return Outcome(f"would serve {options.database} at {address}", {"address": address, "copies": 0})
-    copies = serve(Path(options.database).expanduser().absolute(), options.folder, options.port, options.copy_seconds)
+    copies = serve(database, options.folder, options.port, options.copy_seconds)
     return Outcome(f"served at {address}; the database was copied {copies} times", {"address": address, "copies": copies})
 
 

@@ -58,7 +58,7 @@ class Prices:
         """What so many hours of GPUs cost, beside a head in a time, for a person to read."""
         return (
             f"{gpu_hours * self.gpu + hours * self.head:.2f} (head {self.head:g} x {hours:.2f} h, GPU {self.gpu:g} x "
-            f"{gpu_hours:.2f} h{self._of_day}), and what machines did not train in: their set-up, waiting; and the storage"
+            f"{gpu_hours:.2f} h{self._of_day}), and besides: judging, refits, what machines waited, the storage"
         )
 
     @property

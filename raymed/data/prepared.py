@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -173,6 +175,18 @@ class Prepared:
         if strange := [name for name in index["shard"].unique().to_pylist() if PurePosixPath(name).name != name]:
             raise UserError(f"{where} names shards outside of the folder, e.g. {strange[0]!r}: prepare the data again")
         return cls(folder, manifest, index)
+
+    @classmethod
+    def reach(cls, uri: str, digest: str) -> Prepared:
+        """As `open`, of data that were there: those that are missing are in a storage that is away.
+
+        Raises:
+            OSError: they are missing.
+        """
+        try:
+            return cls.open(uri, digest)
+        except MissingError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
 
     @property
     def digest(self) -> str:

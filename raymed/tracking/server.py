@@ -74,11 +74,36 @@ def answers(port: int) -> bool:
         return False
 
 
+def end_left_over(database: Path, port: int) -> None:
+    """End a server of this database whose job was killed: it answers, and nobody copies what it is told."""
+    try:
+        server, job = map(int, _note(database).read_text("utf-8").split())
+        command = Path(f"/proc/{server}/cmdline").read_bytes()
+    except (OSError, ValueError):  # none was noted, or it is gone
+        return
+    if str(database).encode() in command and not Path(f"/proc/{job}").exists():
+        log.warning("the job that copied the database was killed: its server is started again")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server, signal.SIGTERM)
+        _let_go(port)
+
+
+def _note(database: Path) -> Path:
+    """Where the processes of the server and of its job are noted."""
+    return database.with_suffix(".processes")
+
+
+def _let_go(port: int) -> None:
+    until = time.monotonic() + LETTING_GO
+    while answers(port) and time.monotonic() < until:
+        time.sleep(0.2)
+
+
 class _Server:
     """MLflow's server process."""
 
     def __init__(self, database: Path, storage: Folder, port: int) -> None:
-        self._port = port
+        self._port, self._note = port, _note(database)
         self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
         self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]
         self._command += ["--artifacts-destination", storage.child("artifacts").uri]
@@ -88,6 +113,7 @@ class _Server:
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         # Ctrl-C is for us alone
         self._process = subprocess.Popen(self._command, env={**os.environ, **quiet}, start_new_session=True)
+        self._note.write_text(f"{self._process.pid} {os.getpid()}", "utf-8")
         self._has_answered = False
 
     def stop(self) -> None:
@@ -107,9 +133,7 @@ class _Server:
         elif self._has_answered:
             log.warning("mlflow server ended with status %d: it is started again", status)
             self.stop()  # what is left of its children, which hold the port
-            until = time.monotonic() + LETTING_GO
-            while answers(self._port) and time.monotonic() < until:
-                time.sleep(0.2)
+            _let_go(self._port)
             self.start()
         else:
             raise RunError(f"mlflow server ended with status {status} before it answered; what it said stands above")

@@ -30,12 +30,14 @@ class Agreement:
         minutes: how long a storage that is away is waited for.
         stall: told that waiting is no hang.
         tell: says to the job what a worker waits for; its machine alone may lack the storage.
+        group: of all workers; by default the one that sums gradients, too.
     """
 
     folder: Folder
     minutes: float
     stall: StallGuard
     tell: Callable[[str], None]
+    group: dist.ProcessGroup | None = None
 
     def reach(self, action: Callable[[], Result]) -> Result:
         """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.
@@ -51,7 +53,7 @@ class Agreement:
         except StorageError as error:
             own = str(error)
         self.stall.step(60 * self.minutes)  # another worker may still wait for the storage
-        dist.all_gather_object(problems, own)
+        dist.all_gather_object(problems, own, self.group)
         self.stall.step()
         if problem := next(filter(None, problems), ""):
             raise StorageError(problem)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +96,14 @@ class Run:
     ) -> None:
         self.context, self.worker, self.workers = context, context.rank, context.workers
         self.spec, self.stop_decisions, self.keep_all = spec, stop_decisions, keep_all
-        self.prepared = self._reach_data()
+        self.prepared = self._reach(spec.data, spec.reach_data)
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
         check_pretrained(spec, context.local_rank == 0)
         self.validation = spec.rows(self.prepared, "val")  # none where all were to be trained on
         self.probe = probe_of(spec.recipe)
+        if (probe := self.probe) is not None:
+            self.probed = self._reach(probe.data, partial(Prepared.reach, probe.data, probe.digest))
         self.total_steps = spec.total_steps(self.prepared)
         self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, context.device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):
@@ -111,12 +115,12 @@ class Run:
             self.stall.close()  # it would end the process's next run
             raise
 
-    def _reach_data(self) -> Prepared:
-        """Open the data. A storage that is away is waited for; no step is watched yet."""
-        spec = self.spec
-        unwatched = StallGuard(0, spec.folder, self.worker)
-        together = Agreement(Folder.at(spec.data), spec.train.storage_minutes, unwatched, self._tell)
-        return together.reach(spec.reach_data)
+    def _reach(self, data: str, opened: Callable[[], Prepared]) -> Prepared:
+        """Open prepared data. A storage that is away is waited for; no step is watched yet, and NCCL is not used yet."""
+        settings = self.spec.train
+        unwatched = StallGuard(0, self.spec.folder, self.worker)
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=settings.collective_seconds))
+        return Agreement(Folder.at(data), settings.storage_minutes, unwatched, self._tell, group).reach(opened)
 
     def _take_up(self, source: Source) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -275,8 +279,8 @@ class Run:
             recipe, reader = self.spec.recipe, self.readers.validation
             metrics, predictions = self._judge(recipe, self.prepared, self.validation, reader)
         if self.probe is not None:
-            prepared = Prepared.open(self.probe.data, self.probe.digest)
-            metrics |= self._judge(self.probe, prepared, self.probe.rows(prepared), ShardReader(prepared))[0]
+            rows = self.probe.rows(self.probed)
+            metrics |= self._judge(self.probe, self.probed, rows, ShardReader(self.probed))[0]
         return metrics, predictions
 
     def _judge(

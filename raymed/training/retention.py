@@ -39,10 +39,11 @@ class Retention:
         self._newest = [*self._newest, (name, model)][-NEWEST:]
         needed = {kept for pair in self._newest for kept in pair}
         unneeded = {*(self._torn if self._keep_all else checkpoint_names(self._run))} - needed
-        with suppress(OSError):  # the next one removes what is left
-            for other in sorted(unneeded):
+        for other in sorted(unneeded):
+            with suppress(OSError):  # the next one removes it
                 self._run.delete(other)
-            if unneeded and self._run.is_local:
+        if unneeded and self._run.is_local:
+            with suppress(OSError):
                 disk.keep(Path(self._run.path))  # or a power cut would bring them back, when nobody looks any more
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +12,7 @@ import numpy as np
 
 from raymed.data.micro_batches import Division
 from raymed.data.plan import EpochPlan, Sampling, SliceSettings, plan_epoch
-from raymed.data.prepared import MissingError, Prepared
+from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
 from raymed.errors import CommonError, UserError
 from raymed.models.pretrained import by_contents, fingerprint, held_by, pretrained_of
@@ -153,17 +151,12 @@ class RunSpec:
         return Prepared.open(self.data, self.data_digest)
 
     def reach_data(self) -> Prepared:
-        """As `open_data`, where a run begins: the data were there, so those that are missing are in a storage that is away.
+        """As `open_data`, where a run begins.
 
         Raises:
-            OSError: they are missing.
+            OSError: the data, which were there, are missing: their storage is away.
         """
-        try:
-            return self.open_data()
-        except MissingError as error:
-            if not self.data_digest:
-                raise
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.data) from error
+        return Prepared.reach(self.data, self.data_digest) if self.data_digest else self.open_data()
 
     def rows(self, prepared: Prepared, split: str, epoch: int | None = None) -> np.ndarray:
         """The chosen rows of a split, ascending; `epoch` matters where epochs differ."""

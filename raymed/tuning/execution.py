@@ -36,6 +36,7 @@ from raymed.training.retention import scratch
 from raymed.training.spec import RunSpec
 from raymed.training.stop_decisions import Hearing, StopDecisions
 from raymed.tuning.budget import Budget
+from raymed.tuning.cost import Cost
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.machine_wait import NONE_CAME, MachineWait
 from raymed.tuning.progress import Progress
@@ -79,6 +80,7 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
     search = search.of_generation(study.generation)
     budget = study.begin(search.enqueue_retries(study))
     each, concurrent = search.resources()
+    Cost.stated(each)  # a mistake in the prices is told now, and not in the morning
     if study.phase != SEARCHING:
         return _already_searched(search, study, budget, tracker, each)
     if study.champion is None:

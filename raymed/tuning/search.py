@@ -396,8 +396,10 @@ def fitting_runs(each: Resources, have: Mapping[str, float]) -> int:
         return by_cpus
     gpus = int(have.get("GPU", 0.0))
     if each.lie_together:
-        whole, rest = divmod(gpus, gpus_of_a_machine())
-        return min(by_cpus, whole * _on(gpus_of_a_machine(), each) + _on(rest, each))
+        there = [int(machine.get("GPU", 0.0)) for machine in cluster.machines()]
+        to_come, rest = divmod(max(0, gpus - sum(there)), gpus_of_a_machine())
+        alike = [gpus_of_a_machine()] * to_come
+        return min(by_cpus, sum(_on(count, each) for count in (*there, *alike, rest)))
     return min(by_cpus, _on(gpus, each))
 
 

@@ -12,6 +12,8 @@ from raymed.models.pretrained import by_contents
 from raymed.training.spec import RunSpec
 from raymed.tuning.settings import SearchSettings
 
+LATER = [("probe", None)]  # of a recipe, at what they were before they could be given
+
 
 def search_names(specs: Sequence[RunSpec], settings: SearchSettings, searched: Mapping[str, str]) -> list[str]:
     """The name of a search from a template and listed runs, and, where that is another one, what it was called before.
@@ -36,6 +38,7 @@ def _deciding(spec: RunSpec) -> dict[str, Any]:
     """A run's fields, but for what differs from one search of a name to the next, and for where its first weights lie."""
     left_out = ("generation", "start", "pretrained")
     fields = {name: value for name, value in dataclasses.asdict(spec).items() if name not in left_out}
+    fields["recipe"] = {name: value for name, value in fields["recipe"].items() if (name, value) not in LATER}
     return fields | ({"start": (spec.start.digest, spec.start.new)} if spec.start else {})
 
 

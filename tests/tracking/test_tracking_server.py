@@ -51,12 +51,31 @@ def listening(port: int) -> set[str]:
     return {words[1].split(":")[0] for words in lines if words[3] == "0A" and int(words[1].split(":")[1], 16) == port}
 
 
-@pytest.mark.slow
-def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    storage = tmp_path / "storage"
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_server_whose_job_was_killed_is_served_and_copied_again(tmp_path: Path) -> None:
+    """It answered, so the job that was started again left it alone, and what it was told was in no copy."""
+    port, home, storage = free_port(), tmp_path / "machine", tmp_path / "storage"
+    with served(port, home, storage) as killed:
+        killed.kill()
+        killed.wait()
+        assert answers(port), "MLflow goes on by itself"
+        with served(port, home, storage):
+            MlflowClient(f"http://127.0.0.1:{port}").create_experiment("after")
+    copy = tmp_path / "copy" / "mlflow.db"
+    restore(copy, Folder.at(storage))
+    with sqlite3.connect(copy) as database:
+        assert ("after",) in database.execute("SELECT name FROM experiments").fetchall()
+
+
+@pytest.mark.slow
+def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
+    port, storage = free_port(), tmp_path / "storage"
     with served(port, tmp_path / "lost-machine", storage) as server:
         assert listening(port) == {"0100007F"}  # 127.0.0.1 in the byte order of /proc
         client = MlflowClient(f"http://127.0.0.1:{port}")

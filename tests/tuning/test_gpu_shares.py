@@ -59,6 +59,14 @@ def test_as_many_runs_are_at_once_as_machines_hold_with_their_workers_together(
     assert sharing(search, 1.0, workers).resources()[1] == at_once
 
 
+def test_machines_of_other_sizes_are_counted_as_they_are(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers find no room on a machine of one card, though four of those have as many as the large one."""
+    machines = [{"CPU": 33.0, "GPU": 4.0, HEAD_NODE: 1.0}, *[{"CPU": 8.0, "GPU": 1.0}] * 4]
+    monkeypatch.setattr(connection, "resources", lambda: {"CPU": 65.0, "GPU": 8.0})
+    monkeypatch.setattr(connection, "machines", lambda: machines)
+    assert sharing(search, 1.0, 2).resources()[1] == 2
+
+
 def test_the_refit_of_a_search_on_shares_has_whole_cards(search: Search) -> None:
     shared = sharing(search, 0.25)
     whole = shared.whole(shared.template)

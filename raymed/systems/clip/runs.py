@@ -19,7 +19,7 @@ from raymed.data.sources.paths import read_text
 from raymed.errors import UserError
 from raymed.job.command_line import Aliases
 from raymed.job.mistakes import did_you_mean
-from raymed.recipes.metric import Metric
+from raymed.recipes.metric import LAST, Metric
 from raymed.systems.clip.checkpoint import CONFIG, stored_texts
 from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import RunOutput, write_json
@@ -149,7 +149,13 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
             each.check_modes()
             name = f"{each.model.image_encoder}_{Path(each.model.text_encoder).name}"
             taken = name in {other.name for other in found}
-            found.append(Configuration.of(each, f"{name}-{number}" if taken else name))
+            configuration = Configuration.of(each, f"{name}-{number}" if taken else name)
+            if found and (configuration.monitor == LAST) != (found[0].monitor == LAST):
+                raise UserError(
+                    "some entries have validation patients and some have none, so that they cannot be compared. Give those "
+                    "without in a file of their own"
+                )
+            found.append(configuration)
         except UserError as error:
             wrong.append(f"{path}, entry {number}: {error}")
             log.warning("not trained: %s", wrong[-1])

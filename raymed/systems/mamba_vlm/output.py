@@ -42,7 +42,7 @@ class StageFiles:
         """Writes the weights of every epoch, and of every checkpoint between two; stage 2's lines and heartbeat."""
         if self._log is not None:
             self._log.watch(spec, happened, result)
-        if SAVED not in result or (happened == STEPS and VAL_LOSS.name in result):  # an epoch's is told of once more
+        if SAVED not in result or (happened == STEPS and "finished" in result):  # an epoch's is told of once more
             return
         address = spec.folder.child(result[SAVED])
         if happened == STEPS:
@@ -119,7 +119,7 @@ def _write(checkpoint: Path, file: Path, spec: RunSpec, continued: bool = False)
     weights, recipe = state.module | state.averaged, spec.recipe
     trained = isinstance(recipe, ReportRecipe) and not recipe.language.frozen
     said: dict[str, Any] = {"settings": recipe.settings(), "data": spec.data}
-    if progress.history:
+    if progress.history and VAL_LOSS.name in progress.history[-1]:  # and not where all patients are trained on
         said["val_loss"] = progress.history[-1][VAL_LOSS.name]
     if continued:
         start = recipe.start if isinstance(recipe, ReportRecipe) else None

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import write_prepared
+from worker_processes import run_workers
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
@@ -28,6 +29,7 @@ from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.search import Search
+from raymed.tuning.search_name import _deciding
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 
@@ -92,6 +94,7 @@ def _validate(worker: int, store: Path, data: str) -> None:
         engine=SimpleNamespace(predict=predict, evaluating=contextlib.nullcontext),
         validation=np.empty(0, np.int64),
         probe=probe,
+        probed=prepared,
         _leave_if_told=lambda: None,
     )
     run._judge = partial(Run._judge, run)
@@ -103,7 +106,7 @@ def _validate(worker: int, store: Path, data: str) -> None:
 
 def test_the_loop_asks_about_every_row_of_the_probe_once_whatever_the_workers(tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", patients=16, slices=3, size=56).folder.uri
-    torch.multiprocessing.start_processes(_validate, (tmp_path / "store", data), nprocs=2, start_method="fork")
+    run_workers(_validate, (tmp_path / "store", data), 2)
 
 
 def test_a_probe_that_could_not_say_anything_is_refused_and_one_of_known_patients_is_told(
@@ -131,3 +134,9 @@ def test_a_probe_may_choose_epochs_and_trials_and_without_one_nothing_is_new() -
     assert Search(spec, settings, budget, "sqlite://").objective == spec.monitor == names["probe_top1"]
     with pytest.raises(UserError, match=r"train\.monitor is probe_top1"):
         replace(spec, recipe=VitpRecipe(56))
+
+
+def test_without_a_probe_a_search_is_called_what_it_was_before_there_were_any() -> None:
+    """The same command would begin it anew."""
+    plain, probed = (RunSpec("run", "runs", "DATA", VitpRecipe(56, probe=probe), TrainSettings()) for probe in (None, PROBE))
+    assert "probe" not in _deciding(plain)["recipe"] and _deciding(probed)["recipe"]["probe"]
