@@ -65,7 +65,10 @@ def test_a_server_whose_job_was_killed_is_served_and_copied_again(tmp_path: Path
         killed.kill()
         killed.wait()
         assert answers(port), "MLflow goes on by itself"
-        with served(port, home, storage):
+        with served(port, home, storage) as again:
+            while not (mlflow_of(again) and answers(port)):  # until then the one that was left answers
+                assert again.poll() is None
+                time.sleep(0.2)
             MlflowClient(f"http://127.0.0.1:{port}").create_experiment("after")
     copy = tmp_path / "copy" / "mlflow.db"
     restore(copy, Folder.at(storage))
