@@ -16,13 +16,14 @@ from raymed.data.prepared import Prepared
 from raymed.data.record import Record
 from raymed.storage.folder import Folder
 from raymed.systems.unimedvl.evaluation import evaluate_rows
-from raymed.systems.unimedvl.evaluation_files import write_evaluation
+from raymed.systems.unimedvl.evaluation_files import HEAD, write_evaluation
 from raymed.systems.unimedvl.network import UniMedVL, start_weights
 from raymed.systems.unimedvl.phantoms import prepare_phantoms
 from raymed.systems.unimedvl.reader import Reader, Shown, pictures_of
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.sequence import from_messages
 from raymed.systems.unimedvl.settings import PRESETS, TINY
+from raymed.systems.unimedvl.synthetic import GAP, SHOWN
 from raymed.systems.unimedvl.tokens import TextTokens
 from raymed.systems.unimedvl.tool_settings import DrawingSettings, TextSettings
 
@@ -102,7 +103,8 @@ def test_a_real_network_answers_and_draws_the_same_whatever_came_before(data, ne
     assert len(lines) == 2 and (tmp_path / "answers.csv").read_text("utf-8-sig").startswith(
         "patient,question,reference,answer"
     )
-    assert Image.open(tmp_path / "pictures.png").size == (3 * 36, 14 + 3 * 36)
+    height = SHOWN + SHOWN // 12  # with the mark
+    assert Image.open(tmp_path / "pictures.png").size == (3 * SHOWN + 2 * GAP, HEAD + 3 * (height + GAP))
 
 
 def test_rows_that_ask_for_nothing_about_a_picture_are_judged_by_nothing(data, network) -> None:
