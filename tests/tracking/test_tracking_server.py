@@ -41,8 +41,9 @@ def served(port: int, home: Path, storage: Path) -> Iterator[subprocess.Popen[st
 
 def mlflow_of(job: subprocess.Popen[str]) -> int:
     """The process of the MLflow server that a job has started; 0 between two of them."""
-    children = "".join(path.read_text() for path in Path(f"/proc/{job.pid}/task").glob("*/children"))
-    return int([*children.split(), "0"][0])
+    children = "".join(path.read_text() for path in Path(f"/proc/{job.pid}/task").glob("*/children")).split()
+    named = (child for child in children if b"mlflow" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return int(next(named, "0"))
 
 
 def listening(port: int) -> set[str]:
