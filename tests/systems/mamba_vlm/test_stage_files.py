@@ -108,7 +108,8 @@ def test_files_of_the_guide_are_there_while_a_run_trains(tmp_path: Path) -> None
     step = torch.load(out / "vision_bridge_step1.pt", weights_only=True)
     assert set(step) == {"step", "model_state_dict", "settings", "data", "optimizer_state_dict"}
     checkpoint(spec, "step-2", Progress(global_step=2, history=[{"val_loss": 1.0}]))
-    epoch = {"epoch": 1, "global_step": 2, "val_loss": 1.0, "train_loss": 1.0, SAVED: "step-2", STEPS: [], TOTAL_STEPS: 4}
+    epoch = {"epoch": 1, "global_step": 2, "val_loss": 1.0, "train_loss": 1.0, "finished": 0.0, SAVED: "step-2", STEPS: []}
+    epoch[TOTAL_STEPS] = 4
     files.watch(spec, STEPS, epoch)
     assert not (out / "vision_bridge_step2.pt").exists()
     files.watch(spec, "epoch", epoch | {MODEL: spec.folder.child("step-2").uri})
@@ -120,6 +121,18 @@ def test_files_of_the_guide_are_there_while_a_run_trains(tmp_path: Path) -> None
     assert "epoch 2  global_step 4" in (out / "stage2_heartbeat.txt").read_text()
     files.watch(spec, "epoch", worse | {SAVED: "step-9"})  # removed meanwhile: the run must go on
     assert torch.load(out / STAGE_2_FINAL, weights_only=True)["step"] == 4
+
+
+def test_an_epoch_without_validation_is_an_epoch_too(tmp_path: Path) -> None:
+    """Where all patients are trained on: the job ended after its first epoch, which was taken for a step, besides."""
+    spec = replace(SPEC, storage=str(tmp_path / "runs"))
+    files = StageFiles(tmp_path, spec)
+    checkpoint(spec, "step-2", Progress(global_step=2, history=[{"train_loss": 1.0}]))
+    epoch = {"epoch": 1, "global_step": 2, "train_loss": 1.0, "finished": 0.0, SAVED: "step-2", STEPS: [], TOTAL_STEPS: 4}
+    files.watch(spec, STEPS, epoch)
+    assert not (tmp_path / "vision_bridge_step2.pt").exists()
+    files.watch(spec, "epoch", epoch)
+    assert "val_loss" not in torch.load(tmp_path / STAGE_2_FINAL, weights_only=True)
 
 
 def test_the_last_five_epochs_are_averaged_as_the_guide_has_it() -> None:
