@@ -44,7 +44,7 @@ from raymed.training.staging import check_room, staging_bytes
 from raymed.training.stall import StallGuard
 from raymed.training.step_log import STEPS, TOTAL_STEPS, StepLog
 from raymed.training.stop_decisions import wait_for_verdict
-from raymed.training.upload import upload
+from raymed.training.upload import keep, upload
 from raymed.training.worker_context import WorkerContext
 
 PASSED_OVER = "passed_over"  # the fact that names checkpoints which were not whole when the run went on
@@ -386,6 +386,8 @@ class Run:
                 progress = Progress.read(whole)
                 where = f"{self.spec.folder.uri}/{whole.name}"
                 progress.check_origin(self.spec.origin(), where, self.spec.pretrained)
+                # who copied them may have been killed before they were written out
+                self.agreement.reach(lambda: keep(self.spec.folder, {whole.name, progress.model} - {""}))
                 self.engine.load(whole)
         self.retention = Retention(self.spec.folder, self.keep_all, chosen[0], progress.model, self.passed_over)
         return progress

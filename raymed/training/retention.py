@@ -39,12 +39,26 @@ class Retention:
         self._newest = [*self._newest, (name, model)][-NEWEST:]
         needed = {kept for pair in self._newest for kept in pair}
         unneeded = {*(self._torn if self._keep_all else checkpoint_names(self._run))} - needed
-        for other in sorted(unneeded):
-            with suppress(OSError):  # the next one removes it
-                self._run.delete(other)
-        if unneeded and self._run.is_local:
-            with suppress(OSError):
-                disk.keep(Path(self._run.path))  # or a power cut would bring them back, when nobody looks any more
+        _remove(self._run, unneeded)
+
+
+def sweep(run: Folder, model: str) -> None:
+    """Remove of a finished run's checkpoints what a kill left, or a power cut brought back.
+
+    Args:
+        model: name of the checkpoint that holds the best model; empty where there is none.
+    """
+    names = checkpoint_names(run)
+    _remove(run, {*names[:-NEWEST]} - {model})
+    if run.is_local:
+        with suppress(OSError):
+            disk.keep(Path(run.path))  # nobody looks any more, should what was removed come back
+
+
+def _remove(run: Folder, names: set[str]) -> None:
+    for name in sorted(names):
+        with suppress(OSError):  # the next time removes it
+            run.delete(name)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyarrow import fs
@@ -22,13 +23,30 @@ def upload(local: Path, run: Folder, name: str) -> None:
         fs.copy_files(str(local), run.child(name).path, destination_filesystem=run.filesystem, use_threads=False)
         return
     target = Path(run.path) / name
-    folders = [target, *(target / path.relative_to(local) for path in sorted(local.rglob("*")) if path.is_dir())]
-    for folder in folders:
+    for folder in [target, *(target / path.relative_to(local) for path in sorted(local.rglob("*")) if path.is_dir())]:
         disk.make(folder)
     for path in local.rglob("*"):
         if path.is_file():
             disk.copy(path, target / path.relative_to(local))
-            disk.keep(target / path.relative_to(local))
+    keep(run, [name])
+
+
+def keep(run: Folder, names: Iterable[str]) -> None:
+    """Let folders of a run outlive a power cut, whoever copied them: a process may be killed before it gets there.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+    if not run.is_local:
+        return
+    for name in names:
+        target = run.child(name)
+        inside = run.filesystem.get_file_info(fs.FileSelector(target.path, allow_not_found=True, recursive=True))
+        folders = [info.path for info in inside if info.type == fs.FileType.Directory]
+        for path in [info.path for info in inside if info.is_file] + sorted(folders, reverse=True):
+            disk.keep(Path(path))
+        if inside:
+            disk.keep(Path(target.path))
     # the run's own folder too: Ray Train makes it and writes no folder out
-    for folder in [*reversed(folders), target.parent, target.parent.parent]:
+    for folder in (Path(run.path), Path(run.path).parent):
         disk.keep(folder)

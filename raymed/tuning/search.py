@@ -24,6 +24,7 @@ from raymed.storage.lease import lease
 from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import OUTPUTS, PREDICTIONS, checkpoint_names
 from raymed.training.fit import Resources, resources, spread
+from raymed.training.retention import sweep
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.forgotten import Forgotten
@@ -348,15 +349,16 @@ class Search:
         )
 
     def prune_checkpoints(self, study: Study, champion: FrozenTrial) -> None:
-        """Where only the champion's checkpoints are to be kept: leave of the others what they are compared by."""
-        if self.keep_checkpoints != "champion":
+        """Leave of finished trials the checkpoints that are to be kept, or of one only what it is compared by."""
+        if self.keep_checkpoints == "all":
             return
-        for trial in study.trials:
+        for trial in filter(lambda trial: trial.state.is_finished(), study.trials):
             folder = self.spec_of(trial).folder
-            for name in checkpoint_names(folder) if trial.number != champion.number and trial.state.is_finished() else []:
-                for part in folder.child(name).names():
-                    if part not in COMPARED:
-                        folder.child(name).delete(part)
+            sweep(folder, trial.user_attrs.get(CHECKPOINT, "").rpartition("/")[2])
+            if self.keep_checkpoints == "champion" and trial.number != champion.number:
+                for checkpoint in map(folder.child, checkpoint_names(folder)):
+                    for part in {*checkpoint.names()} - {*COMPARED}:
+                        checkpoint.delete(part)
 
     def trial_key(self, trial: FrozenTrial) -> str:
         """The key under which MLflow knows a trial."""

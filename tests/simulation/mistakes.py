@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import simulated_night
+import worker_model
 from pytest import MonkeyPatch
 
 from raymed.data.prepared import Prepared
@@ -17,7 +18,7 @@ from raymed.tracking import outbox, tracker
 from raymed.tracking.metric_history import MetricHistory
 from raymed.training import checkpoint, retention, upload
 from raymed.training.loop import MODEL
-from raymed.tuning import journal, study
+from raymed.tuning import journal, search, study
 from raymed.tuning.recorder import Recorder
 
 Mistake = Callable[[MonkeyPatch], None]
@@ -168,11 +169,12 @@ def debris_stays(patch: MonkeyPatch) -> None:
             self._run.delete(other)
 
     patch.setattr(retention.Retention, "add", add)
+    patch.setattr(search, "sweep", lambda run, model: None)
 
 
-def removal_is_not_written_out(patch: MonkeyPatch) -> None:
-    """As it was until a simulated night found it."""
-    _without_keep(retention, patch)
+def checkpoint_to_go_on_from_is_not_written_out(patch: MonkeyPatch) -> None:
+    """As it was until a simulated night found it: who copied it was killed before it was durable."""
+    patch.setattr(worker_model, "keep", lambda run, names: None)
 
 
 MISTAKES: dict[Mistake, int] = {
@@ -193,6 +195,6 @@ MISTAKES: dict[Mistake, int] = {
     checkpoint_is_recorded_before_its_epoch: 539,
     debris_stays: 6,
     person_has_no_say: 49,
-    removal_is_not_written_out: 676,
+    checkpoint_to_go_on_from_is_not_written_out: 2490,
 }
 """Each with the seed of a night that finds it."""

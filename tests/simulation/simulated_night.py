@@ -185,7 +185,7 @@ class Night:
     # how it goes
 
     def run(self, scratch: Path) -> None:
-        """Through the night, and once more when it is done.
+        """Through the night; once more when it is done, and the power has been cut.
 
         Raises:
             Violation: something that must hold does not.
@@ -199,6 +199,10 @@ class Night:
             raise Violation(f"the night does not end: {error}") from error
         self._faults.clear()
         self._heal()
+        for process in self.world.processes:
+            self.world.kill(process)
+        for there in (self.storages.shared, *self.storages.own.values()):
+            there.lose_power(None, random.Random(self.setting.seed))
         before = outcome_of(self._study())
         self.is_done, self._next_command = False, self.world.now
         self.world.run(lambda: self.is_done)
@@ -285,6 +289,7 @@ class Night:
                     raise
             number = str(client.create_model_version(search.model, "", run, {"key": key}).version)
         _give_alias(tracker, winner, search.model, number, None, study.champion)
+        search.prune_checkpoints(study, best)
         study.note_champion(number)
         study.enter(DONE)
         study.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faults import Fault, faults
-from mistakes import MISTAKES, Mistake, checkpoint_is_not_written_out
+from mistakes import MISTAKES, Mistake, epoch_is_written_again_at_another_time
 from shrinking import shrunk
 from simulated_night import Setting, Violation, run_night
 
@@ -43,4 +43,4 @@ def test_a_mistake_in_the_product_is_found(mistake: Mistake, seed: int) -> None:
 def test_what_breaks_a_night_is_shrunk_to_the_fault_that_does() -> None:
     night = [Fault(300, "lose_answers"), Fault(350, "cut_power_of_all"), Fault(700, "set_clock")]
     seed = next(seed for seed in range(100) if Setting.of(seed).storage.startswith("/shared"))
-    assert shrunk(seed, night, checkpoint_is_not_written_out) == [night[1]]
+    assert shrunk(seed, night, epoch_is_written_again_at_another_time) == [night[1]]

@@ -30,7 +30,7 @@ from raymed.training.loop import COMMON, DESCRIPTION, FAILED, MODEL, PASSED_OVER
 from raymed.training.retention import Retention
 from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
-from raymed.training.upload import upload
+from raymed.training.upload import keep, upload
 
 STEP_SECONDS = 20.0
 WEIGHTS = "weights.txt"
@@ -114,6 +114,7 @@ class Worker:
         if newest:
             self.progress = Progress.read(newest)
             self.progress.check_origin(spec.origin(), f"{spec.folder.uri}/{name}")
+            self._reach(lambda: keep(spec.folder, {name, self.progress.model} - {""}))
             self.weights = (newest / WEIGHTS).read_text()
         shutil.rmtree(folder)
         self._retention = Retention(spec.folder, False, name, self.progress.model, self._passed_over)

@@ -22,7 +22,7 @@ from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import fit as fitting
 from raymed.training.checkpoint import checkpoint_names, new_name
-from raymed.training.retention import Retention, scratch
+from raymed.training.retention import Retention, scratch, sweep
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 
@@ -55,6 +55,12 @@ def test_the_best_before_stays_until_the_search_knows_of_a_better(tmp_path):
     fourth = save(tmp_path, 4)
     retention.add(fourth, names[2])
     assert checkpoint_names(Folder.at(tmp_path)) == [names[2], fourth]
+
+
+def test_what_a_power_cut_brought_back_after_a_run_s_end_is_swept(tmp_path):
+    names = [save(tmp_path, step) for step in range(1, 6)]
+    sweep(Folder.at(tmp_path), names[1])
+    assert checkpoint_names(Folder.at(tmp_path)) == [names[1], names[3], names[4]]
 
 
 def test_twenty_kills_while_a_checkpoint_is_written_leave_no_more_than_one(tmp_path):
