@@ -130,7 +130,8 @@ def step_statistics(norms: Sequence[StepBatchNorm]) -> Tensor:
         return torch.empty(0, dtype=torch.float64)
     device = norms[0].running_mean.device  # type: ignore[union-attr]
     sums = [torch.zeros(2 * n.num_features, device=device) if n.sums is None else n.sums.flatten() for n in norms]
-    return torch.cat([torch.tensor([norm.groups for norm in norms], device=device), *sums]).double()
+    groups = torch.tensor([norm.groups for norm in norms], pin_memory=device.type == "cuda")
+    return torch.cat([groups.to(device, non_blocking=True), *sums]).double()
 
 
 def settle_batch_norms(norms: Sequence[StepBatchNorm], statistics: Tensor) -> None:
@@ -141,15 +142,19 @@ def settle_batch_norms(norms: Sequence[StepBatchNorm], statistics: Tensor) -> No
     Args:
         statistics: the sum of all workers' `step_statistics`.
     """
+    if not norms:
+        return
     counts, *parts = statistics.split([len(norms), *(2 * norm.num_features for norm in norms)])
-    for norm, part, count in zip(norms, parts, counts.tolist(), strict=True):
+    counted = counts > 0  # no step without groups: its average weighs nothing; reading the count would wait for the device
+    steps, divisors, weighs = counted.long().unbind(), counts.clamp(min=1).unbind(), counted.float().unbind()
+    for norm, part, step, divisor, weight in zip(norms, parts, steps, divisors, weighs, strict=True):
         norm.sums, norm.groups = None, 0
-        if count:
-            mean, variance = (part.float() / count).view(2, -1)
-            momentum = 0.1 if norm.momentum is None else norm.momentum
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)  # type: ignore[union-attr]
-            norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum)  # type: ignore[union-attr]
-            norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        mean, variance = (part.float() / divisor).view(2, -1)
+        weight = weight * (0.1 if norm.momentum is None else norm.momentum)
+        for running, average in ((norm.running_mean, mean), (norm.running_var, variance)):
+            assert running is not None  # as `convert_batch_norms` leaves them
+            running.copy_(running.float().lerp_(average.to(running.dtype).float(), weight))
+        norm.num_batches_tracked.add_(step)  # type: ignore[union-attr]
 
 
 def batch_norms(module: nn.Module) -> list[StepBatchNorm]:

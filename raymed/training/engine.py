@@ -30,6 +30,7 @@ from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe
 from raymed.training.cards import keep_to_share, take_apart
 from raymed.training.ema import AveragedWeights
+from raymed.training.feed import Feed
 from raymed.training.frozen import Readers, Source, frozen_part
 from raymed.training.heap import keep_freed_memory
 from raymed.training.means import sums_of
@@ -47,7 +48,7 @@ from raymed.training.state import (
     settle_kernel,
 )
 from raymed.training.step_sums import StepSums
-from raymed.training.zero import check_offload, deepspeed_config, sum_norms_at_once
+from raymed.training.zero import check_offload, clip_in_update, deepspeed_config, sum_norms_at_once
 
 NOT_FINITE = "the loss is not finite"
 GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
@@ -135,8 +136,12 @@ class Engine:
         self._last_norm = 0.0
         self._under_way: StepSums | None = None
         self._unread: list[tuple[int, float, tuple[str, ...], torch.Tensor]] = []
-        if self.workers > 1 and settings.zero_stage < 3 and settings.offload == "none":
-            sum_norms_at_once(self._engine.optimizer)
+        self._feed = Feed(device)
+        if settings.zero_stage < 3 and settings.offload == "none":
+            if self._engine.optimizer.optimizer.defaults["fused"]:
+                clip_in_update(self._engine.optimizer)
+            elif self.workers > 1:
+                sum_norms_at_once(self._engine.optimizer)
 
     @property
     def module(self) -> nn.Module:
@@ -170,6 +175,10 @@ class Engine:
         """Global norm of the gradient, before clipping, of the last step that was read."""
         return self._last_norm
 
+    def prepare(self, batch: Batch) -> Batch:
+        """A batch that was just encoded, so that `step` and `predict` need not wait for it; call it in any thread."""
+        return self._feed.prepare(batch)
+
     def step(self, shares: Sequence[tuple[Batch, MicroBatch]], global_step: int, notice: int = 0) -> int:
         """One optimizer step over this worker's micro-batches of a global batch; `read` gives its figures.
 
@@ -194,7 +203,7 @@ class Engine:
             # Dropout draws depend on the place in the division, not on the worker that computes it.
             _seed(hash((self.seed, global_step, slot * self.workers + self.worker)) % 2**63, self.device)
             with computing(self._norms, micro.counts, micro.spans, micro.groups):
-                loss = self.recipe.compute_loss(self._engine, batch.to(self.device))
+                loss = self.recipe.compute_loss(self._engine, self._feed.deliver(batch))
                 if not units:
                     arriving()
                     units = dict(zip(names, known.tolist(), strict=False))
@@ -244,7 +253,7 @@ class Engine:
     def predict(self, batch: Batch, judge: Recipe | Probe | None = None) -> Predictions:
         """The outputs of the recipe, or of its probe, for a micro-batch; call inside `evaluating`."""
         with torch.no_grad():
-            predicted = (judge or self.recipe).predict(self.module, batch.to(self.device))
+            predicted = (judge or self.recipe).predict(self.module, self._feed.deliver(batch))
         return {
             name: values.cpu().numpy() if isinstance(values, torch.Tensor) else values for name, values in predicted.items()
         }

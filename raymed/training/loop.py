@@ -269,7 +269,8 @@ class Run:
                 (TrainingPass(self.spec.seed, epoch, tuple(count for pack in micro.packs for count in pack)), micro)
                 for micro in step
             ]
-            yield [(self.spec.recipe.encode(next(records), where), micro) for where, micro in passes]
+            encoded = ((self.spec.recipe.encode(next(records), where), micro) for where, micro in passes)
+            yield [(self.engine.prepare(batch), micro) for batch, micro in encoded]
 
     def _validate(self) -> tuple[dict[str, float], Predictions | None]:
         """Metrics over every validation row, and those of the probe; and the predictions for the validation rows."""
@@ -293,7 +294,7 @@ class Run:
         mine = [[row for (row,) in micro.packs] for micro in shares]
         outputs: list[tuple[list[int], Predictions]] = []
         with self.engine.evaluating():
-            encoded = (judge.encode(records, None) for records in reader.read(mine))
+            encoded = (self.engine.prepare(judge.encode(records, None)) for records in reader.read(mine))
             for batch, taken, micro in zip(ahead(encoded), mine, shares, strict=True):
                 self._leave_if_told()
                 predicted = self.engine.predict(batch, judge)

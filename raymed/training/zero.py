@@ -1,4 +1,8 @@
-"""DeepSpeed's configuration: ZeRO's stage, precision, what is kept out of the GPUs' memory; and its gradient's norm."""
+"""DeepSpeed's configuration: ZeRO's stage, precision, what is kept out of the GPUs' memory; and its gradient's norm.
+
+Where weights are on a card, ZeRO 1 and 2 ask it nothing in a step. ZeRO 3 waits for it in each backward pass
+(`independent_gradient_partition_epilogue`) and, as an offloaded optimizer does, for the norm in the update.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def deepspeed_config(settings: TrainSettings, device: torch.device, workers: int
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.clip,
-        # A gradient that is not finite leaves weights and moments alone, and `Engine.step` says so.
+        # A gradient that is not finite leaves weights and moments alone, and `Engine.read` says so.
         "bf16": {"enabled": computed == "bf16", "check_grad_overflow": True},
         # No module's gradients are sent in bf16: their sum over workers stays exact to fp32. Over the micro-batches of one
         # worker bf16 weights add theirs up in bf16, so few large micro-batches are the more exact.
@@ -117,6 +121,37 @@ def sum_norms_at_once(zero: DeepSpeedZeroOptimizer) -> None:
         return combine_grad_norm_groups(groups, norm_type=norm_type)
 
     zero.scaled_global_norm = global_norm
+
+
+def clip_in_update(zero: DeepSpeedZeroOptimizer) -> None:
+    """Let torch's fused AdamW clip the gradient of ZeRO 1 and 2, and leave out the update where it is not finite.
+
+    DeepSpeed reads the norm for that, a flag before it, and both again for each parameter group; behind each reading the
+    device runs empty. The kernel takes both as tensors: it divides by `grad_scale`, and where `found_inf` is 1 it leaves
+    weights, moments and its count of steps alone. Norms are summed in float64, as DeepSpeed sums them.
+    """
+    adamw, largest = zero.optimizer, zero.clip_grad
+
+    def judge(partition_gradients: bool = True) -> None:
+        gradients = [
+            gradient.detach()
+            for group in zero.averaged_gradients.values()
+            for gradient in group or ()
+            if not getattr(gradient, "_zero_padding", False)
+        ]
+        square = torch.zeros((), dtype=torch.float64, device=zero.device)
+        if gradients:
+            square += torch.stack(torch._foreach_norm(gradients, 2, torch.float64)).square().sum()
+        dist.all_reduce(square, group=zero.dp_process_group)
+        norm = square.sqrt()
+        adamw.found_inf = 1.0 - norm.isfinite().float()
+        if largest:
+            adamw.grad_scale = ((norm + 1e-6) / largest).clamp(min=1.0).float()
+        zero._global_grad_norm = norm
+
+    zero.check_grad_overflow, zero.compute_grad_norm = True, False
+    zero.check_overflow = judge  # the first thing that an update does with its gradients, whatever their type
+    zero.unscale_and_clip_grads = lambda gradients, norm: None
 
 
 def _offload(settings: TrainSettings) -> dict[str, Any]:

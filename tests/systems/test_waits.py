@@ -1,7 +1,8 @@
 """No recipe waits for a device between its batch and its results, and none mixes devices.
 
 Tensors on `meta` have shapes and no values, so that whatever reads one fails; with a CUDA build of torch, which needs no
-driver for it, fake tensors on `cuda` show besides where two devices meet. Each runs whole recipes, as the engine does.
+driver for it, fake tensors on `cuda` show besides where two devices meet. Each runs whole recipes, as the engine does. What
+the engine and DeepSpeed ask besides is counted in a step on the CPU.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 from conversations import MIXED, SIZE
+from device_reads import alone, reads_of_a_step
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from worker_processes import run_workers
 
 from raymed.data.labels import LabelTable
 from raymed.data.record import Image, Message, Record
@@ -91,6 +94,30 @@ def test_a_step_and_a_prediction_read_no_value_from_the_device(name: str, monkey
     trained = [parameter for group in case.recipe.groups(module) for parameter in group.parameters]
     assert any(parameter.grad is not None for parameter in trained)
     assert loss.terms["loss"].total.is_meta and loss.terms["loss"].total.shape == ()
+
+
+ON_HOST = {"raymed/training/engine.py step": 2}  # what all workers know of the units, and were told
+LENGTHS = {"raymed/models/packed_attention.py packing": 2}  # of samples in a pack: a batch keeps them on the host
+DEEPSPEED = {  # the norm under ZeRO 3, by group
+    "deepspeed/runtime/zero/stage3.py get_grad_norm_direct",
+    "deepspeed/runtime/utils.py is_invalid_grad_norm",
+}
+
+
+@pytest.mark.slow
+def test_a_step_on_a_card_waits_for_nothing_and_its_figures_come_in_one_transfer() -> None:
+    """Behind each reading the device runs empty. Under ZeRO 3 DeepSpeed reads the norm."""
+    run_workers(_count_reads)
+
+
+def _count_reads(_: int) -> None:
+    alone()
+    for name in ("lung-internvl", "lung-ensemble", "clip-contrastive", "clip-frozen-text", "vitp"):
+        case = CASES[name]()
+        assert reads_of_a_step(case.recipe, case.records) == ON_HOST | (LENGTHS if name == "vitp" else {}), name
+    assert reads_of_a_step(case.recipe, case.records, 2) == ON_HOST | LENGTHS
+    sharded = reads_of_a_step(case.recipe, case.records, 3)
+    assert sharded.keys() - DEEPSPEED == {*ON_HOST, *LENGTHS} and sharded.keys() & DEEPSPEED
 
 
 def meta(batch: Batch) -> Batch:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from device_reads import configure_as_on_a_card
 from torch import nn
 from worker_processes import run_workers
 
@@ -147,14 +148,16 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_weights_alone
 
 def _meet_a_slope(_: int) -> None:
     _alone()
-    for stage, kind, clip in product((1, 2, 3), ("fp32", "bf16"), (0.0, 1.0)):
+    for on_card, stage, kind, clip in product((False, True), (1, 2, 3), ("fp32", "bf16"), (0.0, 1.0)):
+        if on_card:  # torch's fused AdamW, which leaves the update out by itself
+            configure_as_on_a_card()
         engine = Engine(Slope(), TrainSettings(zero_stage=stage, precision=kind, clip=clip), 10, 0, CPU)  # type: ignore[arg-type]
         before = _weights(engine)
         x = torch.ones(2, 3, dtype=torch.bfloat16 if kind == "bf16" else None)
         with pytest.raises(RunError, match="gradient is not finite at step 7"):
             engine.step([(Batch({"x": x}, {"loss": 2}, []), MicroBatch(()))], 7)
             engine.read()
-        assert torch.equal(before, _weights(engine)), (stage, kind, clip)
+        assert torch.equal(before, _weights(engine)), (on_card, stage, kind, clip)
 
 
 def _weights(engine: Engine) -> torch.Tensor:

@@ -43,7 +43,8 @@ def test_a_row_that_is_shown_again_is_told_so_on_any_worker_and_after_a_resume(f
     shown = {}
     for worker in range(workers):
         readers = SimpleNamespace(training=Told())
-        run: Any = SimpleNamespace(spec=spec, worker=worker, division=Division(1, workers), readers=readers)
+        engine = SimpleNamespace(prepare=lambda batch: batch)
+        run: Any = SimpleNamespace(spec=spec, worker=worker, division=Division(1, workers), readers=readers, engine=engine)
         for step, batches in enumerate(Run._training_batches(run, PLAN, 0, first_step), first_step):
             for place, ((rows, counts), micro) in enumerate(batches):
                 if micro.counts:
@@ -90,6 +91,9 @@ class Writer:
         if predictions["report"] != [f"row {row}" for row in records["row"]]:
             raise RunError(f"{predictions['report']} are not the reports of {records['row']}")
         return {"val_loss": np.float32(len(records["row"]))}  # type: ignore[dict-item] # a checkpoint could not note it
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch
 
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -13,9 +13,10 @@ from torch import nn
 from worker_processes import run_workers
 
 from raymed.errors import UserError
+from raymed.models import precision
 from raymed.training.engine import prepare_process
 from raymed.training.settings import TrainSettings
-from raymed.training.zero import check_offload, deepspeed_config
+from raymed.training.zero import check_offload, clip_in_update, deepspeed_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -95,3 +96,41 @@ def _step(_: int) -> None:
         results[stage, offload] = float(loss)
     for stage in (1, 2, 3):
         assert results[stage, "cpu"] == pytest.approx(results[stage, "none"], rel=1e-6), results
+
+
+@pytest.mark.slow
+def test_what_is_clipped_in_the_update_takes_the_steps_that_deepspeed_does() -> None:
+    """On two workers; with a limit that some gradients exceed, and without."""
+    run_workers(_clip, workers=2)
+
+
+def _clip(worker: int) -> None:
+    os.environ |= {"RANK": str(worker), "LOCAL_RANK": str(worker), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    prepare_process(CPU)
+    dist.init_process_group("gloo", rank=worker, world_size=2)
+    import deepspeed
+
+    precision.has_bf16 = lambda device: True
+    for stage, kind, clip in product((1, 2), ("fp32", "bf16", "amp"), (0.0, 2.0)):
+        results = []
+        for ours in (False, True):
+            torch.manual_seed(0)
+            network = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 3))
+            settings = TrainSettings(precision=kind, zero_stage=stage, clip=clip, lr=0.05)  # type: ignore[arg-type]
+            config = deepspeed_config(settings, CUDA, 1, 30)
+            groups = [{"params": [each]} for each in network.parameters()]
+            engine, zero, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=config)
+            if ours:
+                clip_in_update(zero)
+            norms = []
+            for step in range(4):
+                x = torch.full((2, 5), 1.0 + step + worker, dtype=torch.bfloat16 if kind == "bf16" else None)
+                engine.backward(engine(x).float().square().sum() / (1 + 2 * step))
+                engine.step()
+                norms.append(float(engine.get_global_grad_norm()))
+            results.append((norms, [flat.detach().clone() for flat in zero.single_partition_of_fp32_groups]))
+        (norms, weights), (again, others) = results
+        assert again == pytest.approx(norms, rel=1e-6), (stage, kind, clip)
+        assert max(norms) > 2 > min(norms), norms
+        torch.testing.assert_close(others, weights, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,115 @@
+"""What makes the host wait for its device, counted on a CPU, where nothing waits: values read, and uploads from lists."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raymed.data.micro_batches import MicroBatch
+from raymed.data.record import Record
+from raymed.models import precision
+from raymed.recipes.recipe import Recipe, TrainingPass
+from raymed.training import engine
+from raymed.training.settings import TrainSettings
+from raymed.training.zero import deepspeed_config
+
+CUDA = torch.device("cuda")
+ROOMS = ("raymed", "deepspeed")
+ATEN = torch.ops.aten
+READING = {ATEN._local_scalar_dense, ATEN.nonzero, ATEN.masked_select, ATEN.equal, ATEN.is_nonzero, ATEN.unique_consecutive}
+FILLING = {ATEN.masked_fill, ATEN.masked_fill_}  # a card reads the value, where that is a tensor
+INDEXING = {ATEN.index, ATEN.index_put_, ATEN.index_put}  # by a mask: how many it names is read
+UPLOADING = (torch.tensor, torch.as_tensor)
+FETCHING = (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy)
+
+
+class DeviceReads:
+    """Within it `places` counts them, by the file and function of raymed or DeepSpeed that asks."""
+
+    def __init__(self) -> None:
+        self.places: Counter[str] = Counter()
+        self._modes = _Functions(self.places), _Kernels(self.places)
+
+    def __enter__(self) -> DeviceReads:
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(*error)
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, places: Counter[str]) -> None:
+        super().__init__()
+        self._places = places
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        options = options or {}
+        if function in FETCHING or (function in UPLOADING and options.get("device") is not None):
+            self._places[_asking()] += 1
+        return function(*arguments, **options)
+
+
+class _Kernels(TorchDispatchMode):
+    def __init__(self, places: Counter[str]) -> None:
+        super().__init__()
+        self._places = places
+
+    def __torch_dispatch__(self, kernel: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        packet = kernel.overloadpacket
+        masks = packet in INDEXING and any(each is not None and each.dtype == torch.bool for each in arguments[1])
+        if packet in READING or masks or (packet in FILLING and isinstance(arguments[2], torch.Tensor)):
+            self._places[_asking()] += 1
+        return kernel(*arguments, **(options or {}))
+
+
+def _asking() -> str:
+    frame = sys._getframe(2)
+    while frame.f_back is not None:
+        parts = Path(frame.f_code.co_filename).parts
+        room = next((room for room in ROOMS if room in parts[:-1]), None)
+        if room is not None and "tests" not in parts:
+            return f"{'/'.join(parts[len(parts) - 1 - parts[::-1].index(room) :])} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+def configure_as_on_a_card() -> None:
+    """From now on engines of this process, which compute on the CPU, have DeepSpeed's configuration for a card that has
+    bf16, and torch's fused AdamW."""
+    precision.has_bf16 = lambda device: True
+    engine.deepspeed_config = lambda settings, device, _, trained: deepspeed_config(settings, CUDA, 1, trained)
+
+
+def reads_of_a_step(recipe: Recipe, records: Sequence[Record], zero_stage: Literal[1, 2, 3] = 1) -> dict[str, int]:
+    """What a step over two micro-batches asks of a card. Call it in a process of its own, whose only worker is itself."""
+    configure_as_on_a_card()
+    settings = TrainSettings(precision="fp32", zero_stage=zero_stage)
+    trained = engine.Engine(recipe, settings, 10, 0, torch.device("cpu"))
+    shares = [(recipe.encode(records, TrainingPass(0, 0)), MicroBatch(())) for _ in range(2)]
+    trained.step(shares, 0)
+    with DeviceReads() as step:
+        trained.step(shares, 1)
+    with DeviceReads() as interval:
+        assert len(trained.read()) == 2
+    assert interval.places == {"raymed/training/engine.py read": 1}, "the figures of all steps come in one transfer"
+    return dict(step.places)
+
+
+def alone() -> None:
+    """A process group of one, in this process."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    torch.set_num_threads(1)
+    engine.prepare_process(torch.device("cpu"))
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())

@@ -1,0 +1,18 @@
+"""No step of the report writer waits for a device."""
+
+import pytest
+from device_reads import alone, reads_of_a_step
+from report_records import records
+from test_report_workers import RECIPES
+from worker_processes import run_workers
+
+
+@pytest.mark.slow
+def test_a_step_of_either_stage_reads_nothing_from_a_card() -> None:
+    run_workers(_count_reads)
+
+
+def _count_reads(_: int) -> None:
+    alone()
+    for name, recipe in RECIPES.items():
+        assert reads_of_a_step(recipe, records(2)) == {"raymed/training/engine.py step": 2}, name

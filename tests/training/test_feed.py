@@ -1,0 +1,13 @@
+"""A batch's way to the device; there is no card here, on which it is page-locked."""
+
+from __future__ import annotations
+
+import torch
+
+from raymed.recipes.recipe import Batch
+from raymed.training.feed import Feed
+
+
+def test_a_cpu_is_fed_what_was_encoded_and_no_copy_of_it() -> None:
+    feed, batch = Feed(torch.device("cpu")), Batch({"x": torch.ones(2)}, {"loss": 2.0}, ["a", "b"])
+    assert feed.deliver(feed.prepare(batch)) is batch
