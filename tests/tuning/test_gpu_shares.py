@@ -18,7 +18,7 @@ from raymed.training import cards
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.execution import _keeps_processes
+from raymed.tuning.execution import _keeps_processes, run_search
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
@@ -86,6 +86,16 @@ def test_the_refit_asks_for_no_more_cpus_than_there_are_and_leaves_no_card_idle(
     assert few.resources()[1] == 4, "trials at once"
     whole = few.whole(few.template)
     assert (whole.workers, whole.cpus) == (2, 16)
+
+
+def test_a_mistake_in_the_prices_is_told_before_the_night_and_not_in_the_morning(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYMED_PRICES", "head=0.50;GPU=0.45")
+    tracked = dataclasses.replace(search, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(UserError, match="RAYMED_PRICES"):
+        run_search(tracked, trainer=lambda *_: pytest.fail("trials began"))
+    assert not tracked.open_study().trials
 
 
 @pytest.mark.parametrize(("searched", "stage", "kept"), [((), 1, True), ((), 3, False), (("train.zero_stage",), 1, False)])
