@@ -39,6 +39,7 @@ from raymed.training.network import check_pretrained
 from raymed.training.predictions import in_order, write_predictions
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
+from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.staging import check_room, staging_bytes
 from raymed.training.stall import StallGuard
@@ -46,6 +47,7 @@ from raymed.training.step_log import STEPS, TOTAL_STEPS, StepLog
 from raymed.training.stop_decisions import wait_for_verdict
 from raymed.training.upload import keep, upload
 from raymed.training.worker_context import WorkerContext
+from raymed.training.zero import own_disk
 
 PASSED_OVER = "passed_over"  # the fact that names checkpoints which were not whole when the run went on
 FROZEN = "frozen_part"  # the fact that says how often what a frozen part makes of rows is computed
@@ -69,14 +71,15 @@ def train(context: WorkerContext, spec: RunSpec, source: Source, stop_decisions:
     """
     prepare_process(context.device)
     try:
-        try:
-            run = Run(context, spec, source, stop_decisions, keep_all)
-        except CommonError:
-            raise
-        except UserError as error:  # weights that do not fit, a leak: all workers meet it
-            context.report({FAILED: str(error), "mistake": 1.0})
-            return
-        run.train()
+        with own_disk(spec.train) as settings:
+            try:
+                run = Run(context, spec, settings, source, stop_decisions, keep_all)
+            except CommonError:
+                raise
+            except UserError as error:  # weights that do not fit, a leak: all workers meet it
+                context.report({FAILED: str(error), "mistake": 1.0})
+                return
+            run.train()
     except CommonError as error:
         context.report({FAILED: str(error), COMMON: 1.0})
     except RunError as error:  # all workers meet it at the same place, and trying again would only repeat it
@@ -90,6 +93,7 @@ class Run:
         self,
         context: WorkerContext,
         spec: RunSpec,
+        settings: TrainSettings,
         source: Source,
         stop_decisions: ActorHandle | None,
         keep_all: bool,
@@ -105,7 +109,7 @@ class Run:
         if (probe := self.probe) is not None:
             self.probed = self._reach(probe.data, partial(Prepared.reach, probe.data, probe.digest))
         self.total_steps = spec.total_steps(self.prepared)
-        self.engine = Engine(spec.recipe, spec.train, self.total_steps, spec.seed, context.device, spec.start)
+        self.engine = Engine(spec.recipe, settings, self.total_steps, spec.seed, context.device, spec.start)
         for workers in (spec.min_workers or self.workers, self.workers):
             self.division = division(spec.recipe, self.engine.module, spec.train, workers)
         self.stall = StallGuard(spec.train.stall_minutes, spec.folder, self.worker)

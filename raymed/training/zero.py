@@ -6,7 +6,13 @@ Where weights are on a card, ZeRO 1 and 2 ask it nothing in a step. ZeRO 3 waits
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +20,13 @@ import torch.distributed as dist
 
 from raymed.errors import UserError
 from raymed.models.precision import arithmetic
+from raymed.storage import holder
 from raymed.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+OFFLOADED, HOLDER = "raymed-offload-", "holder.json"  # a worker's folder on a disk, and which process it is
 LARGEST_BUCKET = 500_000_000  # numbers that DeepSpeed sums over workers at once; it makes room for all of them
 
 
@@ -93,6 +101,26 @@ def check_offload(settings: TrainSettings, device: torch.device) -> None:
                 "train.offload nvme needs DeepSpeed's async_io, which is compiled when it is first used, and there is no "
                 "libaio to compile it with: install libaio-dev and a C++ compiler on the workers, or use train.offload cpu"
             )
+
+
+@contextlib.contextmanager
+def own_disk(settings: TrainSettings) -> Iterator[TrainSettings]:
+    """Settings by which DeepSpeed keeps a worker's part on the disk in a folder of its own, which goes when the run does.
+
+    DeepSpeed tells its files apart by the worker's rank alone, and begins by removing them: those of another run on the
+    machine. What a process left there that was killed goes first.
+    """
+    disk = Path(settings.offload_path)
+    if settings.offload != "nvme" or not disk.is_dir():  # see `check_offload`
+        yield settings
+        return
+    for left in disk.glob(f"{OFFLOADED}*"):
+        with contextlib.suppress(OSError, ValueError):  # another worker's that has just begun, or is being removed
+            if holder.has_ended(json.loads((left / HOLDER).read_text())):
+                shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=OFFLOADED, dir=disk, ignore_cleanup_errors=True) as folder:
+        Path(folder, HOLDER).write_text(json.dumps(holder.myself()))
+        yield dataclasses.replace(settings, offload_path=folder)
 
 
 def sum_norms_at_once(zero: DeepSpeedZeroOptimizer) -> None:

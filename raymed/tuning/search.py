@@ -282,8 +282,6 @@ class Search:
             raise UserError(
                 f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers"
             )
-        if self.template.train.offload == "nvme" and workers == 1:
-            fitting = 1  # DeepSpeed's files of two such runs on a machine have the same names
         return each, min(self.settings.concurrent or fitting, fitting)
 
     def idle(self, each: Resources) -> str:

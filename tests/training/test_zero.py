@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from raymed.errors import UserError
 from raymed.models import precision
 from raymed.training.engine import prepare_process
 from raymed.training.settings import TrainSettings
-from raymed.training.zero import check_offload, clip_in_update, deepspeed_config
+from raymed.training.zero import check_offload, clip_in_update, deepspeed_config, own_disk
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -134,3 +137,39 @@ def _clip(worker: int) -> None:
         assert again == pytest.approx(norms, rel=1e-6), (stage, kind, clip)
         assert max(norms) > 2 > min(norms), norms
         torch.testing.assert_close(others, weights, rtol=1e-6, atol=1e-7)
+
+
+def test_runs_on_one_disk_have_a_folder_each_which_goes_with_the_run_or_after_its_process_was_killed(tmp_path: Path) -> None:
+    """DeepSpeed tells files apart by a worker's rank: those of two runs of one worker had the same names."""
+    settings = TrainSettings(offload="nvme", zero_stage=3, offload_path=str(tmp_path))
+    (tmp_path / "of-somebody-else").mkdir()
+    killed = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    left = Path(killed.stdout.readline().strip())
+    with own_disk(settings) as first:
+        assert left.is_dir(), "its process lives"
+        killed.kill()
+        killed.wait()
+        with own_disk(settings) as second:
+            folders = [Path(each.offload_path) for each in (first, second)]
+            assert len({*folders}) == 2 and all(folder.parent == tmp_path for folder in folders)
+            assert dataclasses.replace(second, offload_path=str(tmp_path)) == settings
+            assert folders[0].is_dir() and not left.exists()
+            (folders[1] / "zero_stage_3").mkdir()  # DeepSpeed's
+    assert [each.name for each in tmp_path.iterdir()] == ["of-somebody-else"]
+
+
+@pytest.mark.parametrize("settings", [TrainSettings(), TrainSettings(offload="nvme", zero_stage=3, offload_path="/nowhere")])
+def test_a_run_that_offloads_to_no_disk_of_this_machine_makes_no_folder(settings: TrainSettings) -> None:
+    with own_disk(settings) as same:
+        assert same == settings
+
+
+HOLDS = """
+import sys, time
+from raymed.training.settings import TrainSettings
+from raymed.training.zero import own_disk
+with own_disk(TrainSettings(offload="nvme", zero_stage=3, offload_path=sys.argv[1])) as settings:
+    print(settings.offload_path, flush=True)
+    time.sleep(600)
+"""
