@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train import TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig
-from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig
 
 from raymed.cluster import connection as cluster
 from raymed.cluster.connection import capacity, is_own, one_machine_holds
@@ -27,6 +27,7 @@ from raymed.training.checkpoint import checkpoint_names, newest_step, read_histo
 from raymed.training.frozen import Source
 from raymed.training.lone_worker import suffices, train_alone
 from raymed.training.loop import COMMON, FAILED, train
+from raymed.training.placement import Placement
 from raymed.training.preemption import NoteTermination, is_preempted
 from raymed.training.rendezvous import OneMachine
 from raymed.training.reports import Reports, in_words
@@ -199,12 +200,7 @@ def _trainer(
         _train_worker,
         train_loop_config={"spec": spec, "source": source, "stop_decisions": stop_decisions, "keep_all": keep_all},
         torch_config=(OneMachine if is_own() else TorchConfig)(timeout_s=spec.train.collective_seconds),
-        scaling_config=ScalingConfig(
-            num_workers=(resources.min_workers, resources.workers) if resources.is_elastic else resources.workers,
-            use_gpu=resources.gpus > 0,
-            resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
-            placement_strategy="STRICT_PACK" if resources.lie_together else "PACK",
-        ),
+        scaling_config=Placement.of(resources, spec.name, stop_decisions),
         run_config=RunConfig(
             name=spec.name,
             storage_path=Folder.at(spec.storage).uri,
