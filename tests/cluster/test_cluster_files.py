@@ -205,6 +205,21 @@ def test_a_worker_whose_head_is_gone_ends_itself_and_no_other_does(tmp_path: Pat
     assert len(calls.read_text().splitlines()) == 90, "twenty minutes after it was last seen"
 
 
+def test_every_machine_has_rsync_before_ray_first_comes_there(tmp_path: Path) -> None:
+    """Ray brings files before it runs any command of the file's; by ssh, whose server waits for cloud-init's boothooks."""
+    for each in load("cluster.yaml")["available_node_types"].values():
+        user_data = each["node_config"]["UserData"]
+        assert user_data.startswith("#cloud-boothook\n#!/bin/bash\n")
+        for image, called in (("with", ""), ("without", "install -y rsync\n")):
+            folder = tmp_path / f"{image}-{each['node_config']['InstanceType']}"
+            folder.mkdir()
+            lines = {"dnf": f"echo $* >> {folder}/called", "setsid": "exit 0"} | ({"rsync": ""} if image == "with" else {})
+            environment = programs(folder, lines) | {"PATH": str(folder)}
+            subprocess.run(["/bin/bash", "-c", user_data], env=environment, check=True, stdout=subprocess.DEVNULL)
+            there = folder / "called"
+            assert (there.read_text() if there.exists() else "") == called
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_head_whose_tracking_server_does_not_start_says_why_at_once(name: str, tmp_path: Path) -> None:
     """A wrong bucket was ten blind minutes."""
