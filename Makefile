@@ -6,6 +6,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # two files at a time, for two cores, in the order that conftest.py puts them in
 FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Debian's packages that the hosts of cluster-test are made of
+LAB := iproute2 openssh-server rsync slurmctld slurmd slurm-client munge
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: setup tune test fast mutants chaos rehearse cluster-test check ui
@@ -36,7 +38,9 @@ chaos: setup  ## break things on purpose, many times, and print a table of what 
 rehearse: setup  ## ray up cluster.yaml, from the head's launch to a worker that is ready, with AWS and its machines played here
 	$(RUN) -m pytest tests/cluster/test_ray_up.py
 
-cluster-test: setup  ## as root: a cluster of hosts on this machine, whose power is cut; needs iproute2 openssh-server rsync
+cluster-test: setup  ## as root: clusters of hosts on this machine, also under SLURM, whose power is cut; installs what they need
+	for tool in ip sshd rsync slurmctld slurmd sbatch munged; do command -v $$tool > /dev/null || \
+		{ apt-get install -y --no-install-recommends $(LAB) && break; } || exit 1; done
 	RAYMED_LAB=1 $(RUN) -m pytest tests/cluster
 
 check: setup  ## lint, format and types

@@ -3,6 +3,7 @@
 python jobs/doctor.py
 python jobs/doctor.py --model.path InternVL2_5-1B --data PREPARED
 python jobs/doctor.py --cluster cluster.yaml                    # before `ray up`: nothing is paid for yet
+python jobs/doctor.py --cluster cluster.slurm                   # before `sbatch`: nothing waits in line yet
 python jobs/doctor.py --data PREPARED --bundle support.zip      # to send when asking for help; holds no patient data
 """
 
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from raymed.data.labels import LabelTable
-from raymed.doctor import checks
+from raymed.doctor import allocation, checks
 from raymed.doctor.finding import Finding
 from raymed.doctor.support_bundle import write_bundle
 from raymed.errors import UserError
@@ -29,7 +30,8 @@ class Doctor(JobOptions):
         size: Side of the pictures that the network is to take, in pixels.
         labels: Label table: a YAML file, or the name of a packaged one.
         data: Folder or URI of prepared data to check.
-        cluster: Cluster file to look at before `ray up`, in place of this machine; writes the archive that machines install.
+        cluster: Cluster file to look at before `ray up`, in place of this machine, for which it writes the archive that
+            machines install; or batch file to look at before `sbatch`.
         bundle: Zip file to write for support; without patient ids, pictures or messages that could hold them.
         command: The command that went wrong, for the bundle.
     """
@@ -44,6 +46,8 @@ class Doctor(JobOptions):
 
 
 def main(options: Doctor) -> Outcome:
+    if options.cluster and allocation.is_batch_file(Path(options.cluster)):
+        return _outcome(list(allocation.look(Path(options.cluster))), [])
     if options.cluster:
         from raymed.doctor.preflight import preflight  # with AWS's library, which takes long to import
 

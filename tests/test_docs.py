@@ -32,6 +32,8 @@ PROGRAMS = {
     "mlflow",
     "python",
     "ray",
+    "sbatch",
+    "scancel",
     "source",
     ".venv/bin/pre-commit",
     ".venv/bin/pip",

@@ -15,13 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 BRIDGE = "raymed-lab"
 NETWORK = "10.77.0"
 TOOLS = ("ip", "unshare", "nsenter", "setpriv", "ssh-keygen", "rsync", "/usr/sbin/sshd")
+
+Found = TypeVar("Found")
 
 
 def missing() -> str:
@@ -194,3 +198,16 @@ def _booted(host: Host) -> bool:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
+
+
+def wait_for(happened: Callable[[], Found], seconds: float, what: str) -> Found:
+    """What is there once it is: something that is true.
+
+    Raises:
+        AssertionError: it is not there in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
+        time.sleep(0.5)
+    return found

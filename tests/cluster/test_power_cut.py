@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import yaml
 from conftest import write_prepared
-from lab import Host, Lab, missing
+from lab import Host, Lab, missing, wait_for
+from search_record import reports, summary, with_a_checkpoint
 
-from raymed.compat.optuna import JournalOperation
 from raymed.storage.folder import Folder
 from raymed.tracking.server import restore
 
@@ -29,8 +26,6 @@ REPOSITORY = Path(__file__).parent.parent.parent
 WHY_NOT = missing() or ("" if os.environ.get("RAYMED_LAB") else "takes minutes and needs root: `make cluster-test` runs it")
 TRIALS, EPOCHS = 3, 12
 HEAD, WORKERS = 1, (2, 3)  # numbers of the lab's hosts; 0 is a person's machine
-
-Found = TypeVar("Found")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
@@ -117,14 +112,16 @@ def test_nobody_gets_in_without_the_token(cluster: Cluster) -> None:
 def test_a_search_finishes_and_loses_nothing_when_a_host_loses_its_power(cluster: Cluster, job: str) -> None:
     with cluster.submit(f"{job} --name cut") as submitted:
         lost = wait_for(
-            lambda: all_have_a_checkpoint(cluster, "cut") and victim(cluster), 1200, "a checkpoint of every trial"
+            lambda: with_a_checkpoint(cluster.storage / "cut") == TRIALS and victim(cluster),
+            1200,
+            "a checkpoint of every trial",
         )
         lost.cut_power()
         said, _ = submitted.communicate(timeout=1800)
     assert submitted.returncode == 0, said
     assert summary(said)["states"] == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}, said
-    assert set(reports(cluster, "cut").values()) == {1}, "an epoch was lost and trained again"
-    assert len(reports(cluster, "cut")) == TRIALS * EPOCHS
+    assert set(reports(cluster.storage / "cut").values()) == {1}, "an epoch was lost and trained again"
+    assert len(reports(cluster.storage / "cut")) == TRIALS * EPOCHS
     # in MLflow, as the copy in the storage has it: one run a trial, every epoch once
     path = cluster.lab.folder / "copied.db"
     wait_for(lambda: copied(cluster.storage, path) and finished(path) == TRIALS + 1, 90, "the copy of MLflow's database")
@@ -134,10 +131,10 @@ def test_a_search_finishes_and_loses_nothing_when_a_host_loses_its_power(cluster
 
 def test_a_search_goes_on_under_a_fresh_head_when_the_head_loses_its_power(cluster: Cluster, job: str) -> None:
     with cluster.submit(f"{job} --name head") as submitted:
-        wait_for(lambda: all_have_a_checkpoint(cluster, "head"), 1200, "a checkpoint of every trial")
+        wait_for(lambda: with_a_checkpoint(cluster.storage / "head") == TRIALS, 1200, "a checkpoint of every trial")
         cluster.lab.hosts[HEAD].cut_power()
         submitted.kill()
-    before = reports(cluster, "head")
+    before = reports(cluster.storage / "head")
     for number in (HEAD, *WORKERS):
         if cluster.lab.hosts[number].power.poll() is not None:
             cluster.lab.replace(number)
@@ -147,8 +144,8 @@ def test_a_search_goes_on_under_a_fresh_head_when_the_head_loses_its_power(clust
     with cluster.submit(f"{job} --name head") as submitted:
         said, _ = submitted.communicate(timeout=1800)
     assert summary(said)["states"] == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}, said
-    again = reports(cluster, "head") - before
-    assert len(reports(cluster, "head")) == TRIALS * EPOCHS
+    again = reports(cluster.storage / "head") - before
+    assert len(reports(cluster.storage / "head")) == TRIALS * EPOCHS
     assert max(Counter(trial for trial, epoch in again if (trial, epoch) in before).values(), default=0) <= 1
 
 
@@ -160,25 +157,9 @@ def install(host: Host) -> None:
     (installed / ".ready").touch()
 
 
-def all_have_a_checkpoint(cluster: Cluster, name: str) -> bool:
-    sealed = (cluster.storage / name / "trials").glob("trial-*/step-*/sealed-000.json")
-    return len({path.parent.parent for path in sealed}) == TRIALS
-
-
 def victim(cluster: Cluster) -> Host | None:
     """A worker host on which a trial trains."""
     return next((host for number in WORKERS if (host := cluster.lab.hosts[number]).running("ray::RayTrainWorker")), None)
-
-
-def reports(cluster: Cluster, name: str) -> Counter[tuple[int, int]]:
-    """How often each epoch of each trial was reported to the study."""
-    lines = map(json.loads, (cluster.storage / name / "study.journal").read_text().splitlines())
-    reported = [line for line in lines if line.get("op_code") == JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE]
-    return Counter((line["trial_id"], line["step"]) for line in reported)
-
-
-def summary(said: str) -> dict[str, dict[str, int]]:
-    return json.loads(next(line for line in said.splitlines() if line.startswith('{"')))
 
 
 def copied(storage: Path, database: Path) -> bool:
@@ -190,11 +171,3 @@ def copied(storage: Path, database: Path) -> bool:
 
 def finished(database: Path) -> int:
     return int(sqlite3.connect(database).execute("SELECT COUNT(*) FROM runs WHERE status = 'FINISHED'").fetchone()[0])
-
-
-def wait_for(happened: Callable[[], Found], seconds: float, what: str) -> Found:
-    deadline = time.monotonic() + seconds
-    while not (found := happened()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
-        time.sleep(0.5)
-    return found
