@@ -40,10 +40,11 @@ def score(
 def machines_to_come() -> str:
     """What the autoscaler waits for, and what the cloud refused, in its own words; empty where there is no autoscaler."""
     status = autoscaling_status()
-    return "; ".join(_in_words(json.loads(status).get("autoscaler_report") or {})) if status else ""
+    return "; ".join(in_words(json.loads(status).get("autoscaler_report") or {})) if status else ""
 
 
-def _in_words(report: Mapping[str, Any]) -> Iterator[str]:
+def in_words(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a report of Ray's autoscaler says that a person wants to know, a part a line."""
     pending = Counter(node_type for _, node_type, _ in report.get("pending_nodes", ()))
     pending.update(report.get("pending_launches", {}))
     if pending:

@@ -7,13 +7,14 @@ called. The shell, its quoting and all that Ray does are real.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,9 @@ from ray.autoscaler._private.autoscaler import StandardAutoscaler
 from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 from ray.autoscaler._private.commands import create_or_update_cluster, teardown_cluster
 from ray.autoscaler._private.load_metrics import LoadMetrics
+from seen import show
+
+from raymed.cluster.autoscaler import in_words
 
 REPOSITORY = TEMPLATE.parent
 CONFIG = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
@@ -110,6 +114,7 @@ class Night:
     file: Path
     head: Machine
     worker: Machine
+    told: list[str]  # of its machines, to a person at the job
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +146,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         for name in ("RAY_enable_autoscaler_v2", "RAY_AUTOSCALER_UTILIZATION_SCORER"):
             environment.setenv(name, head.environment[name])
         environment.setattr(BaseClient, "_make_api_call", without_capacity(FIRST))
-        scale_up(head)
-        yield Night(file, head, Machine(machines / address("worker", "PrivateIpAddress")))
+        told = scale_up(head)
+        yield Night(file, head, Machine(machines / address("worker", "PrivateIpAddress")), told)
 
 
 def without_capacity(machine: str) -> Any:
@@ -183,8 +188,13 @@ def address(kind: str, name: str) -> str:
     return found
 
 
-def scale_up(head: Machine) -> None:
-    """The head's autoscaler, with what `ray up` left it, is asked for a GPU until a worker is ready."""
+def scale_up(head: Machine) -> list[str]:
+    """The head's autoscaler, with what `ray up` left it, is asked for a GPU until a worker is ready.
+
+    Returns:
+        What a job would say of it meanwhile, each line once.
+    """
+    told: list[str] = []
     loads: Any = LoadMetrics()
     loads.set_resource_requests([{"CPU": 8, "GPU": 1}])
     nobody: Any = SimpleNamespace()
@@ -193,7 +203,20 @@ def scale_up(head: Machine) -> None:
     while not any(autoscaler.num_successful_updates.values()):
         assert time.monotonic() < until and not any(autoscaler.num_failed_updates.values()), "the worker was not set up"
         autoscaler.update()
+        if (summary := autoscaler.summary()) is not None:
+            told += [line for line in in_words(json.loads(json.dumps(asdict(summary)))) if line not in told]
         time.sleep(0.5)
+    return told
+
+
+def test_a_person_reads_which_machine_there_is_none_of_and_which_is_on_its_way(
+    night: Night, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {machine: name for name, machine in TYPES.items()}
+    refused = next(line for line in night.told if line.startswith(f"no {names[FIRST]}: InsufficientInstanceCapacity: "))
+    assert f"there is no {FIRST} now" in refused
+    coming = next(line for line in night.told if line == f"on their way: 1 x {names[SECOND]}")
+    show([(f"AWS has no {FIRST}", refused), ("", coming)], capsys)
 
 
 def test_every_machine_has_the_checkout_the_token_and_the_models_before_ray_starts(night: Night) -> None:
