@@ -13,6 +13,7 @@ from typing import Literal
 
 from raymed.data.prepared import Prepared
 from raymed.job.job import JobOptions, Outcome, run
+from raymed.language import say
 from raymed.storage.folder import Folder
 
 
@@ -33,7 +34,6 @@ class Evaluate(JobOptions):
         micro_batch: Slices that are predicted at once.
         workers: Ray actors that predict; 1 works in this process.
         bootstrap: Resamples of patients behind the interval of the loss.
-        language: Show the classes' names in this language of the label table, such as zh (default: their short names).
         out: Folder for patients.csv (or images.csv) and slices.csv: label, decision, probabilities (default: neither).
     """
 
@@ -48,7 +48,6 @@ class Evaluate(JobOptions):
     workers: int = 1
     bootstrap: int = 1000
     out: str | None = None
-    language: str = ""
 
 
 def main(options: Evaluate) -> Outcome:
@@ -66,19 +65,35 @@ def main(options: Evaluate) -> Outcome:
     rows = chosen_rows(prepared, options.split, options.fold, slices, options.seed)
     notes = model.notes(prepared, prepared.columns(rows, ["patient"])["patient"])
     if slices != trained:
-        notes.append(f"asked about other slices than it was trained on: {slices.told}; trained on {trained.told}")
+        notes.append(
+            say(
+                "asked about other slices than it was trained on: {asked}; trained on {trained}",
+                asked=slices.told,
+                trained=trained.told,
+            )
+        )
     if options.dry_run:
-        return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
+        text = "\n".join([*notes, say("would judge {count} slices", count=len(rows))])
+        return Outcome(text, {"slices": len(rows), "notes": notes})
     logits, columns = predict_rows(model.open(), prepared, rows, options.micro_batch, options.workers)
     temperature = model.inference.temperature if model.inference else Temperature()
     unit = prepared.manifest.unit
     judged = Judged.of(logits, columns, prepared.labels, temperature, options.method, options.bootstrap, options.seed, unit)
-    text = [*judged.lines(options.language), *notes]
+    lines = [*judged.lines(), *notes]
     if options.out is not None:
-        text.append(judged.write(Folder.at(options.out)))
-    text.append(f"{model.name} on {judged.evaluation.patients} {unit}s ({options.split}) of {prepared.folder.uri}")
+        lines.append(judged.write(Folder.at(options.out)))
+    lines.append(
+        say(
+            "{model} on {count} {units} ({split}) of {folder}",
+            model=model.name,
+            count=judged.evaluation.patients,
+            units=say(f"{unit}s"),
+            split=say(options.split),
+            folder=prepared.folder.uri,
+        )
+    )
     data = {"model": model.name, "data": prepared.digest, "split": options.split, "notes": notes}
-    return Outcome("\n".join(text), data | judged.data())
+    return Outcome("\n".join(lines), data | judged.data())
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ class JoinModels(JobOptions):
 
     Attributes:
         vit: A folder or file with an InternViT, models:/NAME@ALIAS or runs:/RUN_ID.
-        language: Folder of a Qwen2 with its tokenizer, or of an InternVL, by its path or by its name under RAYMED_MODELS.
+        llm: Folder of a Qwen2 with its tokenizer, or of an InternVL, by its path or by its name under RAYMED_MODELS.
         out: The folder to write.
         layout: Names of the weights: native for transformers, internvl as in InternVL's own code.
     """
 
     vit: str
-    language: str
+    llm: str
     out: str = "joined"
     layout: Layout = "native"
 
@@ -42,7 +42,7 @@ def main(options: JoinModels) -> Outcome:
     out = Path(options.out).expanduser().resolve()
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: choose another --out")
-    model, new = join(open_tower(options.vit, options.tracking), find_model(options.language, MODEL_FILES), options.seed)
+    model, new = join(open_tower(options.vit, options.tracking), find_model(options.llm, MODEL_FILES), options.seed)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     lines = [f"{millions:.1f} million parameters; new: {', '.join(new) or 'nothing'}"]
     if not options.dry_run:

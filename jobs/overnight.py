@@ -2,7 +2,7 @@
 
     python jobs/overnight.py                                           # phantom patients, tiny networks, two CPU cores
     python jobs/overnight.py --data PREPARED --epochs 300              # stage 1
-    python jobs/overnight.py --data PREPARED --stage 2 --language.path mamba-130m-hf --hours 8
+    python jobs/overnight.py --data PREPARED --stage 2 --llm.path mamba-130m-hf --hours 8
     python jobs/overnight.py --data PREPARED --no_grid                 # one run: learning rate 1e-4, batch 4
 
 Files go to --output_dir: a log of each trial, the best weights, overnight_best_summary.txt and a leaderboard. The same

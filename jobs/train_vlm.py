@@ -3,7 +3,7 @@
     python jobs/train_vlm.py                                           # phantom patients with reports, a CPU will do
     python jobs/train_vlm.py --epochs 2 --batch_size 1 --lr 1e-5 --vision_checkpoint outputs/vision_bridge_best_val.pt
     python jobs/train_vlm.py --epochs 20 --batch_size 1 --lr 2e-5 --max_visual_tokens 96      # goes on, 20 epochs more
-    python jobs/train_vlm.py --data PREPARED --from_scratch --language.path mamba-130m-hf
+    python jobs/train_vlm.py --data PREPARED --from_scratch --llm.path mamba-130m-hf
 
 Without --vision_checkpoint it begins with stage 2's last file in --output_dir, or else with stage 1's. The same command goes
 on with an interrupted run.

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from raymed.errors import UserError
+from raymed.language import spoken
 
 
 @dataclass(frozen=True)
@@ -114,18 +115,12 @@ class LabelTable:
 
     @property
     def titles(self) -> list[str]:
-        """What readers are shown of each class: its names in all languages given, in index order."""
-        return [" / ".join(row.names.values()) or row.name for row in self.classes]
+        """What readers are shown of each class, in index order: its name in the language that is spoken, or, where nobody
+        chose one, its names in all languages given."""
+        return [row.names.get(spoken()) or " / ".join(row.names.values()) or row.name for row in self.classes]
 
     def called(self, language: str) -> list[str]:
-        """What readers of one language are shown of each class, in index order; its name where the table has none in it.
-
-        Raises:
-            UserError: the table has no name in that language; says which languages it has.
-        """
-        languages = sorted({each for row in self.classes for each in row.names})
-        if language and language not in languages:
-            raise UserError(f"the label table has no names in {language!r}, only in {', '.join(languages) or 'none'}")
+        """What readers of one language are shown of each class, in index order; its name where the table has none in it."""
         return [row.names.get(language, row.name) for row in self.classes]
 
     @property

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from raymed.data.record import input_pictures
 from raymed.data.split import SPLITS, split_of_rows
 from raymed.errors import UserError
+from raymed.language import say
 
 NAMED = 10
 
@@ -32,16 +33,34 @@ class GuardSummary:
     patients_known: bool = True
 
     def __str__(self) -> str:
-        where = "stored splits" if self.fold is None else f"fold {self.fold}"
-        unit = "patients" if self.patients_known else "images"
-        counts = ", ".join(f"{split} {self.patients[split]} {unit} / {self.records[split]} records" for split in SPLITS)
-        joint = f", nor is any of {self.joint} groups of patients with near-duplicate pictures" if self.joint else ""
-        if not self.patients_known:
-            return (
-                f"leak guard ({where}): no image is in two splits; whether a patient is, nobody knows, for nobody "
-                f"said whose they are; {counts}"
+        where = say("stored splits") if self.fold is None else say("fold {fold}", fold=self.fold)
+        unit = say("patients") if self.patients_known else say("images")
+        counts = ", ".join(
+            say(
+                "{split} {patients} {unit} / {records} records",
+                split=say(split),
+                patients=self.patients[split],
+                unit=unit,
+                records=self.records[split],
             )
-        return f"leak guard ({where}): no patient, study or picture is in two splits{joint}; {counts}"
+            for split in SPLITS
+        )
+        joint = ""
+        if self.joint:
+            joint = say(", nor is any of {joint} groups of patients with near-duplicate pictures", joint=self.joint)
+        if not self.patients_known:
+            return say(
+                "leak guard ({where}): no image is in two splits; whether a patient is, nobody knows, for nobody said whose "
+                "they are; {counts}",
+                where=where,
+                counts=counts,
+            )
+        return say(
+            "leak guard ({where}): no patient, study or picture is in two splits{joint}; {counts}",
+            where=where,
+            joint=joint,
+            counts=counts,
+        )
 
 
 def guard(index: pa.Table, fold: int | None = None, patients_known: bool = True) -> GuardSummary:

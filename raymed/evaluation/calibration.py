@@ -25,6 +25,7 @@ from scipy.special import softmax as power
 from raymed.errors import UserError
 from raymed.evaluation.patients import Aggregation, Patients, softmax, to_patients
 from raymed.evaluation.scores import SMALLEST_PROBABILITY
+from raymed.language import say
 
 SPREAD = np.log(2)  # of log T, under the prior
 BOUNDS = (0.05, 20.0)
@@ -84,9 +85,15 @@ class Temperature:
     def words(self, slices: int) -> str:
         """For a person, who has patients of so many slices."""
         if self.logits != 1:
-            return f"temperature {self.logits:.3f}"
-        few = f"temperature {self.of(1):.3f}"
-        return few if slices == 1 else f"{few} with one slice, {self.of(slices):.3f} with {slices}"
+            return say("temperature {temperature:.3f}", temperature=self.logits)
+        if slices == 1:
+            return say("temperature {temperature:.3f}", temperature=self.of(1))
+        return say(
+            "temperature {one:.3f} with one slice, {many:.3f} with {slices}",
+            one=self.of(1),
+            many=self.of(slices),
+            slices=slices,
+        )
 
     @classmethod
     def read(cls, noted: Mapping[str, float] | float) -> Temperature:

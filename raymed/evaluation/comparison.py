@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from raymed.evaluation.metrics import Evaluation
+from raymed.language import say
 
 
 def comparison(evaluation: Evaluation) -> dict[str, str]:
     """Sentences by their title; each is there only where it holds."""
     baselines, source = evaluation.baselines, evaluation.baselines.source
-    always = f"right for {100 * baselines.accuracy:.1f} % of these {evaluation.units}"
+    unit, units = say(evaluation.unit), say(evaluation.units)
+    always = say("right for {share:.1f} % of these {units}", share=100 * baselines.accuracy, units=units)
     if not evaluation.beats_majority:
-        always += "; the model is not surely better than that"
-    sentences = {f"always {baselines.majority}": always}
+        always += say("; the model is not surely better than that")
+    sentences = {say("always {majority}", majority=baselines.majority): always}
     if "loss" in evaluation.metrics:
-        sentences["class frequencies"] = f"loss {baselines.loss:.3f}"
+        sentences[say("class frequencies")] = say("loss {loss:.3f}", loss=baselines.loss)
     if source is not None and source.tells:
-        sentences["the source alone"] = (
-            f"{_macro_auc(source.classes, evaluation)} {source.macro_auc:.3f}, {source.class_name} {source.class_auc:.3f}: "
-            "more than chance, so a model can look good by telling sources apart"
+        sentences[say("the source alone")] = say(
+            "{macro} {auc:.3f}, {name} {own:.3f}: more than chance, so a model can look good by telling sources apart",
+            macro=_macro_auc(source.classes, evaluation),
+            auc=source.macro_auc,
+            name=source.class_name,
+            own=source.class_auc,
         )
     if source is not None and source.within is not None:
-        sentences["the model within sources"] = (
-            f"{_macro_auc(source.within_classes, evaluation)} {source.within} over pairs of {evaluation.units} of one source"
+        sentences[say("the model within sources")] = say(
+            "{macro} {within} over pairs of {units} of one source",
+            macro=_macro_auc(source.within_classes, evaluation),
+            within=source.within,
+            units=units,
         )
     if evaluation.without_patients:
-        sentences[f"no {evaluation.unit} has"] = (
-            f"{', '.join(evaluation.without_patients)}: means over classes leave that out"
+        sentences[say("no {unit} has", unit=unit)] = say(
+            "{classes}: means over classes leave that out", classes=", ".join(evaluation.without_patients)
         )
     return sentences
 
@@ -33,4 +41,6 @@ def comparison(evaluation: Evaluation) -> dict[str, str]:
 def _macro_auc(classes: int, evaluation: Evaluation) -> str:
     """The figure's name, with how many classes it is over, where that is not all."""
     of = len(evaluation.classes)
-    return "macro AUC" if classes == of else f"macro AUC of {classes} of {of} classes"
+    if classes == of:
+        return say("macro AUC")
+    return say("macro AUC of {classes} of {count} classes", classes=classes, count=of)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raymed.language import say
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -27,7 +29,7 @@ class Estimate:
     def interval(self, digits: int = 3, scale: float = 1.0, between: str = ", ") -> str:
         """The interval in words, both ends times `scale`."""
         if self.low is None or self.high is None:
-            return f"not estimable ({self.why})"
+            return say("not estimable ({why})", why=say(self.why))
         return f"{self.low * scale:.{digits}f}{between}{self.high * scale:.{digits}f}"
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from raymed.evaluation.metrics import Evaluation
 from raymed.evaluation.reliability import Calibration
-from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, SERIES, WARNING, drawable, styled
+from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, SERIES, WARNING, drawable, label, styled
 
 
 @styled
@@ -38,7 +38,7 @@ def confusion(cells: Sequence[Sequence[int]], names: Sequence[str], class_names:
     axes.set_yticks(range(len(shown)), shown)
     axes.tick_params(length=0, labelcolor=INK)
     axes.grid(visible=False)
-    axes.set(xlabel="decision", ylabel="diagnosis")
+    axes.set(xlabel=label("decision"), ylabel=label("diagnosis"))
     return figure
 
 
@@ -59,8 +59,8 @@ def reliability(calibration: Calibration, units: str = "patients") -> Figure:
         axes.plot([found.confidence] * 2, [found.confidence, found.accuracy], color=WARNING, linewidth=1.5, zorder=1)
     axes.scatter(confidences, [found.accuracy for found in bins], s=sizes, color=ACCENT, zorder=2)
     counts.bar([(found.low + found.high) / 2 for found in bins], [found.patients for found in bins], 0.055, color=MUTED)
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.04), ylabel="share of decisions that are right")
-    counts.set(xlabel="confidence of the decision", ylabel=units)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.04), ylabel=label("share of decisions that are right"))
+    counts.set(xlabel=label("confidence of the decision"), ylabel=label(units))
     return figure
 
 
@@ -82,8 +82,8 @@ def roc(evaluation: Evaluation, names: Sequence[str]) -> Figure:
             linewidth=2,
             label=f"{shown[curve.name]}  {area.value:.3f}" if area else shown[curve.name],
         )
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel="1 - specificity", ylabel="sensitivity")
-    axes.legend(loc="lower right", title="area under the curve", alignment="left")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel=label("1 - specificity"), ylabel=label("sensitivity"))
+    axes.legend(loc="lower right", title=label("area under the curve"), alignment="left")
     return figure
 
 
@@ -95,12 +95,12 @@ def _shown(evaluation: Evaluation, names: Sequence[str]) -> list[str]:
 def training_history(history: Mapping[str, Sequence[float]]) -> Figure:
     """Loss and accuracy by epoch, in training and in validation; accuracies in percent."""
     figure = Figure(figsize=(9.2, 3.8))
-    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("Loss", "Accuracy (%)"), strict=True):
+    for axes, name, title in zip(figure.subplots(1, 2), ("loss", "acc"), ("Loss", "Accuracy (%)"), strict=True):
         for number, (part, words) in enumerate({"train": "training", "val": "validation"}.items()):
             if not (values := history[f"{part}_{name}"]):
                 continue
-            axes.plot(range(1, len(values) + 1), values, color=SERIES[number], linewidth=2, label=words)
-        axes.set(xlabel="Epoch", ylabel=label)
+            axes.plot(range(1, len(values) + 1), values, color=SERIES[number], linewidth=2, label=label(words))
+        axes.set(xlabel=label("Epoch"), ylabel=label(title))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     return figure

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from raymed.language import ENGLISH, spoken, translated
 
 
 def environment(package: str) -> Environment:
     """Templates of a package, and those that all pages share: `page_head.html` is how each begins, with its title and the
-    colours of its parts.
+    colours of its parts. Their sentences are in the language that is spoken.
 
     Args:
         package: where the page's own template lies.
     """
     loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader("raymed.evaluation", "")])
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment: Any = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
+    )
+    environment.install_gettext_callables(
+        translated, lambda one, many, count: translated(one if count == 1 else many), newstyle=True
+    )
+    environment.globals["language"] = spoken() or ENGLISH
+    return cast(Environment, environment)

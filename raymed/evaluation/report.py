@@ -25,6 +25,7 @@ from raymed.evaluation.page import environment
 from raymed.evaluation.search_summary import SearchSummary, TrialSummary
 from raymed.evaluation.single_slices import SingleSlices
 from raymed.evaluation.style import as_svg
+from raymed.language import say
 
 THUMBNAIL = 160  # pixels: enough to see what kind of slice it is, without a page of tens of megabytes
 
@@ -95,7 +96,7 @@ def render(report: SearchReport) -> str:
         trials=trials,
         champion=champion,
         objective=search_figures.title(report.objective),
-        best="lowest" if sign > 0 else "highest",
+        best=say("lowest") if sign > 0 else say("highest"),
         default=next((trial for trial in trials if trial.number == 0 and trial.number != champion.number), None),
         states={
             state: sum(trial.state == state for trial in trials) for state in ("COMPLETE", "PRUNED", "FAILED", "RUNNING")
@@ -104,15 +105,17 @@ def render(report: SearchReport) -> str:
         varied=varied,
         same=same,
         judged=judged,
-        judged_on="test" if report.test else "validation",
+        judged_on=say("test") if report.test else say("validation"),
+        hardest_split=say(report.hardest_split),
         tiles=_tiles(judged, report.validation if report.test else None),
         rare=RARE,
         comparison=comparison(judged),
-        metrics={
-            name: (title, meaning.format(unit=judged.unit, units=judged.units)) for name, (title, meaning) in METRICS.items()
-        },
-        unit=judged.unit,
-        units=judged.units,
+        metrics={name: (say(title), _meaning(name, judged)) for name, (title, _) in METRICS.items()},
+        counted=say(report.counted),
+        unit=say(judged.unit),
+        units=say(judged.units),
+        of_patients=judged.unit == "patient",
+        short_names=[each.name for each in judged.classes],
         shown=dict(zip((one.name for one in judged.classes), report.names, strict=True)),
         pictures={name: Markup(svg) for name, svg in _figures(report, trials, varied, judged).items()},
     )
@@ -136,15 +139,19 @@ def _tiles(judged: Evaluation, validation: Evaluation | None) -> list[_Tile]:
     common = sum(not one.rare for one in classes)
     tiles = []
     for name in ("accuracy", "macro_auc", "loss"):
-        title, key = METRICS[name][0], name
+        title, key = say(METRICS[name][0]), name
         if name == "macro_auc" and common < len(judged.classes):
-            title = f"{title} of {common} of {len(judged.classes)} classes"
+            title = say("Macro AUC of {common} of {count} classes", common=common, count=len(judged.classes))
             key = f"{name}_without_rare" if common < len(classes) else name
         if key in judged.metrics:
             other = _same_classes(validation, name, _averaged(judged, key)) if validation else None
-            meaning = METRICS[name][1].format(unit=judged.unit, units=judged.units)
-            tiles.append(_Tile(name, title, meaning, judged.metrics[key], other))
+            tiles.append(_Tile(name, title, _meaning(name, judged), judged.metrics[key], other))
     return tiles
+
+
+def _meaning(name: str, judged: Evaluation) -> str:
+    """What a figure says."""
+    return say(METRICS[name][1], unit=say(judged.unit), units=say(judged.units))
 
 
 def _averaged(evaluation: Evaluation, key: str) -> set[str]:
@@ -181,7 +188,13 @@ def _figures(
     drawn = {
         "curves": as_svg(
             search_figures.learning_curves(curves, report.champion, report.objective, report.counted),
-            f"{title.capitalize()} by {report.counted} of {len(with_value)} trials; trial {report.champion} is the best.",
+            say(
+                "{title} by {counted} of {count} trials; trial {best} is the best.",
+                title=title.capitalize(),
+                counted=say(report.counted),
+                count=len(with_value),
+                best=report.champion,
+            ),
         ),
         "history": as_svg(
             search_figures.history(
@@ -190,20 +203,20 @@ def _figures(
                 [trial.number for trial in trials if trial.state == "FAILED"],
                 report.objective,
             ),
-            f"Best {title} of each trial in the order of the search.",
+            say("Best {title} of each trial in the order of the search.", title=title),
         ),
-        "roc": as_svg(figures.roc(judged, report.names), "ROC curve of each class against the rest."),
+        "roc": as_svg(figures.roc(judged, report.names), say("ROC curve of each class against the rest.")),
     }
     if judged.calibration is not None:
         drawn["reliability"] = as_svg(
             figures.reliability(judged.calibration, judged.units),
-            "Share of right decisions against confidence; the table of bins follows.",
+            say("Share of right decisions against confidence; the table of bins follows."),
         )
     if shares := report.importance:
         largest = max(shares, key=shares.__getitem__)
         drawn["importance"] = as_svg(
             search_figures.importance(shares),
-            f"PED-ANOVA importance; the most important parameter is {largest}.",
+            say("PED-ANOVA importance; the most important parameter is {largest}.", largest=largest),
         )
     if varied and len(with_value) > 1:
         drawn["parallel"] = as_svg(
@@ -215,7 +228,7 @@ def _figures(
                 [trial.number for trial in with_value].index(report.champion),
                 report.objective,
             ),
-            f"One line per trial through its parameters to its {title}; the trial table has the values.",
+            say("One line per trial through its parameters to its {title}; the trial table has the values.", title=title),
         )
     return drawn
 
@@ -233,7 +246,9 @@ def _estimate(estimate: Estimate, name: str) -> dict[str, str]:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    if hours:
+        return say("{hours} h {minutes} min", hours=hours, minutes=minutes)
+    return say("{minutes} min {seconds} s", minutes=minutes, seconds=rest) if minutes else say("{seconds} s", seconds=rest)
 
 
 def _value(value: Any) -> str:

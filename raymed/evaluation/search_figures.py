@@ -9,15 +9,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, WARNING, styled
+from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, WARNING, label, styled
+from raymed.language import say
 from raymed.recipes.metric import VAL_LOSS, Metric
 
 
 def title(objective: Metric) -> str:
     """What an objective's axis is called."""
-    return (
-        "validation loss" if objective == VAL_LOSS else objective.name + (f" ({objective.unit})" if objective.unit else "")
-    )
+    if objective == VAL_LOSS:
+        return say("validation loss")
+    return objective.name + (f" ({objective.unit})" if objective.unit else "")
+
+
+def _axis(objective: Metric) -> str:
+    return label("validation loss") if objective == VAL_LOSS else title(objective)
 
 
 def _better_part(values: np.ndarray, objective: Metric) -> tuple[float, float]:
@@ -43,7 +48,7 @@ def learning_curves(
     values = np.array([value for curve in curves.values() for _, value in curve])
     if curves.get(best):
         epochs, own = zip(*curves[best], strict=True)
-        axes.plot(epochs, own, color=ACCENT, linewidth=2.4, label=f"trial {best}")
+        axes.plot(epochs, own, color=ACCENT, linewidth=2.4, label=f"{label('trial')} {best}")
         best_epoch, value = epochs[own.index(objective.best(own))], objective.best(own)
         axes.plot(best_epoch, value, "o", color=ACCENT, markersize=7)
         axes.annotate(
@@ -56,7 +61,7 @@ def learning_curves(
         room = max(high - low, 0.01 * abs(high), 1e-6)
         axes.set_ylim(low - 0.18 * room, high + 0.08 * room)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel=counted, ylabel=title(objective))
+    axes.set(xlabel=label(counted), ylabel=_axis(objective))
     return figure
 
 
@@ -79,18 +84,22 @@ def history(
     done = np.array([finished[number] for number in numbers], dtype=bool)
     order = np.array(numbers)
     if len(reached):
-        axes.step(order, best_so_far.accumulate(reached), where="post", color=ACCENT, linewidth=2, label="best so far")
-    axes.plot(order[done], reached[done], "o", color=INK, markersize=5, label="finished")
-    axes.plot(order[~done], reached[~done], "o", color=MUTED, markersize=5, markerfacecolor="none", label="stopped early")
+        axes.step(
+            order, best_so_far.accumulate(reached), where="post", color=ACCENT, linewidth=2, label=label("best so far")
+        )
+    axes.plot(order[done], reached[done], "o", color=INK, markersize=5, label=label("finished"))
+    axes.plot(
+        order[~done], reached[~done], "o", color=MUTED, markersize=5, markerfacecolor="none", label=label("stopped early")
+    )
     if len(reached):
         low, high = _better_part(reached, objective)
         room = max(high - low, 0.01 * abs(high), 1e-6)
         axes.set_ylim(low - 0.1 * room, high + 0.15 * room)
     if failed:
         top = axes.get_ylim()[1]
-        axes.plot(failed, [top] * len(failed), "x", color=WARNING, markersize=7, clip_on=False, label="failed")
+        axes.plot(failed, [top] * len(failed), "x", color=WARNING, markersize=7, clip_on=False, label=label("failed"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="trial", ylabel=title(objective))
+    axes.set(xlabel=label("trial"), ylabel=_axis(objective))
     figure.legend(loc="outside upper left", ncols=4, handletextpad=0.4, columnspacing=1.0, handlelength=1.4)
     return figure
 
@@ -110,7 +119,7 @@ def importance(shares: Mapping[str, float]) -> Figure:
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set(
-        xlabel="PED-ANOVA: share in what the best trials have in common",
+        xlabel=label("PED-ANOVA: share in what the best trials have in common"),
         xlim=(0, max([*shares.values(), 0.01]) * 1.12),
     )
     return figure

@@ -13,6 +13,8 @@ import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from raymed.language import say
+
 INK, MUTED, FAINT, GRID, PAPER = "#1b2430", "#66717e", "#b4bdc8", "#e3e7ec", "#fefefe"
 ACCENT, WARNING = "#0072b2", "#d55e00"
 SERIES = (
@@ -57,6 +59,11 @@ def drawable(names: Sequence[str], english: Sequence[str]) -> list[str]:
         if all(ord(character) in known for name in each for character in name):
             return list(each)
     return [f"class {number}" for number in range(1, len(names) + 1)]
+
+
+def label(english: str) -> str:
+    """Words of a figure in the reader's language, where this machine's fonts have its characters."""
+    return drawable([say(english)], [english])[0]
 
 
 _STYLE: Any = {

@@ -8,6 +8,7 @@ from unicodedata import east_asian_width
 from raymed.evaluation.comparison import comparison
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import RARE, Evaluation
+from raymed.language import say
 
 COLUMNS = ("sensitivity", "specificity", "precision", "auc")
 
@@ -23,24 +24,34 @@ def lines(evaluation: Evaluation, names: Sequence[str] = ()) -> list[str]:
     text = [f"{name:<{wide}}{show(estimate)}" for name, estimate in evaluation.metrics.items()]
     if (calibration := evaluation.calibration) is not None:
         text += [
-            f"{'ece':<{wide}}{calibration.error:.3f} (perfectly calibrated: {calibration.perfect:.3f}, "
-            f"by chance up to {calibration.perfect_high:.3f})",
+            f"{'ece':<{wide}}"
+            + say(
+                "{error:.3f} (perfectly calibrated: {perfect:.3f}, by chance up to {most:.3f})",
+                error=calibration.error,
+                perfect=calibration.perfect,
+                most=calibration.perfect_high,
+            ),
             f"{'calibration_slope':<{wide}}{show(calibration.slope)}",
             f"{'calibration_gap':<{wide}}{show(calibration.gap)}",
         ]
     sentences = comparison(evaluation)
-    column = max(wide, *(len(title) + 2 for title in sentences))
-    text += ["", "compared with", *(_pad(title, column) + sentence for title, sentence in sentences.items())]
-    text += ["", f"{f'class ({evaluation.units})':<24}" + "".join(f"{name:<22}" for name in COLUMNS)]
+    column = max(wide, *(_columns(title) + 2 for title in sentences))
+    unit, units = say(evaluation.unit), say(evaluation.units)
+    text += ["", say("compared with"), *(_pad(title, column) + sentence for title, sentence in sentences.items())]
+    text += ["", _pad(say("class ({units})", units=units), 24) + "".join(f"{name:<22}" for name in COLUMNS)]
     for name, each in zip(names, evaluation.classes, strict=True):
         title = f"{name}{'*' if each.rare else ''} ({each.support})"
         text.append(_pad(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
     if True in [each.rare for each in evaluation.classes] + [each.rare for each in evaluation.sources]:
-        text.append(f"* fewer than {RARE} {evaluation.units}: one {evaluation.unit} more would change these figures")
-    text += ["", f"{evaluation.units} by class (row) and decision (column)", *crosswise(names, evaluation.confusion)]
+        fewer = say(
+            "* fewer than {rare} {units}: one {unit} more would change these figures", rare=RARE, units=units, unit=unit
+        )
+        text.append(fewer)
+    text += ["", say("{units} by class (row) and decision (column)", units=units), *crosswise(names, evaluation.confusion)]
     for source in evaluation.sources:
-        text += ["", f"{source.name}{'*' if source.rare else ''}: {source.patients} {evaluation.units}"]
-        text.append(f"  {f'always {source.majority}':<{wide}}{source.majority_accuracy:.3f}")
+        text += ["", f"{source.name}{'*' if source.rare else ''}: {source.patients} {units}"]
+        always = say("always {majority}", majority=source.majority)
+        text.append(f"  {_pad(always, wide)}{source.majority_accuracy:.3f}")
         text += [f"  {name:<{wide}}{show(estimate)}" for name, estimate in source.metrics.items()]
     return [line.rstrip() for line in text]
 

@@ -29,6 +29,7 @@ from raymed.job.departure import INTERRUPTED, departing
 from raymed.job.library_log import OneLine, essence, keep_traceback
 from raymed.job.submitted import is_submitted
 from raymed.job.witness import witnessed
+from raymed.language import LANGUAGES, say, speak
 from raymed.storage import holder
 from raymed.storage.folder import Folder
 
@@ -59,9 +60,11 @@ class JobOptions:
         dry_run: Check data, resources and memory, print the plan, and do nothing else.
         json: Print the summary as one JSON object on standard output; logs go to standard error.
         group_readable: Let this user's group read what is written; otherwise nobody else can.
+        language: Of what a person reads, on the terminal and in the report: en or zh (default: English, and classes by their
+            short names).
     """
 
-    MATTERS: ClassVar[tuple[str, ...]] = ("storage", "tracking_uri", "seed", "dry_run", "json")
+    MATTERS: ClassVar[tuple[str, ...]] = ("storage", "tracking_uri", "seed", "dry_run", "json", "language")
 
     storage: str = field(default_factory=default_storage)
     tracking_uri: str | None = None
@@ -69,6 +72,7 @@ class JobOptions:
     dry_run: bool = False
     json: bool = False
     group_readable: bool = False
+    language: str = ""
 
     @property
     def folder(self) -> Folder:
@@ -87,8 +91,11 @@ class JobOptions:
             return given
         if "://" in self.storage:
             raise UserError(
-                f"the storage {self.storage} is remote, so the tracking database cannot lie in it. "
-                "Give --tracking-uri http://SERVER:5000 or set MLFLOW_TRACKING_URI."
+                say(
+                    "the storage {storage} is remote, so the tracking database cannot lie in it. Give --tracking-uri "
+                    "http://SERVER:5000 or set MLFLOW_TRACKING_URI.",
+                    storage=self.storage,
+                )
             )
         return f"sqlite:///{self.folder.path}/mlflow.db"
 
@@ -134,7 +141,9 @@ def run(
     words = sys.argv[1:] if arguments is None else arguments
     as_json, failed = "--json" in words, True
     try:
+        speak(_asked_language(words))
         options = parse(options_type, words, positional, defaults, aliases, script)
+        speak(options.language)
         as_json = options.json
         if as_json:
             holder.last_words.append(_tell)
@@ -179,19 +188,26 @@ def resume_command() -> str:
 
 def interrupted() -> str:
     """The last line of a job that was told to stop."""
-    return f"stopped. To go on from the last checkpoint: {resume_command()}"
+    return say("stopped. To go on from the last checkpoint: {command}", command=resume_command())
 
 
 def ended_at_once() -> str:
     """What is said of a job that cannot say it any more."""
-    return (
+    return say(
         "error: the job was ended at once, by the system (for want of memory?) or by Ray, one of whose own processes was "
-        f"lost. What was saved is there, and the same command goes on: {resume_command()}"
+        "lost. What was saved is there, and the same command goes on: {command}",
+        command=resume_command(),
     )
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:
-    return code, f"error: {message}", {"error": message, "exit_code": code}
+    return code, say("error: {message}", message=message), {"error": message, "exit_code": code}
+
+
+def _asked_language(words: Sequence[str]) -> str:
+    """The language that is asked for, for what is wrong with other words; empty where none of ours is named."""
+    named = re.findall(r"(?<!\S)--language[= ](\S+)", " ".join(words))
+    return named[-1] if named and named[-1] in LANGUAGES else ""
 
 
 def _tell(code: int, reason: str) -> None:

@@ -8,10 +8,12 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
+from raymed.language import Translated
+
 TRACES = ("Traceback (most recent call last)", '\n  File "')  # what only a traceback holds
 
 
-class OneLine(logging.Formatter):
+class OneLine(Translated):
     """Our records as they are, and of a library's the line that says what it is about."""
 
     def format(self, record: logging.LogRecord) -> str:

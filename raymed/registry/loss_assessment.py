@@ -13,6 +13,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
 from raymed.errors import UserError
 from raymed.evaluation.estimate import Estimate
+from raymed.language import in_english
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry import model_card
 from raymed.registry.candidate import Candidate
@@ -122,7 +123,8 @@ class LossAssessment:
 
     def page(self, search: SearchSummary, facts: CardFacts) -> tuple[str, str]:
         """The card, and all trials, the best first, as Markdown."""
-        return "report.md", f"{self.card(facts)}\n{search.table()}\n"
+        with in_english():  # as the card is
+            return "report.md", f"{self.card(facts)}\n{search.table()}\n"
 
     def next_step(self, uri: str, tracking_uri: str) -> str:
         return self.then.format(model=uri, tracking=tracking_uri)

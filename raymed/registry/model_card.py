@@ -18,6 +18,7 @@ from raymed.evaluation.comparison import comparison
 from raymed.evaluation.metrics import RARE, Evaluation
 from raymed.evaluation.predict import Inference
 from raymed.evaluation.summary import show
+from raymed.language import say
 from raymed.models.settings import LITE
 
 if TYPE_CHECKING:
@@ -186,21 +187,26 @@ def unknown_patients(prepared: Prepared) -> list[str]:
     if prepared.manifest.patients_known:
         return []
     return [
-        "nobody said whose the pictures are, so figures count images: a patient with several may be in training and test, "
-        "and the figures then flatter"
+        say(
+            "nobody said whose the pictures are, so figures count images: a patient with several may be in training and "
+            "test, and the figures then flatter"
+        )
     ]
 
 
 def near_duplicates(prepared: Prepared) -> str:
     """What was done about patients who share near-duplicate pictures."""
-    who = "patients who share near-duplicate pictures" if prepared.manifest.patients_known else "near-duplicate images"
-    groups, mode = len(prepared.manifest.near_duplicates), prepared.manifest.settings.get("near_duplicates", "group")
-    counted = "1 group" if groups == 1 else f"{groups} groups"
+    manifest = prepared.manifest
+    groups, mode = len(manifest.near_duplicates), manifest.settings.get("near_duplicates", "group")
     if not groups:
-        return f"no {who.replace('who share', 'share')}"
+        return (
+            say("no patients share near-duplicate pictures") if manifest.patients_known else say("no near-duplicate images")
+        )
+    who = say("patients who share near-duplicate pictures") if manifest.patients_known else say("near-duplicate images")
+    counted = say("1 group") if groups == 1 else say("{groups} groups", groups=groups)
     if mode == "warn":
-        return f"{counted} of {who}, NOT kept in one split (near_duplicates warn)"
-    return f"{counted} of {who}, each kept in one split"
+        return say("{groups} of {who}, NOT kept in one split (near_duplicates warn)", groups=counted, who=who)
+    return say("{groups} of {who}, each kept in one split", groups=counted, who=who)
 
 
 def _used(assessment: PatientAssessment, refit: Refit | None) -> list[str]:

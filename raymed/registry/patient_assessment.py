@@ -28,6 +28,7 @@ from raymed.evaluation.patients import Patients
 from raymed.evaluation.predict import COLUMNS, Inference, Model, predict_rows
 from raymed.evaluation.single_slices import SingleSlices, probabilities_of
 from raymed.evaluation.tables import decision_table
+from raymed.language import say, spoken
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry import model_card
 from raymed.spreadsheet import to_csv
@@ -139,9 +140,10 @@ class PatientAssessment:
 
     def lines(self) -> list[str]:
         split, evaluation = self.judged
+        names = self.prepared.labels.called(spoken())
         return [
-            f"{evaluation.patients} {split} {evaluation.units}, {self.scaling}:",
-            *(f"  {line}" for line in summary.lines(evaluation)),
+            f"{evaluation.patients} {say(split)} {say(evaluation.units)}, {self.scaling}:",
+            *(f"  {line}" for line in summary.lines(evaluation, names)),
         ]
 
     def files(self) -> dict[str, bytes]:
@@ -224,15 +226,23 @@ class PatientAssessment:
         notes = [f"{warning[0].upper()}{warning[1:]}." for warning in model_card.unknown_patients(self.prepared)]
         if not evaluation.beats_majority:
             notes.append(
-                f"These {split} {evaluation.units} do not show that the model is right more often than always answering "
-                f"{evaluation.baselines.majority}."
+                say(
+                    "These {split} {units} do not show that the model is right more often than always answering {majority}.",
+                    split=say(split),
+                    units=say(evaluation.units),
+                    majority=evaluation.baselines.majority,
+                )
             )
         if refit is not None:
             notes.append(
-                f"The registered model was trained again on {' + '.join(refit.splits)}; figures belong to the model before "
-                f"that{'' if refit.folds else ', and so does the temperature'}."
+                say(
+                    "The registered model was trained again on {splits}; figures belong to the model before that.",
+                    splits=" + ".join(map(say, refit.splits)),
+                )
             )
-        return [*notes, "Probabilities are temperature-scaled: figures are those after that."]
+            if not refit.folds:
+                notes.append(say("So does the temperature."))
+        return [*notes, say("Probabilities are temperature-scaled: figures are those after that.")]
 
     def next_step(self, uri: str, tracking_uri: str) -> str:
         return ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from raymed.data.sources import Listing, SourceSettings, list_source, some
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome
+from raymed.language import say, spoken
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 
@@ -62,24 +63,45 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     _require_one_class(listing)
     lost = reasons(refusal for refusal in listing.refusals if refusal.patient is None)
     slices = sum(len(study.slices) for study in listing.studies)
-    found = f"{listing.format}: {slices} slices in {len(listing.studies)} studies"
-    warnings = [*listing.notes, *filter(None, [mixed(listing)]), *(f"not used: {line}" for line in lost)]
+    found = say(
+        "{format}: {slices} slices in {studies} studies",
+        format=listing.format,
+        slices=slices,
+        studies=len(listing.studies),
+    )
+    warnings = [*listing.notes, *filter(None, [mixed(listing)]), *(say("not used: {what}", what=line) for line in lost)]
     if options.dry_run:
-        return Outcome("\n".join([*warnings, found, "dry run: nothing was written"]), {"found": found, "warnings": warnings})
+        text = "\n".join([*warnings, found, say("dry run: nothing was written")])
+        return Outcome(text, {"found": found, "warnings": warnings})
     out = Path(options.out).expanduser().resolve()
     if out.is_dir():
-        raise UserError(f"--out {out} is a folder: name the CSV to write, such as {out / 'predictions.csv'}")
+        raise UserError(
+            say("--out {out} is a folder: name the CSV to write, such as {file}", out=out, file=out / "predictions.csv")
+        )
     Folder.at(out.parent).check_writable()  # before hours of work
     predictions = list(predict_studies(open_network(), listing, inference, options.micro_batch, options.workers))
     unlike = Counter(how for each in predictions for how in each.unlike)
-    warnings += [f"unlike the training pictures: {how} ({count} patients)" for how, count in unlike.most_common(MOST)]
+    warnings += [
+        say("unlike the training pictures: {how} ({count} patients)", how=how, count=count)
+        for how, count in unlike.most_common(MOST)
+    ]
     lines = pd.DataFrame(table(predictions, inference))
     Folder.at(out.parent).write(out.name, to_csv(lines))
     undecided = int(lines["decision"].isna().sum())
     decided = lines["decision"].value_counts().to_dict()
-    text = [*warnings, found, f"decided: {decided}; without a usable slice: {undecided} patients", f"predictions: {out}"]
     data = {"out": str(out), "patients": len(lines), "decided": decided, "undecided": undecided, "warnings": warnings}
-    return Outcome("\n".join(text), data)
+    shown = dict(zip(inference.labels.names, inference.labels.called(spoken()), strict=True))
+    words = [
+        *warnings,
+        found,
+        say(
+            "decided: {decided}; without a usable slice: {undecided} patients",
+            decided={shown[str(name)]: count for name, count in decided.items()},
+            undecided=undecided,
+        ),
+        say("predictions: {out}", out=out),
+    ]
+    return Outcome("\n".join(words), data)
 
 
 def _refuse_classes(listing: Listing, inference: Inference) -> None:
@@ -88,8 +110,12 @@ def _refuse_classes(listing: Listing, inference: Inference) -> None:
     classes = [each for each in patients if labels.knows(each) and each not in labels.codes]  # 1 and 2 may well be patients
     if classes and listing.format in FOLDERS:
         raise UserError(
-            f"{listing.root}: {', '.join(classes)} are named like classes, not like patients. If the patients' folders lie "
-            "in them, pass --source.labelled true; else name the patient with --source.patient-regex"
+            say(
+                "{root}: {classes} are named like classes, not like patients. If the patients' folders lie in them, pass "
+                "--source.labelled true; else name the patient with --source.patient-regex",
+                root=listing.root,
+                classes=", ".join(classes),
+            )
         )
 
 
@@ -102,6 +128,11 @@ def _require_one_class(listing: Listing) -> None:
     several = [f"{patient} ({' and '.join(sorted(labels))})" for patient, labels in classes.items() if len(labels) > 1]
     if several and listing.format in FOLDERS:
         raise UserError(
-            f"{listing.root}: {len(several)} patients are in several classes, as one person: {some(several)}. If they are "
-            "several persons, tell them apart with --source.patient-regex '^([^/]+/[^/]+)/'; else put each into one class"
+            say(
+                "{root}: {count} patients are in several classes, as one person: {several}. If they are several persons, "
+                "tell them apart with --source.patient-regex '^([^/]+/[^/]+)/'; else put each into one class",
+                root=listing.root,
+                count=len(several),
+                several=some(several),
+            )
         )

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.evaluation.estimate import Estimate
+from raymed.language import in_english
 from raymed.recipes.exported import read_recipe
 from raymed.registry.assessment import Assessment, AssessmentSettings, CardFacts
 from raymed.registry.candidate import CHECKPOINT, Candidate, Refit
@@ -88,7 +89,8 @@ def assess_and_register(
             licence=licence,
             looks=_count_look(tracker, candidate, assessment.test_ids),
         )
-        card = assessment.card(facts)
+        with in_english():
+            card = assessment.card(facts)
         number = _version(tracker, name, key)
         if number is None:
             if refit is not None:

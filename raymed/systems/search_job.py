@@ -6,6 +6,7 @@ from typing import Any
 
 from raymed.errors import UserError
 from raymed.job.job import Outcome
+from raymed.language import say
 from raymed.systems.options import for_search
 
 
@@ -18,15 +19,16 @@ def search_and_conclude(options: Any) -> Outcome:
     Raises:
         UserError: something of the options does not fit.
     """
+    if options.refit != "none" and not options.CAN_REFIT:
+        raise UserError(say("--refit is for classifiers, whose test patients say what the winner is worth: leave it out"))
+    options = for_search(options)  # before the imports, which take seconds
+
     from raymed.cluster.connection import connect
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
     from raymed.tuning.result import conclude_search
 
-    if options.refit != "none" and not options.CAN_REFIT:
-        raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
     connect(start=not options.dry_run)
-    options = for_search(options)
     search = options.open_search(options.prepared(), options.budget)
     if options.dry_run:
         return describe(search)

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from raymed import clock
 from raymed.errors import UserError
+from raymed.language import say
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,15 @@ class Budget:
     @property
     def plan(self) -> str:
         """What is done by the deadline, for a person to read."""
-        refit = ", and its training again," if self.refit != "none" else ""
-        return f"the search ends in time for judging the winner{refit} by {self.end}; the leader may end its schedule first"
+        if self.refit != "none":
+            return say(
+                "the search ends in time for judging the winner, and its training again, by {end}; the leader may end its "
+                "schedule first",
+                end=self.end,
+            )
+        return say(
+            "the search ends in time for judging the winner by {end}; the leader may end its schedule first", end=self.end
+        )
 
     @property
     def end(self) -> str:
@@ -103,7 +111,7 @@ def deadline(until: str, timezone: str = "") -> float:
     try:
         time_of_day = datetime.strptime(until, "%H:%M").time()
     except ValueError as error:
-        raise UserError(f"--until {until!r} is not a time of day such as 07:00") from error
+        raise UserError(say("--until {until!r} is not a time of day such as 07:00", until=until)) from error
     now = datetime.fromtimestamp(clock.now(), zone)
     end = datetime.combine(now.date(), time_of_day, zone)
     return (end if end > now else end + timedelta(days=1)).timestamp()

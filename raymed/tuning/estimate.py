@@ -11,6 +11,7 @@ from raymed.cluster.prices import Prices
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import Outcome
+from raymed.language import say, spoken
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
 from raymed.training.fit import Resources
@@ -36,9 +37,11 @@ def describe(search: Search) -> Outcome:
     if not each.gpus:
         check_offload(spec.train, torch.device("cpu"))
     concurrent = min(fitting, search.budget.trials)
-    workers = f"{each.min_workers} to {each.workers}" if each.min_workers < each.workers else str(each.workers)
+    workers = str(each.workers)
+    if each.min_workers < each.workers:
+        workers = say("{fewest} to {most}", fewest=each.min_workers, most=each.workers)
     plan = spec.plan(prepared, 0)
-    records, noun = plan.rows, spec.sampling.noun
+    records, noun = plan.rows, say(spec.sampling.noun)
     module = spec.recipe.build()
     if spec.start is not None:
         spec.start.load_into(module)
@@ -51,21 +54,48 @@ def describe(search: Search) -> Outcome:
         divided = division(spec.recipe, module, spec.train, count)
     _, busy = divided.balance(plan.batches)
     lines = [
-        f"data       {records} train {noun} of {_patients(prepared, spec, 'train')} patients an epoch, "
-        f"{validation} val {noun} of {_patients(prepared, spec, 'val')}; digest {prepared.digest}",
+        say(
+            "data       {records} train {noun} of {patients} patients an epoch, {validation} val {noun} of {others}; digest "
+            "{digest}",
+            records=records,
+            noun=noun,
+            patients=_patients(prepared, spec, "train"),
+            validation=validation,
+            others=_patients(prepared, spec, "val"),
+            digest=prepared.digest,
+        ),
         *_classes(spec, prepared),
-        *(f"           left out: {count} {reason}" for reason, count in plan.left_out.items() if count),
-        f"plan       {len(plan.batches)} steps an epoch of {spec.train.global_batch}, at most "
-        + (f"{spec.train.steps} steps" if spec.train.steps else f"{spec.train.epochs} epochs")
-        + (f"; validated every {spec.train.validate_steps} steps" if spec.train.validate_steps else ""),
+        *(
+            say("           left out: {count} {reason}", count=count, reason=say(reason))
+            for reason, count in plan.left_out.items()
+            if count
+        ),
+        say("plan       {steps} steps an epoch of {batch}", steps=len(plan.batches), batch=spec.train.global_batch)
+        + (
+            say(", at most {steps} steps", steps=spec.train.steps)
+            if spec.train.steps
+            else say(", at most {epochs} epochs", epochs=spec.train.epochs)
+        )
+        + (say("; validated every {steps} steps", steps=spec.train.validate_steps) if spec.train.validate_steps else ""),
         *(f"           {line}" for line in (search.idle(each), search.apart(each)) if line),
-        *([f"           workers are busy {busy:.0%} of the time"] if busy < 0.995 else []),
-        f"model      {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; weights, gradients and optimizer "
-        f"{state / 2**30:.2f} GiB a worker under ZeRO {spec.train.zero_stage}",
-        f"resources  {concurrent} at once, each {workers} x {each.cpus} CPU{f' + {each.gpus:g} GPU' if each.gpus else ''}",
-        f"runs       {', '.join(search.runs)}"
+        *([say("           workers are busy {busy:.0%} of the time", busy=busy)] if busy < 0.995 else []),
+        say(
+            "model      {parameters:.1f} M parameters, {trained:.1f} M trained; weights, gradients and optimizer "
+            "{state:.2f} GiB a worker under ZeRO {stage}",
+            parameters=parameters / 1e6,
+            trained=trained / 1e6,
+            state=state / 2**30,
+            stage=spec.train.zero_stage,
+        ),
+        say("resources  {runs} at once, each {workers} x {cpus} CPU", runs=concurrent, workers=workers, cpus=each.cpus)
+        + (f" + {each.gpus:g} GPU" if each.gpus else ""),
+        say("runs       {runs}", runs=", ".join(search.runs))
         if search.runs
-        else f"search     {search.budget.trials} trials over {', '.join(search.defaults) or 'no settings'}"
+        else say(
+            "search     {trials} trials over {settings}",
+            trials=search.budget.trials,
+            settings=", ".join(search.defaults) or say("no settings"),
+        )
         + (f"; {search.budget.plan}" if search.budget.end else ""),
     ]
     rehearsal = None
@@ -77,20 +107,33 @@ def describe(search: Search) -> Outcome:
     lines.append(_memory(spec, activations, rehearsal))
     seconds = rehearsal.seconds / rehearsal.records if rehearsal else None
     if seconds is None:
-        lines.append("time       not estimated here: the first epoch of the first trial will tell")
+        lines.append(say("time       not estimated here: the first epoch of the first trial will tell"))
     else:
         epoch = (records + validation / 3) * seconds / each.workers
         validations = -(-spec.length(prepared) // (spec.train.validate_steps or 1))
         passes = spec.total_steps(prepared) / len(plan.batches)
         whole = (passes * records + validations * validation / 3) * seconds / each.workers
         lines.append(
-            f"time       about {seconds * 1000:.1f} ms a {noun[:-1]}, {epoch:.0f} s an epoch, {whole / 60:.1f} min a trial "
-            f"that is not stopped early, at most {whole * math.ceil(search.budget.trials / concurrent) / 60:.0f} min for all"
+            say(
+                "time       about {each:.1f} ms a {noun}, {epoch:.0f} s an epoch, {trial:.1f} min a trial that is not "
+                "stopped early, at most {whole:.0f} min for all",
+                each=seconds * 1000,
+                noun=say(spec.sampling.noun[:-1]),
+                epoch=epoch,
+                trial=whole / 60,
+                whole=whole * math.ceil(search.budget.trials / concurrent) / 60,
+            )
         )
     if (prices := Prices.stated()) and each.gpus:
         cost = prices.of(math.ceil(each.workers * concurrent * each.gpus), search.budget.seconds_left / 3600)
-        lines.append(f"cost       {cost}, and the storage")
-    lines.append(f"nothing was started; it would be recorded at {search.tracking_uri} and lie in {spec.folder.uri}")
+        lines.append(say("cost       {cost}, and the storage", cost=cost))
+    lines.append(
+        say(
+            "nothing was started; it would be recorded at {tracking} and lie in {folder}",
+            tracking=search.tracking_uri,
+            folder=spec.folder.uri,
+        )
+    )
     data: dict[str, Any] = {
         "steps_per_epoch": len(plan.batches),
         "steps": spec.total_steps(prepared),
@@ -116,8 +159,11 @@ def _classes(spec: RunSpec, prepared: Prepared) -> list[str]:
     if not prepared.labels.names:
         return []
     used = spec.usage(prepared).patients
-    counts = ", ".join(f"{name} {splits.get('train', 0)} + {splits.get('val', 0)}" for name, splits in used.items())
-    return [f"           by class, train + val: {counts}"]
+    shown = dict(zip(prepared.labels.names, prepared.labels.called(spoken()), strict=True))
+    counts = ", ".join(
+        f"{shown.get(name, name)} {splits.get('train', 0)} + {splits.get('val', 0)}" for name, splits in used.items()
+    )
+    return [say("           by class, train + val: {counts}", counts=counts)]
 
 
 def _patients(prepared: Prepared, spec: RunSpec, split: str) -> int:
@@ -126,12 +172,19 @@ def _patients(prepared: Prepared, spec: RunSpec, split: str) -> int:
 
 def _memory(spec: RunSpec, activations: int | None, rehearsal: Rehearsal | None) -> str:
     if activations is None:
-        return f"memory     activations not counted: a forward pass takes longer than {PATIENCE:.0f} s on this machine"
-    count = f"{spec.train.micro_batch} {spec.sampling.noun} at once"
-    whole = f"memory     {activations / 2**30:.2f} GiB of activations besides, at {count}"
+        return say(
+            "memory     activations not counted: a forward pass takes longer than {seconds:.0f} s on this machine",
+            seconds=PATIENCE,
+        )
+    whole = say(
+        "memory     {activations:.2f} GiB of activations besides, at {count} {noun} at once",
+        activations=activations / 2**30,
+        count=spec.train.micro_batch,
+        noun=say(spec.sampling.noun),
+    )
     if rehearsal is None or rehearsal.peak is None:
         return whole
-    return f"{whole}; this GPU held {rehearsal.peak / 2**30:.2f} GiB at most, with weights and gradients"
+    return whole + say("; this GPU held {peak:.2f} GiB at most, with weights and gradients", peak=rehearsal.peak / 2**30)
 
 
 def _activations(spec: RunSpec, prepared: Prepared, module: torch.nn.Module, gpu: bool) -> int | None:

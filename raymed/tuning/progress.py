@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from raymed.language import say
 from raymed.recipes.metric import LAST, VAL_LOSS
 from raymed.recipes.recipe import probe_of
 from raymed.training.reports import LOST
@@ -25,7 +26,7 @@ from raymed.tuning.study import Study
 
 log = logging.getLogger("raymed")
 
-OF_STEP = {"train_loss": "loss {:.4f}", "lr": "lr {:.2e}", "records_per_second": "{:.1f} samples/s"}
+OF_STEP = {"train_loss": "loss {value:.4f}", "lr": "lr {value:.2e}", "records_per_second": "{value:.1f} samples/s"}
 QUIET = 30.0  # seconds between two lines of a trial's steps; its bar moves more often
 
 
@@ -50,7 +51,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._live:
-            self._total = self._bars.add_task("search", total=self._budget.trials, says="")
+            self._total = self._bars.add_task(say("search"), total=self._budget.trials, says="")
             self._bars.start()
         return self
 
@@ -76,7 +77,7 @@ class Progress:
             else:
                 log.info("%s  %s  %s  |  %s", self._label(trial), where, says, self._summary())
         else:
-            words = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[happened]
+            words = say({"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[happened])
             reason = str(result.get("reason", "")) or (self._early_stop(trial) if happened == "COMPLETE" else "")
             if self._live:
                 if number in self._tasks:
@@ -90,9 +91,12 @@ class Progress:
         spec = self._spec(trial)
         if not spec.train.patience or spec.train.steps or spec.train.validate_steps or trial.last_step == spec.train.epochs:
             return ""
-        return (
-            f"early stopping after epoch {trial.last_step} of {spec.train.epochs}, {spec.train.patience} epochs without a "
-            f"better {spec.watched.name}"
+        return say(
+            "early stopping after epoch {epoch} of {epochs}, {patience} epochs without a better {metric}",
+            epoch=trial.last_step,
+            epochs=spec.train.epochs,
+            patience=spec.train.patience,
+            metric=spec.watched.name,
         )
 
     def _figures(self, spec: RunSpec, result: Mapping[str, Any]) -> Iterator[str]:
@@ -104,11 +108,12 @@ class Progress:
             if shown and metric.name in result:
                 yield metric.show(result[metric.name])
         if spec.monitor not in (VAL_LOSS, LAST):
-            yield f"best {spec.monitor.show(result[f'best_{spec.monitor.name}'])}"
+            yield say("best {value}", value=spec.monitor.show(result[f"best_{spec.monitor.name}"]))
 
     def _show_step(self, trial: FrozenTrial, row: Mapping[str, float], total: int) -> None:
         says, step = _in_words(row, OF_STEP), int(row["global_step"])
-        says = f"step {step}/{total}  {says}  |  {time_left((total - step) * row['seconds'])}"
+        where = say("step {step}/{steps}", step=step, steps=total)
+        says = f"{where}  {says}  |  {time_left((total - step) * row['seconds'])}"
         if self._live:
             self._move(trial, step, total, says)
         elif time.monotonic() >= self._quiet_until.get(trial.number, 0.0):
@@ -125,8 +130,8 @@ class Progress:
     def _where(self, trial: FrozenTrial, result: Mapping[str, Any]) -> str:
         train = self._spec(trial).train
         if train.steps or train.validate_steps:
-            return f"step {result['global_step']}/{result[TOTAL_STEPS]}"
-        return f"epoch {result['epoch']}/{train.epochs}"
+            return say("step {step}/{steps}", step=result["global_step"], steps=result[TOTAL_STEPS])
+        return say("epoch {epoch}/{epochs}", epoch=result["epoch"], epochs=train.epochs)
 
     def _finished(self) -> int:
         return sum(trial.state.is_finished() for trial in self._study.trials)
@@ -135,11 +140,12 @@ class Progress:
         best, objective = self._study.best, self._study.objective
         left = self._time_left()
         if objective == LAST:
-            found = "not validated"
+            found = say("not validated")
         elif best:
-            found = f"best {objective.format.format(self._study.best_value(best))} ({self._label(best)})"
+            reached = objective.format.format(self._study.best_value(best))
+            found = say("best {value} ({trial})", value=reached, trial=self._label(best))
         else:
-            found = "no result yet"
+            found = say("no result yet")
         return f"{found}, {left}" if left else found
 
     def _time_left(self) -> str:
@@ -158,9 +164,11 @@ class Progress:
 
 
 def _in_words(metrics: Mapping[str, Any], forms: Mapping[str, str]) -> str:
-    return "  ".join(form.format(metrics[name]) for name, form in forms.items() if name in metrics)
+    return "  ".join(say(form, value=metrics[name]) for name, form in forms.items() if name in metrics)
 
 
 def time_left(seconds: float) -> str:
     """A time to wait, as a person reads it."""
-    return f"about {int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h left" if seconds >= 60 else "under a minute left"
+    if seconds < 60:
+        return say("under a minute left")
+    return say("about {hours}:{minutes:02d} h left", hours=int(seconds // 3600), minutes=int(seconds % 3600 // 60))

@@ -14,6 +14,7 @@ from raymed.errors import RunError
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.search_summary import DataSummary, SearchSummary, State, TrialSummary
 from raymed.job.job import Outcome
+from raymed.language import in_english, say
 from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, assess_and_register
@@ -54,10 +55,13 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
     seen = study.champion if alias is None else None
     candidate = search.candidate(run_ids[best.number], best)
     how = AssessmentSettings(workers=search.judging_workers)
-    log.info("judging %s%s", search.label(best), f" on {how.workers} workers" if how.workers > 1 else "")
-    registered = assess_and_register(
-        tracker, candidate, alias, again, how=how, seen=seen, found_by=_found_by(search, study, best)
-    )
+    if how.workers > 1:
+        log.info("judging %s on %d workers", search.label(best), how.workers)
+    else:
+        log.info("judging %s", search.label(best))
+    with in_english():
+        found_by = _found_by(search, study, best)
+    registered = assess_and_register(tracker, candidate, alias, again, how=how, seen=seen, found_by=found_by)
     others = {
         trial.number: Folder.at(trial.user_attrs[CHECKPOINT])
         for trial in study.trials
@@ -78,7 +82,8 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
     folder.write(report, text.encode())
     tracker.text(parent, text, report)
     tracker.metrics(parent, {study.objective.name: study.best_value(best)})
-    tracker.describe_as(parent, _description(search, study, best, registered, ties, run_ids, report))
+    with in_english():
+        tracker.describe_as(parent, _description(search, study, best, registered, ties, run_ids, report))
     search.prune_checkpoints(study, best)
     study.note_champion(registered.version)
     study.enter(DONE)
@@ -124,8 +129,9 @@ def best_trial(search: Search, study: Study) -> FrozenTrial:
         RunError: no trial completed an epoch.
     """
     if study.best is None:
-        reasons = {trial.user_attrs.get(REASON, "stopped before its first epoch") for trial in study.trials}
-        raise RunError(f"no trial of {search.name} completed an epoch: {'; '.join(sorted(reasons)) or 'none was started'}")
+        reasons = {trial.user_attrs.get(REASON) or say("stopped before its first epoch") for trial in study.trials}
+        why = "; ".join(sorted(reasons)) or say("none was started")
+        raise RunError(say("no trial of {name} completed an epoch: {why}", name=search.name, why=why))
     return study.best
 
 
@@ -167,7 +173,7 @@ def _summary(
         ),
         command=search.command,
         looks=registered.facts.looks,
-        cost=cost.of_search(study),
+        cost={say(name): took for name, took in cost.of_search(study).items()},
         importance=importance(study.study, search.template.seed),
         versions={name: version(name) for name in PACKAGES},
     )
@@ -198,18 +204,29 @@ def _outcome(
     assessment = registered.assessment
     states = {state: sum(trial.state.name == state for trial in study.trials) for state in ("COMPLETE", "PRUNED", "FAIL")}
     took = Cost.stated(search.resources()[0]).of_search(study)
-    units, cost = [f"{value} {name}" for name, value in took.items() if name != COST], took.get(COST)
+    units, cost = [f"{value} {say(name)}" for name, value in took.items() if name != COST], took.get(COST)
     lines = [
-        f"{len(study.trials)} trials: {states['COMPLETE']} finished, {states['PRUNED']} stopped early, "
-        f"{states['FAIL']} failed; {', '.join(units)}",
-        *([f"cost: {cost}"] if cost else []),
-        f"best: trial {best.number}, {study.objective.show(study.best_value(best))} in {study.best_point(best)}"
-        + (f"; not surely worse: trials {', '.join(map(str, ties))}" if ties else ""),
+        say(
+            "{count} trials: {finished} finished, {stopped} stopped early, {failed} failed; {took}",
+            count=len(study.trials),
+            finished=states["COMPLETE"],
+            stopped=states["PRUNED"],
+            failed=states["FAIL"],
+            took=", ".join(units),
+        ),
+        *([say("cost: {cost}", cost=cost)] if cost else []),
+        say(
+            "best: trial {number}, {value} in {point}",
+            number=best.number,
+            value=study.objective.show(study.best_value(best)),
+            point=study.best_point(best),
+        )
+        + (say("; not surely worse: trials {ties}", ties=", ".join(map(str, ties))) if ties else ""),
         *assessment.lines(),
-        f"registered: {registered.uri} (version {registered.version})",
+        say("registered: {uri} (version {version})", uri=registered.uri, version=registered.version),
         assessment.next_step(registered.uri, search.tracking_uri),
         search.open_tracker().look_at_it,
-        f"report: {report}",
+        say("report: {report}", report=report),
     ]
     data = {
         "name": search.name,

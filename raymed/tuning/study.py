@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from raymed import clock
 from raymed.compat.optuna import queued_params, rung_key, trial_of
 from raymed.errors import UserError
+from raymed.language import say
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.training.loop import MODEL
 from raymed.tuning.budget import Budget
@@ -219,7 +220,7 @@ class Study:
 
     def best_point(self, trial: FrozenTrial) -> str:
         """When a trial was best: epoch 3, or step 1500."""
-        return f"{self.noun} {trial.user_attrs[BEST_POINT]}"
+        return f"{say(self.noun)} {trial.user_attrs[BEST_POINT]}"
 
     @property
     def trained(self) -> int:

@@ -111,7 +111,7 @@ class ClipOptions(SystemOptions):
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = (
-        "data", "source.patients", "size", "text_template", "class_texts_file",
+        "data", "source.patients", "text_template", "class_texts_file",
         "model.image_encoder", "model.text_encoder", "augment.preset",
     )  # fmt: skip
     CAN_REFIT: ClassVar[bool] = True

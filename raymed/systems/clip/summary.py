@@ -14,6 +14,7 @@ from raymed.evaluation.figures import training_history
 from raymed.evaluation.intervals import over_folds
 from raymed.evaluation.metrics import evaluate
 from raymed.job.job import Outcome
+from raymed.language import say, spoken
 from raymed.recipes.metric import LAST, Metric
 from raymed.registry.fold_mean import fold_mean
 from raymed.registry.other_runs import OtherRuns
@@ -98,12 +99,12 @@ def summarise(
             results.append(Result(each.name, each.describe(), found, classes, judged.patients, by_fold))
             results[-1].write(output)
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
-    lines += [f"not trained: {each}" for each in wrong]
+    lines += [say("not trained: {what}", what=each) for each in wrong]
     if any(each.name for each in configurations):
         lines += write_ranking(output, results, [*wrong, *failed])
     if wrong or failed:
-        raise (UserError if wrong else RunError)("\n".join(["not everything could be trained", *lines]))
-    lines += [tracker.look_at_it, f"files: {output}"]
+        raise (UserError if wrong else RunError)("\n".join([say("not everything could be trained"), *lines]))
+    lines += [tracker.look_at_it, say("files: {output}", output=output)]
     data = {"name": search.name, "output": str(output), "tracking_uri": search.tracking_uri}
     return Outcome("\n".join(lines), data | figures.get("", {"configurations": figures}))
 
@@ -116,13 +117,17 @@ def summarise_finished(work: Work, wrong: Sequence[str]) -> Outcome:
     """
     lines = [*_trained_before(work.finished), *write_ranking(work.output, work.finished, wrong)]
     if wrong:
-        raise UserError("\n".join(["not everything could be trained", *lines, *(f"not trained: {each}" for each in wrong)]))
+        left = (say("not trained: {what}", what=each) for each in wrong)
+        raise UserError("\n".join([say("not everything could be trained"), *lines, *left]))
     figures = {each.name: dict(each.figures) for each in work.finished}
-    return Outcome("\n".join([*lines, f"files: {work.output}"]), {"output": str(work.output), "configurations": figures})
+    text = "\n".join([*lines, say("files: {output}", output=work.output)])
+    return Outcome(text, {"output": str(work.output), "configurations": figures})
 
 
 def _trained_before(finished: Sequence[Result]) -> list[str]:
-    return [f"{each.name}: trained before; its folder holds the result of the same settings" for each in finished]
+    return [
+        say("{name}: trained before; its folder holds the result of the same settings", name=each.name) for each in finished
+    ]
 
 
 def summarise_folds(
@@ -175,20 +180,37 @@ def _unasked(judged: Judged, others: OtherRuns, names: Sequence[str], last_epoch
     """Whether other runs were validated on the same patients, and the figures of those on whom none was."""
     if not others.count:
         return []
-    ids, units = judged.patients.ids.astype(str), f"{judged.patients.unit}s"
+    ids, units = judged.patients.ids.astype(str), say(f"{judged.patients.unit}s")
     left = ~np.isin(ids, sorted(others.patients))
-    runs = "1 other run was" if others.count == 1 else f"{others.count} other runs were"
+    runs = say("1 other run was") if others.count == 1 else say("{count} other runs were", count=others.count)
     lines = [
-        f"  {runs} validated on {len(others.patients)} of these {len(ids)} {units}: where they chose these settings, "
-        f"figures of those {units} flatter"
+        say(
+            "  {runs} validated on {count} of these {all} {units}: where they chose these settings, figures of those "
+            "{units} flatter",
+            runs=runs,
+            count=len(others.patients),
+            all=len(ids),
+            units=units,
+        )
     ]
     if not left.any():
-        return [f"{lines[0]}. Settings that are searched on a part of the {units} are judged on the others without that"]
+        alone = say(
+            ". Settings that are searched on a part of the {units} are judged on the others without that", units=units
+        )
+        return [lines[0] + alone]
     if judged.last_patients is not None:
         rest = evaluate(judged.last_patients.part(left), names)
         shown = {name: rest.metrics[name] for name in (*PER_PATIENT, "loss") if name in rest.metrics}
         figures = ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items())
-        lines.append(f"  the other {rest.patients} {units}, on whom no other run was validated, {last_epoch}: {figures}")
+        lines.append(
+            say(
+                "  the other {count} {units}, on whom no other run was validated, {when}: {figures}",
+                count=rest.patients,
+                units=units,
+                when=last_epoch,
+                figures=figures,
+            )
+        )
     return lines
 
 
@@ -197,6 +219,7 @@ def _lines(
 ) -> list[str]:
     """What a person is told of a configuration that was trained."""
     title = f"{configuration.name}: " if configuration.name else ""
+    labels, units = configuration.prepared.labels, say(f"{configuration.prepared.manifest.unit}s")
     if configuration.options.use_cv:
         averages = found["average_results"]
 
@@ -204,49 +227,79 @@ def _lines(
             return f"{averages[f'avg_{name}']:.{digits}f} ± {averages[f'std_{name}']:.{digits}f}"
 
         count = sum(state == TrialState.COMPLETE.name for state in found["runs"].values())
-        chosen = "where early stopping ended it" if configuration.options.train.patience else "which nothing chose"
+        stops = configuration.options.train.patience
+        chosen = say("where early stopping ended it") if stops else say("which nothing chose")
         lines = [
-            f"{title}{count} folds: best val_acc {spread('best_val_acc', 2)} %; of the last epoch, {chosen}: "
-            f"val_acc {spread('val_acc', 2)} %, val_loss {spread('val_loss', 4)}"
+            title
+            + say(
+                "{count} folds: best val_acc {best} %; of the last epoch, {chosen}: val_acc {accuracy} %, val_loss {loss}",
+                count=count,
+                best=spread("best_val_acc", 2),
+                chosen=chosen,
+                accuracy=spread("val_acc", 2),
+                loss=spread("val_loss", 4),
+            )
         ]
         if judged:
-            epochs = {
-                f"in the last epoch, {chosen}": judged.last,
-                "in the epoch that its fold chose, which flatters": judged.folds,
-            }
+            last = say("in the last epoch, {chosen}", chosen=chosen)
+            epochs = {last: judged.last, say("in the epoch that its fold chose, which flatters"): judged.folds}
             lines += [
-                f"  per {judged.together.unit}, trained anew, {when}: {_trained_anew(folds)}"
+                say(
+                    "  per {unit}, trained anew, {when}: {figures}",
+                    unit=say(judged.together.unit),
+                    when=when,
+                    figures=_trained_anew(folds),
+                )
                 for when, folds in epochs.items()
                 if folds
             ]
-            lines += _unasked(judged, others, configuration.prepared.labels.names, f"in the last epoch, {chosen}")
+            lines += _unasked(judged, others, configuration.prepared.labels.names, last)
         whole = count == len(found["runs"])
-        units = f"{configuration.prepared.manifest.unit}s"
-        whose = (
-            f"{'all' if whole else 'their'} {units}, each judged by the network that was not trained on it, in the epoch "
-            "that its fold chose, which flatters"
+        whose = say(
+            "{all} {units}, each judged by the network that was not trained on it, in the epoch that its fold chose, which "
+            "flatters",
+            all=say("all") if whole else say("their"),
+            units=units,
         )
     elif configuration.monitor == LAST:
         lines = [
-            f"{title}{found['epochs']} epochs, of which the last is kept: train_acc {found['train_acc']:.2f} %, train_loss "
-            f"{found['train_loss']:.4f}; nobody is left to judge it, so it is not registered"
+            title
+            + say(
+                "{epochs} epochs, of which the last is kept: train_acc {accuracy:.2f} %, train_loss {loss:.4f}; nobody is "
+                "left to judge it, so it is not registered",
+                epochs=found["epochs"],
+                accuracy=found["train_acc"],
+                loss=found["train_loss"],
+            )
         ]
     else:
         train = configuration.options.train
         early = found["epochs"] < train.epochs and not train.steps
-        missed = f"{train.patience} epochs without a better {train.patience_monitor or train.monitor}"
-        ended = f", where early stopping ended it ({missed})" if early else ""
+        ended = ""
+        if early:
+            ended = say(
+                ", where early stopping ended it ({patience} epochs without a better {metric})",
+                patience=train.patience,
+                metric=train.patience_monitor or train.monitor,
+            )
         lines = [
-            f"{title}best epoch {found['best_epoch']} of {found['epochs']}{ended}: "
-            f"val_acc {found['val_acc']:.2f} %, val_loss {found['val_loss']:.4f}"
+            title
+            + say(
+                "best epoch {best} of {epochs}{ended}: val_acc {accuracy:.2f} %, val_loss {loss:.4f}",
+                best=found["best_epoch"],
+                epochs=found["epochs"],
+                ended=ended,
+                accuracy=found["val_acc"],
+                loss=found["val_loss"],
+            )
         ]
-        whose = f"the validation {configuration.prepared.manifest.unit}s, which chose that epoch: these figures flatter"
+        whose = say("the validation {units}, which chose that epoch: these figures flatter", units=units)
     if judged and brief:
         shown = {name: judged.together.metrics[name] for name in PER_PATIENT if name in judged.together.metrics}
         lines.append("  " + ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items()))
     elif judged:
-        lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together))]
+        lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together, labels.called(spoken())))]
     if judged and "run_id" in found:
-        model = "the mean of its networks" if configuration.options.use_cv else "it"
-        lines.append(f"calibrate and register {model}: python jobs/promote.py {found['run_id']}")
+        model = say("the mean of its networks") if configuration.options.use_cv else say("it")
+        lines.append(say("calibrate and register {model}: python jobs/promote.py {run}", model=model, run=found["run_id"]))
     return lines

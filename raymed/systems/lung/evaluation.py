@@ -14,6 +14,7 @@ from raymed.evaluation.patients import Aggregation, Patients
 from raymed.evaluation.single_slices import SingleSlices, probabilities_of
 from raymed.evaluation.summary import crosswise, lines
 from raymed.evaluation.tables import patient_table, slice_table
+from raymed.language import say, spoken
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 
@@ -57,9 +58,9 @@ class Judged:
         evaluation = evaluate(patients, labels.names, bootstrap, seed)
         return cls(labels, patients, evaluation, columns, probabilities_of(logits, temperature))
 
-    def lines(self, language: str) -> list[str]:
-        """Figures for a terminal, classes as readers of a language are shown them (empty: by their names)."""
-        names, single = self.labels.called(language), self.single
+    def lines(self) -> list[str]:
+        """Figures for a terminal."""
+        names, single = self.labels.called(spoken()), self.single
         figures = ", ".join(f"{name} {value:.3f}" for name, value in single.figures.items())
         recall = ", ".join(
             f"{name} {single.recall[own]:.3f}"
@@ -69,9 +70,9 @@ class Judged:
         return [
             *lines(self.evaluation, names),
             "",
-            f"single slices ({single.count}): {figures}",
-            f"recall of each class's slices: {recall}",
-            "slices by class (row) and decision (column)",
+            say("single slices ({count}): {figures}", count=single.count, figures=figures),
+            say("recall of each class's slices: {recall}", recall=recall),
+            say("{units} by class (row) and decision (column)", units=say("slices")),
             *crosswise(names, single.confusion),
         ]
 
@@ -86,7 +87,9 @@ class Judged:
         unit = self.patients.unit
         folder.write(f"{unit}s.csv", to_csv(patient_table(self.patients, names)))
         folder.write("slices.csv", to_csv(slice_table(self.columns, self.probabilities, names, unit)))
-        return f"every {unit} and slice: {folder.uri}/{unit}s.csv and slices.csv"
+        return say(
+            "every {unit} and slice: {folder}/{file} and slices.csv", unit=say(unit), folder=folder.uri, file=f"{unit}s.csv"
+        )
 
     def data(self) -> dict[str, Any]:
         """For --json."""

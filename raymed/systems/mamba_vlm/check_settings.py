@@ -63,9 +63,9 @@ def settled(options: CheckOptions, checkpoint: GuideCheckpoint, path: Path, on_g
         raise UserError(f"--max_visual_tokens {asked}: it must be at least 1")
     if asked is None and options.bridge.max_visual_tokens != defaults.bridge.max_visual_tokens:
         asked = options.bridge.max_visual_tokens
-    if model is None and options.language.path != defaults.language.path:
-        model = options.language.path
-    if options.language.int8 and options.llm_device == "cpu":
+    if model is None and options.llm.path != defaults.llm.path:
+        model = options.llm.path
+    if options.llm.int8 and options.llm_device == "cpu":
         raise UserError("--llm_8bit is for a language model on a GPU: add --llm_device auto, or leave --llm_8bit out")
     stored = checkpoint.values.get("settings")
     chosen = _stored(options, stored) if stored else _described(options, _config_beside(path), model)
@@ -83,7 +83,7 @@ def settled(options: CheckOptions, checkpoint: GuideCheckpoint, path: Path, on_g
         chosen.notes.append(f"WARNING: at most {GPU_CAP} visual tokens with the language model on a GPU, in place of {cap}")
         cap = GPU_CAP
     language = chosen.recipe.language
-    if options.language.int8:
+    if options.llm.int8:
         language = replace(language, int8=True, freeze=True)
     bridge = replace(chosen.recipe.bridge, max_visual_tokens=cap)
     return replace(chosen.recipe, bridge=bridge, language=language, start=None), chosen.notes
@@ -126,8 +126,8 @@ def _described(options: CheckOptions, config: Mapping[str, Any], model: str | No
     from raymed.systems.mamba_vlm.recipe import ReportRecipe
 
     trained = config.get("mamba_model")
-    language = replace(options.language, path=model or trained or options.language.path, int8=False)
-    completed = replace(options, language=language, from_scratch=True, vision_checkpoint=None).completed()
+    language = replace(options.llm, path=model or trained or options.llm.path, int8=False)
+    completed = replace(options, llm=language, from_scratch=True, vision_checkpoint=None).completed()
     recipe = completed.recipe(completed.prepared())
     assert isinstance(recipe, ReportRecipe)
     return Settled(recipe, config.get("max_visual_tokens"), trained)

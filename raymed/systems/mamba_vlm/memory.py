@@ -13,7 +13,7 @@ TRAINING = (
     "--max_visual_tokens 64",
     "--max_text_len 256",
     "--batch_size 1 --gradient_accumulation_steps 8",
-    "--language.gradient_checkpointing true, if it was switched off",
+    "--llm.gradient_checkpointing true, if it was switched off",
     "--roi_side 7 or --use_cmi",
     "a smaller language model (--mamba_model)",
 )

@@ -41,11 +41,11 @@ GUIDE = {
     "batch-size": Alias("train.global_batch", implies=("train.micro_batch",)),
     "lr": Alias("train.lr"),
     "max-visual-tokens": Alias("bridge.max_visual_tokens"),
-    "mamba-model": Alias("language.path"),
-    "gradient-checkpointing": Alias("language.gradient_checkpointing"),
+    "mamba-model": Alias("llm.path"),
+    "gradient-checkpointing": Alias("llm.gradient_checkpointing"),
     "save-every": Alias("train.checkpoint_steps"),
     "save-every-steps": Alias("train.checkpoint_steps"),
-    "llm-8bit": Alias("language.int8", {"true": "true", "false": "false"}),
+    "llm-8bit": Alias("llm.int8", {"true": "true", "false": "false"}),
     "use-cmi": Alias("cmi.use", {"true": "true", "false": "false"}),
     "cmi-compress-to": Alias("cmi.compress_to"),
     "roi-side": Alias("vision.roi_side"),
@@ -54,6 +54,7 @@ GUIDE = {
     "log-every-steps": Alias(says="ignored: every step is in stage2_train_log.csv, and every 20th is told"),
     "length-audit-samples": Alias(says="ignored: 128 reports are looked at, and it is told if max_text_len cuts any"),
     "align-vocab": Alias(says="ignored: scores beyond the tokenizer are never computed"),
+    **{f"language.{name}": Alias(f"llm.{name}") for name in LanguageSettings.__dataclass_fields__},  # as they were called
     "csv": Alias("paths", says="give --data PREPARED, or a paths.yaml with caption_csv_train and caption_csv_val"),
 }
 
@@ -71,7 +72,7 @@ class MambaOptions(SystemOptions):
         phantom: The phantom patients used without data.
         vision: The encoder, and which of its tokens are used.
         bridge: From the encoder's map to visual tokens.
-        language: The language model.
+        llm: The language model.
         max_text_len: Most tokens of a question and its report together.
         output_dir: Folder for the files that the guide names.
         gradient_accumulation_steps: An optimizer step takes so many batches, one after the other (train.global_batch times
@@ -80,7 +81,7 @@ class MambaOptions(SystemOptions):
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = (
-        "data", "paths", "output_dir", "language.path", "vision.encoder", "vision.roi_side",
+        "data", "paths", "output_dir", "llm.path", "vision.encoder",
     )  # fmt: skip
 
     phantom_settings: ClassVar[Path] = CONFIGS / "mamba_phantoms.yaml"
@@ -90,7 +91,7 @@ class MambaOptions(SystemOptions):
     phantom: PhantomSettings = PHANTOMS
     vision: VisionSettings = field(default_factory=VisionSettings)
     bridge: BridgeSettings = field(default_factory=BridgeSettings)
-    language: LanguageSettings = field(default_factory=lambda: LanguageSettings(path="state-spaces/mamba-2.8b-hf"))
+    llm: LanguageSettings = field(default_factory=lambda: LanguageSettings(path="state-spaces/mamba-2.8b-hf"))
     max_text_len: int = 512
     output_dir: str = "outputs"
     gradient_accumulation_steps: int = 1
@@ -190,12 +191,12 @@ class TrainBridge(MambaOptions):
     def recipe(self, prepared: Prepared) -> Recipe:
         from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 
-        self.check_width(self.language)
+        self.check_width(self.llm)
         return BridgeRecipe.for_data(
             prepared,
             vision=self.vision,
             bridge=self.bridge,
-            language=self.language,
+            language=self.llm,
             objective=self.loss,
             max_text_len=self.max_text_len,
         )
@@ -225,14 +226,14 @@ class TrainVlm(MambaOptions):
     def recipe(self, prepared: Prepared) -> Recipe:
         from raymed.systems.mamba_vlm.recipe import ReportRecipe
 
-        self.check_width(self.language)
+        self.check_width(self.llm)
         start = self.first_weights()
         recipe = ReportRecipe.for_data(
             prepared,
             vision=self.vision,
             bridge=self.bridge,
             cmi=self.cmi,
-            language=self.language,
+            language=self.llm,
             max_text_len=self.max_text_len,
             start=None if start is None else str(self._kept(start)),
         )

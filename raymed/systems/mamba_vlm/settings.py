@@ -129,15 +129,11 @@ class LanguageSettings:
 
     def __post_init__(self) -> None:
         if self.lora < 0:
-            raise UserError(f"language.lora is {self.lora}: a rank cannot be negative")
+            raise UserError(f"llm.lora is {self.lora}: a rank cannot be negative")
         if self.lora and self.freeze is False:
-            raise UserError(
-                "language.lora trains adapters in a frozen language model: it cannot go with language.freeze false"
-            )
+            raise UserError("llm.lora trains adapters in a frozen language model: it cannot go with llm.freeze false")
         if self.int8 and (self.freeze is False or self.lora):
-            raise UserError(
-                "language.int8 keeps the language model as it is: it goes with neither language.freeze false nor LoRA"
-            )
+            raise UserError("llm.int8 keeps the language model as it is: it goes with neither llm.freeze false nor LoRA")
 
     @property
     def frozen(self) -> bool:

@@ -37,7 +37,7 @@ def test_the_guides_commands_say_here_what_they_say_there() -> None:
         1,
         2e-5,
     )
-    assert options.bridge.max_visual_tokens == 96 and options.language.path == "mamba-130m-hf"
+    assert options.bridge.max_visual_tokens == 96 and options.llm.path == "mamba-130m-hf"
     assert options.cmi.use and options.vision.roi_side == 7
     bridge = parse(
         TrainBridge,
@@ -85,7 +85,7 @@ def test_a_paths_file_says_what_flags_do_not(working_folder: Path) -> None:
     options = given("--roi_side", "5").completed()
     assert (options.vision.roi_side, options.vision.pool_side, options.vision.output_stage) == (5, 12, 3)
     assert options.cmi.use and options.cmi.compress_to == 256
-    assert options.vision.preset == "nnunet" and options.language.path == "state-spaces/mamba-2.8b-hf"
+    assert options.vision.preset == "nnunet" and options.llm.path == "state-spaces/mamba-2.8b-hf"
 
 
 def test_a_flag_with_the_value_of_the_default_goes_before_the_paths_file_too(working_folder: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_checkpoint_in_a_paths_file_has_to_be_imported(working_folder: Path) -
 def test_without_data_settings_are_small_but_for_those_that_were_given(working_folder: Path) -> None:
     words = ["--epochs", "2"]  # which is the default elsewhere
     options = given(*words)
-    assert options.vision.preset == "tiny" and options.language.path is None and options.train.epochs == 2
+    assert options.vision.preset == "tiny" and options.llm.path is None and options.train.epochs == 2
     assert given("--data=PREPARED").vision.preset == "nnunet"
     (working_folder / "data.yaml").write_text("data: PREPARED\n")
     assert given("--config", "data.yaml").vision.preset == "nnunet", "data that a file names are data of one's own, too"

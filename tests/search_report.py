@@ -1,6 +1,6 @@
 """A realistic report of a search that never was: what the tests of the page look at.
 
-python tests/evaluation/search_report.py report.html
+python tests/search_report.py report.html
 """
 
 import sys
