@@ -43,7 +43,8 @@ from raymed.tuning.progress import Progress
 from raymed.tuning.ray_tune import Observer, StudyScheduler, StudySearcher
 from raymed.tuning.recorder import Recorder, Watch, parameters
 from raymed.tuning.reminder import Reminder
-from raymed.tuning.search import DRIVER_CPUS, TRIALS, Search, fitting_runs
+from raymed.tuning.room import DRIVER_CPUS, fitting_runs, idle_workers, trial_resources, workers_apart
+from raymed.tuning.search import TRIALS, Search
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import JUDGING, SEARCHING, Study, decisions
 from raymed.tuning.timetable import Timetable
@@ -79,7 +80,7 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
     study, tracker = search.open_study(), search.open_tracker()
     search = search.of_generation(study.generation)
     budget = study.begin(search.enqueue_retries(study))
-    each, concurrent = search.resources()
+    each, concurrent = trial_resources(search)
     Cost.stated(each)  # a mistake in the prices is told now, and not in the morning
     if study.phase != SEARCHING:
         return _already_searched(search, study, budget, tracker, each)
@@ -87,7 +88,7 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         study.note_champion(alias_version(tracker, search.model))
     if budget.end:
         log.info("%s", budget.plan)
-    for line in filter(None, (search.idle(each), search.apart(each))):
+    for line in filter(None, (idle_workers(search, each), workers_apart(each))):
         log.warning(line)
     parent = _start_parent(search, tracker, study.generation)
     folder = search.template.folder
@@ -270,7 +271,7 @@ def _sources(search: Search) -> dict[str, Source]:
         rows = [spec.all_rows(prepared, whole=search.varies_rows) for spec in same]
         staged = sum(source.size for source in sources.values())
         decoded = open_reader(prepared, np.unique(np.concatenate(rows)), staged)
-        each, concurrent = search.resources()
+        each, concurrent = trial_resources(search)
         sources[data] = keep_features(same, decoded, search.varies_rows, each, each.workers * concurrent, staged)
     return sources
 

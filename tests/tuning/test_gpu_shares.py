@@ -19,6 +19,7 @@ from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import _keeps_processes, run_search
+from raymed.tuning.room import trial_resources, whole_resources
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
@@ -44,7 +45,7 @@ def sharing(search: Search, share: float, workers: int = 1) -> Search:
 def test_a_share_of_a_card_makes_room_for_more_trials_with_fewer_cpus_each(
     search: Search, share: float, at_once: int, cpus: int
 ) -> None:
-    each, concurrent = sharing(search, share).resources()
+    each, concurrent = trial_resources(sharing(search, share))
     assert (each.gpus, each.cpus, concurrent) == (share, cpus, at_once)
 
 
@@ -56,7 +57,7 @@ def test_as_many_runs_are_at_once_as_machines_hold_with_their_workers_together(
     machines = [{"CPU": 25.0, "GPU": 3.0, HEAD_NODE: 1.0}, {"CPU": 24.0, "GPU": 3.0}]
     monkeypatch.setattr(connection, "resources", lambda: {"CPU": 49.0, "GPU": 6.0})
     monkeypatch.setattr(connection, "machines", lambda: machines)
-    assert sharing(search, 1.0, workers).resources()[1] == at_once
+    assert trial_resources(sharing(search, 1.0, workers))[1] == at_once
 
 
 def test_machines_of_other_sizes_are_counted_as_they_are(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,18 +65,18 @@ def test_machines_of_other_sizes_are_counted_as_they_are(search: Search, monkeyp
     machines = [{"CPU": 33.0, "GPU": 4.0, HEAD_NODE: 1.0}, *[{"CPU": 8.0, "GPU": 1.0}] * 4]
     monkeypatch.setattr(connection, "resources", lambda: {"CPU": 65.0, "GPU": 8.0})
     monkeypatch.setattr(connection, "machines", lambda: machines)
-    assert sharing(search, 1.0, 2).resources()[1] == 2
+    assert trial_resources(sharing(search, 1.0, 2))[1] == 2
 
 
 def test_the_refit_of_a_search_on_shares_has_whole_cards(search: Search) -> None:
     shared = sharing(search, 0.25)
-    whole = shared.whole(shared.template)
+    whole = whole_resources(shared, shared.template)
     assert (whole.workers, whole.gpus, whole.cpus) == (2, 1.0, 16)
 
 
 def test_two_workers_of_one_run_are_refused_on_shares_before_nccl_does(search: Search) -> None:
     with pytest.raises(UserError, match=r"--search\.gpus_per_worker 1"):
-        sharing(search, 0.5, workers=2).resources()
+        trial_resources(sharing(search, 0.5, workers=2))
     with pytest.raises(UserError, match="more than 0"):
         SearchSettings(gpus_per_worker=1.5)
 
@@ -83,8 +84,8 @@ def test_two_workers_of_one_run_are_refused_on_shares_before_nccl_does(search: S
 def test_the_refit_asks_for_no_more_cpus_than_there_are_and_leaves_no_card_idle(search: Search) -> None:
     settings = dataclasses.replace(search.settings, gpus_per_worker=0.3, cpus_per_worker=8)
     few = dataclasses.replace(search, settings=settings)
-    assert few.resources()[1] == 4, "trials at once"
-    whole = few.whole(few.template)
+    assert trial_resources(few)[1] == 4, "trials at once"
+    whole = whole_resources(few, few.template)
     assert (whole.workers, whole.cpus) == (2, 16)
 
 
@@ -107,7 +108,7 @@ def test_a_process_that_trained_under_zero_3_has_no_run_after_it(
     space = {name: Dimension(choices=(1, 2)) for name in searched}
     settings = dataclasses.replace(search.settings, space=space)
     tried = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train), settings=settings)
-    assert _keeps_processes(tried, tried.resources()[0]) is kept
+    assert _keeps_processes(tried, trial_resources(tried)[0]) is kept
 
 
 @pytest.mark.parametrize(("given", "limits"), [(0.25, [0.15]), (1.0, []), (2.0, [])])

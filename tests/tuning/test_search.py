@@ -38,6 +38,7 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
 from raymed.tuning.execution import run_search
 from raymed.tuning.result import conclude_search
+from raymed.tuning.room import idle_workers, trial_resources, whole_resources
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
@@ -142,20 +143,20 @@ def test_workers_that_would_only_idle_are_not_taken_and_their_cpus_become_thread
         search.template, workers=2, train=dataclasses.replace(search.template.train, global_batch=1)
     )
     idle = dataclasses.replace(search, template=template)
-    each, _ = idle.resources()
+    each, _ = trial_resources(idle)
     assert (each.workers, each.cpus) == (1, 2)
-    assert "2 workers, 1 slices a step: no faster than 1" in idle.idle(each)
-    assert not search.idle(search.resources()[0])
+    assert "2 workers, 1 slices a step: no faster than 1" in idle_workers(idle, each)
+    assert not idle_workers(search, trial_resources(search)[0])
 
 
 def test_a_refit_takes_all_that_the_trials_had_as_workers_that_help_and_threads(search):
-    each, concurrent = search.resources()
+    each, concurrent = trial_resources(search)
     total = each.workers * each.cpus * concurrent
-    whole = search.whole(search.template)
+    whole = whole_resources(search, search.template)
     assert whole.workers == search.template.helpful(total)
     assert whole.workers * whole.cpus == total
     small = dataclasses.replace(search.template.train, global_batch=1)
-    alone = search.whole(dataclasses.replace(search.template, train=small))
+    alone = whole_resources(search, dataclasses.replace(search.template, train=small))
     assert (alone.workers, alone.cpus) == (1, total)
 
 
