@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from raymed.errors import UserError
 from raymed.job.job import Outcome, run
+from raymed.language import say
 from raymed.registry.prediction import PredictOptions, predict
 
 log = logging.getLogger("raymed")
@@ -46,8 +47,11 @@ def main(options: PredictLung) -> Outcome:
         return predict(options, model.predicting(labels), model.open)
     if model.inference is None:
         raise UserError(
-            f"{options.model} is a bare checkpoint: how its pictures were windowed and resized, and its temperature, are "
-            "not in it. Register it with jobs/promote.py RUN_ID and predict with the registered model."
+            say(
+                "{model} is a bare checkpoint: how its pictures were windowed and resized, and its temperature, "
+                "are not in it. Register it with jobs/promote.py RUN_ID and predict with the registered model.",
+                model=options.model,
+            )
         )
     return predict(options, model.inference, model.open)
 

@@ -114,7 +114,7 @@ def test_the_report_page_has_no_text_outside_its_catalogue() -> None:
 
 def test_the_report_is_read_in_chinese_and_names_its_classes_so(monkeypatch: pytest.MonkeyPatch) -> None:
     report = morning()
-    monkeypatch.setattr("raymed.language._process", ["zh"])
+    monkeypatch.setattr("raymed.language._asked_for", "zh")
     page = render(report)
     assert '<html lang="zh">' in page
     assert f"试验 {report.champion} 胜出：89 个测试患者中 86.5 % 判断正确" in page

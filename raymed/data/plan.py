@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from raymed.errors import UserError
+from raymed.language import say
 
 if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
@@ -118,8 +119,9 @@ class SliceSettings:
     @property
     def told(self) -> str:
         """Which slices, in words."""
-        whole = self.choice == "all"
-        return f"{'all' if whole else self.per_patient} slices of each {self.per}{'' if whole else f' ({self.choice})'}"
+        if self.choice == "all":
+            return say("all slices of each {per}", per=say(self.per))
+        return say("{count} slices of each {per} ({choice})", count=self.per_patient, per=say(self.per), choice=self.choice)
 
     @property
     def redraws(self) -> bool:

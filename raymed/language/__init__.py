@@ -22,7 +22,7 @@ from raymed.errors import UserError
 ENGLISH = "en"
 LANGUAGES = (ENGLISH, *sorted(path.stem for path in Path(__file__).parent.glob("*.yaml")))
 
-_process = [""]  # one person looks at a process, whatever its threads
+_asked_for = ""  # one person looks at a process, whatever its threads
 _for_files = ContextVar("_for_files", default=False)
 
 
@@ -32,14 +32,15 @@ def speak(language: str) -> None:
     Raises:
         UserError: there is no catalogue of it.
     """
+    global _asked_for
     if language and language not in LANGUAGES:
         raise UserError(f"--language {language}: there are {', '.join(LANGUAGES)}")
-    _process[0] = language
+    _asked_for = language
 
 
 def spoken() -> str:
     """The language that a person asked for; empty where nobody did."""
-    return "" if _for_files.get() else _process[0]
+    return "" if _for_files.get() else _asked_for
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raymed.compat.mlflow import EXPERIMENT_KIND, TRAINING_RUNS, shared_view
+from raymed.language import say
 
 VIEW = "trials"
 BEST = "best_val_loss"  # of a trial's best epoch, which it is chosen by
@@ -20,5 +21,9 @@ def where_to_look(tracking_uri: str, experiment_id: str) -> str:
     """The page that shows an experiment's trials, and the command that serves it where no server does."""
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
     if tracking_uri.startswith(("http://", "https://")):
-        return f"look at it: {tracking_uri.rstrip('/')}/{page}"
-    return f"look at it: mlflow ui --backend-store-uri {tracking_uri}\n            and open http://127.0.0.1:5000/{page}"
+        return say("look at it: {address}", address=f"{tracking_uri.rstrip('/')}/{page}")
+    return say(
+        "look at it: mlflow ui --backend-store-uri {uri}\n            and open {address}",
+        uri=tracking_uri,
+        address=f"http://127.0.0.1:5000/{page}",
+    )

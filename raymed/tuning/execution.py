@@ -25,6 +25,7 @@ from raymed.data.stream import open_reader
 from raymed.errors import RunError, UserError
 from raymed.job.job import resume_command
 from raymed.job.library_log import essence
+from raymed.language import say
 from raymed.registry.register import alias_version
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
@@ -204,7 +205,7 @@ def _decisions(search: Search, study: Study) -> Iterator[tuple[str, int, bool]]:
 
 def _already_searched(search: Search, study: Study, budget: Budget, tracker: Tracker, each: Resources) -> Study:
     """What an earlier process searched to its end; MLflow gets what it lacks."""
-    more = " A larger --trials, --epochs or --hours, or another --until, goes on." if search.settings.space else ""
+    more = say(" A larger --trials, --epochs or --hours, or another --until, goes on.") if search.settings.space else ""
     log.info("%s is at its end: nothing is trained again.%s", search.name, more)
     progress = Progress(study, budget, search.label, search.spec_of)
     recorder = Recorder(search, tracker, _start_parent(search, tracker, study.generation), study, progress, None, each)
@@ -307,10 +308,10 @@ def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
     log.info(
         "plan: %d %s an epoch in %d steps, %d steps in all%s; left out: %s",
         plan.rows,
-        search.template.sampling.noun,
+        say(search.template.sampling.noun),
         len(plan.batches),
         search.template.total_steps(prepared),
-        "" if plan.fill_rate is None else f", sequences filled to {plan.fill_rate:.1%}",
-        ", ".join(f"{count} {reason}" for reason, count in plan.left_out.items()) or "none",
+        "" if plan.fill_rate is None else say(", sequences filled to {share:.1%}", share=plan.fill_rate),
+        ", ".join(f"{count} {say(reason)}" for reason, count in plan.left_out.items()) or say("none"),
     )
     return parent

@@ -68,10 +68,11 @@ def test_step_computes_the_same_loss_in_all_three_ways(benchmark: Any, capsys: p
 def test_what_saves_memory_saves_what_it_should(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark("memory").main(width=128, vision_width=64, vocabulary=300, blocks=4)
     whole, *others = figures_of(capsys).values()
-    tiles, smaller, two, three, frozen, again = others
+    tiles, smaller, two, three, frozen, again, check = others
     assert max(tiles["activations"], smaller["activations"], frozen["activations"]) < whole["activations"]
     assert three["states"] < two["states"] < whole["states"] > frozen["states"]
     assert again["activations"] < whole["activations"] / 3 and again["states"] == whole["states"]
+    assert check["carried_on"] == pytest.approx(check["whole"], rel=1e-3), "each block keeps as much"
 
 
 def test_a_temperature_by_the_number_of_slices_costs_a_patient_with_one_less_than_one_number_for_all(

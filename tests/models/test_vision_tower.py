@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from commands import script
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, InternVLForConditionalGeneration, InternVLVisionConfig
+from transformers import AutoModel, InternVLForConditionalGeneration, InternVLVisionConfig, InternVLVisionModel
 
 from raymed.errors import UserError
 from raymed.models import internvl_config, vision
 from raymed.models.backbone_weights import POSITIONS
-from raymed.models.internvl_weights import write_remote_code
+from raymed.models.internvl_weights import remote_code_state, write_remote_code
 from raymed.models.vision_tower import EXTRACTED, PATCHES, VisionTower
 
 SIZE = 56
@@ -160,6 +160,27 @@ def test_weights_without_a_configuration_are_those_of_the_300m_or_refused(remote
     save_file(load_file(remote / "model.safetensors"), tmp_path / "alone.safetensors")
     with pytest.raises(UserError, match="do not fit"):
         VisionTower.read(tmp_path / "alone.safetensors")
+
+
+@pytest.mark.parametrize("layout", ["native", "internvl"])
+def test_a_single_file_of_the_300m_is_understood_by_its_names_in_both_layouts(
+    layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of its 300 million weights each tensor is one number, laid out in its shape: the file takes no room."""
+    caplog.set_level("INFO", "raymed")
+    with torch.device("meta"):
+        shapes = InternVLVisionModel(InternVLVisionConfig(attention_bias=True)).state_dict()
+    state = shapes
+    if layout == "internvl":
+        renamed = remote_code_state({f"model.vision_tower.{key}": tensor for key, tensor in shapes.items()})
+        state = {key.removeprefix("vision_model."): tensor for key, tensor in renamed.items()}
+    zero = torch.zeros((), dtype=torch.bfloat16)
+    torch.save({key: zero.expand(tensor.shape) for key, tensor in state.items()}, tmp_path / "vit.pth")
+    tower = VisionTower.read(tmp_path / "vit.pth")
+    assert "taken for the InternViT-300M" in caplog.text
+    assert (tower.layers, tower.size, tower.patch) == (24, 448, 14)
+    assert {key: tensor.shape for key, tensor in tower.state.items()} == {key: each.shape for key, each in shapes.items()}
+    assert any(key.endswith("q_proj.bias") for key in tower.state)
 
 
 def test_a_language_model_of_another_family_does_not_matter(remote: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.settings import CorpusSettings
 from raymed.data.split import SplitSettings
 from raymed.errors import UserError
+from raymed.language import say
 from raymed.models.settings import ModelSettings
 from raymed.systems.options import SystemOptions
 from raymed.systems.vitp.settings import ChatLossSettings
@@ -93,13 +94,19 @@ class VitpOptions(SystemOptions):
         asks = monitor != "val_choice_loss" or _asked(prepared, prepared.rows("val", self.fold))
         if not asks and len(prepared.rows("val", self.fold)):  # where nobody is validated, the last epoch is kept
             raise UserError(
-                "epochs would be chosen by val_choice_loss, and no validation sample asks a question with declared choices "
-                "(<cls>: a|b.): leave it out, or prepare data whose val patients are asked some"
+                say(
+                    "epochs would be chosen by val_choice_loss, and no validation sample asks a question with "
+                    "declared choices (<cls>: a|b.): leave it out, or prepare data whose val patients are asked some"
+                )
             )
         if self.model.path is not None and self.train.lr == SMALL.lr:
             raise UserError(
-                f"train.lr {SMALL.lr:g} is for small networks from random weights and would ruin {self.model.path}: give "
-                "--config configs/vitp_medical.yaml (for a search, configs/vitp_search.yaml), or --train.lr"
+                say(
+                    "train.lr {lr:g} is for small networks from random weights and would ruin {path}: give --config "
+                    "configs/vitp_medical.yaml (for a search, configs/vitp_search.yaml), or --train.lr",
+                    lr=SMALL.lr,
+                    path=self.model.path,
+                )
             )
         return VitpRecipe.for_data(
             prepared,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,18 @@ def test_everything_can_be_trained_on_but_a_search_needs_somebody_to_compare_its
     with pytest.raises(UserError, match="nobody is left to judge it"):
         candidate.require_validated(prepared)
     assert LungOptions(storage=str(tmp_path), fold=0).spec(prepared).monitor.name == "val_loss", "a fold validates"
+
+
+LATE = """
+import atexit, runpy, sys
+atexit.register(lambda: print([name for name in ("torch", "ray", "mlflow", "optuna") if name in sys.modules]))
+sys.argv = [sys.argv[1], "--train.epochs", "30"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_search_refuses_the_epochs_of_single_runs_before_it_imports_what_takes_seconds(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LATE, str(CONFIGS.parent / "jobs" / "tune_lung.py")]
+    ended = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "[]\n")
+    assert ended.stderr.startswith("error: train.epochs 30 is for single runs: leave it out, and say --max-epochs")
