@@ -18,7 +18,7 @@ from raymed.training.fit import Resources
 from raymed.training.rehearsal import Rehearsal, activation_bytes, first_batch, rehearse
 from raymed.training.spec import RunSpec
 from raymed.training.zero import check_offload
-from raymed.tuning.room import idle_workers, trial_resources, workers_apart
+from raymed.tuning import room
 from raymed.tuning.search import Search
 
 MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on CPUs, but its activations are counted
@@ -34,7 +34,7 @@ def describe(search: Search) -> Outcome:
     spec, prepared = search.template, search.template.open_data()
     check_reachable(search.tracking_uri)
     spec.folder.check_writable()
-    each, fitting = trial_resources(search)
+    each, fitting = room.trial_resources(search)
     if not each.gpus:
         check_offload(spec.train, torch.device("cpu"))
     concurrent = min(fitting, search.budget.trials)
@@ -78,7 +78,7 @@ def describe(search: Search) -> Outcome:
             else say(", at most {epochs} epochs", epochs=spec.train.epochs)
         )
         + (say("; validated every {steps} steps", steps=spec.train.validate_steps) if spec.train.validate_steps else ""),
-        *(f"           {line}" for line in (idle_workers(search, each), workers_apart(each)) if line),
+        *(f"           {line}" for line in (room.idle_workers(search, each), room.workers_apart(each)) if line),
         *([say("           workers are busy {busy:.0%} of the time", busy=busy)] if busy < 0.995 else []),
         say(
             "model      {parameters:.1f} M parameters, {trained:.1f} M trained; weights, gradients and optimizer "

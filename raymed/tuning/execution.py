@@ -36,6 +36,7 @@ from raymed.training.lone_worker import leaves_nothing, suffices
 from raymed.training.retention import scratch
 from raymed.training.spec import RunSpec
 from raymed.training.stop_decisions import Hearing, StopDecisions
+from raymed.tuning import room
 from raymed.tuning.budget import Budget
 from raymed.tuning.cost import Cost
 from raymed.tuning.interrupt import Interrupt
@@ -44,7 +45,6 @@ from raymed.tuning.progress import Progress
 from raymed.tuning.ray_tune import Observer, StudyScheduler, StudySearcher
 from raymed.tuning.recorder import Recorder, Watch, parameters
 from raymed.tuning.reminder import Reminder
-from raymed.tuning.room import DRIVER_CPUS, fitting_runs, idle_workers, trial_resources, workers_apart
 from raymed.tuning.search import TRIALS, Search
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import JUDGING, SEARCHING, Study, decisions
@@ -81,7 +81,7 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
     study, tracker = search.open_study(), search.open_tracker()
     search = search.of_generation(study.generation)
     budget = study.begin(search.enqueue_retries(study))
-    each, concurrent = trial_resources(search)
+    each, concurrent = room.trial_resources(search)
     Cost.stated(each)  # a mistake in the prices is told now, and not in the morning
     if study.phase != SEARCHING:
         return _already_searched(search, study, budget, tracker, each)
@@ -89,7 +89,7 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         study.note_champion(alias_version(tracker, search.model))
     if budget.end:
         log.info("%s", budget.plan)
-    for line in filter(None, (idle_workers(search, each), workers_apart(each))):
+    for line in filter(None, (room.idle_workers(search, each), room.workers_apart(each))):
         log.warning(line)
     parent = _start_parent(search, tracker, study.generation)
     folder = search.template.folder
@@ -149,7 +149,7 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
                 interrupt,
                 storage,
                 machines,
-                room=lambda: fitting_runs(each, cluster.resources()),
+                room=lambda: room.fitting_runs(each, cluster.resources()),
             )
             alike = len(search.runs) < 2  # listed runs have settings of their own
             scheduler = StudyScheduler(study, timetable, stop_decisions, observe, interrupt, storage, machines, alike)
@@ -221,7 +221,7 @@ def _driver(each: Resources) -> dict[str, float]:
     """What a trial's own process occupies: it trains, or only waits for those that do."""
     if suffices(each.workers):
         return {"CPU": each.cpus, "GPU": each.gpus}
-    return {"CPU": DRIVER_CPUS} | HEAD
+    return {"CPU": room.DRIVER_CPUS} | HEAD
 
 
 def _keeps_processes(search: Search, each: Resources) -> bool:
@@ -272,7 +272,7 @@ def _sources(search: Search) -> dict[str, Source]:
         rows = [spec.all_rows(prepared, whole=search.varies_rows) for spec in same]
         staged = sum(source.size for source in sources.values())
         decoded = open_reader(prepared, np.unique(np.concatenate(rows)), staged)
-        each, concurrent = trial_resources(search)
+        each, concurrent = room.trial_resources(search)
         sources[data] = keep_features(same, decoded, search.varies_rows, each, each.workers * concurrent, staged)
     return sources
 

@@ -31,9 +31,9 @@ from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST, Reports
 from raymed.training.spec import RunSpec
 from raymed.training.stop_decisions import Hearing, StopDecisions
+from raymed.tuning import room
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.progress import time_left
-from raymed.tuning.room import trial_resources, whole_resources
 from raymed.tuning.search import Search
 from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import BEST_POINT, SECONDS
@@ -53,7 +53,7 @@ def train_again(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> R
     """
     winner, point = search.run_spec(best.number, best.params), best.user_attrs[BEST_POINT]
     whole, *folds = (_as_far(winner, point, again) for again in _trainings(winner, splits))
-    each = whole_resources(search, whole)  # nothing else runs now
+    each = room.whole_resources(search, whole)  # nothing else runs now
     log.info(
         "refit: trial %d on %s for %d %ss, then without each of %d folds for its temperature, %d workers of %d CPUs, %s",
         *(best.number, " + ".join(splits), whole.stop_after, whole.train.noun, len(folds), each.workers, each.cpus),
@@ -75,7 +75,7 @@ def _trainings(winner: RunSpec, splits: tuple[str, ...]) -> list[RunSpec]:
 
 def _train(search: Search, spec: RunSpec) -> str:
     """Train a run to its end; the last checkpoint's URI."""
-    each = whole_resources(search, spec)
+    each = room.whole_resources(search, spec)
     stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
     for point in range(spec.train.validate_steps or 1, spec.stop_after, spec.train.validate_steps or 1):
         stop_decisions.give.remote(spec.name, point, False)  # nothing stops it early
@@ -125,10 +125,10 @@ def seconds(search: Search, best: FrozenTrial, splits: tuple[str, ...]) -> float
 def cost_of_epochs(search: Search, spec: RunSpec, splits: tuple[str, ...]) -> float:
     """How long an epoch of the refit of a run takes, and of each fold's, in epochs of that run: it has more rows, and the
     machine for itself. A step has as many rows; but of a run that counts its epochs there are more steps."""
-    prepared, had = spec.open_data(), trial_resources(search)[0]
+    prepared, had = spec.open_data(), room.trial_resources(search)[0]
     own, trainings = spec.plan(prepared, 0).rows, _trainings(spec, splits)
     rows = [1.0 if spec.train.steps else again.plan(prepared, 0).rows / own for again in trainings]
-    has = whole_resources(search, trainings[0])
+    has = room.whole_resources(search, trainings[0])
     return sum(rows) * (had.workers * had.cpus) / (has.workers * has.cpus)
 
 

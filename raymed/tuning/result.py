@@ -19,10 +19,10 @@ from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, assess_and_register
 from raymed.storage.folder import Folder
+from raymed.tuning import room
 from raymed.tuning.cost import COST, Cost
 from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
-from raymed.tuning.room import judging_workers, trial_resources
 from raymed.tuning.search import Search
 from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING, Study, curve
 
@@ -55,7 +55,7 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
     again = train_again(search, best, SPLITS[refit]) if refit != "none" else None
     seen = study.champion if alias is None else None
     candidate = search.candidate(run_ids[best.number], best)
-    how = AssessmentSettings(workers=judging_workers(search))
+    how = AssessmentSettings(workers=room.judging_workers(search))
     if how.workers > 1:
         log.info("judging %s on %d workers", search.label(best), how.workers)
     else:
@@ -148,7 +148,7 @@ def _summary(
     prepared = search.spec_of(best).open_data()
     started = min(trial.datetime_start or datetime.now() for trial in study.trials)
     ended = max(trial.datetime_complete or datetime.now() for trial in study.trials)
-    each, _ = trial_resources(search)
+    each, _ = room.trial_resources(search)
     cost = Cost.stated(each)
     return SearchSummary(
         name=search.name,
@@ -204,7 +204,7 @@ def _outcome(
 ) -> Outcome:
     assessment = registered.assessment
     states = {state: sum(trial.state.name == state for trial in study.trials) for state in ("COMPLETE", "PRUNED", "FAIL")}
-    took = Cost.stated(trial_resources(search)[0]).of_search(study)
+    took = Cost.stated(room.trial_resources(search)[0]).of_search(study)
     units, cost = [f"{value} {say(name)}" for name, value in took.items() if name != COST], took.get(COST)
     lines = [
         say(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from optuna.trial import TrialState
 
 from raymed.recipes.recipe import SlowlyJudged
+from raymed.tuning import room
 from raymed.tuning.budget import Budget
 from raymed.tuning.refit import SPLITS, cost_of_epochs
-from raymed.tuning.room import trial_resources
 from raymed.tuning.search import Search
 from raymed.tuning.study import SECONDS, Study
 
@@ -44,7 +44,7 @@ class Timetable:
         spec = search.template
         if not (budget.end and search.settings.space):
             return cls(budget, budget.seconds_left, spec.train.epochs)
-        prepared, workers = spec.open_data(), trial_resources(search)[0].workers
+        prepared, workers = spec.open_data(), room.trial_resources(search)[0].workers
         validation = len(spec.rows(prepared, "val"))
         plan, every = spec.plan(prepared, 0), spec.train.validate_steps
         # a forward pass is a third of a step

@@ -51,6 +51,7 @@ from raymed.training.checkpoint import checkpoint_names, verify
 from raymed.training.fit import Resources
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.tuning import room
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import run_search
 from raymed.tuning.journal import COPY
@@ -166,7 +167,7 @@ class Night:
         patch.setattr(
             Tracker, "open", staticmethod(lambda uri, name="": Tracker(uri, name, "1", Client(world, self.mlflow)))
         )
-        patch.setattr(Search, "resources", lambda _: (Resources(1, 1, 1, 0), self.setting.concurrent))
+        patch.setattr(room, "trial_resources", lambda _: (Resources(1, 1, 1, 0), self.setting.concurrent))
         names = random.Random(self.seed)
         patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=names.getrandbits(128)))
 

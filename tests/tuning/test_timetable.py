@@ -10,7 +10,7 @@ from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
-from raymed.tuning import refit, timetable
+from raymed.tuning import room
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
 from raymed.tuning.search import Search
@@ -85,9 +85,8 @@ def test_the_plan_says_what_is_done_by_the_end_and_counts_every_row(prepared, tm
     settings = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
     search = Search(template, settings, budget, f"sqlite:///{tmp_path}/mlflow.db")
     resources = type("Each", (), {"workers": 1, "cpus": 1})()
-    for module in (timetable, refit):
-        monkeypatch.setattr(module, "trial_resources", lambda search: (resources, 1))
-    monkeypatch.setattr(refit, "whole_resources", lambda search, spec: resources)
+    monkeypatch.setattr(room, "trial_resources", lambda search: (resources, 1))
+    monkeypatch.setattr(room, "whole_resources", lambda search, spec: resources)
     table = Timetable.of(search, budget)
     train, rest = len(prepared.rows("train")), len(prepared.rows("val")) + len(prepared.rows("test"))
     folds = sum(len(prepared.rows("train", fold)) for fold in range(prepared.folds))
