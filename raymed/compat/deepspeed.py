@@ -5,7 +5,8 @@ A state in one piece, averaged weights and checkpoints from which no code is run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,22 @@ def read_shards_with(engine: DeepSpeedEngine, load: Callable[..., Any]) -> None:
     """Have an engine read checkpoints with a function of ours. Its own unpickles with ``weights_only=False``
     (runtime/checkpoint_engine/torch_checkpoint_engine.py), which runs code that a file brings along."""
     engine.checkpoint_engine.load = load
+
+
+@contextmanager
+def handing_over_shards(engine: DeepSpeedEngine, take: Callable[[Any, str], None]) -> Iterator[Callable[[Any, str], None]]:
+    """Within it an engine that saves a checkpoint writes no shard, but hands over its content and path.
+
+    Yields:
+        What writes them, as the engine would have.
+    """
+    files = engine.checkpoint_engine
+    write = files.save
+    files.save = lambda state_dict, path: take(state_dict, path)
+    try:
+        yield write
+    finally:
+        files.save = write
 
 
 def shard_classes() -> list[Any]:

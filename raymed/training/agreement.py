@@ -39,6 +39,14 @@ class Agreement:
     tell: Callable[[str], None]
     group: dist.ProcessGroup | None = None
 
+    def attempt(self, action: Callable[[], Result]) -> Result:
+        """What comes of an action in the storage on this worker, in any thread. A storage that is away is waited for.
+
+        Raises:
+            StorageError: it refuses, or is away for too long.
+        """
+        return wait_for(action, self.folder, self.minutes, self._waiting())
+
     def reach(self, action: Callable[[], Result]) -> Result:
         """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.
 
@@ -49,7 +57,7 @@ class Agreement:
         problems = [""] * dist.get_world_size()
         own = ""
         try:
-            done.append(wait_for(action, self.folder, self.minutes, self._waiting()))
+            done.append(self.attempt(action))
         except StorageError as error:
             own = str(error)
         self.stall.step(60 * self.minutes)  # another worker may still wait for the storage

@@ -138,10 +138,19 @@ def judged_slices(checkpoint: Folder) -> SliceSettings:
     return SliceSettings.read(origin[JUDGED]) if JUDGED in origin else SliceSettings()
 
 
-def seal(folder: Path, worker: int, workers: int) -> None:
-    """List this worker's files with sizes and digests; written last, it makes the worker's part valid."""
-    files = {str(path.relative_to(folder)): digest_of_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    sealed = {"workers": workers, "files": files}
+def digests(folder: Path) -> dict[str, str]:
+    """The digest of each file below a folder, by its name in it."""
+    return {str(path.relative_to(folder)): digest_of_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def seal(folder: Path, worker: int, workers: int, others: Mapping[str, str] | None = None) -> None:
+    """List this worker's files with digests; written last, it makes the worker's part valid.
+
+    Args:
+        folder: with files of the part.
+        others: digests of those that are in the checkpoint already.
+    """
+    sealed = {"workers": workers, "files": {**(others or {}), **digests(folder)}}
     (folder / f"sealed-{worker:03d}.json").write_text(json.dumps(sealed), encoding="utf-8")
 
 

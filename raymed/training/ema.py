@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from raymed.compat.deepspeed import partitions, spread_weights
 from raymed.errors import UserError
@@ -52,21 +52,22 @@ class AveragedWeights:
         finally:
             self._exchange()
 
-    def save(self, folder: Path) -> None:
-        """Write this worker's part."""
+    def tensors(self) -> Tensors:
+        """This worker's part, as `averaged_shard` holds it."""
         flats = {str(place): flat for place, flat in enumerate(self._flats)}
-        save_file(flats | {f"buffer.{name}": value for name, value in self._buffers.items()}, self._file(folder))
+        return flats | {f"buffer.{name}": value for name, value in self._buffers.items()}
 
     def load(self, folder: Path) -> None:
-        """Go on with what `save` wrote under the same ZeRO stage and number of workers.
+        """Go on with what `tensors` gave under the same ZeRO stage and number of workers.
 
         Raises:
             UserError: the checkpoint holds no averaged weights.
         """
-        if not self._file(folder).is_file():  # of before they were shared out, or there are none
+        shard = averaged_shard(folder, self._engine.global_rank)
+        if not shard.is_file():  # of before they were shared out, or there are none
             self.set(load_file(folder / AVERAGED) if (folder / AVERAGED).is_file() else {})
             return
-        flats, buffers = split_shard(load_file(self._file(folder), device=str(self._engine.device)))
+        flats, buffers = split_shard(load_file(shard, device=str(self._engine.device)))
         for flat, value in zip(self._flats, flats, strict=True):
             flat.copy_(value)
         self._buffers = buffers
@@ -89,9 +90,6 @@ class AveragedWeights:
 
     def _running(self) -> Iterator[tuple[str, torch.Tensor]]:
         return ((name, value) for name, value in self._engine.module.named_buffers() if value.is_floating_point())
-
-    def _file(self, folder: Path) -> Path:
-        return averaged_shard(folder, self._engine.global_rank)
 
     @torch.no_grad()
     def _exchange(self) -> None:

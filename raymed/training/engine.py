@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import nn
 
-from raymed.compat.deepspeed import leave_out_shared_memory_op, read_shards_with
+from raymed.compat.deepspeed import handing_over_shards, leave_out_shared_memory_op, read_shards_with
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.errors import RunError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
@@ -33,6 +35,7 @@ from raymed.training.ema import AveragedWeights
 from raymed.training.feed import Feed
 from raymed.training.frozen import Readers, Source, frozen_part
 from raymed.training.heap import keep_freed_memory
+from raymed.training.host_copy import HostCopy
 from raymed.training.means import sums_of
 from raymed.training.network import first_network
 from raymed.training.settings import TrainSettings
@@ -40,6 +43,7 @@ from raymed.training.start import StartWeights
 from raymed.training.state import (
     SHARDS,
     TrainingState,
+    averaged_shard,
     begin_with_moments,
     layout,
     load_shard,
@@ -52,7 +56,6 @@ from raymed.training.zero import check_offload, clip_in_update, deepspeed_config
 
 NOT_FINITE = "the loss is not finite"
 GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
-NOTICES = 2  # that a worker may be told, see `Notice`
 SWITCH_SECONDS = 5e-4  # after which Python's threads give way to each other
 
 
@@ -134,6 +137,7 @@ class Engine:
         self._norms = batch_norms(self.module)
         self._averaged = AveragedWeights(self._engine, settings.ema) if settings.ema else None
         self._last_norm = 0.0
+        self._copies: list[HostCopy] = []
         self._under_way: StepSums | None = None
         self._unread: list[tuple[int, float, tuple[str, ...], torch.Tensor]] = []
         self._feed = Feed(device)
@@ -179,24 +183,24 @@ class Engine:
         """A batch that was just encoded, so that `step` and `predict` need not wait for it; call it in any thread."""
         return self._feed.prepare(batch)
 
-    def step(self, shares: Sequence[tuple[Batch, MicroBatch]], global_step: int, notice: int = 0) -> int:
+    def step(self, shares: Sequence[tuple[Batch, MicroBatch]], global_step: int, told: Sequence[bool] = ()) -> list[int]:
         """One optimizer step over this worker's micro-batches of a global batch; `read` gives its figures.
 
         What workers must know of each other travels while they compute: each sum of its own is a wait for the slowest.
 
         Args:
             shares: each encoded micro-batch, and its place in the division.
-            notice: what this worker was told, from 0 to `NOTICES`.
+            told: what this worker tells the others.
 
         Returns:
-            The greatest of the workers' notices.
+            Of each of these, how many workers told it.
         """
         self._settle()
         lr = self.lr
         names = sorted(shares[0][0].units)
         counted = [batch.units for batch, micro in shares if micro.counts]
         own = [sum(units[name] for units in counted) for name in names]
-        known = torch.tensor(own + [float(notice >= level) for level in range(1, NOTICES + 1)], dtype=torch.float64)
+        known = torch.tensor([*own, *map(float, told)], dtype=torch.float64)
         arriving, units = self._begin_sum(known), dict[str, float]()
         sums: dict[str, tuple[torch.Tensor | float, float]] = {}
         for slot, (batch, micro) in enumerate(shares):
@@ -213,10 +217,11 @@ class Engine:
                 before = sums.get(name, (0.0, 0.0))
                 exact = total.detach().double() if isinstance(total, torch.Tensor) else total
                 sums[name] = (before[0] + exact, before[1] + count) if micro.counts else before
+        self._let_copies_finish()
         self._engine.step()
         norm, statistics = self._engine.get_global_grad_norm(), step_statistics(self._norms)
         self._under_way = StepSums.begin(global_step, lr, norm, sums, statistics, self.device, self._begin_sum)
-        return sum(level > 0 for level in known[len(names) :].tolist())
+        return [round(count) for count in known[len(names) :].tolist()]
 
     def _settle(self) -> None:
         """Take in what the last step summed over the workers, which takes until now: running statistics and averages."""
@@ -267,23 +272,63 @@ class Engine:
             yield
         self.module.train()
 
-    def export(self, folder: Path) -> None:
-        """Write the weights that `evaluating` uses, from worker 0; ZeRO 3 gathers them first."""
+    def export(self, folder: Path) -> Callable[[], None]:
+        """Copy the network, with the weights that `evaluating` uses, to the host of worker 0; ZeRO 3 gathers them first.
+
+        Returns:
+            What writes it as `Recipe.export` does, in any thread, while training goes on; on other workers it does nothing.
+        """
         import deepspeed
 
         self._settle()
-        gathered = deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=self.settings.zero_stage == 3)
+        sharded = self.settings.zero_stage == 3
+        gathered = deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=sharded)
         with self._swapped(), gathered:
-            if self.worker == 0:
-                self.recipe.export(self.module, folder)
-        dist.barrier()
+            if self.worker:
+                return lambda: None
+            copied = self._host_copy()
+            network = copied.network(self.module)
+            if sharded or self._averaged:
+                copied.hold_back()  # what was gathered or swapped is gone again
 
-    def save(self, folder: Path) -> None:
-        """Write this worker's part of the training state."""
+        def write() -> None:
+            copied.wait()
+            self.recipe.export(network, folder)
+
+        return write
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy this worker's part of the training state to the host.
+
+        Returns:
+            What writes it into the folder, in any thread, while training goes on.
+        """
         self._settle()
-        self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False)
-        if self._averaged:
-            self._averaged.save(folder)
+        copied = self._host_copy()
+        shards: list[tuple[Any, str]] = []
+        with handing_over_shards(self._engine, lambda state, path: shards.append((copied.of(state), path))) as write_shard:
+            self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False)
+        averaged = copied.of(self._averaged.tensors()) if self._averaged else {}
+
+        def write() -> None:
+            copied.wait()
+            for state, path in shards:
+                write_shard(state, path)
+            if averaged:
+                save_file(averaged, averaged_shard(folder, self.worker))
+
+        return write
+
+    def _host_copy(self) -> HostCopy:
+        copied = HostCopy(self.device)
+        self._copies.append(copied)
+        return copied
+
+    def _let_copies_finish(self) -> None:
+        """What changes weights or moments comes after the copies that are being made of them."""
+        for copied in self._copies:
+            copied.hold_back()
+        self._copies = []
 
     def load(self, folder: Path) -> None:
         """Go on from a training state that `save` wrote; bit-equal where ZeRO stage and number of workers are the same.
@@ -315,6 +360,8 @@ class Engine:
             self._averaged.set(state.averaged)
 
     def _swapped(self) -> contextlib.AbstractContextManager[None]:
+        if self._averaged:
+            self._let_copies_finish()
         return self._averaged.swapped() if self._averaged else contextlib.nullcontext()
 
     def greatest(self, value: int) -> int:

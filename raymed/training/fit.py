@@ -23,7 +23,7 @@ from raymed.compat.ray_train import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, Traine
 from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.storage.availability import is_refusal, require_there, wait_for
 from raymed.storage.folder import Folder
-from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
+from raymed.training.checkpoint import PROGRESS, checkpoint_names, newest_step, read_history
 from raymed.training.frozen import Source
 from raymed.training.lone_worker import suffices, train_alone
 from raymed.training.loop import COMMON, FAILED, train
@@ -170,8 +170,10 @@ def _step_to_begin_with(run: Folder) -> int:
 
 
 def _last_metrics(run: Folder) -> dict[str, Any]:
-    newest = checkpoint_names(run)[-1:]
-    return {} if not newest else next(reversed(read_history(run.child(newest[0]))), {})
+    """Of the newest checkpoint; one that the run's end cut short says nothing."""
+    checkpoints = map(run.child, reversed(checkpoint_names(run)))
+    newest = next((each for each in checkpoints if each.exists(PROGRESS)), None)
+    return {} if newest is None else next(reversed(read_history(newest)), {})
 
 
 def _refusal(error: TrainingFailedError) -> OSError | None:

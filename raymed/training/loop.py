@@ -6,7 +6,6 @@ from (seed, epoch, record) and (seed, step, place), and a resumed run goes on at
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -24,28 +23,29 @@ from raymed.data.micro_batches import Division, MicroBatch
 from raymed.data.plan import EpochPlan, repeat_counts
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Reader, ShardReader, ahead
-from raymed.errors import CommonError, RunError, StorageError, UserError
+from raymed.errors import CommonError, RunError, UserError
 from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe, TrainingPass, probe_of
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.best import Best
-from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, new_name, seal
+from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, step_of
 from raymed.training.course import Course
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.frozen import Source
 from raymed.training.means import means
 from raymed.training.network import check_pretrained
-from raymed.training.predictions import in_order, write_predictions
+from raymed.training.predictions import in_order
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
 from raymed.training.retention import Retention, scratch
+from raymed.training.saving import Saving
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.staging import check_room, staging_bytes
 from raymed.training.stall import StallGuard
 from raymed.training.step_log import STEPS, TOTAL_STEPS, StepLog
 from raymed.training.stop_decisions import wait_for_verdict
-from raymed.training.upload import keep, upload
+from raymed.training.upload import keep
 from raymed.training.worker_context import WorkerContext
 from raymed.training.zero import own_disk
 
@@ -136,6 +136,7 @@ class Run:
         self.readers = self.engine.readers(source)
         self.course = Course(spec.train, spec.stop_after, self.progress)
         self.saved_step = self.progress.global_step
+        self.saving = Saving(self.engine, spec.folder, self.agreement)
         self.notices, self.step_log = Notices(stop_decisions, context.is_preempted), StepLog()
         self.stall.step()
 
@@ -152,11 +153,15 @@ class Run:
         try:
             self._train_and_validate()
         except Leave as leave:
+            if self.saving.is_under_way:
+                self._complete_checkpoint()
             if self.progress.global_step > self.saved_step:
                 self._checkpoint_between_validations(usable=False)  # there are two minutes, and large networks fill them
+                self._complete_checkpoint()
             if leave.notice == Notice.MACHINE:
                 raise Preempted(f"told to leave after step {self.saved_step}") from None
         finally:
+            self.saving.abandon()
             self.stall.close()
 
     def _leave_if_told(self) -> None:
@@ -174,6 +179,8 @@ class Run:
                 return
         while not self.course.is_finished:
             trained = self._train()
+            name = self._begin_checkpoint()  # the state stays as it is during the validation
+            self.saving.note(progress)  # for a run that is told to leave in the middle of it
             metrics, predictions = self._validate()
             self.course.validated()
             if not math.isfinite(metrics.get("val_loss", 0.0)):
@@ -194,7 +201,10 @@ class Run:
                 metrics["best_val_loss"] = min(each["val_loss"] for each in [*progress.history, metrics])
             metrics["finished"] = float(self.course.is_finished)
             progress.history.append(metrics)
-            self._checkpoint(metrics, predictions, better)
+            if better:
+                progress.model = name
+            self.saving.note(progress, predictions)
+            self._complete_checkpoint(metrics)
             if not metrics["finished"] and self._told_to_stop():
                 return
 
@@ -235,12 +245,16 @@ class Run:
             shares = self.step_log.waiting(batches)
             if shares is None:
                 break
-            notice = self.engine.step(shares, progress.global_step, self.notices.newest())
+            own = self.notices.newest()
+            told = [own >= Notice.MACHINE, own >= Notice.JOB, self.saving.is_written]
+            *noticed, written = self.engine.step(shares, progress.global_step, told)
             self.step_log.add(sum(len(pack) for pack in plan.batches[progress.step]))
             progress.step += 1
             progress.global_step += 1
-            if notice:
+            if notice := sum(map(bool, noticed)):
                 raise Leave(Notice(notice))
+            if self.saving.is_under_way and written == self.workers:
+                self._complete_checkpoint()
             if self.course.checkpoint_is_due and progress.step < len(plan.batches):
                 self._checkpoint_between_validations()
             elif progress.global_step % self.spec.train.log_steps == 0:
@@ -332,46 +346,33 @@ class Run:
 
     def _checkpoint_between_validations(self, usable: bool = True) -> None:
         self._read_steps()
-        self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, None, False, usable)
+        self._begin_checkpoint(usable)
+        self.saving.note(self.progress)
 
-    def _checkpoint(
-        self, metrics: dict[str, float], predictions: Predictions | None, better: bool, usable: bool = True
-    ) -> None:
-        """Write this worker's part, then report.
+    def _begin_checkpoint(self, usable: bool = True) -> str:
+        """Save the state as it is, while the run goes on; the name of the checkpoint.
 
         Args:
-            better: the model is the best so far.
-            usable: write the model, too, as it is loaded without DeepSpeed.
-
-        Raises:
-            StorageError: the storage is full, or was away for too long; earlier checkpoints are as they were.
+            usable: see `Saving`.
         """
-        self.progress.saved += 1
-        name: list[Any] = [new_name(self.progress.global_step, self.progress.saved)]
-        dist.broadcast_object_list(name)
-        with scratch(self.spec.folder, self.worker) as folder:
-            self.engine.save(folder)
-            if usable:
-                self.engine.export(folder / "model")
-            if better:
-                self.progress.model = name[0]
-            if self.worker == 0:
-                self.progress.workers, self.progress.origin = self.workers, self.spec.origin()
-                self.progress.write(folder)
-                if predictions is not None:
-                    write_predictions(folder, predictions)
-            seal(folder, self.worker, self.workers)
-            try:
-                self.agreement.reach(lambda: upload(folder, self.spec.folder, name[0]))
-            except StorageError:
-                if self.worker == 0:
-                    with contextlib.suppress(OSError):
-                        self.spec.folder.delete(name[0])
-                raise
-        self.saved_step = self.progress.global_step
+        if self.saving.is_under_way:
+            self._complete_checkpoint()
+        progress = self.progress
+        progress.saved, progress.workers, progress.origin = progress.saved + 1, self.workers, self.spec.origin()
+        return self.saving.begin(progress.global_step, progress.saved, usable)
+
+    def _complete_checkpoint(self, metrics: Mapping[str, Any] | None = None) -> None:
+        """Make a checkpoint of what was saved, then report.
+
+        Args:
+            metrics: of the validation that it belongs to; one between two tells where the run stands by now.
+        """
+        name = self.saving.complete()
+        self.saved_step = step_of(name)
         if self.worker == 0:
-            self.retention.add(name[0], self.progress.model)
-        self._report({**metrics, SAVED: name[0]})
+            self.retention.add(name, self.progress.model)
+        stands = {"epoch": self.progress.epoch, "global_step": self.progress.global_step}
+        self._report({**(stands if metrics is None else metrics), SAVED: name})
 
     def _fetch_newest(self, into: Path) -> Path | None:
         newest = fetch_newest(self.spec.folder, into)

@@ -105,9 +105,9 @@ def compare(worker: int, workers: int, out: Path) -> None:
         assert all(torch.equal(value, current[name]) for name, value in weights(engine).items()), "not put back"
         folder = out / f"{workers}-{stage}"
         folder.mkdir(exist_ok=True)
-        engine.export(folder)
+        engine.export(folder)()
         assert all(torch.equal(value, expected[name]) for name, value in torch.load(folder / "exported.pt").items())
-        engine.save(folder)
+        engine.save(folder)()
         dist.barrier()
         whole = read_state(folder).averaged
         assert whole.keys() == {name for name in expected if not name.startswith("frozen")}

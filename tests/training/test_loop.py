@@ -58,9 +58,9 @@ def test_word_to_leave_comes_with_a_step_and_ends_the_run_after_it() -> None:
     """Asking took a sum over the workers of its own before every step."""
     told, steps = [Notice.NONE, Notice.JOB, Notice.NONE], list[int]()
 
-    def step(shares: Any, global_step: int, notice: int) -> int:
+    def step(shares: Any, global_step: int, told: list[bool]) -> list[int]:
         steps.append(global_step)
-        return notice
+        return [*map(int, told)]
 
     run: Any = SimpleNamespace(
         progress=Progress(),
@@ -68,6 +68,7 @@ def test_word_to_leave_comes_with_a_step_and_ends_the_run_after_it() -> None:
         step_log=StepLog(),
         engine=SimpleNamespace(step=step),
         notices=SimpleNamespace(newest=lambda: told.pop(0)),
+        saving=SimpleNamespace(is_written=True, is_under_way=False),
         course=SimpleNamespace(checkpoint_is_due=False),
         spec=SimpleNamespace(train=TrainSettings()),
         _training_batches=lambda plan, epoch, step: iter([["a step's"]] * 3),

@@ -86,7 +86,7 @@ def work(worker: int, workers: int, settings: TrainSettings, start: Path | None,
         losses.append(means(engine.read()[-1].sums)["loss"])
         engine.module.seen += 1
         if step + 1 in ends:
-            engine.save(ends[step + 1])
+            engine.save(ends[step + 1])()
     if worker == 0:
         torch.save(losses, ends[last] / "losses.pt")
     dist.barrier()

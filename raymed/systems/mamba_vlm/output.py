@@ -17,7 +17,7 @@ from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, read_checkpoint, wri
 from raymed.systems.mamba_vlm.loss_log import LossLog
 from raymed.systems.mamba_vlm.pretraining import COLLAPSED
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
-from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest
+from raymed.training.checkpoint import Progress, copy_to_local, fetch_newest, step_of
 from raymed.training.loop import MODEL, SAVED
 from raymed.training.spec import RunSpec
 from raymed.training.state import StartMoments, read_state
@@ -46,7 +46,7 @@ class StageFiles:
             return
         address = spec.folder.child(result[SAVED])
         if happened == STEPS:
-            total = int(result["global_step"]) + (self._log.after_step if self._log else 0)
+            total = step_of(result[SAVED]) + (self._log.after_step if self._log else 0)
             self._write(spec, address, self._folder / STEP.format(total), continued=True)
             return
         self._write(spec, address, self._last, continued=self._of_stage_2)

@@ -114,7 +114,7 @@ def trained(group, spec, prepared, tmp_path_factory):
     for epoch in range(2):
         train_epoch(engine, spec, prepared, epoch)
     folder = tmp_path_factory.mktemp("checkpoint")
-    engine.save(folder)
+    engine.save(folder)()
     epochs = [
         {"epoch": 1, "train_loss": 1.4, "train_accuracy": 0.25, "val_loss": 1.3, "val_acc": 50.0},
         {"epoch": 2, "train_loss": 1.2, "train_accuracy": 0.5, "val_loss": 1.35, "val_acc": 75.0, "finished": 1.0},

@@ -65,16 +65,16 @@ def carry_on(worker: int, out: Path) -> None:
     recipe, results = RECIPES["frozen"], {}
     first = engine_of(recipe, 1)
     train(first, range(STEPS))
-    first.save(out / "first")
+    first.save(out / "first")()
     state = read_state(out / "first")
     moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq, "step": state.step}
     write_checkpoint(out / "last.pt", state.module, state.step, **{OPTIMIZER: moments})
     following = replace(recipe, start=str(out / "last.pt"))
     for stage in (1, 2, 3):
         engine = engine_of(following, stage)
-        engine.save(out / f"begun-{stage}")
+        engine.save(out / f"begun-{stage}")()
         train(engine, range(1))
-        engine.save(out / f"after-{stage}")
+        engine.save(out / f"after-{stage}")()
         results[stage] = [steps_of(engine)]
         for other in (stage, 3 if stage == 1 else 1):
             again = engine_of(following, other)
@@ -110,7 +110,7 @@ def interrupt(worker: int, out: Path) -> None:
         whole, begun = engine_of(recipe, 1), engine_of(recipe, 1)
         train(whole, range(2 * STEPS))
         train(begun, range(STEPS))
-        begun.save(out / name)
+        begun.save(out / name)()
         again = engine_of(recipe, 1)
         again.load(out / name)
         train(again, range(STEPS, 2 * STEPS))

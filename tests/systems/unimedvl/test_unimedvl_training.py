@@ -46,11 +46,11 @@ def work(_: int, start: Path | None, first: int, end: Path, kept: int) -> None:
     figures = []
     for step in range(first, LAST):
         if step == kept:
-            engine.save(end / "kept")
+            engine.save(end / "kept")()
         shares = [RECIPE.encode(pack, TrainingPass(0, step // EPOCH)) for pack in packs(step)]
         engine.step([(batch, MicroBatch(())) for batch in shares], step)
         figures.append(means(engine.read()[-1].sums) | {"norm": engine.gradient_norm, "lr": engine.lr})
-    engine.export(end / "model")
+    engine.export(end / "model")()
     torch.save(figures, end / "figures.pt")
     dist.destroy_process_group()
 

@@ -1,0 +1,78 @@
+"""Copies of a network and its optimizer on the host, which stay as they are while training goes on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class HostCopy:
+    """One copy of whatever it is given, each storage once. It is made while the device goes on computing.
+
+    From a card, tensors are copied into page-locked memory on a stream of their own, after what was computed so far. Until
+    `hold_back` is called they must not be changed, and until `wait` returns they are not there; on a CPU both are done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+        # With the storages that were copied: while they live, nothing else has their addresses.
+        self._copied: dict[tuple[torch.device, int], tuple[torch.UntypedStorage, torch.Tensor]] = {}
+
+    def of(self, value: Any) -> Any:
+        """The same tensors, lists, tuples and dictionaries, on the host; anything else as it is."""
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value.detach())
+        if isinstance(value, dict):
+            copied = copy.copy(value)  # an ordered one may have attributes
+            copied.update((key, self.of(each)) for key, each in value.items())
+            return copied
+        return type(value)(self.of(each) for each in value) if type(value) in (list, tuple) else value
+
+    def network(self, module: nn.Module) -> nn.Module:
+        """A network to be written, not computed with: its own parameters and buffers, and all else the original's."""
+        return self._network(module, {})
+
+    def hold_back(self) -> None:
+        """Let what the device is told from now on wait until the copies are made. The host does not wait."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def wait(self) -> None:
+        """Wait for the copies, in any thread."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _network(self, module: nn.Module, tied: dict[int, nn.Parameter]) -> nn.Module:
+        twin = copy.copy(module)
+        parameters: dict[str, nn.Parameter | None] = {}
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                parameters[name] = None
+                continue
+            if id(parameter) not in tied:
+                tied[id(parameter)] = nn.Parameter(self.of(parameter), parameter.requires_grad)
+            parameters[name] = tied[id(parameter)]
+        children = {name: None if child is None else self._network(child, tied) for name, child in module._modules.items()}
+        twin.__dict__ |= {"_parameters": parameters, "_buffers": self.of(module._buffers), "_modules": children}
+        return twin
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        place = tensor.device, storage.data_ptr()
+        if place not in self._copied or not storage.nbytes():
+            self._copied[place] = storage, self._bytes(storage, tensor.device)
+        copied = self._copied[place][1].untyped_storage()
+        return torch.empty(0, dtype=tensor.dtype).set_(copied, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def _bytes(self, storage: torch.UntypedStorage, device: torch.device) -> torch.Tensor:
+        source = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
+        if self._stream is None or device.type != "cuda":
+            return source.clone()
+        with torch.cuda.stream(self._stream):
+            return torch.empty_like(source, device="cpu", pin_memory=True).copy_(source, non_blocking=True)

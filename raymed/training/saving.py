@@ -1,0 +1,166 @@
+"""A run's checkpoints on their way into the storage, one at a time, while training or a validation goes on.
+
+The state is copied where the run stands. A thread of its own writes the files, lists their digests and brings them into the
+storage. What makes a checkpoint one, where the run stands and the list of all files, follows when the run comes back to it:
+a process that is killed before leaves nothing that counts, and nobody is told of it before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from raymed.errors import StorageError
+from raymed.recipes.recipe import Predictions
+from raymed.storage.folder import Folder
+from raymed.training.agreement import Agreement
+from raymed.training.checkpoint import Progress, digests, new_name, seal
+from raymed.training.engine import Engine
+from raymed.training.predictions import write_predictions
+from raymed.training.retention import scratch
+from raymed.training.upload import upload
+
+STATE, REST = "state", "rest"  # folders of what the thread writes, and of what follows
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is under way.
+
+    Attributes:
+        name: in the run's folder.
+        folder: holds its files until they are in the storage.
+        digests: of the files of the state, by name, once they are there.
+        room: holds `folder`.
+    """
+
+    name: str
+    folder: Path
+    digests: Future[dict[str, str]]
+    room: contextlib.ExitStack
+
+
+class Saving:
+    """A run's checkpoints as one of its workers saves them. All workers call every method together."""
+
+    def __init__(self, engine: Engine, run: Folder, agreement: Agreement) -> None:
+        self._engine, self._run, self._agreement = engine, run, agreement
+        self._under_way: Checkpoint | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a checkpoint was begun and is not complete."""
+        return self._under_way is not None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this worker's thread has nothing more to do."""
+        return self._under_way is None or self._under_way.digests.done()
+
+    def begin(self, global_step: int, saved: int, usable: bool) -> str:
+        """Copy the training state, and begin to write it; the one before is complete.
+
+        Args:
+            saved: see `Progress`.
+            usable: write the model, too, as it is loaded without DeepSpeed.
+
+        Returns:
+            The checkpoint's name.
+        """
+        assert self._under_way is None
+        name = [new_name(global_step, saved)]
+        dist.broadcast_object_list(name)
+        with contextlib.ExitStack() as room:
+            folder = room.enter_context(scratch(self._run, self._engine.worker))
+            state = folder / STATE
+            for each in (state, folder / REST):
+                each.mkdir()
+            write_state = self._engine.save(state)
+            write_model = self._engine.export(state / "model") if usable else lambda: None
+
+            def write() -> dict[str, str]:
+                write_state()
+                write_model()
+                listed = digests(state)
+                self._agreement.attempt(lambda: upload(state, self._run, name[0]))
+                return listed
+
+            self._under_way = Checkpoint(name[0], folder, beside(write), room.pop_all())
+        return name[0]
+
+    def note(self, progress: Progress, predictions: Predictions | None = None) -> None:
+        """Write down where the run stood, and what it predicted for its validation rows."""
+        assert self._under_way is not None
+        if self._engine.worker == 0:
+            rest = self._under_way.folder / REST
+            progress.write(rest)
+            if predictions is not None:
+                write_predictions(rest, predictions)
+
+    def complete(self) -> str:
+        """Wait until the state is in the storage, and make a checkpoint of it.
+
+        Returns:
+            Its name.
+
+        Raises:
+            StorageError: the storage is full, or was away for too long; earlier checkpoints are as they were.
+        """
+        assert self._under_way is not None
+        checkpoint, self._under_way = self._under_way, None
+        rest, worker, workers = checkpoint.folder / REST, self._engine.worker, self._engine.workers
+        with checkpoint.room:
+            listed, refusal = _outcome(checkpoint.digests)
+
+            def finish() -> None:
+                if refusal is not None:
+                    raise refusal
+                seal(rest, worker, workers, listed)
+                upload(rest, self._run, checkpoint.name)
+
+            try:
+                self._agreement.reach(finish)
+            except StorageError:
+                if worker == 0:
+                    with contextlib.suppress(OSError):
+                        self._run.delete(checkpoint.name)
+                raise
+        return checkpoint.name
+
+    def abandon(self) -> None:
+        """The run ends before its time: what is under way will be no checkpoint."""
+        if self._under_way is None:
+            return
+        checkpoint, self._under_way = self._under_way, None
+        with checkpoint.room, contextlib.suppress(Exception):  # another one is under way
+            checkpoint.digests.result()
+            if self._engine.workers == 1:  # others may still be writing theirs
+                self._run.delete(checkpoint.name)
+
+
+def _outcome(written: Future[dict[str, str]]) -> tuple[Mapping[str, str], StorageError | None]:
+    """What a thread has done, or why the storage refused it; anything else that it met is raised."""
+    try:
+        return written.result(), None
+    except StorageError as refusal:
+        return {}, refusal
+
+
+def beside(work: Callable[[], dict[str, str]]) -> Future[dict[str, str]]:
+    """Do it in a thread that nothing waits for at the end of the process."""
+    outcome: Future[dict[str, str]] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return outcome
