@@ -21,7 +21,7 @@ class HostCopy:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
-        # With the storages that were copied: while they live, nothing else has their addresses.
+        # With the storages that are copied: while they live, nothing else has their addresses.
         self._copied: dict[tuple[torch.device, int], tuple[torch.UntypedStorage, torch.Tensor]] = {}
 
     def of(self, value: Any) -> Any:
@@ -39,7 +39,8 @@ class HostCopy:
         return self._network(module, {})
 
     def hold_back(self) -> None:
-        """Let what the device is told from now on wait until the copies are made. The host does not wait."""
+        """No more is copied: let what the device is told from now on wait for the copies. The host does not wait."""
+        self._copied.clear()  # what is freed is used again only after them
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 

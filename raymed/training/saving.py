@@ -138,7 +138,7 @@ class Saving:
         if self._under_way is None:
             return
         checkpoint, self._under_way = self._under_way, None
-        with checkpoint.room, contextlib.suppress(Exception):  # another one is under way
+        with checkpoint.room, contextlib.suppress(Exception):  # what ends the run is told of, and not this
             checkpoint.digests.result()
             if self._engine.workers == 1:  # others may still be writing theirs
                 self._run.delete(checkpoint.name)

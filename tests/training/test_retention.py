@@ -133,6 +133,14 @@ def test_a_run_of_before_goes_on_whose_checkpoints_ray_train_had_listed(prepared
     assert fitting.fit(spec, None, None) == {"epoch": 1}
 
 
+def test_a_run_whose_end_cut_a_checkpoint_short_has_the_metrics_of_the_one_before(tmp_path):
+    run = tmp_path / "run"
+    (run / save(run, 1) / "progress.json").write_text('{"history": [{"epoch": 1}]}')
+    for file in (run / save(run, 2)).iterdir():
+        file.unlink()
+    assert fitting._last_metrics(Folder.at(run)) == {"epoch": 1}
+
+
 def test_a_run_that_loses_its_workers_while_the_storage_is_away_does_not_begin_anew(prepared, tmp_path, monkeypatch):
     """No checkpoint is seen then, and Ray Train would make the run's folder below the mount point."""
     storage, away = tmp_path / "storage", tmp_path / "away"
