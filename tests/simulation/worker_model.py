@@ -1,7 +1,7 @@
 """A worker whose state is a digest of all that it was trained on: two runs are the same where their digests are.
 
 It goes on, saves and reports in the order that the product's loop does, with the product's own checkpoints, retention and
-uploads; only the network is missing.
+uploads; only the network is missing. What the product writes beside its next steps is written at once here.
 """
 
 from __future__ import annotations
