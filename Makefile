@@ -10,7 +10,7 @@ FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 LAB := iproute2 openssh-server rsync slurmctld slurmd slurm-client munge
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup tune test fast mutants chaos rehearse cluster-test check ui
+.PHONY: setup tune test fast mutants chaos gpu-check rehearse cluster-test check ui
 
 setup: $(VENV)/.ready  ## create the environment
 
@@ -34,6 +34,9 @@ mutants: setup  ## small mistakes in modules that promises rest on, and a list o
 
 chaos: setup  ## break things on purpose, many times, and print a table of what was survived; hours
 	$(RUN) tests/chaos/run.py
+
+gpu-check: setup  ## on a machine with an NVIDIA GPU: what it shows of this project, as a table and as JSON; ten minutes
+	$(RUN) tests/gpu/run.py --out gpu-check.json
 
 rehearse: setup  ## ray up cluster.yaml, from the head's launch to a worker that is ready, with AWS and its machines played here
 	$(RUN) -m pytest tests/cluster/test_ray_up.py

@@ -2,6 +2,7 @@
 
     python benchmarks/ingest.py          # the figures of docs/log.md: 10 minutes and 4 GB of disk on two CPU cores
     python benchmarks/ingest.py --patients 12 --source_size 64 --size 56 --folder /tmp/ingest    # seconds, to try it
+    python benchmarks/ingest.py --device cuda    # into a GPU's memory, which normalises
 
 - loader: a DataLoader with 2 workers that opens, resizes and normalises the patients' PNGs, as training scripts do.
 - staged: Ray Data decodes the prepared slices once a search into the object store; every epoch of every trial reads there.
@@ -28,7 +29,7 @@ import psutil
 import ray
 import torch
 from jsonargparse import auto_cli
-from machine import show
+from machine import open_device, show, synchronize
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -51,7 +52,12 @@ Plan = Sequence[Sequence[int]]
 
 
 def main(
-    folder: str = "runs/benchmark-ingest", patients: int = 100, source_size: int = 512, size: int = 448, epochs: int = 3
+    folder: str = "runs/benchmark-ingest",
+    patients: int = 100,
+    source_size: int = 512,
+    size: int = 448,
+    epochs: int = 3,
+    device: str = "cpu",
 ) -> None:
     """Make and prepare phantom patients, unless they are there, and read them in each way.
 
@@ -61,11 +67,12 @@ def main(
         source_size: Side of the PNGs, in pixels.
         size: Side of what the model takes.
         epochs: Epochs of each way.
+        device: That batches are brought to, all but the loader's: cpu or cuda.
     """
     pictures = Path(folder).resolve() / "patients"
     write_phantoms(pictures, PhantomSettings(patients=patients, size=source_size))
     connect()
-    worker: Any = ray.remote(num_cpus=1)(Trial)
+    worker: Any = ray.remote(num_cpus=1, num_gpus=0.25 if device == "cuda" else 0)(Trial)
     settings = PrepareSettings(image=ImageSettings(size=size))
     prepared = prepare(pictures, f"{pictures.parent}/prepared", settings).prepared
     rows = prepared.rows("all")
@@ -78,7 +85,7 @@ def main(
     staged = stage(prepared, rows)
     staging, spent = time.perf_counter() - started, processor_seconds() - before
     checks = {function: check(staged, function) for function in DIGESTS}
-    first, second = (worker.remote(staged, recipe) for _ in range(2))
+    first, second = (worker.remote(staged, recipe, device) for _ in range(2))
     encoded = ray.get([first.epoch.remote(plan, False) for plan in plans])
     again = ray.get(second.epoch.remote(plans[0], False))
     normalised = ray.get([first.epoch.remote(plan, True) for plan in plans])
@@ -87,14 +94,14 @@ def main(
         ray.kill(trial)
     for name, seconds in (("staged", [staging, *encoded, again]), ("normalised", normalised), ("in memory", in_memory)):
         said(name, seconds)
-    streaming = worker.remote(Streamed(prepared.folder.uri), recipe)
+    streaming = worker.remote(Streamed(prepared.folder.uri), recipe, device)
     streamed = ray.get([streaming.epoch.remote(plan, False) for plan in plans])
     ray.kill(streaming)
     said("streamed", streamed)
 
     few = rows[: max(MICRO_BATCH, len(rows) // 10)]
     memory = {
-        way: [ray.get(worker.remote(source, recipe).peak_memory.remote(plan_of(part, 0))) for part in (few, rows)]
+        way: [ray.get(worker.remote(source, recipe, device).peak_memory.remote(plan_of(part, 0))) for part in (few, rows)]
         for way, source in (("staged", staged), ("streamed", Streamed(prepared.folder.uri)))
     }
 
@@ -125,7 +132,7 @@ def main(
         for way, (small, large) in memory.items()
     ]
     figures = {"slices": len(rows), **rates, "check": checks, "memory": memory, "share_of_in_memory": reached}
-    show(f"reading {len(rows)} slices of {size} pixels", lines, figures)
+    show(f"reading {len(rows)} slices of {size} pixels", lines, figures, open_device(device))
 
 
 def processor_seconds() -> float:
@@ -189,8 +196,9 @@ def load_pngs(paths: Sequence[Path], size: int) -> float:
 class Trial:
     """A trial's worker, as far as reading goes."""
 
-    def __init__(self, source: Staged | Streamed, recipe: LungRecipe) -> None:
+    def __init__(self, source: Staged | Streamed, recipe: LungRecipe, device: str) -> None:
         torch.set_num_threads(CORES)
+        self.device = open_device(device)
         self.source, self.recipe, self.normalise = source, recipe, InputNorm()
         self.reader = source.open()
 
@@ -198,20 +206,24 @@ class Trial:
         """Seconds of an epoch, the start of the reading included."""
         started = time.perf_counter()
         seen = 0
-        for batch in self._batches(plan):
+        for encoded in self._batches(plan):
+            batch = encoded.to(self.device)
             if normalise:
                 self.normalise(batch.tensors["pixels"], torch.float32)
             seen += len(batch.ids)
+        synchronize(self.device)
         if seen != sum(map(len, plan)):
             raise RuntimeError(f"{seen} rows of {sum(map(len, plan))} were read")
         return time.perf_counter() - started
 
     def in_memory(self, plan: Plan) -> float:
         """Seconds in which plain torch normalises the same pixels."""
-        batches = [batch.tensors["pixels"] for batch in self._batches(plan)]
+        batches = [batch.to(self.device).tensors["pixels"] for batch in self._batches(plan)]
+        synchronize(self.device)
         started = time.perf_counter()
         for pixels in batches:
             self.normalise(pixels, torch.float32)
+        synchronize(self.device)
         return time.perf_counter() - started
 
     def peak_memory(self, plan: Plan) -> int:

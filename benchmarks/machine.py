@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,38 +16,78 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from raymed.training.engine import prepare_process
 
+CPU = torch.device("cpu")
+SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices that a device's rate is measured with
 
-def describe() -> str:
+
+def describe(device: torch.device = CPU) -> str:
     """The machine in words, with its load: a figure taken beside other work is worth little."""
     memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} CPU cores, {memory:.0f} GiB, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
+    card = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, " if device.type == "cuda" else ""
+    return f"{card}{os.cpu_count()} CPU cores, {memory:.0f} GiB, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
 
 
-def matrix_rate(side: int = 2048, seconds: float = 2.0) -> float:
-    """FLOP/s of float32 products of side x side matrices, the median of as many as fit into `seconds`."""
-    a, b = torch.rand(side, side), torch.rand(side, side)
+def open_device(name: str) -> torch.device:
+    """The device of that name, on which this process computes from now on."""
+    device = torch.device(name, 0) if name == "cuda" else torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: torch.device = CPU, side: int = 0, seconds: float = 2.0) -> float:
+    """FLOP/s of products of random matrices, in bf16 on a GPU and float32 on a CPU: the median of as many as fit into
+    `seconds`.
+
+    Args:
+        side: of the square matrices (0 = `SIDES`).
+    """
+    side, dtype = side or SIDES[device.type], torch.bfloat16 if device.type == "cuda" else torch.float32
+    a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     a @ b
     times: list[float] = []
     while sum(times) < seconds:
+        synchronize(device)
         started = time.perf_counter()
         a @ b
+        synchronize(device)
         times.append(time.perf_counter() - started)
-    return 2 * side**3 / sorted(times)[len(times) // 2]
+    return 2 * side**3 / statistics.median(times)
+
+
+def bytes_held(device: torch.device) -> int:
+    """Bytes that this process holds: of a GPU's memory in tensors, or of the machine's."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def most_bytes_held(device: torch.device) -> int:
+    """The most that `bytes_held` ever was."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @contextmanager
-def process_group_of_one() -> Iterator[None]:
-    """What DeepSpeed wants to find, in a process that trains by itself on the CPU."""
-    prepare_process(torch.device("cpu"))
+def process_group_of_one(device: torch.device = CPU) -> Iterator[None]:
+    """What DeepSpeed wants to find, in a process that trains by itself."""
+    prepare_process(device)
     from deepspeed.utils import groups
 
     os.environ["LOCAL_RANK"] = "0"
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
             yield
         finally:
@@ -52,48 +95,46 @@ def process_group_of_one() -> Iterator[None]:
             groups._WORLD_GROUP = None  # DeepSpeed would hand it out again
 
 
-def show(title: str, lines: list[str], figures: dict[str, Any]) -> None:
+def show(title: str, lines: list[str], figures: dict[str, Any], device: torch.device = CPU) -> None:
     """Print the figures for a person, and as one JSON line, which is the last."""
-    print(f"{title} ({describe()})", *(f"  {line}" for line in lines), json.dumps(figures), sep="\n", flush=True)
+    print(f"{title} ({describe(device)})", *(f"  {line}" for line in lines), json.dumps(figures), sep="\n", flush=True)
 
 
 def flops(step: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products, convolutions and attention in `step`, which is done once."""
-    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
         step()
     return counter.get_total_flops()
 
 
-def _attention(
-    query: tuple[int, ...],
-    key: tuple[int, ...],
-    value: tuple[int, ...],
-    dropout: float = 0.0,
-    causal: bool = False,
-    **_: Any,
-) -> int:
-    """Two products of [queries, keys] with the heads' width; half of them where each place sees only those before it."""
-    rows, heads, queries, width = query
-    return 4 * rows * heads * queries * key[2] * width // (2 if causal else 1)
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Attention as work that must be done. torch counts all of a causal square, and nothing for the kernels of CPUs."""
+    names = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+    operators = [("aten", f"_scaled_dot_product_{name}") for name in names] + [("torch_attn", "_varlen_attn")]
+    formulas = {}
+    for library, name in operators:
+        for suffix, products in (
+            ("", 2),
+            ("_backward", 4),
+        ):  # what a backward pass computes again to save memory is not work
+            operator = getattr(getattr(torch.ops, library), name + suffix, None)
+            if operator is not None:
+                formulas[operator] = _attention(operator, products)
+    return formulas
 
 
-def _attention_backward(
-    gradient: tuple[int, ...],
-    query: tuple[int, ...],
-    key: tuple[int, ...],
-    value: tuple[int, ...],
-    out: Any,
-    logsumexp: Any,
-    dropout: float = 0.0,
-    causal: bool = False,
-    **_: Any,
-) -> int:
-    """Twice the forward pass: what the kernel computes again to save memory is not work that must be done."""
-    return 2 * _attention(query, key, value, dropout, causal)
+def _attention(operator: Any, products: int) -> Callable[..., int]:
+    """So many products of [queries, keys] with the heads' width; half of each where a place sees only those before it."""
+    names = [argument.name for argument in operator.default._schema.arguments]
 
+    def count(*values: Any, out_val: Any = None, **others: Any) -> int:
+        given = dict(zip(names, values, strict=False)) | others
+        query: Tensor = given["query"]
+        if "cu_seq_q" in given:  # samples that lie end to end, [total, heads, width]
+            squares = int(given["cu_seq_q"].diff().double().square().sum()) * query.shape[1]
+        else:
+            squares = query.shape[:-1].numel() * given["key"].shape[-2]
+        return 2 * products * squares * query.shape[-1] // (2 if given.get("is_causal") else 1)
 
-# torch 2.13 counts nothing for the attention kernels of CPUs
-_FORMULAS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
+    count._get_raw = True  # type: ignore[attr-defined]
+    return count

@@ -2,6 +2,7 @@
 
     python benchmarks/pretrain.py                # the figures of docs/log.md
     python benchmarks/pretrain.py --samples 4 --padded 512 --shape.vocabulary 2000 --shape.layers 1 --shape.size 56
+    python benchmarks/pretrain.py --device cuda --shape.preset internvl2_5-1b --samples 32 --rates 0.5     # the true shape
 
 - upstream: one sample at a time, padded to 4,096 tokens, logits of the whole vocabulary at every place; activations of both
   towers are computed again in the backward pass, as upstream's scripts have it.
@@ -9,18 +10,17 @@
 - ordinary: micro-batches of 4 as they come, padded to the longest, the network's own ``labels=`` loss.
 - recipe: samples packed into sequences of 4,096 tokens, logits only where an answer is learned.
 
-All train the same network on the same samples in float32, with one step of AdamW per global batch; the losses printed
-beside the figures say that they compute the same. Of every four samples two have one tile and a short answer, one has
-three, five or seven tiles and a long one, and one is text alone; how many words is drawn. ``--max_tiles 1`` leaves every
-picture one tile, as an X-ray or a CT slice is. The recipe is then timed with image tokens dropped. Each has its own
-process. So few samples fill sequences badly; what an epoch fills is computed from the lengths of as many as are packed
-at a time.
+All train the same network on the same samples, in float32 on a CPU and bf16 on a GPU, with one step of AdamW per global
+batch; the losses printed beside the figures say that they compute the same. Of every four samples two have one tile and a
+short answer, one has three, five or seven tiles and a long one, and one is text alone; how many words is drawn.
+``--max_tiles 1`` leaves every picture one tile, as an X-ray or a CT slice is. The recipe is then timed with image tokens
+dropped. Each has its own process. So few samples fill sequences badly; what an epoch fills is computed from the lengths of
+as many as are packed at a time.
 """
 
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import sys
 import tempfile
@@ -32,11 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
-from machine import flops, matrix_rate, show
+from machine import bytes_held, flops, matrix_rate, most_bytes_held, open_device, show, synchronize
 from step import Shape, write_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -54,8 +53,9 @@ MICRO_BATCH = 4  # with 8, logits and their gradients alone take more than 20 Gi
 SHAPE = Shape()
 LARGE = ((2, 1), (2, 2), (3, 2))  # columns and rows of large pictures, which have a thumbnail besides
 WORDS = (2, 6, 60, 80)  # of an answer, on average
-Step = Callable[[], Iterator[tuple[Tensor, float, float]]]
-"""Gives, for each micro-batch, the loss to go back from, the summed cross-entropy and the number of supervised tokens."""
+Micro = tuple[Tensor, Tensor, Tensor | float]
+"""Of a micro-batch: the loss to go back from, the summed cross-entropy and the number of supervised tokens."""
+Step = Callable[[], Iterator[Micro]]
 
 
 def main(
@@ -66,6 +66,7 @@ def main(
     steps: int = 3,
     rates: str = "0.25,0.5,0.75",
     max_tiles: int = 6,
+    device: str = "cpu",
 ) -> None:
     """Measure one after the other.
 
@@ -77,6 +78,7 @@ def main(
         steps: Timed global batches of the ordinary way and the recipe; upstream gets one.
         rates: Shares of image tokens that are dropped, separated by commas.
         max_tiles: Most tiles of a picture, its thumbnail not counted.
+        device: cpu or cuda.
     """
     ways = [("upstream", upstream, 1, 0.0), ("upstream, kept", upstream, 1, 0.0)]
     ways += [("ordinary", samples, steps, 0.0), ("recipe", samples, steps, 0.0)]
@@ -86,7 +88,8 @@ def main(
         found: dict[str, dict[str, float]] = {}
         for way, count, timed, rate in ways:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                found[way] = process.submit(measure, way, folder, shape.size, max_tiles, count, padded, timed, rate).result()
+                words = (way, folder, shape.size, max_tiles, count, padded, timed, rate, device)
+                found[way] = process.submit(measure, *words).result()
             print(f"{way}: {found[way]['seconds']:.3f} s a sample", file=sys.stderr)
     recipe = found["recipe"]
     figures = {
@@ -110,24 +113,25 @@ def main(
         f"{figures['memory_of_ordinary']:.2f} of ordinary's memory; an epoch fills {recipe['epoch_filled']:.1%}; upstream "
         f"needs {figures['arithmetic_of_upstream']:.1f} times the arithmetic"
     )
-    show("pretraining step", lines, figures)
+    show("pretraining step", lines, figures, open_device(device))
 
 
 def measure(
-    way: str, folder: str, size: int, max_tiles: int, count: int, padded: int, steps: int, rate: float
+    way: str, folder: str, size: int, max_tiles: int, count: int, padded: int, steps: int, rate: float, device: str
 ) -> dict[str, float]:
     """Seconds a sample, peak memory, loss, places computed and the share of them that holds a token; in a fresh process."""
     torch.manual_seed(0)
+    computing = open_device(device)
     model = ModelSettings(path=folder, gradient_checkpointing=way == "upstream")
     recipe = VitpRecipe(size, model=model, token_drop=TokenDropSettings(rate, "paper"))
-    module: Any = recipe.build().train()
+    module: Any = recipe.build().train().to(computing, torch.bfloat16 if device == "cuda" else None)
     records = [sample(number, size, max_tiles) for number in range(count)]
     alone = [recipe.encode([record], None).tensors for record in records]
     costs = np.array([len(each["ids"]) for each in alone])
 
     if way.startswith("recipe"):
         packs = [[records[place] for place in each] for each in pack(costs, padded)]
-        batches = [recipe.encode(each, TrainingPass(0, 0)) for each in packs]
+        batches = [recipe.encode(each, TrainingPass(0, 0)).to(computing) for each in packs]
         places = float(sum(batch.tensors["lengths"].sum() for batch in batches))
         filled = float(costs.sum()) / (len(packs) * padded)
         epoch = np.array([length(number, size, max_tiles, module.tokenizer) for number in range(WINDOW)])
@@ -149,7 +153,7 @@ def measure(
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    state = psutil.Process().memory_info().rss
+    state = bytes_held(computing)
     optimizer.zero_grad()
     # the first pass pays for choosing kernels and for fresh memory
     needed = flops(lambda: [total.backward() for total, _, _ in step()]) / count
@@ -157,26 +161,26 @@ def measure(
     times = []
     for _ in range(steps):
         optimizer.zero_grad()
-        summed = learned = 0.0
+        sums = []
         started = time.perf_counter()
         for total, nll, tokens in step():
             total.backward()
-            summed, learned = summed + float(nll), learned + tokens
+            sums.append((nll, tokens))
         optimizer.step()
+        synchronize(computing)
         times.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "seconds": statistics.median(times) / count,
         "fastest": min(times) / count,
         "slowest": max(times) / count,
-        "memory": peak - state,
+        "memory": most_bytes_held(computing) - state,
         "state": state,
-        "loss": summed / learned,
+        "loss": sum(float(nll) for nll, _ in sums) / sum(float(tokens) for _, tokens in sums),
         "places": places,
         "filled": filled,
         "epoch_filled": epoch_filled,
         "flops": needed,
-        "share_of_matrix_rate": needed / statistics.median(times) * count / matrix_rate(),
+        "share_of_matrix_rate": needed / statistics.median(times) * count / matrix_rate(computing),
     }
 
 
@@ -208,11 +212,11 @@ def length(number: int, size: int, max_tiles: int, tokenizer: PreTrainedTokenize
     return len(encode_turns(tokenizer, turns(number), image_tokens)[0])
 
 
-def by_recipe(recipe: VitpRecipe, module: Any, batches: Any) -> Iterator[tuple[Tensor, float, float]]:
+def by_recipe(recipe: VitpRecipe, module: Any, batches: Any) -> Iterator[Micro]:
     for batch in batches:
         loss = recipe.compute_loss(module, batch)
         total, count = loss.sums["token_loss"]
-        yield loss.terms["loss"].total, float(total), count
+        yield loss.terms["loss"].total, torch.as_tensor(total).detach(), count
 
 
 def by_transformers(module: Any) -> None:
@@ -224,19 +228,19 @@ def by_transformers(module: Any) -> None:
     module.network.lm_head = plain
 
 
-def ordinary_step(module: Any, part: list[dict[str, Tensor]], length: int) -> tuple[Tensor, float, float]:
+def ordinary_step(module: Any, part: list[dict[str, Tensor]], length: int) -> Micro:
     ids, labels, mask, pixels = padded_batch(module, part, length)
     loss = module.network(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels, use_cache=False).loss
-    learned = float((labels >= 0).sum())
-    return loss * learned, float(loss.detach()) * learned, learned
+    learned = (labels >= 0).sum()
+    return loss * learned, loss.detach() * learned, learned
 
 
-def upstream_step(module: Any, part: list[dict[str, Tensor]], length: int) -> tuple[Tensor, float, float]:
+def upstream_step(module: Any, part: list[dict[str, Tensor]], length: int) -> Micro:
     # What pads behind the answer cannot be seen from before it: leaving the mask out spares upstream a matrix of 4096^2.
     ids, labels, _, pixels = padded_batch(module, part, length)
     logits = module.network(input_ids=ids, pixel_values=pixels, use_cache=False).logits.float()
     total = F.cross_entropy(logits[:, :-1].contiguous().flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-    return total, float(total.detach()), float((labels >= 0).sum())
+    return total, total.detach(), (labels >= 0).sum()
 
 
 def padded_batch(module: Any, part: list[dict[str, Tensor]], length: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -248,7 +252,9 @@ def padded_batch(module: Any, part: list[dict[str, Tensor]], length: int) -> tup
         mask[row, : len(each["ids"])] = 1
         labels[row, each["places"] + 1] = each["targets"]
     tiles = torch.cat([each["pixels"] for each in part])
-    return ids, labels, mask, module.normalise(tiles, torch.float32) if len(tiles) else None
+    weight = module.network.lm_head.weight
+    ids, labels, mask = (each.to(weight.device) for each in (ids, labels, mask))
+    return ids, labels, mask, module.normalise(tiles.to(weight.device), weight.dtype) if len(tiles) else None
 
 
 if __name__ == "__main__":

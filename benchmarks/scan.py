@@ -2,9 +2,10 @@
 
     python benchmarks/scan.py             # the figures of docs/log.md: minutes on a CPU core, most in transformers' path
     python benchmarks/scan.py --length 64 --channels "[32]" --steps 1
+    python benchmarks/scan.py --device cuda
 
-The ways take turns in one process, on one thread; times are the fastest of so many passes, fewer where those have taken
-long enough; memory is what the process needed beyond its inputs, in a process of its own.
+The ways take turns in one process, on one thread or on a GPU; times are the fastest of so many passes, fewer where those
+have taken long enough; memory is what was needed beyond the inputs, on a CPU in a process of its own.
 
 - ours: chunks that stay in the cache, states between their borders computed again in the backward pass.
 - loop: a step for each time, through autograd; the discretised arrays are made once.
@@ -29,7 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from jsonargparse import auto_cli
-from machine import show
+from machine import CPU, open_device, show, synchronize
 from torch import Tensor
 
 from raymed.systems.mamba_vlm.scan import selective_scan
@@ -41,7 +42,13 @@ CHUNK = 16  # steps of `chunked`: more would leave the range of float32
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def main(length: int = 784, channels: list[int] = [512, 1536], steps: int = 5, seconds: float = 5.0) -> None:  # noqa: B006
+def main(
+    length: int = 784,
+    channels: list[int] = [512, 1536],  # noqa: B006
+    steps: int = 5,
+    seconds: float = 5.0,
+    device: str = "cpu",
+) -> None:
     """Time the ways in turn.
 
     Args:
@@ -49,21 +56,27 @@ def main(length: int = 784, channels: list[int] = [512, 1536], steps: int = 5, s
         channels: Of the sequence, one after the other.
         steps: Timed passes of each way, after a first one.
         seconds: A way whose passes have taken as long is not timed again.
+        device: cpu or cuda.
     """
     torch.set_num_threads(1)
-    needed = {(name, count): in_a_child(name, length, count) for count in channels for name in WAYS}
+    computing = open_device(device)
+    needed_by = in_a_child if device == "cpu" else memory_of_gpu
+    needed = {(name, count): needed_by(name, length, count) for count in channels for name in WAYS}
+    clock = time.process_time if device == "cpu" else time.perf_counter
     figures: dict[str, dict[str, float]] = {}
     lines = []
     for count in channels:
-        tensors = inputs(length, count)
+        tensors = inputs(length, count, computing)
         results: dict[str, list[Tensor]] = {}
         times: dict[str, list[float]] = {name: [] for name in WAYS}
         for _ in range(steps + 1):
             for name, way in WAYS.items():
                 if sum(times[name]) < seconds:
-                    started = time.process_time()
+                    synchronize(computing)
+                    started = clock()
                     results[name] = passed(way, tensors)
-                    times[name].append(time.process_time() - started)
+                    synchronize(computing)
+                    times[name].append(clock() - started)
         for name in WAYS:
             grown = max(1, needed[name, count])
             difference = max(
@@ -82,16 +95,16 @@ def main(length: int = 784, channels: list[int] = [512, 1536], steps: int = 5, s
             f"{count:5} channels  ours is {fastest['seconds'] / ours['seconds']:.1f} times as fast as the best other, "
             f"{ours['bytes'] / fastest['bytes']:.2f} of its memory"
         )
-    show(f"selective scan, {length} tokens, {STATES} states", lines, figures)
+    show(f"selective scan, {length} tokens, {STATES} states", lines, figures, computing)
 
 
-def inputs(length: int, channels: int) -> list[Tensor]:
+def inputs(length: int, channels: int, device: torch.device = CPU) -> list[Tensor]:
     """x, delta, A, B, C of one row, as a layer at its start has them."""
     torch.manual_seed(0)
     x, B, C = (torch.randn(1, length, size) for size in (channels, STATES, STATES))
     delta = torch.empty(1, length, channels).uniform_(1e-3, 1e-1)
     A = -torch.arange(1.0, STATES + 1).repeat(channels, 1)
-    return [tensor.requires_grad_() for tensor in (x, delta, A, B, C)]
+    return [tensor.to(device).requires_grad_() for tensor in (x, delta, A, B, C)]
 
 
 def passed(way: Way, tensors: list[Tensor]) -> list[Tensor]:
@@ -117,6 +130,18 @@ def memory(name: str, length: int, channels: int) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     passed(way, tensors)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def memory_of_gpu(name: str, length: int, channels: int) -> int:
+    """Bytes by which the most that lay in the GPU's memory grew in a pass."""
+    tensors = inputs(length, channels, open_device("cuda"))
+    passed(WAYS[name], tensors)
+    for tensor in tensors:
+        tensor.grad = None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    passed(WAYS[name], tensors)
+    return torch.cuda.max_memory_allocated() - before
 
 
 def ours(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:

@@ -2,19 +2,23 @@
 
     python benchmarks/step.py                    # the figures of docs/log.md: 5 minutes and 16 GiB on two CPU cores
     python benchmarks/step.py --samples 2 --padded 512 --shape.vocabulary 2000 --shape.layers 1   # seconds, to try it
+    python benchmarks/step.py --device cuda --shape.preset internvl2_5-1b --samples 32 --micro_batch 32   # the true shape
 
 - upstream: one sample at a time, padded to 4,096 tokens, logits of the whole vocabulary at every place.
 - ordinary: micro-batches of 8, padded to the longest, the network's own ``labels=`` loss.
-- recipe: micro-batches of 8, logits only where an answer is predicted.
+- recipe: micro-batches of `micro_batch`, logits only where an answer is predicted.
+- engine: the same under raymed's engine, DeepSpeed with ZeRO 1, as a run has it.
 
-All train the same network on the same samples in float32, with one step of AdamW per global batch; the losses printed
-beside the figures say that they compute the same. Each has a process of its own, so that its peak memory is its own.
+All train the same network on the same samples, with one step of AdamW per global batch; the losses printed beside the
+figures say that they compute the same. A CPU computes in float32; a GPU in bf16, but for the ordinary way, which keeps
+float32 weights under autocast, as transformers' Trainer does with its defaults and bf16. Each has a process of its own, so
+that its peak memory is its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -28,15 +32,23 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import psutil
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
-from machine import flops, matrix_rate, show
+from machine import (
+    bytes_held,
+    flops,
+    matrix_rate,
+    most_bytes_held,
+    open_device,
+    process_group_of_one,
+    show,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
+from raymed.data.micro_batches import MicroBatch
 from raymed.data.phantom import CLASSES, PhantomSettings, phantom_patient
 from raymed.data.record import Image, Message, Record
 from raymed.models import internvl, internvl_config
@@ -45,6 +57,8 @@ from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.systems.lung.recipe import LungRecipe
+from raymed.training.engine import Engine
+from raymed.training.settings import TrainSettings
 
 CODES = ("0", "1", "2", "3")
 MICRO_BATCH = 8
@@ -60,42 +74,56 @@ class Shape:
         hidden: width of both towers.
         layers: of each tower.
         size: side of the square pictures, in pixels.
+        preset: one of InternVL's, in place of the first three.
     """
 
     vocabulary: int = 151674
     hidden: int = 256
     layers: int = 6
     size: int = 448
+    preset: str = ""
 
 
-def main(shape: Shape = Shape(), samples: int = 8, padded: int = 4096, steps: int = 3) -> None:
-    """Measure the three ways one after the other.
+def main(
+    shape: Shape = Shape(),
+    samples: int = 8,
+    padded: int = 4096,
+    steps: int = 3,
+    micro_batch: int = MICRO_BATCH,
+    device: str = "cpu",
+) -> None:
+    """Measure the ways one after the other.
 
     Args:
         shape: The network.
         samples: Samples of a global batch; upstream, at many seconds each, gets two.
         padded: Tokens that upstream pads to.
-        steps: Timed global batches of the ordinary way and the recipe; upstream gets one.
+        steps: Timed global batches; upstream gets one.
+        micro_batch: Of the recipe and the engine.
+        device: cpu or cuda.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), shape)
         found = {}
-        for way, batch, timed in (
-            ("upstream", min(2, samples), 1),
-            ("ordinary", samples, steps),
-            ("recipe", samples, steps),
+        for way, batch, timed, rows in (
+            ("upstream", min(2, samples), 1, 1),
+            ("ordinary", samples, steps, MICRO_BATCH),
+            ("recipe", samples, steps, micro_batch),
+            ("engine", samples, steps, micro_batch),
         ):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                found[way] = process.submit(measure, way, folder, shape.size, batch, padded, timed).result()
+                found[way] = process.submit(measure, way, folder, shape.size, batch, padded, timed, rows, device).result()
             print(f"{way}: {found[way]['seconds']:.3f} s a sample", file=sys.stderr)
-    recipe = found["recipe"]
-    share = recipe["flops"] / recipe["seconds"] / recipe["matrix_rate"]
+    recipe, rate = found["recipe"], found["recipe"]["matrix_rate"]
+    shares = {way: recipe["flops"] / found[way]["seconds"] / rate for way in ("recipe", "engine")}
     figures = {
         "ways": found,
         "speedup_over_upstream": found["upstream"]["seconds"] / recipe["seconds"],
         "speedup_over_ordinary": found["ordinary"]["seconds"] / recipe["seconds"],
         "memory_of_ordinary": recipe["memory"] / found["ordinary"]["memory"],
-        "share_of_matrix_rate": share,
+        "speedup_of_engine_over_ordinary": found["ordinary"]["seconds"] / found["engine"]["seconds"],
+        "share_of_matrix_rate": shares["recipe"],
+        "share_of_matrix_rate_by_engine": shares["engine"],
     }
     lines = [
         f"{way:9} {each['seconds']:7.3f} s a sample  {1 / each['seconds']:6.2f} samples/s  "
@@ -105,26 +133,31 @@ def main(shape: Shape = Shape(), samples: int = 8, padded: int = 4096, steps: in
     lines += [
         f"recipe: {figures['speedup_over_upstream']:.1f}x upstream, {figures['speedup_over_ordinary']:.2f}x ordinary, "
         f"{figures['memory_of_ordinary']:.2f} of ordinary's memory",
-        f"{recipe['flops'] / 1e9:.1f} GFLOP a sample, {recipe['flops'] / recipe['seconds'] / 1e9:.0f} of "
-        f"{recipe['matrix_rate'] / 1e9:.0f} GFLOP/s in matrix products: {share:.0%}",
+        f"engine: {figures['speedup_of_engine_over_ordinary']:.2f}x ordinary",
+        f"{recipe['flops'] / 1e9:.1f} GFLOP a sample; of {rate / 1e9:.0f} GFLOP/s in matrix products recipe "
+        f"{shares['recipe']:.0%}, engine {shares['engine']:.0%}",
     ]
-    show("training step", lines, figures)
+    show("training step", lines, figures, open_device(device))
 
 
 def write_model(folder: Path, shape: Shape) -> None:
     """A checkpoint folder with random weights and a tokenizer."""
     torch.manual_seed(0)
     heads = shape.hidden // 64
-    config = internvl_config.internvl_config(
-        size=shape.size,
-        vision_hidden=shape.hidden,
-        vision_layers=shape.layers,
-        vision_heads=heads,
-        hidden=shape.hidden,
-        layers=shape.layers,
-        heads=heads,
-        key_value_heads=max(1, heads // 2),
-        vocabulary=shape.vocabulary,
+    config = (
+        internvl_config.preset_config(shape.preset, shape.size)
+        if shape.preset
+        else internvl_config.internvl_config(
+            size=shape.size,
+            vision_hidden=shape.hidden,
+            vision_layers=shape.layers,
+            vision_heads=heads,
+            hidden=shape.hidden,
+            layers=shape.layers,
+            heads=heads,
+            key_value_heads=max(1, heads // 2),
+            vocabulary=shape.vocabulary,
+        )
     )
     network = InternVLForConditionalGeneration._from_config(config)
     internvl.InternVLClassifier(network, text_tokenizer(), CODES).export(folder)
@@ -143,15 +176,46 @@ def text_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def measure(way: str, folder: str, size: int, samples: int, padded: int, steps: int) -> dict[str, float]:
+def measure(
+    way: str, folder: str, size: int, samples: int, padded: int, steps: int, rows: int, device: str
+) -> dict[str, float]:
     """Seconds a sample, peak memory, and for the recipe the work counted; in a fresh process."""
     torch.manual_seed(0)
+    computing = open_device(device)
     recipe = LungRecipe(CODES, CLASSES, size, model=ModelSettings(path=folder), augment=AugmentSettings(preset="none"))
-    module = recipe.build().train()
     records = phantom_records(size, samples)
-    rows = 1 if way == "upstream" else MICRO_BATCH
     batches = [recipe.encode(records[start : start + rows], TrainingPass(0, 0)) for start in range(0, samples, rows)]
-    micro_step: Callable[[Batch], tuple[Tensor, float]] = {
+    with process_group_of_one(computing) if way == "engine" else contextlib.nullcontext():
+        steps_of = engine_steps if way == "engine" else plain_steps
+        step = steps_of(way, recipe, batches, padded, computing)
+        state = bytes_held(computing)
+        step()  # the first one pays for choosing kernels and for fresh memory
+        found: dict[str, float] = {}
+        if way == "recipe":
+            found = {"flops": flops(step) / samples, "matrix_rate": matrix_rate(computing)}
+        times, losses = [], []
+        for _ in range(steps):
+            started = time.perf_counter()
+            losses.append(step())
+            times.append(time.perf_counter() - started)
+    return found | {
+        "seconds": statistics.median(times) / samples,
+        "fastest": min(times) / samples,
+        "slowest": max(times) / samples,
+        "memory": most_bytes_held(computing) - state,
+        "state": state,
+        "loss": statistics.fmean(losses),
+    }
+
+
+def plain_steps(
+    way: str, recipe: LungRecipe, batches: list[Batch], padded: int, device: torch.device
+) -> Callable[[], float]:
+    """A global batch under torch's own AdamW; it gives the language loss."""
+    rounded = device.type == "cuda" and way != "ordinary"
+    module = recipe.build().train().to(device, torch.bfloat16 if rounded else None)
+    samples = sum(len(batch.ids) for batch in batches)
+    micro_step: Callable[[Batch], tuple[Tensor, Tensor]] = {
         "upstream": lambda batch: upstream(module, batch, padded),
         "ordinary": lambda batch: ordinary(module, batch),
         "recipe": lambda batch: by_recipe(recipe, module, batch),
@@ -159,36 +223,39 @@ def measure(way: str, folder: str, size: int, samples: int, padded: int, steps: 
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)  # rate 0: every step has the same loss
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    state = psutil.Process().memory_info().rss
+    optimizer.step()  # which makes the moments
     optimizer.zero_grad()
 
-    found: dict[str, float] = {}
-    if way == "recipe":
-        found["flops"] = flops(lambda: micro_step(batches[0])[0].backward()) / len(batches[0].ids)
-        found["matrix_rate"] = matrix_rate()
-    else:
-        micro_step(batches[0])[0].backward()  # the first pass pays for choosing kernels and for fresh memory
-
-    times, losses = [], []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        started = time.perf_counter()
+    def step() -> float:
+        losses = []
         for batch in batches:
-            total, language = micro_step(batch)
+            with torch.autocast("cuda", torch.bfloat16, device.type == "cuda" and not rounded):
+                total, language = micro_step(batch.to(device))
             (total / samples).backward()
-            losses.append(language)
+            losses.append(language.detach())
         optimizer.step()
-        times.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return found | {
-        "seconds": statistics.median(times) / samples,
-        "fastest": min(times) / samples,
-        "slowest": max(times) / samples,
-        "memory": peak - state,
-        "state": state,
-        "loss": statistics.fmean(losses),
-    }
+        optimizer.zero_grad()
+        return float(torch.stack(losses).mean())
+
+    return step
+
+
+def engine_steps(
+    way: str, recipe: LungRecipe, batches: list[Batch], padded: int, device: torch.device
+) -> Callable[[], float]:
+    """A global batch under raymed's engine; it gives the language loss."""
+    samples = sum(len(batch.ids) for batch in batches)
+    settings = TrainSettings(global_batch=samples, micro_batch=len(batches[0].ids), lr=1e-12, weight_decay=0.0)
+    engine = Engine(recipe, settings, 1000, 0, device)
+    shares = [(batch, MicroBatch(tuple((row,) for row in range(len(batch.ids))))) for batch in batches]
+    count = iter(range(1000))
+
+    def step() -> float:
+        engine.step(shares, next(count))
+        total, number = engine.read()[0].sums["language_loss"]
+        return total / number
+
+    return step
 
 
 def phantom_records(size: int, count: int) -> list[Record]:
@@ -203,28 +270,28 @@ def phantom_records(size: int, count: int) -> list[Record]:
     ]
 
 
-def by_recipe(recipe: LungRecipe, module: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+def by_recipe(recipe: LungRecipe, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     loss = recipe.compute_loss(module, batch)
     total, count = loss.sums["language_loss"]
-    return loss.terms["loss"].total, float(total) / count
+    return loss.terms["loss"].total, torch.as_tensor(total) / count
 
 
-def ordinary(module: Any, batch: Batch) -> tuple[Tensor, float]:
+def ordinary(module: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     ids, labels = conversations(module, batch, 0)
-    pixels = module.normalise(batch.tensors["pixels"], torch.float32)
+    pixels = module.normalise(batch.tensors["pixels"], module.network.dtype)
     loss = module.network(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, labels=labels).loss
-    return loss * len(ids), float(loss.detach())
+    return loss * len(ids), loss
 
 
-def upstream(module: Any, batch: Batch, padded: int) -> tuple[Tensor, float]:
+def upstream(module: Any, batch: Batch, padded: int) -> tuple[Tensor, Tensor]:
     # What pads behind the answer cannot be seen from before it: leaving the mask out spares upstream a matrix of 4096^2.
     ids, labels = conversations(module, batch, padded)
-    pixels = module.normalise(batch.tensors["pixels"], torch.float32)
+    pixels = module.normalise(batch.tensors["pixels"], module.network.dtype)
     logits = module.network(input_ids=ids, pixel_values=pixels, use_cache=False).logits.float()
     language = F.cross_entropy(logits[:, :-1].contiguous().flatten(0, 1), labels[:, 1:].flatten())
     answer = int((labels[0] >= 0).nonzero()[0]) - 1
     choice = F.cross_entropy(logits[:, answer, list(module.prompt.choices)], batch.tensors["labels"], label_smoothing=0.01)
-    return language + choice, float(language.detach())
+    return language + choice, language
 
 
 def conversations(module: Any, batch: Batch, padded: int) -> tuple[Tensor, Tensor]:
@@ -234,8 +301,10 @@ def conversations(module: Any, batch: Batch, padded: int) -> tuple[Tensor, Tenso
     turns = [[Message("human", question), Message("gpt", CODES[label])] for label in batch.tensors["labels"].tolist()]
     rows = [encode_turns(module.tokenizer, each, [picture]) for each in turns]
     length = max(padded, *(len(ids) for ids, _ in rows), 0)
-    ids = torch.tensor([ids + [module.tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in rows])
-    return ids, torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in rows])
+    ids = [ids + [module.tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in rows]
+    labels = [labels + [-100] * (length - len(labels)) for _, labels in rows]
+    device = batch.tensors["pixels"].device
+    return torch.tensor(ids, device=device), torch.tensor(labels, device=device)
 
 
 if __name__ == "__main__":

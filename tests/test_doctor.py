@@ -46,7 +46,7 @@ def test_on_a_gpu_it_says_what_computes_and_what_is_missing_for_more(monkeypatch
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     found = findings_of(doctor.kernels())
     assert found["optimizer"].state == "ok" and "fused" in found["optimizer"].text
-    assert found["attention"].state == "missing" and "raymed[flash-attn]" in found["attention"].text
+    assert found["attention"].state == "ok" and "its kernel for varying lengths" in found["attention"].text
     assert found["faiss"].state == "missing" and "raymed[gpu]" in found["faiss"].text
 
 

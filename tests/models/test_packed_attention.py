@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2Model
 
-from raymed.models.packed_attention import packing, use_packed
+from raymed.models import packed_attention
+from raymed.models.packed_attention import FLASH, SDPA, VARLEN, packed_kernel, packing, use_packed
 
 LENGTHS = [5, 1, 12, 7]
 
@@ -46,7 +51,7 @@ def test_packed_samples_and_their_gradients_equal_samples_one_by_one(checkpointi
         inputs_embeds=together[None],
         position_ids=torch.cat(positions)[None],
         use_cache=False,
-        **packing(packed, torch.tensor(LENGTHS)),
+        **packing(packed, torch.tensor(LENGTHS), embeddings),
     ).last_hidden_state[0]
     (hidden * weights).sum().backward()
 
@@ -79,7 +84,10 @@ def test_a_change_of_one_sample_changes_no_other() -> None:
     with torch.no_grad():
         first, second = (
             packed(
-                inputs_embeds=each[None], position_ids=positions, use_cache=False, **packing(packed, torch.tensor(LENGTHS))
+                inputs_embeds=each[None],
+                position_ids=positions,
+                use_cache=False,
+                **packing(packed, torch.tensor(LENGTHS), embeddings),
             ).last_hidden_state[0]
             for each in (embeddings, changed)
         )
@@ -95,8 +103,57 @@ def test_no_score_of_the_whole_sequence_squared_is_computed() -> None:
             inputs_embeds=embeddings,
             position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
             use_cache=False,
-            **packing(packed, torch.tensor(LENGTHS)),
+            **packing(packed, torch.tensor(LENGTHS), embeddings),
         ).last_hidden_state.sum().backward()
+
+
+def test_the_kernel_for_varying_lengths_is_told_what_samples_one_by_one_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has it for GPUs only: here a plain one in its place, with its arguments."""
+
+    def plain(
+        query: Tensor, key: Tensor, value: Tensor, starts: Tensor, others: Tensor, longest: int, most: int, **how: Any
+    ) -> Tensor:
+        assert starts is others and (longest, most) == (max(LENGTHS),) * 2 and starts.dtype == torch.int32
+        assert how == {"scale": 8**-0.5}
+        lengths = starts.diff().tolist()
+        parts = zip(*(tensor.transpose(0, 1).split(lengths, 1) for tensor in (query, key, value)), strict=True)
+        done = [F.scaled_dot_product_attention(*part, is_causal=True, scale=how["scale"], enable_gqa=True) for part in parts]
+        return torch.cat(done, 1).transpose(0, 1)
+
+    assert packed_attention._varlen.keywords["window_size"] == (-1, 0), "causal"  # type: ignore[attr-defined]
+    monkeypatch.setattr(packed_attention, "_varlen", plain)
+    _, packed = _models()
+    embeddings = torch.randn(sum(LENGTHS), 32)
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    ends = F.pad(torch.tensor(LENGTHS).cumsum(0), (1, 0)).int()
+    one_by_one, at_once = (
+        packed(inputs_embeds=embeddings[None], position_ids=positions, use_cache=False, **told).last_hidden_state
+        for told in (packing(packed, torch.tensor(LENGTHS), embeddings), {"cu_seq_lens_q": ends, "max_length_q": 12})
+    )
+    torch.testing.assert_close(at_once, one_by_one)
+
+
+def test_the_kernel_for_varying_lengths_takes_what_it_is_told() -> None:
+    """Shapes only, forward and backward: `meta` needs no GPU, and torch's versions take other arguments."""
+    query = torch.empty(1, 4, sum(LENGTHS), 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    key, value = (torch.empty(1, 2, sum(LENGTHS), 8, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    ends = torch.empty(len(LENGTHS) + 1, dtype=torch.int32, device="meta")
+    attended, _ = packed_attention.packed_attention(
+        torch.nn.Identity(), query, key, value, None, scaling=1.0, cu_seq_lens_q=ends, max_length_q=max(LENGTHS)
+    )
+    assert attended.shape == (1, sum(LENGTHS), 4, 8)
+    attended.sum().backward()
+    assert query.grad is not None and query.grad.shape == query.shape
+
+
+def test_the_kernel_follows_device_and_type() -> None:
+    _, packed = _models()
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert packed_kernel(packed, on_gpu) == VARLEN  # type: ignore[arg-type]
+    assert packed_kernel(packed, SimpleNamespace(is_cuda=True, dtype=torch.float32)) == SDPA  # type: ignore[arg-type]
+    assert packed_kernel(packed, torch.zeros(1, dtype=torch.bfloat16)) == SDPA
+    packed.config._attn_implementation = FLASH
+    assert packed_kernel(packed, on_gpu) == FLASH  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn needs a GPU")
@@ -114,7 +171,7 @@ def test_flash_attention_agrees_with_the_packed_kernel() -> None:
                 inputs_embeds=embeddings,
                 position_ids=positions,
                 use_cache=False,
-                **packing(each, torch.tensor(LENGTHS)),
+                **packing(each, torch.tensor(LENGTHS), embeddings),
             )
             .last_hidden_state
             for each in (packed, flash)

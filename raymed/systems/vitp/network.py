@@ -21,7 +21,7 @@ from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from raymed.models.internvl import InternVL, build_network, tokenizer_of
 from raymed.models.internvl_text import read_tokenizer
 from raymed.models.internvl_weights import MOST_TILES, load_internvl, side, write_remote_code
-from raymed.models.packed_attention import packing, use_packed
+from raymed.models.packed_attention import packed_kernel, packing, use_packed
 from raymed.models.settings import ModelSettings
 
 NORMALISATIONS = {  # name -> mean and standard deviation of red, green and blue
@@ -52,8 +52,9 @@ class InternVLChat(InternVL):
     @property
     def description(self) -> dict[str, str]:
         """Facts to tag a run with."""
-        language = self.network.model.language_model.config._attn_implementation
-        return super().description | {"language_attention": language}
+        language_model = self.network.model.language_model
+        kernel = packed_kernel(language_model, language_model.get_input_embeddings().weight)
+        return super().description | {"language_attention": kernel}
 
     def forward(
         self,
@@ -111,7 +112,7 @@ class InternVLChat(InternVL):
             inputs_embeds=embeddings[None],
             position_ids=positions[None],
             use_cache=False,
-            **packing(language_model, lengths),
+            **packing(language_model, lengths, embeddings),
         ).last_hidden_state[0]
         questions = Choices(asked, choices, answers, choice_weights, smoothing)
         loss, token_losses, chosen = self.network.lm_head(hidden[places], targets, weights, questions)

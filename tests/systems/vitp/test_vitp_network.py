@@ -16,7 +16,7 @@ from raymed.data.record import Record
 from raymed.data.tiles import cut
 from raymed.models import internvl
 from raymed.models.internvl_text import encode_turns
-from raymed.models.packed_attention import FLASH, PACKED
+from raymed.models.packed_attention import FLASH, SDPA
 from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.systems.vitp import network as internvl_pretrain
@@ -151,7 +151,7 @@ def test_in_float32_no_kernel_is_used_that_takes_16_bits_only() -> None:
         config._attn_implementation = FLASH
     module.compute_in_float32()
     _run(module, RECIPE.encode(MIXED, TrainingPass(0, 0)))["loss"].backward()
-    assert module.description["language_attention"] == PACKED
+    assert module.description["language_attention"] == SDPA
 
 
 def test_a_checkpoint_for_other_pictures_is_resampled_once_and_says_so(
