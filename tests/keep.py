@@ -8,6 +8,7 @@ from pathlib import Path
 from ray import cloudpickle
 from ray.train import UserCallback
 
+from raymed.training.checkpoint import step_of
 from raymed.training.loop import SAVED
 from raymed.training.step_log import STEPS
 
@@ -20,9 +21,10 @@ class Keep(UserCallback):
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the controller does not know this file
 
     def after_report(self, run_context, metrics, checkpoint):
-        if metrics[0]["global_step"] == self.step:
+        name = metrics[0].get(SAVED)
+        if name and step_of(name) == self.step:
             run = Path(run_context.run_config.storage_path, run_context.run_config.name)
-            shutil.copytree(run / metrics[0][SAVED], self.to / metrics[0][SAVED])
+            shutil.copytree(run / name, self.to / name)
 
 
 class KeepSteps(UserCallback):

@@ -14,6 +14,7 @@ from ray.train import UserCallback
 
 from raymed.data.record import Record
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.training.checkpoint import step_of
 from raymed.training.loop import SAVED
 
 
@@ -64,4 +65,4 @@ class Committed(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if SAVED in metrics[0]:
             with Path(self.path).open("a") as file:
-                file.write(f"{time.time()} {metrics[0]['global_step']}\n")
+                file.write(f"{time.time()} {step_of(metrics[0][SAVED])}\n")
