@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymed.data.publish import UNSPLIT
 from raymed.data.split import SPLITS
+from raymed.language import padded, say
 
 if TYPE_CHECKING:
     from raymed.data.prepare import PrepareResult
@@ -17,17 +18,17 @@ Counts = Mapping[str, Mapping[str, int]]
 def table(patients: Counts, slices: Counts | None = None, head: str = "") -> list[str]:
     """Patients, and in brackets slices, per class and split; or another count, under its own heading."""
     order = [split for split in (*SPLITS, UNSPLIT) if any(split in counts for counts in patients.values())]
-    head = head or ("patients (slices)" if slices else "patients")
-    lines = [f"{head:<20}" + "".join(f"{split:>16}" for split in order)]
+    head = head or (say("patients (slices)") if slices else say("patients"))
+    lines = [padded(head, 20) + "".join(f"{split:>16}" for split in order)]
     for name, counts in patients.items():
         cells = [f"{counts.get(split, 0)}" + (f" ({slices[name].get(split, 0)})" if slices else "") for split in order]
-        lines.append(f"{name:<20}" + "".join(f"{cell:>16}" for cell in cells))
+        lines.append(padded(name, 20) + "".join(f"{cell:>16}" for cell in cells))
     return lines
 
 
 def left_out(patients: Mapping[str, str]) -> list[str]:
     """The patients without a usable slice, a line each with the reason, below a line that counts them."""
-    head = f"patients without a usable slice: {len(patients) or 'none'}"
+    head = say("patients without a usable slice: {count}", count=len(patients) or say("none"))
     return [head, *(f"  {patient}: {reason}" for patient, reason in patients.items())]
 
 
@@ -36,9 +37,12 @@ def closing(result: PrepareResult) -> list[str]:
     manifest = result.prepared.manifest
     return [
         *left_out(manifest.left_out),
-        f"patients that share near-duplicate pictures: {len(manifest.near_duplicates)} groups",
+        say(
+            "patients that share near-duplicate pictures: {count} groups",
+            count=len(manifest.near_duplicates),
+        ),
         str(result.guard),
-        f"prepared data: {result.prepared.folder.uri} (digest {manifest.digest})",
+        say("prepared data: {folder} (digest {digest})", folder=result.prepared.folder.uri, digest=manifest.digest),
     ]
 
 

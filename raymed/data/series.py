@@ -8,6 +8,7 @@ import numpy as np
 
 from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import some
+from raymed.language import say
 
 FEWEST = 8  # slices of a series whose order is looked at
 FAR = 2.0  # times as many as the median, or as few, make a number of slices unusual
@@ -21,18 +22,24 @@ def report(prepared: Prepared) -> list[str]:
     median = float(np.median(counts))
     if counts.max() == 1:
         return []
-    lines = [f"slices a patient: median {median:.0f} ({counts.min()} to {counts.max()})"]
+    fewest, most = counts.min(), counts.max()
+    lines = [say("slices a patient: median {median:.0f} ({fewest} to {most})", median=median, fewest=fewest, most=most)]
     unusual = (counts > FAR * median) | (counts < median / FAR)
     if unusual.any():
         named = [f"{patient} ({count})" for patient, count in zip(patients[unusual], counts[unusual], strict=True)]
-        lines.append(f"unusual numbers of slices: {some(named, 5)}")
+        lines.append(say("unusual numbers of slices: {named}", named=some(named, 5)))
     series = list(_series(columns["study"], columns["position"], columns["hash"]))
     jumbled = [name for name, codes in series if not follows(codes)]
     if len(jumbled) > len(series) / 2:
         lines.append(
-            f"warning: in {len(jumbled)} of {len(series)} series, such as {jumbled[0]}, slices that follow one another look "
-            "no more alike than others: the order of the file names may not be that of the body, which choosing slices "
-            "evenly relies on. Name files by their place, or give a column `position`"
+            say(
+                "warning: in {count} of {all} series, such as {first}, slices that follow one another "
+                "look no more alike than others: the order of the file names may not be that of the body, which "
+                "choosing slices evenly relies on. Name files by their place, or give a column `position`",
+                count=len(jumbled),
+                all=len(series),
+                first=jumbled[0],
+            )
         )
     return lines
 

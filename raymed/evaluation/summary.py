@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from unicodedata import east_asian_width
 
 from raymed.evaluation.comparison import comparison
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import RARE, Evaluation
-from raymed.language import say
+from raymed.language import padded, places, say
 
 COLUMNS = ("sensitivity", "specificity", "precision", "auc")
 
@@ -35,13 +34,13 @@ def lines(evaluation: Evaluation, names: Sequence[str] = ()) -> list[str]:
             f"{'calibration_gap':<{wide}}{show(calibration.gap)}",
         ]
     sentences = comparison(evaluation)
-    column = max(wide, *(_columns(title) + 2 for title in sentences))
+    column = max(wide, *(places(title) + 2 for title in sentences))
     unit, units = say(evaluation.unit), say(evaluation.units)
-    text += ["", say("compared with"), *(_pad(title, column) + sentence for title, sentence in sentences.items())]
-    text += ["", _pad(say("class ({units})", units=units), 24) + "".join(f"{name:<22}" for name in COLUMNS)]
+    text += ["", say("compared with"), *(padded(title, column) + sentence for title, sentence in sentences.items())]
+    text += ["", padded(say("class ({units})", units=units), 24) + "".join(f"{name:<22}" for name in COLUMNS)]
     for name, each in zip(names, evaluation.classes, strict=True):
         title = f"{name}{'*' if each.rare else ''} ({each.support})"
-        text.append(_pad(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
+        text.append(padded(title, 24) + "".join(f"{show(getattr(each, name)):<22}" for name in COLUMNS))
     if True in [each.rare for each in evaluation.classes] + [each.rare for each in evaluation.sources]:
         fewer = say(
             "* fewer than {rare} {units}: one {unit} more would change these figures", rare=RARE, units=units, unit=unit
@@ -51,28 +50,19 @@ def lines(evaluation: Evaluation, names: Sequence[str] = ()) -> list[str]:
     for source in evaluation.sources:
         text += ["", f"{source.name}{'*' if source.rare else ''}: {source.patients} {units}"]
         always = say("always {majority}", majority=source.majority)
-        text.append(f"  {_pad(always, wide)}{source.majority_accuracy:.3f}")
+        text.append(f"  {padded(always, wide)}{source.majority_accuracy:.3f}")
         text += [f"  {name:<{wide}}{show(estimate)}" for name, estimate in source.metrics.items()]
     return [line.rstrip() for line in text]
 
 
 def crosswise(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[str]:
     """A table of counts by class (row) and decision (column)."""
-    text = [" " * 16 + "".join(_pad("", 14 - _columns(name)) + name for name in names)]
+    text = [" " * 16 + "".join(padded("", 14 - places(name)) + name for name in names)]
     for name, row in zip(names, confusion, strict=True):
-        text.append(_pad(name, 16) + "".join(f"{count:>14}" for count in row))
+        text.append(padded(name, 16) + "".join(f"{count:>14}" for count in row))
     return text
 
 
 def show(estimate: Estimate | None) -> str:
     """A figure and its interval; a dash where it cannot be formed."""
     return "–" if estimate is None else str(estimate)
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _columns(text))
-
-
-def _columns(text: str) -> int:
-    """Places that a text takes on a terminal, where Chinese characters take two."""
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import yaml
 
@@ -66,6 +67,16 @@ def translated(sentence: str) -> str:
     """A sentence with its placeholders as they are."""
     language = spoken()
     return catalogue(language).get(sentence, sentence) if language else sentence
+
+
+def padded(text: str, width: int) -> str:
+    """A text that takes at least so many places on a terminal, where a Chinese character takes two."""
+    return text + " " * (width - places(text))
+
+
+def places(text: str) -> int:
+    """How many places a text takes on a terminal."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 class Translated(logging.Formatter):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from raymed.data.prepared import Prepared
 from raymed.job.job import Outcome
+from raymed.language import say
 from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.candidate import Candidate
 from raymed.registry.register import alias_of, assess_and_register
@@ -33,10 +34,13 @@ class Promotion:
         """What would be done. Raises: UserError: its checkpoint or its data are gone."""
         candidate, prepared = self.candidate, Prepared.open(self.candidate.data)
         text = [
-            f"checkpoint  {candidate.network(candidate.checkpoint).uri}",
-            f"data        {candidate.data}, digest {prepared.digest}",
-            f"alias       {alias_of(candidate, self.alias) or 'none: a limit left some out of training'}",
-            "dry run: nothing was judged or registered",
+            say("checkpoint  {folder}", folder=candidate.network(candidate.checkpoint).uri),
+            say("data        {data}, digest {digest}", data=candidate.data, digest=prepared.digest),
+            say(
+                "alias       {alias}",
+                alias=alias_of(candidate, self.alias) or say("none: a limit left some out of training"),
+            ),
+            say("dry run: nothing was judged or registered"),
         ]
         return Outcome("\n".join(text), asdict(candidate))
 
@@ -64,8 +68,8 @@ class Promotion:
             folder.write(files[-1], content)
         text = [
             *assessment.lines(),
-            *(f"every judged patient: {folder.uri}/{name}" for name in files),
-            f"registered: {registered.uri} (version {registered.version})",
+            *(say("every judged patient: {folder}/{name}", folder=folder.uri, name=name) for name in files),
+            say("registered: {uri} (version {version})", uri=registered.uri, version=registered.version),
             assessment.next_step(registered.uri, self.tracker.uri),
         ]
         data = {"model": registered.uri, "version": registered.version, "figures": assessment.figures()}

@@ -18,6 +18,7 @@ from raymed.evaluation.metrics import difference_interval
 from raymed.evaluation.patients import Patients
 from raymed.evaluation.scores import overall
 from raymed.evaluation.tables import patient_table
+from raymed.language import say
 from raymed.models.pretrained import by_contents
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
@@ -116,10 +117,21 @@ class Rank:
     more_accurate: Estimate | None = None
 
     def __str__(self) -> str:
-        own = f"{self.name}: loss {self.loss:.4f}, accuracy {self.accuracy:.3f}, {self.patients} patients"
+        own = say(
+            "{name}: loss {loss:.4f}, accuracy {accuracy:.3f}, {patients} patients",
+            name=self.name,
+            loss=self.loss,
+            accuracy=self.accuracy,
+            patients=self.patients,
+        )
         if self.more_loss is None:
             return own
-        return f"{own}; against the first: loss {self.more_loss} more, accuracy {self.more_accurate} more"
+        return say(
+            "{own}; against the first: loss {loss} more, accuracy {accuracy} more",
+            own=own,
+            loss=self.more_loss,
+            accuracy=self.more_accurate,
+        )
 
 
 def rank(results: Sequence[Result], seed: int = 0) -> list[Rank]:

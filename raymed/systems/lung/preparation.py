@@ -14,6 +14,7 @@ from raymed.data.reading import seconds_per_slice
 from raymed.data.settings import PrepareSettings
 from raymed.data.survey import survey
 from raymed.job.job import Outcome
+from raymed.language import say
 
 
 def plan(source: Path, out: str, settings: PrepareSettings) -> Outcome:
@@ -29,11 +30,22 @@ def plan(source: Path, out: str, settings: PrepareSettings) -> Outcome:
         *found.listing.notes,
         *([note] if (note := squashed(found.listing, settings.image)) else []),
         *table(patients),
-        f"{found.listing.format}: {found.slices} slices; left out by label: {found.ignored or 'none'}; "
-        f"refused already: {damaged}; passed over: {len(found.listing.refusals) - damaged}",
+        say(
+            "{format}: {slices} slices; left out by label: {ignored}; refused already: {damaged}; passed over: {others}",
+            format=found.listing.format,
+            slices=found.slices,
+            ignored=found.ignored or say("none"),
+            damaged=damaged,
+            others=len(found.listing.refusals) - damaged,
+        ),
         *(left_out(lost) if lost else []),
-        f"about {seconds:.0f} s on {cpus} CPUs, {megabytes:.0f} MB of grey pixels before compression",
-        f"dry run: nothing was written to {out}",
+        say(
+            "about {seconds:.0f} s on {cpus} CPUs, {megabytes:.0f} MB of grey pixels before compression",
+            seconds=seconds,
+            cpus=cpus,
+            megabytes=megabytes,
+        ),
+        say("dry run: nothing was written to {out}", out=out),
     ]
     data = {"format": found.listing.format, "patients": patients, "slices": found.slices, "ignored": found.ignored}
     return Outcome("\n".join(lines), data | {"refused": damaged, "left_out": lost, "seconds": round(seconds)})
@@ -44,14 +56,23 @@ def summary(result: PrepareResult) -> Outcome:
     manifest = result.prepared.manifest
     lines = [
         *table(manifest.patients, manifest.slices),
-        f"studies: {result.new} read, {result.kept} unchanged; slices left out by label: {manifest.ignored or 'none'}",
-        f"quarantined: {manifest.quarantined} slices; passed over: {manifest.passed_over} (quarantine.jsonl)",
+        say(
+            "studies: {new} read, {kept} unchanged; slices left out by label: {ignored}",
+            new=result.new,
+            kept=result.kept,
+            ignored=manifest.ignored or say("none"),
+        ),
+        say(
+            "quarantined: {quarantined} slices; passed over: {passed_over} (quarantine.jsonl)",
+            quarantined=manifest.quarantined,
+            passed_over=manifest.passed_over,
+        ),
         *left_out(manifest.left_out),
-        f"patients that share near-duplicate pictures: {manifest.near_duplicates or 'none'}",
+        say("patients that share near-duplicate pictures: {groups}", groups=manifest.near_duplicates or say("none")),
         *spread(result.prepared),
         *series.report(result.prepared),
         str(result.guard),
-        f"prepared data: {result.prepared.folder.uri} (digest {manifest.digest})",
+        say("prepared data: {folder} (digest {digest})", folder=result.prepared.folder.uri, digest=manifest.digest),
     ]
     data = {"out": result.prepared.folder.uri, "new": result.new, "kept": result.kept}
     known = ("digest", "patients", "slices", "quarantined", "passed_over", "left_out", "ignored", "near_duplicates")
