@@ -55,6 +55,7 @@ PARTS = {
     "presets": Part("networks in bf16 and float32, against the CPU's float32", f"{HERE}/bf16_presets.py", 120),
     "packing": Part("attention kernels for packed samples", f"{HERE}/packed_kernels.py", 60),
     "zero": Part("training under Ray with ZeRO 1, 2, 3", f"{HERE}/zero_stages.py", 120),
+    "waits": Part("what holds a step up, and a checkpoint", f"{HERE}/step_waits.py", 60),
     "step": Part(
         "training step of the lung recipe",
         f"{BENCHMARKS}/step.py",
