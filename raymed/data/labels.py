@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from raymed.errors import UserError
 from raymed.language import say, spoken
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,15 @@ class LabelTable:
         chose one, its names in all languages given."""
         return [row.names.get(spoken()) or " / ".join(row.names.values()) or row.name for row in self.classes]
 
-    def called(self, language: str) -> list[str]:
-        """What readers of one language are shown of each class, in index order; its name where the table has none in it."""
-        return [row.names.get(language, row.name) for row in self.classes]
+    @property
+    def called(self) -> list[str]:
+        """What a reader is told of each class, in index order: its name in the language that is spoken, or else its own."""
+        return [row.names.get(spoken(), row.name) for row in self.classes]
+
+    def told(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Values by class names, and by others, under the names that a reader is told of classes."""
+        called = dict(zip(self.names, self.called, strict=True))
+        return {called.get(name, name): value for name, value in values.items()}
 
     @property
     def codes(self) -> list[str]:

@@ -20,6 +20,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace, set_loader
 from raymed.compat.jsonargparse import AdjustingParser, hide_default_files, hide_options
 from raymed.errors import UserError
 from raymed.job import mistakes
+from raymed.language import say
 
 log = logging.getLogger("raymed")
 
@@ -309,7 +310,8 @@ class _Parser(AdjustingParser):
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
         if self.mistake is None:  # a parser that jsonargparse makes of a nested type
             super().error(message, ex)
-        raise UserError(f"{self.mistake.explain(message)}\n{self.format_usage()}{self.prog} --help says more") from ex
+        told = say("{command} --help says more", command=self.prog)
+        raise UserError(f"{self.mistake.explain(message)}\n{self.format_usage()}{told}") from ex
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         hide_default_files(self)

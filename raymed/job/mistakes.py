@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from raymed.language import say
+
 ALIKE = 0.6  # of difflib's ratio: below, a suggestion would be a guess
 
 
@@ -44,23 +46,23 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of an error about a name that there is not; empty where none is spelt alike."""
     alike = get_close_matches(word, list(names), 1, ALIKE)
-    return f": did you mean {alike[0]}?" if alike else ""
+    return say(": did you mean {name}?", name=alike[0]) if alike else ""
 
 
 def in_words(kind: Any) -> str:
     """What a value of a type looks like."""
     simple = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     if kind in simple:
-        return simple[kind]
+        return say(simple[kind])
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, parts))
+        return say("one of {choices}", choices=", ".join(map(str, parts)))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(in_words(part) for part in parts)
+        return say(" or ").join(in_words(part) for part in parts)
     if origin is tuple and Ellipsis not in parts:
         return f"[{', '.join(in_words(part) for part in parts)}]"
     if origin in (list, tuple):
-        return f"a list, each {in_words(parts[0])}"
+        return say("a list, each {kind}", kind=in_words(parts[0]))
     if dataclasses.is_dataclass(kind):
         return f"{{{', '.join(each.name for each in dataclasses.fields(kind))}}}"
     return f"for each name {in_words(parts[1])}" if len(parts) == 2 else str(kind)
@@ -91,13 +93,13 @@ class Mistake:
         if match := re.match(r"(?:Key|Option) [\"'](.+)[\"'] is not (?:expected|accepted)", message):
             return self._no_option(match[1])
         if match := re.match(r"argument --(\S+): expected one argument", message):
-            return f"{typed(match[1])} needs a value: {self._kind(match[1])}"
+            return say("{option} needs a value: {kind}", option=typed(match[1]), kind=self._kind(match[1]))
         if match := re.match(r"the following arguments are required: (.*)", message):
-            return f"missing: {match[1].upper()}"
+            return say("missing: {names}", names=match[1].upper())
         if match := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
             return self._wrong_value(match[1], match[2])
         if match := re.match(r"Problems parsing config: (.*)", message, re.DOTALL):
-            return f"{self._source}cannot be read as YAML: {' '.join(match[1].split())}"
+            return say("{source}cannot be read as YAML: {reason}", source=self._source, reason=" ".join(match[1].split()))
         return message
 
     def _unknown(self, words: Sequence[str]) -> str:
@@ -108,31 +110,53 @@ class Mistake:
         before = self.words[self.words.index(word) - 1] if word in self.words[1:] else ""
         switch = before[2:].partition("=")[0]
         if self.kinds.get(switch) is bool:
-            return f"{typed(switch)} takes true or false, or nothing, which is true; not {word!r}"
-        return f"{word!r} belongs to no option"
+            return say(
+                "{switch} takes true or false, or nothing, which is true; not {word!r}", switch=typed(switch), word=word
+            )
+        return say("{word!r} belongs to no option", word=word)
 
     def _no_option(self, name: str) -> str:
         meant = nearest(name, [*self.kinds, *self.others])
-        hint = f": did you mean {self._typed(name, meant)}?" if meant else ""
-        return f"{self._where(name)}there is no option {self._typed(name, name)}{hint}"
+        hint = say(": did you mean {name}?", name=self._typed(name, meant)) if meant else ""
+        return say(
+            "{where}there is no option {option}{hint}", where=self._where(name), option=self._typed(name, name), hint=hint
+        )
 
     def _wrong_value(self, name: str, reason: str) -> str:
         kind = self.kinds.get(name)
         if nested := re.search(r"NestedArg\(key='(.+?)'", reason):
             return self._no_option(f"{name}.{nested[1]}")
         if absent := re.match(r"File does not exist: (.*)", reason):
-            return f"{typed(name)}: there is no file {absent[1]}"
+            return say("{option}: there is no file {file}", option=typed(name), file=absent[1])
         inside = re.search(r"Option '(.+?)' is not accepted", reason, re.DOTALL)
         value = re.search(r"(?:Got|Given) value: (.*)", reason)
         if kind is None:
             settings = sorted(each for each in self.kinds if each.startswith(f"{name}."))
-            return f"{self._where(name)}{self._typed(name, name)} has settings of its own: {', '.join(settings)}"
+            return say(
+                "{where}{option} has settings of its own: {settings}",
+                where=self._where(name),
+                option=self._typed(name, name),
+                settings=", ".join(settings),
+            )
         if inside:
-            return f"{self._where(name)}{self._typed(name, name)} takes {in_words(kind)}; not the setting {inside[1]!r}"
+            return say(
+                "{where}{option} takes {kind}; not the setting {inside!r}",
+                where=self._where(name),
+                option=self._typed(name, name),
+                kind=in_words(kind),
+                inside=inside[1],
+            )
         wrong = repr(value[1].strip("'")) if value else " ".join(reason.split())
         choices = [each for each in typing.get_args(kind) if isinstance(each, str)]
         hint = did_you_mean(value[1].strip("'"), choices) if value else ""
-        return f"{self._where(name)}{self._typed(name, name)} takes {in_words(kind)}; not {wrong}{hint}"
+        return say(
+            "{where}{option} takes {kind}; not {wrong}{hint}",
+            where=self._where(name),
+            option=self._typed(name, name),
+            kind=in_words(kind),
+            wrong=wrong,
+            hint=hint,
+        )
 
     def _kind(self, name: str) -> str:
         return in_words(self.kinds[name]) if name in self.kinds else "see --help"

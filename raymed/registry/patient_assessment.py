@@ -28,7 +28,7 @@ from raymed.evaluation.patients import Patients
 from raymed.evaluation.predict import COLUMNS, Inference, Model, predict_rows
 from raymed.evaluation.single_slices import SingleSlices, probabilities_of
 from raymed.evaluation.tables import decision_table
-from raymed.language import say, spoken
+from raymed.language import say
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry import model_card
 from raymed.spreadsheet import to_csv
@@ -140,7 +140,7 @@ class PatientAssessment:
 
     def lines(self) -> list[str]:
         split, evaluation = self.judged
-        names = self.prepared.labels.called(spoken())
+        names = self.prepared.labels.called
         return [
             f"{evaluation.patients} {say(split)} {say(evaluation.units)}, {self.scaling}:",
             *(f"  {line}" for line in summary.lines(evaluation, names)),

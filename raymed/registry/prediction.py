@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raymed.data.sources import Listing, SourceSettings, list_source, some
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome
-from raymed.language import say, spoken
+from raymed.language import say
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 
@@ -88,15 +88,14 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     lines = pd.DataFrame(table(predictions, inference))
     Folder.at(out.parent).write(out.name, to_csv(lines))
     undecided = int(lines["decision"].isna().sum())
-    decided = lines["decision"].value_counts().to_dict()
+    decided = {str(name): count for name, count in lines["decision"].value_counts().items()}
     data = {"out": str(out), "patients": len(lines), "decided": decided, "undecided": undecided, "warnings": warnings}
-    shown = dict(zip(inference.labels.names, inference.labels.called(spoken()), strict=True))
     words = [
         *warnings,
         found,
         say(
             "decided: {decided}; without a usable slice: {undecided} patients",
-            decided={shown[str(name)]: count for name, count in decided.items()},
+            decided=inference.labels.told(decided),
             undecided=undecided,
         ),
         say("predictions: {out}", out=out),

@@ -11,7 +11,7 @@ from raymed.cluster.prices import Prices
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import Outcome
-from raymed.language import say, spoken
+from raymed.language import say
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
 from raymed.training.fit import Resources
@@ -160,9 +160,8 @@ def _classes(spec: RunSpec, prepared: Prepared) -> list[str]:
     if not prepared.labels.names:
         return []
     used = spec.usage(prepared).patients
-    shown = dict(zip(prepared.labels.names, prepared.labels.called(spoken()), strict=True))
     counts = ", ".join(
-        f"{shown.get(name, name)} {splits.get('train', 0)} + {splits.get('val', 0)}" for name, splits in used.items()
+        f"{name} {splits.get('train', 0)} + {splits.get('val', 0)}" for name, splits in prepared.labels.told(used).items()
     )
     return [say("           by class, train + val: {counts}", counts=counts)]
 

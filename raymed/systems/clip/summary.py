@@ -14,7 +14,7 @@ from raymed.evaluation.figures import training_history
 from raymed.evaluation.intervals import over_folds
 from raymed.evaluation.metrics import evaluate
 from raymed.job.job import Outcome
-from raymed.language import say, spoken
+from raymed.language import say
 from raymed.recipes.metric import LAST, Metric
 from raymed.registry.fold_mean import fold_mean
 from raymed.registry.other_runs import OtherRuns
@@ -298,7 +298,7 @@ def _lines(
         shown = {name: judged.together.metrics[name] for name in PER_PATIENT if name in judged.together.metrics}
         lines.append("  " + ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items()))
     elif judged:
-        lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together, labels.called(spoken())))]
+        lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together, labels.called))]
     if judged and "run_id" in found:
         model = say("the mean of its networks") if configuration.options.use_cv else say("it")
         lines.append(say("calibrate and register {model}: python jobs/promote.py {run}", model=model, run=found["run_id"]))

@@ -14,7 +14,7 @@ from raymed.evaluation.patients import Aggregation, Patients
 from raymed.evaluation.single_slices import SingleSlices, probabilities_of
 from raymed.evaluation.summary import crosswise, lines
 from raymed.evaluation.tables import patient_table, slice_table
-from raymed.language import say, spoken
+from raymed.language import say
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 
@@ -60,7 +60,7 @@ class Judged:
 
     def lines(self) -> list[str]:
         """Figures for a terminal."""
-        names, single = self.labels.called(spoken()), self.single
+        names, single = self.labels.called, self.single
         figures = ", ".join(f"{name} {value:.3f}" for name, value in single.figures.items())
         recall = ", ".join(
             f"{name} {single.recall[own]:.3f}"

@@ -29,7 +29,7 @@ def plan(source: Path, out: str, settings: PrepareSettings) -> Outcome:
     lines = [
         *found.listing.notes,
         *([note] if (note := squashed(found.listing, settings.image)) else []),
-        *table(patients),
+        *table(found.labels.told(patients)),
         say(
             "{format}: {slices} slices; left out by label: {ignored}; refused already: {damaged}; passed over: {others}",
             format=found.listing.format,
@@ -53,9 +53,9 @@ def plan(source: Path, out: str, settings: PrepareSettings) -> Outcome:
 
 def summary(result: PrepareResult) -> Outcome:
     """What was done."""
-    manifest = result.prepared.manifest
+    manifest, labels = result.prepared.manifest, result.prepared.labels
     lines = [
-        *table(manifest.patients, manifest.slices),
+        *table(labels.told(manifest.patients), labels.told(manifest.slices)),
         say(
             "studies: {new} read, {kept} unchanged; slices left out by label: {ignored}",
             new=result.new,
