@@ -54,8 +54,10 @@ PARTS = {
     "rate": Part("the card's own rates", f"{HERE}/rates.py", 40),
     "presets": Part("networks in bf16 and float32, against the CPU's float32", f"{HERE}/bf16_presets.py", 120),
     "packing": Part("attention kernels for packed samples", f"{HERE}/packed_kernels.py", 60),
+    "resume": Part("a run that goes on in mid-epoch, bit for bit", f"{HERE}/resumption.py", 60),
     "zero": Part("training under Ray with ZeRO 1, 2, 3", f"{HERE}/zero_stages.py", 120),
     "waits": Part("what holds a step up, and a checkpoint", f"{HERE}/step_waits.py", 60),
+    "features": Part("features, and their neighbours", f"{HERE}/neighbours.py", 60),
     "step": Part(
         "training step of the lung recipe",
         f"{BENCHMARKS}/step.py",
