@@ -117,11 +117,11 @@ class Saving:
         rest, worker, workers = checkpoint.folder / REST, self._engine.worker, self._engine.workers
         with checkpoint.room:
             listed, refusal = _outcome(checkpoint.digests)
+            seal(rest, worker, workers, listed)  # once: a second list would have the first one in it
 
             def finish() -> None:
                 if refusal is not None:
                     raise refusal
-                seal(rest, worker, workers, listed)
                 upload(rest, self._run, checkpoint.name)
 
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.checkpoint import Progress, checkpoint_names, fetch_newest, verify
 from raymed.training.engine import Engine, prepare_process
-from raymed.training.saving import Saving
+from raymed.training.saving import REST, Saving
 from raymed.training.stall import StallGuard
+from raymed.training.upload import upload
 
 CPU = torch.device("cpu")
 
@@ -38,11 +41,24 @@ def train(engine: Engine, steps: range) -> list[float]:
     return [figures.sums["loss/loss"][0] for figures in engine.read()]
 
 
+def refusing_once(part: str) -> Callable[[Path, Folder, str], None]:
+    """An upload that fails at a part's first try, as where a storage does not answer for a moment."""
+    refused: list[Path] = []
+
+    def attempt(local: Path, run: Folder, name: str) -> None:
+        if local.name == part and not refused:
+            refused.append(local)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), run.uri)
+        upload(local, run, name)
+
+    return attempt
+
+
 def work(worker: int, out: Path) -> None:
     os.environ |= {"RANK": str(worker), "LOCAL_RANK": str(worker), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     prepare_process(CPU)
-    dist.init_process_group("gloo", rank=worker, world_size=2)
+    dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{out}/rendezvous")
     for stage in (1, 3):
         run = Folder.at(out / f"run-{stage}")
         run.make()
@@ -74,9 +90,20 @@ def work(worker: int, out: Path) -> None:
         dist.barrier()
         assert fetch_newest(run, out / f"after-{stage}-{worker}").name == name, "what is abandoned does not count"  # type: ignore[union-attr]
 
+        refused = saving.begin(4, 3, usable=False)
+        saving.note(Progress(global_step=4, workers=2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("raymed.storage.availability.PAUSE", 0.01)
+            patch.setattr("raymed.training.saving.upload", refusing_once(REST))
+            saving._agreement = replace(saving._agreement, minutes=1.0)
+            assert saving.complete() == refused
+        dist.barrier()
+        again = fetch_newest(run, out / f"again-{stage}-{worker}")
+        assert again is not None and again.name == refused, "a storage that did not answer at first has a whole one then"
+
         lost = Folder.at(out / "lost")
         absent = Saving(engine, lost, Agreement(lost, 0.0, StallGuard(0, lost, worker), lambda text: None))
-        absent.begin(4, 3, usable=False)
+        absent.begin(4, 4, usable=False)
         train(engine, range(4, 5))  # what the thread meets is told of where the run comes back to it
         absent.note(Progress(global_step=4, workers=2))
         with pytest.raises(StorageError, match="has been away"):

@@ -102,16 +102,16 @@ def _step(_: int) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_clipped_in_the_update_takes_the_steps_that_deepspeed_does() -> None:
+def test_what_is_clipped_in_the_update_takes_the_steps_that_deepspeed_does(tmp_path: Path) -> None:
     """On two workers; with a limit that some gradients exceed, and without."""
-    run_workers(_clip, workers=2)
+    run_workers(_clip, (tmp_path,), workers=2)
 
 
-def _clip(worker: int) -> None:
+def _clip(worker: int, out: Path) -> None:
     os.environ |= {"RANK": str(worker), "LOCAL_RANK": str(worker), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     prepare_process(CPU)
-    dist.init_process_group("gloo", rank=worker, world_size=2)
+    dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{out}/rendezvous")
     import deepspeed
 
     precision.has_bf16 = lambda device: True
