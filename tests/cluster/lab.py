@@ -54,7 +54,8 @@ class Host:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         settings = [f"HOME={self.home}", f"PATH={path}", "LANG=C.UTF-8", "TERM=dumb", "RAY_AUTH_MODE=token"]
         inside = ["nsenter", "--target", str(self.first_process), "--mount", "--uts", "--net", "--pid", "--wd=/"]
-        return [*inside, "env", "-i", *settings, "bash", "-c", command]
+        # what enters a host ends with the process that entered it
+        return [*inside, "setpriv", "--pdeathsig", "KILL", "env", "-i", *settings, "bash", "-c", command]
 
     @property
     def first_process(self) -> int:

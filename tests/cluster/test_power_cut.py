@@ -57,7 +57,7 @@ class Cluster:
     @contextmanager
     def submit(self, job: str) -> Iterator[subprocess.Popen[str]]:
         command = f"ray job submit --address http://127.0.0.1:8265 --working-dir . -- {job}"
-        words = self.lab.hosts[0].words(f"cd {REPOSITORY} && {command}")
+        words = self.lab.hosts[0].words(f"cd {REPOSITORY} && PYTHONUNBUFFERED=1 exec {command}")
         submitted = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             yield submitted
