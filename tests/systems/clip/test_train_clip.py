@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import done as job_done
 from PIL import Image
 
 from raymed.errors import UserError
@@ -140,6 +141,27 @@ def test_folds_leave_a_folder_each_and_a_summary(done):
     assert [each["name"] for each in summary["classes"]] == CLASSES
     patients = pd.read_csv(folder / "patients.csv")
     assert len(patients) == 24 and set(patients["fold"]) == {1, 2}, "each by the network that was not trained on it"
+
+
+def test_folds_that_are_asked_for_on_the_command_line_are_trained_and_told_in_the_users_language(images, tmp_path):
+    words = [
+        "--data-dir",
+        images,
+        "--output-dir",
+        "out",
+        "--use-cv",
+        "--n-splits",
+        "2",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+    ]
+    words += ["--image-encoder", "tiny", "--text-encoder", "characters", "--embed-dim", "16", "--img-size", "32"]
+    told = job_done("train_clip", tmp_path, *words, "--language", "zh")
+    assert told.startswith("2 折：最佳 val_acc ") and "全部图像，各由没有用它训练的网络评判" in told
+    assert "校准并登记各网络的平均：python jobs/promote.py " in told
+    assert read(tmp_path / "out" / "cv_summary.json")["folds"] == [1, 2]
 
 
 def test_folds_are_registered_as_the_mean_of_their_networks_with_the_figures_of_those_left_out(images, done, tmp_path):

@@ -2,11 +2,18 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from commands import done
+from commands import ROOT, done, script
+
+from raymed.data.phantom import PhantomSettings
+from raymed.data.split import SplitSettings
+from raymed.job.command_line import parse
+from raymed.storage.folder import Folder
+from raymed.systems.mamba_vlm.phantoms import SETTINGS, prepare_phantom_reports
 
 PHANTOMS = ("--phantom.patients", "20")
 
@@ -45,3 +52,22 @@ def test_phantom_patients_go_through_both_stages_and_a_text_comes_out(tmp_path: 
     with (outputs / "stage2_train_log.csv").open() as file:
         epochs = [int(row["epoch"]) for row in csv.DictReader(file)]
     assert epochs[-1] == 3, "a run that goes on adds its epochs to the log"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_all_reports_can_be_trained_on_and_the_last_epoch_is_then_the_file_that_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Folder.at(tmp_path)
+    everything = replace(SETTINGS, split=SplitSettings("100/0/0", folds=0))
+    prepared = prepare_phantom_reports(folder, PhantomSettings(patients=6, size=64, slices=(4, 4)), everything)
+    job = script("train_bridge")
+    words = ["--data", prepared.folder.uri, "--storage", str(tmp_path / "runs"), "--output_dir", str(tmp_path / "out")]
+    words += ["--config", str(ROOT / "configs" / "mamba_bridge_phantoms.yaml"), "--train.epochs", "1"]
+    outcome = job.main(parse(job.TrainBridge, words, aliases=job.GUIDE, script=job))
+    assert "no val patients: all are trained on. There is no val_loss" in caplog.text
+    assert "no val_loss in epoch 1 of 1, the last; checkpoint " in outcome.text
+    assert outcome.data["val_loss"] is None
+    kept = torch.load(tmp_path / "out" / "vision_bridge_best_val.pt", weights_only=True)
+    assert "val_loss" not in kept and kept["step"] >= 1

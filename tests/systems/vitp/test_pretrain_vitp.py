@@ -75,3 +75,29 @@ def test_all_patients_can_be_trained_on_and_what_nobody_knows_then_is_told(tmp_p
     assert "language model" in done("extract_vit", tmp_path, "--model", left["checkpoint"], "--out", "VIT")
     promoted = job("promote", tmp_path, left["run_id"])
     assert promoted.returncode == 2 and "nobody is left to judge it" in promoted.stderr
+
+
+@pytest.mark.slow
+def test_a_search_is_decided_by_what_a_labelled_probe_says_of_the_backbone(tmp_path: Path) -> None:
+    write_questions(tmp_path)
+    prepare = ["--source", "questions.jsonl", "--out", "CORPUS", "--image.size", str(SIZE), "--split.weights", "3/1/0"]
+    done("prepare_vitp", tmp_path, *prepare)
+    write_prepared(tmp_path / "PROBE", size=SIZE)
+    words = [
+        "--data",
+        "CORPUS",
+        "--probe",
+        "PROBE",
+        "--search.objective",
+        "probe_top1",
+        "--trials",
+        "2",
+        "--max-epochs",
+        "1",
+    ]
+    left = json.loads(done("tune_vitp", tmp_path, *words, "--mixture.max_tokens", "512", "--name", "probed", "--json"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("raymed-vitp")
+    runs = client.search_runs([experiment.experiment_id], "tags.mlflow.parentRunId != ''")
+    reached = [max(each.value for each in client.get_metric_history(run.info.run_id, "probe_top1")) for run in runs]
+    assert len(reached) == 2 and left["probe_top1"] == max(reached)
