@@ -249,8 +249,8 @@ def reasons(refusals: Iterable[Refusal]) -> list[str]:
 
 
 def table(predictions: Iterable[PatientPrediction], inference: Inference) -> list[dict[str, Any]]:
-    """One line per patient: patient_id, decision, shown_as (what readers are shown of it, in all languages of the label
-    table), p_<class> ..., slices, model, note. No decision without a usable slice."""
+    """One line per patient: patient_id, decision, shown_as (what readers are shown of it, in the language that was asked
+    for, else in all of the label table), p_<class> ..., slices, model, note. No decision without a usable slice."""
     names, titles = inference.labels.names, inference.labels.titles
     lines = []
     for each in predictions:

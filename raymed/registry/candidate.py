@@ -19,7 +19,7 @@ from raymed.evaluation.predict import chosen_rows
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.storage.folder import Folder
 from raymed.storage.seal import check_seal
-from raymed.training.checkpoint import PROGRESS, checkpoint_names, copy_to_local, step_of
+from raymed.training.checkpoint import PROGRESS, checkpoint_names, copy_to_local, sealed_names, step_of
 
 if TYPE_CHECKING:
     from raymed.tracking.tracker import Tracker
@@ -227,7 +227,7 @@ def _at_step(run: Folder, step: int) -> str:
     Raises:
         UserError: there is none; says at which steps there are.
     """
-    names = checkpoint_names(run)
+    names = sealed_names(run)
     same = [name for name in names if step_of(name) == step]
     if not same:
         raise UserError(f"there is no checkpoint of step {step} in {run.uri}, which holds {', '.join(names) or 'none'}")

@@ -31,6 +31,7 @@ from raymed.training.upload import upload
 log = logging.getLogger("raymed")
 
 PREFIX = "step-"
+FIRST_LIST = "sealed-000.json"  # of the first worker's files, within a checkpoint
 PROGRESS = "progress.json"  # within a checkpoint
 PREDICTIONS = "predictions.npz"  # of the epoch's validation, within a checkpoint at its end
 JUDGED = "judged"  # in `Progress.origin`: which rows are validated on
@@ -170,14 +171,19 @@ def checkpoint_names(run: Folder) -> list[str]:
     return [name for name in run.names() if name.startswith(PREFIX)]
 
 
+def sealed_names(run: Folder) -> list[str]:
+    """Names of a run's checkpoints of which the list is there, without which none counts, as they were written."""
+    return [name for name in checkpoint_names(run) if run.exists(f"{name}/{FIRST_LIST}")]
+
+
 def step_of(name: str) -> int:
     """The optimizer step of a checkpoint of that name."""
     return int(name.split("-")[1])
 
 
 def newest_step(run: Folder) -> int:
-    """The optimizer step of a run's newest checkpoint, whole or not; 0 when it has none."""
-    return max(map(step_of, checkpoint_names(run)), default=0)
+    """The optimizer step of a run's newest checkpoint; 0 when it has none."""
+    return max(map(step_of, sealed_names(run)), default=0)
 
 
 def fetch_newest(run: Folder, into: Path) -> Path | None:
@@ -212,9 +218,9 @@ def verify(folder: Path) -> None:
     Raises:
         RunError: a list or a file is missing, or a file is not as listed.
     """
-    first = folder / "sealed-000.json"
+    first = folder / FIRST_LIST
     if not first.is_file():
-        raise RunError("sealed-000.json is missing")
+        raise RunError(f"{FIRST_LIST} is missing")
     for worker in range(json.loads(first.read_text(encoding="utf-8"))["workers"]):
         path = folder / f"sealed-{worker:03d}.json"
         if not path.is_file():
@@ -232,7 +238,7 @@ def read_whole(checkpoint: Folder, name: str) -> bytes:
     """
     try:
         content = checkpoint.read(name)
-        digest = json.loads(checkpoint.read("sealed-000.json"))["files"][name]
+        digest = json.loads(checkpoint.read(FIRST_LIST))["files"][name]
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise RunError(f"{checkpoint.uri}/{name} is missing or damaged") from error
     if hashlib.blake2b(content, digest_size=16).hexdigest() != digest:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from raymed.storage import disk
 from raymed.storage.folder import Folder
-from raymed.training.checkpoint import checkpoint_names
+from raymed.training.checkpoint import checkpoint_names, sealed_names
 
 NEWEST = 2  # checkpoints kept besides the best: the newest may be torn by a power cut
 
@@ -42,14 +42,13 @@ class Retention:
         _remove(self._run, unneeded)
 
 
-def sweep(run: Folder, model: str) -> None:
+def sweep(run: Folder, models: set[str]) -> None:
     """Remove of a finished run's checkpoints what a kill left, or a power cut brought back.
 
     Args:
-        model: name of the checkpoint that holds the best model; empty where there is none.
+        models: names of checkpoints that hold a best model.
     """
-    names = checkpoint_names(run)
-    _remove(run, {*names[:-NEWEST]} - {model})
+    _remove(run, {*checkpoint_names(run)} - {*sealed_names(run)[-NEWEST:]} - models)
     if run.is_local:
         with suppress(OSError):
             disk.keep(Path(run.path))  # nobody looks any more, should what was removed come back

@@ -26,6 +26,7 @@ from raymed.training.predictions import write_predictions
 from raymed.training.retention import scratch
 from raymed.training.upload import upload
 
+LEAVING = 5.0  # seconds at most for what is under way, where a worker of several fails
 STATE, REST = "state", "rest"  # folders of what the thread writes, and of what follows
 
 
@@ -139,7 +140,7 @@ class Saving:
             return
         checkpoint, self._under_way = self._under_way, None
         with checkpoint.room, contextlib.suppress(Exception):  # what ends the run is told of, and not this
-            checkpoint.digests.result()
+            checkpoint.digests.result(None if self._engine.workers == 1 else LEAVING)  # others hang until this one is gone
             if self._engine.workers == 1:  # others may still be writing theirs
                 self._run.delete(checkpoint.name)
 

@@ -177,9 +177,19 @@ def clip_in_update(zero: DeepSpeedZeroOptimizer) -> None:
             adamw.grad_scale = ((norm + 1e-6) / largest).clamp(min=1.0).float()
         zero._global_grad_norm = norm
 
-    zero.check_grad_overflow, zero.compute_grad_norm = True, False
+    take_step = zero.step
+
+    def step(*arguments: Any) -> None:
+        zero.compute_grad_norm = False  # in a step alone: without it DeepSpeed loads no state that was clipped
+        try:
+            take_step(*arguments)
+        finally:
+            zero.compute_grad_norm = True
+
+    zero.check_grad_overflow = True
     zero.check_overflow = judge  # the first thing that an update does with its gradients, whatever their type
     zero.unscale_and_clip_grads = lambda gradients, norm: None
+    zero.step = step
 
 
 def _offload(settings: TrainSettings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from raymed.cluster.prices import Prices
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import Outcome
-from raymed.language import say
+from raymed.language import say, translated
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
 from raymed.training.fit import Resources
@@ -67,7 +67,7 @@ def describe(search: Search) -> Outcome:
         ),
         *_classes(spec, prepared),
         *(
-            say("           left out: {count} {reason}", count=count, reason=say(reason))
+            say("           left out: {count} {reason}", count=count, reason=translated(reason))
             for reason, count in plan.left_out.items()
             if count
         ),

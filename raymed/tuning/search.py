@@ -18,7 +18,7 @@ from raymed.storage import disk
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
 from raymed.tracking.tracker import Tracker
-from raymed.training.checkpoint import OUTPUTS, PREDICTIONS, checkpoint_names
+from raymed.training.checkpoint import FIRST_LIST, OUTPUTS, PREDICTIONS, checkpoint_names
 from raymed.training.retention import sweep
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
@@ -30,7 +30,7 @@ from raymed.tuning.settings import Halving, KeepCheckpoints, SearchSettings
 from raymed.tuning.space import Dimension, Value
 from raymed.tuning.study import CHECKPOINT, Study
 
-COMPARED = (PREDICTIONS, OUTPUTS, "sealed-000.json")  # what a trial is compared by, and the list that vouches for it
+COMPARED = (PREDICTIONS, OUTPUTS, FIRST_LIST)  # what a trial is compared by, and the list that vouches for it
 
 TRIALS = "trials"  # the folder of a search's runs
 LISTED = "run"  # the name of a listed run, among a trial's settings
@@ -273,10 +273,13 @@ class Search:
         """Leave of finished trials the checkpoints that are to be kept, or of one only what it is compared by."""
         if self.keep_checkpoints == "all":
             return
+        tries: dict[str, list[FrozenTrial]] = {}  # of a run, in its folder
         for trial in filter(lambda trial: trial.state.is_finished(), study.trials):
-            folder = self.spec_of(trial).folder
-            sweep(folder, trial.user_attrs.get(CHECKPOINT, "").rpartition("/")[2])
-            if self.keep_checkpoints == "champion" and trial.number != champion.number:
+            tries.setdefault(self.spec_of(trial).name, []).append(trial)
+        for trials in tries.values():
+            folder = self.spec_of(trials[0]).folder
+            sweep(folder, {trial.user_attrs.get(CHECKPOINT, "").rpartition("/")[2] for trial in trials})
+            if self.keep_checkpoints == "champion" and all(trial.number != champion.number for trial in trials):
                 for checkpoint in map(folder.child, checkpoint_names(folder)):
                     for part in {*checkpoint.names()} - {*COMPARED}:
                         checkpoint.delete(part)

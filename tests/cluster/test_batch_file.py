@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ env > {folder}/environment-of-ray; echo This command will now block forever; exe
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder that is submitted from, with the programs of its environment."""
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
@@ -34,7 +35,9 @@ def folder(tmp_path: Path) -> Path:
         (programs / name).write_text(f"#!/bin/bash\n{CALLED}{content}\n".replace("{folder}", str(tmp_path)))
         (programs / name).chmod(0o755)
     (programs / "python").symlink_to(sys.executable)
-    return tmp_path
+    with tempfile.TemporaryDirectory(dir="/tmp") as site:  # shorter than pytest's
+        (tmp_path / "site").symlink_to(site)
+        yield tmp_path
 
 
 @pytest.fixture
@@ -47,10 +50,10 @@ def batch(folder: Path) -> Iterator[subprocess.Popen[str]]:
     started.communicate()
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, site: Path | None = None) -> subprocess.Popen[str]:
     given = {"NNODES": "2", "CPUS_PER_TASK": "8", "GPUS_ON_NODE": "2", "MEM_PER_NODE": "65536", "JOB_ID": "7"}
     environment = {f"SLURM_{name}": value for name, value in given.items()} | {"SLURMD_NODENAME": "h1"}
-    environment |= {"PATH": "/usr/bin:/bin", "TMPDIR": str(folder)}
+    environment |= {"PATH": "/usr/bin:/bin", "TMPDIR": str(site or (folder / "site").resolve())}
     words = ["bash", str(REPOSITORY / "cluster.slurm"), "job", "--trials", "3 4"]
     return subprocess.Popen(
         words,
@@ -89,12 +92,29 @@ def test_a_ray_takes_what_slurm_gave_the_job_and_no_port_that_another_one_may_ha
     assert "--address=10.0.0.1:45678" in other
     step = next(line for line in called(folder, "srun") if "--address" in line)
     assert {"--nodes=1", "--ntasks=1", "--exclude=h1", "--cpus-per-task=8"} <= {*step.split()}
-    environment = dict(
-        line.split("=", 1) for line in (folder / "environment-of-ray").read_text().splitlines() if "=" in line
-    )
+    environment = environment_of_ray(folder)
     assert environment["RAY_AUTH_MODE"] == "token" and len(environment["RAY_AUTH_TOKEN"]) == 64
-    assert Path(environment["TMPDIR"]).parent == folder and Path(environment["TMPDIR"]).stat().st_mode & 0o077 == 0
+    assert (
+        Path(environment["TMPDIR"]).parent == (folder / "site").resolve()
+        and Path(environment["TMPDIR"]).stat().st_mode & 0o077 == 0
+    )
     assert called(folder, "job") == ["job --trials 3 4"]
+
+
+def environment_of_ray(folder: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in (folder / "environment-of-ray").read_text().splitlines() if "=" in line)
+
+
+def test_the_paths_of_rays_sockets_are_short_enough_whatever_the_site_s_folder(folder: Path) -> None:
+    long = folder / ("job." * 8)
+    long.mkdir()
+    started = start(folder, long)
+    try:
+        wait_for(folder / "begun", started)
+        assert Path(environment_of_ray(folder)["TMPDIR"]).parent == Path("/tmp")
+    finally:
+        started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(("told", "in_line_again"), [(signal.SIGUSR1, ["scontrol requeue 7"]), (signal.SIGTERM, [])])
@@ -107,7 +127,7 @@ def test_a_job_that_is_told_to_end_saves_and_waits_in_line_again_only_where_its_
     output, _ = batch.communicate(timeout=60)
     assert batch.returncode == 130, output
     assert called(folder, "scontrol") == in_line_again
-    assert not list(folder.glob("raymed-*"))
+    assert not list((folder / "site").glob("raymed-*"))
 
 
 def test_a_job_that_ends_by_itself_ends_as_it_says_and_is_put_in_no_line(folder: Path) -> None:

@@ -109,7 +109,10 @@ def test_a_run_is_judged_by_the_slices_it_was_trained_on_before_it_is_registered
 
 def test_the_checkpoint_of_a_step_is_taken_where_it_is_named(tracker: Tracker, candidate: Candidate, tmp_path: Path) -> None:
     for step, saved in ((4, 1), (8, 2), (8, 3)):
-        (tmp_path / "run" / new_name(step, saved)).mkdir(parents=True)
+        checkpoint = tmp_path / "run" / new_name(step, saved)
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "sealed-000.json").touch()
+    (tmp_path / "run" / new_name(8, 4)).mkdir()  # of a process that was killed
     run = tracker.run("stepped", "stepped", tags={FOLDER: Folder.at(tmp_path / "run").uri})
     tracker.tags(run, replace(candidate, checkpoint="").tags())
     assert "/step-00000008-000003-" in Candidate.of_run(tracker, run, 8).checkpoint, "the last one of it"

@@ -169,7 +169,7 @@ def debris_stays(patch: MonkeyPatch) -> None:
             self._run.delete(other)
 
     patch.setattr(retention.Retention, "add", add)
-    patch.setattr(search, "sweep", lambda run, model: None)
+    patch.setattr(search, "sweep", lambda run, models: None)
 
 
 def checkpoint_to_go_on_from_is_not_written_out(patch: MonkeyPatch) -> None:

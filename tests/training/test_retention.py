@@ -30,7 +30,8 @@ from raymed.training.spec import RunSpec
 def save(run: Path, step: int) -> str:
     name = new_name(step, step)
     (run / name).mkdir(parents=True)
-    (run / name / "weights").write_bytes(bytes(1000))
+    for part in ("weights", "sealed-000.json"):
+        (run / name / part).write_bytes(bytes(1000))
     return name
 
 
@@ -59,8 +60,9 @@ def test_the_best_before_stays_until_the_search_knows_of_a_better(tmp_path):
 
 def test_what_a_power_cut_brought_back_after_a_run_s_end_is_swept(tmp_path):
     names = [save(tmp_path, step) for step in range(1, 6)]
-    sweep(Folder.at(tmp_path), names[1])
-    assert checkpoint_names(Folder.at(tmp_path)) == [names[1], names[3], names[4]]
+    (tmp_path / names[4] / "sealed-000.json").unlink()
+    sweep(Folder.at(tmp_path), {names[0]})
+    assert checkpoint_names(Folder.at(tmp_path)) == [names[0], names[2], names[3]], "what was never whole is no newest one"
 
 
 def test_twenty_kills_while_a_checkpoint_is_written_leave_no_more_than_one(tmp_path):

@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 from raymed.data.plan import SliceSettings
 from raymed.errors import RunError, UserError
 from raymed.systems.toy.recipe import ToyRecipe
-from raymed.training.checkpoint import Progress
+from raymed.training.checkpoint import Progress, checkpoint_names, new_name
 from raymed.training.engine import TrainSettings
+from raymed.training.loop import MODEL
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.run_outcome import run_outcome
@@ -47,6 +48,27 @@ def test_listed_runs_are_put_in_line_once_and_failed_ones_again(search, tmp_path
     assert (number, params) == (3, {LISTED: "fold_2"})
     assert search.spec_of(study.trial(number)).fold == 1
     assert study.ask(budget) is None
+
+
+@pytest.mark.parametrize("kept", ["best", "champion"])
+def test_of_a_run_that_was_tried_twice_the_winner_s_checkpoint_stays(search, tmp_path, kept):
+    """Both tries are in one folder, and the first one may have known another best."""
+    template = dataclasses.replace(search.template, storage=str(tmp_path))
+    search = dataclasses.replace(search, template=template, runs={"whole": template}, keep_checkpoints=kept)
+    study = search.open_study()
+    names = [new_name(step, step) for step in (1, 2, 3, 4, 5)]
+    for state, best in ((TrialState.FAIL, names[0]), (TrialState.COMPLETE, names[1])):
+        number, _ = study.ask(search.enqueue_retries(study))
+        folder = search.spec_of(study.trial(number)).folder
+        study.report(number, 1, {"val_loss": 1.0, "best_val_loss": 1.0, "best_epoch": 1, MODEL: folder.child(best).uri})
+        study.tell(number, state)
+    for name in names:
+        folder.child(name).make()
+        for part in ("sealed-000.json", "weights"):
+            folder.child(name).write(part, b"{}")
+    search.prune_checkpoints(study, study.trials[-1])
+    assert checkpoint_names(folder) == [names[0], names[1], names[3], names[4]]
+    assert folder.exists(f"{names[1]}/weights")
 
 
 def test_runs_that_are_not_searched_refuse_an_objective_that_none_of_their_epochs_is_chosen_by(search):
