@@ -23,6 +23,11 @@ def read_shards_with(engine: DeepSpeedEngine, load: Callable[..., Any]) -> None:
     engine.checkpoint_engine.load = load
 
 
+def note_norm(zero: Any, norm: torch.Tensor) -> None:
+    """Let `DeepSpeedEngine.get_global_grad_norm` give a norm that was computed without it, as it does its own."""
+    zero._global_grad_norm = norm
+
+
 @contextmanager
 def handing_over_shards(engine: DeepSpeedEngine, take: Callable[[Any, str], None]) -> Iterator[Callable[[Any, str], None]]:
     """Within it an engine that saves a checkpoint writes no shard, but hands over its content and path.

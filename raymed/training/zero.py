@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from raymed.compat.deepspeed import note_norm
 from raymed.errors import UserError
 from raymed.models.precision import arithmetic
 from raymed.storage import holder
@@ -175,7 +176,7 @@ def clip_in_update(zero: DeepSpeedZeroOptimizer) -> None:
         adamw.found_inf = 1.0 - norm.isfinite().float()
         if largest:
             adamw.grad_scale = ((norm + 1e-6) / largest).clamp(min=1.0).float()
-        zero._global_grad_norm = norm
+        note_norm(zero, norm)
 
     take_step = zero.step
 

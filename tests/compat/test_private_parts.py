@@ -10,7 +10,16 @@ FILES = sorted(path for room in ("raymed", "jobs") for path in (ROOT / room).rgl
 OURS = ("self", "cls", "super")
 KNOWN = {  # of Python, torch, numpy and transformers, with what they stand for where they are used
     *("_exit", "_run_exitfuncs", "_current_frames", "_replace"),
-    *("_parameters", "_buffers", "_apply", "_foreach_lerp_", "_is_mkldnn_bf16_supported", "_core"),
+    *(
+        "_parameters",
+        "_buffers",
+        "_apply",
+        "_foreach_lerp_",
+        "_foreach_norm",
+        "_modules",
+        "_is_mkldnn_bf16_supported",
+        "_core",
+    ),
     *("_attn_implementation", "_from_config", "_init_weights"),
 }
 

@@ -116,6 +116,7 @@ def work(worker: int, workers: int, out: Path) -> None:
         assert all(ours == theirs for ours, theirs in compared), (name, compared)
         results[name] = {"losses": losses, "norms": norms, "state": copy.deepcopy(engine.module.state_dict())}
     engine.export(out)()
+    dist.barrier()  # the first worker alone writes it
     with engine.evaluating():
         results["averaged"]["seen"] = torch.from_numpy(engine.predict(encode([1, 2], STEPS))["logits"])
     results["averaged"]["exported"] = torch.load(out / "exported.pt")

@@ -91,7 +91,7 @@ def _validate(worker: int, store: Path, data: str) -> None:
         spec=SimpleNamespace(train=TrainSettings(micro_batch=5)),
         worker=worker,
         workers=2,
-        engine=SimpleNamespace(predict=predict, evaluating=contextlib.nullcontext),
+        engine=SimpleNamespace(prepare=lambda batch: batch, predict=predict, evaluating=contextlib.nullcontext),
         validation=np.empty(0, np.int64),
         probe=probe,
         probed=prepared,
