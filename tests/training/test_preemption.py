@@ -49,7 +49,7 @@ def alone(prepared, spec) -> dict[str, float]:
 def test_a_worker_told_to_leave_or_killed_costs_no_step_that_was_saved(
     prepared, spec, alone, number, workers, checkpoint_steps
 ):
-    """Told to leave, it saves a checkpoint at the next step; killed, it leaves that of the step before."""
+    """Told to leave, it saves a checkpoint at the next step; killed, it leaves the last one that was complete."""
     count = Path(spec.storage, f"count-{number}")
     interrupted = dataclasses.replace(
         spec,
@@ -63,11 +63,12 @@ def test_a_worker_told_to_leave_or_killed_costs_no_step_that_was_saved(
         kept = sorted(Path(interrupted.folder.path).glob("step-*"))
         left = [int(path.name[5:13]) for path in kept if not (path / "model").is_dir()]
         assert len(left) == 1 and 5 < left[0] < 10, "it left within the second epoch, without a network, for lack of time"
-    if workers == 1:
-        assert found == alone, "bit-equal on a CPU in fp32"
     assert found == pytest.approx(alone, rel=2e-5)
-    # Of 18 micro-batches of the epoch the 11th is in the third step: those of the first two do not come again.
-    assert 18 < count.stat().st_size < 18 + 11, "the run went on within the epoch"
+    assert count.stat().st_size > 18, "it was interrupted"
+    if workers == 1:  # of two, one may be told before the other has taken a step with it
+        assert found == alone, "bit-equal on a CPU in fp32"
+        # Of 18 micro-batches of the epoch the 11th is in the third step: those of the first two do not come again.
+        assert count.stat().st_size < 18 + 11, "the run went on within the epoch"
 
 
 def test_a_run_goes_on_with_another_number_of_workers(prepared, spec, alone):
