@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ports import free_port
 from pyarrow import fs
 
 
@@ -24,9 +24,7 @@ class Bucket(str):
 @contextmanager
 def object_store(log: Path | None = None) -> Iterator[Bucket]:
     """The URI of an empty bucket, for as long as the server runs; each request that it answers is a line of `log`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log.open("wb") if log else subprocess.DEVNULL)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -29,7 +30,7 @@ log = logging.getLogger("raymed")
 
 COPY = "tracking"  # folder of the database's copy, in the storage
 PERIOD = 2.0  # seconds between two looks at the server
-LETTING_GO = 20.0  # seconds for a server's children to give its port up
+LETTING_GO = 20.0  # seconds for a server's processes to end by themselves
 
 
 def serve(database: Path, storage: Folder, port: int, copy_seconds: float) -> int:
@@ -83,9 +84,7 @@ def end_left_over(database: Path, port: int) -> None:
         return
     if str(database).encode() in command and not Path(f"/proc/{job}").exists():
         log.warning("the job that copied the database was killed: its server is started again")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server, signal.SIGTERM)
-        _let_go(port)
+        _end(server, port)
 
 
 def _note(database: Path) -> Path:
@@ -93,10 +92,24 @@ def _note(database: Path) -> Path:
     return database.with_suffix(".processes")
 
 
-def _let_go(port: int) -> None:
-    until = time.monotonic() + LETTING_GO
-    while answers(port) and time.monotonic() < until:
-        time.sleep(0.2)
+def _end(group: int, port: int) -> None:
+    """End a server's processes. Its port is free then: they hold it for longer than they answer."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, number)
+        until = time.monotonic() + LETTING_GO
+        while not _is_free(port) and time.monotonic() < until:
+            time.sleep(0.2)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: ended connections are no obstacle
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class _Server:
@@ -107,6 +120,7 @@ class _Server:
         self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
         self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]
         self._command += ["--artifacts-destination", storage.child("artifacts").uri]
+        self._has_answered = False
         self.start()
 
     def start(self) -> None:
@@ -114,7 +128,6 @@ class _Server:
         # Ctrl-C is for us alone
         self._process = subprocess.Popen(self._command, env={**os.environ, **quiet}, start_new_session=True)
         self._note.write_text(f"{self._process.pid} {os.getpid()}", "utf-8")
-        self._has_answered = False
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -132,8 +145,7 @@ class _Server:
             self._has_answered = self._has_answered or answers(self._port)
         elif self._has_answered:
             log.warning("mlflow server ended with status %d: it is started again", status)
-            self.stop()  # what is left of its children, which hold the port
-            _let_go(self._port)
+            _end(self._process.pid, self._port)  # what is left of its children, which hold the port
             self.start()
         else:
             raise RunError(f"mlflow server ended with status {status} before it answered; what it said stands above")

@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ from away_rows import judging_told, raylet_lost, search_full, storage_away
 from conftest import RAY_TOKEN, write_prepared
 from damage_rows import damaged_models, damaged_shards
 from leak_rows import leaks
+from ports import free_port
 from ray import cloudpickle
 from ray.train import UserCallback
 from record_rows import damaged_records, two_heads
@@ -369,12 +369,6 @@ def _write_trial(uri: str, number: int) -> None:
     for epoch in range(10):
         tracker.history.log_validation(run, epoch, {"val_loss": 1 / (epoch + 1)})
     tracker.finish(run, "FINISHED")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

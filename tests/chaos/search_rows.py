@@ -191,7 +191,7 @@ def _sampled(look: Any) -> Iterator[list[tuple[float, float]]]:
 @contextmanager
 def _head(folder: Path, name: str) -> Iterator[Any]:
     """A head with a dashboard on loopback, killed with all its processes at the end; gives a way to submit jobs."""
-    from rows import free_port
+    from ports import free_port
 
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY")} | {

@@ -117,7 +117,7 @@ def _small_disk(at: Path) -> Iterator[None]:
 
 @contextmanager
 def _tracking(home: Path, bucket: str) -> Iterator[str]:
-    from rows import free_port
+    from ports import free_port
 
     port = free_port()
     words = ["jobs/serve_tracking.py", "--storage", f"{bucket}/runs", "--database", f"{home}/mlflow.db", "--port", str(port)]

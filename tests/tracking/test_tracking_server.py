@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from threading import Event, Thread
 
 import pytest
 from mlflow import MlflowClient
+from ports import free_port
 
 from raymed.storage.folder import Folder
 from raymed.tracking.server import COPY, _keep_copy, answers, restore
@@ -50,12 +50,6 @@ def listening(port: int) -> set[str]:
     """Local addresses that a port listens on, as /proc writes them."""
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     return {words[1].split(":")[0] for words in lines if words[3] == "0A" and int(words[1].split(":")[1], 16) == port}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.slow

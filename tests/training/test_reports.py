@@ -6,7 +6,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-from raymed.training.checkpoint import new_name
+from raymed.storage.folder import Folder
+from raymed.training.checkpoint import new_name, publish
 from raymed.training.preemption import Preempted
 from raymed.training.reports import LOST, Reports
 
@@ -28,7 +29,9 @@ class Line:
 )
 def test_a_lost_worker_is_told_in_one_line_with_the_step_that_its_run_goes_on_from(tmp_path, errors, words):
     for saved, step in enumerate((16, 32)):
-        (tmp_path / "trial-0000" / new_name(step, saved)).mkdir(parents=True)
+        (state := tmp_path / f"state-{step}").mkdir()
+        publish(state, Folder.at(tmp_path / "trial-0000"), new_name(step, saved))
+    (tmp_path / "trial-0000" / new_name(48, 2)).mkdir()  # its worker was lost before it was whole
     queue = Line()
     run = SimpleNamespace(run_config=SimpleNamespace(storage_path=str(tmp_path), name="trial-0000"))
     Reports(queue).after_exception(run, errors)
