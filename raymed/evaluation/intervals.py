@@ -16,6 +16,7 @@ from raymed.evaluation.estimate import Estimate
 Z = float(norm.ppf(0.975))
 FEWEST = 5  # patients behind the interval of a mean: fewer resample to the same few means
 _NEVER_SEEN = 0.5  # an error that nobody has made yet, between any two classes
+_ALIKE = 0.01  # a resample whose standard error is less than this share of the sample's has nobody who differs in it
 
 
 def wilson(share: float, patients: float) -> Estimate:
@@ -160,8 +161,9 @@ def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf, 
 
     Args:
         values: one per patient, [patients].
-        least, most: what they cannot be below and above. Where both are known, values that are all the same have an
-            interval, too: as many as Wilson's interval of nobody leaves room for may have another.
+        least, most: what they cannot be below and above. Where both are known, values that are all or nearly all the same
+            have an interval, too: as many as Wilson's interval of those who differ leaves room for may have any other. So
+            few differ then that resamples without them reach into an end of the interval.
     """
     many, value = len(values), float(values.mean())
     if many < FEWEST:
@@ -171,11 +173,13 @@ def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf, 
     means = weights @ centred / many
     errors = np.sqrt((weights @ centred**2 / many - means**2).clip(0) / (many - 1))
     own = float(centred.std()) / np.sqrt(many - 1)
-    varied = errors > 1e-9 * own
-    if own <= 1e-12 * abs(value) or not varied.any():
+    varied = errors > _ALIKE * own
+    same = own <= 1e-12 * abs(value)
+    if same or np.mean(~varied) > 0.025:
         if not np.isfinite([least, most]).all():
-            return Estimate(value, None, None, f"{many} with the same value")
-        others = wilson(0.0, many).high or 0.0
-        return Estimate(value, value - others * (value - least), value + others * (most - value))
+            return Estimate(value, None, None, f"{'' if same else 'nearly all of '}{many} with the same value")
+        common = float(np.median(values))
+        others = wilson(float(np.mean(abs(values - common) > own)), many).high or 0.0
+        return Estimate(value, common - others * (common - least), common + others * (most - common))
     low, high = np.quantile(means[varied] / errors[varied], [0.025, 0.975])
     return Estimate(value, max(least, float(value - high * own)), min(most, float(value - low * own)))

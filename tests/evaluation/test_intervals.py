@@ -9,6 +9,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import difference_interval, evaluate
 from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.reliability import Calibration
+from raymed.evaluation.scores import LARGEST_LOSS
 
 NAMES = ("normal", "bacterial", "viral", "pneumocystis")
 DRAWS = 150
@@ -96,7 +97,7 @@ def test_the_loss_holds_the_truth_also_where_it_is_skewed(patients: int, floor: 
     truth = losses(100_000, generator).mean()
     held = 0
     for seed in range(DRAWS):
-        estimate = intervals.mean(losses(patients, generator), 400, seed, least=0.0)
+        estimate = intervals.mean(losses(patients, generator), 400, seed, 0.0, LARGEST_LOSS)
         held += holds(estimate, truth)
     assert held / DRAWS >= floor - NOISE
 
@@ -226,3 +227,16 @@ def test_values_that_are_all_the_same_hold_the_truth_where_few_have_another() ->
     for seed in range(DRAWS):
         held += holds(intervals.mean((generator.random(20) > 0.02).astype(float), 200, seed, 0.0, 1.0), 0.98)
     assert held / DRAWS >= 0.93 - NOISE
+
+
+@pytest.mark.parametrize("others", [1, 2, 3])
+def test_few_who_differ_among_many_who_hardly_do_make_no_interval_without_an_end(others: int) -> None:
+    """Resamples without them have next to no spread, and a bootstrap-t that divides by it."""
+    values = np.random.default_rng(others).normal(0, 1e-4, 100)
+    values[:others] = 1
+    estimate = intervals.mean(values, 400, 0, -10.0, 10.0)
+    assert estimate.low is not None and estimate.high is not None and -1 < estimate.low < 0 < estimate.high < 1
+    assert intervals.mean(values, 400, 0).interval() == "not estimable (nearly all of 100 with the same value)"
+    values[:10] = 1
+    ten = intervals.mean(values, 400, 0)
+    assert ten.low is not None and ten.high is not None and 0 < ten.low < 0.1 < ten.high < 0.3, "ten of them make one"
