@@ -40,7 +40,8 @@ def departing(last_words: str) -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if leaving.is_alive():
-            _leave(last_words)
+            ending(0.0, last_words).start()  # from a thread: what the signal came into may be a line that is being printed
+            return
         leaving.start()
         raise KeyboardInterrupt
 
