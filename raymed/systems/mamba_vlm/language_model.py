@@ -230,13 +230,14 @@ def _read_config(folder: Path) -> MambaConfig:
         raise UserError(
             f"{folder} is not a model folder: its config.json cannot be read ({error}). It needs {LANGUAGE_FILES}"
         ) from error
-    if "d_model" in content and "n_layer" in content:
+    kind = content.get("model_type")
+    if kind is None and "d_model" in content and "n_layer" in content:  # the -hf folders keep these keys beside their own
         raise UserError(
             f"{folder} has the original layout of mamba_ssm: take the folder of the same model whose name ends in -hf "
             f"({folder.name.removesuffix('-hf')}-hf)"
         )
-    if content.get("model_type") != "mamba":
-        raise UserError(f"{folder}: a model of type {content.get('model_type')!r} is not a Mamba of transformers' layout")
+    if kind != "mamba":
+        raise UserError(f"{folder}: a model of type {kind!r} is not a Mamba of transformers' layout")
     config = MambaConfig.from_dict(content)
     if not config.tie_word_embeddings:
         raise UserError(f"{folder}: its output embeddings are not those of the input, as the published ones' are")

@@ -17,6 +17,18 @@ from raymed.systems.mamba_vlm.language_model import LanguageModel, MambaLanguage
 from raymed.systems.mamba_vlm.settings import GenerationSettings, LanguageSettings
 from raymed.systems.mamba_vlm.tiny_language_model import byte_tokenizer
 
+PUBLISHED = {  # the keys of config.json of state-spaces/mamba-130m-hf
+    "architectures": ["MambaForCausalLM"],
+    **{"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280, "state_size": 16},
+    **{"d_inner": 1536, "d_model": 768, "n_layer": 24, "expand": 2, "intermediate_size": 1536, "conv_kernel": 4},
+    **{"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "pad_vocab_size_multiple": 8, "ssm_cfg": {}},
+    **{"fused_add_norm": True, "rms_norm": True, "residual_in_fp32": True, "rescale_prenorm_residual": False},
+    **{"hidden_act": "silu", "initializer_range": 0.1, "layer_norm_epsilon": 1e-05, "use_bias": False},
+    **{"use_cache": True, "use_conv_bias": True, "torch_dtype": "float32", "transformers_version": "4.39.0.dev0"},
+    **{"time_step_floor": 0.0001, "time_step_init_scheme": "random", "time_step_max": 0.1, "time_step_min": 0.001},
+    **{"time_step_rank": 48, "time_step_scale": 1.0},
+}
+
 
 def build(folder: Path, **settings: object) -> MambaLanguageModel:
     return LanguageModel.find(LanguageSettings(path=str(folder), **settings)).build()  # type: ignore[arg-type]
@@ -198,6 +210,14 @@ def test_cutting_keeps_the_answer_and_the_newline_and_no_end_within_a_sentence()
     tight = encode_captions(tokenizer, ["a long question?"], ["answer"], 0, 5)
     assert tokenizer.decode(tight.targets) == "answ" and tight.tokens[0, 0] == prompt_ids(tokenizer, "")[0]
     assert cut_prompt([5, 6, 7, 9], 3) == [5, 6, 9]
+
+
+def test_the_published_folders_are_not_taken_for_the_original_layout_whose_keys_they_hold_too(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+    config = LanguageModel.find(LanguageSettings(path=str(tmp_path))).config
+    found = config.hidden_size, config.num_hidden_layers, config.vocab_size, config.intermediate_size, config.time_step_rank
+    assert found == (768, 24, 50280, 1536, 48)
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
