@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_CONFIG, STAGE_2_FINAL
 from raymed.systems.mamba_vlm.paths import local_path
 
-log = logging.getLogger("raymed")
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run of stage 2 that did not end.
+
+    Attributes:
+        name: of the run.
+        start: the file that it began with; None for random weights.
+    """
+
+    name: str
+    start: Path | None
 
 
 def first_weights(output: Path, checkpoint: str | None, from_scratch: bool) -> Path | None:
     """The file that training begins with, by the guide's rule: the one that is named, else stage 2's last, else stage 1's
-    best or last, else none. A run that did not end keeps its own, so that the same command goes on with it.
+    best or last, else none.
 
     Args:
         output: the folder of the guide's files.
@@ -33,33 +44,22 @@ def first_weights(output: Path, checkpoint: str | None, from_scratch: bool) -> P
         return path
     if from_scratch:
         return None
-    unfinished, start = _unfinished(output)
-    if unfinished:
-        log.info(
-            "%s did not end: the same command goes on with it. --vision_checkpoint begins with a file, --from_scratch anew",
-            unfinished,
-        )
-        return start
-    for name, says in (
-        (STAGE_2_FINAL, "training goes on, for as many epochs more"),
-        (STAGE_1_BEST, "stage 1's best"),
-        (STAGE_1_FINAL, "stage 1's last"),
-    ):
-        if (output / name).is_file():
-            log.info("begins with %s (%s); --from_scratch begins anew", output / name, says)
-            return output / name
-    log.warning("no checkpoint of stage 1 or 2 in %s: encoder and bridge begin with random weights", output)
-    return None
+    files = (output / name for name in (STAGE_2_FINAL, STAGE_1_BEST, STAGE_1_FINAL))
+    return next((file for file in files if file.is_file()), None)
 
 
-def _unfinished(output: Path) -> tuple[str, Path | None]:
-    """Name and start of the last run of stage 2, if that did not end: files of its first epochs are no start of another."""
+def unfinished_run(output: Path) -> UnfinishedRun | None:
+    """The last run of stage 2, if that did not end: files of its first epochs are no start of the same command.
+
+    Args:
+        output: the folder of the guide's files.
+    """
     config = output / STAGE_2_CONFIG
     try:
         described = json.loads(config.read_text("utf-8-sig")) if config.is_file() else {}
     except ValueError:  # whoever writes to it refuses it by its name
-        return "", None
+        return None
     start = described.get("first_weights")
     if described.get("finished", True) or (start is not None and not Path(start).is_file()):
-        return "", None
-    return str(described["run"]), None if start is None else Path(start)
+        return None
+    return UnfinishedRun(str(described["run"]), None if start is None else Path(start))

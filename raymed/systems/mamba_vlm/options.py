@@ -16,7 +16,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST
-from raymed.systems.mamba_vlm.first_weights import first_weights
+from raymed.systems.mamba_vlm.first_weights import first_weights, unfinished_run
 from raymed.systems.mamba_vlm.paths import local_path, read_paths, settings_of
 from raymed.systems.mamba_vlm.settings import (
     BridgeSettings,
@@ -29,6 +29,7 @@ from raymed.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from raymed.recipes.recipe import Recipe
+    from raymed.training.spec import RunSpec
 
 log = logging.getLogger("raymed")
 
@@ -222,6 +223,46 @@ class TrainVlm(MambaOptions):
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(epochs=2, global_batch=1, micro_batch=1, lr=1e-5, warmup=0.05)
     )
+
+    def spec(self, prepared: Prepared) -> RunSpec:
+        """A run that did not end keeps its start, so that the same command goes on with it; another begins by the guide's
+        rule."""
+        from raymed.systems.mamba_vlm.recipe import ReportRecipe
+
+        spec = self._unfinished_spec(prepared)
+        if spec is not None:
+            return spec
+        spec, start = super().spec(prepared), self.first_weights()
+        if not isinstance(spec.recipe, ReportRecipe):  # an overnight search of stage 1
+            return spec
+        if start is not None:
+            log.info("begins with %s; --vision_checkpoint names another file, --from_scratch begins anew", start)
+        elif self.from_scratch:
+            log.info("begins with random weights, as --from_scratch has it; an imported encoder keeps its own")
+        else:
+            log.warning("no checkpoint of stage 1 or 2 in %s: encoder and bridge begin with random weights", self.output)
+        return spec
+
+    def _unfinished_spec(self, prepared: Prepared) -> RunSpec | None:
+        """That of the last run, if it did not end and this is its command."""
+        from raymed.tuning.search_name import search_names
+
+        run = None if self.vision_checkpoint or self.from_scratch else unfinished_run(self.output)
+        if run is None:
+            return None
+        start = None if run.start is None else str(run.start)
+        try:
+            spec = super(TrainVlm, replace(self, vision_checkpoint=start, from_scratch=start is None)).spec(prepared)
+        except UserError:  # another command's start need not fit this one
+            return None
+        if run.name not in ([self.name] if self.name else search_names([spec], self.search, {})):
+            return None
+        log.warning(
+            "%s did not end: the same command goes on with it. It began with %s; --vision_checkpoint begins another run with "
+            "a file, --from_scratch anew",
+            *(run.name, start or "random weights"),
+        )
+        return spec
 
     def recipe(self, prepared: Prepared) -> Recipe:
         from raymed.systems.mamba_vlm.recipe import ReportRecipe

@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import script
+from report_data import write_reports
 
 from raymed.data.image import ImageSettings
+from raymed.data.prepared import Prepared
 from raymed.errors import UserError
+from raymed.job.job import parse
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST, STAGE_2_CONFIG, STAGE_2_FINAL, STAGE_2_LOG
+from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.loss_log import LossLog
-from raymed.systems.mamba_vlm.options import TrainVlm
+from raymed.systems.mamba_vlm.options import GUIDE, TrainVlm
 from raymed.systems.mamba_vlm.output import StageFiles, _write, collapse, means_of_epochs
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.slices import Reading
@@ -19,6 +24,7 @@ from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.state import TrainingState, write_state
 from raymed.training.step_log import STEPS, TOTAL_STEPS
+from raymed.tuning.budget import Budget
 
 RECIPE = ReportRecipe(Reading(ImageSettings(size=32)))
 SPEC = RunSpec(name="first", storage="runs", data="data", recipe=RECIPE, train=TrainSettings(epochs=2))
@@ -74,21 +80,41 @@ def test_the_settings_that_a_check_needs_are_written_when_training_begins(tmp_pa
     assert (config["max_visual_tokens"], config["mamba_model"], config["epochs"]) == (96, None, 2)
 
 
-def test_a_run_that_did_not_end_is_gone_on_with_although_its_first_epochs_left_a_last_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+OF_A_FOLDER = ("--vision.preset", "tiny", "--vision.target_side", "4", "--llm.path", "null", "--storage", "runs")
+
+
+def typed(prepared: Prepared, *words: str) -> tuple[TrainVlm, RunSpec]:
+    """A command, and its run by its name."""
+    words = ("--data", prepared.folder.uri, *OF_A_FOLDER, *words)
+    options = parse(TrainVlm, list(words), aliases=GUIDE, script=script("train_vlm"))
+    return options, options.open_search(prepared, Budget(trials=1)).template
+
+
+def test_a_run_that_did_not_end_is_gone_on_with_by_its_own_command_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Another command began with what the unfinished run had begun with, and replaced what stage 2 had learned."""
     monkeypatch.chdir(tmp_path)
-    start = tmp_path / "starts" / "first.pt"
-    for file in (start, tmp_path / "outputs" / STAGE_2_FINAL):
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-    files = LossLog(tmp_path / "outputs", replace(SPEC, recipe=replace(RECIPE, start=str(start))))
-    assert TrainVlm().first_weights() == start, "its own start, else it would be another run"
-    assert TrainVlm(from_scratch=True).first_weights() is None
-    last = TrainVlm(vision_checkpoint=str(tmp_path / "outputs" / STAGE_2_FINAL)).first_weights()
-    assert last == tmp_path / "outputs" / STAGE_2_FINAL
-    files.finish()
-    assert TrainVlm().first_weights() == tmp_path / "outputs" / STAGE_2_FINAL
+    caplog.set_level("INFO", "raymed")
+    prepared, last = write_reports(tmp_path / "data"), tmp_path / "outputs" / STAGE_2_FINAL
+    _, first = typed(prepared, "--epochs", "2")
+    assert first.recipe.start is None and "begin with random weights" in caplog.text
+    LossLog(tmp_path / "outputs", first)
+    write_checkpoint(last, first.recipe.build().state_dict(), 1, language=True, settings=first.recipe.settings())
+    _, same = typed(prepared, "--epochs", "2")
+    assert (same.name, same.recipe.start) == (first.name, None) and f"{first.name} did not end" in caplog.text
+    for words in (("--epochs", "20", "--lr", "2e-5"), ("--epochs", "2", "--max_visual_tokens", "4")):
+        caplog.clear()
+        _, other = typed(prepared, *words)
+        assert other.name != first.name and other.recipe.start is not None
+        assert f"begins with {last}" in caplog.text
+    LossLog(tmp_path / "outputs", other)
+    options, again = typed(prepared, *words)
+    assert (again.name, again.recipe.start) == (other.name, other.recipe.start), "its own start, a copy of the file"
+    LossLog(tmp_path / "outputs", other).finish()
+    caplog.clear()
+    typed(prepared, *words)
+    assert options.first_weights() == last and "did not end" not in caplog.text
 
 
 def checkpoint(spec: RunSpec, name: str, progress: Progress) -> None:
