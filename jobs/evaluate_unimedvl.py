@@ -21,7 +21,7 @@ class EvaluateUnimedvl(JobOptions):
     Attributes:
         model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a folder with a model or checkpoint.
         data: Folder or URI of prepared data (jobs/prepare_unimedvl.py); without it, phantom patients.
-        split: Which patients: train, val, test or all.
+        split: Which patients: train, val, test or all; auto takes test, or val where there are no test patients.
         limit: Most questions, and most pictures (0 = all).
         text: How answers are written.
         drawing: How pictures are drawn.
@@ -30,7 +30,7 @@ class EvaluateUnimedvl(JobOptions):
 
     model: str
     data: str | None = None
-    split: Literal["train", "val", "test", "all"] = "test"
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
     limit: int = 200
     text: TextSettings = field(default_factory=lambda: TextSettings(max_new_tokens=128, do_sample=False))
     drawing: DrawingSettings = field(default_factory=DrawingSettings)
@@ -53,9 +53,12 @@ def main(options: EvaluateUnimedvl) -> Outcome:
 
     resolved = resolve_model(options.model, Tracker.open(options.tracking))
     prepared = Prepared.open(options.data) if options.data else prepare_phantoms(options.folder, PHANTOMS)
-    rows = prepared.rows(options.split)
+    split = prepared.judged_split if options.split == "auto" else options.split
+    rows = prepared.rows(split)
+    if not len(rows):
+        raise UserError(f"{prepared.folder.uri} has no {split} patients: choose another --split")
     if options.dry_run:
-        return Outcome(f"would judge {resolved.name} on {len(rows)} records ({options.split})", {"records": len(rows)})
+        return Outcome(f"would judge {resolved.name} on {len(rows)} records ({split})", {"records": len(rows)})
     _, network = open_model(resolved.network)
     if not isinstance(network, UniMedVL):
         raise UserError(f"{resolved.name} is a model of another system: it neither answers nor draws")
@@ -66,8 +69,8 @@ def main(options: EvaluateUnimedvl) -> Outcome:
     lines = evaluation.lines()
     if options.out is not None:
         lines += write_evaluation(evaluation, options.out)
-    lines.append(f"{resolved.name} on {options.split} patients of {prepared.folder.uri}")
-    data = {"model": resolved.name, "data": prepared.digest, "split": options.split, "figures": evaluation.figures()}
+    lines.append(f"{resolved.name} on {split} patients of {prepared.folder.uri}")
+    data = {"model": resolved.name, "data": prepared.digest, "split": split, "figures": evaluation.figures()}
     return Outcome("\n".join(lines), data)
 
 

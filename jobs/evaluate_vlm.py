@@ -1,6 +1,6 @@
 """Judge a report writer on patients: guards first, then loss, BLEU, ROUGE-L and findings with 95 % intervals.
 
-python jobs/evaluate_vlm.py                                                          # stage 2's best, phantom patients
+python jobs/evaluate_vlm.py                                          # stage 2's best, on the data it was trained with
 python jobs/evaluate_vlm.py --model models:/raymed-mamba_vlm@champion --data PREPARED --split test --out FOLDER
 python jobs/evaluate_vlm.py --model MAMBA --linear LINEAR --data PREPARED     # what the Mamba bridge is worth
 """
@@ -15,6 +15,7 @@ from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST
+from raymed.systems.mamba_vlm.options import TrainVlm
 from raymed.systems.mamba_vlm.settings import GenerationSettings
 
 
@@ -25,8 +26,9 @@ class EvaluateVlm(JobOptions):
     Attributes:
         model: A .pt file of stage 2, models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a folder with a model or
             checkpoint.
-        data: Folder or URI of prepared reports (jobs/prepare_mamba.py); without it, those about phantom patients.
-        split: Which patients: train, val, test or all.
+        data: Folder or URI of prepared reports (jobs/prepare_mamba.py; default: those that a .pt file was trained with; else
+            those of config/paths.yaml, or about phantom patients).
+        split: Which patients: train, val, test or all; auto takes test, or val where there are no test patients.
         linear: A model with a simpler bridge (bridge.kind linear or attention), to compare with.
         findings: Label table whose words are looked for in the texts: a YAML file, or the name of one of raymed's own.
         generation: How texts are generated.
@@ -36,7 +38,7 @@ class EvaluateVlm(JobOptions):
 
     model: str = f"outputs/{STAGE_2_BEST}"
     data: str | None = None
-    split: Literal["train", "val", "test", "all"] = "test"
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
     linear: str | None = None
     findings: str = "chest_findings"
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -48,17 +50,17 @@ def main(options: EvaluateVlm) -> Outcome:
     from raymed.data.labels import LabelTable
     from raymed.evaluation.findings import Findings
     from raymed.spreadsheet import to_csv
-    from raymed.systems.mamba_vlm.evaluation import Writer, evaluate_writer
-    from raymed.systems.mamba_vlm.options import PHANTOMS
-    from raymed.systems.mamba_vlm.phantoms import prepare_phantom_reports
+    from raymed.systems.mamba_vlm.evaluation import Writer, evaluate_writer, training_data
 
     findings = Findings(LabelTable.open(options.findings))
-    prepared = Prepared.open(options.data) if options.data else prepare_phantom_reports(options.folder, PHANTOMS)
-    rows = prepared.rows(options.split)
+    data = options.data or training_data(options.model)
+    prepared = Prepared.open(data) if data else TrainVlm(storage=options.storage).prepared()
+    split = prepared.judged_split if options.split == "auto" else options.split
+    rows = prepared.rows(split)
     if not len(rows):
-        raise UserError(f"{prepared.folder.uri} has no {options.split} patients: choose another --split")
+        raise UserError(f"{prepared.folder.uri} has no {split} patients: choose another --split")
     writer, *simple = (Writer.open(name, options.tracking) for name in (options.model, options.linear) if name)
-    where = f"{options.split} reports of {prepared.folder.uri}"
+    where = f"{split} reports of {prepared.folder.uri}"
     if options.dry_run:
         return Outcome(f"would judge {options.model} on {len(rows)} {where}", {"reports": len(rows)})
     result = evaluate_writer(
@@ -69,8 +71,8 @@ def main(options: EvaluateVlm) -> Outcome:
         folder = Folder.at(options.out)
         folder.write("texts.csv", to_csv(result.texts))
         text.append(f"every report: {folder.uri}/texts.csv")
-    data = {"model": options.model, "data": prepared.digest, "split": options.split}
-    return Outcome("\n".join(text), data | result.to_dict())
+    facts = {"model": options.model, "data": prepared.digest, "split": split}
+    return Outcome("\n".join(text), facts | result.to_dict())
 
 
 if __name__ == "__main__":

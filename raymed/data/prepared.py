@@ -270,6 +270,11 @@ class Prepared:
             raise UserError(say("there is no split {split!r}: choose train, val, test or all", split=split))
         return np.flatnonzero(split_of_rows(self.index, fold) == SPLITS.index(split))
 
+    @property
+    def judged_split(self) -> str:
+        """Whose patients say what a model is worth: test, or val where there are no test patients."""
+        return "test" if len(self.rows("test")) else "val"
+
     def columns(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Index columns of `rows`: numbers as int64 (-1 where there is none), everything else as objects."""
         taken = self.index.select(list(names)).take(pa.array(rows))

@@ -64,7 +64,7 @@ class ReportAssessment(LossAssessment):
     ) -> ReportAssessment:
         """Raises: UserError: as `LossAssessment.of`, or one patient has most of the reports."""
         loss = LossAssessment.of(candidate, prepared, CAUTION, THEN)
-        split = "test" if len(prepared.rows("test")) else "val"
+        split = prepared.judged_split
         evaluation = evaluate_writer(
             Writer(recipe, network),
             prepared,

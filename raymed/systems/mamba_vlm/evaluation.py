@@ -66,6 +66,18 @@ class Writer:
         return cls(recipe, network.eval())
 
 
+def training_data(name: str) -> str | None:
+    """Address of the prepared data that a checkpoint file of the guide's was trained with; None of other models.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    if not name.endswith(".pt"):
+        return None
+    data = read_checkpoint(local_path(name, Path.cwd())).values.get("data")
+    return None if data is None else str(data)
+
+
 @dataclass(frozen=True, eq=False)
 class ReportEvaluation:
     """What is known of a report writer.

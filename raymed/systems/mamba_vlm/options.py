@@ -289,10 +289,12 @@ class TrainVlm(MambaOptions):
 
     def advice(self, prepared: Prepared) -> str:
         """What can be done with the file that stage 2 leaves."""
+        look = f"look at a text: python jobs/check_image_to_text.py --checkpoint {self.output / STAGE_2_BEST}"
+        if not len(prepared.rows(split := prepared.judged_split)):
+            return look
         return (
-            f"look at a text: python jobs/check_image_to_text.py --checkpoint {self.output / STAGE_2_BEST}\n"
-            f"judge it: python jobs/evaluate_vlm.py --model {self.output / STAGE_2_BEST} --data {prepared.folder.uri} "
-            "--out judged"
+            f"{look}\njudge it: python jobs/evaluate_vlm.py --model {self.output / STAGE_2_BEST} --data {prepared.folder.uri} "
+            f"--split {split} --out judged"
         )
 
     def first_weights(self) -> Path | None:

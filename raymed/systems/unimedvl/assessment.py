@@ -51,7 +51,7 @@ class GeneralistAssessment(LossAssessment):
             folder: that the network was read from.
         """
         loss = LossAssessment.of(candidate, prepared, CAUTION, THEN)
-        split = "test" if len(prepared.rows("test")) else "val"
+        split = prepared.judged_split
         reader = Reader(network, TextTokens.read(folder), WRITING, DRAWING, candidate.seed)
         rows = prepared.rows(split, candidate.fold)
         evaluation = evaluate_rows(reader, prepared, rows, LIMIT, candidate.seed, candidate.fold)

@@ -150,9 +150,14 @@ class UniMedVLOptions(SystemOptions):
             from raymed.systems.unimedvl.phantoms import unseen_picture
 
             picture = str(unseen_picture(self.folder, self.phantom, prepared))
+        judge, split = "", prepared.judged_split
+        if len(prepared.rows(split)):
+            judge = (
+                f"judge it: python jobs/evaluate_unimedvl.py --model {{checkpoint}} --data {prepared.folder.uri} "
+                f"--split {split} --out judged\n"
+            )
         return (
-            f"judge it: python jobs/evaluate_unimedvl.py --model {{checkpoint}} --data {prepared.folder.uri} --out judged\n"
-            f'ask it: python jobs/vqa.py --model {{checkpoint}} --image {picture} --prompt "Which lung is affected?"\n'
+            f'{judge}ask it: python jobs/vqa.py --model {{checkpoint}} --image {picture} --prompt "Which lung is affected?"\n'
             f"let it draw: python jobs/edit_image.py --model {{checkpoint}} --image {picture} "
             '--instruction "Show the mediastinal window."'
         )

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import script
+from report_data import write_reports
 
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
@@ -16,6 +18,7 @@ from raymed.evaluation.findings import Findings
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.evaluation import Writer, caption_losses, evaluate_writer
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
+from raymed.systems.mamba_vlm.options import TrainVlm
 from raymed.systems.mamba_vlm.phantoms import SETTINGS, prepare_phantom_reports
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, GenerationSettings, VisionSettings
@@ -64,6 +67,30 @@ def test_a_checkpoint_file_of_stage_2_is_opened_as_what_was_trained_and_one_of_s
     write_checkpoint(path, trained.network.state_dict(), 7, settings=settings | {"recipe": "mamba_vlm-bridge"})
     with pytest.raises(UserError, match="no file of stage 2"):
         Writer.open(str(path), f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.mark.parametrize(("patients", "split"), [(8, "test"), (7, "val")])
+def test_a_file_is_judged_on_its_own_data_and_on_validation_where_nobody_is_left_for_a_test(
+    tmp_path: Path, patients: int, split: str
+) -> None:
+    """The command that training prints ended for the guide's two files: "has no test patients"."""
+    prepared, trained = write_reports(tmp_path / "data", patients), writer()
+    path, settings = tmp_path / "vision_bridge_vlm_best_val.pt", trained.recipe.settings()
+    state = trained.network.state_dict()
+    write_checkpoint(path, state, 7, language=True, settings=settings, data=prepared.folder.uri)
+    job = script("evaluate_vlm")
+    told = job.main(job.EvaluateVlm(model=str(path), dry_run=True, storage=str(tmp_path / "runs")))
+    assert told.text.endswith(f"on 1 {split} reports of {prepared.folder.uri}")
+    advice = TrainVlm(output_dir=str(tmp_path)).advice(prepared)
+    assert f"--data {prepared.folder.uri} --split {split} --out judged" in advice
+
+
+def test_nobody_is_judged_where_all_patients_are_trained_on(tmp_path: Path) -> None:
+    prepared = write_reports(tmp_path / "data", patients=6)
+    assert "evaluate_vlm" not in TrainVlm().advice(prepared)
+    job = script("evaluate_vlm")
+    with pytest.raises(UserError, match="has no val patients"):
+        job.main(job.EvaluateVlm(model="NONE", data=prepared.folder.uri))
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import script
+from conftest import write_prepared
 
 from raymed.errors import UserError
 from raymed.job.command_line import parse
 from raymed.models.pretrained import pretrained_of
+from raymed.recipes.exported import write_settings
 from raymed.systems.unimedvl.asking import GUIDE as ASKING
 from raymed.systems.unimedvl.asking import VQA
 from raymed.systems.unimedvl.editing import GUIDE as EDITING
@@ -177,3 +180,22 @@ def test_a_run_is_known_by_what_its_checkpoint_or_image_autoencoder_holds(
     assert located.vae_path == str(tmp_path / "flux"), "workers would look for it in their own folder"
     for model, path in ((located, located.vae_path), (UnifiedModelSettings(path="/u"), "/u")):
         assert list(pretrained_of(UniMedVLRecipe(PRESETS[TINY], model))) == [path]
+
+
+@pytest.mark.parametrize(("patients", "split"), [(8, "test"), (7, "val")])
+def test_the_patients_that_are_judged_are_those_that_are_there(tmp_path: Path, patients: int, split: str) -> None:
+    """The default shares leave no test patients: the command that training prints ended in an error."""
+    prepared, job = write_prepared(tmp_path / "data", patients), script("evaluate_unimedvl")
+    write_settings(tmp_path, UniMedVLRecipe(PRESETS[TINY]).settings())
+    options = {"model": str(tmp_path), "data": prepared.folder.uri, "dry_run": True, "storage": str(tmp_path / "runs")}
+    assert job.main(job.EvaluateUnimedvl(**options)).text.endswith(f"on 4 records ({split})")
+    assert f"--split {split} --out judged" in UniMedVLOptions(data=prepared.folder.uri).advice(prepared)
+
+
+def test_a_model_is_not_opened_where_there_is_nobody_to_judge_it_by(tmp_path: Path) -> None:
+    prepared, job = write_prepared(tmp_path / "data", patients=6), script("evaluate_unimedvl")
+    write_settings(tmp_path, UniMedVLRecipe(PRESETS[TINY]).settings())  # and no weights
+    options = {"model": str(tmp_path), "data": prepared.folder.uri, "storage": str(tmp_path / "runs")}
+    with pytest.raises(UserError, match="has no val patients: choose another --split"):
+        job.main(job.EvaluateUnimedvl(**options))
+    assert "evaluate_unimedvl" not in UniMedVLOptions(data=prepared.folder.uri).advice(prepared)
