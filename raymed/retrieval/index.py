@@ -48,6 +48,7 @@ class Index:
             cells = settings.cells or round(4 * rows**0.5)
             _require_trainable(rows, width, cells, settings)
             index = faiss.index_factory(width, f"IVF{cells},PQ{settings.code}", metric)
+            index.do_polysemous_training = False  # ten seconds for a filter of codes by their bits, which nobody asks for
         index.train(vectors)
         self._index: Any = index
         self.add(vectors, np.arange(rows))
