@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST, STAGE_2_CONFIG, STAGE_2_FINAL
-from raymed.systems.mamba_vlm.paths import read_paths, settings_of
+from raymed.systems.mamba_vlm.paths import read_paths, same_model, settings_of
 from raymed.tuning.space import get_setting, with_setting
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def settled(options: CheckOptions, checkpoint: GuideCheckpoint, path: Path, on_g
     stored = checkpoint.values.get("settings")
     chosen = _stored(options, stored) if stored else _described(options, _config_beside(path), model)
     force = options.force
-    if model is not None and chosen.model is not None and Path(model).name != Path(chosen.model).name:
+    if model is not None and chosen.model is not None and not same_model(model, chosen.model or None):
         chosen.contradict(f"--mamba_model {model}: the checkpoint was trained with {chosen.model or 'the tiny one'}", force)
     if model is not None:
         chosen.recipe = replace(chosen.recipe, language=replace(chosen.recipe.language, path=model).located())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from raymed.errors import UserError
 from raymed.storage import disk
 from raymed.systems.mamba_vlm.nnunet import KeyReport
+from raymed.training.state import StartMoments
 
-PARTS = ("encoder.", "bridge.", "cmi_connector.")  # what such a file holds
+INTERACTION = "cmi_connector."
+PARTS = ("encoder.", "bridge.", INTERACTION)  # what such a file holds
 OPTIMIZER = "optimizer_state_dict"  # AdamW's moments by parameter name, and its steps, in a file that training continues
 LANGUAGE = "language_model."  # what it holds besides where that is trained
 _UNITS = {"0": "convs.0.conv", "1": "convs.0.norm", "3": "convs.1.conv", "4": "convs.1.norm"}  # of older encoders' stages
@@ -76,6 +78,13 @@ def read_checkpoint(path: Path) -> GuideCheckpoint:
     return GuideCheckpoint({_renamed(key): tensor for key, tensor in weights.items()}, values)
 
 
+def moments_of(checkpoint: GuideCheckpoint) -> StartMoments | None:
+    """What the optimizer goes on from; None where the file has nothing, or torch's own state, which knows no names."""
+    moments = checkpoint.values.get(OPTIMIZER)
+    known = isinstance(moments, Mapping) and moments.keys() == {each.name for each in fields(StartMoments)}
+    return StartMoments(**moments) if known else None
+
+
 def load_into(module: nn.Module, checkpoint: GuideCheckpoint, path: Path) -> KeyReport:
     """Load a checkpoint's weights; only an interaction that it lacks may be missing, and keeps its random weights. Those of
     a language model that it holds are loaded too; stages of an encoder that is deeper are left out.
@@ -104,8 +113,8 @@ def compare(module: nn.Module, checkpoint: GuideCheckpoint, path: Path) -> KeyRe
     missing = tuple(key for key in expected if key not in checkpoint.weights)
     unexpected = tuple(key for key in checkpoint.weights if key not in expected)
     wrong = {
-        "missing": [key for key in missing if not key.startswith("cmi_connector.")],
-        "unknown": [key for key in unexpected if not key.startswith("cmi_connector.") and _stage(key) <= max(stages)],
+        "missing": [key for key in missing if not key.startswith(INTERACTION)],
+        "unknown": [key for key in unexpected if not key.startswith(INTERACTION) and _stage(key) <= max(stages)],
         "of another shape": [key for key in matched if checkpoint.weights[key].shape != expected[key].shape],
     }
     if any(wrong.values()):

@@ -13,7 +13,7 @@ from raymed.errors import RunError
 from raymed.recipes.metric import VAL_LOSS
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_BEST, STAGE_2_FINAL, STEP
-from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, read_checkpoint, write_checkpoint
+from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, moments_of, read_checkpoint, write_checkpoint
 from raymed.systems.mamba_vlm.loss_log import LossLog
 from raymed.systems.mamba_vlm.pretraining import COLLAPSED
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
@@ -123,8 +123,9 @@ def _write(checkpoint: Path, file: Path, spec: RunSpec, continued: bool = False)
         said["val_loss"] = progress.history[-1][VAL_LOSS.name]
     if continued:
         start = recipe.start if isinstance(recipe, ReportRecipe) else None
-        before = read_checkpoint(Path(start)).values.get(OPTIMIZER, {"step": 0}) if start else {"step": 0}
-        said[OPTIMIZER] = vars(StartMoments(state.exp_avg, state.exp_avg_sq, before["step"] + state.step))
+        before = moments_of(read_checkpoint(Path(start))) if start else None
+        steps = state.step + (before.step if before else 0)
+        said[OPTIMIZER] = vars(StartMoments(state.exp_avg, state.exp_avg_sq, steps))
     write_checkpoint(file, weights, progress.global_step, trained, **said)
     return progress
 

@@ -128,6 +128,12 @@ def model_name(text: str) -> str:
     return str(local_path(text, Path.cwd())) if DRIVE.match(text.strip()) else text
 
 
+def same_model(one: str | None, other: str | None) -> bool:
+    """Whether two paths or names may be of one model, which may lie elsewhere now; None is the tiny language model."""
+    names = [None if text is None else local_path(text, Path.cwd()).name for text in (one, other)]
+    return names[0] == names[1]
+
+
 def _value(file: Path, key: str, value: Any, kind: types.UnionType) -> Any:
     """Raises: UserError: the value is of another kind."""
     expected, _ = typing.get_args(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,14 +22,14 @@ from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.mamba_vlm.captions import encode_captions
-from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, compare, load_into, read_checkpoint
+from raymed.systems.mamba_vlm.guide_files import INTERACTION, OPTIMIZER, GuideCheckpoint, compare, load_into, moments_of, read_checkpoint
 from raymed.systems.mamba_vlm.language_model import LanguageModel
 from raymed.systems.mamba_vlm.network import ReportWriter
 from raymed.systems.mamba_vlm.nnunet import read_encoder_plan
+from raymed.systems.mamba_vlm.paths import same_model
 from raymed.systems.mamba_vlm.settings import InteractionSettings
 from raymed.systems.mamba_vlm.stage import WEIGHTS, StageRecipe
 from raymed.systems.mamba_vlm.vision import VisionBridge, encoder_plan
-from raymed.training.state import StartMoments
 
 if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
@@ -36,9 +37,12 @@ if TYPE_CHECKING:
     from raymed.registry.candidate import Candidate
     from raymed.systems.mamba_vlm.assessment import ReportAssessment
 
+log = logging.getLogger("raymed")
+
 HELD = "language_held"  # of an export: what the language model held that is kept apart
 PASSES_OF_A_TEXT = 7  # forward passes that take as long as to write one of 80 tokens: 4 of small networks, 7 of large ones
 LARGEST_EXPONENT = 700.0  # a perplexity above is no number
+ELSEWHERE = {"encoder", "preset", "freeze"}  # of the vision settings: they decide about first weights, not what is seen
 METRICS = (
     Metric("train_loss", "nats", "min", "{:.4f}"),
     Metric("train_token_std", "", "max", "{:.3f}"),
@@ -82,7 +86,11 @@ class ReportRecipe(StageRecipe):
         return False
 
     def check_start(self) -> None:
-        """Raises: UserError: the file that training begins with is of another encoder or bridge."""
+        """Say what of the file that training begins with is loaded, and what was otherwise when it was trained.
+
+        Raises:
+            UserError: it is of another encoder, bridge or language model, or what its interaction learned would be lost.
+        """
         if self.start is None:
             return
         checkpoint, path = read_checkpoint(Path(self.start)), Path(self.start)
@@ -90,7 +98,36 @@ class ReportRecipe(StageRecipe):
         vision, width = replace(self.vision, encoder=None), self.language_model.config.hidden_size
         with torch.device("meta"):
             network = VisionBridge(encoder_plan(self.vision), vision, self.bridge, width)
-        compare(network, replace(checkpoint, weights=weights), path)
+        log.info("%s: %s", path, compare(network, replace(checkpoint, weights=weights), path))
+        learned = any(key.startswith(INTERACTION) for key in checkpoint.weights)
+        if learned and not self.cmi.use:
+            raise UserError(
+                f"{path} was trained with --use_cmi, and what that learned would be lost: add --use_cmi. Without it, begin "
+                "with a file of stage 1 (--vision_checkpoint), or --from_scratch"
+            )
+        if self.cmi.use and not learned:
+            log.warning("%s has no interaction with the question: it begins with random weights", path)
+        if OPTIMIZER in checkpoint.values and moments_of(checkpoint) is None:
+            log.warning("%s has no moments by parameter name: the optimizer begins anew", path)
+        self._compare_settings(checkpoint, path)
+
+    def _compare_settings(self, checkpoint: GuideCheckpoint, path: Path) -> None:
+        """Of a file of stage 2, what it was trained with and what is asked for now."""
+        stored = checkpoint.values.get("settings", {})
+        if stored.get("recipe") != self.name:
+            return
+        trained = ReportRecipe.of_settings(stored)
+        model = trained.language.path
+        if not same_model(model, self.language.path):
+            raise UserError(
+                f"{path} was trained with the language model {model or 'that is the tiny one'}, and --mamba_model is "
+                f"{self.language.path or 'the tiny one'}: give the same, or begin with a file of stage 1 (--vision_checkpoint)"
+            )
+        for part in ("vision", "bridge", *(["cmi"] if self.cmi.use and trained.cmi.use else [])):
+            own, before = asdict(getattr(self, part)), asdict(getattr(trained, part))
+            for name in own:
+                if name not in ELSEWHERE and own[name] != before[name]:
+                    log.warning("%s was trained with %s.%s %s: it is %s now", path, part, name, before[name], own[name])
 
     def build(self) -> ReportWriter:
         """The network with its starting weights, and with the optimizer's moments where the start has them."""
@@ -98,8 +135,7 @@ class ReportRecipe(StageRecipe):
         if self.start is not None:
             checkpoint = read_checkpoint(Path(self.start))
             load_into(network, checkpoint, Path(self.start))
-            if moments := checkpoint.values.get(OPTIMIZER):
-                network.start_moments = StartMoments(**moments)  # type: ignore[assignment]
+            network.start_moments = moments_of(checkpoint)  # type: ignore[assignment]
         return network
 
     def groups(self, module: nn.Module) -> list[ParameterGroup]:

@@ -17,9 +17,10 @@ from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.recipe import Batch, FrozenPart
+from raymed.systems.mamba_vlm.encoder import Encoder
 from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.language_model import LanguageModel
-from raymed.systems.mamba_vlm.nnunet import write_plan
+from raymed.systems.mamba_vlm.nnunet import load_encoder, write_plan
 from raymed.systems.mamba_vlm.records import Reports, read_reports
 from raymed.systems.mamba_vlm.settings import BridgeSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading, SliceSettings
@@ -64,6 +65,15 @@ class StageRecipe:
         """
         recipe = cls(_reading_of(prepared), _intensity_of(prepared), **settings)
         recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
+        if recipe.vision.encoder is not None:
+            folder = Path(recipe.vision.encoder)
+            report = load_encoder(Encoder(encoder_plan(recipe.vision)), folder)
+            log.info("%s: %s; unexpected ones are of stages that are not used", folder, report)
+        elif recipe.vision.preset == "nnunet" and settings.get("start") is None:
+            log.warning(
+                "the encoder begins with random weights: import nnU-Net's (jobs/import_nnunet.py) and give --vision.encoder, "
+                "or nnunet_encoder_checkpoint in config/paths.yaml"
+            )
         warn_of_intensity(recipe.vision, recipe.intensity)
         _language_model(recipe.language)
         return recipe

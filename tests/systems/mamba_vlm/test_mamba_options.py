@@ -164,6 +164,19 @@ def test_a_number_that_is_a_default_elsewhere_counts_where_it_is_typed() -> None
         settled(check_options("--mamba_model", "state-spaces/mamba-2.8b-hf"), checkpoint())
 
 
+def test_a_model_is_the_same_wherever_it_lies_now(working_folder: Path) -> None:
+    """A path with a drive letter was taken for a name, on either side."""
+    recipe = ReportRecipe(READING, language=LanguageSettings(path="/elsewhere/mamba-130m-hf"))
+    trained = GuideCheckpoint({}, {"settings": recipe.settings()})
+    with pytest.raises(UserError, match="there is no model '/mnt/d/models/mamba-130m-hf'"):  # and none is another
+        settled(check_options("--mamba_model", r"D:\models\mamba-130m-hf"), trained)
+    (working_folder / "mamba-130m-hf").mkdir()
+    on_windows = replace(recipe, language=LanguageSettings(path=r"D:\models\mamba-130m-hf"))
+    trained = GuideCheckpoint({}, {"settings": on_windows.settings()})
+    found, _ = settled(check_options("--mamba_model", "mamba-130m-hf"), trained)
+    assert found.language.path == str(working_folder / "mamba-130m-hf")
+
+
 def test_a_region_or_an_interaction_that_was_not_trained_is_refused_and_one_in_the_file_is_told(
     working_folder: Path,
 ) -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from kept_features import kept_records
 from language_files import write_folder
+from nnunet_files import write_checkpoint as write_nnunet
+from report_data import write_reports
 from report_records import SIZE, records
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +19,8 @@ from raymed.recipes.recipe import SlowlyJudged, TrainingPass
 from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.intensity import Intensity
+from raymed.systems.mamba_vlm.nnunet import read_checkpoint as read_nnunet
+from raymed.systems.mamba_vlm.nnunet import write_encoder
 from raymed.systems.mamba_vlm.pretraining import Objective
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
@@ -87,6 +91,58 @@ def test_a_start_of_other_settings_is_refused_before_anything_is_trained(tmp_pat
     other = replace(RECIPE, vision=replace(VISION, output_stage=3), start=str(tmp_path / "first.pt"))
     with pytest.raises(UserError, match=r"first\.pt does not fit .*--from_scratch"):
         other.check_start()
+
+
+def test_what_a_start_loads_is_said_and_what_it_was_trained_with_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "raymed")
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, RECIPE.build().state_dict(), step=1, settings=RECIPE.settings())
+    replace(RECIPE, start=str(path)).check_start()
+    assert " weights matched, 0 missing, 0 unexpected" in caplog.text and "trained with" not in caplog.text
+    fewer = replace(RECIPE, bridge=BridgeSettings(max_visual_tokens=4), vision=replace(VISION, roi_side=3), start=str(path))
+    replace(fewer, cmi=InteractionSettings(use=True)).check_start()
+    assert "trained with bridge.max_visual_tokens 16: it is 4 now" in caplog.text
+    assert "trained with vision.roi_side 0: it is 3 now" in caplog.text
+    assert "no interaction with the question: it begins with random weights" in caplog.text
+    other = replace(RECIPE, language=LanguageSettings(path=r"D:\models\mamba-130m-hf")).settings()
+    write_checkpoint(path, RECIPE.build().state_dict(), step=1, settings=other)
+    with pytest.raises(UserError, match=r"mamba-130m-hf, and --mamba_model is the tiny one: give the same"):
+        replace(RECIPE, start=str(path)).check_start()
+
+
+def test_an_interaction_that_was_trained_is_not_left_out_without_a_word(tmp_path: Path) -> None:
+    """Going on without the flag wrote stage 2's last file anew without it."""
+    recipe, path = replace(RECIPE, cmi=InteractionSettings(use=True)), tmp_path / "last.pt"
+    write_checkpoint(path, recipe.build().state_dict(), step=1)  # as the guide's own scripts, without settings
+    replace(recipe, start=str(path)).check_start()
+    with pytest.raises(UserError, match=r"trained with --use_cmi, .* would be lost: add --use_cmi"):
+        replace(RECIPE, start=str(path)).check_start()
+
+
+def test_the_optimizer_begins_anew_after_a_file_of_the_guides_own_scripts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, path = RECIPE.build(), tmp_path / "vision_bridge_step500.pt"
+    optimizer = torch.optim.AdamW(network.bridge.parameters())
+    write_checkpoint(path, network.state_dict(), step=500, optimizer_state_dict=optimizer.state_dict())
+    recipe = replace(RECIPE, start=str(path))
+    recipe.check_start()
+    assert "the optimizer begins anew" in caplog.text
+    assert recipe.build().start_moments is None
+
+
+def test_training_says_which_weights_its_encoder_begins_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "raymed")
+    prepared = write_reports(tmp_path / "data")
+    BridgeRecipe.for_data(prepared)
+    assert "the encoder begins with random weights: import nnU-Net's" in caplog.text
+    caplog.clear()
+    write_nnunet(tmp_path / "best.pth")
+    write_encoder(read_nnunet(tmp_path / "best.pth"), tmp_path / "encoder")
+    BridgeRecipe.for_data(prepared, vision=VisionSettings(encoder=str(tmp_path / "encoder"), output_stage=1))
+    assert "16 of 16 weights matched, 0 missing, 8 unexpected" in caplog.text and "random" not in caplog.text
 
 
 def test_a_region_around_the_mask_reads_masks_and_reports_without_one_have_the_centre() -> None:
