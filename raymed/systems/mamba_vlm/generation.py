@@ -32,7 +32,7 @@ def generate(
     """
     texts = [_Text(settings, end, headings) for _ in range(len(embeddings))]
     hidden, states = model.prefill(embeddings, mask)
-    for _ in range(settings.max_new_tokens):
+    for _ in range(settings.max_new_tokens + sum(map(len, headings))):
         scores = model.logits(hidden).cpu()
         chosen = [text.choose(row) for row, text in zip(scores, texts, strict=True)]
         if all(text.is_over for text in texts):
@@ -51,8 +51,8 @@ class _Text:
         self._draws = torch.Generator().manual_seed(settings.seed)
         self._headings = [list(heading) for heading in headings]
         self._forced = self._headings.pop(0) if headings else []  # what is left of a heading that was begun
-        self._section = settings.max_new_tokens // max(1, len(headings))  # tokens of a heading and what is below it
-        self._begun = 0  # where the section lies
+        self._section = settings.max_new_tokens // max(1, len(headings))  # tokens below a heading
+        self._begun = len(self._forced)  # where those of this section begin
 
     def choose(self, scores: Tensor) -> int:
         """The next token, which is added to the text; the end's where it is over.
@@ -66,7 +66,7 @@ class _Text:
             scores = scores.index_fill(0, torch.tensor(self._end), -torch.inf)
         token = self._forced.pop(0) if self._forced else self._generated(scores)
         if self._headings and not self._forced and (token == self._end or len(self.tokens) - self._begun >= self._section):
-            self._forced, self._begun = self._headings.pop(0), len(self.tokens)
+            self._begin_section()
             token = self._forced.pop(0)
         if token == self._end:
             self.is_over = True
@@ -76,8 +76,12 @@ class _Text:
             del self.tokens[-repeated:]
             self.is_over = not self._headings
             if self._headings:
-                self._forced, self._begun = self._headings.pop(0), len(self.tokens)
+                self._begin_section()
         return token
+
+    def _begin_section(self) -> None:
+        self._forced = self._headings.pop(0)
+        self._begun = len(self.tokens) + len(self._forced)
 
     def _generated(self, scores: Tensor) -> int:
         settings = self._settings

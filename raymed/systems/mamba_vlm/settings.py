@@ -158,7 +158,7 @@ class GenerationSettings:
     """How texts are generated.
 
     Attributes:
-        max_new_tokens: the most tokens of a text.
+        max_new_tokens: the most tokens of a text, those of its headings aside.
         min_new_tokens: so many come before the text may end.
         sample: draw tokens; otherwise the likeliest is taken.
         temperature: of the draws; below 1 the likely become likelier.

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from raymed.systems.unimedvl.network import UniMedVL
     from raymed.systems.unimedvl.tokens import TextTokens
 
+CUT = "\N{REPLACEMENT CHARACTER}"  # what is read of bytes that are no whole character
+
 
 def write(
     network: UniMedVL, context: Context, tokens: TextTokens, settings: TextSettings, draws: torch.Generator
@@ -43,9 +45,9 @@ def pieces(ids: Iterator[int], tokens: TextTokens) -> Iterator[str]:
     for token in ids:
         read.append(token)
         text = tokens.text(read)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is to come
+        if not text.endswith(CUT):  # the rest of a character is to come
             yield text[len(shown) :]
             shown = text
-    text = tokens.text(read)
-    if text != shown:
-        yield text[len(shown) :]
+    rest = tokens.text(read).rstrip(CUT)[len(shown) :]  # the longest length may cut a character
+    if rest:
+        yield rest

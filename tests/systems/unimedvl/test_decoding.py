@@ -49,6 +49,11 @@ def test_text_comes_in_pieces_of_whole_characters():
     assert "".join(told) == text and "双" in told and len(told) == len(text)
 
 
+def test_no_part_of_a_character_is_told_where_the_longest_length_cuts_one():
+    ids = TOKENS.ids("双肺")
+    assert ["".join(pieces(iter(ids[:length]), TOKENS)) for length in range(7)] == ["", "", "", "双", "双", "双", "双肺"]
+
+
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(UserError, match="do_sample False"):
         TextSettings(temperature=0)
