@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TypeVar
 from raymed.errors import RunError, UserError
 from raymed.job.command_line import Aliases, parse
 from raymed.job.departure import INTERRUPTED, departing
-from raymed.job.library_log import OneLine, essence, keep_traceback
+from raymed.job.library_log import AskedAgain, OneLine, essence, keep_traceback
 from raymed.job.submitted import is_submitted
 from raymed.job.witness import witnessed
 from raymed.language import LANGUAGES, say, speak
@@ -235,4 +235,5 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")  # a few shards are few tasks
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").addFilter(AskedAgain())
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

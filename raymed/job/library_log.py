@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
+from raymed import clock
 from raymed.language import Translated
+
+log = logging.getLogger("raymed")
 
 TRACES = ("Traceback (most recent call last)", '\n  File "')  # what only a traceback holds
 
@@ -21,6 +25,28 @@ class OneLine(Translated):
         if record.name.partition(".")[0] in ("raymed", "py", "root") or "\n" not in text.strip():
             return text
         return f"{essence(record.getMessage())} (more in {keep_traceback(text)})"
+
+
+class AskedAgain(logging.Filter):
+    """Of what urllib3 says for each of its tries, in its own words, a terminal gets a line an absence; the file gets all."""
+
+    ABSENCE = 600.0  # seconds after which a server that does not answer is spoken of again
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}  # when, by server
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if not text.startswith("Retrying ("):
+            return True
+        kept, now = keep_traceback(text), clock.seconds()
+        named = re.search(r"host='([^']*)', port=(\d+)", text)
+        server = ":".join(named.groups()) if named else "a server"
+        if now - self._said.get(server, -self.ABSENCE) >= self.ABSENCE:
+            self._said[server] = now
+            log.warning("%s does not answer: it is asked again, for some minutes (more in %s)", server, kept)
+        return False
 
 
 def take_over(name: str) -> None:

@@ -70,7 +70,8 @@ PROGRAMS = {  # of a machine
     "make": "mkdir -p ~/raymed/.venv/bin; echo export VIRTUAL_ENV=~/raymed/.venv > ~/raymed/.venv/bin/activate",
     "pip": '[ -n "$VIRTUAL_ENV" ]',  # Ray's own: boto3 for the head
     "python": "",
-    "curl": "echo OK",
+    "curl": "echo OK",  # MLflow is there, and, to whoever asks AWS, a spot notice
+    "shutdown": "",
     "pgrep": "exit 1",
     "nvidia-smi": "[ ! -e ~/ray_bootstrap_config.yaml ]",  # the head has no card
     "ray": "env | sort > ~/environment-of-ray-$1; mkdir -p $TMPDIR/ray/session_latest/logs",
@@ -251,6 +252,17 @@ def test_ray_is_started_with_what_the_file_says_on_head_and_worker(night: Night)
         "--address": f"{address('head', 'PrivateIpAddress')}:6379",
         "--object-store-memory": str(8 << 30),
     }
+
+
+def test_a_worker_that_aws_takes_back_is_drained_and_ends(night: Night, capsys: pytest.CaptureFixture[str]) -> None:
+    until = time.monotonic() + SECONDS
+    while "shutdown -h now" not in night.worker.called:
+        assert time.monotonic() < until, night.worker.called
+        time.sleep(0.1)
+    (drained,) = (line for line in night.worker.called if line.startswith("ray drain-node"))
+    assert f"--address {address('head', 'PrivateIpAddress')}:6379 --reason DRAIN_NODE_REASON_PREEMPTION" in drained
+    assert "shutdown -h now" not in night.head.called and not any("drain" in line for line in night.head.called)
+    show([("a spot notice", drained), ("", "shutdown -h now")], capsys)
 
 
 def test_the_head_serves_mlflow_before_ray_and_waits_for_its_answer(night: Night) -> None:

@@ -107,7 +107,13 @@ def test_a_search_runs_out_of_time_and_is_cancelled_and_loses_nothing_beside_a_r
     words += " --search.halving.first_rung 0"
     job = allocation.submit(words)
     allocation.wait_for_search(job, 0)
-    assert all(host.running("ray::RayTrainWorker") for host in allocation.nodes), "a machine of the allocation is not used"
+    used: set[str] = set()
+
+    def all_are_used() -> bool:
+        used.update(host.name for host in allocation.nodes if host.running("ray::RayTrainWorker"))
+        return len(used) == len(allocation.nodes)
+
+    wait_for(all_are_used, 300, "a trial on each machine of the allocation")
     # what SLURM does by itself, three minutes before the allocation's end
     slurm.typed(f"scancel --batch --signal=USR1 {job}")
     wait_for(lambda: slurm.state(job).endswith(" 1"), 200, "the job in line again")

@@ -2,13 +2,16 @@
 
 import logging
 import re
+import socket
 from pathlib import Path
 
 import pytest
+from urllib3 import PoolManager, Retry
+from urllib3.exceptions import MaxRetryError
 
 from raymed.doctor.support_bundle import _tracebacks
 from raymed.job import library_log
-from raymed.job.library_log import OneLine, essence, take_over
+from raymed.job.library_log import AskedAgain, OneLine, essence, take_over
 
 
 @pytest.fixture
@@ -18,6 +21,31 @@ def shown(tmp_path, monkeypatch):
     library_log._file.cache_clear()
     yield OneLine("%(message)s").format
     library_log._file.cache_clear()
+
+
+@pytest.fixture
+def urllib3():
+    """What makes requests, as it is in a job."""
+    logger, asked_again = logging.getLogger("urllib3.connectionpool"), AskedAgain()
+    logger.addFilter(asked_again)
+    yield
+    logger.removeFilter(asked_again)
+
+
+def test_of_tries_to_reach_a_server_that_is_away_a_terminal_gets_one_line(shown, urllib3, caplog, monkeypatch):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{nobody.getsockname()[1]}"
+        for _ in range(2):
+            with pytest.raises(MaxRetryError):
+                PoolManager().request("GET", f"http://{server}/", retries=Retry(total=3))
+        (line,) = caplog.messages
+        kept = re.fullmatch(rf"{server} does not answer: it is asked again, .* \(more in (.*)\)", line)
+        assert Path(kept[1]).read_text().count("Retrying") == 6
+        monkeypatch.setattr(AskedAgain, "ABSENCE", 0.0)
+        with pytest.raises(MaxRetryError):
+            PoolManager().request("GET", f"http://{server}/", retries=Retry(total=1))
+    assert caplog.messages[1:] == [line], "another absence is spoken of"
 
 
 def record(name: str, text: str, raised: bool = False) -> logging.LogRecord:

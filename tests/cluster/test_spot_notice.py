@@ -1,0 +1,33 @@
+"""What cluster.yaml starts on a spot machine hears that AWS takes it back, and a run leaves it in good order."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RAY_TOKEN
+from spot_notice import NAMESPACE
+
+from raymed.data.prepared import Prepared
+
+CAN = not subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(not CAN, reason="this system lets nobody give a machine processes of its own")
+def test_a_run_leaves_a_machine_that_aws_takes_back_with_a_checkpoint_and_the_machine_ends(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    """Ray knew nothing of AWS's word, and two minutes later the machine was lost with what it had not saved."""
+    command = [sys.executable, str(Path(__file__).with_name("spot_notice.py")), prepared.folder.uri, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1400, env=os.environ | RAY_TOKEN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert not seen["ended without a notice"] and seen["ended"] == "shutdown -h now"
+    assert 0 < seen["saved"] < seen["steps"] // 2, "within the first of two epochs, at whose end it would have saved anyway"
+    assert seen["machines"] == 2, "it went on on another"
