@@ -38,8 +38,8 @@ chaos: setup  ## break things on purpose, many times, and print a table of what 
 gpu-check: setup  ## on a machine with an NVIDIA GPU: what it shows of this project, as a table and as JSON; ten minutes
 	$(RUN) tests/gpu/run.py --out gpu-check.json
 
-rehearse: setup  ## ray up cluster.yaml, from the head's launch to a worker that is ready, with AWS and its machines played here
-	$(RUN) -m pytest tests/cluster/test_ray_up.py
+rehearse: setup  ## ray up cluster.yaml with AWS and its machines played here, and a night in which one thing after the other fails
+	RAYMED_REHEARSE=1 $(RUN) -m pytest tests/cluster/test_ray_up.py tests/cluster/test_night_of_faults.py
 
 cluster-test: setup  ## as root: clusters of hosts on this machine, also under SLURM, whose power is cut; installs what they need
 	for tool in ip sshd rsync slurmctld slurmd sbatch munged; do command -v $$tool > /dev/null || \

@@ -38,7 +38,8 @@ log = logging.getLogger("raymed")
 Observer = Callable[[int, str, Mapping[str, Any]], None]
 """Told of a trial by its number: what happened to it (start, steps, epoch, lost, its end), and what it reported."""
 
-LOST_DRIVER = re.compile(r"^(ray\.exceptions\.Actor\w+Error: )?The actor ", re.MULTILINE)
+LOW_MEMORY = "running low on memory"  # in what Ray says of a process that it has ended for that
+LOST_DRIVER = re.compile(rf"^(ray\.exceptions\.Actor\w+Error: )?The actor |{LOW_MEMORY}", re.MULTILINE)
 
 
 class StudySearcher(Searcher):
@@ -166,12 +167,13 @@ class StudyScheduler(FIFOScheduler):
             log.warning("trial %d lost its process after %s %d: it is taken up again", number, self._study.noun, place[1])
             self._study.take_up(number)
             return
+        # Tune has written down what it was told, but not yet copied it to the storage, where trial.get_error() looks.
+        text = Path(trial.error_file).read_text() if trial.error_file else ""
         if self._lost[place]:
             stalled = _where_it_stood(trial.config["spec"])
-            self._end(trial, TrialState.FAIL, stalled or f"its process was lost {1 + RESTARTS} times")
+            why = ": Ray ended it, its machine being low on memory" if LOW_MEMORY in text else ""
+            self._end(trial, TrialState.FAIL, stalled or f"its process was lost {1 + RESTARTS} times{why}")
             return
-        # Tune has written down what it was told, but not yet copied it to the storage, where trial.get_error() looks.
-        text = Path(trial.error_file).read_text()
         keep_traceback(text)
         self._end(trial, TrialState.FAIL, _last_line(text))
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import RAY_TOKEN
-from spot_notice import NAMESPACE
+from spot_machine import CAN, SETTINGS
 
 from raymed.data.prepared import Prepared
-
-CAN = not subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode
 
 
 @pytest.mark.slow
@@ -25,7 +23,8 @@ def test_a_run_leaves_a_machine_that_aws_takes_back_with_a_checkpoint_and_the_ma
 ) -> None:
     """Ray knew nothing of AWS's word, and two minutes later the machine was lost with what it had not saved."""
     command = [sys.executable, str(Path(__file__).with_name("spot_notice.py")), prepared.folder.uri, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1400, env=os.environ | RAY_TOKEN)
+    environment = os.environ | RAY_TOKEN | SETTINGS
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1400, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert not seen["ended without a notice"] and seen["ended"] == "shutdown -h now"

@@ -388,6 +388,26 @@ def test_a_trial_whose_driver_died_is_taken_up_again_and_fails_only_where_it_die
     assert study.trial(bug.config["number"]).state == TrialState.FAIL
 
 
+def test_a_trial_of_which_ray_ends_a_process_for_want_of_memory_is_taken_up_again_and_says_so_in_the_end(tmp_path):
+    """It failed for good at once, with Ray's advice on other documentation as the reason."""
+    study = open_study(tmp_path)
+    interrupt, told = SimpleNamespace(told=False), tmp_path / "told.txt"
+    scheduler = StudyScheduler(study, timetable(Budget(9)), Told(), lambda *_: None, interrupt, THERE, no_wait())
+    low = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.1) was 22 GB"
+    told.write_text(
+        f"ray.train.ControllerError: Training failed due to controller error:\n{low}\nRefer to the documentation"
+    )
+    number, _ = study.ask(Budget(9))
+    run = Folder.at(str(tmp_path / "run"))
+    trial = SimpleNamespace(config={"number": number, "spec": SimpleNamespace(folder=run)}, error_file=str(told))
+    for _ in range(2):
+        scheduler.on_trial_error(None, trial)
+        assert study.ask(Budget(9))[0] == number
+    scheduler.on_trial_error(None, trial)
+    assert study.trial(number).state == TrialState.FAIL
+    assert study.trial(number).user_attrs[REASON].endswith("times: Ray ended it, its machine being low on memory")
+
+
 def test_the_last_trial_is_taken_up_again_too_when_its_driver_dies(tmp_path):
     """Ray Tune never asks again once it was told that nothing is left: the trial counted as stopped by the budget."""
     study, budget, interrupt = open_study(tmp_path), Budget(1), SimpleNamespace(told=False)
