@@ -7,6 +7,7 @@ shared working directory. Files are written whole: a reader sees the old bytes o
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import uuid
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from raymed.errors import UserError
 from raymed.storage import disk
 
 SECRET = re.compile(r"[^/]*@|[^/:@]*:(?!\d+(?:/|$))[^@]*@")  # NAME@, or NAME:PASSWORD@ with slashes; not HOST:PORT/...@...
+DRIVE = re.compile(r"([A-Za-z]):[\\/]")
+DRIVES = Path("/mnt")  # where Linux beside Windows has the drives
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,13 @@ class Folder:
 
     @classmethod
     def at(cls, uri: str | Path) -> Folder:
-        """The folder at a local path or a URI. It need not exist yet.
+        """The folder at a local path or a URI; one with a drive letter is where Linux mounts the drive. It need not exist
+        yet.
 
         Raises:
             UserError: the URI's scheme is unknown, or it holds a password.
         """
-        text = str(uri)
+        text = off_drive(str(uri))
         refuse_password(text)
         if "://" not in text:
             path = str(Path(text).expanduser().resolve())
@@ -160,6 +164,13 @@ def make_folders(path: Path) -> None:
     for folder in reversed(missing):
         disk.make(folder)
         disk.keep(folder.parent)
+
+
+def off_drive(text: str) -> str:
+    """A path with a drive letter as this system writes it: ``D:\\x`` is ``/mnt/d/x`` but on Windows; others as they are."""
+    if os.name == "nt" or not (drive := DRIVE.match(text)):
+        return text
+    return os.path.normpath(DRIVES / drive[1].lower() / text[drive.end() :].replace("\\", "/").lstrip("/"))
 
 
 def refuse_password(uri: str) -> None:

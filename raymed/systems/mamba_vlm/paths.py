@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import types
 import typing
 from dataclasses import dataclass
@@ -15,9 +14,7 @@ import yaml
 from raymed.data.sources.paths import absence, read_text
 from raymed.errors import UserError
 from raymed.job.mistakes import did_you_mean
-
-DRIVE = re.compile(r"([A-Za-z]):[\\/]")
-DRIVES = Path("/mnt")  # where Linux beside Windows has the drives
+from raymed.storage.folder import DRIVE, off_drive
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,7 @@ def local_path(text: str, folder: Path) -> Path:
     Args:
         folder: what other paths are relative to, absolute.
     """
-    text = text.strip()
-    if (drive := DRIVE.match(text)) and os.name != "nt":
-        return Path(os.path.normpath(DRIVES / drive[1].lower() / text[drive.end() :].replace("\\", "/").lstrip("/")))
+    text = off_drive(text.strip())
     return Path(os.path.normpath(folder / Path(text.replace("\\", "/")).expanduser()))
 
 

@@ -1,0 +1,19 @@
+"""Folders by the addresses that people type."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from raymed.storage.folder import Folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="drives are what they are there")
+@pytest.mark.parametrize("typed", [r"D:\PREPARED\new", "d:/PREPARED/new", r"D:\\PREPARED\new", r"D:\PREPARED\old\..\new"])
+def test_a_folder_on_a_drive_is_where_linux_mounts_it_and_not_in_the_working_folder(typed: str) -> None:
+    assert Folder.at(typed).path == Folder.at(typed).uri == "/mnt/d/PREPARED/new"
+
+
+def test_other_addresses_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Folder.at("ab:c").path == str(tmp_path / "ab:c") and Folder.at("a").path == str(tmp_path / "a")
