@@ -26,6 +26,7 @@ from raymed.tuning.space import get_setting, with_setting
 
 if TYPE_CHECKING:
     from raymed.systems.mamba_vlm.recipe import ReportRecipe
+    from raymed.systems.mamba_vlm.slices import Pictures
 
 log = logging.getLogger("raymed")
 
@@ -53,6 +54,7 @@ class CheckOptions(TrainVlm):
             search's best or stage 1's last, whichever is there first).
         image: A NIfTI volume, a DICOM file or folder, or a picture (default: the first validation report's, of the data that
             the checkpoint was trained with unless others are named).
+        mask: A mask of that volume or picture, of the same shape: the slice is the one on which it is largest.
         question: What is asked (default: the report's question; of an image the first prompt of the data, or a fixed one).
         max_visual_tokens: The most visual tokens (default: as the checkpoint was trained, or 64).
         mamba_model: The language model (default: the checkpoint's).
@@ -67,6 +69,7 @@ class CheckOptions(TrainVlm):
     MATTERS: ClassVar[tuple[str, ...]] = (
         "checkpoint",
         "image",
+        "mask",
         "question",
         "max_visual_tokens",
         "mamba_model",
@@ -77,6 +80,7 @@ class CheckOptions(TrainVlm):
 
     checkpoint: str | None = None
     image: str | None = None
+    mask: str | None = None
     question: str | None = None
     max_visual_tokens: int | None = None
     mamba_model: str | None = None
@@ -159,6 +163,7 @@ class Check:
             "checkpoint": str(checkpoint),
             "settings": self.recipe.settings(),
             "generation": asdict(generation),
+            "notes": list(self.notes),
         }
         (run / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=2), "utf-8")
         (run / "generated.txt").write_text(self.text + "\n", "utf-8")
@@ -185,7 +190,10 @@ def check(options: CheckOptions, path: Path) -> Check:
     if options.llm_device == "cuda" and not on_gpu:
         raise UserError("--llm_device cuda: there is no GPU here; --llm_device cpu is slow and needs none")
     recipe, notes = settled(options, checkpoint, path, on_gpu)
-    record, source = _record(options, recipe, checkpoint.values.get("data"))
+    record, source, chosen = _record(options, recipe, checkpoint.values.get("data"))
+    notes += [f"of the volume: {chosen}"] if chosen else []
+    if recipe.vision.reads_masks and all(image.role != "mask" for image in record.images):
+        notes.append("WARNING: the region lies around a mask, and there is none: the centre is looked at. Give --mask")
     asked = prompt_ids(recipe.language_model.tokenizer, record.messages[0].text)
     if len(asked) > PROMPT_TOKENS:
         notes.append(f"the question has {len(asked)} tokens: the first {PROMPT_TOKENS - 1} and the newline are read")
@@ -210,8 +218,8 @@ def check(options: CheckOptions, path: Path) -> Check:
     return Check(record, source, text, recipe, tuple(notes))
 
 
-def _record(options: CheckOptions, recipe: ReportRecipe, data: str | None) -> tuple[Record, str]:
-    """The pictures and the question, and where the pictures are from.
+def _record(options: CheckOptions, recipe: ReportRecipe, data: str | None) -> tuple[Record, str, str]:
+    """The pictures and the question, where the pictures are from, and which slices of a volume they are.
 
     Args:
         data: address of the prepared data that the checkpoint was trained with, where it says so.
@@ -220,17 +228,17 @@ def _record(options: CheckOptions, recipe: ReportRecipe, data: str | None) -> tu
         UserError: the picture cannot be read, or there is no validation report.
     """
     if options.image is not None:
-        from raymed.systems.mamba_vlm.slices import read_pictures
-
         path = local_path(options.image, Path.cwd())
-        try:
-            pictures = read_pictures(path, None, recipe.reading)
-        except ImageError as error:
-            raise UserError(f"{path}: {error}") from error
+        mask = None if options.mask is None else local_path(options.mask, Path.cwd())
+        pictures = _pictures(path, mask, recipe)
         question = options.question or _first_prompt(options, data)
         messages = (Message("human", question), Message("gpt", ""))
-        return Record(path.name, "", "", 0, None, "", pictures.images, messages), str(path)
+        return Record(path.name, "", "", 0, None, "", pictures.images, messages), str(path), pictures.chosen
+    if options.mask is not None:
+        raise UserError("--mask is of the volume that --image names: give both")
     own = options.data is None and options.paths is None and data is not None
+    if not own and options.data is None and options.paths_file is not None:
+        return _first_listed(options, options.paths_file, recipe)
     prepared = Prepared.open(str(data)) if own else options.completed().prepared()
     rows = prepared.rows("val", options.fold)
     if not len(rows):
@@ -238,7 +246,41 @@ def _record(options: CheckOptions, recipe: ReportRecipe, data: str | None) -> tu
     record = next(iter(prepared.read(rows[:1])))
     if options.question is not None:
         record = replace(record, messages=(Message("human", options.question), record.messages[1]))
-    return record, f"{record.id} ({prepared.folder.uri})"
+    return record, f"{record.id} ({prepared.folder.uri})", ""
+
+
+def _first_listed(options: CheckOptions, file: Path, recipe: ReportRecipe) -> tuple[Record, str, str]:
+    """The same of the first validation report that a YAML file leads to, whose picture alone is read.
+
+    Raises:
+        UserError: as `list_reports`, or it cannot be read.
+    """
+    from raymed.systems.mamba_vlm.radfm import list_reports
+    from raymed.systems.mamba_vlm.report_files import ReportFileOptions
+    from raymed.systems.mamba_vlm.report_settings import ReportSettings
+
+    files, settings = ReportFileOptions(paths=str(file)).files(ReportSettings(normalize="minmax"))  # which reads nothing here
+    listing = list_reports(files.by_split, settings, settings.read_prompts(), files.roots)
+    study = next((study for study in listing.studies if listing.splits.get(study.patient) == "val"), None)
+    if study is None:
+        raise UserError(f"{file} leads to no validation report that can be used: give --image")
+    report = study.slices[0]
+    pictures = _pictures(listing.root / report.path, listing.root / report.mask if report.mask else None, recipe)
+    messages = report.messages
+    if options.question is not None:
+        messages = (Message("human", options.question), messages[1])
+    record = Record(report.id, study.patient, study.study, 0, None, study.source, pictures.images, messages)
+    return record, f"{listing.root / report.path} ({report.where})", pictures.chosen
+
+
+def _pictures(path: Path, mask: Path | None, recipe: ReportRecipe) -> Pictures:
+    """Raises: UserError: they cannot be read."""
+    from raymed.systems.mamba_vlm.slices import read_pictures
+
+    try:
+        return read_pictures(path, mask, recipe.reading)
+    except ImageError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _first_prompt(options: CheckOptions, data: str | None) -> str:

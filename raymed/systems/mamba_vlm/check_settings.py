@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymed.data.image import MINMAX, ImageSettings
 from raymed.errors import UserError
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST, STAGE_2_CONFIG, STAGE_2_FINAL
+from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.paths import read_paths, same_model, settings_of
+from raymed.systems.mamba_vlm.slices import Reading
 from raymed.tuning.space import get_setting, with_setting
 
 if TYPE_CHECKING:
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
     from raymed.systems.mamba_vlm.recipe import ReportRecipe
 
 GPU_CAP = 32  # visual tokens, wherever the language model is on a GPU
+PUBLISHED_SIZE = 512
+ASSUMED = (
+    "the checkpoint does not say how its pictures were read: as the guide's scripts read them, 512 pixels, each slice from "
+    "its least value to its greatest. --data PREPARED takes the settings of prepared reports instead"
+)
 UNSAID = 64  # visual tokens where neither a checkpoint nor a flag says how many
 OF_THE_CHECK = ("vision.encoder", "vision.preset", "vision.freeze", "bridge.max_visual_tokens")  # not of the training
 
@@ -118,19 +126,26 @@ def _stored(options: CheckOptions, stored: Mapping[str, Any]) -> Settled:
 
 
 def _described(options: CheckOptions, config: Mapping[str, Any], model: str | None) -> Settled:
-    """Those of the flags and the YAML file, for a checkpoint that says nothing of itself.
+    """Those of the flags and the YAML file, for a checkpoint that says nothing of itself: of pictures as the guide's own
+    scripts read them, unless data are named.
 
     Args:
         config: what `stage2_config.json` says of it.
     """
     from raymed.systems.mamba_vlm.recipe import ReportRecipe
+    from raymed.systems.mamba_vlm.stage import intensity_of, reading_of
 
     trained = config.get("mamba_model")
     language = replace(options.llm, path=model or trained or options.llm.path, int8=False)
-    completed = replace(options, llm=language, from_scratch=True, vision_checkpoint=None).completed()
-    recipe = completed.recipe(completed.prepared())
-    assert isinstance(recipe, ReportRecipe)
-    return Settled(recipe, config.get("max_visual_tokens"), trained)
+    completed = replace(options, llm=language).completed()
+    completed.check_width(completed.llm)
+    reading, intensity, notes = Reading(ImageSettings(PUBLISHED_SIZE, window=MINMAX)), Intensity(), [ASSUMED]
+    if options.data is not None or (options.image is None and options.paths_file is None):  # a person's word, or phantoms
+        prepared = completed.prepared()
+        reading, intensity, notes = reading_of(prepared), intensity_of(prepared), []
+    parts = {"vision": completed.vision.located(), "bridge": completed.bridge, "cmi": completed.cmi}
+    recipe = ReportRecipe(reading, intensity, language=completed.llm.located(), **parts)
+    return Settled(recipe, config.get("max_visual_tokens"), trained, notes)
 
 
 def _config_beside(path: Path) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,13 +48,21 @@ class SliceSettings:
         """
         if depth < self.count:
             raise ImageError(f"{depth} slices, fewer than slices.count {self.count}")
-        marked = areas is not None and max(areas) > 0
-        if self.choose == "mask" and not marked:
+        if self.choose == "mask" and (areas is None or max(areas) == 0):
             raise ImageError(f"slices.choose is mask, and there is {'no mask' if areas is None else 'nothing in the mask'}")
-        largest = self.choose != "centre" and areas is not None and marked
-        middle = int(np.argmax(areas)) if largest and areas is not None else depth // 2
+        middle = int(np.argmax(areas)) if areas is not None and self._by_mask(areas) else depth // 2
         first = min(max(middle - self.count // 2, 0), depth - self.count)
         return range(first, first + self.count)
+
+    def told(self, chosen: range, depth: int, areas: Sequence[int] | None) -> str:
+        """What `choice` chose, as a person counts: from 1, at the feet."""
+        which = "the one on which the mask is largest" if areas is not None and self._by_mask(areas) else "the middle one"
+        if len(chosen) == 1:
+            return f"slice {chosen[0] + 1} of {depth} from the feet, {which}"
+        return f"slices {chosen[0] + 1} to {chosen[-1] + 1} of {depth} from the feet, around {which}"
+
+    def _by_mask(self, areas: Sequence[int]) -> bool:
+        return self.choose != "centre" and max(areas) > 0
 
 
 @dataclass(frozen=True)
@@ -82,11 +90,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The slices that were chosen, and the masks of them, uint8 [size, size, 1], from the feet to the head."""
+    """The slices that were chosen, and the masks of them, uint8 [size, size, 1], from the feet to the head.
+
+    Attributes:
+        chosen: which slices of the volume these are, in words; empty of a single picture.
+    """
 
     images: tuple[Image, ...]
     geometry: Geometry
     modality: str | None
+    chosen: str = ""
 
 
 def read_pictures(path: Path, mask: Path | None, reading: Reading) -> Pictures:
@@ -116,11 +129,14 @@ def _volume(path: Path, mask: Path | None, reading: Reading) -> Pictures:
     frames = [piece.frame for piece in slices if piece.frame is not None]
     axes = slices[0].axes or ""
     marked = nifti.read_mask(mask, path, axes)[frames] if mask else None
-    positions = reading.slices.choice(len(frames), None if marked is None else marked.sum(axis=(1, 2)).tolist())
+    areas = None if marked is None else marked.sum(axis=(1, 2)).tolist()
+    positions = reading.slices.choice(len(frames), areas)
     pictures = nifti.read_slices(path, [frames[at] for at in positions], axes, reading.image)
     masks = None if marked is None else np.take(marked, list(positions), axis=0)
     # nothing in such a file says that it is CT, but that its values had to be Hounsfield units
-    return _pictures(pictures, masks, slices[0].geometry, None if reading.image.window == MINMAX else "CT", reading)
+    modality = None if reading.image.window == MINMAX else "CT"
+    chosen = reading.slices.told(positions, len(frames), areas)
+    return replace(_pictures(pictures, masks, slices[0].geometry, modality, reading), chosen=chosen)
 
 
 def _series(folder: Path, names: Sequence[str], mask: Path | None, reading: Reading) -> Pictures:
@@ -136,7 +152,8 @@ def _series(folder: Path, names: Sequence[str], mask: Path | None, reading: Read
     positions = reading.slices.choice(len(names), None)
     shown = read_series([folder / name for name in names], reading.image)
     first = ordered.places[names[positions[0]]]
-    return _pictures([shown[at] for at in positions], None, first.geometry, first.modality, reading)
+    made = _pictures([shown[at] for at in positions], None, first.geometry, first.modality, reading)
+    return replace(made, chosen=reading.slices.told(positions, len(names), None))
 
 
 def _single(path: Path, mask: Path | None, reading: Reading) -> Pictures:

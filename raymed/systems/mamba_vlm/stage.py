@@ -63,7 +63,7 @@ class StageRecipe:
         Raises:
             UserError: they are no reports, or a model is missing.
         """
-        recipe = cls(_reading_of(prepared), _intensity_of(prepared), **settings)
+        recipe = cls(reading_of(prepared), intensity_of(prepared), **settings)
         recipe = replace(recipe, vision=recipe.vision.located(), language=recipe.language.located())
         if recipe.vision.encoder is not None:
             folder = Path(recipe.vision.encoder)
@@ -171,16 +171,16 @@ def warn_of_intensity(vision: VisionSettings, intensity: Intensity) -> None:
         )
 
 
-def _reading_of(prepared: Prepared) -> Reading:
+def reading_of(prepared: Prepared) -> Reading:
     """How the pictures of prepared reports were read."""
     described = prepared.manifest.settings
     if "slices" not in described or "orientation" not in described:
         raise UserError(f"{prepared.folder.uri} holds no reports: prepare them with jobs/prepare_mamba.py")
-    hounsfield = _intensity_of(prepared).scheme == "plans"
+    hounsfield = intensity_of(prepared).scheme == "plans"
     return Reading(prepared.image, SliceSettings(**described["slices"]), described["orientation"], hounsfield)
 
 
-def _intensity_of(prepared: Prepared) -> Intensity:
+def intensity_of(prepared: Prepared) -> Intensity:
     """What the bytes of prepared reports mean."""
     described = prepared.manifest.settings
     if "intensity" not in described:

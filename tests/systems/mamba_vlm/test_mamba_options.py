@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import script
+from report_data import write_reports
 
 from raymed.data.image import ImageSettings
 from raymed.errors import UserError
@@ -12,6 +13,7 @@ from raymed.systems.mamba_vlm import check_settings
 from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 from raymed.systems.mamba_vlm.check import CHECK_GUIDE, CheckOptions
 from raymed.systems.mamba_vlm.guide_files import GuideCheckpoint
+from raymed.systems.mamba_vlm.intensity import Intensity
 from raymed.systems.mamba_vlm.options import GUIDE, TrainBridge, TrainVlm
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, LanguageSettings, VisionSettings
@@ -194,21 +196,38 @@ def test_a_region_or_an_interaction_that_was_not_trained_is_refused_and_one_in_t
 
 
 def test_a_checkpoint_without_settings_is_looked_at_as_the_file_beside_it_says(
-    working_folder: Path, monkeypatch: pytest.MonkeyPatch
+    working_folder: Path,
 ) -> None:
     (working_folder / "stage2_config.json").write_text('{"max_visual_tokens": 81, "mamba_model": null}')
-    monkeypatch.setattr(CheckOptions, "prepared", lambda self: None)
-    monkeypatch.setattr(CheckOptions, "recipe", lambda self, prepared: ReportRecipe(READING, bridge=self.bridge))
     older = GuideCheckpoint({}, {})
     path = working_folder / "vision_bridge_vlm_final.pt"
-    assert settled(check_options(), older, path=path)[0].bridge.max_visual_tokens == 81
+    words = ("--image", "case.nii.gz", "--llm.path", "null")
+    assert settled(check_options(*words), older, path=path)[0].bridge.max_visual_tokens == 81
     with pytest.raises(UserError, match="--max_visual_tokens 96: the checkpoint was trained with 81"):
-        settled(check_options("--max_visual_tokens", "96"), older, path=path)
+        settled(check_options(*words, "--max_visual_tokens", "96"), older, path=path)
     of_stage_1 = working_folder / "vision_bridge_best_val.pt"
-    assert settled(check_options("--max_visual_tokens", "96"), older, path=of_stage_1)[0].bridge.max_visual_tokens == 96
+    found, _ = settled(check_options(*words, "--max_visual_tokens", "96"), older, path=of_stage_1)
+    assert found.bridge.max_visual_tokens == 96
     (working_folder / "stage2_config.json").write_text("{")
     with pytest.raises(UserError, match=r"stage2_config\.json cannot be read"):
         settled(check_options(), older, path=path)
+
+
+def test_a_checkpoint_of_the_guides_scripts_sees_what_they_showed_it_and_no_phantoms(
+    working_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It was shown pictures of 64 pixels in a lung window, as phantoms have them, or by the plans of an encoder."""
+    older, words = GuideCheckpoint({}, {}), ("--llm.path", "null")
+    for more in (("--image", "case.nii.gz"), ()):
+        recipe, notes = settled(check_options(*words, *more), older)
+        assert recipe.reading == Reading(ImageSettings(512, window="minmax")) and recipe.intensity == Intensity()
+        assert "as the guide's scripts read them" in notes[0]
+        (working_folder / "config").mkdir(exist_ok=True)
+        (working_folder / "config" / "paths.yaml").write_text("caption_csv_train: a.csv\ncaption_csv_val: b.csv\n")
+    assert not (working_folder / "runs").exists()
+    prepared = write_reports(tmp_path_factory.mktemp("prepared") / "data")
+    recipe, notes = settled(check_options(*words, "--data", prepared.folder.uri), older)
+    assert recipe.size == 32 and not notes, "what a person says of the data counts"
 
 
 def test_8_bits_on_a_cpu_are_refused_and_not_left_out() -> None:
