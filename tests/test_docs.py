@@ -26,7 +26,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in DOCS]
 PROGRAMS = {
     "apt-get",
     "aws",
-    "hf",
+    "hf", "umask",
     "export",
     "make",
     "mlflow",

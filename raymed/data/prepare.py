@@ -23,10 +23,10 @@ from raymed.data.duplicates import grouped, require_distinct
 from raymed.data.geometry import squashed
 from raymed.data.leak import GuardSummary, guard
 from raymed.data.prepared import MANIFEST, Prepared, digest_of
+from raymed.data.progress import ReadingProgress
 from raymed.data.pseudonyms import Pseudonyms
 from raymed.data.publish import STUDIES, UNSPLIT, counts, publish
 from raymed.data.quarantine import Line, Quarantine
-from raymed.data.reading import ReadingProgress
 from raymed.data.record import BLAKE3, INDEX
 from raymed.data.settings import CurationSettings, PrepareSettings
 from raymed.data.shards import SHARDS, Load, LoadSlices, write_shards

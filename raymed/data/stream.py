@@ -118,9 +118,16 @@ class StreamedReader:
         blocks = max(1, len(items) // 4)
         dataset = ray.data.from_items(items, override_num_blocks=blocks)
         tables = dataset.map_batches(
-            _read_slot, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=min(blocks, os.cpu_count() or 1)
+            _read_slot, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=min(blocks, max(2, _own_cpus()))
         ).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         yield from _regroup(tables)
+
+
+def _own_cpus() -> int:
+    """CPUs that this process has to itself: other runs read on the others."""
+    context = ray.get_runtime_context()
+    is_worker = context.get_actor_id() is not None
+    return int(context.get_assigned_resources().get("CPU", 1)) if is_worker else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

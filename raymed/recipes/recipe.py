@@ -240,6 +240,15 @@ class PartlyFrozen(Protocol):
         ...
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """A recipe that knows, without loading weights, which settings its network cannot take."""
+
+    def check(self) -> None:
+        """Raises: UserError: says which setting, and what to do."""
+        ...
+
+
 class Probe(Protocol):
     """What a network is judged by at each validation, beside its validation rows: labelled rows of other data, say.
 

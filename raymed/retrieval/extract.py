@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from raymed.data.image import ImageSettings
-from raymed.data.reading import ReadingProgress
+from raymed.data.progress import ReadingProgress
 from raymed.data.sources import Refusal
 from raymed.data.stream import ahead
 from raymed.errors import RunError, UserError

@@ -187,13 +187,14 @@ class SystemOptions(JobOptions, ABC):
         from raymed.tuning.search import Search
         from raymed.tuning.search_name import search_names
         from raymed.tuning.searched_data import PART, SearchedData
-        from raymed.tuning.space import located, with_setting
+        from raymed.tuning.space import check_drawn, located, with_setting
 
         listed = dict(variants or {})
         elsewhere = ("train.", f"{self.sampling.option}.", PART)
         of_recipe = located(
             {name: each for name, each in self.search.space.items() if not name.startswith(elsewhere)}, template.recipe
         )
+        check_drawn(of_recipe, template.recipe)
         settings = dataclasses.replace(self.search, space={**self.search.space, **of_recipe})
         searched = {
             path: fingerprint(path)

@@ -24,6 +24,7 @@ from raymed.training.checkpoint import Progress, digests, new_name, seal
 from raymed.training.engine import Engine
 from raymed.training.predictions import write_predictions
 from raymed.training.retention import scratch
+from raymed.training.staging import refuse_full
 from raymed.training.upload import upload
 
 LEAVING = 5.0  # seconds at most for what is under way, where a worker of several fails
@@ -86,8 +87,12 @@ class Saving:
             write_model = self._engine.export(state / "model") if usable else lambda: None
 
             def write() -> dict[str, str]:
-                write_state()
-                write_model()
+                try:
+                    write_state()
+                    write_model()
+                except (OSError, RuntimeError) as error:  # torch.save knows no OSError
+                    refuse_full(error)
+                    raise
                 listed = digests(state)
                 self._agreement.attempt(lambda: upload(state, self._run, name[0]))
                 return listed

@@ -14,6 +14,7 @@ from raymed.compat.deepspeed import shape_of
 from raymed.errors import StorageError
 
 MOUNTS = Path("/proc/self/mounts")
+FULL = 2**20  # bytes that are left, at most, in a folder that is full
 
 
 def staging_bytes(module: nn.Module, share: float = 1.0, has_first: bool = True) -> float:
@@ -45,6 +46,20 @@ def check_room(need: float) -> None:
     """
     if problem := lack_of_room(need):
         raise StorageError(f"on {socket.gethostname()} {problem}")
+
+
+def refuse_full(error: Exception) -> None:
+    """Tell of a temporary folder that has filled up since: other runs put their checkpoints together there, too.
+
+    Raises:
+        StorageError: from `error`, which came of it.
+    """
+    folder = tempfile.gettempdir()
+    if shutil.disk_usage(folder).free <= FULL:
+        raise StorageError(
+            f"on {socket.gethostname()} {folder} is full: every run on a machine puts its checkpoints together there. Free "
+            "space, name a folder on a larger disk in TMPDIR before Ray and jobs are started, or train fewer at once"
+        ) from error
 
 
 def lack_of_room(need: float) -> str:

@@ -314,4 +314,5 @@ def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
         "" if plan.fill_rate is None else say(", sequences filled to {share:.1%}", share=plan.fill_rate),
         ", ".join(f"{count} {translated(reason)}" for reason, count in plan.left_out.items()) or say("none"),
     )
+    log.info(say("recorded at {tracking}, files lie in {folder}", tracking=tracker.uri, folder=search.template.folder.uri))
     return parent

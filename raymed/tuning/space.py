@@ -98,6 +98,24 @@ def with_setting(settings: Settings, path: str, value: Any) -> Settings:
     return dataclasses.replace(settings, **{name: inner})  # type: ignore[type-var]
 
 
+def check_drawn(space: Space, recipe: Any) -> None:
+    """Refuse a dimension whose ends or choices, put into the recipe, it could not be trained with.
+
+    Raises:
+        UserError: the setting, its value and what is wrong with it.
+    """
+    from raymed.recipes.recipe import Checked  # options are read without torch
+
+    for name, dimension in space.items():
+        for value in dimension.choices or (dimension.low, dimension.high):
+            try:
+                drawn = with_setting(recipe, name, value)
+                if isinstance(drawn, Checked):
+                    drawn.check()
+            except UserError as error:
+                raise UserError(f"the search space would draw {name} {value}, and {error}") from error
+
+
 def located(space: Space, settings: Any) -> Space:
     """The space with the absolute paths that choices stand for, where they are paths.
 

@@ -1,6 +1,7 @@
 """What must fit into a search's time: searching, the leader's way to the end of its schedule, judging, training again.
 
-How long the later parts take is told by the epochs that trials have trained so far; before the first one none is set aside.
+How long all that takes is told by the epochs that trials have trained so far; before the first one none is set aside. An
+epoch that would not end in time is not begun: hours of a large network's training would go beyond the morning.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Timetable:
         epochs: most epochs of a trial; steps, here and below, where validations are counted by steps.
         judging: how long judging takes, in epochs of a trial.
         refitting: how long an epoch of the refit takes, in epochs of a trial; 0 where there is none.
+        every: how many epochs lie between two validations: 1, or steps.
     """
 
     budget: Budget
@@ -37,13 +39,14 @@ class Timetable:
     epochs: int
     judging: float = 0.0
     refitting: float = 0.0
+    every: int = 1
 
     @classmethod
     def of(cls, search: Search, budget: Budget) -> Timetable:
         """The timetable of a search that starts now."""
         spec = search.template
         if not (budget.end and search.settings.space):
-            return cls(budget, budget.seconds_left, spec.train.epochs)
+            return cls(budget, budget.seconds_left, spec.train.epochs, every=spec.train.validate_steps or 1)
         prepared, workers = spec.open_data(), room.trial_resources(search)[0].workers
         validation = len(spec.rows(prepared, "val"))
         plan, every = spec.plan(prepared, 0), spec.train.validate_steps
@@ -53,12 +56,13 @@ class Timetable:
         recipe = spec.recipe
         judged = (recipe.judging_passes(looked_at) if isinstance(recipe, SlowlyJudged) else looked_at) / 3
         refitting = cost_of_epochs(search, spec, SPLITS[budget.refit]) if budget.refit in SPLITS else 0.0
-        return cls(budget, budget.seconds_left, spec.length(prepared), judged * workers / epoch, refitting)
+        return cls(budget, budget.seconds_left, spec.length(prepared), judged * workers / epoch, refitting, every or 1)
 
     def is_over(self, study: Study, number: int | None = None) -> bool:
         """Whether no trial is to begin any more, or the trial of that number is to stop."""
-        leads = study.best is not None and study.best.number == number
-        return self.budget.seconds_left <= self._afterwards(study) + (0.0 if leads else self._grace(study))
+        leads, until_validated = study.best is not None and study.best.number == number, self.every * _epoch(study)
+        needed = until_validated if leads else max(until_validated, self._grace(study))
+        return self.budget.seconds_left <= self._afterwards(study) + needed
 
     def _afterwards(self, study: Study) -> float:
         """Seconds that judging and training again will take."""

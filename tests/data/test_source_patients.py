@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 
 from raymed.data.sources import Listing, SourceSettings, list_source
+from raymed.data.sources.patients import Person, require_persons
 from raymed.errors import UserError
 
 UNLABELLED = SourceSettings(labelled=False)
@@ -112,6 +117,19 @@ def test_a_person_in_the_folders_of_two_patients_is_an_error_that_names_both(tmp
     ]
     by_folder = list_source(tmp_path, SourceSettings(patient_ids="folder"))
     assert {study.patient for study in by_folder.studies} == {"2021-03", "2022-08", "2021-03b"}
+
+
+PERSONS = st.builds(Person, *(st.sampled_from(["", *said]) for said in ("AB", "12", "FM")))
+
+
+@given(st.lists(PERSONS, max_size=6))
+def test_patients_who_may_be_one_person_are_found_without_comparing_each_with_each(persons: list[Person]) -> None:
+    """Exports whose PatientIDs all say ANON have a hundred million pairs."""
+    paths = {f"{place}.dcm": person for place, person in enumerate(persons)}
+    pairs = itertools.combinations([person for person in persons if person.patient_id], 2)
+    one_person = any(one.patient_id == other.patient_id and one.may_be(other) for one, other in pairs)
+    with pytest.raises(UserError, match="one person by their PatientID") if one_person else nullcontext():
+        require_persons(Path("export"), {path: path for path in paths}, paths)
 
 
 @pytest.mark.parametrize(

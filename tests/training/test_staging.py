@@ -6,10 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 from torch import nn
 
+from raymed.errors import StorageError
+from raymed.storage.folder import Folder
+from raymed.training.saving import Saving
 from raymed.training.staging import staging_bytes
 
 IN_SMALL_FOLDER = """
@@ -57,3 +62,21 @@ def test_a_temporary_folder_in_memory_is_too_small_before_training_and_not_at_th
         assert f"{tmp_path}, which lies in memory, has 0.01 GiB free" in line and "TMPDIR" in line
     assert "takes 0.02 GiB" in run and "takes 0.2" in checkpoints
     assert model.startswith("ok model") and checkpoints.startswith("wrong checkpoints")
+
+
+def test_a_checkpoint_for_which_other_runs_left_no_room_says_so_and_what_to_do(tmp_path, monkeypatch):
+    """torch's own words are of an inline_container; the run would be started again, from the beginning perhaps."""
+
+    def refused() -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    engine = SimpleNamespace(worker=0, workers=1, save=lambda folder: refused)
+    agreement = SimpleNamespace(attempt=lambda do: do(), reach=lambda do: do())
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda names: None)
+    for free, error, words in ((0, StorageError, "is full: .* TMPDIR"), (2**30, RuntimeError, "inline_container")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        saving = Saving(engine, Folder.at(tmp_path / "run"), agreement)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        saving.begin(8, 0, usable=False)
+        with pytest.raises(error, match=words):
+            saving.complete()

@@ -9,7 +9,7 @@ import yaml
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, parse
 from raymed.tuning.settings import SearchSettings
-from raymed.tuning.space import Dimension, get_setting, with_setting
+from raymed.tuning.space import Dimension, check_drawn, get_setting, with_setting
 from raymed.tuning.study import distribution
 
 
@@ -49,6 +49,21 @@ def test_a_setting_that_nobody_reads_is_an_error_that_lists_what_there_is(path):
 def test_a_dimension_that_cannot_be_drawn_from_is_refused(wrong):
     with pytest.raises(UserError):
         Dimension(**wrong)
+
+
+@dataclass(frozen=True)
+class Slow(Outer):
+    def check(self):
+        if self.inner.rate > 0.3:
+            raise UserError(f"inner.rate is at most 0.3, not {self.inner.rate}")
+
+
+@pytest.mark.parametrize("drawn", [Dimension(0.0, 0.5), Dimension(choices=(0.1, 0.5))])
+def test_a_setting_that_most_trials_would_fail_of_is_refused_before_the_first(drawn):
+    with pytest.raises(UserError, match=r"would draw inner\.rate 0\.5, and inner\.rate is at most 0\.3"):
+        check_drawn({"inner.rate": drawn}, Slow())
+    check_drawn({"inner.rate": Dimension(0.0, 0.3)}, Slow())
+    check_drawn({"inner.rate": drawn}, Outer())
 
 
 def test_whole_numbers_of_a_file_stay_whole(tmp_path):

@@ -46,31 +46,46 @@ def test_the_leader_ends_its_schedule_while_others_stop_and_nothing_begins(study
     assert [table.is_over(study, number) for number in (0, 1, None)] == [False, False, False]
     left(monkeypatch, end + 2 * EPOCH - 1)
     assert [table.is_over(study, number) for number in (0, 1, None)] == [False, True, True]
-    left(monkeypatch, end - 1)
-    assert table.is_over(study, 0), "judging begins"
+    left(monkeypatch, end + EPOCH + 1)
+    assert not table.is_over(study, 0)
+    left(monkeypatch, end + EPOCH - 1)
+    assert table.is_over(study, 0), "its next epoch would end when judging should have begun"
 
 
 def test_training_again_has_its_time_set_aside(study, monkeypatch):
     table = Timetable(Budget(9, seconds=HOURS, refit="all"), seconds=HOURS, epochs=8, judging=1.0, refitting=1.5)
-    left(monkeypatch, REPORTING + EPOCH + 6 * 1.5 * EPOCH + 1)
+    left(monkeypatch, REPORTING + 2 * EPOCH + 6 * 1.5 * EPOCH + 1)
     assert not table.is_over(study, 0)
-    left(monkeypatch, REPORTING + EPOCH + 6 * 1.5 * EPOCH - 1)
+    left(monkeypatch, REPORTING + 2 * EPOCH + 6 * 1.5 * EPOCH - 1)
     assert table.is_over(study, 0)
 
 
 def test_the_time_that_validations_and_checkpoints_take_is_set_aside_too(study, monkeypatch):
     study.report(1, 3, {"val_loss": 0.7, "seconds": EPOCH, "pause_seconds": 9 * EPOCH, "best_val_loss": 0.7})
     table = Timetable(Budget(9, seconds=HOURS, refit="all"), seconds=HOURS, epochs=8, judging=1.0, refitting=1.5)
-    left(monkeypatch, REPORTING + 2 * EPOCH + 6 * 1.5 * 2 * EPOCH - 1)
+    left(monkeypatch, REPORTING + 4 * EPOCH + 6 * 1.5 * 2 * EPOCH - 1)
     assert table.is_over(study, 0), "9 epochs took as long as 18"
+    left(monkeypatch, REPORTING + 4 * EPOCH + 6 * 1.5 * 2 * EPOCH + 1)
+    assert not table.is_over(study, 0)
 
 
 def test_a_leader_that_has_ended_or_would_need_too_long_keeps_nobody_waiting(study, monkeypatch):
     long = Timetable(Budget(9, seconds=HOURS), seconds=HOURS, epochs=7 + int(GRACE * HOURS / EPOCH), judging=1.0)
-    left(monkeypatch, REPORTING + EPOCH + 1)
+    left(monkeypatch, REPORTING + 2 * EPOCH + 1)
     assert not long.is_over(study, 1)
     study.tell(0, TrialState.COMPLETE)
     assert not Timetable(Budget(9, seconds=HOURS), HOURS, epochs=8, judging=1.0).is_over(study, 1)
+
+
+def test_what_would_be_validated_after_the_end_of_the_night_is_not_begun(study, monkeypatch):
+    by_epochs = Timetable(Budget(9, seconds=HOURS), seconds=HOURS, epochs=40, judging=1.0)
+    by_steps = dataclasses.replace(by_epochs, every=50)
+    for table, needed in ((by_epochs, EPOCH), (by_steps, 50 * EPOCH)):
+        for number in (0, 1, None):
+            left(monkeypatch, REPORTING + EPOCH + needed - 1)
+            assert table.is_over(study, number)
+            left(monkeypatch, max(REPORTING + EPOCH + needed, REPORTING + EPOCH + 34 * EPOCH) + 1)
+            assert not table.is_over(study, number)
 
 
 def test_without_a_limit_of_time_nothing_is_over(study):

@@ -44,7 +44,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         studies.append(make_study(patient, patient, label, root.name, slices, tree.files))
     others = sorted(files.keys() - set(images))
     deeper = [name for name in others if Path(name).suffix.lower() in SUFFIXES]
-    others = [name for name in others if name not in set(deeper)]
+    others = [name for name in others if Path(name).suffix.lower() not in SUFFIXES]
     notes = [Note.of(f"{len(others)} files that are no images were left out", others)] if others else []
     if deeper:
         folders = sorted({str(PurePosixPath(name).parent) for name in deeper})

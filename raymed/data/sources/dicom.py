@@ -10,12 +10,15 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import pydicom
 
 from raymed.data.image import SUFFIXES as PICTURES
 from raymed.data.image import ImageError
+from raymed.data.progress import ReadingProgress
+from raymed.data.sources import process_pool
 from raymed.data.sources.dicom_header import Header, NotWantedError, open_file, read_header
 from raymed.data.sources.dicom_series import order
 from raymed.data.sources.listing import (
@@ -102,18 +105,32 @@ def read_headers(root: Path, names: Iterable[str], settings: SourceSettings) -> 
     """The headers of files that can be used, and why others cannot."""
     headers: list[Header] = []
     result = Sorted()
-    for name in names:
-        try:
-            dataset = open_file(root / name, pixels=False)
-            result.persons[name] = _person(dataset)
-            headers.append(read_header(dataset, name, settings.derived))
-        except NotWantedError as error:
-            result.left_out[name] = str(error)
-        except ImageError as error:
-            result.refused[name] = str(error)
-        except Exception as error:  # values are converted as they are asked for: whatever that raises, the header is damaged
-            result.refused[name] = f"a damaged header: {type(error).__name__}: {error}"
+    asked = tuple(names)
+    progress = ReadingProgress(len(asked), " headers")
+    for name, (person, found) in zip(asked, process_pool.each(partial(_read, root, settings), asked), strict=True):
+        if person is not None:
+            result.persons[name] = person
+        if isinstance(found, Header):
+            headers.append(found)
+        elif isinstance(found, NotWantedError):
+            result.left_out[name] = str(found)
+        elif isinstance(found, ImageError):
+            result.refused[name] = str(found)
+        progress.add(1)
     return headers, result
+
+
+def _read(root: Path, settings: SourceSettings, name: str) -> tuple[Person | None, Header | ImageError]:
+    """Whom a file is of, if that can be read, and its header, or why it is not used."""
+    person = None
+    try:
+        dataset = open_file(root / name, pixels=False)
+        person = _person(dataset)
+        return person, read_header(dataset, name, settings.derived)
+    except ImageError as error:
+        return person, error
+    except Exception as error:  # values are converted as they are asked for: whatever that raises, the header is damaged
+        return person, ImageError(f"a damaged header: {type(error).__name__}: {error}")
 
 
 def sort_series(root: Path, headers: Iterable[Header], result: Sorted) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 from raymed.data.sources.listing import Refusal, SourceSettings, some
 from raymed.data.sources.paths import Tree
 from raymed.errors import UserError
 
+_ANY = "*"  # any birth date, or sex
 OPTIONS = (
     "pass --source.patient-ids header, which calls patients by their PatientID, or --source.patient-ids folder if ids were "
     "replaced and mean nothing"
@@ -116,11 +118,19 @@ def require_persons(root: Path, patients: Mapping[str, str], persons: Mapping[st
                 holders[person.patient_id].setdefault(patient, person)
     shared = []
     for owners in holders.values():
-        for place, (patient, person) in enumerate(owners.items()):
-            earlier = [other for other, owner in list(owners.items())[:place] if owner.may_be(person)]
-            shared += [f"{earlier[0]} and {patient}"] if earlier else []
+        first: dict[tuple[str, str], str] = {}  # of each birth date and sex: all may have one PatientID, such as ANON
+        for patient, person in owners.items():
+            earlier = [first[key] for key in product(_may_be(person.birth_date), _may_be(person.sex)) if key in first]
+            shared += [f"{other} and {patient}" for other in earlier[:1]]
+            for key in product((person.birth_date, _ANY), (person.sex, _ANY)):
+                first.setdefault(key, patient)
     if shared:
         raise UserError(
             f"{root}: patients who are one person by their PatientID: {some(shared)}. A person in two splits would be a "
             f"leak: put all into one folder; or {OPTIONS}"
         )
+
+
+def _may_be(said: str) -> tuple[str, ...]:
+    """What another header may say of the same person."""
+    return (said, "") if said else (_ANY,)

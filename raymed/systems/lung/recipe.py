@@ -81,10 +81,14 @@ class LungRecipe:
             loss=loss or LossSettings(),
             augment=augment or AugmentSettings(),
         )
+        recipe.check()
+        return recipe
+
+    def check(self) -> None:
+        """Refuse a model that cannot take these classes, pictures or settings."""
         from raymed.models import classifiers  # the driver that only holds a recipe does without transformers
 
-        classifiers.check(recipe.model, recipe.codes, recipe.size)
-        return recipe
+        classifiers.check(self.model, self.codes, self.size)
 
     @classmethod
     def read(cls, folder: Path) -> LungRecipe:

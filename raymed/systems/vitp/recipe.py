@@ -85,16 +85,21 @@ class VitpRecipe:
         augmented = tuple(sorted(name for name, each in described["datasets"].items() if each["data_augment"]))
         recipe = cls(prepared.size, augmented, **settings)
         recipe = replace(recipe, model=recipe.model.located())
-        from raymed.models import internvl
+        recipe.check()
         from raymed.models.internvl_text import tokenizer_digest
 
-        internvl.check_settings(recipe.model, recipe.size)
         if tokenizer_digest(_tokenizer(recipe.model)) != described["tokenizer"]:
             raise UserError(
                 f"{prepared.folder.uri} was prepared with another tokenizer than that of {recipe.model.origin}, so lengths "
                 f"do not hold: prepare it again with --tokenizer {recipe.model.path or recipe.model.preset}"
             )
         return recipe
+
+    def check(self) -> None:
+        """Refuse a model that cannot take these pictures or settings."""
+        from raymed.models import internvl
+
+        internvl.check_settings(self.model, self.size)
 
     @classmethod
     def read(cls, folder: Path) -> VitpRecipe:
