@@ -176,12 +176,12 @@ def test_a_search_outlives_a_night_of_faults_and_says_what_happened(
             night.job.wait(1800)
             said = night.said()
             assert night.job.returncode == 0, said[-4000:]
-            assert summary(said)["states"] == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}
+            states = summary(said)["states"]
+            assert states == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}
             tracker = Tracker.open(f"http://127.0.0.1:{second.mlflow}", "raymed-lung")
             for number in range(TRIALS):
                 run = str(tracker.find(f"night/trial-{number:04d}"))
                 steps = [each.step for each in tracker.client.get_metric_history(run, "val_loss")]
                 assert steps == list(range(1, EPOCHS + 1)), f"each epoch once in MLflow: {steps}"
-    rows += [("the morning", line) for line in said.splitlines()[-2:-1]]
-    show([*rows, ("the night took", f"{(time.monotonic() - begun) / 60:.0f} min")], capsys)
+    show([*rows, ("in the morning", f"{states}, after {(time.monotonic() - begun) / 60:.0f} min")], capsys)
     assert not [line for _, line in rows if "Traceback" in line or "urllib3" in line]
