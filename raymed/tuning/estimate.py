@@ -50,6 +50,8 @@ def describe(search: Search) -> Outcome:
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     state = state_bytes(parameters, trained, spec.train.zero_stage, each.workers)
     state += 4.0 * trained / each.workers if spec.train.ema else 0.0  # the averaged weights, shared out like the moments
+    frozen = sum(each.numel() * each.element_size() for each in module.parameters() if not each.requires_grad)
+    kept = frozen + (20.0 if spec.train.ema else 16.0) * trained  # weights, the optimizer's own, its moments, averages
     validation = len(spec.rows(prepared, "val"))
     for count in (each.min_workers, each.workers):
         divided = division(spec.recipe, module, spec.train, count)
@@ -88,6 +90,7 @@ def describe(search: Search) -> Outcome:
             state=state / 2**30,
             stage=spec.train.zero_stage,
         ),
+        say("checkpoint about {size:.2f} GiB each, frozen weights among them", size=kept / 2**30),
         say("resources  {runs} at once, each {workers} x {cpus} CPU", runs=concurrent, workers=workers, cpus=each.cpus)
         + (f" + {each.gpus:g} GPU" if each.gpus else ""),
         say("runs       {runs}", runs=", ".join(search.runs))
@@ -143,6 +146,7 @@ def describe(search: Search) -> Outcome:
         "concurrent": concurrent,
     }
     data |= {"seconds_per_record": seconds, "state_bytes": state, "activation_bytes": activations, "name": search.name}
+    data["checkpoint_bytes"] = kept
     return Outcome("\n".join(lines), data)
 
 

@@ -28,7 +28,7 @@ class LossLog:
     interrupted run does again are replaced.
 
     Attributes:
-        after_step: the last step of the runs before.
+        after_step: the last step of the runs before; likewise `after_epoch`.
     """
 
     def __init__(self, folder: Path, spec: RunSpec) -> None:
@@ -40,7 +40,7 @@ class LossLog:
         begins = {"after_step": last, "after_epoch": self._lines[last][0] if last else 0}
         if config.get("run") == spec.name:
             begins = {name: config[name] for name in begins}
-        self.after_step, self._after_epoch = begins["after_step"], begins["after_epoch"]
+        self.after_step, self.after_epoch = begins["after_step"], begins["after_epoch"]
         self._epochs = spec.train.epochs
         folder.mkdir(parents=True, exist_ok=True)
         self._config = describe(spec) | begins
@@ -52,18 +52,27 @@ class LossLog:
         point = "".join(f"  {name} {result[name]:g}" for name in ("epoch", "global_step") if name in result)
         Folder.at(self._folder).write(STAGE_2_HEARTBEAT, f"{beat}{point}\n".encode())
         if happened == "epoch" and "train_loss" in result:
-            log.info("epoch %d 平均 caption_loss %.4f", self._after_epoch + int(result["epoch"]), result["train_loss"])
+            log.info("epoch %d 平均 caption_loss %.4f", self.after_epoch + int(result["epoch"]), result["train_loss"])
         if happened != STEPS:
             return
         total = result[TOTAL_STEPS]
         for row in result[STEPS]:
             step = int(row["global_step"])
             epoch, loss = (step - 1) * self._epochs // total + 1, row["train_loss"]
-            self._lines[self.after_step + step] = (self._after_epoch + epoch, loss)
+            self._lines[self.after_step + step] = (self.after_epoch + epoch, loss)
             if step % EVERY == 0:
-                log.info("step %d  epoch %d  caption_loss %.4f", self.after_step + step, self._after_epoch + epoch, loss)
+                log.info("step %d  epoch %d  caption_loss %.4f", self.after_step + step, self.after_epoch + epoch, loss)
         lines = [",".join(COLUMNS), *(f"{step},{epoch},{loss:.6f}" for step, (epoch, loss) in sorted(self._lines.items()))]
         Folder.at(self._folder).write(STAGE_2_LOG, "".join(line + "\n" for line in lines).encode())
+
+    @property
+    def earlier_means(self) -> list[float]:
+        """The mean loss of each epoch of the runs before, by its steps."""
+        losses: dict[int, list[float]] = {}
+        for step, (epoch, loss) in sorted(self._lines.items()):
+            if step <= self.after_step:
+                losses.setdefault(epoch, []).append(loss)
+        return [sum(each) / len(each) for each in losses.values()]
 
     def finish(self) -> None:
         """Note that the run has ended: what it left is what training goes on from."""

@@ -52,7 +52,7 @@ GUIDE = {
     "roi-side": Alias("vision.roi_side"),
     "patch-size": Alias(says="ignored: pictures have the size that they were prepared with (jobs/prepare_mamba.py)"),
     "num-workers": Alias(says="ignored: pictures are decoded once, by Ray Data on every CPU"),
-    "log-every-steps": Alias(says="ignored: every step is in stage2_train_log.csv, and every 20th is told"),
+    "log-every-steps": Alias(says="ignored: stage 1 tells every 10th step, stage 2 every 20th; its log file has all"),
     "length-audit-samples": Alias(says="ignored: 128 reports are looked at, and it is told if max_text_len cuts any"),
     "align-vocab": Alias(says="ignored: scores beyond the tokenizer are never computed"),
     **{f"language.{name}": Alias(f"llm.{name}") for name in LanguageSettings.__dataclass_fields__},  # as they were called

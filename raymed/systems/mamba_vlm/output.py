@@ -25,6 +25,7 @@ from raymed.training.step_log import STEPS
 
 log = logging.getLogger("raymed")
 
+EVERY = 10  # steps between two printed losses of stage 1
 LAST = 5  # epochs whose mean loss is told at the end
 
 
@@ -39,9 +40,14 @@ class StageFiles:
         self._log = LossLog(folder, template) if self._of_stage_2 else None
 
     def watch(self, spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
-        """Writes the weights of every epoch, and of every checkpoint between two; stage 2's lines and heartbeat."""
+        """Writes the weights of every epoch, and of every checkpoint between two; the guide's lines, stage 2's heartbeat."""
         if self._log is not None:
             self._log.watch(spec, happened, result)
+        else:
+            for row in result[STEPS] if happened == STEPS else ():
+                step = int(row["global_step"])
+                if step == 1 or step % EVERY == 0:
+                    log.info("step %d  train_loss %.4f", step, row["train_loss"])
         if SAVED not in result or (happened == STEPS and "finished" in result):  # an epoch's is told of once more
             return
         address = spec.folder.child(result[SAVED])
@@ -67,7 +73,9 @@ class StageFiles:
             progress = _write(newest, self._last, spec, continued=self._of_stage_2)
         if self._log is not None:
             self._log.finish()
-        lines = means_of_epochs(progress.history) if self._of_stage_2 else collapse(progress.history[-1])
+            lines = means_of_epochs(progress.history, self._log.after_epoch, self._log.earlier_means)
+        else:
+            lines = collapse(progress.history[-1])
         return [*lines, f"files of stage {2 if self._of_stage_2 else 1}: {self._best}, {self._last}"]
 
     def _write(self, spec: RunSpec, address: Folder, file: Path, continued: bool = False) -> None:
@@ -90,12 +98,19 @@ def collapse(epoch: Mapping[str, float]) -> list[str]:
     ]
 
 
-def means_of_epochs(history: Sequence[Mapping[str, float]]) -> list[str]:
-    """The guide's lines about each epoch of stage 2, and about the last ones."""
+def means_of_epochs(
+    history: Sequence[Mapping[str, float]], after_epoch: int = 0, earlier: Sequence[float] = ()
+) -> list[str]:
+    """The guide's lines about each epoch of a run of stage 2, and about the last ones.
+
+    Args:
+        after_epoch: the last epoch of the runs that it goes on from.
+        earlier: the mean loss of each of theirs.
+    """
     losses = [epoch["train_loss"] for epoch in history]
-    last = losses[-LAST:]
+    last = [*earlier, *losses][-LAST:]
     return [
-        *(f"epoch {number} 平均 caption_loss {loss:.4f}" for number, loss in enumerate(losses, start=1)),
+        *(f"epoch {number} 平均 caption_loss {loss:.4f}" for number, loss in enumerate(losses, start=after_epoch + 1)),
         f"最近 {len(last)} 个 epoch 平均 caption_loss {sum(last) / len(last):.4f}",
     ]
 

@@ -11,6 +11,7 @@ from raymed.data.image import ImageSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import parse
+from raymed.systems.mamba_vlm.bridge_recipe import BridgeRecipe
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST, STAGE_2_CONFIG, STAGE_2_FINAL, STAGE_2_LOG
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
 from raymed.systems.mamba_vlm.loss_log import LossLog
@@ -18,7 +19,7 @@ from raymed.systems.mamba_vlm.options import GUIDE, TrainVlm
 from raymed.systems.mamba_vlm.output import StageFiles, _write, collapse, means_of_epochs
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.slices import Reading
-from raymed.training.checkpoint import Progress
+from raymed.training.checkpoint import Progress, new_name, publish
 from raymed.training.loop import MODEL, SAVED
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
@@ -165,6 +166,29 @@ def test_the_last_five_epochs_are_averaged_as_the_guide_has_it() -> None:
     lines = means_of_epochs([{"train_loss": float(loss)} for loss in (9, 8, 5, 4, 3, 2, 1)])
     assert lines[0] == "epoch 1 平均 caption_loss 9.0000" and len(lines) == 8
     assert lines[-1] == "最近 5 个 epoch 平均 caption_loss 3.0000"
+
+
+def test_epochs_of_a_run_that_goes_on_are_counted_on_and_the_last_five_are_of_all_runs(tmp_path: Path) -> None:
+    log = LossLog(tmp_path, SPEC)
+    tell(log, range(1, 3), 4.0)
+    tell(log, range(3, 5), 3.0)
+    following = replace(SPEC, name="second", storage=str(tmp_path / "runs"))
+    files = StageFiles(tmp_path, following)
+    checkpoint(following, "own", Progress(global_step=4, history=[{"train_loss": 2.0}, {"train_loss": 1.0}]))
+    name = new_name(4, 0)
+    publish(Path(following.folder.path) / "own", following.folder, name)
+    said = files.finish(following, following.folder.child(name).uri)
+    assert said[:2] == ["epoch 3 平均 caption_loss 2.0000", "epoch 4 平均 caption_loss 1.0000"]
+    assert said[2] == "最近 4 个 epoch 平均 caption_loss 2.5000"
+
+
+def test_stage_1_tells_its_first_and_every_tenth_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "raymed")
+    spec = replace(SPEC, recipe=BridgeRecipe(RECIPE.reading))
+    rows = [{"global_step": step, "train_loss": step / 8} for step in range(1, 21)]
+    StageFiles(tmp_path, spec).watch(spec, STEPS, {STEPS: rows, TOTAL_STEPS: 40})
+    told = ["step 1  train_loss 0.1250", "step 10  train_loss 1.2500", "step 20  train_loss 2.5000"]
+    assert [record.getMessage() for record in caplog.records] == told
 
 
 def test_tokens_that_have_collapsed_are_told_and_others_are_not() -> None:
