@@ -69,7 +69,6 @@ class CheckOptions(TrainVlm):
     MATTERS: ClassVar[tuple[str, ...]] = (
         "checkpoint",
         "image",
-        "mask",
         "question",
         "max_visual_tokens",
         "mamba_model",
