@@ -1,7 +1,9 @@
 """A worker whose state is a digest of all that it was trained on: two runs are the same where their digests are.
 
 It goes on, saves and reports in the order that the product's loop does, with the product's own checkpoints, retention and
-uploads; only the network is missing. What the product writes beside its next steps is written at once here.
+uploads; only the network is missing. The state of a checkpoint is copied at one step, and a thread writes it while others
+follow. Here it does so as a whole, in one of the pauses until the run comes back to it: what a thread and its run do at the
+same moment is not tried, and a kill, or a power cut, may fall into each write and between any two.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import contextlib
 import hashlib
 import itertools
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from machines import Killed, World
 from ray_model import Attempt
@@ -24,17 +27,21 @@ from raymed.recipes.metric import VAL_LOSS
 from raymed.storage import disk
 from raymed.storage.availability import require_there, wait_for
 from raymed.storage.seal import seal as seal_model
-from raymed.training.checkpoint import Progress, checkpoint_names, fetch_newest, new_name, seal
+from raymed.training.checkpoint import Progress, checkpoint_names, digests, fetch_newest, new_name, seal, step_of
 from raymed.training.course import Course
 from raymed.training.loop import COMMON, DESCRIPTION, FAILED, MODEL, PASSED_OVER, SAVED
 from raymed.training.retention import Retention
+from raymed.training.saving import REST, STATE
 from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.training.upload import keep, upload
 
 STEP_SECONDS = 20.0
+WRITTEN = 0.5  # of the pauses in which a checkpoint's state may be written, those in which it is
 WEIGHTS = "weights.txt"
 _FOLDERS = itertools.count()
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,21 @@ class Leave(Exception):  # noqa: N818
     """The worker was told to save a checkpoint and end."""
 
 
+@dataclass
+class UnderWay:
+    """A checkpoint that is under way, as one of `raymed.training.saving`.
+
+    Attributes:
+        listed: the digests of its state once it is written, or was refused.
+        refusal: why.
+    """
+
+    name: str
+    folder: Path
+    listed: dict[str, str] | None = None
+    refusal: StorageError | None = None
+
+
 class Worker:
     """One run of `raymed.training.loop.Run`, in as few lines as show what lies in the storage, and when."""
 
@@ -81,6 +103,7 @@ class Worker:
             saved: by run, the names of the checkpoints that were reported.
         """
         self._world, self._spec, self._attempt, self._scratch, self._saved = world, spec, attempt, scratch, saved
+        self._under_way: UnderWay | None = None
 
     def work(self) -> None:
         try:
@@ -91,14 +114,25 @@ class Worker:
             except UserError as error:
                 self._tell({FAILED: str(error), "mistake": 1.0})
                 return
-            self._train()
+            self._train_or_leave()
         except CommonError as error:
             self._tell({FAILED: str(error), COMMON: 1.0})
         except RunError as error:
             self._tell({FAILED: str(error)})
-        except Leave:
-            if self.progress.global_step > self._saved_step:
-                self._checkpoint({"epoch": self.progress.epoch, "global_step": self.progress.global_step}, False)
+
+    def _train_or_leave(self) -> None:
+        try:
+            try:
+                self._train()
+            except Leave:
+                if self._under_way:
+                    self._complete_checkpoint()
+                elif self.progress.global_step > self._saved_step:
+                    self._checkpoint_between_validations(usable=False)
+                    self._complete_checkpoint()
+        except Exception:  # a process that was killed does nothing any more
+            self._abandon()
+            raise
 
     def _begin(self) -> None:
         spec, folder = self._spec, self._new_folder()
@@ -127,7 +161,7 @@ class Worker:
         require_there(self._spec.folder)
         return newest
 
-    def _reach(self, action: Any) -> Any:
+    def _reach(self, action: Callable[[], Result]) -> Result:
         return wait_for(action, self._spec.folder, self._spec.train.storage_minutes, lambda: None)
 
     def _train(self) -> None:
@@ -138,6 +172,9 @@ class Worker:
                 return
         while not self._course.is_finished:
             self._epoch()
+            name = self._begin_checkpoint()
+            self._note()
+            self._pause(STEP_SECONDS)  # the validation
             self._leave_if_told()
             metrics: dict[str, Any] = {"val_loss": loss(self.weights)}
             train_loss = progress.sums["loss"]
@@ -153,7 +190,10 @@ class Worker:
             }
             metrics["finished"] = float(self._course.is_finished)
             progress.history.append(metrics)
-            self._checkpoint(metrics, better)
+            if better:
+                progress.model = name
+            self._note()
+            self._complete_checkpoint(metrics)
             if not metrics["finished"] and self._told_to_stop():
                 return
 
@@ -162,14 +202,16 @@ class Worker:
         plan = self._spec.plan(self._prepared, progress.epoch)
         self._course.pause(len(plan.batches))
         while progress.step < len(plan.batches):
-            self._leave_if_told()
-            self._world.sleep(STEP_SECONDS)
+            self._pause(STEP_SECONDS)
             self.weights = trained(self.weights, [self._ids[row] for pack in plan.batches[progress.step] for row in pack])
             total, count = progress.sums.get("loss", (0.0, 0.0))
             progress.sums["loss"] = total + loss(self.weights), count + 1
             progress.step, progress.global_step = progress.step + 1, progress.global_step + 1
+            self._leave_if_told()
+            if self._under_way and self._under_way.listed is not None:
+                self._complete_checkpoint()
             if self._course.checkpoint_is_due and progress.step < len(plan.batches):
-                self._checkpoint({"epoch": progress.epoch, "global_step": progress.global_step}, False)
+                self._checkpoint_between_validations()
 
     def _leave_if_told(self) -> None:
         if self._attempt.leaving:
@@ -194,31 +236,77 @@ class Worker:
         self._world.touch("report", self._spec.name)
         self._attempt.tell(report)
 
-    def _checkpoint(self, metrics: dict[str, Any], better: bool) -> None:
-        self.progress.saved += 1
-        name = new_name(self.progress.global_step, self.progress.saved)
-        folder, spec = self._new_folder(), self._spec
-        (folder / WEIGHTS).write_text(self.weights)
-        (folder / "model").mkdir()
-        (folder / "model" / WEIGHTS).write_text(self.weights)
-        (folder / "model" / RECIPE_FILE).write_text("{}")
-        seal_model(folder / "model")
-        if better:
-            self.progress.model = name
-        self.progress.workers, self.progress.origin = 1, spec.origin()
-        self.progress.write(folder)
-        seal(folder, 0, 1)
+    # a checkpoint, as in `raymed.training.loop` and `raymed.training.saving`
+
+    def _checkpoint_between_validations(self, usable: bool = True) -> None:
+        self._begin_checkpoint(usable)
+        self._note()
+
+    def _begin_checkpoint(self, usable: bool = True) -> str:
+        if self._under_way:
+            self._complete_checkpoint()
+        progress, folder = self.progress, self._new_folder()
+        progress.saved, progress.workers, progress.origin = progress.saved + 1, 1, self._spec.origin()
+        state = folder / STATE
+        for each in (state, folder / REST):
+            each.mkdir()
+        (state / WEIGHTS).write_text(self.weights)
+        if usable:
+            model = state / "model"
+            model.mkdir()
+            (model / WEIGHTS).write_text(self.weights)
+            (model / RECIPE_FILE).write_text("{}")
+            seal_model(model)
+        self._under_way = UnderWay(new_name(progress.global_step, progress.saved), folder)
+        self._pause(0.0)
+        return self._under_way.name
+
+    def _note(self) -> None:
+        assert self._under_way is not None
+        self.progress.write(self._under_way.folder / REST)
+
+    def _pause(self, seconds: float) -> None:
+        """The run computes. What its thread has to do meanwhile it does, or does later."""
+        self._world.sleep(seconds)
+        if self._under_way and self._world.draw.random() < WRITTEN:
+            self._write_state(self._under_way)
+
+    def _write_state(self, checkpoint: UnderWay) -> None:
+        """What the thread does, once."""
+        if checkpoint.listed is not None:
+            return
+        state = checkpoint.folder / STATE
         try:
-            self._reach(lambda: upload(folder, spec.folder, name))
+            self._reach(lambda: upload(state, self._spec.folder, checkpoint.name))
+        except StorageError as error:
+            checkpoint.refusal = error
+        checkpoint.listed = digests(state)
+
+    def _complete_checkpoint(self, metrics: dict[str, Any] | None = None) -> None:
+        assert self._under_way is not None
+        checkpoint, spec, progress = self._under_way, self._spec, self.progress
+        self._write_state(checkpoint)
+        self._under_way = None
+        seal(checkpoint.folder / REST, 0, 1, checkpoint.listed)
+        try:
+            if checkpoint.refusal is not None:
+                raise checkpoint.refusal
+            self._reach(lambda: upload(checkpoint.folder / REST, spec.folder, checkpoint.name))
         except StorageError:
             with contextlib.suppress(OSError):
-                spec.folder.delete(name)
+                spec.folder.delete(checkpoint.name)
             raise
-        shutil.rmtree(folder)
-        self._saved_step = self.progress.global_step
-        self._saved.setdefault(spec.folder.uri, []).append(name)
-        self._retention.add(name, self.progress.model)
-        self._report({**metrics, SAVED: name})
+        shutil.rmtree(checkpoint.folder)
+        self._saved_step = step_of(checkpoint.name)
+        self._saved.setdefault(spec.folder.uri, []).append(checkpoint.name)
+        self._retention.add(checkpoint.name, progress.model)
+        stands = {"epoch": progress.epoch, "global_step": progress.global_step}
+        self._report({**(stands if metrics is None else metrics), SAVED: checkpoint.name})
+
+    def _abandon(self) -> None:
+        if self._under_way is not None:
+            with contextlib.suppress(OSError):
+                self._spec.folder.delete(self._under_way.name)
 
     def _new_folder(self) -> Path:
         folder = self._scratch / str(next(_FOLDERS))
