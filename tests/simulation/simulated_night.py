@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import worker_model
 from conftest import write_prepared
 from disks import Disk, Storages
 from faults import Fault, strike
@@ -38,6 +39,7 @@ from worker_model import WEIGHTS, Toy, Worker, first_weights, loss, trained
 
 from raymed import clock
 from raymed.data import prepared as prepared_data
+from raymed.data.leak import guard
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.errors import RunError, UserError
 from raymed.registry import candidate
@@ -167,6 +169,9 @@ class Night:
         patch.setattr(
             Tracker, "open", staticmethod(lambda uri, name="": Tracker(uri, name, "1", Client(world, self.mlflow)))
         )
+        patch.setattr(RunSpec, "plan", _plan)
+        patch.setattr(RunSpec, "usage", _usage)
+        patch.setattr(worker_model, "guard", _guard)
         patch.setattr(room, "trial_resources", lambda _: (Resources(1, 1, 1, 0), self.setting.concurrent))
         names = random.Random(self.seed)
         patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=names.getrandbits(128)))
@@ -595,6 +600,29 @@ class Night:
 def _digest() -> str:
     """Of the data that the night begins with."""
     return Manifest.from_json(prepared_files(0)[MANIFEST], MANIFEST).digest
+
+
+# What follows from prepared data and a seed alone, and touches nothing, is computed once for all nights.
+
+_COMPUTED: dict[tuple[Any, ...], Any] = {}
+
+
+def _once(key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+    if key not in _COMPUTED:
+        _COMPUTED[key] = compute()
+    return _COMPUTED[key]
+
+
+def _plan(spec: RunSpec, prepared: Prepared, epoch: int, compute: Callable[..., Any] = RunSpec.plan) -> Any:
+    return _once(("plan", prepared.digest, spec.seed, epoch), lambda: compute(spec, prepared, epoch))
+
+
+def _usage(spec: RunSpec, prepared: Prepared, compute: Callable[..., Any] = RunSpec.usage) -> Any:
+    return _once(("usage", prepared.digest, spec.seed), lambda: compute(spec, prepared))
+
+
+def _guard(index: pa.Table, fold: Any) -> None:
+    _once(("guard", id(index)), lambda: guard(index, fold))  # of `_OPEN`, which stay
 
 
 class _Held:
