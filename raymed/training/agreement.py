@@ -40,12 +40,13 @@ class Agreement:
     group: dist.ProcessGroup | None = None
 
     def attempt(self, action: Callable[[], Result]) -> Result:
-        """What comes of an action in the storage on this worker, in any thread. A storage that is away is waited for.
+        """What comes of an action in the storage on this worker, in a thread beside the run. A storage that is away is
+        waited for; whether the run itself hangs meanwhile is seen all the same.
 
         Raises:
             StorageError: it refuses, or is away for too long.
         """
-        return wait_for(action, self.folder, self.minutes, self._waiting())
+        return wait_for(action, self.folder, self.minutes, self._waiting(lambda: None))
 
     def reach(self, action: Callable[[], Result]) -> Result:
         """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.
@@ -57,23 +58,27 @@ class Agreement:
         problems = [""] * dist.get_world_size()
         own = ""
         try:
-            done.append(self.attempt(action))
+            done.append(wait_for(action, self.folder, self.minutes, self._waiting(self.stall.step)))
         except StorageError as error:
             own = str(error)
-        self.stall.step(60 * self.minutes)  # another worker may still wait for the storage
+        self.may_wait()
         dist.all_gather_object(problems, own, self.group)
         self.stall.step()
         if problem := next(filter(None, problems), ""):
             raise StorageError(problem)
         return done[0]
 
-    def _waiting(self) -> Callable[[OSError], None]:
+    def may_wait(self) -> None:
+        """What this worker comes to may take as long as another worker, or a thread, still waits for the storage."""
+        self.stall.step(60 * self.minutes)
+
+    def _waiting(self, step: Callable[[], None]) -> Callable[[OSError], None]:
         """What is done while this worker waits."""
         since, until = time.monotonic(), datetime.now() + timedelta(minutes=self.minutes)
         said: list[str] = []
 
         def wait(error: OSError) -> None:
-            self.stall.step()
+            step()
             if not said and time.monotonic() - since >= UNSAID:
                 said.append(
                     f"worker {dist.get_rank()} on {socket.gethostname()} does not see {self.folder.uri} ({error}), and "

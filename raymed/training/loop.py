@@ -153,9 +153,9 @@ class Run:
         try:
             self._train_and_validate()
         except Leave as leave:
-            if self.saving.is_under_way:
+            if self.saving.is_under_way:  # steps since it was begun take less time than to write another one
                 self._complete_checkpoint()
-            if self.progress.global_step > self.saved_step:
+            elif self.progress.global_step > self.saved_step:
                 self._checkpoint_between_validations(usable=False)  # there are two minutes, and large networks fill them
                 self._complete_checkpoint()
             if leave.notice == Notice.MACHINE:

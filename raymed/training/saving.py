@@ -122,6 +122,7 @@ class Saving:
         checkpoint, self._under_way = self._under_way, None
         rest, worker, workers = checkpoint.folder / REST, self._engine.worker, self._engine.workers
         with checkpoint.room:
+            self._agreement.may_wait()
             listed, refusal = _outcome(checkpoint.digests)
             seal(rest, worker, workers, listed)  # once: a second list would have the first one in it
 
@@ -144,6 +145,7 @@ class Saving:
         if self._under_way is None:
             return
         checkpoint, self._under_way = self._under_way, None
+        self._agreement.may_wait()
         with checkpoint.room, contextlib.suppress(Exception):  # what ends the run is told of, and not this
             checkpoint.digests.result(None if self._engine.workers == 1 else LEAVING)  # others hang until this one is gone
             if self._engine.workers == 1:  # others may still be writing theirs

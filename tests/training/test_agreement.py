@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_a_worker_that_waits_for_the_storage_says_so_once(tmp_path: Path) -> Non
     assert text.startswith("worker 0 on ") and f"does not see {folder.uri} ([Errno 2] No such" in text
     assert together.reach(lambda: "at once") == "at once"
     assert len(said) == 1, "who does not wait says nothing"
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_thread_that_waits_for_the_storage_hides_no_hang_of_the_run(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "runs")
+    guard = StallGuard(0, folder, 0)
+    together = Agreement(folder, 1.0, guard, lambda text: None)
+
+    def at_the_third_try(tries: list[int]) -> None:
+        tries.append(len(tries))
+        if len(tries) < 3:
+            raise FileNotFoundError(2, "No such file or directory")
+
+    stepped = guard._seen
+    together.attempt(partial(at_the_third_try, list[int]()))
+    assert guard._seen == stepped
+    together.may_wait()
+    assert guard._seen > stepped + 30, "a run that waits for its thread has as long as the thread"
 
 
 @pytest.mark.usefixtures("_alone")

@@ -21,7 +21,7 @@ from raymed.data.stream import ShardReader
 from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import saving
-from raymed.training.checkpoint import Progress, checkpoint_names, fetch_newest, verify
+from raymed.training.checkpoint import Progress, checkpoint_names, fetch_newest, step_of, verify
 from raymed.training.loop import SAVED, train
 from raymed.training.preemption import Preempted
 from raymed.training.settings import TrainSettings
@@ -109,9 +109,11 @@ def test_a_run_that_dies_or_leaves_while_a_checkpoint_is_on_its_way_computes_the
     # between the first one's state and the list, and when all of the second is there but nobody was told
     for number in (1, 4):
         assert start(cut, tmp_path / "cut.jsonl", number) == -signal.SIGKILL, number
+    before = len((tmp_path / "cut.jsonl").read_text().splitlines())
     assert start(cut, tmp_path / "cut.jsonl", leave_after=2) == 7
-    left = checkpoint_names(cut.folder)[-1]
-    verify(Path(cut.folder.path) / left)
-    assert not (Path(cut.folder.path) / left / "model").exists(), "there was no time for more than what goes on from it"
+    verify(Path(cut.folder.path) / checkpoint_names(cut.folder)[-1])
+    told = [json.loads(line) for line in (tmp_path / "cut.jsonl").read_text().splitlines()[before:]]
+    saved = [step_of(each[SAVED]) for each in told if SAVED in each]
+    assert told[-1]["global_step"] == saved[-1] + 1, "it leaves with the one that was under way, and writes no other"
     assert start(cut, tmp_path / "cut.jsonl") == 0
     assert losses(cut, tmp_path / "again") == expected

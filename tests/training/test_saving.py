@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.checkpoint import Progress, checkpoint_names, fetch_newest, verify
 from raymed.training.engine import Engine, prepare_process
-from raymed.training.saving import REST, Saving
+from raymed.training.saving import REST, Checkpoint, Saving, beside
 from raymed.training.stall import StallGuard
 from raymed.training.upload import upload
 
@@ -111,6 +114,36 @@ def work(worker: int, out: Path) -> None:
         assert not absent.is_under_way and not (out / "lost").exists(), "nothing is written below a mount point"
     dist.barrier()
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_fails_holds_nobody_up_and_leaves_nothing(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others stand in a collective until it is gone, and its upload may take as long as a storage stays away."""
+    monkeypatch.setattr("raymed.training.saving.LEAVING", 0.01)
+    run = Folder.at(tmp_path)
+    saving = Saving(
+        SimpleNamespace(worker=0, workers=workers),  # type: ignore[arg-type]
+        run,
+        Agreement(run, 0.0, StallGuard(0, run, 0), lambda text: None),
+    )
+    (tmp_path / "step-1").mkdir()
+    is_away = threading.Event()
+
+    def write() -> dict[str, str]:
+        is_away.wait()
+        return {}
+
+    saving._under_way = Checkpoint("step-1", tmp_path, beside(write), contextlib.ExitStack())
+    leaving = threading.Thread(target=saving.abandon, daemon=True)
+    leaving.start()
+    if workers == 1:
+        is_away.set()
+    leaving.join(60)
+    assert not leaving.is_alive() and not saving.is_under_way
+    assert (tmp_path / "step-1").exists() == (workers > 1), "others may still be writing theirs"
+    is_away.set()
 
 
 @pytest.mark.slow
