@@ -33,6 +33,7 @@ import small_signals
 from away_rows import judging_told, raylet_lost, search_full, storage_away
 from conftest import RAY_TOKEN, write_prepared
 from damage_rows import damaged_models, damaged_shards
+from kill_rows import killed_night
 from leak_rows import leaks
 from ports import free_port
 from ray import cloudpickle
@@ -262,6 +263,7 @@ def damaged_samples(tries: int, seed: int, folder: Path) -> str:
 ROWS: dict[str, tuple[Row, int, int]] = {
     "worker_kills": (worker_kills, 30, 0),
     "driver_kills": (driver_kills, 5, 0),
+    "killed_night": (killed_night, 200, 0),
     "sigterm": (sigterm, 20, 0),
     "torn_writes": (torn_writes, 50, 12),
     "damaged_files": (damaged_files, 50, 5),

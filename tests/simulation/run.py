@@ -21,6 +21,8 @@ from mistakes import MISTAKES
 from shrinking import shrunk
 from simulated_night import Violation, run_night
 
+SAID = 1000  # nights after which a line says how many there were
+
 
 def broken(seed: int) -> str:
     """What does not hold in a night; nothing where all does."""
@@ -48,16 +50,22 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="seed of the first night")
     parser.add_argument("--count", type=int, default=10_000, help="nights, at most")
     parser.add_argument("--mistakes", action="store_true", help="put mistakes into the product")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that simulate at a time")
     options = parser.parse_args()
     begun = time.monotonic()
-    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+    with multiprocessing.get_context("fork").Pool(options.processes) as pool:
         if options.mistakes:
             for line in pool.imap(partial(found, count=options.count), range(len(MISTAKES))):
                 print(line, flush=True)
             return 0
         seeds = range(options.first, options.first + options.count)
-        violations = list(filter(None, pool.imap_unordered(broken, seeds, 8)))
-    print("\n".join([*violations, f"{options.count} nights, {len(violations)} broken, {time.monotonic() - begun:.0f} s"]))
+        violations = 0
+        for done, said in enumerate(pool.imap_unordered(broken, seeds, 8), 1):
+            violations += bool(said)
+            if said or done % SAID == 0 or done == options.count:
+                seconds = time.monotonic() - begun
+                rate = 60 * done / seconds
+                print(f"{said}{done} nights, {violations} broken, {seconds:.0f} s, {rate:.0f} a minute", flush=True)
     return int(bool(violations))
 
 
