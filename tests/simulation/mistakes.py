@@ -195,6 +195,6 @@ MISTAKES: dict[Mistake, int] = {
     checkpoint_is_recorded_before_its_epoch: 130,
     debris_stays: 10,
     person_has_no_say: 42,
-    checkpoint_to_go_on_from_is_not_written_out: 2490,
+    checkpoint_to_go_on_from_is_not_written_out: 1072,
 }
 """Each with the seed of a night that finds it."""

@@ -6,6 +6,7 @@ search's process dies, its workers go on for a while before Ray ends them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
 from raymed.training.checkpoint import newest_step
-from raymed.training.fit import RESTARTS
+from raymed.training.fit import POLL, RESTARTS
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
 from raymed.tuning.execution import Training, _decisions
@@ -47,6 +48,7 @@ class Attempt:
         self.ended: str | None = None
         self.leaving = False
         self.failures, self.before = 0, newest_step(self.spec.folder)
+        self._told = -math.inf
         self.ends: float | None = None
         self.start(0.5)
 
@@ -63,6 +65,7 @@ class Attempt:
 
     def tell(self, report: dict[str, Any]) -> None:
         self.reports.append(report)
+        self._told = self.job.world.now
         self.job.driver.wakes = min(self.job.driver.wakes, self.job.world.now)
 
     def look(self) -> None:
@@ -72,6 +75,10 @@ class Attempt:
         if self.worker.ended == "":
             self.ended = ""
             return
+        if self.worker.ended == "killed" and self.reports and self.job.world.now - self._told < float(POLL):
+            if self.job.world.draw.random() < 0.5:  # a worker keeps what it tells until it is fetched
+                self.reports.pop()
+            self._told = -math.inf
         if not self.job.storage_is_there():
             return
         self.reports.append({LOST: f"the worker was lost: {self.worker.ended}"})

@@ -21,7 +21,7 @@ from mistakes import MISTAKES
 from shrinking import shrunk
 from simulated_night import Violation, run_night
 
-SAID = 1000  # nights after which a line says how many there were
+SAID = 100  # nights after which a line says how many there were
 
 
 def broken(seed: int) -> str:

@@ -458,7 +458,7 @@ class Night:
         try:
             verify(into)
         except (RunError, ValueError, KeyError, OSError) as error:
-            raise Violation(f"a power cut tore the checkpoint {name}, which was reported: {error}") from error
+            raise Violation(f"a power cut tore the checkpoint {name}: {error}") from error
         finally:
             shutil.rmtree(into, ignore_errors=True)
 
@@ -570,6 +570,8 @@ class Night:
         self._require(
             run.read(WEIGHTS).decode() == expected_weights(self.setting, best), "the winner is of other data or settings"
         )
+        uri, _, name = best.user_attrs[CHECKPOINT].rpartition("/")
+        self._verify(uri, name)  # judging reads what it predicted, by its list
 
     def _check_mlflow(self, study: Study) -> None:
         active: dict[str, list[Any]] = {}
