@@ -47,7 +47,8 @@ def test_what_is_not_said_is_as_in_the_configuration(config, chest):
     greedy.load_model()
     said = greedy.infer_single(chest, "Findings?")["answer"]
     assert said == greedy.infer_single(chest, "Findings?", temperature=9.0)["answer"]
-    assert greedy.infer_single(chest, "Findings?", max_new_tokens=2)["answer"] == said[:1]
+    shorter = greedy.infer_single(chest, "Findings?", max_new_tokens=2)["answer"]  # a byte, perhaps no character
+    assert said.startswith(shorter) and len(shorter) <= 1 <= len(said)
 
 
 def test_defaults_are_the_guides():
