@@ -13,7 +13,7 @@ from raymed.systems.mamba_vlm.network import ReportWriter
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import GenerationSettings
 
-CUT = "\N{REPLACEMENT CHARACTER}"  # what is read of bytes that are no whole character
+CUT = "\N{REPLACEMENT CHARACTER}"  # what is read of the first bytes of a character
 
 
 @torch.no_grad()
@@ -46,5 +46,5 @@ def generate_texts(
 def _whole(text: str, headings: Sequence[str]) -> str:
     """A text without the part of a character that a limit of tokens left at its end, or before a heading."""
     for heading in headings:
-        text = re.sub(f"{CUT}+(?={re.escape(heading)})", "", text)
-    return text.rstrip(CUT).strip()
+        text = re.sub(f"{CUT}(?={re.escape(heading)})", "", text)
+    return text.removesuffix(CUT).strip()

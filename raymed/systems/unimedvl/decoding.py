@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raymed.systems.unimedvl.network import UniMedVL
     from raymed.systems.unimedvl.tokens import TextTokens
 
-CUT = "\N{REPLACEMENT CHARACTER}"  # what is read of bytes that are no whole character
+CUT = "\N{REPLACEMENT CHARACTER}"  # what is read of the first bytes of a character
 
 
 def write(
@@ -48,6 +48,6 @@ def pieces(ids: Iterator[int], tokens: TextTokens) -> Iterator[str]:
         if not text.endswith(CUT):  # the rest of a character is to come
             yield text[len(shown) :]
             shown = text
-    rest = tokens.text(read).rstrip(CUT)[len(shown) :]  # the longest length may cut a character
+    rest = tokens.text(read).removesuffix(CUT)[len(shown) :]  # the longest length may cut a character
     if rest:
         yield rest
