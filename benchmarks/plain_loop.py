@@ -45,7 +45,7 @@ def _train(worker: int, spec: RunSpec, workers: int, cores: Sequence[int], steps
     module = spec.recipe.build().train()
     optimizer = torch.optim.AdamW([{"params": group.parameters} for group in spec.recipe.groups(module)], lr=spec.train.lr)
     network = DistributedDataParallel(module, broadcast_buffers=False) if workers > 1 else module
-    prepared, divided = spec.open_data(), Division(spec.train.micro_batch, workers)
+    prepared, divided = spec.open_data(), Division(spec.train.packs_at_once, workers)
     whole = [batch for batch in spec.plan(prepared, 0).batches if len(batch) == spec.train.global_batch][:DISTINCT]
     batches = [
         [

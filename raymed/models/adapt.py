@@ -88,6 +88,26 @@ def rest_frozen(module: nn.Module) -> None:
             rest_frozen(child)
 
 
+def compute_activations_again(module: nn.Module) -> bool:
+    """Let the blocks of a network keep no activations for the backward pass, which computes them again.
+
+    Returns:
+        Whether it has blocks that can.
+    """
+    again, within = False, set[nn.Module]()
+    for part in module.modules():
+        if part in within:
+            continue
+        if getattr(part, "supports_gradient_checkpointing", False):  # of transformers, with all that is in it
+            part.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            within.update(part.modules())
+            again = True
+        elif hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = True  # type: ignore[assignment]
+            again = True
+    return again
+
+
 def add_lora(module: nn.Module, rank: int, targets: Sequence[str]) -> None:
     """Freeze `module` and add LoRA adapters of the given rank, alpha 2 * rank, to its linear layers named `targets`."""
     from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and seldom used

@@ -16,12 +16,17 @@ CONTEXT = 2**30  # bytes of a card that a process takes besides tensors: CUDA's 
 
 def keep_to_share(device: torch.device) -> None:
     """Let this worker use no more of its card's memory than the share of it that it was given: others live there, too."""
-    if not (ray.is_initialized() and ray.get_gpu_ids()):  # a job's own process is given nothing
-        return
-    share = ray.get_runtime_context().get_assigned_resources().get("GPU", 1)
+    share = share_of_card()
     if share < 1:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(max(0.0, share - CONTEXT / total), device)
+
+
+def share_of_card() -> float:
+    """What part of a card this worker was given; all of it where nobody gave it any, as in a job's own process."""
+    if not (ray.is_initialized() and ray.get_gpu_ids()):
+        return 1.0
+    return min(1.0, ray.get_runtime_context().get_assigned_resources().get("GPU", 1))
 
 
 def take_apart(device: torch.device, timeout: timedelta) -> dist.ProcessGroup:

@@ -31,6 +31,7 @@ from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe
 from raymed.training.cards import keep_to_share, take_apart
+from raymed.training.compiled import compile_blocks
 from raymed.training.ema import AveragedWeights
 from raymed.training.feed import Feed
 from raymed.training.frozen import Readers, Source, frozen_part
@@ -112,6 +113,7 @@ class Engine:
         self._host = take_apart(device, timeout) if device.type == "cuda" and self.workers > 1 else None
         check_offload(settings, device)
         module = first_network(recipe, settings, seed, device, start)
+        self._compiled = compile_blocks(module, settings, device)
         named = recipe.groups(module)
         groups = [
             {
@@ -157,7 +159,9 @@ class Engine:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         weights = str(next(self.module.parameters()).dtype).removeprefix("torch.")
         amp = arithmetic(self.settings.precision, self.device) == "amp"
-        return {"device": device, "precision": "amp" if amp else weights} | getattr(self.module, "description", {})
+        how = {name: str(getattr(self.settings, name)) for name in ("micro_batch", "checkpoint_activations")}  # as found
+        how["compile"] = self._compiled
+        return {"device": device, "precision": "amp" if amp else weights} | how | getattr(self.module, "description", {})
 
     def readers(self, source: Source) -> Readers:
         """Where a worker with this network reads the rows of a source."""
@@ -387,7 +391,7 @@ def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers
         UserError: items that the network normalises or compares together do not fit.
     """
     meet = recipe.contrastive or bool(batch_norms(module))
-    divided = Division(settings.micro_batch, workers, settings.norm_group if meet else 0, recipe.contrastive)
+    divided = Division(settings.packs_at_once, workers, settings.norm_group if meet else 0, recipe.contrastive)
     # The last global batch of an epoch may hold just one group's packs, where a whole one is cut into smaller groups.
     divided.check(min(settings.global_batch, settings.norm_group))
     return divided

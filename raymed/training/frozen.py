@@ -219,7 +219,7 @@ def make_features(spec: RunSpec, blocks: Sequence[Places], device: torch.device)
     module.eval()
     for places in blocks if not moving else ():
         table = places.read()
-        records, micro, features = records_from(table), spec.train.micro_batch, list[np.ndarray]()
+        records, micro, features = records_from(table), spec.train.packs_at_once, list[np.ndarray]()
         for start in range(0, len(records), micro):
             with torch.inference_mode():
                 batch = recipe.encode(records[start : start + micro], None).to(device)

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+
+def page_locked(size: int) -> int:
+    """Bytes that PyTorch takes of the machine's memory for a page-locked block of so many: the next power of two."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def checkpoint_bytes(groups: Sequence[int], frozen: int, width: int, workers: int = 1) -> int:
+    """Page-locked memory that the copies for a checkpoint take on the first worker of a run on cards.
+
+    DeepSpeed lays the weights of a parameter group end to end, so each group is one block of weights, which are copied with
+    the state and for the export, and three of the worker's part of fp32 weights and two moments.
+
+    Args:
+        groups: trained numbers of each.
+        frozen: bytes of weights that are not trained.
+        width: bytes of a trained weight on the card.
+    """
+    weights = page_locked(frozen) + sum(page_locked(width * count) for count in groups)
+    return 2 * weights + sum(3 * page_locked(4 * -(-count // workers)) for count in groups)
 
 
 class HostCopy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +17,12 @@ from raymed.storage.availability import is_refusal
 from raymed.training.frozen import Source
 from raymed.training.heap import give_back_freed_memory
 from raymed.training.loop import train
+from raymed.training.rendezvous import meet_nobody
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.stall import STALLED
 from raymed.training.worker_context import WorkerContext
 
-RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-NO_SERVER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed would look for MPI without them; nobody connects
 BEGUN = "begun"  # what a run reports first
 
 
@@ -60,8 +58,7 @@ def train_alone(
     spec.folder.make()
     device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
     if not dist.is_initialized():  # and so it stays: DeepSpeed remembers the groups that it made in it
-        os.environ |= RANKS | NO_SERVER
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        meet_nobody(device)
     try:
         train(WorkerContext(0, 1, 0, 1, device, report, lambda: False), spec, source, stop_decisions, keep_all)
     except OSError as error:

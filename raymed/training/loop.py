@@ -6,6 +6,7 @@ from (seed, epoch, record) and (seed, step, place), and a resumed run goes on at
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -34,6 +35,7 @@ from raymed.training.course import Course
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.frozen import Source
 from raymed.training.means import means
+from raymed.training.memory_plan import settled
 from raymed.training.network import check_pretrained
 from raymed.training.predictions import in_order
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
@@ -71,8 +73,10 @@ def train(context: WorkerContext, spec: RunSpec, source: Source, stop_decisions:
     """
     prepare_process(context.device)
     try:
-        with own_disk(spec.train) as settings:
+        with contextlib.ExitStack() as disk:
             try:
+                spec = settled(context, spec, partial(_tell, stop_decisions))
+                settings = disk.enter_context(own_disk(spec.train))
                 run = Run(context, spec, settings, source, stop_decisions, keep_all)
             except CommonError:
                 raise
@@ -84,6 +88,12 @@ def train(context: WorkerContext, spec: RunSpec, source: Source, stop_decisions:
         context.report({FAILED: str(error), COMMON: 1.0})
     except RunError as error:  # all workers meet it at the same place, and trying again would only repeat it
         context.report({FAILED: str(error)})
+
+
+def _tell(stop_decisions: ActorHandle | None, text: str) -> None:
+    """Say something to the job."""
+    if stop_decisions is not None:
+        stop_decisions.tell.remote(text)
 
 
 class Run:
@@ -100,6 +110,7 @@ class Run:
     ) -> None:
         self.context, self.worker, self.workers = context, context.rank, context.workers
         self.spec, self.stop_decisions, self.keep_all = spec, stop_decisions, keep_all
+        self.tell = partial(_tell, stop_decisions)
         self.prepared = self._reach(spec.data, spec.reach_data)
         if not spec.is_refit:
             guard(self.prepared.index, spec.fold)
@@ -124,12 +135,12 @@ class Run:
         settings = self.spec.train
         unwatched = StallGuard(0, self.spec.folder, self.worker)
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=settings.collective_seconds))
-        return Agreement(Folder.at(data), settings.storage_minutes, unwatched, self._tell, group).reach(opened)
+        return Agreement(Folder.at(data), settings.storage_minutes, unwatched, self.tell, group).reach(opened)
 
     def _take_up(self, source: Source) -> None:
         """Go on from the newest checkpoint, if there is one."""
         context, spec, stop_decisions = self.context, self.spec, self.stop_decisions
-        self.agreement = Agreement(spec.folder, spec.train.storage_minutes, self.stall, self._tell)
+        self.agreement = Agreement(spec.folder, spec.train.storage_minutes, self.stall, self.tell)
         share = context.local_workers / self.workers
         self.agreement.reach(lambda: check_room(staging_bytes(self.engine.module, share, self.worker == 0)))
         self.progress = self._resume()
@@ -139,10 +150,6 @@ class Run:
         self.saving = Saving(self.engine, spec.folder, self.agreement)
         self.notices, self.step_log = Notices(stop_decisions, context.is_preempted), StepLog()
         self.stall.step()
-
-    def _tell(self, text: str) -> None:
-        if self.stop_decisions is not None:
-            self.stop_decisions.tell.remote(text)
 
     def train(self) -> None:
         """Train to the end, or until the search, the job or the machine's owner says to stop.
@@ -308,7 +315,7 @@ class Run:
         """Metrics over every row exactly once, the same on all workers, and, on worker 0, the predictions in the order of
         the rows."""
         plan = tuple((row,) for row in rows.tolist())
-        shares = Division(self.spec.train.micro_batch, self.workers).share(plan, self.worker)
+        shares = Division(self.spec.train.packs_at_once, self.workers).share(plan, self.worker)
         mine = [[row for (row,) in micro.packs] for micro in shares]
         outputs: list[tuple[list[int], Predictions]] = []
         with self.engine.evaluating():

@@ -6,12 +6,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raymed.errors import CommonError
+from raymed.errors import CommonError, UserError
+from raymed.models.adapt import compute_activations_again
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Recipe
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.start import StartWeights
+
+
+class NothingToComputeAgainError(UserError):
+    """A network without blocks whose activations could be computed again."""
 
 
 def first_network(
@@ -32,6 +37,10 @@ def first_network(
     adapt_to_float32 = getattr(module, "compute_in_float32", None)
     if adapt_to_float32 and arithmetic(settings.precision, device) == "fp32":
         adapt_to_float32()
+    if settings.checkpoint_activations == "on" and not compute_activations_again(module):
+        raise NothingToComputeAgainError(
+            "no block of this network can compute its activations again: leave out train.checkpoint_activations"
+        )
     return module
 
 

@@ -78,7 +78,7 @@ def rehearse(spec: RunSpec, prepared: Prepared, module: nn.Module, device: torch
 
 def first_batch(spec: RunSpec, prepared: Prepared) -> Batch:
     """The first micro-batch of a run, encoded."""
-    ((micro, *_), *_) = Division(spec.train.micro_batch).rounds(spec.plan(prepared, 0).batches[0])
+    ((micro, *_), *_) = Division(spec.train.packs_at_once).rounds(spec.plan(prepared, 0).batches[0])
     records = prepared.read(np.array([row for pack in micro.packs for row in pack]))
     return spec.recipe.encode(records, TrainingPass(spec.seed, 0))
 

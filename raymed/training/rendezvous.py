@@ -11,10 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
+import torch
+import torch.distributed as dist
 from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
 
 from raymed.compat.ray_train import BaseWorkerGroup, TorchBackend, join_process_group, set_ranks
+
+RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+NO_SERVER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed would look for MPI without them; nobody connects
 
 
 @dataclass
@@ -58,6 +63,11 @@ class _FileBackend(TorchBackend):
                 self._folder.cleanup()
 
 
+def meet_nobody(device: torch.device) -> None:
+    """Be the only worker there is."""
+    os.environ |= RANKS | NO_SERVER
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
 def _name_no_server() -> None:
-    """Give DeepSpeed the variables without which it takes a process for one of MPI's; nobody connects to them."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= NO_SERVER

@@ -11,6 +11,8 @@ from raymed.models.settings import Precision
 # of TrainSettings: how, not what
 HOW = (
     "micro_batch",
+    "checkpoint_activations",
+    "compile",
     "zero_stage",
     "offload",
     "offload_path",
@@ -31,7 +33,10 @@ class TrainSettings:
             (0 = by `epochs`).
         global_batch: Packs (slices) per optimizer step, over all workers.
         micro_batch: Most packs per forward pass of a worker; the rest of the global batch is accumulated. Lower it when
-            memory is short.
+            memory is short, or say auto: the largest that fits is found by trying before the run begins.
+        checkpoint_activations: Whether activations are computed again in the backward pass, which takes less memory and a
+            third more time: as the model settings say (off), always (on), or where not even the smallest micro-batch fits
+            otherwise, or the one that was asked for (auto).
         norm_group: Packs whose statistics a batch norm takes together, and that a contrastive loss compares; of a smaller
             global batch all. It decides the result of such networks, whatever micro-batch and workers; of others nothing.
         lr: Peak learning rate of AdamW.
@@ -42,6 +47,8 @@ class TrainSettings:
         final_lr: Learning rate at the end of the cosine, as a share of the peak.
         clip: Largest gradient norm (0 = no clipping).
         ema: Decay of the averaged weights that are evaluated and kept (0 = off).
+        compile: Whether torch.compile makes fewer, larger kernels of each block of the network: on a GPU, under ZeRO 1 and 2
+            (auto), wherever it can (on), or not (off). The first steps take longer; not yet seen on a GPU.
         zero_stage: DeepSpeed ZeRO stage, 1, 2 or 3.
         offload: Where the optimizer's weights and moments are kept, and under ZeRO 3 the network's weights between their
             uses: on the GPU (none), in the machine's memory (cpu), or, under ZeRO 3, on its disk (nvme). It makes room on
@@ -69,7 +76,9 @@ class TrainSettings:
     epochs: int = 10
     steps: int = 0
     global_batch: int = 16
-    micro_batch: int = 16
+    micro_batch: int | Literal["auto"] = 16
+    checkpoint_activations: Literal["off", "on", "auto"] = "off"
+    compile: Literal["off", "on", "auto"] = "off"
     norm_group: int = 8
     lr: float = 1e-3
     weight_decay: float = 0.01
@@ -94,7 +103,7 @@ class TrainSettings:
     storage_minutes: float = 20.0
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.global_batch, self.micro_batch, self.norm_group, self.log_steps) < 1:
+        if min(self.epochs, self.global_batch, self.packs_at_once, self.norm_group, self.log_steps) < 1:
             raise UserError("train.epochs, global_batch, micro_batch, norm_group and log_steps must be at least 1")
         if min(self.patience, self.min_delta, self.stall_minutes, self.storage_minutes) < 0:
             raise UserError("train.patience, min_delta, stall_minutes and storage_minutes must be at least 0")
@@ -118,6 +127,16 @@ class TrainSettings:
                 raise UserError("train.ema averages weights that train.offload nvme keeps on a disk: use cpu, or ema 0")
         if self.offload_path and self.offload != "nvme":
             raise UserError(f"train.offload_path {self.offload_path} is for train.offload nvme: leave it out")
+
+    @property
+    def packs_at_once(self) -> int:
+        """Most packs of a micro-batch; before `auto` is settled, those of a global batch."""
+        return self.global_batch if self.micro_batch == "auto" else self.micro_batch
+
+    @property
+    def asks_memory(self) -> bool:
+        """Whether what fits into memory decides something of how the run computes."""
+        return "auto" in (self.micro_batch, self.checkpoint_activations)
 
     @property
     def counted(self) -> Literal["epoch", "global_step"]:

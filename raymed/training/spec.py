@@ -122,7 +122,7 @@ class RunSpec:
     def helpful(self, workers: int) -> int:
         """The fewest workers that are as fast as so many: none of them idles in a whole global batch."""
         group = self.train.norm_group if self.recipe.contrastive else 0
-        return Division(self.train.micro_batch, workers, group, self.recipe.contrastive).helpful(self.train.global_batch)
+        return Division(self.train.packs_at_once, workers, group, self.recipe.contrastive).helpful(self.train.global_batch)
 
     @property
     def weights(self) -> dict[str, str]:

@@ -40,7 +40,7 @@ def deepspeed_config(settings: TrainSettings, device: torch.device, workers: int
     computed = arithmetic(settings.precision, device)
     on_gpu, several = device.type == "cuda", workers > 1
     return {
-        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "train_micro_batch_size_per_gpu": settings.packs_at_once,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.clip,

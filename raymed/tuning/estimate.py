@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from raymed.language import say, translated
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
 from raymed.training.fit import Resources
+from raymed.training.host_copy import checkpoint_bytes
 from raymed.training.rehearsal import Rehearsal, activation_bytes, first_batch, rehearse
 from raymed.training.spec import RunSpec
 from raymed.training.zero import check_offload
@@ -32,6 +34,9 @@ def describe(search: Search) -> Outcome:
         UserError: something of that does not fit.
     """
     spec, prepared = search.template, search.template.open_data()
+    if found := spec.train.micro_batch == "auto":  # counted with the smallest that any network takes
+        fewest = min(spec.train.norm_group, spec.train.global_batch)
+        spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, micro_batch=fewest))
     check_reachable(search.tracking_uri)
     spec.folder.check_writable()
     each, fitting = room.trial_resources(search)
@@ -109,6 +114,15 @@ def describe(search: Search) -> Outcome:
     else:
         activations = _activations(spec, prepared, module, each.gpus > 0)
     lines.append(_memory(spec, activations, rehearsal))
+    if found:
+        lines.append(say("           how many at once fit is tried when a run begins"))
+    if each.gpus:
+        lines.append(
+            say(
+                "           a checkpoint's copies take {size:.2f} GiB of the machine's memory, page-locked in powers of two",
+                size=_copies(spec, module, each.workers) / 2**30,
+            )
+        )
     seconds = rehearsal.seconds / rehearsal.records if rehearsal else None
     if seconds is None:
         lines.append(say("time       not estimated here: the first epoch of the first trial will tell"))
@@ -159,6 +173,14 @@ def state_bytes(parameters: int, trained: int, stage: int, workers: int) -> floa
     return weights / (workers if stage == 3 else 1) + gradients / (workers if stage >= 2 else 1) + moments / workers
 
 
+def _copies(spec: RunSpec, module: torch.nn.Module, workers: int) -> int:
+    """Bytes of a checkpoint's copies on the machine of the first worker."""
+    groups = [sum(each.numel() for each in group.parameters) for group in spec.recipe.groups(module)]
+    width = 2 if spec.train.precision in ("auto", "bf16") else 4
+    frozen = sum(each.numel() * width for each in module.parameters() if not each.requires_grad)
+    return checkpoint_bytes(groups, frozen, width, workers)
+
+
 def _classes(spec: RunSpec, prepared: Prepared) -> list[str]:
     """A line with the patients of each class that are trained and validated on; none where there are no classes."""
     if not prepared.labels.names:
@@ -183,7 +205,7 @@ def _memory(spec: RunSpec, activations: int | None, rehearsal: Rehearsal | None)
     whole = say(
         "memory     {activations:.2f} GiB of activations besides, at {count} {noun} at once",
         activations=activations / 2**30,
-        count=spec.train.micro_batch,
+        count=spec.train.packs_at_once,
         noun=say(spec.sampling.noun),
     )
     if rehearsal is None or rehearsal.peak is None:
@@ -213,7 +235,7 @@ def _rehearse(spec: RunSpec, prepared: Prepared, module: torch.nn.Module, each: 
         return rehearse(spec, prepared, module, torch.device("cuda" if each.gpus else "cpu"))
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"a micro-batch of {spec.train.micro_batch} {spec.sampling.noun} does not fit into this GPU beside what it "
+            f"a micro-batch of {spec.train.packs_at_once} {spec.sampling.noun} does not fit into this GPU beside what it "
             f"holds already ({error}): lower train.micro_batch first, which changes no result but memory and time"
         ) from error
     finally:

@@ -56,6 +56,7 @@ PARTS = {
     "packing": Part("attention kernels for packed samples", f"{HERE}/packed_kernels.py", 60),
     "resume": Part("a run that goes on in mid-epoch, bit for bit", f"{HERE}/resumption.py", 60),
     "zero": Part("training under Ray with ZeRO 1, 2, 3", f"{HERE}/zero_stages.py", 120),
+    "shared": Part("several trials on one card", f"{HERE}/shared_card.py", 90),
     "waits": Part("what holds a step up, and a checkpoint", f"{HERE}/step_waits.py", 60),
     "features": Part("features, and their neighbours", f"{HERE}/neighbours.py", 60),
     "step": Part(

@@ -55,3 +55,4 @@ def test_a_plan_says_what_a_night_costs_and_that_workers_lie_apart(prepared: Pre
     lines = describe(search).text.splitlines()
     assert any(line.startswith("cost       at most 32.80 (head 0.5, 8 GPUs at 0.45 an hour)") for line in lines)
     assert any("the 2 workers of a run lie on 2 machines (1 GPU each)" in line for line in lines)
+    assert any("a checkpoint's copies take 0.00 GiB of the machine's memory" in line for line in lines)

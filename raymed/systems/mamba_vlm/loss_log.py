@@ -94,7 +94,7 @@ def describe(spec: RunSpec) -> dict[str, Any]:
         "batch_size": spec.train.global_batch,
         "lr": spec.train.lr,
         "max_text_len": recipe.max_text_len,
-        "gradient_accumulation_steps": -(-spec.train.global_batch // spec.train.micro_batch),
+        "gradient_accumulation_steps": -(-spec.train.global_batch // spec.train.packs_at_once),
         "run": spec.name,
         "first_weights": recipe.start,
     }

@@ -61,7 +61,7 @@ class OvernightOptions(TrainBridge, TrainVlm):
         if self.gradient_accumulation_steps != 1:
             raise UserError("--gradient_accumulation_steps: the search varies the batch of a step; leave it out")
         completed = super().completed()
-        train = replace(self.train, epochs=self.epochs, micro_batch=min(self.train.micro_batch, 2))
+        train = replace(self.train, epochs=self.epochs, micro_batch=min(self.train.packs_at_once, 2))
         settings = completed.search
         if not self.no_grid:
             settings = replace(settings, space=settings.space or SPACE, first=settings.first or GRID)

@@ -149,7 +149,7 @@ def log_memory_plan(spec: RunSpec) -> None:
     counts = Counts.of(recipe.sizes, recipe.model)
     if counts.trained + counts.frozen < LARGE:
         return
-    tokens = spec.sampling.max_num_tokens * spec.train.micro_batch  # type: ignore[attr-defined]
+    tokens = spec.sampling.max_num_tokens * spec.train.packs_at_once  # type: ignore[attr-defined]
     log.info(
         "memory under ZeRO 3 in bf16, %.1f billion weights of which %.1f are trained, sequences of %d tokens:",
         *((counts.trained + counts.frozen) / 1e9, counts.trained / 1e9, tokens),
