@@ -26,7 +26,8 @@ NAMES = [str(path.relative_to(ROOT)) for path in DOCS]
 PROGRAMS = {
     "apt-get",
     "aws",
-    "hf", "umask",
+    "hf",
+    "umask",
     "export",
     "make",
     "mlflow",

@@ -103,9 +103,9 @@ def require_persons(root: Path, patients: Mapping[str, str], persons: Mapping[st
         files[patient].setdefault(persons[path], path)
     mixed = []
     for patient, said in files.items():
-        first, *rest = said
-        if strangers := [person for person in rest if not first.may_be(person)]:
-            mixed.append(f"{patient}: {said[first]} and {said[strangers[0]]}")
+        one, *others = said
+        if strangers := [person for person in others if not one.may_be(person)]:
+            mixed.append(f"{patient}: {said[one]} and {said[strangers[0]]}")
     if mixed:
         raise UserError(
             f"{root}: {len(mixed)} patients have files of several persons (PatientID, birth date or sex differ): "

@@ -258,7 +258,9 @@ def _first_listed(options: CheckOptions, file: Path, recipe: ReportRecipe) -> tu
     from raymed.systems.mamba_vlm.report_files import ReportFileOptions
     from raymed.systems.mamba_vlm.report_settings import ReportSettings
 
-    files, settings = ReportFileOptions(paths=str(file)).files(ReportSettings(normalize="minmax"))  # which reads nothing here
+    files, settings = ReportFileOptions(paths=str(file)).files(
+        ReportSettings(normalize="minmax")
+    )  # which reads nothing here
     listing = list_reports(files.by_split, settings, settings.read_prompts(), files.roots)
     study = next((study for study in listing.studies if listing.splits.get(study.patient) == "val"), None)
     if study is None:

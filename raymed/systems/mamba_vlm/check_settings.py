@@ -143,8 +143,8 @@ def _described(options: CheckOptions, config: Mapping[str, Any], model: str | No
     if options.data is not None or (options.image is None and options.paths_file is None):  # a person's word, or phantoms
         prepared = completed.prepared()
         reading, intensity, notes = reading_of(prepared), intensity_of(prepared), []
-    parts = {"vision": completed.vision.located(), "bridge": completed.bridge, "cmi": completed.cmi}
-    recipe = ReportRecipe(reading, intensity, language=completed.llm.located(), **parts)
+    vision, language = completed.vision.located(), completed.llm.located()
+    recipe = ReportRecipe(reading, intensity, vision=vision, language=language, bridge=completed.bridge, cmi=completed.cmi)
     return Settled(recipe, config.get("max_visual_tokens"), trained, notes)
 
 

@@ -81,8 +81,9 @@ def read_checkpoint(path: Path) -> GuideCheckpoint:
 def moments_of(checkpoint: GuideCheckpoint) -> StartMoments | None:
     """What the optimizer goes on from; None where the file has nothing, or torch's own state, which knows no names."""
     moments = checkpoint.values.get(OPTIMIZER)
-    known = isinstance(moments, Mapping) and moments.keys() == {each.name for each in fields(StartMoments)}
-    return StartMoments(**moments) if known else None
+    if isinstance(moments, Mapping) and moments.keys() == {each.name for each in fields(StartMoments)}:
+        return StartMoments(**moments)
+    return None
 
 
 def load_into(module: nn.Module, checkpoint: GuideCheckpoint, path: Path) -> KeyReport:

@@ -258,8 +258,8 @@ class TrainVlm(MambaOptions):
         if run.name not in ([self.name] if self.name else search_names([spec], self.search, {})):
             return None
         log.warning(
-            "%s did not end: the same command goes on with it. It began with %s; --vision_checkpoint begins another run with "
-            "a file, --from_scratch anew",
+            "%s did not end: the same command goes on with it. It began with %s; --vision_checkpoint begins another run "
+            "with a file, --from_scratch anew",
             *(run.name, start or "random weights"),
         )
         return spec
@@ -293,8 +293,8 @@ class TrainVlm(MambaOptions):
         if not len(prepared.rows(split := prepared.judged_split)):
             return look
         return (
-            f"{look}\njudge it: python jobs/evaluate_vlm.py --model {self.output / STAGE_2_BEST} --data {prepared.folder.uri} "
-            f"--split {split} --out judged"
+            f"{look}\njudge it: python jobs/evaluate_vlm.py --model {self.output / STAGE_2_BEST} "
+            f"--data {prepared.folder.uri} --split {split} --out judged"
         )
 
     def first_weights(self) -> Path | None:

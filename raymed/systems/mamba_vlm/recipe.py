@@ -22,7 +22,15 @@ from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.mamba_vlm.captions import encode_captions
-from raymed.systems.mamba_vlm.guide_files import INTERACTION, OPTIMIZER, GuideCheckpoint, compare, load_into, moments_of, read_checkpoint
+from raymed.systems.mamba_vlm.guide_files import (
+    INTERACTION,
+    OPTIMIZER,
+    GuideCheckpoint,
+    compare,
+    load_into,
+    moments_of,
+    read_checkpoint,
+)
 from raymed.systems.mamba_vlm.language_model import LanguageModel
 from raymed.systems.mamba_vlm.network import ReportWriter
 from raymed.systems.mamba_vlm.nnunet import read_encoder_plan
@@ -121,7 +129,8 @@ class ReportRecipe(StageRecipe):
         if not same_model(model, self.language.path):
             raise UserError(
                 f"{path} was trained with the language model {model or 'that is the tiny one'}, and --mamba_model is "
-                f"{self.language.path or 'the tiny one'}: give the same, or begin with a file of stage 1 (--vision_checkpoint)"
+                f"{self.language.path or 'the tiny one'}: give the same, or begin with a file of stage 1 "
+                "(--vision_checkpoint)"
             )
         for part in ("vision", "bridge", *(["cmi"] if self.cmi.use and trained.cmi.use else [])):
             own, before = asdict(getattr(self, part)), asdict(getattr(trained, part))

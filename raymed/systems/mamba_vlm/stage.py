@@ -71,8 +71,8 @@ class StageRecipe:
             log.info("%s: %s; unexpected ones are of stages that are not used", folder, report)
         elif recipe.vision.preset == "nnunet" and settings.get("start") is None:
             log.warning(
-                "the encoder begins with random weights: import nnU-Net's (jobs/import_nnunet.py) and give --vision.encoder, "
-                "or nnunet_encoder_checkpoint in config/paths.yaml"
+                "the encoder begins with random weights: import nnU-Net's (jobs/import_nnunet.py) and give "
+                "--vision.encoder, or nnunet_encoder_checkpoint in config/paths.yaml"
             )
         warn_of_intensity(recipe.vision, recipe.intensity)
         _language_model(recipe.language)

@@ -157,7 +157,8 @@ class UniMedVLOptions(SystemOptions):
                 f"--split {split} --out judged\n"
             )
         return (
-            f'{judge}ask it: python jobs/vqa.py --model {{checkpoint}} --image {picture} --prompt "Which lung is affected?"\n'
+            f"{judge}ask it: python jobs/vqa.py --model {{checkpoint}} --image {picture} "
+            '--prompt "Which lung is affected?"\n'
             f"let it draw: python jobs/edit_image.py --model {{checkpoint}} --image {picture} "
             '--instruction "Show the mediastinal window."'
         )

@@ -44,7 +44,10 @@ def test_an_image_may_come_with_a_mask_and_the_slice_is_told(tmp_path: Path) -> 
     assert chosen == "slice 4 of 5 from the feet, the one on which the mask is largest"
     assert [image.role for image in record.images] == ["input", "mask"]
     around = replace(recipe, reading=replace(READING, slices=SliceSettings(count=3)))
-    assert _record(CheckOptions(image=str(volume)), around, None)[2] == "slices 2 to 4 of 5 from the feet, around the middle one"
+    assert (
+        _record(CheckOptions(image=str(volume)), around, None)[2]
+        == "slices 2 to 4 of 5 from the feet, around the middle one"
+    )
     with pytest.raises(UserError, match="give both"):
         _record(CheckOptions(mask=str(mask)), recipe, None)
 
