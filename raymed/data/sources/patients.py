@@ -118,12 +118,12 @@ def require_persons(root: Path, patients: Mapping[str, str], persons: Mapping[st
                 holders[person.patient_id].setdefault(patient, person)
     shared = []
     for owners in holders.values():
-        first: dict[tuple[str, str], str] = {}  # of each birth date and sex: all may have one PatientID, such as ANON
+        seen: dict[tuple[str, str], str] = {}  # of each birth date and sex: all may have one PatientID, such as ANON
         for patient, person in owners.items():
-            earlier = [first[key] for key in product(_may_be(person.birth_date), _may_be(person.sex)) if key in first]
+            earlier = [seen[key] for key in product(_may_be(person.birth_date), _may_be(person.sex)) if key in seen]
             shared += [f"{other} and {patient}" for other in earlier[:1]]
             for key in product((person.birth_date, _ANY), (person.sex, _ANY)):
-                first.setdefault(key, patient)
+                seen.setdefault(key, patient)
     if shared:
         raise UserError(
             f"{root}: patients who are one person by their PatientID: {some(shared)}. A person in two splits would be a "
