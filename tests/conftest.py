@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a file has one core: two files' threads would wait for one another
 os.environ.setdefault("RAY_DEDUP_LOGS", "1")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # as jobs have it before they import it
 
@@ -219,12 +220,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def cluster():
     """Ray on this machine, for the whole test session."""
     import ray
+    from forks import quick_workers
     from ray import cloudpickle
 
     from raymed.cluster.connection import connect
     from raymed.systems.toy import recipe
 
     cloudpickle.register_pickle_by_value(recipe)  # workers do not find the tests' rooms
-    connect()
+    with quick_workers():
+        connect()
     yield
     ray.shutdown()

@@ -1,27 +1,171 @@
-"""Imports libraries, and then becomes each command that comes in, in a fork of itself; the answer is its exit code."""
+"""Processes that need not import the large libraries first: each is a fork of one that has.
 
+This file, run as one, is such a server. It imports for seconds and forks for each that asks at its socket, until its own
+input ends. Jobs are run so (`commands.py`), and the workers of Ray, which it starts with `quick_python.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
 import importlib
 import json
 import os
 import runpy
+import select
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
 import sys
+import tempfile
+import time
 import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
 
-LIBRARIES = ("torch", "ray.data", "ray.tune", "ray.train.torch", "mlflow", "optuna", "transformers", "pandas", "scipy.stats")
+ROOT = Path(__file__).parent.parent
+
+WORKERS = ("torch", "mlflow", "optuna", "transformers", "pandas", "pyarrow.dataset", "scipy.stats", "pydicom", "nibabel")
+"""What Ray's workers find imported. Not Ray: it keeps what it finds in the environment, and each has one of its own."""
+
+JOBS = (*WORKERS, "ray.data", "ray.tune", "ray.train.torch")
+
+MOST = 1 << 20  # bytes of a command with its environment
 
 
-def become(command: list[str], folder: str, environment: dict[str, str], outputs: list[str]) -> None:
-    """What the process that ``python COMMAND`` begins would do."""
-    streams = [os.devnull, *outputs]
-    for descriptor, path in enumerate(streams):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), descriptor)
+def run(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, root: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run a file of Python, with its words, to its end. A Ray that it starts has quick workers.
+
+    Args:
+        folder: where it is run.
+        environment: instead of this process's.
+        root: of the project that it imports.
+    """
+    variables = {**(os.environ if environment is None else environment), "PYTHONPATH": str(root)}
+    request = [list(command), str(folder), variables, _umask(), quick_python()]
+    with (
+        tempfile.TemporaryFile() as nothing,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server,
+    ):
+        server.connect(_server(JOBS))
+        socket.send_fds(server, [json.dumps(request).encode()], [file.fileno() for file in (nothing, output, errors)])
+        code = int(server.recv(100))
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, code, output.read().decode(), errors.read().decode())
+
+
+@contextlib.contextmanager
+def quick_workers() -> Iterator[None]:
+    """A Ray that is started within it has forks for workers."""
+    with mock.patch.object(sys, "executable", quick_python()):
+        yield
+
+
+@cache
+def quick_python() -> str:
+    path = Path(_server(WORKERS)).with_name("python")
+    path.write_text(f"#!{sys.executable} -IS\n{Path(__file__).with_name('quick_python.py').read_text('utf-8')}")
+    path.chmod(stat.S_IRWXU)
+    return str(path)
+
+
+@cache
+def _server(libraries: tuple[str, ...]) -> str:
+    """The socket of a server, which ends with this process."""
+    address = Path(tempfile.mkdtemp(prefix="forks-", dir="/tmp"), "socket")  # its path must be short
+    command = [sys.executable, __file__, str(address), *libraries]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    while not address.exists():
+        assert server.poll() is None, "it does not start"
+        time.sleep(0.02)
+    return str(address)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def serve(address: str, libraries: Sequence[str]) -> NoReturn:
+    """Fork for each that asks, and answer with its exit code. The fork of one that leaves before is killed."""
+    os.dup2(2, 1)  # what libraries print is nobody's output
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"{address}.new")
+    listener.listen(64)
+    os.rename(f"{address}.new", address)  # noqa: PTH104 - whoever sees it can ask at once, and waits for the imports
+    for library in libraries:
+        importlib.import_module(library)
+    ends, ended = os.pipe()
+    os.set_blocking(ended, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(ended, warn_on_full_buffer=False)
+    running: dict[socket.socket, int] = {}
+    while True:
+        ready: list[Any] = select.select([0, ends, listener, *running], [], [])[0]
+        if 0 in ready and not os.read(0, 1):
+            for child in running.values():
+                os.kill(child, signal.SIGKILL)
+            shutil.rmtree(Path(address).parent)
+            os._exit(0)
+        if ends in ready:
+            os.read(ends, 1000)
+        for asker, child in list(running.items()):
+            if asker in ready:  # it says nothing more: it has left
+                os.kill(child, signal.SIGKILL)
+            pid, status = os.waitpid(child, 0 if asker in ready else os.WNOHANG)
+            if pid:
+                with contextlib.suppress(OSError):
+                    asker.send(str(os.waitstatus_to_exitcode(status)).encode())
+                asker.close()
+                del running[asker]
+        if listener in ready:
+            asker, _ = listener.accept()
+            request, outputs, _, _ = socket.recv_fds(asker, MOST, 3)
+            if not request:
+                asker.close()
+                continue
+            child = os.fork()
+            if not child:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for held in (listener, asker, *running):
+                    held.close()
+                os.close(ends)
+                os.close(ended)
+                become(*json.loads(request), outputs)
+            for output in outputs:
+                os.close(output)
+            running[asker] = child
+
+
+def become(
+    command: list[str], folder: str, environment: dict[str, str], umask: int, python: str, outputs: Sequence[int]
+) -> NoReturn:
+    """What the process that ``PYTHON COMMAND`` begins would do."""
+    for descriptor, output in enumerate(outputs):
+        os.dup2(output, descriptor)
+        os.close(output)
+    os.setpgid(0, 0)  # Ray kills a worker's group
     os.chdir(folder)
+    os.umask(umask)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv, sys.path[0] = command, os.path.dirname(command[0])  # noqa: PTH120
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    sys.executable = python
     code: object = 0
     try:
-        runpy.run_path(command[0], run_name="__main__")
+        _run(_worker_of(command) if command[0].endswith("/setup_worker.py") else command)
     except SystemExit as left:
         code = left.code
     except BaseException:
@@ -32,12 +176,32 @@ def become(command: list[str], folder: str, environment: dict[str, str], outputs
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
+def _run(command: list[str]) -> None:
+    sys.argv, sys.path[0] = command, os.path.dirname(command[0])  # noqa: PTH120
+    runpy.run_path(command[0], run_name="__main__")
+
+
+class _Begins(BaseException):
+    """In place of an `exec`."""
+
+
+def _worker_of(command: list[str]) -> list[str]:
+    """The worker that Ray's ``setup_worker.py`` has a shell begin once its environment is prepared."""
+    execvp = os.execvp
+
+    def begin(file: str, args: list[str]) -> None:
+        start, *words = shlex.split(args[-1])
+        if start != "exec":  # one with a prefix is not for us
+            execvp(file, args)
+        raise _Begins(words[1:])
+
+    with mock.patch.object(os, "execvp", begin):
+        try:
+            _run(command)
+        except _Begins as worker:
+            return list(worker.args[0])
+    raise SystemExit
+
+
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    for library in LIBRARIES:
-        importlib.import_module(library)
-    for line in sys.stdin:
-        if not (child := os.fork()):
-            become(*json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+    serve(sys.argv[1], sys.argv[2:])

@@ -6,11 +6,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import run
 
 ROOT = Path(__file__).parents[2]
 FILE = re.compile(r"^```python file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -29,13 +28,8 @@ def test_the_page_s_system_searches_and_registers_without_a_change_to_the_machin
         project.joinpath(name).write_text(content, "utf-8")
     words = ["--trials", "2", "--max-epochs", "1", "--train.lr", "0.05", "--phantom.patients", "24", "--json"]
     space = '{"train.lr": {"low": 0.01, "high": 0.1, "log": true}}'
-    done = subprocess.run(
-        [sys.executable, "jobs/tune_brightness.py", *words, "--search.space", space],
-        cwd=project,
-        env=os.environ | {"PYTHONPATH": str(project), "RAYMED_STORAGE": str(tmp_path / "runs")},
-        capture_output=True,
-        text=True,
-    )
+    command = [str(project / "jobs" / "tune_brightness.py"), *words, "--search.space", space]
+    done = run(command, project, os.environ | {"RAYMED_STORAGE": str(tmp_path / "runs")}, project)
     assert done.returncode == 0, done.stderr[-3000:]
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome["model"] == "models:/raymed-brightness@champion" and outcome["figures"]["test_accuracy"] > 0

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from commands import forked
 from conftest import TESTED
+from forks import run
 
 from raymed.recipes.exported import systems as found
 
@@ -147,5 +147,5 @@ assert pathlib.Path(raymed.__file__).is_relative_to({str(project)!r}), raymed.__
 import pytest
 sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider"]))
 """)
-    ended = forked([str(script)], project)
+    ended = run([str(script)], project)
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]

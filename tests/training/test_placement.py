@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import run
 from ray import cloudpickle
 
 from raymed.cluster import connection
@@ -49,8 +48,7 @@ def test_workers_train_on_one_machine_where_one_holds_them_and_on_two_where_none
 ) -> None:
     """Two machines, joined by an ordinary network, summed gigabytes of gradients in every step."""
     script = Path(__file__).with_name("two_machines.py")
-    command = [sys.executable, str(script), prepared.folder.uri, str(tmp_path), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run([str(script), prepared.folder.uri, str(tmp_path), *words], tmp_path)
     assert done.stdout.splitlines()[-1:] == [str(machines)], done.stderr[-3000:]
 
 
