@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from raymed.errors import UserError
 from raymed.job.job import Outcome, run
-from raymed.language import say
 from raymed.registry.prediction import PredictOptions, predict
 
 log = logging.getLogger("raymed")
@@ -47,11 +46,9 @@ def main(options: PredictLung) -> Outcome:
         return predict(options, model.predicting(labels), model.open)
     if model.inference is None:
         raise UserError(
-            say(
-                "{model} is a bare checkpoint: how its pictures were windowed and resized, and its temperature, "
-                "are not in it. Register it with jobs/promote.py RUN_ID and predict with the registered model.",
-                model=options.model,
-            )
+            f"{options.model} is a bare checkpoint: how its pictures were windowed and resized, and its "
+            "temperature, are not in it. Register it with jobs/promote.py RUN_ID and predict with the "
+            "registered model."
         )
     return predict(options, model.inference, model.open)
 

@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a file has one core: two files'
 os.environ.setdefault("RAY_DEDUP_LOGS", "1")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # as jobs have it before they import it
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,9 @@ from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.data.record import BLAKE3, INDEX, RECORD, picture_digest
+
+hypothesis.settings.register_profile("whatever the load", deadline=None)
+hypothesis.settings.load_profile("whatever the load")
 
 ROOMS = str(Path(__file__).parent / "rooms")
 systems.__path__.append(ROOMS)  # the machine is tested on the toy system there

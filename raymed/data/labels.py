@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from raymed.errors import UserError
-from raymed.language import say, spoken
+from raymed.language import spoken
 
 Value = TypeVar("Value")
 
@@ -58,19 +58,11 @@ class LabelTable:
             return cls._parse((packaged / f"{path_or_name}.yaml").read_text("utf-8"), path_or_name)
         path = Path(path_or_name).expanduser()
         if not path.is_file():
-            raise UserError(
-                say(
-                    "no label table {path_or_name!r}: give a YAML file or one of: {names}",
-                    path_or_name=path_or_name,
-                    names=", ".join(names),
-                )
-            )
+            raise UserError(f"no label table {path_or_name!r}: give a YAML file or one of: {', '.join(names)}")
         try:
             text = path.read_text("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(
-                say("{path}: not UTF-8 text ({reason}); save the label table as UTF-8", path=path, reason=error.reason)
-            ) from error
+            raise UserError(f"{path}: not UTF-8 text ({error.reason}); save the label table as UTF-8") from error
         return cls._parse(text, str(path))
 
     @classmethod
@@ -87,9 +79,7 @@ class LabelTable:
         try:
             content = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(
-                say("{where}: not valid YAML: {error}", where=where, error=" ".join(str(error).split()))
-            ) from error
+            raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
         return cls.from_dict(content, where)
 
     @classmethod
@@ -100,16 +90,11 @@ class LabelTable:
             UserError: an unknown or missing key, a value of the wrong kind, or a label that stands for two classes.
         """
         if not isinstance(content, Mapping) or not content:
-            raise UserError(
-                say(
-                    "{where}: a label table has the keys classes (a list) and ignore (a list), see labels 'lung'",
-                    where=where,
-                )
-            )
+            raise UserError(f"{where}: a label table has the keys classes (a list) and ignore (a list), see labels 'lung'")
         _known_keys(content, {"classes", "ignore"}, where)
         rows = content.get("classes")
         if not isinstance(rows, list) or len(rows) < 2:
-            raise UserError(say("{where}: classes must be a list of at least two classes", where=where))
+            raise UserError(f"{where}: classes must be a list of at least two classes")
         classes = tuple(_class(row, f"{where}: classes[{index}]") for index, row in enumerate(rows))
         table = cls(classes, _words(content.get("ignore"), f"{where}: ignore"))
         table._check_unique(where)
@@ -176,13 +161,9 @@ class LabelTable:
         if unknown:
             listed = ", ".join(f"{label!r} ({count})" for label, count in sorted(unknown.items()))
             raise UserError(
-                say(
-                    "labels that the label table does not know: {listed}. Known: {names}. Copy the label table to a "
-                    "YAML file, add each of them to a class's `aliases` or to the `ignore` list, and pass it with "
-                    "--labels TABLE.yaml",
-                    listed=listed,
-                    names=", ".join(self.names),
-                )
+                f"labels that the label table does not know: {listed}. Known: {', '.join(self.names)}. Copy "
+                "the label table to a YAML file, add each of them to a class's `aliases` or to the `ignore` "
+                "list, and pass it with --labels TABLE.yaml"
             )
 
     @cached_property
@@ -199,15 +180,7 @@ class LabelTable:
             for word in _all_words(row):
                 other = owner.setdefault(_key(word), place)
                 if other != place:
-                    raise UserError(
-                        say(
-                            "{where}: {word!r} stands in both {other} and {place}; keep it in one",
-                            where=where,
-                            word=word,
-                            other=other,
-                            place=place,
-                        )
-                    )
+                    raise UserError(f"{where}: {word!r} stands in both {other} and {place}; keep it in one")
 
 
 def _key(label: str) -> str:
@@ -220,11 +193,11 @@ def _all_words(row: LabelClass) -> tuple[str, ...]:
 
 def _class(row: Any, where: str) -> LabelClass:
     if not isinstance(row, Mapping):
-        raise UserError(say("{where}: must have the keys code, name, names, aliases", where=where))
+        raise UserError(f"{where}: must have the keys code, name, names, aliases")
     _known_keys(row, {"code", "name", "names", "aliases"}, where)
     names = row.get("names") or {}
     if not isinstance(names, Mapping):
-        raise UserError(say("{where}.names: must map a language to a name, e.g. {{en: Normal lung}}", where=where))
+        raise UserError(f"{where}.names: must map a language to a name, e.g. {{en: Normal lung}}")
     return LabelClass(
         code=_word(row.get("code"), f"{where}.code"),
         name=_word(row.get("name"), f"{where}.name"),
@@ -236,28 +209,19 @@ def _class(row: Any, where: str) -> LabelClass:
 def _known_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = [str(key) for key in content if key not in known]
     if unknown:
-        raise UserError(
-            say(
-                "{where}: unknown key {unknown}; known: {known}",
-                where=where,
-                unknown=", ".join(unknown),
-                known=", ".join(sorted(known)),
-            )
-        )
+        raise UserError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
 
 
 def _words(value: Any, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise UserError(say("{where}: must be a list", where=where))
+        raise UserError(f"{where}: must be a list")
     return tuple(_word(item, f"{where}[{index}]") for index, item in enumerate(value))
 
 
 def _word(value: Any, where: str) -> str:
     # YAML reads unquoted 0 as a number, which is harmless, and unquoted no as False, which is not
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise UserError(
-            say("{where}: must be a text that is not empty (put it in quotes), got {value!r}", where=where, value=value)
-        )
+        raise UserError(f"{where}: must be a text that is not empty (put it in quotes), got {value!r}")
     return str(value).strip()

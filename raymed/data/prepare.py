@@ -33,7 +33,6 @@ from raymed.data.shards import SHARDS, Load, LoadSlices, write_shards
 from raymed.data.split import Assignment, assign, read_split_file
 from raymed.data.survey import UNLABELLED, Survey, class_name, survey
 from raymed.errors import UserError
-from raymed.language import say
 from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
@@ -120,9 +119,7 @@ def curate(
             return PrepareResult(old, 0, kept, guard(old.index, None, found.listing.patients_known))
         index = pa.concat_tables(tables)
         if not index.num_rows:
-            raise UserError(
-                say("{root}: nothing can be used: {reasons}", root=found.listing.root, reasons=quarantine.reasons())
-            )
+            raise UserError(f"{found.listing.root}: nothing can be used: {quarantine.reasons()}")
         left_out = quarantine.left_out(set(index["patient"].to_pylist())) if found.listing.patients_known else {}
         require_distinct(index, found.listing.patients_known)
         index, groups = grouped(index, folder, settings.near_duplicates)
@@ -149,9 +146,7 @@ def _alone(folder: Folder) -> Iterator[None]:
             log.warning("another process prepares into %s: waiting until it has ended", folder.uri)
             lock.acquire()
     except OSError as error:
-        raise UserError(
-            say("cannot write to {uri}: {error}. Free space, or choose another folder", uri=folder.uri, error=error)
-        ) from error
+        raise UserError(f"cannot write to {folder.uri}: {error}. Free space, or choose another folder") from error
     try:
         yield
     finally:
@@ -252,13 +247,8 @@ def _given(found: Survey, settings: CurationSettings, patients: Collection[str])
     stated = {found.known_as(patient): (split, None) for patient, split in found.listing.splits.items()}
     if lost := sorted(set(patients) - stated.keys()):
         raise UserError(
-            say(
-                "{root}: the source states no split for {count} patients, for example {first}. Add it, or pass "
-                "--source.splits false, which divides all anew",
-                root=found.listing.root,
-                count=len(lost),
-                first=", ".join(lost[:10]),
-            )
+            f"{found.listing.root}: the source states no split for {len(lost)} patients, for example "
+            f"{', '.join(lost[:10])}. Add it, or pass --source.splits false, which divides all anew"
         )
     return {patient: stated[patient] for patient in patients}
 

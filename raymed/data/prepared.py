@@ -25,7 +25,6 @@ from raymed.data.record import BLAKE3, DIGESTS, INDEX, RECORD, SHA256, Record, r
 from raymed.data.split import SPLITS, split_of_rows
 from raymed.errors import CommonError, UserError
 from raymed.job.submitted import where_it_looks
-from raymed.language import say
 from raymed.storage.folder import Folder
 
 FORMAT = 1
@@ -110,38 +109,17 @@ class Manifest:
             values = json.loads(content)
             version = values["format"]
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                say("{where} is not a manifest of prepared data. Prepare the data again", where=where)
-            ) from error
+            raise UserError(f"{where} is not a manifest of prepared data. Prepare the data again") from error
         if version != FORMAT:
-            raise UserError(
-                say(
-                    "{where} has format {version}, this raymed reads format {known}. Prepare the data again",
-                    where=where,
-                    version=version,
-                    known=FORMAT,
-                )
-            )
+            raise UserError(f"{where} has format {version}, this raymed reads format {FORMAT}. Prepare the data again")
         known = fields(cls)  # those with a default may be missing: an earlier raymed did not write them
         required = {each.name for each in known if each.default is MISSING and each.default_factory is MISSING}
         wrong = (required - values.keys()) | (values.keys() - {each.name for each in known})
         if wrong:
-            raise UserError(
-                say(
-                    "{where}: keys that are missing or unknown: {wrong}. Prepare the data again",
-                    where=where,
-                    wrong=", ".join(sorted(wrong)),
-                )
-            )
+            raise UserError(f"{where}: keys that are missing or unknown: {', '.join(sorted(wrong))}. Prepare the data again")
         manifest = cls(**values)
         if manifest.pictures_by not in DIGESTS:
-            raise UserError(
-                say(
-                    "{where}: pictures are known by {pictures_by!r}, which this raymed does not compute",
-                    where=where,
-                    pictures_by=manifest.pictures_by,
-                )
-            )
+            raise UserError(f"{where}: pictures are known by {manifest.pictures_by!r}, which this raymed does not compute")
         return manifest
 
 
@@ -188,24 +166,14 @@ class Prepared:
         content = folder.read(manifest.index)
         if digest_of(content) != manifest.index_digest:
             raise UserError(
-                say(
-                    "{where} is not the index that {manifest} describes: damaged or exchanged. Prepare the data again",
-                    where=where,
-                    manifest=MANIFEST,
-                )
+                f"{where} is not the index that {MANIFEST} describes: damaged or exchanged. Prepare the data again"
             )
         index = _INDEXES.get(manifest.index_digest)
         if index is None:  # in one chunk: `take` copies whole columns where there are several
             index = pq.read_table(pa.BufferReader(content), schema=INDEX).combine_chunks()
             _INDEXES[manifest.index_digest] = index
         if strange := [name for name in index["shard"].unique().to_pylist() if PurePosixPath(name).name != name]:
-            raise UserError(
-                say(
-                    "{where} names shards outside of the folder, e.g. {strange!r}: prepare the data again",
-                    where=where,
-                    strange=strange[0],
-                )
-            )
+            raise UserError(f"{where} names shards outside of the folder, e.g. {strange[0]!r}: prepare the data again")
         return cls(folder, manifest, index)
 
     @classmethod
@@ -267,7 +235,7 @@ class Prepared:
         if split == "all":
             return np.arange(self.index.num_rows)
         if split not in SPLITS:
-            raise UserError(say("there is no split {split!r}: choose train, val, test or all", split=split))
+            raise UserError(f"there is no split {split!r}: choose train, val, test or all")
         return np.flatnonzero(split_of_rows(self.index, fold) == SPLITS.index(split))
 
     @property
@@ -360,13 +328,8 @@ class Places:
 
 def _unreadable(folder: Folder, shard: str, error: Exception) -> UserError:
     return UserError(
-        say(
-            "cannot read the shard {uri}/shards/{shard}: {error}. Remove it, where it is there, and prepare "
-            "the data again, which reads its patients anew",
-            uri=folder.uri,
-            shard=shard,
-            error=error,
-        )
+        f"cannot read the shard {folder.uri}/shards/{shard}: {error}. Remove it, where it is there, "
+        "and prepare the data again, which reads its patients anew"
     )
 
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymed.errors import UserError
-from raymed.language import say
 
 SPLITS = ("train", "val", "test")
 
@@ -46,18 +45,13 @@ class SplitSettings:
             UserError: not three numbers from 0 up with at least one above 0, or a number of folds that cannot be.
         """
         if self.folds < 0 or self.folds == 1:
-            raise UserError(say("split.folds is {folds}: give 0 for none, or 2 and more", folds=self.folds))
+            raise UserError(f"split.folds is {self.folds}: give 0 for none, or 2 and more")
         try:
             weights = [Fraction(part.strip()) for part in self.weights.split("/")]
         except (ValueError, ZeroDivisionError):
             weights = []
         if len(weights) != 3 or min(weights) < 0 or sum(weights) == 0:
-            raise UserError(
-                say(
-                    "split.weights is {weights!r}: give train/val/test as three numbers, for example 75/15/15",
-                    weights=self.weights,
-                )
-            )
+            raise UserError(f"split.weights is {self.weights!r}: give train/val/test as three numbers, for example 75/15/15")
         return {split: weight / sum(weights) for split, weight in zip(SPLITS, weights, strict=True) if weight > 0}
 
 
@@ -123,13 +117,7 @@ def split_of_rows(index: pa.Table, fold: int | None = None) -> np.ndarray:
         return split
     folds = pc.fill_null(index["fold"], -1).to_numpy()
     if not 0 <= fold <= folds.max(initial=-1):
-        raise UserError(
-            say(
-                "there is no fold {fold}: the data have {count} folds, counted from 0",
-                fold=fold,
-                count=folds.max(initial=-1) + 1,
-            )
-        )
+        raise UserError(f"there is no fold {fold}: the data have {folds.max(initial=-1) + 1} folds, counted from 0")
     inside = np.isin(split, (SPLITS.index("train"), SPLITS.index("val")))
     moved = np.where(folds == fold, SPLITS.index("val"), SPLITS.index("train")).astype(np.int8)
     return np.where(inside, moved, split)
@@ -150,45 +138,19 @@ def read_split_file(
 
     given: dict[str, Assignment] = {}
     if not Path(path).is_file():
-        raise UserError(
-            say("the split file {path} is no regular file: give a CSV with the columns patient_id and split", path=path)
-        )
+        raise UserError(f"the split file {path} is no regular file: give a CSV with the columns patient_id and split")
     columns = {"patient_id": ["patient_id"], "split": ["split"]}
     for line, cells in read_cells(Path(path), columns, columns, {}, dict.fromkeys(columns, "; a split file needs both")):
         patient, split = cells["patient_id"], cells["split"]
         if split not in SPLITS:
-            raise UserError(
-                say(
-                    "{path}:{line}: split {split!r} of patient {patient!r} is not train, val or test",
-                    path=path,
-                    line=line,
-                    split=split,
-                    patient=patient,
-                )
-            )
+            raise UserError(f"{path}:{line}: split {split!r} of patient {patient!r} is not train, val or test")
         if given.setdefault(patient, (split, None)) != (split, None):
-            raise UserError(
-                say(
-                    "{path}:{line}: patient {patient!r} is in {given} and in {split}",
-                    path=path,
-                    line=line,
-                    patient=patient,
-                    given=given[patient][0],
-                    split=split,
-                )
-            )
+            raise UserError(f"{path}:{line}: patient {patient!r} is in {given[patient][0]} and in {split}")
     given = {known_as(patient): assignment for patient, assignment in given.items()}
     wanted = set(patients)
     lost = sorted(wanted - given.keys())
     if lost:
-        raise UserError(
-            say(
-                "{path}: no line for {count} patients, for example {first}",
-                path=path,
-                count=len(lost),
-                first=", ".join(lost[:10]),
-            )
-        )
+        raise UserError(f"{path}: no line for {len(lost)} patients, for example {', '.join(lost[:10])}")
     return {patient: given[patient] for patient in wanted}
 
 
@@ -259,14 +221,8 @@ def _require_enough(label_of: Mapping[str, Label], shares: Mapping[str, Fraction
     if short:
         named = ", ".join(f"class {label}: {size}" for label, size in sorted(short.items(), key=str))
         raise UserError(
-            say(
-                "too few patients for {count} splits ({weights}), one each is needed: {named}. Add patients, "
-                "put the label on the label table's ignore list, or, {trial}",
-                count=len(shares),
-                weights="/".join(shares),
-                named=named,
-                trial=_trial(sizes),
-            )
+            f"too few patients for {len(shares)} splits ({'/'.join(shares)}), one each is needed: "
+            f"{named}. Add patients, put the label on the label table's ignore list, or, {_trial(sizes)}"
         )
 
 
@@ -287,12 +243,9 @@ def _require_present(split_of: Mapping[str, str], label_of: Mapping[str, Label],
     ]
     if lacking:
         raise UserError(
-            say(
-                "no patient is left for {lacking}: near-duplicate pictures, or earlier assignments, keep them in "
-                "other splits. Look at the near-duplicates that were found, add patients, or start in an empty "
-                "folder",
-                lacking=", ".join(lacking),
-            )
+            f"no patient is left for {', '.join(lacking)}: near-duplicate pictures, or earlier assignments, "
+            "keep them in other splits. Look at the near-duplicates that were found, add patients, or start "
+            "in an empty folder"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from raymed.language import ENGLISH, spoken, translated
+from raymed.language import ENGLISH, reworded, spoken, translated
 
 
 def environment(package: str) -> Environment:
@@ -28,5 +28,6 @@ def environment(package: str) -> Environment:
     environment.install_gettext_callables(
         translated, lambda one, many, count: translated(one if count == 1 else many), newstyle=True
     )
+    environment.filters["reworded"] = reworded  # what was put together elsewhere, such as notes of the data
     environment.globals["language"] = spoken() or ENGLISH
     return cast(Environment, environment)

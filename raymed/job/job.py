@@ -29,7 +29,7 @@ from raymed.job.departure import INTERRUPTED, departing
 from raymed.job.library_log import AskedAgain, OneLine, essence, keep_traceback
 from raymed.job.submitted import is_submitted
 from raymed.job.witness import witnessed
-from raymed.language import LANGUAGES, say, speak
+from raymed.language import LANGUAGES, reworded, say, speak
 from raymed.storage import holder
 from raymed.storage.folder import Folder
 
@@ -91,11 +91,8 @@ class JobOptions:
             return given
         if "://" in self.storage:
             raise UserError(
-                say(
-                    "the storage {storage} is remote, so the tracking database cannot lie in it. Give --tracking-uri "
-                    "http://SERVER:5000 or set MLFLOW_TRACKING_URI.",
-                    storage=self.storage,
-                )
+                f"the storage {self.storage} is remote, so the tracking database cannot lie in it. Give "
+                "--tracking-uri http://SERVER:5000 or set MLFLOW_TRACKING_URI."
             )
         return f"sqlite:///{self.folder.path}/mlflow.db"
 
@@ -170,7 +167,7 @@ def run(
         )
     holder.last_words.clear()  # what ends the process from now on comes after its object
     if text and (failed or not as_json):
-        print(text, file=sys.stderr if failed else sys.stdout)
+        print(text if failed else reworded(text), file=sys.stderr if failed else sys.stdout)
     if as_json:
         print(json.dumps(data, default=str))
     _leave(code)
@@ -201,7 +198,7 @@ def ended_at_once() -> str:
 
 
 def _failure(code: int, message: str) -> tuple[int, str, dict[str, Any]]:
-    return code, say("error: {message}", message=message), {"error": message, "exit_code": code}
+    return code, say("error: {message}", message=reworded(message)), {"error": message, "exit_code": code}
 
 
 def _asked_language(words: Sequence[str]) -> str:

@@ -3,17 +3,23 @@
 A catalogue is `LANGUAGE.yaml`, a table from English sentences to translated ones. The machine's lies here, and a system's in
 its room. A sentence without a translation is shown in English. Keys of JSON and MLflow, names of files, and what stays with
 a model or in MLflow, such as a card, are in English always.
+
+Errors are in English wherever they are raised, often by another process, and kept: in JSON, logs and the search's record. So
+are most lines of results. What a person is shown of them is `reworded`.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from string import Formatter
+from typing import Any, Self
 from unicodedata import east_asian_width
 
 import yaml
@@ -69,6 +75,24 @@ def translated(sentence: str) -> str:
     return catalogue(language).get(sentence, sentence) if language else sentence
 
 
+def reworded(text: str) -> str:
+    """A text that was put together in English, in the language that is spoken: each of its sentences is found by its words.
+
+    What a sentence holds is looked at as well, since errors quote errors. A single word is left alone: it may be a name.
+    """
+    if not spoken() or " " not in text:
+        return text
+    whole, listed = _found(text), text.split("; ")
+    if len(listed) > 1 and all(_found(each) is whole for each in listed):  # or none of them, and it is a list all the same
+        return "; ".join(map(reworded, listed))
+    if whole:
+        return whole.filled(whole.held(text))
+    if "\n" in text:
+        return "\n".join(map(reworded, text.split("\n")))
+    start = text[: len(text) - len(text.lstrip(" "))] or ("- " if text.startswith("- ") else "")
+    return start + reworded(text.removeprefix(start)) if start else text
+
+
 def padded(text: str, width: int) -> str:
     """A text that takes at least so many places on a terminal, where a Chinese character takes two."""
     return text + " " * (width - places(text))
@@ -80,11 +104,14 @@ def places(text: str) -> int:
 
 
 class Translated(logging.Formatter):
-    """Lines of a log, whose sentence is the record's message."""
+    """Lines of a log, whose sentence is the record's message; what it is filled with may be sentences, too."""
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.msg, str) and spoken():
-            record = logging.makeLogRecord(vars(record) | {"msg": translated(record.msg)})
+            args = record.args
+            if isinstance(args, tuple):
+                args = tuple(reworded(each) if isinstance(each, str) else each for each in args)
+            record = logging.makeLogRecord(vars(record) | {"msg": translated(record.msg), "args": args})
         return super().format(record)
 
 
@@ -95,3 +122,74 @@ def catalogue(language: str) -> Mapping[str, str]:
     for path in sorted(Path(__file__).parents[1].rglob(f"{language}.yaml")):
         sentences |= yaml.safe_load(path.read_text("utf-8"))
     return sentences
+
+
+_COUNTED = ("unit", "units", "noun", "per")  # what is counted is a word of ours, whoever says it
+_TELLING = 8  # letters; a sentence of fewer, such as `{path}: {error}`, tells nothing by itself
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    """A sentence of the catalogue, as it is found in a text.
+
+    Attributes:
+        parts: its words, between which values stand.
+        names: of those values.
+    """
+
+    parts: tuple[str, ...]
+    names: tuple[str, ...]
+    translation: str
+
+    @classmethod
+    def of(cls, english: str, translation: str) -> Self:
+        parts, names = [""], list[str]()
+        for words, name, _, _ in Formatter().parse(english):
+            parts[-1] += words
+            if name is not None:
+                names.append(name)
+                parts.append("")
+        return cls(tuple(parts), tuple(names), translation)
+
+    @property
+    def length(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def telling(self) -> bool:
+        return self.length >= _TELLING
+
+    def values(self, text: str) -> dict[str, str] | None:
+        """What stands between its words in a text; none where the text is not this sentence."""
+        if "\n" in text and not any("\n" in part for part in self.parts):
+            return None  # each line is of its own
+        if not all(part in text for part in self.parts):  # which is soon seen, of nearly all
+            return None
+        found = re.fullmatch("(.*?)".join(map(re.escape, self.parts)), text, re.DOTALL)
+        return dict(zip(self.names, found.groups(), strict=True)) if found else None
+
+    def held(self, text: str) -> dict[str, str]:
+        """Its values in a text that it is, in the language that is spoken."""
+        values = self.values(text) or {}
+        return {name: translated(value) if name in _COUNTED else reworded(value) for name, value in values.items()}
+
+    def filled(self, values: Mapping[str, str]) -> str:
+        """Its translation; values are texts already, so that their formats have been followed."""
+        parts = Formatter().parse(self.translation)
+        return "".join(words + (values[name] if name is not None else "") for words, name, _, _ in parts)
+
+
+def _found(text: str) -> _Sentence | None:
+    """The sentence that a text is; one that tells nothing by itself only where it holds another that does."""
+    for sentence in _sentences(spoken()):
+        values = sentence.values(text)
+        if values is not None and (sentence.telling or sentence.held(text) != values):
+            return sentence
+    return None
+
+
+@cache
+def _sentences(language: str) -> list[_Sentence]:
+    """The catalogue's, the one of most words first: it is the one that was meant."""
+    sentences = (_Sentence.of(*each) for each in catalogue(language).items())
+    return sorted(sentences, key=lambda each: -each.length)

@@ -18,7 +18,6 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.predict import Inference, Model
-from raymed.language import say
 from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes.exported import RECIPE_FILE, open_model
@@ -72,14 +71,9 @@ class Resolved:
                 own, given = [names, recipe["codes"]], [prepared.labels.names, prepared.labels.codes]
             if own != given:
                 raise UserError(
-                    say(
-                        "{name} decides between {names}, but {uri} has {others}: prepare the data again with the "
-                        "model's label table",
-                        name=self.name,
-                        names=", ".join(names) or "no classes",
-                        uri=prepared.folder.uri,
-                        others=", ".join(prepared.labels.names) or "none",
-                    )
+                    f"{self.name} decides between {', '.join(names) or 'no classes'}, but {prepared.folder.uri} "
+                    f"has {', '.join(prepared.labels.names) or 'none'}: prepare the data again with the model's "
+                    "label table"
                 )
             return [
                 *unknown_patients(prepared),
@@ -88,26 +82,15 @@ class Resolved:
             ]
         if self.inference.image != prepared.image:
             raise UserError(
-                say(
-                    "{name} looks at pictures with {model}, but {uri} was prepared with {data}: prepare the data "
-                    "again with the model's settings",
-                    name=self.name,
-                    model=self.inference.image,
-                    uri=prepared.folder.uri,
-                    data=prepared.image,
-                )
+                f"{self.name} looks at pictures with {self.inference.image}, but {prepared.folder.uri} was "
+                f"prepared with {prepared.image}: prepare the data again with the model's settings"
             )
         own_labels, given_labels = self.inference.labels, prepared.labels
         if (own_labels.codes, own_labels.names) != (given_labels.codes, given_labels.names):
             raise UserError(
-                say(
-                    "{name} decides between {names}, but {uri} has {others}: prepare the data again with the "
-                    "model's label table",
-                    name=self.name,
-                    names=", ".join(self.inference.labels.names),
-                    uri=prepared.folder.uri,
-                    others=", ".join(prepared.labels.names),
-                )
+                f"{self.name} decides between {', '.join(self.inference.labels.names)}, but "
+                f"{prepared.folder.uri} has {', '.join(prepared.labels.names)}: prepare the data again with "
+                "the model's label table"
             )
         if self.inference.known is None:
             return [*unknown_patients(prepared), WHO_IS_UNKNOWN.format(unit=unit)]
@@ -178,22 +161,17 @@ def _opened(uri: str, folder: Path) -> Resolved:
         if (network / RECIPE_FILE).is_file():
             return Resolved(uri, network, None, judged_slices(Folder.at(network.parent)))
     if (folder / PROGRESS).is_file():
-        raise UserError(f"{uri} {LEFT}")
+        raise UserError(f"the checkpoint {uri} {LEFT}")
     raise UserError(
-        say(
-            "{uri} is not a model: there is neither MLmodel nor {file} in {folder}. Give "
-            "models:/raymed-lung@champion, runs:/RUN_ID, or the folder of a checkpoint.",
-            uri=uri,
-            file=RECIPE_FILE,
-            folder=folder,
-        )
+        f"{uri} is not a model: there is neither MLmodel nor {RECIPE_FILE} in {folder}. Give "
+        "models:/raymed-lung@champion, runs:/RUN_ID, or the folder of a checkpoint."
     )
 
 
 def _download(uri: str, tracker: Tracker) -> Path:
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if not match:
-        raise UserError(say("{uri!r} names no model version: give models:/NAME@ALIAS or models:/NAME/VERSION", uri=uri))
+        raise UserError(f"{uri!r} names no model version: give models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = match.groups()
     client = tracker.client
     try:
@@ -201,15 +179,7 @@ def _download(uri: str, tracker: Tracker) -> Path:
         return _local(client.get_model_version_download_uri(name, number), tracker)
     except (MlflowException, OSError) as error:
         known = ", ".join(each.name for each in client.search_registered_models()) or "none"
-        raise UserError(
-            say(
-                "there is no {uri} at {server} ({error}). Registered models: {known}.",
-                uri=uri,
-                server=tracker.uri,
-                error=error,
-                known=known,
-            )
-        ) from error
+        raise UserError(f"there is no {uri} at {tracker.uri} ({error}). Registered models: {known}.") from error
 
 
 def _local(artifact_uri: str, tracker: Tracker) -> Path:

@@ -13,7 +13,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
 from raymed.errors import UserError
 from raymed.evaluation.estimate import Estimate
-from raymed.language import in_english
+from raymed.language import in_english, reworded
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry import model_card
 from raymed.registry.candidate import Candidate
@@ -99,7 +99,7 @@ class LossAssessment:
         guarded = guard(self.prepared.index, self.candidate.fold, self.prepared.manifest.patients_known)
         parts = [
             f"# {facts.name}",
-            f"{facts.found_by} {self.caution}".strip(),
+            *filter(None, [facts.found_by, self.caution]),
             *model_card.looked_at(f"{self.prepared.manifest.unit}s", facts.looks),
             "## Data",
             f"Prepared data with digest `{self.prepared.digest}`; {guarded}.",
@@ -123,8 +123,9 @@ class LossAssessment:
 
     def page(self, search: SearchSummary, facts: CardFacts) -> tuple[str, str]:
         """The card, and all trials, the best first, as Markdown."""
-        with in_english():  # as the card is
-            return "report.md", f"{self.card(facts)}\n{search.table()}\n"
+        with in_english():
+            card = self.card(facts)
+        return "report.md", f"{reworded(card)}\n{search.table()}\n"
 
     def next_step(self, uri: str, tracking_uri: str) -> str:
         return self.then.format(model=uri, tracking=tracking_uri)

@@ -75,9 +75,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
         return Outcome(text, {"found": found, "warnings": warnings})
     out = Path(options.out).expanduser().resolve()
     if out.is_dir():
-        raise UserError(
-            say("--out {out} is a folder: name the CSV to write, such as {file}", out=out, file=out / "predictions.csv")
-        )
+        raise UserError(f"--out {out} is a folder: name the CSV to write, such as {out / 'predictions.csv'}")
     Folder.at(out.parent).check_writable()  # before hours of work
     predictions = list(predict_studies(open_network(), listing, inference, options.micro_batch, options.workers))
     unlike = Counter(how for each in predictions for how in each.unlike)
@@ -109,12 +107,9 @@ def _refuse_classes(listing: Listing, inference: Inference) -> None:
     classes = [each for each in patients if labels.knows(each) and each not in labels.codes]  # 1 and 2 may well be patients
     if classes and listing.format in FOLDERS:
         raise UserError(
-            say(
-                "{root}: {classes} are named like classes, not like patients. If the patients' folders lie in them, pass "
-                "--source.labelled true; else name the patient with --source.patient-regex",
-                root=listing.root,
-                classes=", ".join(classes),
-            )
+            f"{listing.root}: {', '.join(classes)} are named like classes, not like patients. If the "
+            "patients' folders lie in them, pass --source.labelled true; else name the patient with "
+            "--source.patient-regex"
         )
 
 
@@ -127,11 +122,7 @@ def _require_one_class(listing: Listing) -> None:
     several = [f"{patient} ({' and '.join(sorted(labels))})" for patient, labels in classes.items() if len(labels) > 1]
     if several and listing.format in FOLDERS:
         raise UserError(
-            say(
-                "{root}: {count} patients are in several classes, as one person: {several}. If they are several persons, "
-                "tell them apart with --source.patient-regex '^([^/]+/[^/]+)/'; else put each into one class",
-                root=listing.root,
-                count=len(several),
-                several=some(several),
-            )
+            f"{listing.root}: {len(several)} patients are in several classes, as one person: "
+            f"{some(several)}. If they are several persons, tell them apart with --source.patient-regex "
+            "'^([^/]+/[^/]+)/'; else put each into one class"
         )

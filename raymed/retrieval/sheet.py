@@ -13,6 +13,7 @@ import numpy as np
 
 from raymed.evaluation.page import environment
 from raymed.evaluation.report import picture_uri
+from raymed.language import say
 from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import NONE, Neighbours
 from raymed.retrieval.metrics import Retrieval, right
@@ -88,8 +89,8 @@ def case_lines(queries: Features, gallery: Features, neighbours: Neighbours) -> 
 
     def named(case: Case, patient: str | None) -> Case:
         if patient is None:
-            return replace(case, name="", patient="patient not known")
-        return replace(case, name="", patient=numbers.setdefault(patient, f"patient {len(numbers) + 1}"))
+            return replace(case, name="", patient=say("patient not known"))
+        return replace(case, name="", patient=numbers.setdefault(patient, say("patient {number}", number=len(numbers) + 1)))
 
     return [
         Line(
@@ -107,7 +108,7 @@ def case_lines(queries: Features, gallery: Features, neighbours: Neighbours) -> 
 def write_cases(path: Path, queries: Features, gallery: Features, neighbours: Neighbours) -> Path:
     """Write the cases nearest to pictures that somebody asked about, as one HTML file that names nobody; where it is."""
     template, lines = environment("raymed.retrieval").get_template("cases.html"), case_lines(queries, gallery, neighbours)
-    page = template.render(title="Similar cases", gallery=len(gallery), lines=lines)
+    page = template.render(title=say("Similar cases"), gallery=len(gallery), lines=lines)
     Folder.at(path.absolute().parent).write(path.name, page.encode())
     return path.absolute()
 

@@ -108,7 +108,7 @@ class SystemOptions(JobOptions, ABC):
         from raymed.training.spec import RunSpec
 
         if not len(prepared.rows("train", self.fold)):
-            raise UserError(say("{uri} has no train patients: it can be predicted, not trained on", uri=prepared.folder.uri))
+            raise UserError(f"{prepared.folder.uri} has no train patients: it can be predicted, not trained on")
         train = self.train
         if not len(prepared.rows("val", self.fold)):
             train = self._unvalidated(prepared)
@@ -147,12 +147,9 @@ class SystemOptions(JobOptions, ABC):
         where = f"{prepared.folder.uri} has no val {prepared.manifest.unit}s"
         if isinstance(self, SearchOptions) or self.search.space:
             raise UserError(
-                say(
-                    "{where}, and a search compares its trials by them: prepare it again with some, such as "
-                    "--split.weights 75/25/0, or name a --fold. What the search finds can then be trained on "
-                    "everything",
-                    where=where,
-                )
+                f"{where}, and a search compares its trials by them: prepare it again with some, such as "
+                "--split.weights 75/25/0, or name a --fold. What the search finds can then be trained on "
+                "everything"
             )
         log.warning(
             "%s: all are trained on. There is no val_loss and no early stopping, and the network of the last epoch is kept; "
@@ -224,18 +221,12 @@ class SystemOptions(JobOptions, ABC):
         for uri in {spec.data for spec in (template, *listed.values())}:
             if f"{uri}/".startswith(f"{search.template.folder.uri}/"):
                 raise UserError(
-                    say(
-                        "the run's folder would be {uri}, where the prepared data lie: give another --name",
-                        uri=search.template.folder.uri,
-                    )
+                    f"the run's folder would be {search.template.folder.uri}, where the prepared data lie: give "
+                    "another --name"
                 )
         if self.resume == "must" and not search.has_begun:
             raise UserError(
-                say(
-                    "there is no earlier run named {name!r} under {uri}. Check --name and --storage",
-                    name=search.name,
-                    uri=self.folder.uri,
-                )
+                f"there is no earlier run named {search.name!r} under {self.folder.uri}. Check --name and --storage"
             )
         if self.resume == "never" and not self.dry_run:
             search.forget()
@@ -251,13 +242,7 @@ def for_search(options: Searching) -> Searching:
     searched: Any = options  # SearchOptions too
     most, given = searched.max_epochs, options.train.epochs
     if given not in (type(options)().train.epochs, most):
-        raise UserError(
-            say(
-                "train.epochs {given} is for single runs: leave it out, and say --max-epochs, which is {most} now",
-                given=given,
-                most=most,
-            )
-        )
+        raise UserError(f"train.epochs {given} is for single runs: leave it out, and say --max-epochs, which is {most} now")
     return dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=most))
 
 
@@ -292,7 +277,7 @@ class SearchOptions:
     @property
     def budget(self) -> Budget:
         if self.trials < 1 or self.epochs < 0 or self.hours < 0:
-            raise UserError(say("--trials must be at least 1, --epochs and --hours at least 0 (which is no limit)"))
+            raise UserError("--trials must be at least 1, --epochs and --hours at least 0 (which is no limit)")
         end = deadline(self.until, self.timezone)
         return Budget(self.trials, self.epochs, end, self.timezone, self.hours * 3600, self.until, refit=self.refit)
 

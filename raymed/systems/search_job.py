@@ -6,7 +6,6 @@ from typing import Any
 
 from raymed.errors import UserError
 from raymed.job.job import Outcome
-from raymed.language import say
 from raymed.systems.options import for_search
 
 
@@ -20,7 +19,7 @@ def search_and_conclude(options: Any) -> Outcome:
         UserError: something of the options does not fit.
     """
     if options.refit != "none" and not options.CAN_REFIT:
-        raise UserError(say("--refit is for classifiers, whose test patients say what the winner is worth: leave it out"))
+        raise UserError("--refit is for classifiers, whose test patients say what the winner is worth: leave it out")
     options = for_search(options)  # before the imports, which take seconds
 
     from raymed.cluster.connection import connect

@@ -111,7 +111,7 @@ def deadline(until: str, timezone: str = "") -> float:
     try:
         time_of_day = datetime.strptime(until, "%H:%M").time()
     except ValueError as error:
-        raise UserError(say("--until {until!r} is not a time of day such as 07:00", until=until)) from error
+        raise UserError(f"--until {until!r} is not a time of day such as 07:00") from error
     now = datetime.fromtimestamp(clock.now(), zone)
     end = datetime.combine(now.date(), time_of_day, zone)
     return (end if end > now else end + timedelta(days=1)).timestamp()

@@ -12,7 +12,7 @@ from raymed.cluster.prices import Prices
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import Outcome
-from raymed.language import say, translated
+from raymed.language import reworded, say
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
 from raymed.training.fit import Resources
@@ -74,7 +74,7 @@ def describe(search: Search) -> Outcome:
         ),
         *_classes(spec, prepared),
         *(
-            say("           left out: {count} {reason}", count=count, reason=translated(reason))
+            say("           left out: {count} {reason}", count=count, reason=reworded(reason))
             for reason, count in plan.left_out.items()
             if count
         ),

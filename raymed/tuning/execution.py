@@ -25,7 +25,7 @@ from raymed.data.stream import open_reader
 from raymed.errors import RunError, UserError
 from raymed.job.job import resume_command
 from raymed.job.library_log import essence
-from raymed.language import say, translated
+from raymed.language import reworded, say
 from raymed.registry.register import alias_version
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
@@ -312,7 +312,7 @@ def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
         len(plan.batches),
         search.template.total_steps(prepared),
         "" if plan.fill_rate is None else say(", sequences filled to {share:.1%}", share=plan.fill_rate),
-        ", ".join(f"{count} {translated(reason)}" for reason, count in plan.left_out.items()) or say("none"),
+        ", ".join(f"{count} {reworded(reason)}" for reason, count in plan.left_out.items()) or say("none"),
     )
     log.info(say("recorded at {tracking}, files lie in {folder}", tracking=tracker.uri, folder=search.template.folder.uri))
     return parent

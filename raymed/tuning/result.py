@@ -132,7 +132,7 @@ def best_trial(search: Search, study: Study) -> FrozenTrial:
     if study.best is None:
         reasons = {trial.user_attrs.get(REASON) or say("stopped before its first epoch") for trial in study.trials}
         why = "; ".join(sorted(reasons)) or say("none was started")
-        raise RunError(say("no trial of {name} completed an epoch: {why}", name=search.name, why=why))
+        raise RunError(f"no trial of {search.name} completed an epoch: {why}")
     return study.best
 
 

@@ -33,12 +33,8 @@ def run_outcome(search: Search, study: Study, advice: str = REGISTER) -> Outcome
         raise RunError(failed)
     if trial.state == TrialState.FAIL:
         raise RunError(
-            say(
-                "{failed}\nThe same command goes on from the last checkpoint. The best one is that of {point}: {checkpoint}",
-                failed=failed,
-                point=study.best_point(trial),
-                checkpoint=trial.user_attrs[CHECKPOINT],
-            )
+            f"{failed}\nThe same command goes on from the last checkpoint. The best one is that of "
+            f"{study.best_point(trial)}: {trial.user_attrs[CHECKPOINT]}"
         )
     monitor = search.template.monitor
     if monitor.name == "val_loss":

@@ -2,11 +2,13 @@
 
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -385,3 +387,49 @@ def test_real_ct_is_refused_for_its_unknown_label_and_prepared_once_that_is_igno
     assert prepared.manifest.ignored == {"cap": 28}
     assert prepared.manifest.near_duplicates == []
     assert Folder.at(str(tmp_path / "out")).exists("quarantine.jsonl")
+
+
+def meta(folder: Path) -> tuple[Path, PrepareSettings, list[str]]:
+    turns = [{"from": "human", "value": "<image>\n<cls>: normal|viral."}, {"from": "gpt", "value": "normal"}]
+    for seed in range(3):
+        Image.fromarray(picture(seed)).save(folder / f"{seed}.png")
+    lines = [json.dumps({"image": f"{seed}.png", "conversations": turns}) for seed in range(3)]
+    (folder / "lines.jsonl").write_text("\n".join(lines) + "\n")
+    keys = {"length": 7, "repeat_time": 2, "data_augment": True, "max_dynamic_patch": 6}
+    (folder / "meta.json").write_text(json.dumps({"chest": {"root": ".", "annotation": "lines.jsonl"} | keys}))
+    told = [
+        "chest: these keys do not change how data are prepared: repeat_time=2, data_augment=True, max_dynamic_patch=6",
+        "chest: length says 7, the annotation has 3 lines",
+        "no line names a patient, so each of the 3 pictures counts as a patient of its own",
+    ]
+    return folder / "meta.json", PrepareSettings(), told
+
+
+def class_folders(folder: Path) -> tuple[Path, PrepareSettings, list[str]]:
+    for seed, name in enumerate(["a/1.png", "a/2.png", "b/1.png", "b/2.png"]):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(seed)).save(folder / name)
+    settings = PrepareSettings(format="classes", labels="source")
+    return folder, settings, ["no patients are known: every image counts as a patient of its own"]
+
+
+@pytest.mark.parametrize("made", [meta, class_folders])
+def test_what_a_person_should_know_of_the_source_is_said_when_it_is_prepared_and_kept_with_the_data(
+    made: Callable[[Path], tuple[Path, PrepareSettings, list[str]]],
+    tmp_path: Path,
+    out: str,
+    caplog: pytest.LogCaptureFixture,
+):
+    """A wrong length, keys of a meta file that are not followed, and images without patients: not only in a dry run."""
+    (tmp_path / "noted").mkdir()
+    source, settings, told = made(tmp_path / "noted")
+    split = SplitSettings(weights="1/0/0", folds=0)
+    settings = replace(settings, image=ImageSettings(size=32), split=split, max_quarantine="100%")
+    for _ in range(2):  # the same command, which finds nothing to do, says and keeps them, too
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "raymed"):
+            prepare(source, out, settings)
+        kept = Prepared.open(out).manifest.notes
+        for sentence in told:
+            assert any(sentence in record.getMessage() for record in caplog.records), sentence
+            assert any(sentence in note for note in kept), sentence

@@ -1,7 +1,11 @@
 """What --dry-run says a run or search would take."""
 
+from dataclasses import dataclass, replace
+
+import numpy as np
 import pytest
 
+from raymed.data.plan import Draw, SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.systems.toy.recipe import ToyRecipe
@@ -56,3 +60,29 @@ def test_a_plan_says_what_a_night_costs_and_that_workers_lie_apart(prepared: Pre
     assert any(line.startswith("cost       at most 32.80 (head 0.5, 8 GPUs at 0.45 an hour)") for line in lines)
     assert any("the 2 workers of a run lie on 2 machines (1 GPU each)" in line for line in lines)
     assert any("a checkpoint's copies take 0.00 GiB of the machine's memory" in line for line in lines)
+
+
+@dataclass(frozen=True)
+class OfSources(SliceSettings):
+    """Counts what it leaves out by the name of its source, as systems that mix data sets do."""
+
+    def draw(self, prepared: Prepared, parts: list[np.ndarray], seed: int, epoch: int) -> Draw:
+        return replace(super().draw(prepared, parts, seed, epoch), left_out={"of {raw} {0} %s: not drawn in this epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("language", "line"),
+    [
+        ("", "           left out: 3 of {raw} {0} %s: not drawn in this epoch"),
+        ("zh", "           未使用：3 {raw} {0} %s：本轮未抽到"),
+    ],
+)
+def test_a_source_whose_name_holds_braces_is_named_in_the_plan(prepared: Prepared, tmp_path, monkeypatch, language, line):
+    """Its name was taken for the place of a value, which ended every plan."""
+    monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [{"CPU": 4.0, "GPU": 0.0}])
+    monkeypatch.setattr("raymed.cluster.connection.resources", lambda: {"CPU": 4.0, "GPU": 0.0})
+    monkeypatch.setattr("raymed.language._asked_for", language)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
+    template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(), sampling=OfSources())
+    outcome = describe(Search(template, SearchSettings(), Budget(trials=1), f"sqlite:///{tmp_path}/mlflow.db"))
+    assert line in outcome.text.splitlines()

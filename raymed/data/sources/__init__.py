@@ -19,7 +19,6 @@ from raymed.data.sources.listing import Columns, Listing, Refusal, Slice, Source
 from raymed.data.sources.paths import walk
 from raymed.errors import UserError
 from raymed.job.submitted import where_it_looks
-from raymed.language import say
 
 __all__ = [
     "Columns",
@@ -55,37 +54,18 @@ def list_source(path: Path, settings: SourceSettings, usable: bool = True) -> Li
     """
     path = Path(path).expanduser().absolute()
     if not path.exists():
-        raise UserError(say("no such file or folder: {path}{where_it_looks}", path=path, where_it_looks=where_it_looks()))
+        raise UserError(f"no such file or folder: {path}{where_it_looks()}")
     if not path.is_file() and not path.is_dir():
-        raise UserError(
-            say(
-                "{path} is neither a file nor a folder, but a device, pipe or socket: save what it gives as a file",
-                path=path,
-            )
-        )
+        raise UserError(f"{path} is neither a file nor a folder, but a device, pipe or socket: save what it gives as a file")
     kind = recognise(path) if settings.format == "auto" else settings.format
     if settings.patients:
         if kind not in ("folders", "classes"):
-            raise UserError(
-                say(
-                    "--patients says whose the images of class folders are, and {path} is read as {kind}",
-                    path=path,
-                    kind=kind,
-                )
-            )
+            raise UserError(f"--patients says whose the images of class folders are, and {path} is read as {kind}")
         kind = "classes"
     listing = _FORMATS[kind](path, settings)
     if not listing.studies and (usable or all(refusal.patient is None for refusal in listing.refusals)):
         reasons = "".join(f"\n  {refusal.where}: {refusal.reason}" for refusal in listing.refusals[:10])
-        raise UserError(
-            say(
-                "{path}: nothing usable as {kind}: {count} files refused{reasons}",
-                path=path,
-                kind=kind,
-                count=len(listing.refusals),
-                reasons=reasons,
-            )
-        )
+        raise UserError(f"{path}: nothing usable as {kind}: {len(listing.refusals)} files refused{reasons}")
     return listing
 
 
@@ -155,14 +135,14 @@ def recognise(path: Path) -> str:
     if path.is_file():
         found = {name for name, is_one in _FILE_KINDS.items() if is_one(path)}
         if not found:
-            raise UserError(say("{path}: not a picture, CSV, JSON, JSONL, DICOM or NIfTI file", path=path))
+            raise UserError(f"{path}: not a picture, CSV, JSON, JSONL, DICOM or NIfTI file")
         return found.pop()
     lists = [item for item in sorted(path.iterdir()) if item.is_file() and not item.name.startswith(".")]
     tables = [item for item in lists if table.names_images(item)]
     talks = [item for item in lists if conversations.names_images(item)]
     if len(tables) + len(talks) > 1 and (tables or not conversations.are_splits(talks)):
         names = some([item.name for item in tables + talks])
-        raise UserError(say("{path} holds several lists of images ({names}): name the one to use", path=path, names=names))
+        raise UserError(f"{path} holds several lists of images ({names}): name the one to use")
     if tables or talks:
         return "csv" if tables else "conversations"
     examples: dict[str, str] = {}
@@ -171,14 +151,10 @@ def recognise(path: Path) -> str:
             if kind not in examples and _FILE_KINDS[kind](path / name):
                 examples[kind] = name
     if not examples:
-        raise UserError(
-            say("{path}: no images found (looked for pictures, CSV, JSON, JSONL, DICOM and NIfTI files)", path=path)
-        )
+        raise UserError(f"{path}: no images found (looked for pictures, CSV, JSON, JSONL, DICOM and NIfTI files)")
     if len(examples) > 1:
         listed = ", ".join(f"{kind} (e.g. {name})" for kind, name in examples.items())
-        raise UserError(
-            say("{path} holds several formats: {listed}. Choose one with --source.format", path=path, listed=listed)
-        )
+        raise UserError(f"{path} holds several formats: {listed}. Choose one with --source.format")
     return next(iter(examples))
 
 

@@ -17,7 +17,6 @@ from raymed.data.sources.paths import walk
 from raymed.data.sources.patients import with_patients
 from raymed.data.sources.table import read_rows
 from raymed.errors import UserError
-from raymed.language import say
 
 
 def list_studies(path: Path, settings: SourceSettings) -> Listing:
@@ -71,58 +70,33 @@ def class_names(root: Path, images: Iterable[str]) -> list[str]:
     filled = {name.split("/")[0] for name in images}
     if empty := [name for name in names if name not in filled]:
         raise UserError(
-            say(
-                "{root}: no images ({endings}) directly in the class folders {empty}. Add images, or remove the folders",
-                root=root,
-                endings=", ".join(SUFFIXES),
-                empty=some(empty),
-            )
+            f"{root}: no images ({', '.join(SUFFIXES)}) directly in the class folders {some(empty)}. "
+            "Add images, or remove the folders"
         )
     if len(names) < 2:
         found = f"only the class folder {names[0]!r}" if names else "no folder"
-        raise UserError(
-            say("{root}: {found}; a classifier needs <class>/<image> with two classes or more", root=root, found=found)
-        )
+        raise UserError(f"{root}: {found}; a classifier needs <class>/<image> with two classes or more")
     if dotted := [name for name in names if "." in name]:
-        raise UserError(
-            say(
-                "{root}: class names with a dot: {dotted}. Rename the folders, e.g. with a dash",
-                root=root,
-                dotted=some(dotted),
-            )
-        )
+        raise UserError(f"{root}: class names with a dot: {some(dotted)}. Rename the folders, e.g. with a dash")
     same: dict[str, list[str]] = defaultdict(list)
     for name in names:
         same[name.strip().casefold()].append(name)
     if alike := [" and ".join(map(repr, each)) for each in same.values() if len(each) > 1]:
-        raise UserError(
-            say(
-                "{root}: class names that differ only by case: {alike}. Rename or merge the folders",
-                root=root,
-                alike=some(alike),
-            )
-        )
+        raise UserError(f"{root}: class names that differ only by case: {some(alike)}. Rename or merge the folders")
     return names
 
 
 def _patients(root: Path, images: list[str], settings: SourceSettings) -> dict[str, str]:
     """Patient of each image."""
     if settings.patients and settings.patient_regex:
-        raise UserError(say("--patients and --patient-regex both say whose an image is: give one of them"))
+        raise UserError("--patients and --patient-regex both say whose an image is: give one of them")
     if settings.patients:
         return _listed(root, images, settings)
     if settings.patient_regex is None:
         return {name: name for name in images}
     found = {name: settings.patient_of(name) for name in images}
     if wrong := [name for name, patient in found.items() if patient is None]:
-        raise UserError(
-            say(
-                "{root}: patient_regex {patient_regex!r} does not match {wrong}",
-                root=root,
-                patient_regex=settings.patient_regex,
-                wrong=some(wrong),
-            )
-        )
+        raise UserError(f"{root}: patient_regex {settings.patient_regex!r} does not match {some(wrong)}")
     return {name: patient for name, patient in found.items() if patient is not None}
 
 
@@ -130,7 +104,7 @@ def _listed(root: Path, images: list[str], settings: SourceSettings) -> dict[str
     """From a CSV, whose images are written as ``<class>/<image>`` or, where no other one is called so, as ``<image>``."""
     path = Path(settings.patients or "").expanduser()
     if not path.is_file():
-        raise UserError(say("--patients {path}: no such file; give a CSV with the columns image and patient_id", path=path))
+        raise UserError(f"--patients {path}: no such file; give a CSV with the columns image and patient_id")
     called: dict[str, list[str]] = defaultdict(list)
     for name in images:
         called[PurePosixPath(name).name].append(name)
@@ -139,34 +113,10 @@ def _listed(root: Path, images: list[str], settings: SourceSettings) -> dict[str
     for row in read_rows(path, root, replace(settings, labelled=False)):
         named = [row.path] if row.path in whole else called.get(row.path, [])
         if len(named) > 1:
-            raise UserError(
-                say(
-                    "{path}:{line}: {image} stands for {named}; write <class>/<image>",
-                    path=path,
-                    line=row.line,
-                    image=row.path,
-                    named=some(named),
-                )
-            )
+            raise UserError(f"{path}:{row.line}: {row.path} stands for {some(named)}; write <class>/<image>")
         for name in named:  # none: the table may know more images than there are
             if owners.setdefault(name, row.patient) != row.patient:
-                raise UserError(
-                    say(
-                        "{path}:{line}: {name} is of {patient!r} and of {owners!r}",
-                        path=path,
-                        line=row.line,
-                        name=name,
-                        patient=row.patient,
-                        owners=owners[name],
-                    )
-                )
+                raise UserError(f"{path}:{row.line}: {name} is of {row.patient!r} and of {owners[name]!r}")
     if lost := [name for name in images if name not in owners]:
-        raise UserError(
-            say(
-                "{path}: no line for {count} images: {first}. Add them, or remove the images",
-                path=path,
-                count=len(lost),
-                first=some(lost),
-            )
-        )
+        raise UserError(f"{path}: no line for {len(lost)} images: {some(lost)}. Add them, or remove the images")
     return owners

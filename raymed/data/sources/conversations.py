@@ -24,7 +24,6 @@ from raymed.data.sources.meta import DataSet, meta_root, read_meta
 from raymed.data.sources.paths import absence, file_stat, inside, read_text
 from raymed.data.sources.splits import StatedSplits, split_named
 from raymed.errors import UserError
-from raymed.language import say
 
 ROLES = ("system", "human", "gpt")
 SHOWN = 10
@@ -63,9 +62,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     if path.is_dir():
         found = [item for item in sorted(path.iterdir()) if names_images(item)]
         if len(found) != 1 and not are_splits(found):
-            raise UserError(
-                say("{path} holds {found} JSON or JSONL files; name the one to use", path=path, found=len(found))
-            )
+            raise UserError(f"{path} holds {len(found)} JSON or JSONL files; name the one to use")
         path = found[0] if len(found) == 1 else path
     notes: list[str] = []
     if path.is_dir():
@@ -111,14 +108,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             where = f"{part.annotation.name}:{row.line}"
             name = row.path if lines_of[row.path] == 1 else f"{row.path}?{_digest(row.messages)}"
             if name in seen:
-                raise UserError(
-                    say(
-                        "{annotation}:{line}: {path} stands in the data twice with the same text",
-                        annotation=part.annotation,
-                        line=row.line,
-                        path=row.path,
-                    )
-                )
+                raise UserError(f"{part.annotation}:{row.line}: {row.path} stands in the data twice with the same text")
             seen.add(name)
             stat = file_stat(root / row.path)
             if stat is None:
@@ -175,16 +165,9 @@ def _read_lines(part: DataSet, root: Path, settings: SourceSettings) -> list[_Ro
     if broken:
         more = f"\nand {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         shown = "\n".join(text for _, text in broken[:SHOWN])
-        raise UserError(
-            say(
-                "{broken} lines cannot be used; mend or remove them:\n{shown}{more}",
-                broken=len(broken),
-                shown=shown,
-                more=more,
-            )
-        )
+        raise UserError(f"{len(broken)} lines cannot be used; mend or remove them:\n{shown}{more}")
     if not rows:
-        raise UserError(say("{annotation}: has no lines", annotation=part.annotation))
+        raise UserError(f"{part.annotation}: has no lines")
     return rows
 
 

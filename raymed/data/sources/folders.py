@@ -14,7 +14,6 @@ from raymed.data.sources.listing import Listing, Note, Slice, SourceSettings, ma
 from raymed.data.sources.paths import walk
 from raymed.data.sources.patients import silent_patients, with_patients
 from raymed.errors import UserError
-from raymed.language import say
 
 
 def is_picture(path: Path) -> bool:
@@ -65,20 +64,12 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
 
 def _single(path: Path, settings: SourceSettings) -> Listing:
     if settings.labelled:
-        raise UserError(
-            say("{path} is a single picture, which has no label: give a folder <class>/<patient>/ or a CSV", path=path)
-        )
+        raise UserError(f"{path} is a single picture, which has no label: give a folder <class>/<patient>/ or a CSV")
     patient = path.stem
     if settings.patient_regex:
         found = settings.patient_of(path.name)
         if found is None:
-            raise UserError(
-                say(
-                    "patient_regex {patient_regex!r} does not match {name}",
-                    patient_regex=settings.patient_regex,
-                    name=path.name,
-                )
-            )
+            raise UserError(f"patient_regex {settings.patient_regex!r} does not match {path.name}")
         patient = found
     stats = {path.name: path.stat()}
     slices = [Slice(path.name, path.name, None, 0, path.name)]

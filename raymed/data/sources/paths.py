@@ -11,7 +11,6 @@ from pathlib import Path
 
 from raymed.data.sources.listing import Refusal, natural_key
 from raymed.errors import UserError
-from raymed.language import say
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ def walk(root: Path) -> Tree:
         try:
             entries = [entry for entry in os.scandir(root / folder) if not entry.name.startswith(".")]
         except OSError as error:
-            raise UserError(
-                say("cannot read the folder {root}: {reason}", root=root / folder, reason=error.strerror)
-            ) from error
+            raise UserError(f"cannot read the folder {root / folder}: {error.strerror}") from error
         for entry in entries:
             path = posixpath.join(folder, entry.name)
             _require_text(root, path)
@@ -68,12 +65,9 @@ def _require_text(root: Path, path: str) -> None:
         path.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            say(
-                "{root}: the name {name!r} is not UTF-8, as where an archive from Windows was unpacked: "
-                "unpack it with the encoding that it has (unzip -O gb18030), or rename what lies there (convmv)",
-                root=root,
-                name=os.fsencode(path),
-            )
+            f"{root}: the name {os.fsencode(path)!r} is not UTF-8, as where an archive from Windows was "
+            "unpacked: unpack it with the encoding that it has (unzip -O gb18030), or rename what lies there "
+            "(convmv)"
         ) from error
 
 
@@ -93,35 +87,14 @@ def inside(root: Path, path: str, where: str) -> str:
         UserError: absolute, or leaving `root`, be it through a link.
     """
     if "\0" in path:
-        raise UserError(say("{where}: the path {path!r} holds a NUL character", where=where, path=path))
+        raise UserError(f"{where}: the path {path!r} holds a NUL character")
     tidy = posixpath.normpath(path.strip().replace("\\", "/"))
     if tidy.startswith("/") or re.match(r"[A-Za-z]:", tidy):
-        raise UserError(
-            say(
-                "{where}: absolute path {path!r}; write paths relative to {root}, or to what --source.root names",
-                where=where,
-                path=path,
-                root=root,
-            )
-        )
+        raise UserError(f"{where}: absolute path {path!r}; write paths relative to {root}, or to what --source.root names")
     if tidy == ".." or tidy.startswith("../"):
-        raise UserError(
-            say(
-                "{where}: the path {path!r} leaves the folder {root}; move the files or set --source.root",
-                where=where,
-                path=path,
-                root=root,
-            )
-        )
+        raise UserError(f"{where}: the path {path!r} leaves the folder {root}; move the files or set --source.root")
     if not _stays_inside(root / tidy, root):
-        raise UserError(
-            say(
-                "{where}: the path {path!r} leads through a symbolic link out of the folder {root}; copy the files",
-                where=where,
-                path=path,
-                root=root,
-            )
-        )
+        raise UserError(f"{where}: the path {path!r} leads through a symbolic link out of the folder {root}; copy the files")
     return tidy
 
 
@@ -136,9 +109,7 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise UserError(
-            say("{path}:{line}: not UTF-8 text; save the file as UTF-8 ('CSV UTF-8' in Excel)", path=path, line=line)
-        ) from error
+        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8 ('CSV UTF-8' in Excel)") from error
 
 
 def file_stat(path: Path) -> os.stat_result | None:

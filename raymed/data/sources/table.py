@@ -31,7 +31,6 @@ from raymed.data.sources.listing import (
 from raymed.data.sources.paths import absence, file_stat, inside, read_text
 from raymed.data.sources.splits import NAMES, StatedSplits
 from raymed.errors import UserError
-from raymed.language import say
 from raymed.spreadsheet import original
 
 # the first name that the header has is taken; letter case does not matter
@@ -85,25 +84,17 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     if path.is_dir():
         found = [item for item in sorted(path.iterdir()) if names_images(item)]
         if len(found) != 1:
-            raise UserError(say("{path} holds {found} CSV files; name the one to use", path=path, found=len(found)))
+            raise UserError(f"{path} holds {len(found)} CSV files; name the one to use")
         path = found[0]
     root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
     rows: dict[str, Row] = {}
     for row in read_rows(path, root, settings):
         if row.path in rows:
             line = rows[row.path].line
-            raise UserError(
-                say(
-                    "{path}:{line}: {image} stands on line {earlier} too; name each picture once",
-                    path=path,
-                    line=row.line,
-                    image=row.path,
-                    earlier=line,
-                )
-            )
+            raise UserError(f"{path}:{row.line}: {row.path} stands on line {line} too; name each picture once")
         rows[row.path] = row
     if not rows:
-        raise UserError(say("{path}: has no lines below its header", path=path))
+        raise UserError(f"{path}: has no lines below its header")
     return list_rows(path, root, rows.values(), settings)
 
 
@@ -141,15 +132,7 @@ def list_rows(path: Path, root: Path, rows: Iterable[Row], settings: SourceSetti
         ordered = sorted(alike, key=lambda row: (row.position or 0.0, dicom.place(row.path).position, natural_key(row.path)))
         sources = sorted({row.source for row in alike})
         if len(sources) > 1:
-            raise UserError(
-                say(
-                    "{path}: study {study} of patient {patient} has several sources: {sources}",
-                    path=path,
-                    study=study,
-                    patient=patient,
-                    sources=some(sources),
-                )
-            )
+            raise UserError(f"{path}: study {study} of patient {patient} has several sources: {some(sources)}")
         # one study with two labels becomes two, so that whoever checks labels sees both
         for label in sorted({row.label for row in alike}, key=str):
             slices = [
@@ -209,40 +192,23 @@ def read_cells(
         header = [cell.strip() for cell in next(reader, [])]
         if not any(header):
             *others, last = required
-            raise UserError(
-                say(
-                    "{path}: is empty; it needs a header with {others} and {last}",
-                    path=path,
-                    others=", ".join(others),
-                    last=last,
-                )
-            )
+            raise UserError(f"{path}: is empty; it needs a header with {', '.join(others)} and {last}")
         columns = _find_columns(path, header, usual, required, named, hints)
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                raise UserError(
-                    say(
-                        "{path}:{line_num}: {cells} cells, but the header has {header}",
-                        path=path,
-                        line_num=reader.line_num,
-                        cells=len(cells),
-                        header=len(header),
-                    )
-                )
+                raise UserError(f"{path}:{reader.line_num}: {len(cells)} cells, but the header has {len(header)}")
             yield reader.line_num, {key: original(cells[at].strip()) for key, at in columns.items()}
     except csv.Error as error:
-        raise UserError(
-            say("{path}:{line_num}: not a valid CSV line: {error}", path=path, line_num=reader.line_num, error=error)
-        ) from error
+        raise UserError(f"{path}:{reader.line_num}: not a valid CSV line: {error}") from error
 
 
 def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> Row:
     where = f"{path}:{line}"
     for key in ("image", "patient_id"):
         if not cells[key]:
-            raise UserError(say("{where}: {key} is empty", where=where, key=key))
+            raise UserError(f"{where}: {key} is empty")
     position = None
     if "position" in cells:
         try:
@@ -250,16 +216,11 @@ def _row(path: Path, root: Path, line: int, cells: dict[str, str]) -> Row:
         except ValueError:
             position = math.nan
         if not math.isfinite(position):
-            raise UserError(say("{where}: the slice order {cells!r} is not a number", where=where, cells=cells["position"]))
+            raise UserError(f"{where}: the slice order {cells['position']!r} is not a number")
     if (stated := cells.get("split")) and stated.casefold() not in NAMES:
         raise UserError(
-            say(
-                "{where}: split {stated!r} is none of {names}: correct it, or pass --source.splits false, which "
-                "divides all anew",
-                where=where,
-                stated=stated,
-                names=", ".join(NAMES),
-            )
+            f"{where}: split {stated!r} is none of {', '.join(NAMES)}: correct it, or pass "
+            "--source.splits false, which divides all anew"
         )
     return Row(
         line=line,
@@ -285,9 +246,7 @@ def _find_columns(
     lower = [name.casefold() for name in header]
     called = [name for name in lower if name]  # a spreadsheet may leave empty columns at the end
     if len(set(called)) < len(called):
-        raise UserError(
-            say("{path}:1: a column name stands twice in the header: {header}", path=path, header=", ".join(header))
-        )
+        raise UserError(f"{path}:1: a column name stands twice in the header: {', '.join(header)}")
     columns: dict[str, int] = {}
     for key, names in usual.items():
         name = named.get(key)

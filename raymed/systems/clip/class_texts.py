@@ -12,7 +12,6 @@ from typing import Any
 from raymed.data.sources.listing import some
 from raymed.data.sources.paths import read_text
 from raymed.errors import UserError
-from raymed.language import say
 
 log = logging.getLogger("raymed")
 
@@ -36,13 +35,7 @@ def class_texts(
     """
     given = given or {}
     if unknown := sorted(given.keys() - set(names)):
-        raise UserError(
-            say(
-                "texts for classes that there are not: {unknown}; the classes are {names}",
-                unknown=some(unknown),
-                names=some(list(names), 50),
-            )
-        )
+        raise UserError(f"texts for classes that there are not: {some(unknown)}; the classes are {some(list(names), 50)}")
     texts = []
     for name in names:
         text = given.get(name) or fill(template, name)
@@ -69,16 +62,10 @@ def fill(template: str | None, name: str) -> str:
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
     except ValueError as error:
-        raise UserError(
-            say("the text template {template!r} cannot be read: {error}", template=template, error=error)
-        ) from error
+        raise UserError(f"the text template {template!r} cannot be read: {error}") from error
     if fields != {PLACEHOLDER}:
         raise UserError(
-            say(
-                "the text template {template!r} needs {{{placeholder}}} where the class name goes, and no other field",
-                template=template,
-                placeholder=PLACEHOLDER,
-            )
+            f"the text template {template!r} needs {{{PLACEHOLDER}}} where the class name goes, and no other field"
         )
     return template.format(class_name=name)
 
@@ -90,25 +77,17 @@ def read_class_texts(path: Path) -> ClassTexts:
         UserError: no such file, not such an object, or a class that stands twice; with the file.
     """
     if not path.is_file():
-        raise UserError(say("no class texts in {path}: no such file. Write one with jobs/class_texts.py", path=path))
+        raise UserError(f"no class texts in {path}: no such file. Write one with jobs/class_texts.py")
     try:
         content = json.loads(read_text(path), object_pairs_hook=_once)
     except (ValueError, UserError) as error:
-        raise UserError(say("{path}: {error}", path=path, error=error)) from error
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(
-            say("{path}: class texts are an object {{class: text}}, not a {name}", path=path, name=type(content).__name__)
-        )
+        raise UserError(f"{path}: class texts are an object {{class: text}}, not a {type(content).__name__}")
     for name, text in content.items():
         texts = text if isinstance(text, list) else [text]
         if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
-            raise UserError(
-                say(
-                    "{path}: the text of {name!r} must be a text, or a list of texts, none of them empty",
-                    path=path,
-                    name=name,
-                )
-            )
+            raise UserError(f"{path}: the text of {name!r} must be a text, or a list of texts, none of them empty")
     return content
 
 
@@ -122,7 +101,7 @@ def write_class_texts(path: Path, texts: Mapping[str, str | Sequence[str]]) -> N
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(sorted(texts.items())), ensure_ascii=False, indent=2) + "\n", "utf-8")
     except OSError as error:
-        raise UserError(say("cannot write {path}: {reason}", path=path, reason=error.strerror)) from error
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

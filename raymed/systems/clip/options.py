@@ -22,7 +22,6 @@ from raymed.data.split import SplitSettings
 from raymed.data.survey import Survey, survey
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
-from raymed.language import say
 from raymed.models.settings import ClipModelSettings
 from raymed.storage.folder import Folder
 from raymed.systems.clip.class_texts import ClassTexts, class_texts, read_class_texts, tell_missing
@@ -167,36 +166,22 @@ class ClipOptions(SystemOptions):
         named = ("source", "image", "max_quarantine", "folds", "split")
         given = [name for name in named if getattr(self, name) != getattr(usual, name)]
         if self.image.size != usual.image.size:
-            raise UserError(
-                say("image.size is {size}: give --size, which leaves a tenth more to crop from", size=self.image.size)
-            )
+            raise UserError(f"image.size is {self.image.size}: give --size, which leaves a tenth more to crop from")
         if self.data is None:
             if given:
-                raise UserError(
-                    say("--{given} cannot be followed by phantom patients: give --data", given=", --".join(given))
-                )
+                raise UserError(f"--{', --'.join(given)} cannot be followed by phantom patients: give --data")
             log.info("no --data: phantom patients, and small settings where nothing else is said: --print-config shows them")
             return prepare_phantoms(self.folder, self.phantom, size, folds)
         if Folder.at(self.data).exists(MANIFEST):
             prepared = Prepared.open(self.data)
             if given:
                 raise UserError(
-                    say(
-                        "--{given} cannot be followed: {data} is prepared, which settles patients and splits",
-                        given=", --".join(given),
-                        data=self.data,
-                    )
+                    f"--{', --'.join(given)} cannot be followed: {self.data} is prepared, which settles patients and splits"
                 )
             if prepared.size != size:
                 raise UserError(
-                    say(
-                        "{data} was prepared at {size} pixels, and --size {asked} needs {needed} (a tenth more to crop "
-                        "from): prepare it at that size, or name the folder of images",
-                        data=self.data,
-                        size=prepared.size,
-                        asked=self.size,
-                        needed=size,
-                    )
+                    f"{self.data} was prepared at {prepared.size} pixels, and --size {self.size} needs {size} "
+                    "(a tenth more to crop from): prepare it at that size, or name the folder of images"
                 )
             return prepared
         source = self.source
@@ -245,25 +230,18 @@ class ClipOptions(SystemOptions):
             UserError: it has not, or the data were prepared for another number of folds.
         """
         if self.n_splits < 2:
-            raise UserError(say("--n-splits {n_splits}: a cross-validation has at least 2 folds", n_splits=self.n_splits))
+            raise UserError(f"--n-splits {self.n_splits}: a cross-validation has at least 2 folds")
         columns = prepared.index.select(["patient", "label", "fold"]).to_pydict()
         rows = [row for row in zip(*columns.values(), strict=True) if row[2] is not None]
         if not rows:
-            raise UserError(
-                say("{uri} was prepared without folds: prepare it again with --split.folds", uri=prepared.folder.uri)
-            )
+            raise UserError(f"{prepared.folder.uri} was prepared without folds: prepare it again with --split.folds")
         names, sizes = prepared.labels.names, Counter({patient: label for patient, label, _ in rows}.values())
         self._require_patients({name: sizes[label] for label, name in enumerate(names)})
         count = max(fold for *_, fold in rows) + 1
         if count != self.n_splits:
             raise UserError(
-                say(
-                    "{uri} was prepared with {count} folds, not {n_splits}: give --n-splits {count}, or prepare it "
-                    "again with --split.folds",
-                    uri=prepared.folder.uri,
-                    count=count,
-                    n_splits=self.n_splits,
-                )
+                f"{prepared.folder.uri} was prepared with {count} folds, not {self.n_splits}: give "
+                f"--n-splits {count}, or prepare it again with --split.folds"
             )
 
     def _require_patients(self, sizes: Mapping[str, int]) -> None:
@@ -271,13 +249,8 @@ class ClipOptions(SystemOptions):
         smallest = min(sizes, key=lambda name: sizes[name])
         if sizes[smallest] < self.n_splits:
             raise UserError(
-                say(
-                    "{n_splits} folds need a patient of each class in every one, and the class {name!r} has "
-                    "{count} patients. Change --n-splits, or add images",
-                    n_splits=self.n_splits,
-                    name=smallest,
-                    count=sizes[smallest],
-                )
+                f"{self.n_splits} folds need a patient of each class in every one, and the class {smallest!r} "
+                f"has {sizes[smallest]} patients. Change --n-splits, or add images"
             )
 
     def implied(self) -> Mapping[str, Any] | Path:
@@ -346,25 +319,19 @@ class TrainClip(ClipOptions):
     def check_modes(self) -> None:
         """Raises: UserError: options that do not go together."""
         if self.config_file and not self.multi_config:
-            raise UserError(say("--config-file is read in the mode --multi-config: add that, or leave the file out"))
+            raise UserError("--config-file is read in the mode --multi-config: add that, or leave the file out")
         if self.multi_config and not self.config_file:
-            raise UserError(say("--multi-config needs --config-file FILE.json, see configs/train_clip_config.json"))
+            raise UserError("--multi-config needs --config-file FILE.json, see configs/train_clip_config.json")
         if self.resume_from and (self.use_cv or self.multi_config):
             raise UserError(
-                say("--resume-from is for a single run; folds and configurations go on when the command is run again")
+                "--resume-from is for a single run; folds and configurations go on when the command is run again"
             )
         if self.force and not self.resume_from:
-            raise UserError(say("--force is for --resume-from: leave it out"))
+            raise UserError("--force is for --resume-from: leave it out")
         for name, metric in (("monitor", self.train.monitor), ("patience_monitor", self.train.patience_monitor)):
             if metric not in ("val_acc", "val_loss", ""):
-                raise UserError(
-                    say(
-                        "train.{name} is {metric}: history.json has val_acc and val_loss to choose by",
-                        name=name,
-                        metric=metric,
-                    )
-                )
+                raise UserError(f"train.{name} is {metric}: history.json has val_acc and val_loss to choose by")
         if self.train.validate_steps:
-            raise UserError(say("CLIP's files and histories count epochs: leave train.validate_steps out"))
+            raise UserError("CLIP's files and histories count epochs: leave train.validate_steps out")
         if self.use_cv and self.fold is not None:
-            raise UserError(say("--use-cv trains every fold: leave --fold out"))
+            raise UserError("--use-cv trains every fold: leave --fold out")

@@ -11,7 +11,6 @@ from typing import Any
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.language import say
 from raymed.systems.clip.recipe import ClipRecipe
 from raymed.training.spec import RunSpec
 
@@ -47,39 +46,20 @@ def require_same(path: Path, content: Mapping[str, Any], spec: RunSpec, force: b
     assert isinstance(recipe, ClipRecipe)
     theirs, ours = sorted(content["class_to_idx"], key=content["class_to_idx"].get), list(recipe.names)
     if theirs != ours:
-        raise UserError(
-            say(
-                "{path} knows the classes {theirs}, and the data have {ours}",
-                path=path,
-                theirs=", ".join(theirs),
-                ours=", ".join(ours),
-            )
-        )
+        raise UserError(f"{path} knows the classes {', '.join(theirs)}, and the data have {', '.join(ours)}")
     differences = list(_fixed(content, spec, recipe))
     if differences:
-        raise UserError(
-            say(
-                "{path} cannot be gone on from: {differences}. Give what it was trained with",
-                path=path,
-                differences="; ".join(differences),
-            )
-        )
+        raise UserError(f"{path} cannot be gone on from: {'; '.join(differences)}. Give what it was trained with")
     if content["config"]["data_digest"] != Prepared.open(spec.data).digest:
         raise UserError(
-            say(
-                "{path} was trained on other images, patients or splits: what it has learned may be validated on "
-                "here. Give the --data-dir, --split, --n-splits and --patients that it was trained with",
-                path=path,
-            )
+            f"{path} was trained on other images, patients or splits: what it has learned may be validated "
+            "on here. Give the --data-dir, --split, --n-splits and --patients that it was trained with"
         )
     changed = [f"{name} was {before}, and is {now}" for name, before, now in _learned(content, spec, recipe)]
     if changed and not force:
         raise UserError(
-            say(
-                "{path} was trained with other settings: {changed}. Give those, or --force to go on with these from here",
-                path=path,
-                changed="; ".join(changed),
-            )
+            f"{path} was trained with other settings: {'; '.join(changed)}. Give those, or --force to go "
+            "on with these from here"
         )
     if changed:
         log.warning("goes on from %s with other settings than it was trained with: %s", path, "; ".join(changed))

@@ -19,7 +19,6 @@ from raymed.data.sources.paths import read_text
 from raymed.errors import UserError
 from raymed.job.command_line import Aliases
 from raymed.job.mistakes import did_you_mean
-from raymed.language import say
 from raymed.recipes.metric import LAST, Metric
 from raymed.systems.clip.checkpoint import CONFIG, stored_texts
 from raymed.systems.clip.options import TrainClip
@@ -153,10 +152,8 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
             configuration = Configuration.of(each, f"{name}-{number}" if taken else name)
             if found and (configuration.monitor == LAST) != (found[0].monitor == LAST):
                 raise UserError(
-                    say(
-                        "some entries have validation patients and some have none, so that they cannot be compared. Give "
-                        "those without in a file of their own"
-                    )
+                    "some entries have validation patients and some have none, so that they cannot be compared. Give "
+                    "those without in a file of their own"
                 )
             found.append(configuration)
         except UserError as error:
@@ -226,11 +223,11 @@ def read_configurations(path: Path, options: TrainClip, aliases: Aliases) -> lis
     try:
         entries = json.loads(read_text(path))
     except OSError as error:
-        raise UserError(say("{path} cannot be read: {reason}", path=path, reason=error.strerror)) from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(say("{path} is not JSON: {error}", path=path, error=error)) from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(say("{path} must hold a list of configurations: [{{...}}, {{...}}]", path=path))
+        raise UserError(f"{path} must hold a list of configurations: [{{...}}, {{...}}]")
     base = dataclasses.replace(options, multi_config=False, config_file=None)
     found: list[TrainClip | UserError] = []
     for entry in entries:
@@ -252,24 +249,19 @@ def _changed(options: TrainClip, entry: Mapping[str, Any], aliases: Aliases) -> 
         if not name:
             continue
         if name.split(".")[0] in OF_THE_JOB:
-            raise UserError(say("key {key!r} holds for all configurations alike: give it on the command line", key=key))
+            raise UserError(f"key {key!r} holds for all configurations alike: give it on the command line")
         try:
             now = get_setting(options, name)
         except UserError as error:
             known = sorted(each.replace("-", "_") for each in aliases)
             hint = did_you_mean(key, known)
             raise UserError(
-                say(
-                    "unknown key {key!r}{hint}; the keys are {known}, and every option's name",
-                    key=key,
-                    hint=hint,
-                    known=", ".join(known),
-                )
+                f"unknown key {key!r}{hint}; the keys are {', '.join(known)}, and every option's name"
             ) from error
         if dataclasses.is_dataclass(now):
             if not isinstance(value, dict):
                 settings = ", ".join(each.name for each in dataclasses.fields(now))
-                raise UserError(say("key {key!r} has settings of its own: {{{settings}}}", key=key, settings=settings))
+                raise UserError(f"key {key!r} has settings of its own: {{{settings}}}")
             options = _changed(options, {f"{name}.{part}": each for part, each in value.items()}, aliases)
             continue
         here = alias.values.get(json.dumps(value), value) if alias else value
@@ -277,14 +269,7 @@ def _changed(options: TrainClip, entry: Mapping[str, Any], aliases: Aliases) -> 
             options = with_setting(options, name, _typed(type(options), name, here))
         except (UserError, ArgumentError) as error:
             reason = str(error).removeprefix('Parser key "value":').strip()
-            raise UserError(
-                say(
-                    "key {key!r}: {value} cannot be used: {reason}",
-                    key=key,
-                    value=json.dumps(value, ensure_ascii=False),
-                    reason=reason,
-                )
-            ) from error
+            raise UserError(f"key {key!r}: {json.dumps(value, ensure_ascii=False)} cannot be used: {reason}") from error
     return options
 
 

@@ -103,7 +103,7 @@ def summarise(
     if any(each.name for each in configurations):
         lines += write_ranking(output, results, [*wrong, *failed])
     if wrong or failed:
-        raise (UserError if wrong else RunError)("\n".join([say("not everything could be trained"), *lines]))
+        raise (UserError if wrong else RunError)("\n".join(["not everything could be trained", *lines]))
     lines += [tracker.look_at_it, say("files: {output}", output=output)]
     data = {"name": search.name, "output": str(output), "tracking_uri": search.tracking_uri}
     return Outcome("\n".join(lines), data | figures.get("", {"configurations": figures}))
@@ -118,7 +118,7 @@ def summarise_finished(work: Work, wrong: Sequence[str]) -> Outcome:
     lines = [*_trained_before(work.finished), *write_ranking(work.output, work.finished, wrong)]
     if wrong:
         left = (say("not trained: {what}", what=each) for each in wrong)
-        raise UserError("\n".join([say("not everything could be trained"), *lines, *left]))
+        raise UserError("\n".join(["not everything could be trained", *lines, *left]))
     figures = {each.name: dict(each.figures) for each in work.finished}
     text = "\n".join([*lines, say("files: {output}", output=work.output)])
     return Outcome(text, {"output": str(work.output), "configurations": figures})

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
-from raymed.language import say
 from raymed.models.settings import ModelSettings
 from raymed.recipes.settings import AugmentSettings
 from raymed.systems.lung.settings import LossSettings
@@ -64,11 +63,8 @@ class LungOptions(SystemOptions):
 
         if self.model.path and self.train.lr >= TrainSettings.lr and family_of(self.model) == "internvl":
             raise UserError(
-                say(
-                    "train.lr {lr:g} is for small networks from random weights and would ruin {path}: give --config "
-                    "configs/guide_lung.yaml (for a search, configs/lung_internvl.yaml), or --train.lr",
-                    lr=self.train.lr,
-                    path=self.model.path,
-                )
+                f"train.lr {self.train.lr:g} is for small networks from random weights and would ruin "
+                f"{self.model.path}: give --config configs/guide_lung.yaml (for a search, "
+                "configs/lung_internvl.yaml), or --train.lr"
             )
         return LungRecipe.for_data(prepared.labels, prepared.size, self.model, self.loss, self.augment)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymed.errors import UserError
-from raymed.language import say
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,9 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(
-                say(
-                    "loss.label_smoothing is {label_smoothing}: it must be at least 0 and below 1",
-                    label_smoothing=self.label_smoothing,
-                )
-            )
+            raise UserError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if self.choice_weight <= 0 or self.lm_weight < 0:
-            raise UserError(say("loss.choice_weight must be above 0, and loss.lm_weight at least 0"))
+            raise UserError("loss.choice_weight must be above 0, and loss.lm_weight at least 0")
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,6 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or self.steps < 1:
-            raise UserError(say("head.hidden and head.steps must be at least 1"))
+            raise UserError("head.hidden and head.steps must be at least 1")
         if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.dropout < 1:
-            raise UserError(say("head.lr must be above 0, head.weight_decay at least 0, and head.dropout from 0 to below 1"))
+            raise UserError("head.lr must be above 0, head.weight_decay at least 0, and head.dropout from 0 to below 1")

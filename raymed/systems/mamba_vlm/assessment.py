@@ -110,10 +110,10 @@ class ReportAssessment(LossAssessment):
 
     def card(self, facts: CardFacts) -> str:
         found = "\n".join(f"- {line.strip()}" for line in self.evaluation.lines)
-        judged = f"## Judged on {len(self.evaluation.scores.patients)} {self.split} patients\n\n{found}"
+        judged = f"## Judged on {len(self.evaluation.scores.patients)} {self.split} patients"
         name, *parts = super().card(facts).split("\n\n")
         at = parts.index("## Data")
-        return "\n\n".join([name, *parts[:at], judged, *parts[at:]])
+        return "\n\n".join([name, *parts[:at], judged, found, *parts[at:]])
 
     def artefact(self, facts: CardFacts, network: Path, folder: Path) -> Path:
         """A model that MLflow serves: it is asked about pictures and answers with texts."""

@@ -93,7 +93,7 @@ class GeneralistAssessment(LossAssessment):
         found = "\n".join(f"- {line.strip()}" for line in self.lines())
         name, *parts = super().card(facts).split("\n\n")
         at = parts.index("## Data")
-        return "\n\n".join([name, *parts[:at], f"## Judged on {self.split} patients\n\n{found}", *parts[at:]])
+        return "\n\n".join([name, *parts[:at], f"## Judged on {self.split} patients", found, *parts[at:]])
 
     def artefact(self, facts: CardFacts, network: Path, folder: Path) -> Path:
         """A model that MLflow serves: it answers and draws."""

@@ -16,7 +16,6 @@ from raymed.data.prepared import Prepared
 from raymed.data.settings import CorpusSettings
 from raymed.data.split import SplitSettings
 from raymed.errors import UserError
-from raymed.language import say
 from raymed.models.settings import ModelSettings
 from raymed.systems.options import SystemOptions
 from raymed.systems.vitp.settings import ChatLossSettings
@@ -94,19 +93,14 @@ class VitpOptions(SystemOptions):
         asks = monitor != "val_choice_loss" or _asked(prepared, prepared.rows("val", self.fold))
         if not asks and len(prepared.rows("val", self.fold)):  # where nobody is validated, the last epoch is kept
             raise UserError(
-                say(
-                    "epochs would be chosen by val_choice_loss, and no validation sample asks a question with "
-                    "declared choices (<cls>: a|b.): leave it out, or prepare data whose val patients are asked some"
-                )
+                "epochs would be chosen by val_choice_loss, and no validation sample asks a question with "
+                "declared choices (<cls>: a|b.): leave it out, or prepare data whose val patients are asked some"
             )
         if self.model.path is not None and self.train.lr == SMALL.lr:
             raise UserError(
-                say(
-                    "train.lr {lr:g} is for small networks from random weights and would ruin {path}: give --config "
-                    "configs/vitp_medical.yaml (for a search, configs/vitp_search.yaml), or --train.lr",
-                    lr=SMALL.lr,
-                    path=self.model.path,
-                )
+                f"train.lr {SMALL.lr:g} is for small networks from random weights and would ruin "
+                f"{self.model.path}: give --config configs/vitp_medical.yaml (for a search, "
+                "configs/vitp_search.yaml), or --train.lr"
             )
         return VitpRecipe.for_data(
             prepared,
