@@ -39,8 +39,12 @@ systems.__path__.append(ROOMS)  # the machine is tested on the toy system there
 TESTED = ("compat", "data", "evaluation", "recipes", "registry", "storage", "tracking", "training", "tuning")
 """Folders of the machine's tests, for which there is no other system."""
 
-RAY_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-tests-only-0123456789abcdef0"}
-"""Environment of a cluster that a test starts in processes of its own."""
+RAY_TOKEN = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "a-token-for-tests-only-0123456789abcdef0",
+    "RAY_raylet_start_wait_time_s": "180",
+}
+"""Environment of a cluster that a test starts in processes of its own, on a machine that may be busy."""
 
 _STATUS = pytest.StashKey[int]()
 
