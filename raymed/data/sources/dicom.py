@@ -106,7 +106,7 @@ def read_headers(root: Path, names: Iterable[str], settings: SourceSettings) -> 
     headers: list[Header] = []
     result = Sorted()
     asked = tuple(names)
-    progress = ReadingProgress(len(asked), " headers")
+    progress = ReadingProgress(len(asked), headers=True)
     for name, (person, found) in zip(asked, process_pool.each(partial(_read, root, settings), asked), strict=True):
         if person is not None:
             result.persons[name] = person
