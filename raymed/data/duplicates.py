@@ -8,8 +8,10 @@ detail (at most 0.83, copies at least 0.99), which is what is compared.
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +39,7 @@ SAME = 0.95  # correlation of the details of two thumbnails
 CHUNK = 2048  # pairs confirmed at a time, and
 READ = 64  # records read at a time, which bounds the memory
 NAMED = 10
+MANY = 100_000  # pictures, which take a while to compare
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
@@ -128,6 +131,8 @@ def grouped(index: pa.Table, folder: Folder, mode: str) -> tuple[pa.Table, list[
     """
     pictures = input_pictures(index)
     row_of, place_of = pictures["row"].to_numpy(), pictures["place"].to_numpy()
+    if len(row_of) >= MANY:
+        log.info("comparing %d pictures of different patients with one another", len(row_of))
 
     def thumbnails(wanted: np.ndarray) -> np.ndarray:
         found = np.empty((len(wanted), THUMBNAIL, THUMBNAIL), dtype=np.uint8)
@@ -176,22 +181,28 @@ def _candidates(codes: np.ndarray, owners: np.ndarray) -> np.ndarray:
     # Neighbouring frequencies go together; mixed bands are told apart better, so that fewer rows fall into one bucket.
     mixed = np.random.default_rng(0).permutation(256)
     bands = np.ascontiguousarray(np.packbits(np.unpackbits(codes, axis=1)[:, mixed], axis=1)).view(np.uint16)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy holds no lock while it compares
+        found = threads.map(lambda band: _in_band(band, words, owners), bands.T)
+        return np.unique(np.concatenate(list(found)), axis=0)
+
+
+def _in_band(band: np.ndarray, words: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """The pairs among rows that are equal in one band, uint16 [rows]: whoever differ in few bits are so in one of them."""
     found: list[np.ndarray] = [np.empty((0, 2), dtype=np.int64)]
-    for band in bands.T:
-        order = np.argsort(band, kind="stable")
-        ordered = band[order]
-        alive = np.arange(len(order))
-        for step in range(1, len(order)):
-            alive = alive[alive < len(order) - step]
-            alive = alive[ordered[alive] == ordered[alive + step]]
-            if not alive.size:
-                break
-            a, b = order[alive], order[alive + step]
-            other = owners[a] != owners[b]
-            a, b = a[other], b[other]
-            near = np.bitwise_count(words[a] ^ words[b]).sum(axis=1) <= DISTANCE
-            found.append(np.sort(np.stack([a[near], b[near]], axis=1), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+    order = np.argsort(band, kind="stable")
+    ordered = band[order]
+    alive = np.arange(len(order))
+    for step in range(1, len(order)):
+        alive = alive[alive < len(order) - step]
+        alive = alive[ordered[alive] == ordered[alive + step]]
+        if not alive.size:
+            break
+        a, b = order[alive], order[alive + step]
+        other = owners[a] != owners[b]
+        a, b = a[other], b[other]
+        near = np.bitwise_count(words[a] ^ words[b]).sum(axis=1) <= DISTANCE
+        found.append(np.sort(np.stack([a[near], b[near]], axis=1), axis=1))
+    return np.concatenate(found)
 
 
 def _details(thumbnails: np.ndarray) -> np.ndarray:
