@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -57,6 +58,7 @@ DESCRIPTION = "description"  # facts about the run, among what a worker reports
 MODEL = "model"  # URI of the checkpoint that holds the best model so far
 SAVED = "saved"  # name of the checkpoint that was written
 FAILED = "failed"  # why a run ends before its time
+CAUSE = "cause"  # of that, as Python tells it
 COMMON = "common"  # beside that: all runs of a search would meet it, see `CommonError`
 JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
@@ -81,13 +83,17 @@ def train(context: WorkerContext, spec: RunSpec, source: Source, stop_decisions:
             except CommonError:
                 raise
             except UserError as error:  # weights that do not fit, a leak: all workers meet it
-                context.report({FAILED: str(error), "mistake": 1.0})
+                context.report(_failure(error) | {"mistake": 1.0})
                 return
             run.train()
     except CommonError as error:
-        context.report({FAILED: str(error), COMMON: 1.0})
+        context.report(_failure(error) | {COMMON: 1.0})
     except RunError as error:  # all workers meet it at the same place, and trying again would only repeat it
-        context.report({FAILED: str(error)})
+        context.report(_failure(error))
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return {FAILED: str(error), CAUSE: "".join(traceback.format_exception(error))}
 
 
 def _tell(stop_decisions: ActorHandle | None, text: str) -> None:

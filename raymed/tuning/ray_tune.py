@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 from raymed.job.library_log import keep_traceback
 from raymed.training.fit import RESTARTS
-from raymed.training.loop import COMMON, FAILED
+from raymed.training.loop import CAUSE, COMMON, FAILED
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
 from raymed.training.stall import STALLED
@@ -125,6 +125,8 @@ class StudyScheduler(FIFOScheduler):
         (self._machines.begins if LOST in result else self._machines.reports)(trial.config["number"])
         if result.get(STEPS):
             self._observe(trial.config["number"], STEPS, result)
+        if CAUSE in result:
+            keep_traceback(result[CAUSE])  # for jobs/doctor.py --bundle: the message is for a person
         is_first = self._alike and trial.config["number"] == 0 and not self._study.trained
         if COMMON in result or ("mistake" in result and is_first):
             self._study.mistake = str(result[FAILED])  # it stays RUNNING: the same command goes on once that is mended

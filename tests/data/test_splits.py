@@ -80,6 +80,11 @@ def test_files_and_data_sets_called_after_splits_are_those(tmp_path: Path) -> No
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     assert stated(list_source(tmp_path / "meta.json", SourceSettings())) == SPLITS
     assert stated(list_source(folder / "train.jsonl", SourceSettings())) == {}, "one file alone states nothing"
+    write_lines(tmp_path / "extra.jsonl", "e")
+    (tmp_path / "more.json").write_text(json.dumps(meta | {"extra": {"root": ".", "annotation": "extra.jsonl"}}))
+    with pytest.raises(UserError, match=r"these are not: extra\. Name each after its split"):
+        list_source(tmp_path / "more.json", SourceSettings())
+    assert stated(list_source(tmp_path / "more.json", SourceSettings(splits=False))) == {}
     write_lines(folder / "test.jsonl", "ca")
     with pytest.raises(UserError, match=r"test\.jsonl:2: patient a is in test here and in train at .*train\.jsonl:1"):
         list_source(tmp_path / "meta.json", SourceSettings())

@@ -10,10 +10,11 @@ from ray.tune.search import Searcher
 
 from raymed import clock
 from raymed.errors import UserError
+from raymed.job.library_log import keep_traceback
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.storage.folder import Folder
 from raymed.training.fit import Resources
-from raymed.training.loop import COMMON, FAILED
+from raymed.training.loop import CAUSE, COMMON, FAILED
 from raymed.training.stall import STALLED
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
@@ -354,7 +355,10 @@ def test_a_mistake_of_the_first_listed_run_does_not_end_the_others(tmp_path, ali
     interrupt = SimpleNamespace(told=False)
     scheduler = StudyScheduler(study, timetable(Budget(2)), Told(), lambda *_: None, interrupt, THERE, no_wait(), alike)
     trial = SimpleNamespace(config={"number": study.ask(Budget(2))[0], "spec": None})
-    scheduler.on_trial_result(None, trial, {FAILED: "the weights do not fit", "mistake": 1.0})
+    cause = "Traceback: where the weights were put in"
+    scheduler.on_trial_result(None, trial, {FAILED: "the weights do not fit", CAUSE: cause, "mistake": 1.0})
+    kept = keep_traceback("").read_text("utf-8")
+    assert cause in kept, "the support bundle shows what a worker met, as Python tells it"
     assert study.mistake == ("the weights do not fit" if alike else "")
     assert (study.trial(0).state == TrialState.FAIL) is not alike
     assert (study.ask(Budget(2)) is None) is alike

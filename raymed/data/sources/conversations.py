@@ -19,7 +19,16 @@ from typing import Any
 from raymed.data.choices import parse_answer, parse_choices
 from raymed.data.record import Message
 from raymed.data.sources.dicom import sort_named
-from raymed.data.sources.listing import Listing, Refusal, Slice, SourceSettings, make_study, natural_key, sorted_studies
+from raymed.data.sources.listing import (
+    Listing,
+    Refusal,
+    Slice,
+    SourceSettings,
+    make_study,
+    natural_key,
+    some,
+    sorted_studies,
+)
 from raymed.data.sources.meta import DataSet, meta_root, read_meta
 from raymed.data.sources.paths import absence, file_stat, inside, read_text
 from raymed.data.sources.splits import StatedSplits, split_named
@@ -77,7 +86,12 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     notes += [note for part in sets for note in _notes(part)]
     known, splits = True, StatedSplits()
     stated = {part.name: split_named(part.name) or split_named(part.annotation.stem) for part in sets}
-    divided = settings.labelled and settings.splits and all(stated.values()) and len(set(stated.values())) > 1
+    divided = settings.labelled and settings.splits and len(set(filter(None, stated.values()))) > 1
+    if divided and (others := [name for name, split in stated.items() if split is None]):
+        raise UserError(
+            f"{path}: some sets are named after splits, and these are not: {some(others)}. Name each after its split, or "
+            "pass --source.splits false, which divides all anew"
+        )
     stats: dict[str, os.stat_result] = {}
     refusals: list[Refusal] = []
     studies = []
