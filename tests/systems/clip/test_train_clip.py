@@ -160,7 +160,7 @@ def test_folds_that_are_asked_for_on_the_command_line_are_trained_and_told_in_th
     words += ["--image-encoder", "tiny", "--text-encoder", "characters", "--embed-dim", "16", "--img-size", "32"]
     told = job_done("train_clip", tmp_path, *words, "--language", "zh")
     assert told.startswith("2 折：最佳 val_acc ") and "全部图像，各由没有用它训练的网络评判" in told
-    assert "校准并登记各网络的平均：python jobs/promote.py " in told
+    assert "校准并注册各网络的平均：python jobs/promote.py " in told
     assert read(tmp_path / "out" / "cv_summary.json")["folds"] == [1, 2]
 
 

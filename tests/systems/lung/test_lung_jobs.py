@@ -35,10 +35,10 @@ def test_an_internvl_is_prepared_for_trained_gone_on_with_registered_judged_and_
     train += ["--train.epochs", "1", "--name", "run", "--language", "zh"]
     trained = job("train_lung", tmp_path, *train)
     assert trained.returncode == 0, trained.stderr
-    assert "轮 1/1" in trained.stderr
+    assert "第 1/1 轮" in trained.stderr
     run_id = trained.stdout.split()[-1]
     again = job("train_lung", tmp_path, *train, "--resume", "must")
-    assert again.stdout == trained.stdout and "轮 1/1" not in again.stderr, "it was at its end"
+    assert again.stdout == trained.stdout and "第 1/1 轮" not in again.stderr, "it was at its end"
 
     promoted = done("promote", tmp_path, run_id, "--bootstrap", "10", "--language", "zh")
     assert "models:/raymed-lung@champion" in promoted and "4 测试 患者" in promoted
