@@ -91,7 +91,8 @@ class MachineWait(Stopper):
         each = self._each
         wanted = f"{each.min_workers} x {each.cpus} CPUs" + (f" and {each.gpus:g} GPU" if each.gpus else "")
         wanted += " each, on one machine" if each.lie_together else " each"
-        parts = [f"{count} trial{'s wait' if count > 1 else ' waits'} for machines ({wanted})", machines_to_come()]
+        waiting = f"{count} trials wait for machines ({wanted})" if count > 1 else f"1 trial waits for machines ({wanted})"
+        parts = [waiting, machines_to_come()]
         if self._end:
             parts.append(f"until {self._end}")
         return "; ".join(filter(None, parts))
