@@ -17,6 +17,7 @@ Z = float(norm.ppf(0.975))
 FEWEST = 5  # patients behind the interval of a mean: fewer resample to the same few means
 _NEVER_SEEN = 0.5  # an error that nobody has made yet, between any two classes
 _ALIKE = 0.01  # a resample whose standard error is less than this share of the sample's has nobody who differs in it
+_FEW_DIFFER = 0.1  # share of such resamples, at most: one or two who differ make more, which then decide the interval's end
 
 
 def wilson(share: float, patients: float) -> Estimate:
@@ -162,8 +163,7 @@ def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf, 
     Args:
         values: one per patient, [patients].
         least, most: what they cannot be below and above. Where both are known, values that are all or nearly all the same
-            have an interval, too: as many as Wilson's interval of those who differ leaves room for may have any other. So
-            few differ then that resamples without them reach into an end of the interval.
+            have an interval, too: as many as Wilson's interval of those who differ leaves room for may have any other.
     """
     many, value = len(values), float(values.mean())
     if many < FEWEST:
@@ -175,7 +175,7 @@ def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf, 
     own = float(centred.std()) / np.sqrt(many - 1)
     varied = errors > _ALIKE * own
     same = own <= 1e-12 * abs(value)
-    if same or np.mean(~varied) > 0.025:
+    if same or np.mean(~varied) > _FEW_DIFFER:
         if not np.isfinite([least, most]).all():
             return Estimate(value, None, None, f"{'' if same else 'nearly all of '}{many} with the same value")
         common = float(np.median(values))

@@ -138,12 +138,13 @@ class _Server:
         """Start it again where it has ended.
 
         Raises:
-            RunError: it had not answered once.
+            RunError: it gave up before it had answered once: its port is taken, or its database is none. Where somebody else
+                ended it, that says nothing.
         """
         status = self._process.poll()
         if status is None:
             self._has_answered = self._has_answered or answers(self._port)
-        elif self._has_answered:
+        elif self._has_answered or status < 0:
             log.warning("mlflow server ended with status %d: it is started again", status)
             _end(self._process.pid, self._port)  # what is left of its children, which hold the port
             self.start()

@@ -229,7 +229,7 @@ def test_values_that_are_all_the_same_hold_the_truth_where_few_have_another() ->
     assert held / DRAWS >= 0.93 - NOISE
 
 
-@pytest.mark.parametrize("others", [1, 2, 3])
+@pytest.mark.parametrize("others", [1, 2])
 def test_few_who_differ_among_many_who_hardly_do_make_no_interval_without_an_end(others: int) -> None:
     """Resamples without them have next to no spread, and a bootstrap-t that divides by it."""
     values = np.random.default_rng(others).normal(0, 1e-4, 100)
@@ -237,6 +237,10 @@ def test_few_who_differ_among_many_who_hardly_do_make_no_interval_without_an_end
     estimate = intervals.mean(values, 400, 0, -10.0, 10.0)
     assert estimate.low is not None and estimate.high is not None and -1 < estimate.low < 0 < estimate.high < 1
     assert intervals.mean(values, 400, 0).interval() == "not estimable (nearly all of 100 with the same value)"
-    values[:10] = 1
-    ten = intervals.mean(values, 400, 0)
-    assert ten.low is not None and ten.high is not None and 0 < ten.low < 0.1 < ten.high < 0.3, "ten of them make one"
+    for more in (4, 10):
+        values[:more] = 1
+        made = intervals.mean(values, 400, 0)
+        assert made.low is not None and made.high is not None
+        assert 0 < made.low < more / 100 < made.high < 3 * more / 100, "some more of them make one"
+    some = np.array([1.0] * 3 + [2 / 3] * 13)
+    assert (intervals.mean(some, 400, 0, -1.0, 1.0).low or 0) > 0.6, "nobody is below two thirds"

@@ -68,7 +68,7 @@ def test_a_job_that_is_told_to_stop_while_it_judges_leaves_within_the_deadline_a
 
 
 def test_a_job_that_is_told_twice_ends_at_once_with_its_object(tmp_path):
-    (tmp_path / "judge.py").write_text(JOB.replace("time.sleep(60)", "stubborn()"))
+    (tmp_path / "judge.py").write_text(JOB.replace("time.sleep(60)", "stubborn()", 1))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     job = subprocess.Popen([sys.executable, "judge.py", "--json"], cwd=tmp_path, env=environment, **pipes, text=True)

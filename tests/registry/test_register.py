@@ -443,7 +443,7 @@ def test_a_network_judged_by_its_validation_loss_is_registered_once_as_it_is(
     assert (first.uri, first.version) == (again.uri, again.version) and first.uri == "models:/raymed-toy@backbone"
     version = tracker.client.get_model_version("raymed-toy", first.version)
     assert version.tags["val_loss"] == "1.2500" and version.description == first.card
-    assert "Picked. A lower loss does not prove" in first.card and "no patient" in first.card
+    assert "Picked.\n\nA lower loss does not prove" in first.card and "no patient" in first.card
     found = resolve_model(first.uri, tracker)
     assert found.inference is None and open_model(found.network)[0].name == "toy"
     assert first.assessment.next_step(first.uri, "sqlite:///x") == "use models:/raymed-toy@backbone of sqlite:///x"

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from ports import free_port
 
 from raymed.storage.folder import Folder
-from raymed.tracking.server import COPY, _keep_copy, answers, restore
+from raymed.tracking.server import COPY, _keep_copy, _Server, answers, restore
 
 JOB = str(Path(__file__).parents[2] / "jobs" / "serve_tracking.py")
 
@@ -93,6 +93,18 @@ def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
     fresh = MlflowClient(f"sqlite:///{database}")
     assert fresh.get_run(run.info.run_id).info.experiment_id == run.info.experiment_id
     assert next((storage / "artifacts").rglob("report.html")).read_text() == "a page"
+
+
+def test_a_server_that_is_killed_before_anybody_saw_it_answer_is_started_again(tmp_path: Path) -> None:
+    server = _Server(tmp_path / "mlflow.db", Folder.at(tmp_path / "storage"), free_port())
+    try:
+        killed = server._process
+        killed.kill()
+        killed.wait()
+        server.keep_up()
+        assert server._process is not killed and server._process.poll() is None
+    finally:
+        server.stop()
 
 
 def test_a_copy_that_cannot_be_written_ends_no_server_and_is_tried_again(tmp_path: Path) -> None:

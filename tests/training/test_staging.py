@@ -71,7 +71,7 @@ def test_a_checkpoint_for_which_other_runs_left_no_room_says_so_and_what_to_do(t
         raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
 
     engine = SimpleNamespace(worker=0, workers=1, save=lambda folder: refused)
-    agreement = SimpleNamespace(attempt=lambda do: do(), reach=lambda do: do())
+    agreement = SimpleNamespace(attempt=lambda do: do(), reach=lambda do: do(), may_wait=lambda: None)
     monkeypatch.setattr(dist, "broadcast_object_list", lambda names: None)
     for free, error, words in ((0, StorageError, "is full: .* TMPDIR"), (2**30, RuntimeError, "inline_container")):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
