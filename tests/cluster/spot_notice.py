@@ -41,15 +41,18 @@ cloudpickle.register_pickle_by_value(recipe)  # workers cannot import tests
 
 @dataclass(frozen=True)
 class Slow(recipe.ToyRecipe):
-    """Trains slowly while the folder's ``hold`` is there, and notes the machines on which it is trained."""
+    """Waits for AWS's word, trains slowly as long as the folder's ``hold`` is there, and notes where it is trained."""
 
     folder: str = ""
 
     def encode(self, records: Sequence[Record], training: TrainingPass | None) -> Batch:
         if training is not None:
             Path(self.folder, "trained", ray.get_runtime_context().get_node_id()).touch()
-            if Path(self.folder, "hold").exists():
-                time.sleep(6)
+            while Path(self.folder, "hold").exists():
+                if Path(self.folder, "noticed").exists():
+                    time.sleep(12)  # all steps together are minutes: a busy machine takes long to drain a node
+                    break
+                time.sleep(0.2)
         return super().encode(records, training)
 
 
@@ -74,6 +77,7 @@ def main(data: str, folder: Path) -> None:
             await_(lambda: spot.metadata.asked > asked, "a look at what AWS says")
             seen["ended without a notice"] = spot.ended.exists()
             spot.metadata.notice = True
+            (folder / "noticed").touch()
             await_(spot.ended.exists, "the machine's end")
             seen["ended"] = spot.ended.read_text().strip()
             (saved,) = (path.parent for path in run.glob("step-*/sealed-000.json"))
