@@ -31,7 +31,7 @@ from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 
 CPU = torch.device("cpu")
-A_ROW = 64 * 2**20  # bytes that a row keeps
+A_ROW = 384 * 2**20  # bytes that a row keeps: more than processes differ in what they hold from their start
 
 
 @dataclasses.dataclass(frozen=True)
