@@ -15,7 +15,7 @@ def page_locked(size: int) -> int:
     return 1 << (size - 1).bit_length() if size else 0
 
 
-def checkpoint_bytes(groups: Sequence[int], frozen: int, width: int, workers: int = 1) -> int:
+def page_locked_copies(groups: Sequence[int], frozen: int, width: int, workers: int = 1) -> int:
     """Page-locked memory that the copies for a checkpoint take on the first worker of a run on cards.
 
     DeepSpeed lays the weights of a parameter group end to end, so each group is one block of weights, which are copied with

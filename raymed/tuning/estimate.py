@@ -16,7 +16,7 @@ from raymed.language import reworded, say
 from raymed.tracking.address import check_reachable
 from raymed.training.engine import division
 from raymed.training.fit import Resources
-from raymed.training.host_copy import checkpoint_bytes
+from raymed.training.host_copy import page_locked_copies
 from raymed.training.rehearsal import Rehearsal, activation_bytes, first_batch, rehearse
 from raymed.training.spec import RunSpec
 from raymed.training.zero import check_offload
@@ -178,7 +178,7 @@ def _copies(spec: RunSpec, module: torch.nn.Module, workers: int) -> int:
     groups = [sum(each.numel() for each in group.parameters) for group in spec.recipe.groups(module)]
     width = 2 if spec.train.precision in ("auto", "bf16") else 4
     frozen = sum(each.numel() * width for each in module.parameters() if not each.requires_grad)
-    return checkpoint_bytes(groups, frozen, width, workers)
+    return page_locked_copies(groups, frozen, width, workers)
 
 
 def _classes(spec: RunSpec, prepared: Prepared) -> list[str]:

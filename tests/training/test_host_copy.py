@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from raymed.training.host_copy import HostCopy, checkpoint_bytes, page_locked
+from raymed.training.host_copy import HostCopy, page_locked, page_locked_copies
 
 CPU = torch.device("cpu")
 
@@ -45,5 +45,5 @@ def test_a_copied_network_keeps_its_tied_weights_and_leaves_the_original_alone()
 def test_what_copies_take_counts_each_page_locked_block_as_torch_rounds_it_up() -> None:
     assert [page_locked(size) for size in (0, 1, 2, 3, 1024, 1025)] == [0, 1, 2, 4, 1024, 2048]
     # 300 bf16 weights are 600 bytes: 1024, twice; three blocks of 1200: 2048 each
-    assert checkpoint_bytes([300], 0, 2) == 2 * 1024 + 3 * 2048
-    assert checkpoint_bytes([300], 100, 2, workers=2) == 2 * (1024 + 128) + 3 * 1024, "the first of two has half the moments"
+    assert page_locked_copies([300], 0, 2) == 2 * 1024 + 3 * 2048
+    assert page_locked_copies([300], 100, 2, workers=2) == 2 * (1024 + 128) + 3 * 1024, "half the moments"
