@@ -117,7 +117,15 @@ def main() -> int:
     if options.device == "cuda" and (reason := no_card()):
         print(f"left out: {reason}. With --device cpu every part runs on the CPU, tiny")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a part under way ends, too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a part under way ends, too
+    try:
+        return check(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run the parts, one after the other."""
     slower = 1 if options.device == "cuda" else SLOWER
     end = time.monotonic() + options.minutes * 60 * slower
     results: dict[str, Result] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def test_a_part_that_fails_stops_no_other_and_each_says_what_it_saw(
     parts = {name: check.Part(f"a {name} part", script(tmp_path, f"{name}.py", code), 60) for name, code in codes.items()}
     monkeypatch.setattr(check, "PARTS", parts)
     monkeypatch.setattr(sys, "argv", ["run.py", "--device", "cpu", "--out", str(tmp_path / "gpu.json")])
+    before = signal.getsignal(signal.SIGTERM)
     assert check.main() == 1
+    assert signal.getsignal(signal.SIGTERM) is before, "it ends a part under way, and nothing afterwards"
     seen = json.loads((tmp_path / "gpu.json").read_text())
     assert {name: each["outcome"] for name, each in seen.items()} == {"lost": "failed", "bad": "failed", "good": "ok"}
     assert "ValueError: a kernel is missing" in seen["lost"]["lines"][-1]

@@ -22,7 +22,7 @@ from raymed.tuning.settings import SearchSettings
 
 
 def small_search(prepared, folder: Path) -> Search:
-    train = TrainSettings(lr=1e-4, global_batch=4, micro_batch=2)
+    train = TrainSettings(lr=1e-4, global_batch=2, micro_batch=2)
     template = RunSpec("n", str(folder), prepared.folder.uri, ReportRecipe(Reading(prepared.image)), train)
     return Search(template, SearchSettings(space=SPACE, first=GRID), Budget(9), f"sqlite:///{folder}/mlflow.db")
 
@@ -43,7 +43,7 @@ def test_a_failed_run_is_on_no_rank_and_nothing_is_credited_to_it(prepared, tmp_
     assert "failed: out of memory" in (tmp_path / "out" / "overnight_best_summary.txt").read_text()
     board = json.loads((tmp_path / "out" / "overnight_leaderboard.json").read_text())
     assert {row["state"] for row in board} == {"failed: out of memory", "finished"}
-    [log] = (tmp_path / "out").glob("overnight_lr0.0001_bs4_*.log")
+    [log] = (tmp_path / "out").glob("overnight_lr0.0001_bs2_*.log")
     assert log.read_text() == "epoch 1 val_loss 0.000000\n"
 
 
@@ -58,7 +58,7 @@ def test_the_leaderboard_is_headed_by_the_trial_that_the_search_registers_also_w
         study.report(number, 1, {"val_loss": loss, "best_val_loss": loss, **model})
         study.tell(number, state, "the machine was lost")
     out.mkdir()
-    (out / "vision_bridge_best_lr0.0001_bs4.pt").write_bytes(b"written before")
+    (out / "vision_bridge_best_lr0.0001_bs2.pt").write_bytes(b"written before")
     first, second = write_overnight(searched, study, out)
     assert (first.trial, first.rank, second.rank) == (study.best.number, 1, 2)
     assert first.state.startswith("failed") and first.val_loss == 0.1
@@ -77,25 +77,28 @@ def test_files_of_trials_whose_weights_were_removed_since_stay_and_others_are_no
         (out / name).write_bytes(name.encode())
     entries = write_overnight(searched, study, out)
     assert [entry.checkpoint for entry in entries] == [
-        "vision_bridge_best_lr0.0001_bs4.pt",
         "vision_bridge_best_lr0.0001_bs2.pt",
+        "vision_bridge_best_lr0.0001_bs4.pt",
         "",
     ]
-    assert (out / "vision_bridge_overnight_best.pt").read_bytes() == b"vision_bridge_best_lr0.0001_bs4.pt"
+    assert (out / "vision_bridge_overnight_best.pt").read_bytes() == b"vision_bridge_best_lr0.0001_bs2.pt"
 
 
-def test_the_four_points_of_the_guide_come_first_and_the_default_is_one_of_them(prepared, tmp_path: Path) -> None:
+def test_the_four_points_of_the_guide_come_first_in_its_order(prepared, tmp_path: Path) -> None:
     searched = small_search(prepared, tmp_path)
     assert searched.first == list(GRID)
-    assert {(params[LR], params[BATCH]) for params in GRID} == {(1e-4, 2), (1e-4, 4), (5e-5, 2), (5e-5, 4)}
+    assert [(params[LR], params[BATCH]) for params in GRID] == [(1e-4, 2), (1e-4, 4), (5e-5, 2), (5e-5, 4)]
 
 
 def test_flags_mean_what_the_guide_says(tmp_path: Path) -> None:
     typed = OvernightOptions(data="PREPARED", epochs=100)
     options = typed.completed()
-    assert (options.train.epochs, options.train.lr, options.train.global_batch) == (100, 1e-4, 4)
+    assert (options.train.epochs, options.train.lr, options.train.global_batch) == (100, 1e-4, 2), "the grid's first point"
     assert (options.budget.epochs, options.search.first) == (400, GRID)
+    other = dataclasses.replace(typed, train=dataclasses.replace(typed.train, lr=3e-4)).completed()
+    assert (other.train.lr, other.train.global_batch) == (3e-4, 4), "what a person says comes before the grid"
     single = dataclasses.replace(typed, no_grid=True).completed()
+    assert (single.train.lr, single.train.global_batch) == (1e-4, 4)
     assert not single.search.space and single.budget.trials == 1 and single.train.epochs == 100
     assert OvernightOptions(data="PREPARED").epochs == 300
 
