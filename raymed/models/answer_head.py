@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOGITS = 2**26  # at once: 256 MiB in float32
+ALIGNED = {"cuda": 64}  # products on such a device are slower where their size is no multiple of it; 151,674 is none of 8
 
 
 class Choices(NamedTuple):
@@ -77,7 +79,8 @@ class AnswerHead(nn.Linear):
         if targets is None or weights is None:
             return super().forward(hidden)
         at_once = max(1, LOGITS // self.out_features)
-        return _CrossEntropy.apply(hidden, self.weight, targets, weights, choices, at_once, torch.is_grad_enabled())
+        filler = -self.out_features % ALIGNED.get(hidden.device.type, 1)
+        return _CrossEntropy.apply(hidden, self.weight, targets, weights, choices, at_once, filler, torch.is_grad_enabled())
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -90,8 +93,11 @@ class _CrossEntropy(torch.autograd.Function):
         weights: Tensor,
         choices: Choices | None,
         at_once: int,
+        filler: int,
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        rows, kept = len(weight), weight.dtype
+        weight = F.pad(weight, (0, 0, 0, filler)) if filler else weight  # tokens that nothing can be, in a copy
         of_hidden = torch.empty_like(hidden) if training and ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if training and ctx.needs_input_grad[1] else None
         losses = torch.empty(len(targets), device=hidden.device)
@@ -99,6 +105,7 @@ class _CrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), at_once):
             part = slice(start, start + at_once)
             logits = (hidden[part] @ weight.T).float()
+            logits[:, rows:] = -torch.inf
             target, counted = targets[part, None], weights[part, None]
             right, highest = logits.gather(1, target), logits.amax(1, keepdim=True)
             if choices is not None and chosen is not None:
@@ -123,8 +130,8 @@ class _CrossEntropy(torch.autograd.Function):
                 of_hidden[part] = gradient @ weight
             if of_weight is not None:
                 of_weight += gradient.T @ hidden[part]
-        ctx.save_for_backward(of_hidden, of_weight)
-        ctx.kept = weight.dtype
+        ctx.save_for_backward(of_hidden, None if of_weight is None else of_weight[:rows])
+        ctx.kept = kept
         total = (losses * weights).sum()
         if choices is None or chosen is None:
             ctx.mark_non_differentiable(losses)
@@ -138,5 +145,5 @@ class _CrossEntropy(torch.autograd.Function):
         return (
             None if of_hidden is None else of_hidden * of_total,
             None if of_weight is None else (of_weight * of_total).to(ctx.kept),
-            *(None,) * 5,
+            *(None,) * 6,
         )

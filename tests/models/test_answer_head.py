@@ -66,6 +66,22 @@ def test_declared_choices_are_scored_among_themselves(logits: int, monkeypatch: 
     assert float(chosen[1, 2]) == -torch.inf and not chosen.requires_grad
 
 
+def test_tokens_that_fill_the_vocabulary_up_for_a_cards_products_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head = AnswerHead.of(torch.nn.Linear(WIDTH, VOCABULARY, bias=False))
+    hidden = torch.randn(PLACES, WIDTH, requires_grad=True)
+    targets, weights = torch.randint(0, VOCABULARY, (PLACES,)), torch.rand(PLACES)
+    choices = Choices(torch.tensor([5]), torch.tensor([[7, 29]]), torch.tensor([0]), torch.ones(1), 0.01)
+    seen = []
+    for multiple in (1, 64):
+        monkeypatch.setattr(answer_head, "ALIGNED", {"cpu": multiple})
+        total, losses, chosen = head(hidden, targets, weights, choices)
+        hidden.grad, head.weight.grad = None, None
+        total.backward()
+        seen.append([total.detach(), losses, chosen, hidden.grad, head.weight.grad])
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize(("answer", "smoothing", "loss"), [(0, 0.01, 0.355753), (0, 0.0, 0.340753), (1, 0.01, 2.335753)])
 def test_the_choice_loss_has_the_published_values(answer: int, smoothing: float, loss: float) -> None:
     questions = Choices(torch.tensor([0]), torch.arange(4)[None], torch.tensor([answer]), torch.ones(1), smoothing)
