@@ -28,7 +28,7 @@ log = logging.getLogger("raymed")
 
 def compile_blocks(module: nn.Module, settings: TrainSettings, device: torch.device) -> str:
     """Compile a network's blocks, where the settings ask for it, before DeepSpeed wraps it. Each compiles when it is first
-    called, and once more when the size of a batch changes.
+    called, and once more, for batches of any size from two up, when a size changes: no batch need be filled up.
 
     Returns:
         What became of it, in words.

@@ -25,6 +25,7 @@ from raymed.training.settings import TrainSettings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 WIDTH = 16
+SIZES = (8, 8, 6, 8, 5, 7, 3)
 
 
 class Block(nn.Module):
@@ -68,21 +69,24 @@ class Vectors:
 
 
 def train(worker: int, folder: Path) -> None:
-    """Losses of steps on batches of two sizes, with compiled blocks and without."""
+    """Losses of steps on batches of several sizes, with compiled blocks and without."""
+    from torch._dynamo.utils import counters
+
     torch.manual_seed(0)
     prepare_process(CPU)
     meet_nobody(CPU)
     seen: dict[str, Any] = {}
     for how in ("off", "on"):
         settings = TrainSettings(lr=1e-2, warmup=0.0, compile=how)  # type: ignore[arg-type]
-        engine = Engine(Vectors(), settings, 4, 0, CPU)  # type: ignore[arg-type]
-        for step, rows in enumerate((8, 8, 6, 8)):
+        engine = Engine(Vectors(), settings, len(SIZES), 0, CPU)  # type: ignore[arg-type]
+        for step, rows in enumerate(SIZES):
             draw = torch.Generator().manual_seed(step)
             tensors = {"x": torch.randn(rows, WIDTH, generator=draw), "y": torch.arange(rows) % 2}
             packs = tuple((row,) for row in range(rows))
             engine.step([(Batch(tensors, {"loss": float(rows)}, []), MicroBatch(packs))], step)
         steps = [[each.gradient_norm, *(total for total, _ in each.sums.values())] for each in engine.read()]
         seen[how] = {"steps": steps, "said": engine.description["compile"], "names": list(engine.module.state_dict())}
+    seen["graphs"] = counters["stats"]["unique_graphs"]
     (folder / "seen.json").write_text(json.dumps(seen))
 
 
@@ -93,7 +97,8 @@ def test_a_run_with_compiled_blocks_has_the_losses_of_one_without(tmp_path: Path
     run_workers(train, (tmp_path,))
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["on"]["said"] == "2 blocks" and seen["off"]["said"] == "off"
-    assert [len(step) for step in seen["on"]["steps"]] == [2] * 4, "a norm and a loss"
+    assert [len(step) for step in seen["on"]["steps"]] == [2] * len(SIZES), "a norm and a loss"
+    assert seen["graphs"] == 4, "each of two blocks: one of the first size, and one of all that come after"
     for own, expected in zip(seen["on"]["steps"], seen["off"]["steps"], strict=True):
         assert own == pytest.approx(expected, rel=1e-4)
     assert seen["on"]["names"] == seen["off"]["names"], "checkpoints and exports go on with either"
