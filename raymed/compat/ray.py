@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from ray._private import ray_constants, utils
 
 if TYPE_CHECKING:
     from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary as NodeAvailabilitySummary
+    from ray.autoscaler._private.updater import NodeUpdater
 
 SEEN = "2.60.0"
 
@@ -65,3 +69,63 @@ def autoscaling_status() -> bytes | None:
 
     status: bytes | None = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
     return status
+
+
+def watch_set_ups(ended: Callable[[str, float, str], None]) -> None:
+    """Have the first autoscaler, in its own process, tell how each set-up of a new machine ended: the machine's type, when
+    that began, and what failed; empty where nothing did. It notes a failure for a machine that it ends right then, and asks
+    for another one for ever (ray/autoscaler/_private/updater.py and autoscaler.py)."""
+    from ray.autoscaler._private.updater import NodeUpdater
+    from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
+
+    usual = NodeUpdater.do_update
+
+    def do_update(updater: NodeUpdater) -> None:
+        if updater.for_recovery:  # Ray is started again on a machine that was lost
+            return usual(updater)
+        kind, began, typed = updater.provider.node_tags(updater.node_id)[TAG_RAY_USER_NODE_TYPE], time.monotonic(), ""
+        run = updater.cmd_runner.run
+
+        def noted(command: str | None = None, *words: Any, **named: Any) -> Any:
+            nonlocal typed
+            typed = command or ""
+            return run(command, *words, **named)
+
+        updater.cmd_runner.run = noted
+        try:
+            usual(updater)
+        except BaseException as error:
+            if not updater.provider.is_terminated(updater.node_id):  # the cloud may take back what is being set up
+                ended(kind, began, _failure(typed, error))
+            raise
+        return ended(kind, began, "")
+
+    NodeUpdater.do_update = do_update  # type: ignore[method-assign]
+
+
+def _failure(typed: str, error: BaseException) -> str:
+    """The command that failed on a machine, in its first words, and its status."""
+    status: int | None = None
+    cause: BaseException | None = error
+    while cause is not None and status is None:
+        status = cause.returncode if isinstance(cause, subprocess.CalledProcessError) else getattr(cause, "code", None)
+        cause = cause.__context__
+    words = re.sub(r"^export RAY_HEAD_IP=\S+; ", "", " ".join(typed.split()))  # of Ray's own
+    shown = words if len(words) <= 80 else f"{words[:80]}..."
+    return f"`{shown}` ended with status {status}" if status is not None else f"`{shown}`: {error}"
+
+
+def tell(key: bytes, value: bytes) -> None:
+    """Keep a value where every process of this cluster finds it, as the autoscaler keeps its report."""
+    from ray.experimental.internal_kv import _internal_kv_initialized, _internal_kv_put
+
+    if _internal_kv_initialized():
+        _internal_kv_put(key, value, overwrite=True)
+
+
+def told(key: bytes) -> bytes | None:
+    """What `tell` keeps; None where it has kept nothing."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value: bytes | None = _internal_kv_get(key)
+    return value

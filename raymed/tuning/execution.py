@@ -169,6 +169,8 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
                 raise RunError(storage.gave_up)
             if interrupt.told:
                 raise KeyboardInterrupt
+            if machines.trials and machines.gave_up and not timetable.is_over(study):
+                raise RunError(machines.gave_up)
             return dict.fromkeys(machines.trials, NONE_CAME)
 
         yield train

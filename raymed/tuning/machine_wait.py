@@ -1,4 +1,4 @@
-"""Trials that wait for machines: told to a person once a minute, and ended with the search's time.
+"""Trials that wait for machines: told to a person once a minute, and ended with the search's time, or where none can come.
 
 A trial whose workers no machine has room for reports nothing, and nobody else would look at the clock for it: Ray Train
 waits for the machines, for ever.
@@ -16,17 +16,27 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.tune import Stopper
 
-from raymed.cluster.autoscaler import machines_to_come
+from raymed.cluster import connection as cluster
+from raymed.cluster.autoscaler import machines_to_come, none_can_come
 from raymed.training.fit import Resources
+from raymed.tuning import room
 
 log = logging.getLogger("raymed")
 
 PERIOD = 60.0  # seconds between two lines
 NONE_CAME = "no machine came for its workers before the time was over"
+NONE_CAN_COME = (
+    "no machine can be set up for the trials that wait ({why}). `ray monitor` says more. Mend it, `ray up` again, and the "
+    "same command goes on"
+)
 
 
 class MachineWait(Stopper):
-    """The trials under way that have reported nothing yet. While entered, a person is told of them."""
+    """The trials under way that have reported nothing yet. While entered, a person is told of them.
+
+    Attributes:
+        gave_up: what to tell the user, once no machine can come for those that wait, and nothing trains.
+    """
 
     def __init__(self, each: Resources, is_over: Callable[[], bool], end: str) -> None:
         """
@@ -39,6 +49,7 @@ class MachineWait(Stopper):
         self._waiting: set[int] = set()
         self._training: set[int] = set()
         self._leaving = threading.Event()
+        self.gave_up = ""
 
     def __enter__(self) -> MachineWait:
         threading.Thread(target=self._tell, name="machine wait", daemon=True).start()
@@ -76,8 +87,8 @@ class MachineWait(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether time is over and every trial under way still waits. Ray Tune asks all the time."""
-        return bool(self._waiting) and not self._training and self._is_over()
+        """Whether every trial under way waits, and time is over or no machine can come. Ray Tune asks all the time."""
+        return bool(self._waiting) and not self._training and bool(self.gave_up or self._is_over())
 
     def _tell(self) -> None:
         known: frozenset[int] = frozenset()
@@ -85,7 +96,14 @@ class MachineWait(Stopper):
             with contextlib.suppress(RayError):  # a cluster that ends is told of elsewhere
                 if still := self.trials & known:
                     log.info("%s", self._line(len(still)))
+                    self.gave_up = self._why_none_comes()
             known = self.trials
+
+    def _why_none_comes(self) -> str:
+        """Empty where one may come, or is there: for the next trial, once those that train have ended."""
+        if not none_can_come() or room.fitting_runs(self._each, cluster.resources()):
+            return ""
+        return NONE_CAN_COME.format(why=machines_to_come())
 
     def _line(self, count: int) -> str:
         each = self._each

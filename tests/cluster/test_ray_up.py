@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,13 +32,15 @@ from ray.autoscaler._private.commands import create_or_update_cluster, teardown_
 from ray.autoscaler._private.load_metrics import LoadMetrics
 from seen import show
 
-from raymed.cluster.autoscaler import in_words
+from raymed.cluster.autoscaler import TRIES, in_words, set_ups
 
 REPOSITORY = TEMPLATE.parent
 CONFIG = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
 REGION: str = CONFIG["provider"]["region"]
 SECONDS = 240  # for all that Ray does with a machine
 TYPES = {name: each["node_config"]["InstanceType"] for name, each in CONFIG["available_node_types"].items()}
+NAMES = {machine: name for name, machine in TYPES.items()}
+GPU = {"CPU": 8, "GPU": 1}  # what a trial's worker asks for
 FIRST, SECOND, *_ = (TYPES[name] for name in TYPES if name != CONFIG["head_node_type"])  # of the first, AWS has none
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount", "bash", "-ec"]
@@ -115,7 +117,9 @@ class Night:
     file: Path
     head: Machine
     worker: Machine
+    autoscaler: StandardAutoscaler
     told: list[str]  # of its machines, to a person at the job
+    image: Path  # what is on a machine when it is launched
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +151,14 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         for name in ("RAY_enable_autoscaler_v2", "RAY_AUTOSCALER_UTILIZATION_SCORER"):
             environment.setenv(name, head.environment[name])
         environment.setattr(BaseClient, "_make_api_call", without_capacity(FIRST))
-        told = scale_up(head)
-        yield Night(file, head, Machine(machines / address("worker", "PrivateIpAddress")), told)
+        loads: Any = LoadMetrics()
+        loads.set_resource_requests([GPU])
+        nobody: Any = SimpleNamespace()
+        config = str(head.home / "ray_bootstrap_config.yaml")
+        autoscaler = StandardAutoscaler(config, loads, nobody, update_interval_s=0)
+        told = scale_up(autoscaler)
+        assert not autoscaler.num_failed_updates
+        yield Night(file, head, Machine(machines / address("worker", "PrivateIpAddress")), autoscaler, told, image)
 
 
 def without_capacity(machine: str) -> Any:
@@ -189,23 +199,23 @@ def address(kind: str, name: str) -> str:
     return found
 
 
-def scale_up(head: Machine) -> list[str]:
-    """The head's autoscaler, with what `ray up` left it, is asked for a GPU until a worker is ready.
+def scale_up(autoscaler: StandardAutoscaler, until: Callable[[], object] = lambda: False) -> list[str]:
+    """The head's autoscaler, with what `ray up` left it, is asked until one more worker is ready.
 
     Returns:
         What a job would say of it meanwhile, each line once.
     """
     told: list[str] = []
-    loads: Any = LoadMetrics()
-    loads.set_resource_requests([{"CPU": 8, "GPU": 1}])
-    nobody: Any = SimpleNamespace()
-    autoscaler = StandardAutoscaler(str(head.home / "ray_bootstrap_config.yaml"), loads, nobody, update_interval_s=0)
-    until = time.monotonic() + SECONDS
-    while not any(autoscaler.num_successful_updates.values()):
-        assert time.monotonic() < until and not any(autoscaler.num_failed_updates.values()), "the worker was not set up"
+    end, ready = time.monotonic() + SECONDS, len(autoscaler.num_successful_updates)
+    while len(autoscaler.num_successful_updates) == ready and not until():
+        assert time.monotonic() < end, f"nothing came of it: {told}"
+        for node in autoscaler.num_successful_updates:  # whose Rays, being none, are heard of by nobody
+            autoscaler.load_metrics.mark_active(autoscaler.provider.internal_ip(node))
         autoscaler.update()
         if (summary := autoscaler.summary()) is not None:
-            told += [line for line in in_words(json.loads(json.dumps(asdict(summary)))) if line not in told]
+            failed = {kind: (tries, failure) for kind, (tries, _, failure) in set_ups().failed.items()}
+            words = in_words(json.loads(json.dumps(asdict(summary))), failed)
+            told += [line for line in words if line not in told]
         time.sleep(0.5)
     return told
 
@@ -213,10 +223,9 @@ def scale_up(head: Machine) -> list[str]:
 def test_a_person_reads_which_machine_there_is_none_of_and_which_is_on_its_way(
     night: Night, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {machine: name for name, machine in TYPES.items()}
-    refused = next(line for line in night.told if line.startswith(f"no {names[FIRST]}: InsufficientInstanceCapacity: "))
+    refused = next(line for line in night.told if line.startswith(f"no {NAMES[FIRST]}: InsufficientInstanceCapacity: "))
     assert f"there is no {FIRST} now" in refused
-    coming = next(line for line in night.told if line == f"on their way: 1 x {names[SECOND]}")
+    coming = next(line for line in night.told if line == f"on their way: 1 x {NAMES[SECOND]}")
     show([(f"AWS has no {FIRST}", refused), ("", coming)], capsys)
 
 
@@ -284,6 +293,35 @@ def test_a_shell_of_a_person_has_the_environment_too(night: Night) -> None:
     said = night.head.run("HOME=/mnt bash --login -ic 'source ~/.bashrc; echo $RAYMED_STORAGE' 2> /dev/null")
     assert said.startswith("s3://")
     assert night.head.run("grep -c raymed.env /mnt/.bashrc") == "1\n"
+
+
+@pytest.fixture
+def tried(night: Night) -> list[str]:
+    """What a job would say of a second worker, whose set-up fails each time."""
+    program(night.image / "home" / "bin" / "make", "#!/bin/bash\nexit 2\n")
+    autoscaler: Any = night.autoscaler
+    autoscaler.load_metrics.set_resource_requests([GPU, GPU])
+    told = scale_up(autoscaler, lambda: len(autoscaler.num_failed_updates) == TRIES)
+    return told + scale_up(autoscaler, in_seconds(10))
+
+
+def test_a_type_whose_set_up_fails_is_tried_three_times_and_not_for_ever_and_that_is_said(
+    night: Night, tried: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(night.autoscaler.num_failed_updates) == TRIES
+    assert not night.autoscaler.pending_launches.breakdown()[NAMES[SECOND]]
+    lines = list(dict.fromkeys(line for line in tried if NAMES[SECOND] in line and "failed" in line))
+    assert [line.partition(": ")[0] for line in lines] == [
+        *(f"the set-up of {NAMES[SECOND]} failed (try {number} of {TRIES})" for number in range(1, TRIES)),
+        f"no {NAMES[SECOND]} any more",
+    ]
+    assert all(re.search(r"`make -C ~/raymed setup .*` ended with status 2", line) for line in lines), lines
+    show([("a set-up that fails", lines[0]), *(("", line) for line in lines[1:])], capsys)
+
+
+def in_seconds(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
 def test_the_worker_is_a_spot_machine_that_ends_by_itself_and_nothing_runs_after_ray_down(

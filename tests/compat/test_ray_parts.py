@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,7 +13,7 @@ import ray
 import ray.data
 from ray._common import constants
 from ray._private import ray_constants, utils
-from ray.autoscaler._private import monitor
+from ray.autoscaler._private import monitor, updater
 from ray.experimental import internal_kv
 from ray.train import RunConfig, ScalingConfig
 from upgrade import since
@@ -46,6 +49,20 @@ def test_an_upgrade_of_ray_left_the_autoscalers_report() -> None:
     with since(compat):
         assert "DEBUG_AUTOSCALING_STATUS" in inspect.getsource(monitor) and "autoscaler_report" in inspect.getsource(monitor)
         assert callable(internal_kv._internal_kv_get)
+
+
+def test_an_upgrade_of_ray_left_where_the_autoscaler_sets_machines_up() -> None:
+    """tests/cluster/test_ray_up.py does it."""
+    with since(compat):
+        assert {"cmd_runner", "for_recovery", "provider", "node_id"} <= names_of(updater.NodeUpdater.__init__)
+        assert "self.do_update()" in inspect.getsource(updater.NodeUpdater.run)
+        assert "self.cmd_runner.run(" in inspect.getsource(updater.NodeUpdater.do_update)
+        assert callable(internal_kv._internal_kv_put) and callable(internal_kv._internal_kv_initialized)
+
+
+def names_of(function: Callable[..., Any]) -> set[str]:
+    """What it sets of its object."""
+    return set(re.findall(r"\bself\.(\w+) =", inspect.getsource(function)))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from ray.autoscaler._private.node_provider_availability_tracker import (
     UnavailableNodeInformation,
 )
 
+from raymed import clock
 from raymed.cluster import autoscaler
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError
@@ -72,6 +73,7 @@ def test_a_person_is_told_what_is_waited_for_and_what_the_cloud_says(
     )
     kept = json.dumps({"autoscaler_report": dataclasses.asdict(report)}).encode()
     monkeypatch.setattr(autoscaler, "autoscaling_status", lambda: kept)
+    monkeypatch.setattr(autoscaler, "told", lambda _: b'{"failed": {"worker-a10g": [1, "`make` failed"]}, "is_over": false}')
     monkeypatch.setattr(machine_wait, "PERIOD", 0.02)
     with caplog.at_level(logging.INFO, "raymed"), MachineWait(GPU, lambda: False, "2026-01-02 07:00 CET") as wait:
         wait.begins(3)
@@ -81,7 +83,8 @@ def test_a_person_is_told_what_is_waited_for_and_what_the_cloud_says(
         wait.reports(3)
     assert caplog.messages[0] == (
         "1 trial waits for machines (2 x 8 CPUs and 1 GPU each); on their way: 2 x worker-a10g; no worker-l4: "
-        "InsufficientInstanceCapacity: We have no g6.2xlarge in eu-central-1a.; did not start: 1 x worker-a10g; "
+        "InsufficientInstanceCapacity: We have no g6.2xlarge in eu-central-1a.; "
+        "the set-up of worker-a10g failed (try 1 of 3): `make` failed; lost so far: 1 x worker-a10g; "
         "until 2026-01-02 07:00 CET"
     )
 
@@ -89,6 +92,37 @@ def test_a_person_is_told_what_is_waited_for_and_what_the_cloud_says(
 def test_without_an_autoscaler_nothing_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoscaler, "autoscaling_status", lambda: None)
     assert autoscaler.machines_to_come() == ""
+
+
+def test_set_ups_that_fail_together_are_one_try_and_one_that_succeeds_begins_anew() -> None:
+    found = autoscaler.SetUps(asked={"l4"})
+    for _ in range(2):
+        beginnings = [clock.seconds() for _ in range(5)]  # of machines that were launched at once
+        for began in beginnings:
+            found.ended("l4", began, "`make` ended with status 2")
+    assert found.failed["l4"][0] == 2 and not found.given_up("l4")
+    found.ended("l4", clock.seconds(), "")
+    for number in range(autoscaler.TRIES):
+        assert not found.given_up("l4"), number
+        found.ended("l4", clock.seconds(), "`make` ended with status 2")
+    assert found.given_up("l4")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_search_ends_where_no_machine_can_be_set_up_and_the_same_command_goes_on(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_wait, "PERIOD", 0.2)
+    monkeypatch.setattr(machine_wait, "machines_to_come", lambda: "no l4 any more: its set-up failed 3 times: `make`")
+    monkeypatch.setattr(machine_wait, "none_can_come", lambda: True)
+    monkeypatch.setenv("RAYMED_CAPACITY", "CPU=2,GPU=1")
+    search = waiting_search(prepared, tmp_path)
+    with pytest.raises(RunError, match=r"no machine can be set up .*its set-up failed 3 times: `make`"):
+        run_search(search)
+    study = search.open_study()
+    assert {trial.state for trial in study.trials} == {TrialState.RUNNING}, "they are not taken up again"
+    study.close()
 
 
 @pytest.mark.slow
@@ -104,14 +138,18 @@ def test_a_search_whose_machines_never_come_ends_in_time_and_says_so(
     monkeypatch.setattr(
         Budget, "seconds_left", property(lambda _: 0.0 if waiting and time.monotonic() - waiting[0] > 5 else 3600.0)
     )
-    train = TrainSettings(epochs=1, global_batch=8, micro_batch=8)
-    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
-    template = RunSpec("waits", str(tmp_path), prepared.folder.uri, recipe, train)
-    space = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2, log=True)})
-    search = Search(template, space, Budget(trials=2, seconds=3600.0), f"sqlite:///{tmp_path}/mlflow.db")
+    search = waiting_search(prepared, tmp_path)
     study = run_search(search)
     assert time.monotonic() - waiting[0] < 60, "Ray Train waits for machines for ever"
     assert {trial.state for trial in study.trials} == {TrialState.PRUNED}
     assert {trial.user_attrs[REASON] for trial in study.trials} == {NONE_CAME}
     with pytest.raises(RunError, match=NONE_CAME):
         conclude_search(search, study)
+
+
+def waiting_search(prepared: Prepared, folder: Path) -> Search:
+    train = TrainSettings(epochs=1, global_batch=8, micro_batch=8)
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
+    template = RunSpec("waits", str(folder), prepared.folder.uri, recipe, train)
+    space = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2, log=True)})
+    return Search(template, space, Budget(trials=2, seconds=3600.0), f"sqlite:///{folder}/mlflow.db")
