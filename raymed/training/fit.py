@@ -30,7 +30,7 @@ from raymed.training.loop import COMMON, FAILED, train
 from raymed.training.placement import Placement
 from raymed.training.preemption import NoteTermination, is_preempted
 from raymed.training.rendezvous import OneMachine
-from raymed.training.reports import Reports, in_words
+from raymed.training.reports import Reports, cause_of, in_words
 from raymed.training.spec import RunSpec
 from raymed.training.stall import STALLED
 from raymed.training.worker_context import WorkerContext
@@ -179,14 +179,14 @@ def _last_metrics(run: Folder) -> dict[str, Any]:
 def _refusal(error: TrainingFailedError) -> OSError | None:
     """What a worker, or Ray Train itself, was refused by a disk."""
     failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
-    causes = [getattr(failure, "_base_exc", failure) for failure in failures]  # as Ray Train wraps a worker's
+    causes = [cause_of(failure) for failure in failures if failure is not None]
     return next((cause for cause in causes if isinstance(cause, OSError) and is_refusal(cause)), None)
 
 
 def _lost_workers(error: TrainingFailedError) -> dict[int, Exception]:
     """The workers whose processes died, by their ranks."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    return {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
+    return {rank: failure for rank, failure in failures.items() if isinstance(cause_of(failure), RayActorError)}
 
 
 def _trainer(

@@ -34,9 +34,15 @@ class Reports(UserCallback):
         self._queue.put({LOST: f"{in_words(worker_exceptions)}; {where}"})
 
 
+def cause_of(error: Exception) -> Exception:
+    """What Ray Train has wrapped: what a worker raised, or the death of its process."""
+    cause: Exception = getattr(error, "_base_exc", getattr(error, "health_check_failure", error))
+    return cause
+
+
 def in_words(errors: Mapping[int, Exception]) -> str:
     """What happened to workers, by their ranks, as a person would say it."""
-    causes = {rank: getattr(error, "_base_exc", error) for rank, error in errors.items()}  # as Ray Train wraps a worker's
+    causes = {rank: cause_of(error) for rank, error in errors.items()}
     lost = [rank for rank, cause in causes.items() if isinstance(cause, RayActorError)]
     if lost:
         return f"worker {', '.join(map(str, sorted(lost)))} was lost: its process was killed, or its machine is gone"

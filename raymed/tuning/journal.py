@@ -195,7 +195,9 @@ class _Record:
 def _read_both(path: Path, folder: Folder) -> tuple[_Record, _Record]:
     """The file, and its copy."""
     content = disk.read(path) if disk.exists(path) else b""
-    return _Record.read(content), _Record.read(folder.read(COPY) if folder.exists(COPY) else b"")
+    copied = folder.read(COPY) if folder.exists(COPY) else b""
+    record = _Record.read(content)
+    return record, record if copied == content else _Record.read(copied)
 
 
 def _best(path: Path, folder: Folder, forgotten: Collection[str]) -> _Record:

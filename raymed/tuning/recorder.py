@@ -150,18 +150,18 @@ class Recorder:
 
     def _catch_up(self, finished: Collection[int]) -> None:
         """Write of trials that had ended earlier what MLflow lacks: a run, the objective of its epochs, its end."""
-        known, counted = self._tracker.children(self._parent), self._study.counted
+        known = self._tracker.children(self._parent)
         last = {self._search.trial_key(trial): trial for trial in self._study.trials}  # a run may be tried several times
         for key, trial in last.items():
-            if trial.number in finished and not _is_up_to_date(known.get(key), trial, counted):
-                at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
-                for epoch, value in curve(trial).items():
-                    metrics = {self._study.objective.name: value}
-                    self._tracker.history.log_validation(self._run(trial.number), epoch, metrics, at, counted)
+            if trial.number in finished and not _is_up_to_date(known.get(key), trial, self._study.counted):
                 self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))
 
     def _end(self, number: int, state: str, reason: str) -> None:
         run, trial = self._run(number), self._study.trial(number)
+        at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
+        for epoch, value in curve(trial).items():  # those that a database which was set back has lost
+            metrics = {self._study.objective.name: value}
+            self._tracker.history.log_validation(run, epoch, metrics, at, self._study.counted)
         checkpoint = self._search.candidate(run, trial).tags() if CHECKPOINT in trial.user_attrs else {}
         self._tracker.tags(run, {STATE: state} | checkpoint)
         self._tracker.finish(run, STATUS[state], reason)

@@ -31,6 +31,7 @@ from raymed.tuning.settings import Halving
 from raymed.tuning.space import Dimension, Space, Value, current_name
 
 log = logging.getLogger("raymed")
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REASON, CHECKPOINT, BEST_POINT, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
@@ -88,7 +89,6 @@ class Study:
         Raises:
             UserError: the journal holds something else, or a search of another space or objective, of other data or weights.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = journal
         self.halving, self.objective, self.counted = halving, objective, counted
         self._direction = StudyDirection.MINIMIZE if objective.direction == "min" else StudyDirection.MAXIMIZE

@@ -43,6 +43,7 @@ def killed_night(tries: int, seed: int, folder: Path) -> str:
                 training[0].kill()
                 training[0].wait(60)
                 kills, since = kills + 1, since + 1
+                print(f"kill {kills} of {tries}, where {epochs} epochs were known", file=sys.stderr, flush=True)
 
     killed = _searched(folder, "killed", trials, kill)
     assert killed[1] == whole[1], f"killed: {killed[1]}\nundisturbed: {whole[1]}"

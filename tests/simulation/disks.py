@@ -110,7 +110,8 @@ class Disk:
         if not node.is_folder:
             node.kept, node.pending = node.content, []
             return
-        for name in [name for name in self._changed if posixpath.dirname(name) == path]:
+        start = path.rstrip("/") + "/"
+        for name in [name for name in self._changed if name.startswith(start) and "/" not in name[len(start) :]]:
             self._keep_name(name)
 
     def _keep_name(self, name: str) -> None:
@@ -228,8 +229,8 @@ class Storages:
             return StoreFolder(self._store_files, uri.removeprefix("s3://").rstrip("/"), uri.rstrip("/"), self)
         return DiskFolder(self._disk_files, uri.rstrip("/"), uri.rstrip("/"), self)
 
-    def touch(self, kind: str, path: Any) -> None:
-        self._world.touch(kind, str(path), kind != "object")  # called by Arrow: no other process can go on meanwhile
+    def touch(self, kind: str, path: str) -> None:
+        self._world.touch(kind, path, kind != "object")  # called by Arrow: no other process can go on meanwhile
 
     def copy_to_local(self, source: Folder, target: Path) -> None:
         """As `raymed.training.checkpoint.copy_to_local`, which Arrow does in threads."""
@@ -247,28 +248,33 @@ class Storages:
 
     # as the functions of raymed.storage.disk
 
-    def exists(self, path: Path) -> bool:
+    def exists(self, path: Path | str) -> bool:
+        path = str(path)
         self.touch("look", path)
-        return self.disk(str(path)).exists(str(path))
+        return self.disk(path).exists(path)
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: Path | str) -> bytes:
+        path = str(path)
         self.touch("read", path)
-        return self.disk(str(path)).node(str(path)).content
+        return self.disk(path).node(path).content
 
     def size(self, path: Path) -> int:
-        self.touch("look", path)
-        return len(self.disk(str(path)).node(str(path)).content)
+        name = str(path)
+        self.touch("look", name)
+        return len(self.disk(name).node(name).content)
 
     def write(self, path: Path, content: bytes) -> None:
-        self._in_parts(path, content, lambda part: self.disk(str(path)).write(str(path), part))
+        name = str(path)
+        self._in_parts(name, content, lambda part: self.disk(name).write(name, part))
 
     def append(self, path: Path, content: bytes, at: int) -> None:
-        self._in_parts(path, content, lambda part: self.disk(str(path)).append(str(path), part, at))
+        name = str(path)
+        self._in_parts(name, content, lambda part: self.disk(name).append(name, part, at))
 
     def copy(self, source: Path, target: Path) -> None:
         self.write(target, source.read_bytes())
 
-    def _in_parts(self, path: Path, content: bytes, write: Callable[[bytes], None]) -> None:
+    def _in_parts(self, path: str, content: bytes, write: Callable[[bytes], None]) -> None:
         """A file is written in parts, between which a process may be killed."""
         self.touch("write", path)
         half = len(content) // 2
@@ -278,20 +284,24 @@ class Storages:
         write(content)
 
     def rename(self, path: Path, target: Path) -> None:
-        self.touch("rename", path)
-        self.disk(str(path)).rename(str(path), str(target))
+        name = str(path)
+        self.touch("rename", name)
+        self.disk(name).rename(name, str(target))
 
-    def remove(self, path: Path) -> None:
-        self.touch("remove", path)
-        self.disk(str(path)).remove(str(path))
+    def remove(self, path: Path | str) -> None:
+        name = str(path)
+        self.touch("remove", name)
+        self.disk(name).remove(name)
 
     def make(self, path: Path) -> None:
-        self.touch("make", path)
-        self.disk(str(path)).make(str(path))
+        name = str(path)
+        self.touch("make", name)
+        self.disk(name).make(name)
 
     def keep(self, path: Path) -> None:
-        self.touch("keep", path)
-        self.disk(str(path)).keep(str(path))
+        name = str(path)
+        self.touch("keep", name)
+        self.disk(name).keep(name)
 
 
 @dataclass(frozen=True)
@@ -324,13 +334,13 @@ class DiskFolder(Folder):
         return self._disk.node(self.inside(name)).modified
 
     def read(self, name: str) -> bytes:
-        return self.storages.read(Path(self.inside(name)))
+        return self.storages.read(self.inside(name))
 
     def delete(self, name: str = "") -> None:
         path = self.inside(name) if name else self.path
         for each in sorted((p for p in self._disk.names if p.startswith(path + "/")), reverse=True):
-            self.storages.remove(Path(each))
-        self.storages.remove(Path(path))
+            self.storages.remove(each)
+        self.storages.remove(path)
 
 
 @dataclass(frozen=True)

@@ -145,9 +145,9 @@ def create_twice(night: Night, draw: random.Random) -> None:
 
 
 def set_mlflow_back(night: Night, draw: random.Random) -> None:
-    """To a copy of 30 seconds ago, as a restored database; the server is down meanwhile, and so is the search."""
+    """To a copy of before, as a restored database; the server is down meanwhile, and so is the search."""
+    night.set_mlflow_back(draw.choice((30.0, 600.0)))
     kill_driver(night, draw)
-    night.mlflow.set_back(30.0)
 
 
 def delete_run(night: Night, draw: random.Random) -> None:

@@ -18,7 +18,7 @@ from raymed.tracking import outbox, tracker
 from raymed.tracking.metric_history import MetricHistory
 from raymed.training import checkpoint, retention, upload
 from raymed.training.loop import MODEL
-from raymed.tuning import journal, search, study
+from raymed.tuning import journal, recorder, search, study
 from raymed.tuning.recorder import Recorder
 
 Mistake = Callable[[MonkeyPatch], None]
@@ -79,6 +79,11 @@ def epoch_is_written_again_at_another_time(patch: MonkeyPatch) -> None:
         real(self, run, epoch, metrics, None, counted)
 
     patch.setattr(MetricHistory, "log_validation", log)
+
+
+def epochs_of_the_outbox_are_all_there_are(patch: MonkeyPatch) -> None:
+    """What a database that was set back had lost of a trial under way stayed lost; a simulated night found it."""
+    patch.setattr(recorder, "curve", lambda trial: {})
 
 
 def entry_is_delivered_before_it_is_written(patch: MonkeyPatch) -> None:
@@ -186,6 +191,7 @@ MISTAKES: dict[Mistake, int] = {
     other_claims_are_not_looked_at: 1,
     run_is_created_without_a_look: 6,
     epoch_is_written_again_at_another_time: 5,
+    epochs_of_the_outbox_are_all_there_are: 62,
     entry_is_delivered_before_it_is_written: 18,
     torn_checkpoint_is_taken: 2,
     decision_is_made_anew: 8,

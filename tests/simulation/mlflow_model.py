@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
 
+BACK = 600.0  # seconds by which the database is set back, at most
 HAS_TAG = re.compile(r"tags\.`([^`]+)` = '([^']*)'")
 
 
@@ -40,6 +41,7 @@ class Database:
         is_away: whether it does not answer.
         lose_answers, twice: of how many requests to come the answer is lost, and the creation repeated.
         deleted: runs that a person has deleted.
+        is_copied: whether there are copies to be set back to.
     """
 
     def __init__(self, world: World, seed: int) -> None:
@@ -48,17 +50,21 @@ class Database:
         self.models: dict[str, dict[str, Any]] = {}
         self.is_away, self.lose_answers, self.twice = False, 0, 0
         self.deleted: set[str] = set()
-        self._before: list[tuple[float, Any]] = []
+        self.is_copied = False
+        self._copies: list[tuple[float, Any]] = []  # until when the state was so
 
     def note(self) -> None:
-        """Remember the state of now, for `set_back`."""
-        self._before.append((self._world.now, copy.deepcopy((self.runs, self.models))))
+        """Before each request, keep a copy of what there was until now, for `set_back`."""
+        if self.is_copied:
+            kept = [each for each in self._copies if each[0] > self._world.now - BACK]
+            self._copies = [*kept, (self._world.now, copy.deepcopy((self.runs, self.models)))]
 
     def set_back(self, seconds: float) -> None:
-        """The newest state that is so old, if there is one, takes the place of what there is."""
-        old = [state for when, state in self._before if when <= self._world.now - seconds]
+        """What there was so long ago takes the place of what there is."""
+        old = [state for until, state in self._copies if until > self._world.now - seconds]
         if old:
-            self.runs, self.models = copy.deepcopy(old[-1])
+            self.runs, self.models = copy.deepcopy(old[0])
+            self._copies = []
 
     def new_id(self) -> str:
         return f"{self._draw.getrandbits(64):016x}{next(self._numbers):04x}"
@@ -74,6 +80,7 @@ class Client:
         self._world.touch("ask", "mlflow")
         if self._base.is_away:
             raise MlflowException("the server does not answer")
+        self._base.note()
 
     def _answer(self) -> None:
         if self._base.lose_answers:

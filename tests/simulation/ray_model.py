@@ -1,7 +1,8 @@
 """A small model of Ray: Tune asks for trials and passes on reports, Train starts workers again that were lost.
 
 Ray Tune's side of the product (`StudySearcher`, `StudyScheduler`) is the real one, called as Ray Tune calls it. When the
-search's process dies, its workers go on for a while before Ray ends them.
+search's process dies, its workers go on for a while before Ray ends them. Checkpoints are no affair of Ray's: the product
+copies and removes them itself. What is told of lost workers is compared with Ray Train's own in test_models_against_ray.py.
 """
 
 from __future__ import annotations

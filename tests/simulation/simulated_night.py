@@ -100,7 +100,7 @@ class Setting:
         )
 
 
-_OPEN: list[pa.Table] = []  # indexes of prepared data that are not read anew for every process
+_OPEN: dict[str, pa.Table] = {}  # by digest, indexes of prepared data that are not read anew for every process
 
 
 @cache
@@ -117,8 +117,8 @@ def prepared_files(number: int) -> dict[str, bytes]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         name = f"index-{number}.parquet"
         manifest |= {"index": name, "digest": digest_of(sink.getvalue()), "index_digest": digest_of(sink.getvalue())}
-        _OPEN.append(index.combine_chunks())
-        prepared_data._INDEXES[manifest["index_digest"]] = _OPEN[-1]
+        _OPEN[manifest["index_digest"]] = index.combine_chunks()
+        prepared_data._INDEXES.update(_OPEN)
         return {name: sink.getvalue(), MANIFEST: json.dumps(manifest).encode()}
 
 
@@ -131,6 +131,7 @@ class Night:
         self.storages = Storages(self.world)
         self.mlflow = Database(self.world, seed)
         self._faults = list(faults)
+        self.mlflow.is_copied = any(fault.what == "set_mlflow_back" for fault in faults)
         self._head = self.world.hosts[0]
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._jobs: list[Job] = []
@@ -169,6 +170,8 @@ class Night:
         patch.setattr(
             Tracker, "open", staticmethod(lambda uri, name="": Tracker(uri, name, "1", Client(world, self.mlflow)))
         )
+        patch.setattr(Manifest, "from_json", _manifest)
+        patch.setattr(prepared_data, "digest_of", _digest_of)
         patch.setattr(RunSpec, "plan", _plan)
         patch.setattr(RunSpec, "usage", _usage)
         patch.setattr(worker_model, "guard", _guard)
@@ -469,6 +472,12 @@ class Night:
             row.stage = "deleted"
             self._unmentioned.add(row.tags[KEY])
 
+    def set_mlflow_back(self, seconds: float) -> None:
+        self.mlflow.set_back(seconds)
+        model = self.mlflow.models.get("raymed-toy", {"aliases": {}})
+        if model["aliases"].get("champion") != self._promoted:
+            self._promoted = ""  # what a person did meanwhile is gone, too
+
     def lose_verdicts(self) -> None:
         for job in self._jobs:
             job.verdicts.clear()
@@ -623,6 +632,14 @@ def _usage(spec: RunSpec, prepared: Prepared, compute: Callable[..., Any] = RunS
     return _once(("usage", prepared.digest, spec.seed), lambda: compute(spec, prepared))
 
 
+def _manifest(content: bytes, where: str, compute: Callable[..., Manifest] = Manifest.from_json) -> Manifest:
+    return _once(("manifest", content), lambda: compute(content, where))
+
+
+def _digest_of(content: bytes) -> str:
+    return _once(("digest", content), lambda: digest_of(content))
+
+
 def _guard(index: pa.Table, fold: Any) -> None:
     _once(("guard", id(index)), lambda: guard(index, fold))  # of `_OPEN`, which stay
 
@@ -687,12 +704,11 @@ def run_night(
 def _silence() -> Iterator[None]:
     """What a search would tell a person is told to nobody."""
     logger = logging.getLogger("raymed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    before, logger.disabled = logger.disabled, True  # a level would clear what all loggers have looked up
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.disabled = before
 
 
 def _memory() -> str | None:
@@ -718,7 +734,7 @@ def _course(setting: Setting, lr: float) -> tuple[str, ...]:
     """The weights of a trial after each step, as they follow from its settings and data alone."""
     files = prepared_files(0)
     manifest = Manifest.from_json(files[MANIFEST], MANIFEST)
-    prepared = Prepared(Folder(LocalFileSystem(), "", ""), manifest, pq.read_table(io.BytesIO(files[manifest.index])))
+    prepared = Prepared(Folder(LocalFileSystem(), "", ""), manifest, _OPEN[manifest.index_digest])
     train = TrainSettings(epochs=EPOCHS, global_batch=8, micro_batch=8, lr=lr, checkpoint_steps=setting.checkpoint_steps)
     spec = RunSpec("", "", "", Toy(), train, seed=setting.seed)  # type: ignore[arg-type]
     weights, ids = [first_weights(spec)], prepared.index["id"].to_pylist()

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import new_name, publish
@@ -22,7 +22,10 @@ class Line:
 @pytest.mark.parametrize(
     ("errors", "words"),
     [
-        ({1: ActorDiedError()}, "worker 1 was lost: its process was killed, or its machine is gone"),
+        (
+            {1: WorkerHealthCheckFailedError("as Ray Train says it", ActorDiedError())},
+            "worker 1 was lost: its process was killed, or its machine is gone",
+        ),
         ({0: UserExceptionWithTraceback(ValueError("no label\nmore"), "")}, "worker 0 failed (ValueError: no label)"),
         ({0: Preempted("told")}, "its machine is being taken away, and a checkpoint was saved"),
     ],
