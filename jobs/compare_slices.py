@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 
 from raymed.data.prepared import Prepared
 from raymed.job.job import JobOptions, Outcome, run
-from raymed.language import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class CompareSlices(JobOptions):
 
 def main(options: CompareSlices) -> Outcome:
     from raymed.evaluation.predict import predict_rows
-    from raymed.systems.lung.choices import HEADER, compare, places_of
+    from raymed.systems.lung.choices import compare, heading, places_of
     from raymed.systems.lung.elsewhere import open_lung
 
     prepared = Prepared.open(options.data)
@@ -50,21 +49,12 @@ def main(options: CompareSlices) -> Outcome:
     rows = prepared.rows("val", options.fold)
     notes = model.notes(prepared, prepared.columns(rows, ["patient"])["patient"])
     if options.dry_run:
-        return Outcome(
-            "\n".join([*notes, say("would judge {count} slices", count=len(rows))]), {"slices": len(rows), "notes": notes}
-        )
+        return Outcome("\n".join([*notes, f"would judge {len(rows)} slices"]), {"slices": len(rows), "notes": notes})
     chosen = places_of(prepared, rows, model.slices.unlimited, options.per_patient, options.seed)
     logits, columns = predict_rows(model.open(), prepared, rows, options.micro_batch, options.workers)
     choices = compare(logits, columns, chosen, options.bootstrap, options.seed)
-    text = [HEADER, *map(str, choices), "each with its own temperature, fitted on these patients", *notes]
-    text.append(
-        say(
-            "{name} on {count} validation patients of {folder}",
-            name=model.name,
-            count=len(set(columns["patient"])),
-            folder=prepared.folder.uri,
-        )
-    )
+    text = [heading(), *map(str, choices), "each with its own temperature, fitted on these patients", *notes]
+    text.append(f"{model.name} on {len(set(columns['patient']))} validation patients of {prepared.folder.uri}")
     return Outcome("\n".join(text), {"model": model.name, "choices": [asdict(each) for each in choices], "notes": notes})
 
 

@@ -18,6 +18,7 @@ from raymed.doctor.finding import Finding
 from raymed.doctor.support_bundle import write_bundle
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, command, run
+from raymed.language import say
 from raymed.models.settings import ModelSettings
 
 
@@ -73,7 +74,7 @@ def main(options: Doctor) -> Outcome:
 def _outcome(findings: list[Finding], notes: list[str]) -> Outcome:
     wrong = [each.subject for each in findings if each.state == "wrong"]
     lines = [*map(str, findings), *notes]
-    lines.append(f"to mend: {', '.join(wrong)}" if wrong else "ready")
+    lines.append(say("to mend: {wrong}", wrong=", ".join(map(say, wrong))) if wrong else say("ready"))
     data = {"ready": not wrong, "findings": [asdict(each) for each in findings]}
     return Outcome("\n".join(lines), data, 2 if wrong else 0)
 

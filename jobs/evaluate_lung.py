@@ -13,7 +13,6 @@ from typing import Literal
 
 from raymed.data.prepared import Prepared
 from raymed.job.job import JobOptions, Outcome, run
-from raymed.language import say
 from raymed.storage.folder import Folder
 
 
@@ -65,15 +64,9 @@ def main(options: Evaluate) -> Outcome:
     rows = chosen_rows(prepared, options.split, options.fold, slices, options.seed)
     notes = model.notes(prepared, prepared.columns(rows, ["patient"])["patient"])
     if slices != trained:
-        notes.append(
-            say(
-                "asked about other slices than it was trained on: {asked}; trained on {trained}",
-                asked=slices.told,
-                trained=trained.told,
-            )
-        )
+        notes.append(f"asked about other slices than it was trained on: {slices.told}; trained on {trained.told}")
     if options.dry_run:
-        text = "\n".join([*notes, say("would judge {count} slices", count=len(rows))])
+        text = "\n".join([*notes, f"would judge {len(rows)} slices"])
         return Outcome(text, {"slices": len(rows), "notes": notes})
     logits, columns = predict_rows(model.open(), prepared, rows, options.micro_batch, options.workers)
     temperature = model.inference.temperature if model.inference else Temperature()
@@ -82,16 +75,8 @@ def main(options: Evaluate) -> Outcome:
     lines = [*judged.lines(), *notes]
     if options.out is not None:
         lines.append(judged.write(Folder.at(options.out)))
-    lines.append(
-        say(
-            "{model} on {count} {units} ({split}) of {folder}",
-            model=model.name,
-            count=judged.evaluation.patients,
-            units=say(f"{unit}s"),
-            split=say(options.split),
-            folder=prepared.folder.uri,
-        )
-    )
+    count = judged.evaluation.patients
+    lines.append(f"{model.name} on {count} {unit}s ({options.split}) of {prepared.folder.uri}")
     data = {"model": model.name, "data": prepared.digest, "split": options.split, "notes": notes}
     return Outcome("\n".join(lines), data | judged.data())
 

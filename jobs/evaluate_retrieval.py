@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome, run
+from raymed.language import say
 from raymed.retrieval.settings import RetrievalSettings
 
 log = logging.getLogger("raymed")
@@ -72,7 +73,7 @@ def main(options: EvaluateRetrieval) -> Outcome:
     lines = [*found.notes, *table(found.judged, best), *class_table(best)]
     lines += [f"Top-{k} 准确率: {best.top[k].value:.4f} ({best.hits[k]}/{best.queries})" for k in judging.ks]
     data = {"name": found.name, "best": best.layer, "layers": [asdict(each) for each in found.judged], "notes": found.notes}
-    return Outcome("\n".join([*lines, f"sheet: {where}"]), data | {"sheet": where})
+    return Outcome("\n".join([*lines, say("sheet: {sheet}", sheet=where)]), data | {"sheet": where})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymed.job.job import JobOptions, Outcome, run
+from raymed.language import say
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def main(options: LookAtData) -> Outcome:
     folder = Folder.at(out.parent) if out else options.folder
     name = out.name if out else f"data-{prepared.digest[:8]}.html"
     folder.write(name, page.render().encode())
-    text = [*page.notes, found, f"page: {folder.uri}/{name}"]
+    text = [*page.notes, found, say("page: {page}", page=f"{folder.uri}/{name}")]
     return Outcome("\n".join(text), {"out": f"{folder.uri}/{name}", "groups": len(page.groups), "notes": list(page.notes)})
 
 

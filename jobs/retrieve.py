@@ -15,6 +15,7 @@ from pathlib import Path
 
 from raymed.data.sources import SourceSettings
 from raymed.job.job import JobOptions, Outcome, run
+from raymed.language import say
 from raymed.retrieval.settings import RetrievalSettings
 
 SHOWN = ["rank", "distance", "label", "patient", "picture"]
@@ -67,7 +68,9 @@ def main(options: Retrieve) -> Outcome:
         for rank, distance, label, patient, picture in cases[SHOWN].itertuples(index=False):
             lines.append(f"  {rank}  {distance:<8.4f} {label or 'no label'}, patient {patient or 'not known'}, {picture}")
     if options.sheet and not options.dry_run:
-        lines.append(f"sheet: {write_cases(Path(options.sheet).expanduser(), queries, features, neighbours)}")
+        lines.append(
+            say("sheet: {sheet}", sheet=write_cases(Path(options.sheet).expanduser(), queries, features, neighbours))
+        )
     lines.append(f"gallery: {features.name}")
     return Outcome("\n".join(lines), {"cases": table[["query", *SHOWN]].to_dict("records"), "gallery": features.name})
 

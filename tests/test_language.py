@@ -184,18 +184,22 @@ def test_the_report_is_read_in_chinese_and_names_its_classes_so(monkeypatch: pyt
         (
             "the checkpoint s3://b/run 1 is of another run: train.lr was 0.1, and is 0.2 now; seed was 0, and is 1 now. "
             "Move its run's folder away, give another --name, or start again with --resume never",
-            "检查点 s3://b/run 1 属于另一个运行：train.lr 原为 0.1，现在为 0.2; seed 原为 0，现在为 1。"
+            "检查点 s3://b/run 1 属于另一个运行：train.lr 原为 0.1，现在为 0.2；seed 原为 0，现在为 1。"
             "请移走其运行的文件夹，换一个 --name，或用 --resume never 重新开始",
         ),
         (
             "12 lines cannot be used; mend or remove them:\na.csv:2: image is empty\nb.csv: strange\nand 2 more",
             "12 行无法使用；请修正或删除：\na.csv:2：image 是空的\nb.csv: strange\n另有 2 行",
         ),
+        (
+            "class bacterial: 2, class normal: 1",
+            "类别 bacterial：2，类别 normal：1",
+        ),
         ("all", "all"),
         ("no sentence of ours", "no sentence of ours"),
         ("the class {x} has an empty text: write what its pictures show", "类别 {x} 的文本为空：请写出其图片所显示的内容"),
     ],
-    ids=["quotes others", "lines", "a name", "unknown", "a name with braces"],
+    ids=["quotes others", "lines", "a list", "a name", "unknown", "a name with braces"],
 )
 def test_an_error_of_any_process_is_found_again_by_its_words_with_what_it_quotes(
     english: str, chinese: str, monkeypatch: pytest.MonkeyPatch

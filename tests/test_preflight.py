@@ -110,13 +110,13 @@ def test_what_was_not_filled_in_is_named_by_line(checkout: Path) -> None:
     for value in ("ami-00000000000000000", "sg-00000000000000000", "YOUR-BUCKET"):
         assert value in finding.text
     local = by_subject(preflight(REPOSITORY / "cluster.local.yaml"))
-    assert "192.0.2.1" in local["cluster file"].text and "image" not in local
+    assert "192.0.2.1" in local["cluster file"].text and "machine image" not in local
 
 
 @pytest.mark.parametrize(
     ("subject", "says", "edit"),
     [
-        ("image", "every region has its own", lambda c: machine(c).update(ImageId="ami-11111111111111111")),
+        ("machine image", "every region has its own", lambda c: machine(c).update(ImageId="ami-11111111111111111")),
         ("security group", "see the stack", lambda c: machine(c).update(SecurityGroupIds=["sg-11111111111111111"])),
         ("security group", "whole world", lambda c: [each["node_config"].pop("SecurityGroupIds") for each in types(c)]),
         ("roles", "cluster.account.yaml", lambda c: machine(c).update(IamInstanceProfile={"Name": "other-worker"})),
@@ -217,7 +217,7 @@ def test_without_credentials_nothing_else_is_asked(checkout: Path, monkeypatch: 
 
     monkeypatch.setattr(boto3, "client", refused)
     findings = by_subject(preflight(Path("filled.yaml")))
-    assert findings["AWS"].state == "wrong" and "aws configure" in findings["AWS"].text and "image" not in findings
+    assert findings["AWS"].state == "wrong" and "aws configure" in findings["AWS"].text and "machine image" not in findings
 
 
 def test_outside_a_checkout_there_is_nothing_to_install(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

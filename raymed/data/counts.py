@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymed.data.publish import UNSPLIT
 from raymed.data.split import SPLITS
-from raymed.language import padded, say
+from raymed.language import at_right, padded, say
 
 if TYPE_CHECKING:
     from raymed.data.prepare import PrepareResult
@@ -19,7 +19,7 @@ def table(patients: Counts, slices: Counts | None = None, head: str = "") -> lis
     """Patients, and in brackets slices, per class and split; or another count, under its own heading."""
     order = [split for split in (*SPLITS, UNSPLIT) if any(split in counts for counts in patients.values())]
     head = head or (say("patients (slices)") if slices else say("patients"))
-    lines = [padded(head, 20) + "".join(f"{split:>16}" for split in order)]
+    lines = [padded(head, 20) + "".join(at_right(say(split), 16) for split in order)]
     for name, counts in patients.items():
         cells = [f"{counts.get(split, 0)}" + (f" ({slices[name].get(split, 0)})" if slices else "") for split in order]
         lines.append(padded(name, 20) + "".join(f"{cell:>16}" for cell in cells))

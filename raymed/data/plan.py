@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from raymed.errors import UserError
-from raymed.language import say
 
 if TYPE_CHECKING:
     from raymed.data.prepared import Prepared
@@ -120,8 +119,8 @@ class SliceSettings:
     def told(self) -> str:
         """Which slices, in words."""
         if self.choice == "all":
-            return say("all slices of each {per}", per=say(self.per))
-        return say("{count} slices of each {per} ({choice})", count=self.per_patient, per=say(self.per), choice=self.choice)
+            return f"all slices of each {self.per}"
+        return f"{self.per_patient} slices of each {self.per} ({self.choice})"
 
     @property
     def redraws(self) -> bool:

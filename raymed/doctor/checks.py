@@ -70,7 +70,9 @@ def accelerators() -> Iterator[Finding]:
         )
         yield Finding("GPU", "wrong", f"there is one, and it cannot be used: {meaning}")
     elif not count:
-        yield Finding("GPU", "missing", f"none: training and prediction run on {cpus}; small presets are meant for that")
+        yield Finding(
+            "GPU", "missing", f"none: training and prediction run on {os.cpu_count()} CPUs; small presets are meant for that"
+        )
     for place in range(count):
         each = torch.cuda.get_device_properties(place)
         kind = "bf16" if has_bf16(torch.device("cuda", place)) else "no bf16: computes in fp32"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raymed.language import padded, reworded, say
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -21,4 +23,4 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.state:<8}{self.subject:<16}{self.text}"
+        return padded(say(self.state), 8) + padded(say(self.subject), 16) + reworded(self.text)

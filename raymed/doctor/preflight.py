@@ -139,9 +139,11 @@ def _image(config: Mapping[str, Any], region: str) -> Finding:
     there = {each["ImageId"] for each in boto3.client("ec2", region).describe_images(Filters=filters)["Images"]}
     if wanted - there:
         return Finding(
-            "image", "wrong", f"{', '.join(sorted(wanted - there))} is no image of {region}: every region has its own"
+            "machine image",
+            "wrong",
+            f"{', '.join(sorted(wanted - there))} is no image of {region}: every region has its own",
         )
-    return Finding("image", "ok", ", ".join(sorted(wanted)))
+    return Finding("machine image", "ok", ", ".join(sorted(wanted)))
 
 
 def _security_group(config: Mapping[str, Any], region: str) -> Finding:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from raymed.evaluation.metrics import Evaluation
 from raymed.language import say
 
 
-def comparison(evaluation: Evaluation) -> dict[str, str]:
-    """Sentences by their title; each is there only where it holds."""
+def comparison(evaluation: Evaluation, called: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Sentences by their title; each is there only where it holds.
+
+    Args:
+        called: what a reader is told of a class, by its name; its name where nothing is said.
+    """
+    called = called or {}
     baselines, source = evaluation.baselines, evaluation.baselines.source
     unit, units = say(evaluation.unit), say(evaluation.units)
     always = say("right for {share:.1f} % of these {units}", share=100 * baselines.accuracy, units=units)
     if not evaluation.beats_majority:
         always += say("; the model is not surely better than that")
-    sentences = {say("always {majority}", majority=baselines.majority): always}
+    sentences = {say("always {majority}", majority=called.get(baselines.majority, baselines.majority)): always}
     if "loss" in evaluation.metrics:
         sentences[say("class frequencies")] = say("loss {loss:.3f}", loss=baselines.loss)
     if source is not None and source.tells:
@@ -21,7 +28,7 @@ def comparison(evaluation: Evaluation) -> dict[str, str]:
             "{macro} {auc:.3f}, {name} {own:.3f}: more than chance, so a model can look good by telling sources apart",
             macro=_macro_auc(source.classes, evaluation),
             auc=source.macro_auc,
-            name=source.class_name,
+            name=called.get(source.class_name, source.class_name),
             own=source.class_auc,
         )
     if source is not None and source.within is not None:
@@ -33,7 +40,8 @@ def comparison(evaluation: Evaluation) -> dict[str, str]:
         )
     if evaluation.without_patients:
         sentences[say("no {unit} has", unit=unit)] = say(
-            "{classes}: means over classes leave that out", classes=", ".join(evaluation.without_patients)
+            "{classes}: means over classes leave that out",
+            classes=", ".join(called.get(each, each) for each in evaluation.without_patients),
         )
     return sentences
 

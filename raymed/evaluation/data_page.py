@@ -99,7 +99,10 @@ class DataPage:
         """The page as one HTML document."""
         templates = environment("raymed.evaluation")
         return templates.get_template("data_page.html").render(
-            page=self, manifest=self.prepared.manifest, unit=self.prepared.manifest.unit
+            page=self,
+            manifest=self.prepared.manifest,
+            unit=self.prepared.manifest.unit,
+            called=dict(zip(self.prepared.labels.names, self.prepared.labels.called, strict=True)),
         )
 
 

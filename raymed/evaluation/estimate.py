@@ -29,7 +29,9 @@ class Estimate:
     def interval(self, digits: int = 3, scale: float = 1.0, between: str = ", ") -> str:
         """The interval in words, both ends times `scale`."""
         if self.low is None or self.high is None:
-            return say("not estimable ({why})", why=say(self.why))
+            count = self.why.removeprefix("only ")
+            why = say("only {count}", count=count) if count.isdigit() else say(self.why)
+            return say("not estimable ({why})", why=why)
         return f"{self.low * scale:.{digits}f}{between}{self.high * scale:.{digits}f}"
 
     def __str__(self) -> str:

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from raymed.language import say
-
 
 @dataclass(frozen=True)
 class KnownPatients:
@@ -45,23 +43,9 @@ class KnownPatients:
         trained, chosen = digests & self.trained, digests & self.chosen - self.trained
         notes = []
         if trained:
-            notes.append(
-                say(
-                    "the model was trained on {count} of these {all} {units}: the figures flatter it",
-                    count=len(trained),
-                    all=len(digests),
-                    units=say(f"{unit}s"),
-                )
-            )
+            notes.append(f"the model was trained on {len(trained)} of these {len(digests)} {unit}s: the figures flatter it")
         if chosen:
-            notes.append(
-                say(
-                    "{count} of these {all} {units} chose the model: the figures flatter it",
-                    count=len(chosen),
-                    all=len(digests),
-                    units=say(f"{unit}s"),
-                )
-            )
+            notes.append(f"{len(chosen)} of these {len(digests)} {unit}s chose the model: the figures flatter it")
         return notes
 
     def to_dict(self) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def render(report: SearchReport) -> str:
     champion = next(trial for trial in trials if trial.number == report.champion)
     varied, same = _columns(trials)
     judged = report.test or report.validation
+    shown = dict(zip((one.name for one in judged.classes), report.names, strict=True))
     templates = environment("raymed.evaluation")
     templates.filters |= {"estimate": _estimate, "duration": _duration, "value": _value, "picture": picture_uri}
     return templates.get_template("report.html").render(
@@ -109,14 +110,14 @@ def render(report: SearchReport) -> str:
         hardest_split=say(report.hardest_split),
         tiles=_tiles(judged, report.validation if report.test else None),
         rare=RARE,
-        comparison=comparison(judged),
+        comparison=comparison(judged, shown),
         metrics={name: (say(title), _meaning(name, judged)) for name, (title, _) in METRICS.items()},
         counted=say(report.counted),
         unit=say(judged.unit),
         units=say(judged.units),
         of_patients=judged.unit == "patient",
         short_names=[each.name for each in judged.classes],
-        shown=dict(zip((one.name for one in judged.classes), report.names, strict=True)),
+        shown=shown,
         pictures={name: Markup(svg) for name, svg in _figures(report, trials, varied, judged).items()},
     )
 

@@ -82,13 +82,17 @@ def reworded(text: str) -> str:
     """
     if not spoken() or " " not in text:
         return text
-    whole, listed = _found(text), text.split("; ")
-    if len(listed) > 1 and all(_found(each) is whole for each in listed):  # or none of them, and it is a list all the same
-        return "; ".join(map(reworded, listed))
+    whole = _found(text)
+    if whole is None or not whole.telling:
+        for mark in ("\n", "; "):
+            if mark in text:
+                return mark.join(map(reworded, text.split(mark)))
     if whole:
+        for mark, theirs in ((", ", "，"), ("; ", "；")):
+            listed = text.split(mark)
+            if len(listed) > 1 and all(_found(each) is whole for each in listed):
+                return theirs.join(map(reworded, listed))
         return whole.filled(whole.held(text))
-    if "\n" in text:
-        return "\n".join(map(reworded, text.split("\n")))
     start = text[: len(text) - len(text.lstrip(" "))] or ("- " if text.startswith("- ") else "")
     return start + reworded(text.removeprefix(start)) if start else text
 
@@ -96,6 +100,11 @@ def reworded(text: str) -> str:
 def padded(text: str, width: int) -> str:
     """A text that takes at least so many places on a terminal, where a Chinese character takes two."""
     return text + " " * (width - places(text))
+
+
+def at_right(text: str, width: int) -> str:
+    """The same, at their right end."""
+    return " " * (width - places(text)) + text
 
 
 def places(text: str) -> int:
@@ -124,7 +133,7 @@ def catalogue(language: str) -> Mapping[str, str]:
     return sentences
 
 
-_COUNTED = ("unit", "units", "noun", "per")  # what is counted is a word of ours, whoever says it
+_COUNTED = ("unit", "units", "noun", "per", "split")  # what is counted is a word of ours, whoever says it
 _TELLING = 8  # letters; a sentence of fewer, such as `{path}: {error}`, tells nothing by itself
 
 

@@ -142,7 +142,13 @@ class PatientAssessment:
         split, evaluation = self.judged
         names = self.prepared.labels.called
         return [
-            f"{evaluation.patients} {say(split)} {say(evaluation.units)}, {self.scaling}:",
+            say(
+                "{count} {split} {units}, {scaling}:",
+                count=evaluation.patients,
+                split=say(split),
+                units=say(evaluation.units),
+                scaling=self.scaling,
+            ),
             *(f"  {line}" for line in summary.lines(evaluation, names)),
         ]
 
@@ -230,7 +236,7 @@ class PatientAssessment:
                     "These {split} {units} do not show that the model is right more often than always answering {majority}.",
                     split=say(split),
                     units=say(evaluation.units),
-                    majority=evaluation.baselines.majority,
+                    majority=self.prepared.labels.told({evaluation.baselines.majority: ""}).popitem()[0],
                 )
             )
         if refit is not None:

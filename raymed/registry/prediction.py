@@ -63,13 +63,8 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     _require_one_class(listing)
     lost = reasons(refusal for refusal in listing.refusals if refusal.patient is None)
     slices = sum(len(study.slices) for study in listing.studies)
-    found = say(
-        "{format}: {slices} slices in {studies} studies",
-        format=listing.format,
-        slices=slices,
-        studies=len(listing.studies),
-    )
-    warnings = [*listing.notes, *filter(None, [mixed(listing)]), *(say("not used: {what}", what=line) for line in lost)]
+    found = f"{listing.format}: {slices} slices in {len(listing.studies)} studies"
+    warnings = [*listing.notes, *filter(None, [mixed(listing)]), *(f"not used: {line}" for line in lost)]
     if options.dry_run:
         text = "\n".join([*warnings, found, say("dry run: nothing was written")])
         return Outcome(text, {"found": found, "warnings": warnings})
@@ -79,10 +74,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     Folder.at(out.parent).check_writable()  # before hours of work
     predictions = list(predict_studies(open_network(), listing, inference, options.micro_batch, options.workers))
     unlike = Counter(how for each in predictions for how in each.unlike)
-    warnings += [
-        say("unlike the training pictures: {how} ({count} patients)", how=how, count=count)
-        for how, count in unlike.most_common(MOST)
-    ]
+    warnings += [f"unlike the training pictures: {how} ({count} patients)" for how, count in unlike.most_common(MOST)]
     lines = pd.DataFrame(table(predictions, inference))
     Folder.at(out.parent).write(out.name, to_csv(lines))
     undecided = int(lines["decision"].isna().sum())
@@ -93,7 +85,7 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
         found,
         say(
             "decided: {decided}; without a usable slice: {undecided} patients",
-            decided=inference.labels.told(decided),
+            decided=", ".join(f"{name} {count}" for name, count in inference.labels.told(decided).items()) or say("none"),
             undecided=undecided,
         ),
         say("predictions: {out}", out=out),

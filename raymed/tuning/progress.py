@@ -83,7 +83,9 @@ class Progress:
                 if number in self._tasks:
                     self._bars.remove_task(self._tasks.pop(number))
                 self._bars.update(self._total, completed=self._finished(), says=self._summary())
-            if reason or not self._live:
+            if happened == "PRUNED" and reason:
+                log.info("%s  %s", self._label(trial), reason)  # which says that it was stopped
+            elif reason or not self._live:
                 log.info("%s  %s%s", self._label(trial), words, f": {reason}" if reason else "")
 
     def _early_stop(self, trial: FrozenTrial) -> str:

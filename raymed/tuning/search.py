@@ -12,6 +12,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from raymed.errors import UserError
+from raymed.language import say
 from raymed.recipes.metric import LAST, VAL_LOSS, Metric
 from raymed.registry.candidate import Candidate
 from raymed.storage import disk
@@ -237,7 +238,7 @@ class Search:
 
     def label(self, trial: FrozenTrial) -> str:
         """What a person calls a trial."""
-        return self.spec_of(trial).name if self.runs else f"trial {trial.number}"
+        return self.spec_of(trial).name if self.runs else say("trial {number}", number=trial.number)
 
     @property
     def defaults(self) -> dict[str, Value]:

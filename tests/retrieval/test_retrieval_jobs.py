@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import mlflow
@@ -58,5 +59,9 @@ def test_from_a_model_to_the_nearest_cases_of_a_picture(prepared: Prepared, mode
     assert any("layer_1_top_1" in run.data.metrics for run in runs)
 
     Image.new("L", (SIZE, SIZE), 90).save(tmp_path / "picture.png")
-    nearest = done("retrieve", tmp_path, "--gallery", "gallery", "--input", "picture.png", "--k", "3", "--layer", "1")
+    asked = ["--gallery", "gallery", "--input", "picture.png", "--k", "3", "--layer", "1", "--sheet", "cases.html"]
+    nearest = done("retrieve", tmp_path, *asked)
     assert [line.split()[0] for line in nearest.splitlines()[1:4]] == ["1", "2", "3"]
+    assert f"sheet: {tmp_path / 'cases.html'}" in nearest
+    page = (tmp_path / "cases.html").read_text("utf-8")
+    assert page.count('<img src="data:image/') == 4 and "patient 1" in page and not re.search(r"p\d{3}|picture\.png", page)

@@ -15,6 +15,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import difference_interval
 from raymed.evaluation.patients import Aggregation, Patients
 from raymed.evaluation.scores import overall
+from raymed.language import at_right, padded, say
 
 METHODS: tuple[Aggregation, ...] = ("mean", "vote", "log-mean")
 
@@ -44,15 +45,18 @@ class Choice:
     more_loss: Estimate | None = None
 
     def __str__(self) -> str:
-        name = f"{self.slices or 'all':>3} {self.method:<9}"
+        name = f"{at_right(str(self.slices or say('all')), 4)} {self.method:<9}"
         loss = "–" if self.loss is None else f"{self.loss:.3f}"
-        own = f"{name} {self.accuracy:>9.3f} {self.balanced_accuracy:>9.3f} {loss:>7}"
+        own = f"{name} {self.accuracy:>10.3f} {self.balanced_accuracy:>10.3f} {loss:>7}   "
         if self.more_accurate is None:
-            return f"{own}   what the others are compared with"
-        return f"{own}   {self.more_accurate!s:<24}{'–' if self.more_loss is None else self.more_loss!s}"
+            return own + say("what the others are compared with")
+        return own + padded(str(self.more_accurate), 24) + ("–" if self.more_loss is None else str(self.more_loss))
 
 
-HEADER = f"{'K':>3} {'method':<9} {'accuracy':>9} {'balanced':>9} {'loss':>7}   {'accuracy, more':<24}loss, more"
+def heading() -> str:
+    """What stands above the choices."""
+    figures = at_right(say("accuracy"), 10) + " " + at_right(say("balanced"), 10) + " " + at_right(say("loss"), 7)
+    return f"{'K':>4} {padded(say('method'), 9)} {figures}   {padded(say('accuracy, more'), 24)}{say('loss, more')}"
 
 
 def compare(

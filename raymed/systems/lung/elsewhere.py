@@ -16,7 +16,6 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference, Model
-from raymed.language import say
 from raymed.models.classifiers import CONFIG, family_of
 from raymed.models.internvl_weights import read_config, side
 from raymed.models.model_folders import MODEL_FILES, find_model
@@ -65,12 +64,8 @@ class ElsewhereTrained:
     def asked(self) -> str:
         """How it is asked, which nothing in its folder says."""
         choices = ", ".join(map(" ".join, zip(self.recipe.codes, self.recipe.names, strict=True)))
-        return say(
-            "{name} was trained elsewhere: asked <cls>: {codes}. ({choices}), temperature 1",
-            name=self.name,
-            codes="|".join(self.recipe.codes),
-            choices=choices,
-        )
+        codes = "|".join(self.recipe.codes)
+        return f"{self.name} was trained elsewhere: asked <cls>: {codes}. ({choices}), temperature 1"
 
     @property
     def treated(self) -> str:

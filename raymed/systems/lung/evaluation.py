@@ -61,7 +61,7 @@ class Judged:
     def lines(self) -> list[str]:
         """Figures for a terminal."""
         names, single = self.labels.called, self.single
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in single.figures.items())
+        figures = ", ".join(f"{say(name)} {value:.3f}" for name, value in single.figures.items())
         recall = ", ".join(
             f"{name} {single.recall[own]:.3f}"
             for name, own in zip(names, self.labels.names, strict=True)

@@ -14,7 +14,7 @@ from raymed.evaluation.scores import SMALLEST_PROBABILITY
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 from raymed.systems.lung.attention_pooling import Bags, SliceAttention, decide, fit
-from raymed.systems.lung.choices import HEADER, Choice, choice
+from raymed.systems.lung.choices import Choice, choice, heading
 from raymed.systems.lung.settings import HeadSettings
 from raymed.systems.lung.slice_features import SliceFeatures
 
@@ -70,7 +70,7 @@ class PatientModel:
     def lines(self) -> list[str]:
         """For a terminal."""
         return [
-            HEADER,
+            heading(),
             str(self.mean),
             str(self.attention),
             f"{self.counting:.1f} of a patient's {len(self.weights) / len(self.patients.ids):.1f} slices count by attention "
