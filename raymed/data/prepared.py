@@ -171,9 +171,9 @@ class Prepared:
         index = _INDEXES.get(manifest.index_digest)
         if index is None:  # in one chunk: `take` copies whole columns where there are several
             index = pq.read_table(pa.BufferReader(content), schema=INDEX).combine_chunks()
+            if strange := [name for name in index["shard"].unique().to_pylist() if PurePosixPath(name).name != name]:
+                raise UserError(f"{where} names shards outside of the folder, e.g. {strange[0]!r}: prepare the data again")
             _INDEXES[manifest.index_digest] = index
-        if strange := [name for name in index["shard"].unique().to_pylist() if PurePosixPath(name).name != name]:
-            raise UserError(f"{where} names shards outside of the folder, e.g. {strange[0]!r}: prepare the data again")
         return cls(folder, manifest, index)
 
     @classmethod

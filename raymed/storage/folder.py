@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
@@ -147,7 +147,7 @@ class Folder:
         Raises:
             UserError: the name leads out of it.
         """
-        parts = PurePosixPath(name).parts
+        parts = [part for part in name.split("/") if part not in ("", ".")]
         if not parts or name.startswith("/") or ".." in parts:
             raise UserError(f"{name!r} is not a path inside {self.uri}")
         return f"{self.path}/{'/'.join(parts)}"

@@ -13,7 +13,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Progress:
             )
 
     def write(self, folder: Path) -> None:
-        (folder / PROGRESS).write_text(json.dumps(asdict(self)), encoding="utf-8")
+        (folder / PROGRESS).write_text(json.dumps(self, default=vars), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from raymed.errors import UserError
@@ -155,7 +155,7 @@ class TrainSettings:
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what comes out; those that only say how it is done may change as a run goes on."""
-        return {name: value for name, value in asdict(self).items() if name not in HOW}
+        return {name: value for name, value in vars(self).items() if name not in HOW}
 
     def how(self) -> dict[str, Any]:
         """The others."""

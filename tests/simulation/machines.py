@@ -118,19 +118,22 @@ class World:
         while not is_over():
             self.watch()
             self.processes = [process for process in self.processes if process.is_alive]
-            times = {process: self._next(process) for process in self.processes}
-            first = min([*times.values(), self.wake_by])
+            times = [self._next(process) for process in self.processes]
+            first = min(self.wake_by, *times) if times else self.wake_by
             if first == math.inf:
-                raise Stuck(f"all wait: {[process.kind for process in times]}")
+                raise Stuck(f"all wait: {[process.kind for process in self.processes]}")
             self.now = max(self.now, first)
-            able = [process for process, when in times.items() if when <= self.now]
+            able = [process for process, when in zip(self.processes, times, strict=True) if when <= self.now]
             if able:
                 self.current = self.draw.choice(able)
                 self.current.code.switch()
                 self.current = None
 
     def _next(self, process: Process) -> float:
-        wakes = min([process.wakes, *(each.due for each in process.background if each.beats)])
+        wakes = process.wakes
+        for each in process.background:
+            if each.beats and each.due < wakes:
+                wakes = each.due
         return max(wakes, process.frozen_until, process.host.off_until)
 
     def kill(self, process: Process) -> None:

@@ -7,7 +7,7 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,14 +57,20 @@ class Database:
         """Before each request, keep a copy of what there was until now, for `set_back`."""
         if self.is_copied:
             kept = [each for each in self._copies if each[0] > self._world.now - BACK]
-            self._copies = [*kept, (self._world.now, copy.deepcopy((self.runs, self.models)))]
+            self._copies = [*kept, (self._world.now, self._copied())]
 
     def set_back(self, seconds: float) -> None:
         """What there was so long ago takes the place of what there is."""
         old = [state for until, state in self._copies if until > self._world.now - seconds]
         if old:
-            self.runs, self.models = copy.deepcopy(old[0])
-            self._copies = []
+            (self.runs, self.models), self._copies = old[0], []
+
+    def _copied(self) -> Any:
+        runs = {
+            row.id: replace(row, tags={**row.tags}, params={**row.params}, metrics={**row.metrics})
+            for row in self.runs.values()
+        }
+        return runs, copy.deepcopy(self.models)
 
     def new_id(self) -> str:
         return f"{self._draw.getrandbits(64):016x}{next(self._numbers):04x}"

@@ -325,7 +325,7 @@ class Night:
         """What goes on beside all processes: Ray, timers, and whoever gives the command again."""
         if self.world.now > 1e6 + LENGTH:
             raise Violation(f"the night does not end; it said last: {self._said}")
-        for timer in [timer for timer in self._timers if timer[0] <= self.world.now]:
+        for timer in [timer for timer in self._timers if timer[0] <= self.world.now] if self._timers else ():
             self._timers.remove(timer)
             timer[1]()
         for job in self._jobs:
