@@ -7,12 +7,14 @@ what does not fit ends there, and nobody else is short of memory.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +32,7 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.recipes.recipe import TrainingPass
 from raymed.storage.availability import wait_for
+from raymed.storage.folder import Folder
 from raymed.training.cards import CONTEXT, share_of_card
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.network import NothingToComputeAgainError
@@ -40,6 +43,13 @@ from raymed.training.worker_context import WorkerContext
 from raymed.training.zero import own_disk
 
 PLAN = "memory.json"  # in the run's folder
+# Settings whose size makes no array larger; of these only counts whether they are 0. Trials that differ in nothing else
+# share a plan. Not `rate`: the more tokens are dropped, the fewer are computed.
+SIZELESS = (
+    "lr", "weight_decay", "beta2", "eps", "warmup", "final_lr", "clip", "ema", "min_delta", "dropout", "drop_path",
+    "label_smoothing", "strength", "temperature", "lm_weight", "choice_weight", "text_to_image", "ce_weight",
+    "mse_weight",
+)  # fmt: skip
 FILLED = 0.9  # of the room, at most: batches differ, and freed memory lies in pieces
 # what PyTorch's allocator on CPUs, C++, and the system for a thread say where memory does not suffice
 REFUSED = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "Resource temporarily unavailable")
@@ -90,7 +100,7 @@ class MemoryPlan:
 def settled(context: WorkerContext, spec: RunSpec, tell: Callable[[str], None]) -> RunSpec:
     """The run with what fits into memory, where it asks for that. All workers call it together.
 
-    A run that goes on keeps to what it began with, as long as that fits.
+    A run that goes on keeps to what it began with, and a trial to what another one of its needs found, as long as that fits.
 
     Args:
         tell: says to the job what was found.
@@ -113,6 +123,8 @@ def settled(context: WorkerContext, spec: RunSpec, tell: Callable[[str], None]) 
     found: list[Any] = [None] * context.workers
     dist.all_gather_object(found, plan is not None and plan.needed <= room, group)
     if plan is not None and all(found):
+        if context.rank == 0:
+            _write(spec, plan)  # another trial's, perhaps
         return replace(spec, train=plan.apply(spec.train))
     own: MemoryPlan | str
     try:
@@ -124,7 +136,7 @@ def settled(context: WorkerContext, spec: RunSpec, tell: Callable[[str], None]) 
         raise UserError(problem)
     plan = min(found, key=lambda each: (not each.recomputed, each.micro_batch))  # the smallest machine's
     if context.rank == 0:
-        spec.folder.write(PLAN, json.dumps(asdict(plan)).encode())
+        _write(spec, plan)
         tell(f"{spec.name}: {plan}")
     return replace(spec, train=plan.apply(spec.train))
 
@@ -187,10 +199,37 @@ def room_of(device: torch.device) -> int:
     return int(machine["memory"] * min(1.0, seen.get_assigned_resources().get("CPU", 1.0) / machine["CPU"]))
 
 
+def shared_name(spec: RunSpec) -> str:
+    """The file, beside the runs of a search, in which those of the same needs share a plan."""
+    needs = _sized({**spec.origin(), "how": spec.train.how(), "workers": spec.workers})
+    digest = hashlib.blake2b(json.dumps(needs, sort_keys=True, default=str).encode(), digest_size=6)
+    return f"memory-{digest.hexdigest()}.json"
+
+
+def _sized(value: Any, name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _sized(each, key) for key, each in value.items()}
+    return bool(value) if name in SIZELESS else value
+
+
+def _places(spec: RunSpec) -> list[tuple[Folder, str]]:
+    """Where a run's plan lies: the run's own first."""
+    return [(spec.folder, PLAN), *([(Folder.at(spec.storage), shared_name(spec))] if spec.generation else [])]
+
+
 def _written(spec: RunSpec) -> MemoryPlan | None:
-    run = spec.folder
-    text = wait_for(lambda: run.read(PLAN) if run.exists(PLAN) else b"", run, spec.train.storage_minutes)
-    return MemoryPlan(**json.loads(text)) if text else None
+    def read(folder: Folder, name: str) -> bytes:
+        return folder.read(name) if folder.exists(name) else b""
+
+    for folder, name in _places(spec):
+        if text := wait_for(partial(read, folder, name), folder, spec.train.storage_minutes):
+            return MemoryPlan(**json.loads(text))
+    return None
+
+
+def _write(spec: RunSpec, plan: MemoryPlan) -> None:
+    for folder, name in _places(spec):
+        folder.write(name, json.dumps(asdict(plan)).encode())
 
 
 def _in_own_process(spec: RunSpec, context: WorkerContext, room: int) -> Tried:

@@ -19,16 +19,19 @@ from worker_processes import run_workers
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, stage
 from raymed.errors import UserError
+from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import Batch, Loss, LossTerm
+from raymed.systems.lung.recipe import LungRecipe
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import memory_plan
 from raymed.training.checkpoint import checkpoint_names, read_history
 from raymed.training.engine import prepare_process
 from raymed.training.lone_worker import train_alone
-from raymed.training.memory_plan import PLAN, MemoryPlan, Tried, chosen, largest_of, sizes_of, tried
+from raymed.training.memory_plan import PLAN, MemoryPlan, Tried, chosen, largest_of, settled, shared_name, sizes_of, tried
 from raymed.training.rendezvous import meet_nobody
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.training.worker_context import WorkerContext
 
 CPU = torch.device("cpu")
 A_ROW = 384 * 2**20  # bytes that a row keeps: more than processes differ in what they hold from their start
@@ -116,6 +119,35 @@ def test_a_process_is_refused_what_is_beyond_its_room_and_lives_on(tmp_path: Pat
     assert needed > 2 * A_ROW and nothing is None and larger is None
 
 
+def settle(worker: int, specs: list[RunSpec], rooms: list[int], folder: Path) -> None:
+    """What runs one after the other take, and which of them tried something."""
+    prepare_process(CPU)
+    meet_nobody(CPU)
+    context = WorkerContext(0, 1, 0, 1, CPU, lambda report: None, lambda: False)
+    tries: list[str] = []
+
+    def found(spec: RunSpec, workers: int, room: int, attempt: Any) -> MemoryPlan:
+        tries.append(spec.name)
+        return MemoryPlan(room // 10, False, room // 2, room)
+
+    memory_plan.chosen, taken = found, []
+    for spec, room in zip(specs, rooms, strict=True):
+        memory_plan.room_of = lambda device, room=room: room  # type: ignore[misc]
+        taken.append(settled(context, spec, lambda text: None).train.micro_batch)
+    (folder / "taken.json").write_text(json.dumps({"tries": tries, "taken": taken}))
+
+
+@pytest.mark.slow
+def test_trials_of_the_same_needs_try_once_and_what_fits_no_more_is_tried_again(tmp_path: Path) -> None:
+    first = dataclasses.replace(spec_of(write_prepared(tmp_path / "data"), tmp_path, "first"), generation="a search")
+    other = dataclasses.replace(first, name="other", train=dataclasses.replace(first.train, lr=3e-4))
+    smaller, lone = dataclasses.replace(other, name="smaller"), dataclasses.replace(other, name="lone", generation="")
+    run_workers(settle, ([first, other, smaller, other, lone], [40, 60, 10, 60, 60], tmp_path))
+    seen = json.loads((tmp_path / "taken.json").read_text())
+    assert seen == {"tries": ["first", "smaller", "lone"], "taken": [4, 4, 1, 4, 6]}
+    assert other.folder.read(PLAN) == first.folder.read(PLAN), "each run's record has its own copy"
+
+
 def memory_plan_tests() -> Any:
     """This module; workers do not find it."""
     import sys
@@ -184,6 +216,18 @@ def test_sizes_are_those_that_make_a_step_shorter_on_so_many_workers() -> None:
     assert sizes_of(16, 1) == [1, 2, 3, 4, 6, 8, 16]
     assert sizes_of(16, 3) == [1, 2, 3, 6]
     assert sizes_of(1, 4) == [1]
+
+
+def test_trials_share_a_plan_that_differ_in_nothing_that_takes_memory(prepared: Prepared) -> None:
+    def name(model: Any = None, **train: Any) -> str:
+        recipe = LungRecipe.for_data(prepared.labels, 56, ModelSettings(preset="tiny", **(model or {})))
+        settings = TrainSettings(**{"micro_batch": "auto", "global_batch": 16, "lr": 1e-3} | train)
+        return shared_name(RunSpec("run", "/nowhere", "", recipe, settings, generation="a search"))
+
+    dropped = name(model={"dropout": 0.1})
+    assert name() == name(lr=3e-4, weight_decay=0.3) and dropped == name(model={"dropout": 0.4}, lr=3e-4)
+    others = {name(global_batch=8), name(ema=0.9), name(zero_stage=2), dropped}
+    assert len(others | {name()}) == 5, "of what takes memory each has its own"
 
 
 def test_a_plan_leaves_nothing_to_find_out() -> None:
