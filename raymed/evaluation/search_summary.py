@@ -106,22 +106,3 @@ class SearchSummary:
     objective: Metric = VAL_LOSS
     versions: Mapping[str, str] = field(default_factory=dict)
     counted: str = "epoch"
-
-    def table(self) -> str:
-        """All trials, the best first, as Markdown."""
-        searched = sorted({name for trial in self.trials for name in trial.params})
-        sign = 1 if self.objective.direction == "min" else -1
-        trials = sorted(self.trials, key=lambda trial: float("inf") if trial.value is None else sign * trial.value)
-        rows = [
-            [
-                str(trial.number),
-                trial.state,
-                "" if trial.value is None else self.objective.format.format(trial.value),
-                "" if trial.best_epoch is None else str(trial.best_epoch),
-                trial.took,
-                *(str(trial.params.get(name, "")) for name in searched),
-            ]
-            for trial in trials
-        ]
-        heads = ["trial", "state", self.objective.name, f"best {self.counted}", "took", *searched]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])

@@ -6,14 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymed.data.leak import guard
 from raymed.data.prepared import Prepared
 from raymed.data.usage import Usage
 from raymed.errors import UserError
 from raymed.evaluation.estimate import Estimate
-from raymed.language import in_english, reworded
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry import model_card
 from raymed.registry.candidate import Candidate
@@ -122,10 +121,30 @@ class LossAssessment:
         return None
 
     def page(self, search: SearchSummary, facts: CardFacts) -> tuple[str, str]:
-        """The card, and all trials, the best first, as Markdown."""
-        with in_english():
-            card = self.card(facts)
-        return "report.md", f"{reworded(card)}\n{search.table()}\n"
+        """All trials and how they went, and where the data are from; what was found on patients, where a system's own
+        template says it (`rendered`)."""
+        return "report.html", self.rendered(search, facts)
+
+    def rendered(self, search: SearchSummary, facts: CardFacts, *template: str, **own: Any) -> str:
+        """The page.
+
+        Args:
+            template: package and file, where it is the system's own.
+            own: what that one shows besides.
+        """
+        from raymed.evaluation.search_page import render
+
+        return render(
+            search,
+            *template,
+            val_loss=self.val_loss,
+            caution=self.caution,
+            used=facts.used,
+            found_by=facts.found_by,
+            settings=facts.settings,
+            refitted=facts.refit.splits if facts.refit else (),
+            **own,
+        )
 
     def next_step(self, uri: str, tracking_uri: str) -> str:
         return self.then.format(model=uri, tracking=tracking_uri)

@@ -29,6 +29,7 @@ from raymed.systems.mamba_vlm.settings import GenerationSettings
 from raymed.training.predictions import read_predictions
 
 if TYPE_CHECKING:
+    from raymed.evaluation.search_summary import SearchSummary
     from raymed.registry.assessment import CardFacts
     from raymed.systems.mamba_vlm.network import ReportWriter
     from raymed.systems.mamba_vlm.recipe import ReportRecipe
@@ -114,6 +115,10 @@ class ReportAssessment(LossAssessment):
         name, *parts = super().card(facts).split("\n\n")
         at = parts.index("## Data")
         return "\n\n".join([name, *parts[:at], judged, found, *parts[at:]])
+
+    def page(self, search: SearchSummary, facts: CardFacts) -> tuple[str, str]:
+        """The guards first, then figures and findings, all trials, and where the data are from."""
+        return "report.html", self.rendered(search, facts, "raymed.systems.mamba_vlm", "report.html", assessment=self)
 
     def artefact(self, facts: CardFacts, network: Path, folder: Path) -> Path:
         """A model that MLflow serves: it is asked about pictures and answers with texts."""

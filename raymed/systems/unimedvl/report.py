@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymed.evaluation.page import environment
 from raymed.evaluation.picture_metrics import psnr
 from raymed.evaluation.report import picture_uri
 from raymed.evaluation.search_summary import SearchSummary
@@ -36,19 +33,16 @@ MEANINGS = {
 
 def render(assessment: GeneralistAssessment, search: SearchSummary, facts: CardFacts) -> str:
     """The page. It names no patient, and loads nothing."""
-    templates = environment("raymed.systems.unimedvl")
-    sign = 1 if search.objective.direction == "min" else -1
     evaluation = assessment.evaluation
-    return templates.get_template("report.html").render(
-        search=search,
-        facts=facts,
+    return assessment.rendered(
+        search,
+        facts,
+        "raymed.systems.unimedvl",
+        "report.html",
         assessment=assessment,
         metrics=evaluation.metrics(),
         meanings=MEANINGS,
         panels=described(evaluation.drawings) if evaluation.drawings else [],
-        trials=sorted(search.trials, key=lambda each: math.inf if each.value is None else sign * each.value),
-        searched=sorted({name for trial in search.trials for name in trial.params}),
-        settings=json.dumps(facts.settings, ensure_ascii=False, indent=2),
     )
 
 

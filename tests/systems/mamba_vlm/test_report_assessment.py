@@ -1,19 +1,24 @@
 """The assessment of a report writer: guards before figures, and no patient where others read."""
 
+import html
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
 
 from raymed.data.labels import LabelTable
 from raymed.data.plan import SliceSettings
+from raymed.data.usage import Usage
 from raymed.evaluation import intervals
 from raymed.evaluation.findings import Findings
+from raymed.evaluation.search_summary import DataSummary, SearchSummary, TrialSummary
 from raymed.evaluation.text_guards import CaptionLosses, commonest_guard, shuffle_guard
 from raymed.evaluation.text_metrics import Texts, score_texts
 from raymed.recipes.metric import VAL_LOSS
 from raymed.registry.assessment import CardFacts
-from raymed.registry.candidate import Candidate
+from raymed.registry.candidate import Candidate, Refit
+from raymed.registry.loss_assessment import LossAssessment
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.assessment import CAUTION, THEN, ReportAssessment
 from raymed.systems.mamba_vlm.evaluation import ReportEvaluation
@@ -95,3 +100,27 @@ def test_a_trial_whose_predictions_are_damaged_is_left_out_and_the_others_are_co
     judged = replace(judged, candidate=replace(judged.candidate, checkpoint=str(tmp_path / "own")))
     others = {1: Folder.at(tmp_path / "torn"), 2: Folder.at(tmp_path / "gone"), 3: Folder.at(tmp_path / "other")}
     assert list(judged.differences(VAL_LOSS, others)) == [3]
+
+
+def test_the_page_has_guards_before_figures_and_names_no_patient(prepared) -> None:
+    usage, curve = Usage({}, {}, {}), [{"epoch": epoch, "value": 2.0 / epoch} for epoch in (1, 2, 3)]
+    trials = [
+        TrialSummary(0, "COMPLETE", {"train.lr": 1e-4, "train.global_batch": 2}, curve, 3, 2 / 3),
+        TrialSummary(1, "PRUNED", {"train.lr": 5e-5, "train.global_batch": 4}, curve[:1], 1, 2.0, reason="<gone>"),
+    ]
+    search = SearchSummary(
+        name="night", system="mamba_vlm", model="models:/m@champion", started=datetime(2026, 1, 1), seconds=1.0,
+        trials=trials, champion=0, data=DataSummary("reports", "digest", usage, 0, 0, "", "no patient is in two splits"),
+        command="python jobs/overnight.py --stage 2",
+    )  # fmt: skip
+    facts = CardFacts("raymed-mamba_vlm-1", "Found.", {"recipe": "mamba_vlm"})
+    for looks in (True, False):
+        name, page = assessment(prepared, looks).page(search, facts)
+        page = html.unescape(page)
+        assert name == "report.html" and "Smith" not in page and "<script" not in page and "src=" not in page
+        assert page.index("image shuffle") < page.index("finding_f1") < page.index("nodule") < page.index("<gone>")
+        assert ("fails a guard" in page) != looks and page.count('class="failed"') == (0 if looks else 2)
+        assert page.count("<svg") == 2, "learning curves, and how the search went"
+    again = replace(facts, refit=Refit("checkpoint", ("train", "val")))
+    page = html.unescape(LossAssessment.page(assessment(prepared, True), search, again)[1])
+    assert "every patient of train + val" in page and "image shuffle" not in page, "a loss alone has no guards"
