@@ -86,6 +86,7 @@ def test_a_csv_of_two_series_is_two_studies_and_one_series_of_two_patients_an_er
         ({"ImageType": ["DERIVED", "SECONDARY"]}, "computed from other images", True),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer", True),
         ({"Modality": "SR", "Rows": None, "Columns": None, "PixelData": None}, "document", True),
+        ({"Modality": None, "Rows": None, "Columns": None, "PixelData": None}, "file that was cut short", False),
     ],
 )
 def test_a_file_that_is_no_slice_is_refused_or_left_out_alone_and_in_a_series(

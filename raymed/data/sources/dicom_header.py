@@ -29,6 +29,7 @@ SQUARE_WITHIN = 1.1  # ratio of the sides of a pixel
 XRAY = ("CR", "DX")
 DOCUMENTS = ("AU", "DOC", "KO", "PLAN", "PR", "REG", "RTDOSE", "RTPLAN", "RTRECORD", "RTSTRUCT", "SEG", "SR")
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below it
+DIRECTORY = "1.2.840.10008.1.3.10"
 LOCALIZER = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANOGRAM"}
 COMPUTED = {"3D", "AVERAGE", "CPR", "CURVED", "MINIP", "MIP", "MNIP", "MPR"} | {
     "PROJECTION",
@@ -151,8 +152,12 @@ def read_header(dataset: pydicom.Dataset, path: str, derived: bool) -> Header:
 
 def _checked(header: pydicom.Dataset, path: str, derived: bool) -> Header:
     modality = str(header.get("Modality") or "").strip()
+    if getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID") == DIRECTORY:
+        raise NotWantedError("a list of other files (DICOMDIR)")
+    if not modality and not header.get("Rows"):
+        raise ImageError("neither Modality nor Rows in the header, as of a file that was cut short")
     if modality in DOCUMENTS or (modality != "CT" and modality not in XRAY and not header.get("Rows")):
-        raise NotWantedError(f"a document without a picture of a patient (modality {modality or 'unknown'})")
+        raise NotWantedError(f"a document without a picture of a patient (modality {modality})")
     _require_no_text(header)
     if modality != "CT" and modality not in XRAY:
         raise ImageError(f"modality {modality or 'unknown'}: only CT, CR and DX are read; save it as PNG, windowed")
