@@ -85,7 +85,7 @@ class Progress:
             )
 
     def write(self, folder: Path) -> None:
-        (folder / PROGRESS).write_text(json.dumps(self, default=vars), encoding="utf-8")
+        (folder / PROGRESS).write_text(json.dumps({**vars(self), "best": vars(self.best)}), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Progress:
