@@ -56,7 +56,7 @@ class Dialogues:
             told.append(f"fewer than {ENOUGH} samples: a backbone hardly gets better by so few")
         if self._lengths:
             low, median, high = np.percentile(self._lengths, [10, 50, 90])
-            told[0] += f"; characters of an answer: median {median:.0f}, most from {low:.0f} to {high:.0f}"
+            told.insert(1, f"characters of an answer: median {median:.0f}, most from {low:.0f} to {high:.0f}")
             if median < LONG:
                 told.append(f"half of the answers have fewer than {LONG} characters: short ones say little of a picture")
             again = sum(count for count in self._answers.values() if count > 1)
