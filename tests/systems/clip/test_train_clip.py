@@ -12,15 +12,20 @@ import pytest
 import torch
 from commands import done as job_done
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import ResNetForImageClassification
 
 from raymed.errors import UserError
 from raymed.job.job import parse
+from raymed.models import backbones
 from raymed.systems.clip import checkpoint
 from raymed.systems.clip.options import GUIDE
 from raymed.systems.clip.runs import TrainClip
 from raymed.tracking.tracker import Tracker
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "jobs"))
+import check_clip
+import compare_texts
 import predict_clip
 import promote
 import train_clip
@@ -29,7 +34,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 CLASSES = ["正常", "肺炎"]
 SMALL = {"image_encoder_name": "tiny", "text_encoder_name": "characters", "embed_dim": 16, "img_size": 32, "epochs": 2}
-CONFIGS = [
+CONFIGS = [  # of the first, a fixture says where its weights lie
+    SMALL | {"n_splits": 2},
     SMALL | {"augmentation": "none", "learning_rate": 3e-3, "batch_size": 8, "use_amp": False, "n_splits": 2},
     SMALL | {"learning_rat": 1.0},
     SMALL | {"use_cv": True, "n_splits": 2, "augmentation": "minimal", "early_stopping_patience": 1},
@@ -50,10 +56,20 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
+def write_weights_that_do_not_fit(folder: Path) -> None:
+    """Those of a network of the right shape, one tensor of which has another: a worker is the first to see that."""
+    ResNetForImageClassification(backbones.PRESETS["tiny"](32)).save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    key = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    save_file(state | {key: state[key][:-1].clone()}, folder / "model.safetensors")
+
+
 @pytest.fixture(scope="module")
 def words(images, tmp_path_factory) -> list[str]:
     home = tmp_path_factory.mktemp("clip")
-    (home / "configs.json").write_text(json.dumps(CONFIGS, ensure_ascii=False), "utf-8")
+    write_weights_that_do_not_fit(home / "weights")
+    configs = [CONFIGS[0] | {"model.image_weights": str(home / "weights")}, *CONFIGS[1:]]
+    (home / "configs.json").write_text(json.dumps(configs, ensure_ascii=False), "utf-8")
     words = ["--data-dir", images, "--storage", home, "--output-dir", home / "out", "--multi-config"]
     return [str(word) for word in [*words, "--config-file", home / "configs.json"]]
 
@@ -72,15 +88,39 @@ def read(path: Path) -> dict:
 
 def test_a_wrong_entry_and_a_failing_run_are_named_and_the_others_are_trained(done):
     output, said = done
-    assert "configs.json, entry 2: unknown key 'learning_rat'" in said
-    assert re.search("^tiny_characters-4 failed: .*training has diverged", said, re.MULTILINE)
-    names = {"tiny_characters", "tiny_characters-3", "tiny_characters-4"}
+    assert "configs.json, entry 3: unknown key 'learning_rat'" in said
+    assert re.search("^tiny_characters-5 failed: .*training has diverged", said, re.MULTILINE)
+    assert re.search("^tiny_characters failed: the weights in .* do not fit", said, re.MULTILINE)
+    names = {"tiny_characters", "tiny_characters-2", "tiny_characters-4", "tiny_characters-5"}
     ranking = {"multi_summary.json", "multi_summary.csv"}
     assert {path.name for path in output.iterdir()} == names | ranking, "runs share a folder"
     assert "ranked by the loss of their patients" in said
     summary = read(output / "multi_summary.json")
-    assert {each["name"] for each in summary["ranking"]} == names - {"tiny_characters-4"}
-    assert len(summary["not_trained"]) == 2 and summary["ranking"][0]["more_loss"] is None
+    assert {each["name"] for each in summary["ranking"]} == names - {"tiny_characters", "tiny_characters-5"}
+    assert len(summary["not_trained"]) == 3 and summary["ranking"][0]["more_loss"] is None
+
+
+def test_a_check_before_the_night_names_the_same_entries_and_computes_the_others(words):
+    with pytest.raises(UserError) as said:
+        check_clip.main(parse(check_clip.CheckClip, words, aliases=GUIDE))
+    found = str(said.value)
+    assert "configs.json, entry 3: unknown key 'learning_rat'" in found
+    assert re.search("^tiny_characters: fails: the weights in .* do not fit", found, re.MULTILINE)
+    for name, pictures in (("tiny_characters-2", 8), ("tiny_characters-4", 12)):
+        assert re.search(rf"^{name}: .* {pictures} pictures of 32 pixels at once in .*; loss \d", found, re.MULTILINE)
+
+
+def test_texts_of_files_are_compared_on_the_patients_of_a_checkpoint(words, done, tmp_path):
+    (tmp_path / "long.json").write_text(json.dumps({"正常": "肺野清晰", "肺炎": "肺野有实变"}, ensure_ascii=False), "utf-8")
+    asked = ["--checkpoint", done[0] / "tiny_characters-2" / "checkpoint_best.pth", "--texts", tmp_path / "long.json"]
+    asked += ["--storage", words[words.index("--storage") + 1]]
+    compared = compare_texts.main(parse(compare_texts.CompareTexts, [str(word) for word in asked], aliases=GUIDE))
+    own, other = compared.data["texts"]
+    assert own["accuracy"] == pytest.approx(
+        read(done[0] / "tiny_characters-2" / "result.json")["figures"]["patients"]["accuracy"]["value"]
+    )
+    assert (own["more_loss"], other["name"]) == (None, str(tmp_path / "long.json")) and other["nearest"]["正常"][0] == "肺炎"
+    assert "against the first: loss " in compared.text and "validation patients of" in compared.text
 
 
 def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
@@ -89,20 +129,21 @@ def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
     folds = {name: run.data.tags["raymed.fold"] for name, run in runs.items() if "mlflow.parentRunId" in run.data.tags}
     assert folds == {
         "tiny_characters": "",
-        "tiny_characters-3-fold_1": "0",
-        "tiny_characters-3-fold_2": "1",
-        "tiny_characters-3-folds": "",
-        "tiny_characters-4": "",
+        "tiny_characters-2": "",
+        "tiny_characters-4-fold_1": "0",
+        "tiny_characters-4-fold_2": "1",
+        "tiny_characters-4-folds": "",
+        "tiny_characters-5": "",
     }
-    assert len(runs) == 6
-    (data,) = runs["tiny_characters-3-fold_2"].inputs.dataset_inputs
+    assert len(runs) == 7
+    (data,) = runs["tiny_characters-4-fold_2"].inputs.dataset_inputs
     assert data.tags[0].value == "training without fold 1"
-    assert runs["tiny_characters-4"].info.status == "FAILED"
-    assert runs["tiny_characters"].info.status == "FINISHED"
+    assert runs["tiny_characters"].info.status == runs["tiny_characters-5"].info.status == "FAILED"
+    assert runs["tiny_characters-2"].info.status == "FINISHED"
 
 
 def test_a_single_run_leaves_the_guide_s_files(done):
-    folder = done[0] / "tiny_characters"
+    folder = done[0] / "tiny_characters-2"
     files = {"config.json", "confusion_matrix.png", "result.json", "patients.csv"}
     assert {path.name for path in folder.iterdir()} == RUN | files, "n_splits alone must not make folds"
     config, history = read(folder / "config.json"), read(folder / "history.json")
@@ -119,7 +160,7 @@ def test_a_single_run_leaves_the_guide_s_files(done):
 
 
 def test_folds_leave_a_folder_each_and_a_summary(done):
-    folder = done[0] / "tiny_characters-3"
+    folder = done[0] / "tiny_characters-4"
     files = {"config.json", "cv_summary.json", "confusion_matrix.png", "result.json", "patients.csv"}
     assert {path.name for path in folder.iterdir()} == files | {"fold_1", "fold_2"}
     histories = []
@@ -144,34 +185,27 @@ def test_folds_leave_a_folder_each_and_a_summary(done):
 
 
 def test_folds_that_are_asked_for_on_the_command_line_are_trained_and_told_in_the_users_language(images, tmp_path):
-    words = [
-        "--data-dir",
-        images,
-        "--output-dir",
-        "out",
-        "--use-cv",
-        "--n-splits",
-        "2",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "8",
-    ]
+    texts = {"正常": ["肺野清晰"], "肺炎": ["肺野有实变", "一侧肺炎"]}
+    (tmp_path / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), "utf-8")
+    words = ["--data-dir", images, "--output-dir", "out", "--class-texts-file", "texts.json", "--use-cv", "--n-splits", "2"]
+    words += ["--epochs", "1", "--batch-size", "8"]
     words += ["--image-encoder", "tiny", "--text-encoder", "characters", "--embed-dim", "16", "--img-size", "32"]
     told = job_done("train_clip", tmp_path, *words, "--language", "zh")
     assert told.startswith("2 折：最佳 val_acc ") and "全部图像，各由没有用它训练的网络评判" in told
     assert "校准并注册各网络的平均：python jobs/promote.py " in told
     assert read(tmp_path / "out" / "cv_summary.json")["folds"] == [1, 2]
+    for file in (tmp_path / "out").rglob("*.pth"):
+        assert torch.load(file, weights_only=True)["class_texts"] == texts
 
 
 def test_folds_are_registered_as_the_mean_of_their_networks_with_the_figures_of_those_left_out(images, done, tmp_path):
     tracking = f"sqlite:///{done[0].parent}/mlflow.db"
     (run,) = re.findall(r"the mean of its networks: python jobs/promote.py (\w+)", done[1])
     promoted = promote.main(parse(promote.Promote, [run, "--tracking-uri", tracking, "--storage", str(tmp_path)], True))
-    summary = read(done[0] / "tiny_characters-3" / "cv_summary.json")
+    summary = read(done[0] / "tiny_characters-4" / "cv_summary.json")
     assert promoted.data["figures"]["calibrated_val_accuracy"] == pytest.approx(summary["patients"]["accuracy"]["value"])
     outputs = []
-    for model in (promoted.data["model"], done[0] / "tiny_characters-3"):
+    for model in (promoted.data["model"], done[0] / "tiny_characters-4"):
         arguments = ["--model", model, "--input", images, "--tracking-uri", tracking]
         outputs.append(tmp_path / f"{len(outputs)}.csv")
         arguments = [*arguments, "--out", outputs[-1], "--storage", tmp_path]
@@ -180,30 +214,38 @@ def test_folds_are_registered_as_the_mean_of_their_networks_with_the_figures_of_
     assert registered["decision"].tolist() == folder["decision"].tolist()
 
 
+def trials_of_runs(output: Path) -> set[tuple[str, str, str | None]]:
+    """Name and id of each run in MLflow, and the number of its last trial: another one where it was trained again."""
+    tracker = Tracker.open(f"sqlite:///{output.parent}/mlflow.db", "raymed-clip")
+    found = (each for each in tracker.client.search_runs([tracker.experiment_id]) if "mlflow.parentRunId" in each.data.tags)
+    return {(each.info.run_name, each.info.run_id, each.data.tags.get("raymed.trial")) for each in found}
+
+
 def test_the_same_command_trains_only_what_failed_again(words, done):
-    before = {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")}
-    assert len(before) == 6
-    with pytest.raises(UserError, match="entry 2"):
+    """As MLflow counts it: files stay as they are also where what finished is trained again, to the same epochs."""
+    before = trials_of_runs(done[0])
+    with pytest.raises(UserError, match="entry 3"):
         train_clip.main(parse(TrainClip, words, aliases=GUIDE))
-    assert {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")} == before
+    assert {name for name, *_ in trials_of_runs(done[0]) - before} == {"tiny_characters", "tiny_characters-5"}
 
 
 def test_an_entry_that_is_mended_is_trained_and_the_others_are_not_trained_again(words, done):
-    mended = [CONFIGS[0], SMALL | {"learning_rate": 1e-3, "n_splits": 2}, CONFIGS[2]]
+    mended = [*CONFIGS[:2], SMALL | {"learning_rate": 1e-3, "n_splits": 2, "save_best": False}, CONFIGS[3]]
     (done[0].parent / "mended.json").write_text(json.dumps(mended, ensure_ascii=False), "utf-8")
-    before = {path: path.stat().st_mtime_ns for path in done[0].rglob("*.pth")}
+    before = trials_of_runs(done[0])
     outcome = train_clip.main(parse(TrainClip, [*words[:-1], str(done[0].parent / "mended.json")], aliases=GUIDE))
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "tiny_characters: trained before" in outcome.text and "tiny_characters-3: trained before" in outcome.text
-    assert (done[0] / "tiny_characters-2" / "checkpoint_best.pth").is_file()
+    assert {name for name, *_ in trials_of_runs(done[0]) - before} == {"tiny_characters", "tiny_characters-3"}
+    assert "tiny_characters-2: trained before" in outcome.text and "tiny_characters-4: trained before" in outcome.text
+    assert (done[0] / "tiny_characters" / "checkpoint_best.pth").is_file()
+    assert [path.name for path in (done[0] / "tiny_characters-3").glob("*.pth")] == ["checkpoint_latest.pth"]
     names = {each["name"] for each in read(done[0] / "multi_summary.json")["ranking"]}
-    assert names == {"tiny_characters", "tiny_characters-2", "tiny_characters-3"}
+    assert names == {"tiny_characters", "tiny_characters-2", "tiny_characters-3", "tiny_characters-4"}
     again = train_clip.main(parse(TrainClip, [*words[:-1], str(done[0].parent / "mended.json")], aliases=GUIDE))
     assert set(again.data["configurations"]) == names
 
 
 def test_a_run_goes_on_from_a_file_into_another_folder_and_its_best_stays_until_a_better_one(images, done, tmp_path):
-    before = Path(shutil.copytree(done[0] / "tiny_characters", tmp_path / "before"))
+    before = Path(shutil.copytree(done[0] / "tiny_characters-2", tmp_path / "before"))
     for file in before.glob("*.pth"):
         content = checkpoint.read(file)
         content["progress"]["best"] |= {"value": 101.0, "mark": 101.0}  # no later epoch can be better
@@ -229,7 +271,7 @@ def test_a_run_goes_on_from_a_file_into_another_folder_and_its_best_stays_until_
 
 
 def test_beginning_again_does_not_remove_the_file_that_it_begins_with(images, words, done):
-    file = done[0] / "tiny_characters" / "checkpoint_latest.pth"
+    file = done[0] / "tiny_characters-2" / "checkpoint_latest.pth"
     single = [
         *("--data-dir", images, "--storage", done[0].parent, "--image-encoder", "tiny", "--text-encoder", "characters")
     ]
@@ -240,7 +282,7 @@ def test_beginning_again_does_not_remove_the_file_that_it_begins_with(images, wo
 
 
 def test_images_are_predicted_from_a_file_with_a_line_each(images, words, done, tmp_path):
-    model = done[0] / "tiny_characters" / "checkpoint_best.pth"
+    model = done[0] / "tiny_characters-2" / "checkpoint_best.pth"
     arguments = ["--model", model, "--input", images, "--out", tmp_path / "out.csv", "--storage", tmp_path]
     options = parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE)
     predict_clip.main(options)
@@ -256,7 +298,7 @@ def test_pictures_without_labels_are_predicted_however_they_come(images, done, t
     for place in ("flat/a.png", "flat/deep/er/b.png"):
         (tmp_path / place).write_bytes(picture)
     (tmp_path / "flat.csv").write_text("image,patient_id\nflat/a.png,P7\n")
-    model = done[0] / "tiny_characters" / "checkpoint_best.pth"
+    model = done[0] / "tiny_characters-2" / "checkpoint_best.pth"
     for given, patients in (("flat", ["a.png", "deep/er/b.png"]), ("flat/a.png", ["a.png"]), ("flat.csv", ["P7"])):
         arguments = ["--model", model, "--input", tmp_path / given, "--out", tmp_path / "out.csv", "--storage", tmp_path]
         predict_clip.main(parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE))
