@@ -21,11 +21,11 @@ Request = tuple[str, str, Mapping[str, str]]
 """An action, the resource that it is to happen to, and what conditions are asked of."""
 
 
-def deployed(region: str, **parameters: str) -> dict[str, str]:
-    """The outputs of the template in a new account."""
+def deployed(region: str, stack: str = "raymed", **parameters: str) -> dict[str, str]:
+    """The outputs of the template in an account."""
     stacks = boto3.client("cloudformation", region_name=region)
     stacks.create_stack(
-        StackName="raymed",
+        StackName=stack,
         TemplateBody=TEMPLATE.read_text(),
         Capabilities=["CAPABILITY_NAMED_IAM"],
         Parameters=[
@@ -33,7 +33,7 @@ def deployed(region: str, **parameters: str) -> dict[str, str]:
             for name, value in {"SshFrom": "198.51.100.0/24", **parameters}.items()
         ],
     )
-    outputs = stacks.describe_stacks(StackName="raymed")["Stacks"][0]["Outputs"]
+    outputs = stacks.describe_stacks(StackName=stack)["Stacks"][0]["Outputs"]
     return {each["OutputKey"]: each["OutputValue"] for each in outputs}
 
 

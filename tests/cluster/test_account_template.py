@@ -235,6 +235,19 @@ def test_the_bucket_is_encrypted_by_the_key_that_was_given_which_its_machines_ma
             assert allows(statements(role), (action, KEY, {})) is allowed
 
 
+def test_a_second_cluster_has_its_own_of_everything_and_lies_in_the_vpc_that_was_given(account: dict[str, str]) -> None:
+    ec2 = boto3.client("ec2", region_name=REGION)
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    other = deployed(REGION, stack="second", ClusterName="second", Vpc=vpc)
+    assert not set(account.values()) & set(other.values())
+    (group,) = ec2.describe_security_groups(GroupIds=[other["SecurityGroup"]])["SecurityGroups"]
+    assert group["VpcId"] == vpc
+    for theirs, ours in (("second", "raymed"), ("raymed", "second")):
+        there, tagged = machine(ours)
+        assert allows(statements(f"{ours}-head"), ("ec2:TerminateInstances", there, tagged))
+        assert not allows(statements(f"{theirs}-head"), ("ec2:TerminateInstances", there, tagged))
+
+
 def test_the_account_template_uses_nothing_that_cloudformation_refuses() -> None:
     assert not [token for token in yaml.scan(TEMPLATE.read_text()) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
 

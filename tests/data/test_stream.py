@@ -97,6 +97,17 @@ def test_rows_come_out_of_their_blocks_and_one_that_was_not_staged_is_an_error(
             list(reader.read([[3, absent]]))
 
 
+def test_what_fits_alone_is_streamed_where_other_data_of_the_same_workers_fill_the_store(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search over two data sets judged each by itself, and staged both."""
+    monkeypatch.setattr("raymed.data.stream.stage", lambda prepared, rows: "staged")
+    monkeypatch.setattr("raymed.data.stream.cluster.smallest_store", lambda: 2**30)
+    rows = prepared.rows("train")
+    assert open_reader(prepared, rows) == "staged"
+    assert isinstance(open_reader(prepared, rows, beside=2**30), Streamed)
+
+
 def test_what_a_worker_is_told_does_not_grow_with_the_data(prepared: Prepared) -> None:
     """The index, 315 bytes a slice, used to travel with every run's configuration."""
     assert len(pickle.dumps(Streamed(prepared.folder.uri))) < 1000
