@@ -3,6 +3,8 @@
 Whoever puts something in never waits for the service. What a killed process had not delivered is delivered by the next one,
 so delivering the same entry twice must leave what delivering it once leaves. The file is only appended to: entries, and how
 far they are delivered. What is delivered goes when nothing else is left, and at the next start, by a rename.
+
+A machine may go with its disk. So while the service is away, what waits is copied to the storage, too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from raymed.storage import disk
 from raymed.storage.availability import wait_for
 from raymed.storage.entries import from_line, has_checksum, plain, to_line
 from raymed.storage.folder import Folder
+from raymed.storage.mirror import Mirror
 
 log = logging.getLogger("raymed")
 
@@ -39,15 +42,21 @@ class Outbox:
     """Delivers entries (plain values) one after the other, each until it succeeds or is refused."""
 
     def __init__(
-        self, path: Path, service: str, deliver: Callable[[dict[str, Any]], None], storage_minutes: float = 0.0
+        self,
+        path: Path,
+        service: str,
+        deliver: Callable[[dict[str, Any]], None],
+        storage_minutes: float = 0.0,
+        copy: Folder | None = None,
     ) -> None:
-        """Start with what an earlier process left in the file at `path`.
+        """Start with what an earlier process left in the file at `path`, or, on another machine, in its copy.
 
         Args:
             service: what a person calls it.
             deliver: raises `Refused` for an entry that the service will never take, which is set aside with a line;
                 `UserError` where everything must stop; anything else while the service is away.
             storage_minutes: how long an entry waits for a storage that is away.
+            copy: where the file is copied to while the service is away, under the same name.
 
         Raises:
             UserError: the file cannot be written; what it holds stays.
@@ -55,7 +64,7 @@ class Outbox:
         self._path, self._service, self._deliver, self._storage_minutes = path, service, deliver, storage_minutes
         self._waiting: deque[tuple[dict[str, Any], int]] = deque()  # each with where it ends in the file
         self._length = 0
-        left, is_clean = _left(path)
+        left, is_clean = _left(_newest(path, copy), path)
         content = b""
         for entry in left:
             content += to_line(entry)
@@ -64,10 +73,12 @@ class Outbox:
         if not is_clean or not disk.exists(path):
             Folder.at(path.parent).write(path.name, content)
         self._lock = threading.Lock()
+        self._copy = Mirror(copy, path.name, self._content) if copy is not None else None
         self._error: UserError | None = None
         self._closing = False
         self._refused = 0
         self._pause, self._away_since = FIRST_PAUSE, 0.0
+        self._is_copied = bool(left)  # what is delivered meanwhile must not stay in the copy
         self._courier = Background(f"outbox of {service}", self._step)
         self._courier.start()
 
@@ -95,6 +106,10 @@ class Outbox:
         self._closing = True
         self._courier.wake()
         self._courier.join(LAST_WAIT)
+        if self._copy is not None:
+            if self._waiting:
+                self._copy.renew()
+            self._copy.close()
         with self._lock:
             self._check()
             if self._waiting:
@@ -138,6 +153,9 @@ class Outbox:
             self._waiting.popleft()
             with contextlib.suppress(OSError):  # it is delivered once more, then
                 self._note_delivered(end)
+        if self._is_copied and not self._waiting and self._copy is not None:
+            self._copy.renew()
+            self._is_copied = False
         return 0.0
 
     def _later(self, error: Exception) -> float:
@@ -146,7 +164,14 @@ class Outbox:
             self._away_since = clock.seconds()
             log.warning("%s is away (%s): going on, and keeping what is for it", self._service, _line(error))
         self._pause = min(2 * pause, LONGEST_PAUSE)
+        if self._copy is not None:
+            self._copy.renew()
+            self._is_copied = True
         return pause
+
+    def _content(self) -> bytes:
+        with self._lock:
+            return disk.read(self._path)
 
     def _note_delivered(self, end: int) -> None:
         if self._waiting:
@@ -166,9 +191,18 @@ class Outbox:
         self._refused += 1
 
 
-def _left(path: Path) -> tuple[list[dict[str, Any]], bool]:
+def _newest(path: Path, copy: Folder | None) -> bytes:
+    """What the file holds; where there is none, its copy."""
+    if disk.exists(path):
+        return disk.read(path)
+    if copy is None or not copy.exists(path.name) or not (content := copy.read(path.name)):
+        return b""
+    log.info("what MLflow has not got yet begins with its copy in %s", copy.uri)
+    return content
+
+
+def _left(content: bytes, path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The entries of a file that are not delivered, and whether it holds these alone, each whole and with a checksum."""
-    content = disk.read(path) if disk.exists(path) else b""
     left: list[tuple[dict[str, Any], int]] = []
     end, is_clean = 0, True
     for number, line in enumerate(content.splitlines(keepends=True), 1):

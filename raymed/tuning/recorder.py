@@ -62,7 +62,8 @@ class Recorder:
         self._usages: dict[str, Usage] = {}
         self._warned: set[int] = set()  # trials of which damaged checkpoints were told
         minutes = search.template.train.storage_minutes
-        self._outbox = Outbox(search.outbox, f"the tracking server {tracker.uri}", self._deliver, minutes)
+        server = f"the tracking server {tracker.uri}"
+        self._outbox = Outbox(search.outbox, server, self._deliver, minutes, search.outbox_copy)
         self._outbox.put({"happened": "begin", "finished": [t.number for t in study.trials if t.state.is_finished()]})
 
     def observe(self, number: int, happened: str, result: Mapping[str, Any]) -> None:

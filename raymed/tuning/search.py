@@ -156,6 +156,11 @@ class Search:
         """Where what MLflow has not got yet is kept."""
         return self.study_path.with_name("outbox.jsonl")
 
+    @property
+    def outbox_copy(self) -> Folder | None:
+        """Where that is copied to, since the home folder goes with its machine; None where it lies in the storage."""
+        return None if self.template.folder.is_local else self.template.folder
+
     def open_tracker(self) -> Tracker:
         return Tracker.open(self.tracking_uri, f"raymed-{self.template.recipe.name}")
 

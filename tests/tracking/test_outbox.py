@@ -12,6 +12,7 @@ import pytest
 from raymed.errors import UserError
 from raymed.storage import disk
 from raymed.storage.entries import to_line
+from raymed.storage.folder import Folder
 from raymed.tracking.outbox import Outbox, Refused
 from raymed.tracking.tracker import Tracker
 
@@ -71,6 +72,35 @@ def test_what_a_killed_process_left_is_delivered_first(path):
     outbox.put({"number": 3})
     outbox.close()
     assert service.got == entries(4), "and the entry that was cut off, which nobody had put in, is not"
+
+
+def test_what_a_lost_machine_had_not_delivered_is_delivered_from_its_copy_and_no_copy_stays(path, tmp_path, monkeypatch):
+    monkeypatch.setattr("raymed.tracking.outbox.LAST_WAIT", 0.1)
+    storage, service = Folder.at(tmp_path / "storage"), Service()
+    storage.make()
+    service.up = False
+    lost = Outbox(path, "the service", service.deliver, copy=storage)
+    for entry in entries(3):
+        lost.put(entry)
+    until(lambda: service.tries and storage.exists(path.name))  # a machine that is lost closes nothing
+    lost.close()
+    path.unlink()
+    monkeypatch.undo()
+    other = Service()
+    outbox = Outbox(path, "the service", other.deliver, copy=storage)
+    outbox.put({"number": 3})
+    outbox.close()
+    assert other.got == entries(4) and storage.read(path.name) == b""
+
+
+def test_a_service_that_is_there_costs_no_request_of_the_storage(path, tmp_path):
+    storage = Folder.at(tmp_path / "storage")
+    storage.make()
+    outbox = Outbox(path, "the service", Service().deliver, copy=storage)
+    for entry in entries(3):
+        outbox.put(entry)
+    outbox.close()
+    assert storage.names() == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00\xff\n", b"[1]\n", b"null\n"])
