@@ -80,6 +80,7 @@ def main(data: str, folder: Path) -> None:
             (folder / "noticed").touch()
             await_(spot.ended.exists, "the machine's end")
             seen["ended"] = spot.ended.read_text().strip()
+            await_(lambda: list(run.glob("step-*/sealed-000.json")), "a checkpoint")  # a busy machine ends before it
             (saved,) = (path.parent for path in run.glob("step-*/sealed-000.json"))
             seen["saved"] = Progress.read(saved).global_step
             (folder / "hold").unlink()
