@@ -108,6 +108,7 @@ class Outbox:
         self._courier.join(LAST_WAIT)
         if self._copy is not None:
             if self._waiting:
+                self._is_copied = True
                 self._copy.renew()
             self._copy.close()
         with self._lock:
@@ -154,8 +155,8 @@ class Outbox:
             with contextlib.suppress(OSError):  # it is delivered once more, then
                 self._note_delivered(end)
         if self._is_copied and not self._waiting and self._copy is not None:
-            self._copy.renew()
             self._is_copied = False
+            self._copy.renew()
         return 0.0
 
     def _later(self, error: Exception) -> float:
@@ -165,13 +166,14 @@ class Outbox:
             log.warning("%s is away (%s): going on, and keeping what is for it", self._service, _line(error))
         self._pause = min(2 * pause, LONGEST_PAUSE)
         if self._copy is not None:
-            self._copy.renew()
             self._is_copied = True
+            self._copy.renew()
         return pause
 
     def _content(self) -> bytes:
+        """What the copy is to hold: nothing once all was delivered, whatever is put in since."""
         with self._lock:
-            return disk.read(self._path)
+            return disk.read(self._path) if self._is_copied else b""
 
     def _note_delivered(self, end: int) -> None:
         if self._waiting:
