@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 # requirements.gpu.lock on machines with NVIDIA GPUs
 LOCK ?= requirements.lock
+# the cluster file of `make down`
+CLUSTER ?= cluster.yaml
 VENV := .venv
 RUN := $(VENV)/bin/python
 # two files at a time, for two cores, in the order that conftest.py puts them in
@@ -10,7 +12,7 @@ FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 LAB := iproute2 openssh-server rsync slurmctld slurmd slurm-client munge
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup tune test fast mutants chaos gpu-check rehearse cluster-test check ui
+.PHONY: setup tune test fast mutants chaos gpu-check rehearse down cluster-test check ui
 
 setup: $(VENV)/.ready  ## create the environment
 
@@ -40,6 +42,10 @@ gpu-check: setup  ## on a machine with an NVIDIA GPU: what it shows of this proj
 
 rehearse: setup  ## ray up cluster.yaml with AWS and its machines played here, and a night in which one thing after the other fails
 	RAYMED_REHEARSE=1 $(RUN) -m pytest tests/cluster/test_ray_up.py tests/cluster/test_night_of_faults.py
+
+down: setup  ## end the cluster of CLUSTER=cluster.yaml: its jobs save what they are at, MLflow's database is copied, then `ray down`
+	$(VENV)/bin/ray exec $(CLUSTER) 'python ~/raymed/jobs/wind_down.py'
+	$(VENV)/bin/ray down --yes $(CLUSTER)
 
 cluster-test: setup  ## as root: clusters of hosts on this machine, also under SLURM, whose power is cut; installs what they need
 	for tool in ip sshd rsync slurmctld slurmd sbatch munged; do command -v $$tool > /dev/null || \

@@ -87,6 +87,27 @@ def end_left_over(database: Path, port: int) -> None:
         _end(server, port)
 
 
+def end_serving(database: Path, seconds: float) -> bool:
+    """End the job that serves this database, which copies it a last time; whether one ran.
+
+    Raises:
+        UserError: it has not ended in time.
+    """
+    try:
+        job = int(_note(database).read_text("utf-8").split()[1])
+        if b"serve_tracking" not in Path(f"/proc/{job}/cmdline").read_bytes():
+            return False
+        os.kill(job, signal.SIGTERM)
+    except (OSError, ValueError, IndexError):  # none was noted, or it is gone
+        return False
+    until = time.monotonic() + seconds
+    while (process := Path(f"/proc/{job}/cmdline")).exists() and process.read_bytes():  # empty: it waits to be taken note of
+        if time.monotonic() > until:
+            raise UserError(f"MLflow's database has not been copied within {seconds:.0f} s: is the storage there?")
+        time.sleep(0.2)
+    return True
+
+
 def _note(database: Path) -> Path:
     """Where the processes of the server and of its job are noted."""
     return database.with_suffix(".processes")

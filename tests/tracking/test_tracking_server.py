@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from ports import free_port
 
 from raymed.storage.folder import Folder
-from raymed.tracking.server import COPY, _keep_copy, _Server, answers, restore
+from raymed.tracking.server import COPY, _keep_copy, _Server, answers, end_serving, restore
 
 JOB = str(Path(__file__).parents[2] / "jobs" / "serve_tracking.py")
 
@@ -84,7 +84,7 @@ def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
         while not (mlflow_of(server) not in (0, lost) and answers(port)) and time.monotonic() < until:
             time.sleep(0.2)
         assert client.get_run(run.info.run_id), "a server that ended is started again"
-        server.send_signal(signal.SIGTERM)
+        assert end_serving(tmp_path / "lost-machine" / ".raymed" / "tracking" / "mlflow.db", 100), "as `make down` ends it"
         said, _ = server.communicate(timeout=100)
     assert server.returncode == 0 and "copied" in said
     assert (storage / COPY / "database.json").exists()
