@@ -207,6 +207,8 @@ def fetch(run: Folder, name: str, into: Path) -> Path:
         RunError, FileNotFoundError, ValueError, KeyError: it is not whole.
         OSError: the storage does not answer, or there is no room for it here.
     """
+    if not run.exists(f"{name}/{FIRST_LIST}"):  # seen before anything large travels
+        raise RunError(f"{FIRST_LIST} is missing")
     copy_to_local(run.child(name), into / name)
     verify(into / name)
     return into / name

@@ -76,6 +76,22 @@ def test_a_torn_checkpoint_is_never_loaded_and_the_one_before_is(tmp_path, caplo
     assert torn.name in caplog.text, "the line must name the checkpoint that was passed over"
 
 
+def test_a_checkpoint_without_its_list_is_passed_over_before_its_files_travel(tmp_path, monkeypatch):
+    whole = write_checkpoint(tmp_path / "run", 3)
+    torn = write_checkpoint(tmp_path / "run", 7)
+    (torn / "sealed-000.json").unlink()
+    copied: list[str] = []
+
+    def watched(source, target):
+        copied.append(target.name)
+        copy_to_local(source, target)
+
+    copy_to_local = checkpoint.copy_to_local
+    monkeypatch.setattr(checkpoint, "copy_to_local", watched)
+    assert fetch_newest(Folder.at(tmp_path / "run"), tmp_path / "local") == tmp_path / "local" / whole.name
+    assert copied == [whole.name]
+
+
 def test_a_storage_that_does_not_answer_is_no_reason_to_begin_anew(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "run", 3)
 
