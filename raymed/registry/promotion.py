@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from raymed.data.prepared import Prepared
+from raymed.errors import UserError
 from raymed.job.job import Outcome
 from raymed.language import say
+from raymed.registry.alias import alias_of
 from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.candidate import Candidate
-from raymed.registry.register import alias_of, assess_and_register
+from raymed.registry.register import assess_and_register
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker
 
@@ -51,9 +53,13 @@ class Promotion:
             folder: of the storage, for tables that name patients.
 
         Raises:
-            UserError: as `assess_and_register`.
+            UserError: as `assess_and_register`; or the run was deleted.
         """
         run = self.tracker.describe(self.candidate.run_id)
+        if run.is_deleted:
+            raise UserError(
+                f"the run {run.id} ({run.name}) was deleted: restore it first, in the MLflow UI or by mlflow runs restore"
+            )
         registered = assess_and_register(
             self.tracker,
             self.candidate,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,18 +16,14 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from raymed.data.prepared import Prepared
-from raymed.errors import RunError, UserError
-from raymed.evaluation.estimate import Estimate
 from raymed.language import in_english
 from raymed.recipes.exported import read_recipe
+from raymed.registry.alias import against, alias_of, give_alias
 from raymed.registry.assessment import Assessment, AssessmentSettings, CardFacts
 from raymed.registry.candidate import CHECKPOINT, Candidate, Refit
 from raymed.registry.logged_model import LoggedModel, log_model
-from raymed.tracking.tracker import USED, Tracker, is_permanent
+from raymed.tracking.tracker import USED, Tracker
 
-log = logging.getLogger("raymed")
-
-CHAMPION = "champion"
 KEY = "raymed.key"
 TEST_PATIENTS = "raymed.test_patients"  # a tag: digest of the test patients that a run was judged on
 
@@ -106,70 +101,9 @@ def assess_and_register(
         elif licence:
             tracker.client.update_model_version(name, number, card)
             tracker.text(candidate.run_id, card, "card.md")
-    difference = against(tracker, assessment, name, number, alias_of(candidate, alias))
-    if difference is not None and seen is not None and difference.low is not None and difference.low > 0:
-        log.warning("surely worse on the same validation data: the alias stays. To move it: python jobs/promote.py RUN_ID")
-        uri = f"models:/{name}/{number}"
-    else:
-        uri = _give_alias(tracker, candidate, name, number, alias, seen)
+    why_not = against(tracker, assessment, name, number, alias_of(candidate, alias))
+    uri = give_alias(tracker, candidate, name, number, alias, seen, why_not)
     return Registered(name, number, uri, assessment, facts, card)
-
-
-def alias_of(candidate: Candidate, given: str | None) -> str | None:
-    """The alias that a candidate's version gets: the given one, else `champion`, and none after a limit on its patients."""
-    return given or (None if candidate.is_limited else CHAMPION)
-
-
-def alias_version(tracker: Tracker, name: str, alias: str = CHAMPION) -> str:
-    """The version of a registered model that an alias names; empty where there is none."""
-    try:
-        return str(tracker.client.get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        if not is_permanent(error):
-            raise
-        return ""
-
-
-def against(tracker: Tracker, assessment: Assessment, name: str, number: str, alias: str | None) -> Estimate | None:
-    """By how much a version is worse than the one that an alias names, over the same patients; logged.
-
-    None where there is no other version, or the two cannot be compared.
-    """
-    now = alias_version(tracker, name, alias) if alias is not None else ""
-    if now in ("", number):
-        return None
-    try:
-        version = tracker.client.get_model_version(name, now)
-        run, tags = tracker.describe(str(version.run_id)), dict(version.tags)
-        noted = {name: str(value) for name, value in run.metrics.items()} | tags
-        difference = assessment.above(Candidate.of_run(tracker, run.id, checkpoint=tags.get(CHECKPOINT, "")), noted)
-    except (UserError, RunError) as error:
-        log.info("not compared with version %s (%s): %s", now, alias, error)
-        return None
-    if difference is not None:
-        log.info("validation loss against version %s (%s), on the same data: %s more", now, alias, difference)
-    return difference
-
-
-def _give_alias(
-    tracker: Tracker, candidate: Candidate, name: str, number: str, given: str | None, seen: str | None = None
-) -> str:
-    """Give a version its alias, unless somebody has moved that meanwhile, and say so; returns how to ask for it."""
-    alias = alias_of(candidate, given)
-    if alias is None:
-        log.warning("registered %s version %s under no alias: a limit left some out of training", name, number)
-        return f"models:/{name}/{number}"
-    now = alias_version(tracker, name, alias)
-    if seen is not None and now not in (seen, number):
-        log.warning(
-            "registered %s version %s; %s stays version %s, which it was not when the search began. To change it: "
-            "python jobs/promote.py RUN_ID",
-            *(name, number, alias, now),
-        )
-        return f"models:/{name}/{number}"
-    tracker.client.set_registered_model_alias(name, alias, number)
-    log.info("registered %s version %s as %s", name, number, alias)
-    return f"models:/{name}@{alias}"
 
 
 def _key(candidate: Candidate, refit: Refit | None, prepared: Prepared) -> str:

@@ -276,8 +276,11 @@ class SearchOptions:
 
     @property
     def budget(self) -> Budget:
+        from raymed.registry.alias import require_alias
+
         if self.trials < 1 or self.epochs < 0 or self.hours < 0:
             raise UserError("--trials must be at least 1, --epochs and --hours at least 0 (which is no limit)")
+        require_alias(self.alias)
         end = deadline(self.until, self.timezone)
         return Budget(self.trials, self.epochs, end, self.timezone, self.hours * 3600, self.until, refit=self.refit)
 

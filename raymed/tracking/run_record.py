@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What MLflow knows of a run. `metrics` holds the last value of each."""
+    """What MLflow knows of a run. `metrics` holds the last value of each; one that was deleted can be restored."""
 
     id: str
     name: str
@@ -22,6 +22,7 @@ class RunRecord:
     params: dict[str, str]
     tags: dict[str, str]
     metrics: dict[str, float]
+    is_deleted: bool = False
 
     @classmethod
     def of(cls, run: Run) -> RunRecord:
@@ -35,4 +36,5 @@ class RunRecord:
             params=dict(run.data.params),
             tags=tags,
             metrics=dict(run.data.metrics),
+            is_deleted=run.info.lifecycle_stage == "deleted",
         )

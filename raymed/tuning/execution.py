@@ -26,7 +26,7 @@ from raymed.errors import RunError, UserError
 from raymed.job.job import resume_command
 from raymed.job.library_log import essence
 from raymed.language import reworded, say
-from raymed.registry.register import alias_version
+from raymed.registry.alias import alias_version
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker

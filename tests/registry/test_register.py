@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_prepared
+from mlflow.exceptions import MlflowException
 
 from raymed.compat.mlflow import PARENT
 from raymed.data.plan import SliceSettings
@@ -29,17 +30,13 @@ from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.recipes.exported import open_model
 from raymed.registry.address import WHO_IS_UNKNOWN, resolve_model
+from raymed.registry.alias import CHAMPION, alias_version, give_alias, move_alias, require_alias
 from raymed.registry.assessment import AssessmentSettings, CardFacts
 from raymed.registry.candidate import FOLDER, Candidate, Refit
 from raymed.registry.loss_assessment import LossAssessment
 from raymed.registry.patient_assessment import PatientAssessment
-from raymed.registry.register import (
-    CHAMPION,
-    Registered,
-    _give_alias,
-    alias_version,
-    assess_and_register,
-)
+from raymed.registry.promotion import Promotion
+from raymed.registry.register import Registered, assess_and_register
 from raymed.storage.folder import Folder
 from raymed.systems.toy import recipe
 from raymed.systems.toy.recipe import ToyRecipe
@@ -490,14 +487,63 @@ def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
     client.create_registered_model(name)
     for number in range(3):
         client.create_model_version(name, f"file:///{number}")
-    assert _give_alias(tracker, candidate, name, "1", None, "") == f"models:/{name}@champion"
-    assert _give_alias(tracker, candidate, name, "2", None, "1") == f"models:/{name}@champion"
-    assert _give_alias(tracker, candidate, name, "3", None, "1") == f"models:/{name}/3"
+    assert give_alias(tracker, candidate, name, "1", None, "") == f"models:/{name}@champion"
+    assert give_alias(tracker, candidate, name, "2", None, "1") == f"models:/{name}@champion"
+    assert give_alias(tracker, candidate, name, "3", None, "1") == f"models:/{name}/3"
     assert alias_version(tracker, name) == "2"
     assert "champion stays version 2" in caplog.text and "promote.py" in caplog.text
     client.set_registered_model_alias(name, CHAMPION, "1")  # by a person
-    assert _give_alias(tracker, candidate, name, "2", None, "2") == f"models:/{name}/2"
+    assert give_alias(tracker, candidate, name, "2", None, "2") == f"models:/{name}/2"
     assert alias_version(tracker, name) == "1"
+
+
+def test_a_person_goes_back_to_an_earlier_version_without_judging_it_again(tracker: Tracker) -> None:
+    name = "raymed-back"
+    tracker.client.create_registered_model(name)
+    for number in range(2):
+        tracker.client.create_model_version(name, f"file:///{number}")
+    tracker.client.set_registered_model_alias(name, CHAMPION, "2")
+    tried = move_alias(tracker, f"models:/{name}/1", CHAMPION, is_dry_run=True)
+    assert "version 1; before: 2" in tried.text and alias_version(tracker, name) == "2"
+    assert "start it again" in move_alias(tracker, f"models:/{name}/1", CHAMPION).text
+    assert alias_version(tracker, name) == "1"
+    for wrong in (f"models:/{name}/7", "models:/nobody/1", f"models:/{name}@champion"):
+        with pytest.raises(UserError, match=r"there is no models:/|names no version"):
+            move_alias(tracker, wrong, CHAMPION)
+    assert alias_version(tracker, name) == "1"
+
+
+@pytest.mark.parametrize("alias", ["latest", "LATEST", "v1", "V12", "", "best model", "a@b"])
+def test_an_alias_that_mlflow_refuses_is_refused_before_the_night(tracker: Tracker, alias: str) -> None:
+    with pytest.raises(UserError, match="--alias"):
+        require_alias(alias)
+    with pytest.raises(MlflowException):
+        tracker.client.set_registered_model_alias("raymed-any", alias, "1")
+    for allowed in (None, "champion", "v1-tried", "best_model", "vote"):
+        require_alias(allowed)
+
+
+def test_a_search_leaves_the_alias_to_a_champion_that_it_cannot_be_compared_with(
+    tracker: Tracker, candidate: Candidate, data: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its data were prepared again in place: whether the new model is better is not known."""
+    quick = AssessmentSettings(bootstrap=20)
+    first = rival(tracker, candidate, data, tmp_path, 41, 5.0)
+    good = assess_and_register(tracker, first, alias="kept", how=quick)
+    tracker.tags(first.run_id, replace(first, data_digest="of before").tags())
+    worse = assess_and_register(
+        tracker, rival(tracker, candidate, data, tmp_path, 42, 0.0), alias="kept", how=quick, seen=good.version
+    )
+    assert alias_version(tracker, "raymed-toy", "kept") == good.version
+    assert "not comparable with version" in caplog.text and f"promote.py models:/raymed-toy/{worse.version}" in caplog.text
+
+
+def test_a_run_that_was_deleted_is_promoted_once_it_is_restored(tracker: Tracker, candidate: Candidate) -> None:
+    run = tracker.run("deleted", "deleted")
+    tracker.tags(run, candidate.tags())
+    tracker.client.delete_run(run)
+    with pytest.raises(UserError, match="restore it first"):
+        Promotion(tracker, Candidate.of_run(tracker, run), None, "").run(Folder.at("unused"), AssessmentSettings())
 
 
 def rival(

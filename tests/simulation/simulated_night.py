@@ -43,7 +43,7 @@ from raymed.data.leak import guard
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.errors import RunError, UserError
 from raymed.registry import candidate
-from raymed.registry.register import _give_alias
+from raymed.registry.alias import give_alias
 from raymed.storage import disk, holder, lease, mirror
 from raymed.storage.folder import Folder
 from raymed.tracking import outbox
@@ -297,7 +297,7 @@ class Night:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             number = str(client.create_model_version(search.model, "", run, {"key": key}).version)
-        _give_alias(tracker, winner, search.model, number, None, study.champion)
+        give_alias(tracker, winner, search.model, number, None, study.champion)
         search.prune_checkpoints(study, best)
         study.note_champion(number)
         study.enter(DONE)
