@@ -49,6 +49,17 @@ class Acquisition:
         return cls(dict(sorted(modalities.items())), sizes)
 
     @classmethod
+    def of_slices(cls, slices: Iterable[Slice]) -> Acquisition:
+        """That of slices in files."""
+        slices = list(slices)
+        sizes = {}
+        for name in SIZES:
+            values = [value for piece in slices if (value := getattr(piece.geometry, name)) is not None]
+            if values:
+                sizes[name] = (min(values), max(values))
+        return cls(Counter(piece.modality or PICTURE for piece in slices), sizes)
+
+    @classmethod
     def read(cls, values: Mapping[str, Any]) -> Acquisition:
         """What `asdict` gave."""
         return cls(dict(values["modalities"]), {name: (low, high) for name, (low, high) in values["sizes"].items()})
@@ -73,20 +84,19 @@ class Acquisition:
         kinds = ", ".join(f"{count} {of_files.get(name, name)}" for name, count in self.modalities.items())
         return "; ".join([kinds, *(f"{SIZES[name]} {_range(ends)} mm" for name, ends in self.sizes.items())])
 
-    def unlike(self, slices: Iterable[Slice]) -> tuple[str, ...]:
-        """In what a patient's slices differ from those trained on, in words that are the same for all patients alike."""
+    def unlike(self, asked: Acquisition) -> tuple[str, ...]:
+        """In what slices differ from those trained on, in words that are the same for all patients alike."""
         if not self.modalities:
             return ()
-        slices = list(slices)
         known, words = ", ".join(self.modalities), []
-        for name in sorted({piece.modality or PICTURE for piece in slices} - self.modalities.keys()):
+        for name in sorted(asked.modalities.keys() - self.modalities.keys()):
             words.append(f"{name}, and the model was trained on {known}{self._windows(name)}")
         for name, (low, high) in self.sizes.items():
-            values = [value for piece in slices if (value := getattr(piece.geometry, name)) is not None]
+            smallest, largest = asked.sizes.get(name, (low, high))
             trained = f"{_range((low, high))} mm that the model was trained on"
-            if values and min(values) * BEYOND < low:
+            if smallest * BEYOND < low:
                 words.append(f"{SIZES[name]} below the {trained}")
-            if values and max(values) > high * BEYOND:
+            if largest > high * BEYOND:
                 words.append(f"{SIZES[name]} above the {trained}")
         return tuple(words)
 

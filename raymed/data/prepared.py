@@ -238,6 +238,11 @@ class Prepared:
             raise UserError(f"there is no split {split!r}: choose train, val, test or all")
         return np.flatnonzero(split_of_rows(self.index, fold) == SPLITS.index(split))
 
+    def rows_of(self, patients: np.ndarray) -> np.ndarray:
+        """Numbers of the rows of these patients, int64, ascending; ids that are not here have none."""
+        column = self.index["patient"]
+        return np.flatnonzero(pc.is_in(column, pa.array(np.unique(patients.astype(str)), column.type)).to_numpy())
+
     @property
     def judged_split(self) -> str:
         """Whose patients say what a model is worth: test, or val where there are no test patients."""

@@ -169,7 +169,7 @@ class Predictor:
         temperature, slices = inference.temperature, len(chosen)
         pooled = softmax(logits, temperature.logits).mean(axis=0, keepdims=True)
         means = temperature.scale(pooled, np.array([slices]))[0]
-        unlike = inference.acquisition.unlike(piece for _, piece in found)
+        unlike = inference.acquisition.unlike(Acquisition.of_slices(piece for _, piece in found))
         if slices < inference.calibrated_slices:
             notes = [
                 f"{slices} slices; the temperature was fitted on patients with {inference.calibrated_slices} or more: "

@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
 
+from raymed.data.acquisition import Acquisition
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
@@ -78,6 +79,7 @@ class Resolved:
             return [
                 *unknown_patients(prepared),
                 f"a bare checkpoint: temperature 1, {self.slices.told}",
+                f"it is not noted which pictures it was trained on; these have {prepared.image}",
                 WHO_IS_UNKNOWN.format(unit=unit),
             ]
         if self.inference.image != prepared.image:
@@ -92,12 +94,14 @@ class Resolved:
                 f"{prepared.folder.uri} has {', '.join(prepared.labels.names)}: prepare the data again with "
                 "the model's label table"
             )
+        told = unknown_patients(prepared)
+        told += self.inference.acquisition.unlike(Acquisition.of(prepared, prepared.rows_of(patients)))
         if self.inference.known is None:
-            return [*unknown_patients(prepared), WHO_IS_UNKNOWN.format(unit=unit)]
+            return [*told, WHO_IS_UNKNOWN.format(unit=unit)]
         notes = self.inference.known.notes(patients, unit)
         if self.inference.data != prepared.digest and not notes:
             notes = [OTHER_DATA.format(unit=unit)]
-        return unknown_patients(prepared) + notes
+        return told + notes
 
 
 def resolve_model(uri: str, tracker: Tracker) -> Resolved:

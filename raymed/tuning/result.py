@@ -28,6 +28,7 @@ from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING,
 
 log = logging.getLogger("raymed")
 
+TIE = "raymed.tie"  # a tag: what it says stands in a column of the table of runs
 PACKAGES = ("raymed", "torch", "transformers", "deepspeed", "ray", "optuna", "mlflow")
 STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "COMPLETE",
@@ -72,8 +73,10 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
     }
     differences = registered.assessment.differences(study.objective, others)
     ties = [number for number, difference in differences.items() if difference.low is None or difference.low <= 0]
-    for number in ties:
-        tracker.tags(run_ids[number], {"raymed.tie": f"not surely worse than trial {best.number}"})
+    for number in run_ids:  # of a search that went on, another trial may have won before
+        tie = f"not surely worse than trial {best.number}" if number in ties else ""
+        if run_ids[number] and tie != tracker.describe(run_ids[number]).tags.get(TIE, ""):
+            tracker.tags(run_ids[number], {TIE: tie})
     folder, parent = search.template.folder, str(tracker.find(search.name))
     for name, content in registered.assessment.files().items():
         folder.write(name, content)

@@ -32,7 +32,7 @@ def piece(modality: str | None, **geometry: float) -> Slice:
     ],
 )
 def test_another_modality_or_size_is_told(trained: Acquisition, asked: Slice, says: str) -> None:
-    (found,) = trained.unlike([asked])
+    (found,) = trained.unlike(Acquisition.of_slices([asked]))
     assert found.startswith(says)
 
 
@@ -49,7 +49,7 @@ def test_another_modality_or_size_is_told(trained: Acquisition, asked: Slice, sa
     ids=["X-ray", "picture", "the largest", "a little smaller", "of unknown size", "model of which nothing is known"],
 )
 def test_what_is_alike_is_not_told(trained: Acquisition, asked: Slice) -> None:
-    assert trained.unlike([asked]) == ()
+    assert trained.unlike(Acquisition.of_slices([asked])) == ()
 
 
 def test_the_window_is_claimed_only_where_it_was_applied() -> None:
