@@ -106,6 +106,7 @@ def describe(search: Search) -> Outcome:
             settings=", ".join(search.defaults) or say("no settings"),
         )
         + (f"; {search.budget.plan}" if search.budget.end else ""),
+        *([f"           {later}"] if (later := search.later_rung(search.warm_up)) else []),
     ]
     rehearsal = None
     if torch.cuda.is_available() if each.gpus else parameters <= MEASURED_PARAMETERS:

@@ -89,6 +89,8 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         study.note_champion(alias_version(tracker, search.model))
     if budget.end:
         log.info("%s", budget.plan)
+    if later := search.later_rung(study.warm_up):
+        log.info("%s", later)
     for line in filter(None, (room.idle_workers(search, each), room.workers_apart(each))):
         log.warning(line)
     parent = _start_parent(search, tracker, study.generation)

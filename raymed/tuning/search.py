@@ -112,8 +112,7 @@ class Search:
 
     def open_study(self) -> Study:
         """The search's record."""
-        space, halving, train = self.settings.space, self.settings.halving, self.template.train
-        halving = dataclasses.replace(halving, first_rung=halving.first_rung * (train.validate_steps or 1))
+        space, halving = self.settings.space, self.halving
         first = self.first if space else []
         if self.runs:
             space, halving = {LISTED: Dimension(choices=tuple(self.runs))}, Halving(first_rung=0)
@@ -122,8 +121,37 @@ class Search:
             self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
         )
         return Study(
-            *(journal, self.name, space, first, halving, self.template.seed, self.objective, train.counted),
+            *(journal, self.name, space, first, halving, self.template.seed, self.objective, self.template.train.counted),
             begun_with={"weights": self.weights, "data": self.data_digests},
+            warm_up=self.warm_up,
+        )
+
+    @property
+    def halving(self) -> Halving:
+        """With its first rung as validations are counted."""
+        asked = self.settings.halving
+        return dataclasses.replace(asked, first_rung=asked.first_rung * (self.template.train.validate_steps or 1))
+
+    @property
+    def warm_up(self) -> int:
+        """The epoch, or validated step, by which the longest warm-up ends that is searched; 0 where none is."""
+        if (drawn := self.settings.space.get("train.warmup")) is None:
+            return 0
+        spec, prepared = self.template, self.template.open_data()
+        longest = max(float(each or 0) for each in drawn.choices or (drawn.high,))
+        rising, every = round(longest * spec.total_steps(prepared)), spec.train.validate_steps
+        return -(-rising // (every or len(spec.plan(prepared, 0).batches))) * (every or 1)
+
+    def later_rung(self, warm_up: int) -> str:
+        """Of a first rung that lay inside that warm-up; empty where it does not."""
+        asked, later = self.halving, self.halving.after(warm_up)
+        if later == asked:
+            return ""
+        return say(
+            "trials are stopped early from {noun} {later} on, not from {noun} {asked}: until then some of them warm up",
+            noun=say(self.template.train.noun),
+            later=later.first_rung,
+            asked=asked.first_rung,
         )
 
     @property

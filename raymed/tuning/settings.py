@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from raymed.errors import UserError
@@ -26,6 +26,10 @@ class Halving:
     def __post_init__(self) -> None:
         if self.first_rung < 0 or self.reduction < 2:
             raise UserError("search.halving needs a first_rung from 0 up and a reduction from 2 up")
+
+    def after(self, warm_up: int) -> Halving:
+        """With no decision before some trials have warmed up: until then losses say more about that than about settings."""
+        return replace(self, first_rung=max(self.first_rung, warm_up)) if self.first_rung else self
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 REASON, CHECKPOINT, BEST_POINT, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
 SEEN_CHAMPION = "seen_champion"  # also of the whole search
+WARM_UP = "warm_up"  # also
 SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
 BEGUN_WITH = {  # what a search stays with, and how that is done
     "weights": ("pretrained weights", "Put them back where they were"),
@@ -77,6 +78,7 @@ class Study:
         objective: Metric = VAL_LOSS,
         counted: str = "epoch",
         begun_with: Mapping[str, Mapping[str, str]] | None = None,
+        warm_up: int = 0,
     ) -> None:
         """Open or create the study in a journal.
 
@@ -85,21 +87,19 @@ class Study:
             halving: its first rung as validations are counted.
             counted: by what they are, see `TrainSettings`; where this module says epoch, it may be a step.
             begun_with: fingerprints of the `data` and `weights` that its runs begin with, by what names them.
+            warm_up: the epoch, or step, before which no trial is stopped. A search that goes on keeps the one it began with.
 
         Raises:
             UserError: the journal holds something else, or a search of another space or objective, of other data or weights.
         """
         self._journal = journal
-        self.halving, self.objective, self.counted = halving, objective, counted
+        self.objective, self.counted = objective, counted
         self._direction = StudyDirection.MINIMIZE if objective.direction == "min" else StudyDirection.MAXIMIZE
         self.seed, self.space = seed, {name: distribution(dimension) for name, dimension in space.items()}
-        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-        if halving.first_rung:
-            pruner = optuna.pruners.SuccessiveHalvingPruner(halving.first_rung, halving.reduction)
         try:
             storage = optuna.storages.JournalStorage(journal)
             self.study = optuna.create_study(
-                study_name=name, storage=storage, pruner=pruner, direction=self._direction, load_if_exists=True
+                study_name=name, storage=storage, direction=self._direction, load_if_exists=True
             )
         except (ValueError, KeyError) as error:
             raise UserError(
@@ -119,11 +119,18 @@ class Study:
             )
         for kind, now in (begun_with or {}).items():
             _require_same(name, kind, recorded.get(kind, {}), now)
+        # A record of before rungs lay behind the warm-up names none.
+        self.warm_up: int = recorded.get(WARM_UP, 0 if "space" in recorded else warm_up)
+        self.halving = halving.after(self.warm_up)
+        self.study.pruner = optuna.pruners.NopPruner()
+        if self.halving.first_rung:
+            self.study.pruner = optuna.pruners.SuccessiveHalvingPruner(self.halving.first_rung, self.halving.reduction)
         with self.together():
             for kind, now in (begun_with or {}).items():
                 self.study.set_user_attr(kind, recorded.get(kind, {}) | dict(now))
             self.study.set_user_attr("space", described)
             self.study.set_user_attr("objective", objective.name)
+            self.study.set_user_attr(WARM_UP, self.warm_up)
         if not self.study.trials:
             with self.together():
                 for params in first:

@@ -8,7 +8,12 @@ import yaml
 
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, parse
-from raymed.tuning.settings import SearchSettings
+from raymed.systems.toy.recipe import ToyRecipe
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
+from raymed.tuning.budget import Budget
+from raymed.tuning.search import Search
+from raymed.tuning.settings import Halving, SearchSettings
 from raymed.tuning.space import Dimension, check_drawn, get_setting, with_setting
 from raymed.tuning.study import distribution
 
@@ -103,3 +108,27 @@ def test_no_configuration_stops_trials_while_they_warm_up():
     for name, config in searched.items():
         longest = config["search"]["space"]["train.warmup"]["high"] * config["max_epochs"]
         assert longest <= config["search"]["halving"]["first_rung"], name
+
+
+@pytest.mark.parametrize(
+    ("train", "drawn", "asked", "begins"),
+    [
+        ({"epochs": 9}, Dimension(0.0, 0.2), 2, 2),
+        ({"epochs": 30}, Dimension(0.0, 0.2), 2, 6),
+        ({"epochs": 30}, Dimension(choices=(0.0, 0.1)), 2, 3),
+        ({"epochs": 30}, Dimension(0.0, 0.2), 0, 0),
+        ({"epochs": 30, "validate_steps": 4}, Dimension(0.0, 0.2), 2, 32),
+    ],
+)
+def test_no_trial_is_stopped_while_some_warm_up_however_long_they_are(prepared, tmp_path, train, drawn, asked, begins):
+    """README's night asks for 30 epochs of a configuration that was made for 9. Of 150 steps here 30 warm up."""
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
+    template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(**train))
+    settings = SearchSettings(space={"train.warmup": drawn}, halving=Halving(asked))
+    search = Search(template, settings, Budget(trials=3), "")
+    assert len(template.plan(prepared, 0).batches) == 5
+    study = search.open_study()
+    study.close()
+    assert study.halving.first_rung == begins
+    told = f"early from {template.train.noun} {begins} on, not from {template.train.noun} {search.halving.first_rung}:"
+    assert (told in search.later_rung(study.warm_up)) == (begins != search.halving.first_rung)

@@ -45,9 +45,9 @@ DEFAULTS = {"x": 0.25, "y": "b"}
 ACCURACY = Metric("accuracy", "", "max", "{:.1%}", chooses_epoch=True, chooses_trial=True)
 
 
-def open_study(folder, space=SPACE, objective=VAL_LOSS):
+def open_study(folder, space=SPACE, objective=VAL_LOSS, warm_up=0):
     journal = Journal(folder / "study.journal", Folder.at(folder))
-    return Study(journal, "search", space, [DEFAULTS], Halving(1, 3), seed=7, objective=objective)
+    return Study(journal, "search", space, [DEFAULTS], Halving(1, 3), seed=7, objective=objective, warm_up=warm_up)
 
 
 def timetable(budget: Budget) -> Timetable:
@@ -106,14 +106,16 @@ def test_a_search_of_another_objective_under_the_same_name_is_refused(tmp_path):
         open_study(tmp_path, objective=ACCURACY)
 
 
-def test_a_record_of_before_there_was_an_objective_is_one_of_val_loss(tmp_path):
+def test_a_record_of_before_there_was_an_objective_is_one_of_val_loss_with_its_own_rungs(tmp_path):
     storage = optuna.storages.JournalStorage(Journal(tmp_path / "study.journal", Folder.at(tmp_path)))
     earlier = optuna.create_study(study_name="search", storage=storage)
     earlier.set_user_attr("space", {name: repr(distribution(dimension)) for name, dimension in SPACE.items()})
     earlier.enqueue_trial(DEFAULTS)
     with pytest.raises(UserError, match="compares its trials by val_loss"):
         open_study(tmp_path, objective=ACCURACY)
-    assert open_study(tmp_path).ask(Budget(3)) == (0, DEFAULTS)
+    again = open_study(tmp_path, warm_up=6)
+    assert again.ask(Budget(3)) == (0, DEFAULTS)
+    assert again.halving.first_rung == 1, "the rung that was asked for, as when it began"
 
 
 def test_a_search_goes_on_whose_settings_were_called_otherwise_when_it_began(tmp_path):
@@ -140,6 +142,20 @@ def test_halving_stops_the_worse_two_of_three_and_remembers_its_rungs(tmp_path):
     number, _ = reopened.ask(Budget(10))
     assert stopped == [False, True, True]
     assert reopened.report(number, 1, result(0.55, 1)), "the rungs of the lost process must count"
+
+
+def test_no_trial_is_stopped_during_the_warm_up_and_a_search_that_goes_on_keeps_its_rungs(tmp_path):
+    def rungs(folder, warm_up: int) -> list[bool]:
+        study = open_study(folder, warm_up=warm_up)
+        number, _ = study.ask(Budget(10))
+        stopped = [study.report(number, epoch, result(0.5 + number / 10, epoch)) for epoch in range(1, 7)]
+        study.tell(number, TrialState.COMPLETE)
+        study.close()
+        return stopped
+
+    assert not any(rungs(tmp_path, 6)), "the best so far"
+    assert rungs(tmp_path, 6) == [False] * 5 + [True]
+    assert rungs(tmp_path, 0) == [False] * 5 + [True]
 
 
 @pytest.mark.slow
