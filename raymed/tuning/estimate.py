@@ -21,6 +21,7 @@ from raymed.training.rehearsal import Rehearsal, activation_bytes, first_batch, 
 from raymed.training.spec import RunSpec
 from raymed.training.zero import check_offload
 from raymed.tuning import room
+from raymed.tuning.refit import SPLITS, cost_of_epochs
 from raymed.tuning.search import Search
 
 MEASURED_PARAMETERS = 100e6  # a larger model is not tried out on CPUs, but its activations are counted
@@ -143,6 +144,12 @@ def describe(search: Search) -> Outcome:
                 whole=whole * math.ceil(search.budget.trials / concurrent) / 60,
             )
         )
+        if splits := SPLITS.get(search.budget.refit):
+            again = whole * cost_of_epochs(search, search.template, splits)
+            lines.append(
+                say("           and at most {minutes:.0f} min for the refit", minutes=again / 60)
+                + (say(", without each of {folds} folds too", folds=prepared.folds) if prepared.folds else "")
+            )
     if (prices := Prices.stated()) and each.gpus:
         cost = prices.of(math.ceil(each.workers * concurrent * each.gpus), search.budget.seconds_left / 3600)
         lines.append(say("cost       {cost}, and the storage", cost=cost))

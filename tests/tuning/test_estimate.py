@@ -1,5 +1,6 @@
 """What --dry-run says a run or search would take."""
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,10 +10,12 @@ from raymed.data.plan import Draw, SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.systems.toy.recipe import ToyRecipe
+from raymed.training.rehearsal import Rehearsal
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
+from raymed.tuning.refit import SPLITS, cost_of_epochs
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 
@@ -60,6 +63,22 @@ def test_a_plan_says_what_a_night_costs_and_that_workers_lie_apart(prepared: Pre
     assert any(line.startswith("cost       at most 32.80 (head 0.5, 8 GPUs at 0.45 an hour)") for line in lines)
     assert any("the 2 workers of a run lie on 2 machines (1 GPU each)" in line for line in lines)
     assert any("a checkpoint's copies take 0.00 GiB of the machine's memory" in line for line in lines)
+
+
+def test_a_plan_counts_the_refit_which_is_a_training_without_each_fold_too(prepared: Prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [{"CPU": 2.0, "GPU": 0.0}])
+    monkeypatch.setattr("raymed.cluster.connection.resources", lambda: {"CPU": 2.0, "GPU": 0.0})
+    monkeypatch.setattr("raymed.tuning.estimate._rehearse", lambda *given: Rehearsal(1, 60.0, 0, None, 0.0))
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
+    template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=2))
+    settings, tracking = SearchSettings(cpus_per_worker=1), f"sqlite:///{tmp_path}/mlflow.db"
+    search = Search(template, settings, Budget(trials=1, refit="trainval"), tracking)
+    told = describe(search).text
+    (trial,), (again,) = re.findall(r"([\d.]+) min a trial", told), re.findall(r"at most (\d+) min for the refit", told)
+    assert f"for the refit, without each of {prepared.folds} folds too" in told
+    assert float(again) / float(trial) == pytest.approx(cost_of_epochs(search, template, SPLITS["trainval"]), rel=0.01)
+    assert float(again) > prepared.folds * float(trial)
+    assert "for the refit" not in describe(replace(search, budget=Budget(trials=1))).text
 
 
 @dataclass(frozen=True)
