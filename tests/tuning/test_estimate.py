@@ -1,6 +1,8 @@
 """What --dry-run says a run or search would take."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
+from raymed.tuning.execution import Training, run_search
 from raymed.tuning.refit import SPLITS, cost_of_epochs
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
@@ -79,6 +82,27 @@ def test_a_plan_counts_the_refit_which_is_a_training_without_each_fold_too(prepa
     assert float(again) / float(trial) == pytest.approx(cost_of_epochs(search, template, SPLITS["trainval"]), rel=0.01)
     assert float(again) > prepared.folds * float(trial)
     assert "for the refit" not in describe(replace(search, budget=Budget(trials=1))).text
+
+
+def test_workers_that_would_only_idle_are_told_of_in_the_plan_and_where_a_search_runs(
+    prepared: Prepared, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("raymed.cluster.connection.machines", lambda: [{"CPU": 9.0, "GPU": 0.0}])
+    monkeypatch.setattr("raymed.cluster.connection.resources", lambda: {"CPU": 9.0, "GPU": 0.0})
+    monkeypatch.setattr("raymed.tuning.estimate._rehearse", lambda *given: Rehearsal(1, 1.0, 0, None, 0.0))
+    recipe, train = ToyRecipe.for_data(prepared.labels, prepared.size), TrainSettings(global_batch=4, norm_group=4)
+    template = RunSpec("run", str(tmp_path), prepared.folder.uri, recipe, train, workers=8)
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    search = Search(template, SearchSettings(cpus_per_worker=2), Budget(trials=1), tracking)
+    line = "8 workers, 4 slices a step: no faster than 4, so a run takes 4, with 2 CPUs each"
+    assert line in describe(search).text
+
+    @contextlib.contextmanager
+    def nothing(*given) -> Iterator[Training]:
+        yield lambda observe: {}
+
+    run_search(search, trainer=nothing)
+    assert sum(line in record.getMessage() for record in caplog.records) == 1
 
 
 @dataclass(frozen=True)

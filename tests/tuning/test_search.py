@@ -121,6 +121,8 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(se
         if epochs:
             tags = tracker.describe(run).tags
             assert (tags["raymed.device"], tags["raymed.precision"], tags["raymed.backbone"]) == ("cpu", "float32", "toy")
+            metrics = tracker.client.get_run(run).data.metrics
+            assert (metrics["filler"], metrics["worker_efficiency"]) == (0.0, 1.0), "one worker, always busy"
 
 
 def test_the_morning_leaves_a_report_and_a_champion_that_predicts(search, morning, prepared, monkeypatch):
