@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import math
 from datetime import datetime
@@ -13,17 +14,20 @@ from raymed.data.leak import guard
 from raymed.errors import RunError
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.search_summary import DataSummary, SearchSummary, State, TrialSummary
-from raymed.job.job import Outcome
+from raymed.job.job import Outcome, resume_command
 from raymed.language import in_english, say
 from raymed.registry.assessment import AssessmentSettings
+from raymed.registry.candidate import Refit
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, assess_and_register
 from raymed.storage.folder import Folder
+from raymed.tracking.tracker import Tracker
 from raymed.tuning import room
 from raymed.tuning.cost import COST, Cost
 from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Search
+from raymed.tuning.storage_watch import StorageWatch
 from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING, Study, curve
 
 log = logging.getLogger("raymed")
@@ -46,7 +50,7 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
         alias: see `SearchOptions`.
 
     Raises:
-        RunError: no trial completed an epoch.
+        RunError: no trial completed an epoch, or the storage was away for too long.
     """
     search, best = search.of_generation(study.generation), best_trial(search, study)
     tracker = search.reopen_tracker()
@@ -54,6 +58,21 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
     if refit != "none" and study.phase != DONE:
         study.enter(REFITTING)
     again = train_again(search, best, SPLITS[refit]) if refit != "none" else None
+    folder, minutes = search.template.folder, search.template.train.storage_minutes
+    with StorageWatch(folder, minutes, resume_command(), _thread.interrupt_main) as storage:
+        return storage.outlast(lambda: _judge(search, study, best, again, alias, tracker, run_ids))
+
+
+def _judge(
+    search: Search,
+    study: Study,
+    best: FrozenTrial,
+    again: Refit | None,
+    alias: str | None,
+    tracker: Tracker,
+    run_ids: dict[int, str],
+) -> Outcome:
+    """What `conclude_search` does once nothing is trained any more; done again, it changes nothing."""
     seen = study.champion if alias is None else None
     candidate = search.candidate(run_ids[best.number], best)
     how = AssessmentSettings(workers=room.judging_workers(search))

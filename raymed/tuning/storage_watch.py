@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from types import TracebackType
+from typing import TypeVar
 
+from raymed.errors import RunError
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 
@@ -21,7 +23,10 @@ log = logging.getLogger("raymed")
 
 PERIOD = 10.0  # seconds between two looks
 ANSWER = 20.0  # seconds within which a storage answers: a server that is stopped says nothing
+PAUSE = 1.0  # seconds between two looks of one who waits
 LEAVING = 30.0  # seconds for the job to end once it has given up; a thread that waits for a dead server cannot be told to
+
+Result = TypeVar("Result")
 
 
 class StorageWatch:
@@ -59,6 +64,27 @@ class StorageWatch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
+
+    def outlast(self, action: Callable[[], Result]) -> Result:
+        """Do what reads and writes the storage; anew where it failed while the storage was away, once that is back.
+
+        Raises:
+            RunError: it was away for too long.
+        """
+        try:
+            while True:
+                try:
+                    return action()
+                except Exception as error:  # whatever a library makes of a file that is gone
+                    if not (self.is_away or self._look()):
+                        raise
+                    log.debug("the storage is away: %s", error)
+                while self.is_away or self._look():
+                    time.sleep(PAUSE)
+        except KeyboardInterrupt:
+            if self.gave_up:
+                raise RunError(self.gave_up) from None
+            raise
 
     def _watch(self) -> None:
         since = 0.0

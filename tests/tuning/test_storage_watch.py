@@ -4,21 +4,24 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from raymed import clock
+from raymed.errors import RunError
 from raymed.storage.folder import Folder
-from raymed.tuning import storage_watch
+from raymed.tuning import result, storage_watch
 from raymed.tuning.journal import Journal
 from raymed.tuning.storage_watch import StorageWatch
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    for name, seconds in (("PERIOD", 0.02), ("ANSWER", 0.2), ("LEAVING", 0.2)):
+    for name, seconds in (("PERIOD", 0.02), ("ANSWER", 0.2), ("LEAVING", 60.0), ("PAUSE", 0.02)):
         monkeypatch.setattr(storage_watch, name, seconds)
 
 
@@ -60,6 +63,36 @@ def test_one_that_stays_away_ends_the_job_with_what_to_do(tmp_path):
         wait_until(lambda: stopped)
     assert "gone has been away for 0.001 minutes" in watch.gave_up
     assert watch.gave_up.endswith("Once it is back: python job.py")
+
+
+def test_what_fails_while_the_storage_is_away_is_done_again_once_it_is_back(tmp_path, caplog):
+    storage, elsewhere, tries = tmp_path / "storage", tmp_path / "elsewhere", []
+
+    def read() -> str:
+        tries.append("")
+        return (storage / "file").read_text()
+
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("held")
+    with StorageWatch(Folder.at(storage), 20, "the command", pytest.fail) as watch:
+        back = threading.Thread(target=lambda: (wait_until(lambda: watch.is_away and tries), elsewhere.rename(storage)))
+        back.start()
+        assert watch.outlast(read) == "held" and len(tries) >= 2
+        with pytest.raises(ZeroDivisionError):
+            watch.outlast(lambda: 1 / 0)
+    back.join()
+
+
+def test_judging_says_that_the_storage_is_away_and_leaves_with_how_to_go_on(tmp_path, monkeypatch, caplog):
+    """It ended with a library's FileNotFoundError, or waited without a word."""
+    template = SimpleNamespace(folder=Folder.at(tmp_path / "gone"), train=SimpleNamespace(storage_minutes=0.001))
+    search = SimpleNamespace(template=template, of_generation=lambda generation: search, reopen_tracker=lambda: None)
+    monkeypatch.setattr(result, "best_trial", lambda search, study: None)
+    monkeypatch.setattr(result, "_judge", lambda *given: (tmp_path / "gone" / "checkpoint").read_bytes())
+    with pytest.raises(RunError, match=r"gone has been away for 0\.001 minutes .* Once it is back: python "):
+        result.conclude_search(search, SimpleNamespace(generation="", trials=[]))
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("storage away since ")
 
 
 def test_a_server_that_says_nothing_is_away_and_a_job_that_hangs_on_it_ends_all_the_same(tmp_path):
