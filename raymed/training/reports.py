@@ -12,6 +12,7 @@ from ray.util.queue import Queue
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import newest_step
 from raymed.training.preemption import Preempted
+from raymed.training.step_log import STEPS
 
 LOST = "lost"  # what became of a worker; among what a run reports
 
@@ -20,15 +21,19 @@ class Reports(UserCallback):
     """Puts everything into a queue."""
 
     def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+        self._queue, self._step = queue, 0  # the last one that was heard of
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        for row in metrics[0].get(STEPS, []):
+            self._step = int(row["global_step"])
         self._queue.put(metrics[0].copy())
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         run = Folder.at(run_context.run_config.storage_path).child(run_context.run_config.name)
         try:
             where = f"it goes on from step {newest_step(run)}"
+            if self._step:
+                where = f"its last word came from step {self._step}, and it goes on from step {newest_step(run)}"
         except OSError:  # Ray Train would take it for an error of its own, and forget the worker's
             where = f"it goes on once {run.uri} answers again"
         self._queue.put({LOST: f"{in_words(worker_exceptions)}; {where}"})

@@ -10,6 +10,7 @@ from raymed.storage.folder import Folder
 from raymed.training.checkpoint import new_name, publish
 from raymed.training.preemption import Preempted
 from raymed.training.reports import LOST, Reports
+from raymed.training.step_log import STEPS
 
 
 class Line:
@@ -37,8 +38,16 @@ def test_a_lost_worker_is_told_in_one_line_with_the_step_that_its_run_goes_on_fr
     (tmp_path / "trial-0000" / new_name(48, 2)).mkdir()  # its worker was lost before it was whole
     queue = Line()
     run = SimpleNamespace(run_config=SimpleNamespace(storage_path=str(tmp_path), name="trial-0000"))
-    Reports(queue).after_exception(run, errors)
-    assert queue.entries == [{LOST: f"{words}; it goes on from step 32"}]
+    reports = Reports(queue)
+    reports.after_exception(run, errors)
+    reports.after_report(run, [{"epoch": 2, STEPS: [{"global_step": 40}, {"global_step": 41}]}], None)
+    reports.after_report(run, [{"epoch": 2}], None)
+    reports.after_exception(run, errors)
+    told = [entry[LOST] for entry in queue.entries if LOST in entry]
+    assert told == [
+        f"{words}; it goes on from step 32",
+        f"{words}; its last word came from step 41, and it goes on from step 32",
+    ]
 
 
 def test_a_lost_worker_is_told_also_where_the_storage_does_not_answer(tmp_path):
