@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raymed.language import say
+from raymed.language import reworded, say
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Estimate:
         """The interval in words, both ends times `scale`."""
         if self.low is None or self.high is None:
             count = self.why.removeprefix("only ")
-            why = say("only {count}", count=count) if count.isdigit() else say(self.why)
+            why = say("only {count}", count=count) if count.isdigit() else reworded(say(self.why))
             return say("not estimable ({why})", why=why)
         return f"{self.low * scale:.{digits}f}{between}{self.high * scale:.{digits}f}"
 

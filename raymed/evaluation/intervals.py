@@ -177,7 +177,9 @@ def mean(values: np.ndarray, resamples: int, seed: int, least: float = -np.inf, 
     same = own <= 1e-12 * abs(value)
     if same or np.mean(~varied) > _FEW_DIFFER:
         if not np.isfinite([least, most]).all():
-            return Estimate(value, None, None, f"{'' if same else 'nearly all of '}{many} with the same value")
+            return Estimate(
+                value, None, None, f"{many} with the same value" if same else f"nearly all of {many} with the same value"
+            )
         common = float(np.median(values))
         others = wilson(float(np.mean(abs(values - common) > own)), many).high or 0.0
         return Estimate(value, common - others * (common - least), common + others * (most - common))
