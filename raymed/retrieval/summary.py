@@ -9,6 +9,7 @@ import pandas as pd
 
 from raymed.data.sources.listing import some
 from raymed.evaluation.metrics import RARE
+from raymed.language import padded, places, say
 from raymed.retrieval.features import Features
 from raymed.retrieval.gallery import NONE, Gallery, Neighbours
 from raymed.retrieval.metrics import Retrieval, right
@@ -51,20 +52,20 @@ def _nameless(queries: Features, gallery: Features) -> dict[str, int]:
 
 def table(judged: Sequence[Retrieval], best: Retrieval) -> list[str]:
     """Figures of each layer, with 95 % intervals."""
-    ks = list(best.top)
-    lines = ["layer   " + "".join(f"{f'Top-{k}':22}" for k in ks) + "".join(f"{f'mAP@{k}':22}" for k in ks)]
+    ks, wide = list(best.top), places(say("chance")) + 2
+    lines = [padded(say("layer"), wide) + "".join(f"{f'Top-{k}':22}" for k in ks) + "".join(f"{f'mAP@{k}':22}" for k in ks)]
     for each in judged:
         figures = [*each.top.values(), *each.mean_average_precision.values()]
-        cells = "".join(f"{one!s:22}" for one in figures)
-        lines.append(f"{each.layer:<8}{cells}" + ("  <- best" if each is best and len(judged) > 1 else ""))
-    return [*lines, "chance  " + "".join(f"{value:<22.3f}" for value in best.chance.values())]
+        cells = "".join(padded(f"{one}  ", 22) for one in figures)
+        lines.append(f"{each.layer:<{wide}}{cells}" + ("  <- best" if each is best and len(judged) > 1 else ""))
+    return [*lines, padded(say("chance"), wide) + "".join(f"{value:<22.3f}" for value in best.chance.values())]
 
 
 def class_table(best: Retrieval) -> list[str]:
     """Top-k of each class."""
-    lines = [f"{'class':24}queries  " + "".join(f"Top-{k:<6}" for k in best.top)]
+    lines = [padded(say("class"), 24) + padded(say("queries"), 9) + "".join(f"Top-{k:<6}" for k in best.top)]
     for each in best.classes:
-        lines.append(f"{each.name:24}{each.queries:<9}" + "".join(f"{value:<10.3f}" for value in each.top.values()))
+        lines.append(f"{padded(each.name, 24)}{each.queries:<9}" + "".join(f"{value:<10.3f}" for value in each.top.values()))
     return lines
 
 
