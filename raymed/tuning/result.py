@@ -20,6 +20,7 @@ from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.candidate import Refit
 from raymed.registry.model_card import near_duplicates
 from raymed.registry.register import Registered, assess_and_register
+from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker
 from raymed.tuning import room
@@ -97,6 +98,7 @@ def _judge(
         if run_ids[number] and tie != tracker.describe(run_ids[number]).tags.get(TIE, ""):
             tracker.tags(run_ids[number], {TIE: tie})
     folder, parent = search.template.folder, str(tracker.find(search.name))
+    require_there(folder)  # or the storage is away, and nothing is to be written below its mount point
     for name, content in registered.assessment.files().items():
         folder.write(name, content)
     report, text = registered.assessment.page(
