@@ -24,7 +24,6 @@ def main(options: OvernightOptions) -> Outcome:
     from raymed.tuning.estimate import describe
     from raymed.tuning.execution import run_search
     from raymed.tuning.result import conclude_search
-    from raymed.tuning.study import DONE
 
     options = options.completed()
     connect(start=not options.dry_run)
@@ -36,8 +35,7 @@ def main(options: OvernightOptions) -> Outcome:
         entries = write_overnight(search, study, options.output)
         if not entries or entries[0].rank is None:
             raise RunError("\n".join(["no run ended well:", *summary(entries)]))
-        concluded = conclude_search(search, study) if options.stage == 2 else Outcome("", {})
-        study.enter(DONE)
+        concluded = conclude_search(search, study)
     lines = [
         *concluded.text.splitlines(),
         *summary(entries),
