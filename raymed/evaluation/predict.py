@@ -11,7 +11,9 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,6 +172,8 @@ class Predictor:
         pooled = softmax(logits, temperature.logits).mean(axis=0, keepdims=True)
         means = temperature.scale(pooled, np.array([slices]))[0]
         unlike = inference.acquisition.unlike(Acquisition.of_slices(piece for _, piece in found))
+        if (several := len(set(studies.tolist()))) > 1:
+            notes = [_together(several, {piece.date for _, piece in found}), *notes]
         if slices < inference.calibrated_slices:
             notes = [
                 f"{slices} slices; the temperature was fitted on patients with {inference.calibrated_slices} or more: "
@@ -223,10 +227,10 @@ def predict_studies(
         if refusal.patient is not None:
             refused.setdefault(refusal.patient, []).append(refusal)
     root, patients = listing.root, sorted(studies.keys() | refused.keys())
-    items = ((patient, studies.get(patient, []), refused.get(patient, [])) for patient in patients)
+    items = ((each, studies.get(each, []), refused.get(each, []), listing.about.get(each, ())) for each in patients)
 
-    def predict(predictor: Predictor, item: tuple[str, list[Study], list[Refusal]]) -> PatientPrediction:
-        patient, series, refusals = item
+    def predict(predictor: Predictor, item: tuple[str, list[Study], list[Refusal], Sequence[str]]) -> PatientPrediction:
+        patient, series, refusals, about = item
         found, lost = [], list(refusals)
         for study in series:
             for slice_, loaded in load_study(root, study, inference.image):
@@ -235,9 +239,22 @@ def predict_studies(
                 else:
                     record = to_record(slice_.id, patient, study.study, slice_.position, loaded, study.source)
                     found.append((record, slice_))
-        return predictor.patient(patient, found, inference, reasons(lost))
+        return predictor.patient(patient, found, inference, [*about, *reasons(lost)])
 
     return _spread(model, micro_batch, workers, items, predict)
+
+
+def _together(several: int, dates: set[str]) -> str:
+    """What a person should know of a decision on several series; the days between them, and never a date."""
+    days = []
+    for date in dates:
+        with suppress(ValueError):
+            days.append(datetime.strptime(date, "%Y%m%d").toordinal())
+    apart = f", taken {max(days) - min(days)} days apart" if len(days) > 1 else ""
+    return (
+        f"decided on {several} series together{apart}: to decide on one alone, name its folder or its files as images of "
+        "the patient (in a CSV: image, patient_id)"
+    )
 
 
 def to_record(id: str, patient: str, study: str, position: int, pixels: np.ndarray, source: str = "") -> Record:

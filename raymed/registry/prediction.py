@@ -36,7 +36,7 @@ class PredictOptions(JobOptions):
 
     input: str
     out: str
-    source: SourceSettings = field(default_factory=lambda: SourceSettings(labelled=False))
+    source: SourceSettings = field(default_factory=lambda: SourceSettings(labelled=False, patient_ids="tell"))
     micro_batch: int = 32
     workers: int = 1
 
@@ -72,6 +72,8 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name the CSV to write, such as {out / 'predictions.csv'}")
     Folder.at(out.parent).check_writable()  # before hours of work
+    if out.exists():
+        warnings.append(say("{out}: an earlier file of this name was replaced", out=out))
     predictions = list(predict_studies(open_network(), listing, inference, options.micro_batch, options.workers))
     unlike = Counter(how for each in predictions for how in each.unlike)
     warnings += [f"unlike the training pictures: {how} ({count} patients)" for how, count in unlike.most_common(MOST)]

@@ -21,7 +21,9 @@ from mlflow.types.schema import AnyType
 from raymed.data.acquisition import HOUNSFIELD
 from raymed.data.hounsfield import Values, require_hounsfield, without_padding
 from raymed.data.image import ImageError, ImageSettings, fit, show
-from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, is_single, list_source, load_study
+from raymed.data.sources import Listing, NoImagesError, Refusal, Slice, SourceSettings, is_single, list_source, load_study
+from raymed.data.sources.dicom import several_persons
+from raymed.data.sources.patients import Person, compare_persons
 from raymed.data.sources.table import Row, list_rows
 from raymed.errors import UserError
 from raymed.evaluation.predict import Found, Inference, Predictor, reasons, table, to_record
@@ -91,6 +93,7 @@ def _find(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple
     found: list[Found] = []
     notes: list[str] = []
     pictures: dict[str, Row] = {}
+    persons: dict[str, Person] = {}
     for number, image in enumerate(images):
         if isinstance(image, str | Path) and is_single(Path(image)):
             path = str(Path(image).absolute())
@@ -99,9 +102,14 @@ def _find(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple
             pictures[path] = Row(number, path, patient, None, "pictures", None, "")
             continue
         if isinstance(image, str | Path):
-            listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"), usable=False)
+            try:
+                listing = list_source(Path(image), SourceSettings(labelled=False, patient_ids="header"), usable=False)
+            except NoImagesError as error:  # a file that is no image
+                notes.append(str(error))
+                continue
             if len({study.patient for study in listing.studies}) > 1:
                 raise UserError(f"{image} holds several patients: give one row per patient, or use the prediction job")
+            persons |= _persons(listing)
             usable, refused = _from_listing(patient, f"{number}/", listing, settings)
         else:
             usable, refused = _from_array(patient, number, image, settings)
@@ -109,10 +117,19 @@ def _find(patient: str, images: Sequence[Any], settings: ImageSettings) -> tuple
         notes += refused
     if pictures:  # a series of the patient's, in the order that a folder of them has, whatever that of the rows
         listing = list_rows(Path("row"), Path("/"), pictures.values(), SourceSettings(labelled=False, patient_ids="folder"))
+        persons |= _persons(listing)
         usable, refused = _from_listing(patient, "", listing, settings)
         found += usable
         notes += refused
+    if mixed := compare_persons(dict.fromkeys(persons, patient), persons).mixed:
+        return [], [several_persons(*mixed[patient])]
     return found, notes
+
+
+def _persons(listing: Listing) -> dict[str, Person]:
+    """Whom the files are of that can be used, by their whole paths."""
+    paths = {piece.path for study in listing.studies for piece in study.slices}
+    return {str(listing.root / path): listing.persons[path] for path in sorted(paths & listing.persons.keys())}
 
 
 def _from_listing(patient: str, name: str, listing: Listing, settings: ImageSettings) -> tuple[list[Found], list[str]]:
@@ -123,7 +140,7 @@ def _from_listing(patient: str, name: str, listing: Listing, settings: ImageSett
                 lost.append(loaded)
             else:
                 found.append((to_record(piece.id, patient, f"{name}{study.study}", piece.position, loaded), piece))
-    return found, reasons(lost)
+    return found, [*(note for notes in listing.about.values() for note in notes), *reasons(lost)]
 
 
 def _from_array(patient: str, number: int, image: Any, settings: ImageSettings) -> tuple[list[Found], list[str]]:

@@ -178,3 +178,65 @@ def test_class_folders_without_patients_are_refused_not_taken_for_two_patients(t
         list_source(tmp_path, SourceSettings())
     named_by_file = list_source(tmp_path, SourceSettings(patient_regex=r"(p\d.)_"))
     assert [(study.patient, study.label) for study in named_by_file.studies[:2]] == [("p0n", "normal"), ("p0v", "viral")]
+
+
+TOLD = SourceSettings(labelled=False, patient_ids="tell")  # as predictions read
+
+
+def test_doubts_whose_files_they_are_cost_a_prediction_nobody_elses_line(tmp_path: Path) -> None:
+    ct(tmp_path / "anna" / "1.dcm", "MRN-1")
+    ct(tmp_path / "anna-again" / "1.dcm", "MRN-1")
+    ct(tmp_path / "berta" / "a" / "1.dcm", "MRN-2")
+    ct(tmp_path / "berta" / "b" / "1.dcm", "MRN-3")
+    ct(tmp_path / "carla" / "1.dcm", "MRN-4")
+    listing = list_source(tmp_path, TOLD, usable=False)
+    used = dict.fromkeys(("anna", "anna-again", "carla"), "used")
+    assert named(listing) == used | {"berta": "lies with files of another person"}
+    assert listing.about.keys() == {"anna", "anna-again", "berta"}
+    assert "the same person as anna-again" in listing.about["anna"][0]
+    assert "the same person as anna," in listing.about["anna-again"][0]
+    assert "several persons" in listing.about["berta"][0] and "berta/a/1.dcm and berta/b/1.dcm" in listing.about["berta"][0]
+    assert listing.notes[-1].startswith("3 patients are not one person each") and "MRN" not in str(listing.about)
+
+
+def test_a_copied_series_in_two_folders_is_told_of_both_patients(tmp_path: Path) -> None:
+    for patient in ("anna", "berta"):
+        ct(tmp_path / patient / "1.dcm", "", SeriesInstanceUID="1.2.3")
+    listing = list_source(tmp_path, TOLD, usable=False)
+    assert named(listing) == {"anna": "used", "berta": "used"} and listing.about.keys() == {"anna", "berta"}
+
+
+def test_a_prediction_calls_a_patient_alike_alone_and_beside_others(tmp_path: Path) -> None:
+    ct(tmp_path / "anna" / "1.dcm", "MRN-1")
+    assert named(list_source(tmp_path, TOLD, usable=False)) == {"anna": "used"}
+    ct(tmp_path / "berta" / "1.dcm", "MRN-2")
+    assert named(list_source(tmp_path, TOLD, usable=False)) == {"anna": "used", "berta": "used"}
+
+
+def test_patients_below_one_folder_are_heard_of_however_broken_their_files_are(tmp_path: Path) -> None:
+    ct(tmp_path / "export" / "anna" / "1.dcm", "MRN-1")
+    ct(tmp_path / "export" / "berta" / "1.dcm", "MRN-2")
+    whole = (tmp_path / "export" / "anna" / "1.dcm").read_bytes()
+    (tmp_path / "export" / "carla").mkdir()
+    (tmp_path / "export" / "carla" / "1.dcm").write_bytes(whole[:400])
+    (tmp_path / "export" / "dora").mkdir()
+    listing = list_source(tmp_path, TOLD, usable=False)
+    assert named(listing).keys() == {"anna", "berta", "carla", "dora"} and len(listing.studies) == 2
+
+
+def test_two_without_an_id_below_one_folder_are_not_taken_for_one_patient(tmp_path: Path) -> None:
+    for name, study in (("a", "1.2.3"), ("b", "1.2.4")):
+        ct(tmp_path / "export" / name / "1.dcm", "", StudyInstanceUID=study)
+    with pytest.raises(UserError, match="PatientID is empty"):
+        list_source(tmp_path, TOLD, usable=False)
+
+
+def test_one_patient_of_whom_nothing_can_be_used_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "several" / "anna").mkdir(parents=True)
+    ct(tmp_path / "broken" / "1.dcm", "MRN-1")
+    (tmp_path / "broken" / "1.dcm").write_bytes((tmp_path / "broken" / "1.dcm").read_bytes()[:400])
+    for folder, patient in (("empty", "empty"), ("several", "anna"), ("broken", "broken")):
+        assert named(list_source(tmp_path / folder, TOLD, usable=False)).keys() == {patient}
+        with pytest.raises(UserError, match=r"no images found|nothing usable"):
+            list_source(tmp_path / folder, TOLD)

@@ -122,3 +122,18 @@ def test_patients_numbered_anew_in_each_class_folder_are_not_taken_for_one_perso
         decided(None)
     regex = re.search(r"patient-regex '(.+)'", str(caught.value))
     assert regex and "3 slices in 3 studies" in decided(regex[1]).text
+
+
+def test_a_decision_on_two_examinations_says_so_and_a_csv_that_names_the_folder_of_one_decides_on_that(
+    network: Path, tmp_path: Path
+) -> None:
+    for name in ("anna/2023/1.png", "anna/2026/1.png", "berta/1.png"):
+        picture(tmp_path / "patients" / name)
+    outcome, lines = predicted(network, tmp_path / "patients", tmp_path / "out.csv")
+    assert lines.loc["anna", "note"].startswith("decided on 2 series together: to decide on one alone, name its folder")
+    assert lines.loc["anna", "slices"] == 2 and pd.isna(lines.loc["berta", "note"])
+    assert "was replaced" not in outcome.text
+    (tmp_path / "one.csv").write_text("image,patient_id\npatients/anna/2026,anna\n")
+    (tmp_path / "again").mkdir()
+    outcome, lines = predicted(network, tmp_path / "one.csv", tmp_path / "again" / "out.csv")
+    assert lines.loc["anna", "slices"] == 1 and pd.isna(lines.loc["anna", "note"])

@@ -7,12 +7,14 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 from conftest import write_prepared
 from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from raymed.data.acquisition import Acquisition
 from raymed.data.plan import SliceSettings
@@ -189,6 +191,57 @@ def test_files_named_one_by_one_are_looked_at_in_the_order_of_their_folder_by_jo
         assert answer["slices"].tolist() == [3], way
     with pytest.raises(UserError, match="named twice"):
         model.predict(pd.concat([rows, rows[:1]]))
+
+
+def ct(path: Path, person: str, height: float = 0.0, **changes: object) -> None:
+    """pydicom's small CT as an axial slice of a person, in a series of its folder."""
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    dataset.PatientID, dataset.PatientBirthDate, dataset.PatientSex = person, "", ""
+    dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, height]
+    dataset.SeriesInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[str(path.parent)])
+    dataset.SOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[str(path)])
+    for name, value in changes.items():
+        setattr(dataset, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path)
+
+
+def test_a_patient_of_whom_nothing_can_be_used_costs_no_other_their_answer(
+    served: mlflow.pyfunc.PyFuncModel, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "1.dcm").write_bytes(b"")
+    (tmp_path / "letter.txt").write_text("")
+    asked = [(name, str(tmp_path / name)) for name in ("empty", "broken", "letter.txt")]
+    answer = ask(served, ("good", str(folder)), *asked).set_index("patient_id")
+    assert answer.loc["good", "slices"] == 3
+    for name, reason in (("empty", "an empty folder"), ("broken", "0 bytes"), ("letter.txt", "not a picture")):
+        assert pd.isna(answer.loc[name, "decision"]) and reason in answer.loc[name, "note"], name
+
+
+@pytest.mark.parametrize("image", ["{person}", "{person}/1.dcm"])
+def test_files_of_two_persons_under_one_id_get_no_decision(
+    served: mlflow.pyfunc.PyFuncModel, tmp_path: Path, image: str
+) -> None:
+    for person in ("one", "two"):
+        ct(tmp_path / person / "1.dcm", f"MRN-{person}")
+    asked = [("a", str(tmp_path / image.format(person=person))) for person in ("one", "two")]
+    (line,) = ask(served, *asked).to_dict("records")
+    assert pd.isna(line["decision"]) and "files of several persons" in line["note"] and "MRN" not in line["note"]
+
+
+def test_a_decision_on_several_series_or_one_with_slices_missing_says_so(
+    served: mlflow.pyfunc.PyFuncModel, tmp_path: Path
+) -> None:
+    for height in (0, 8, 16, 40):
+        ct(tmp_path / "gap" / f"{height}.dcm", "MRN-1", height)
+    for date in ("20230101", "20230111", ""):
+        ct(tmp_path / "two" / (date or "unknown") / "1.dcm", "MRN-2", StudyDate=date)
+    gap, two = ask(served, ("gap", str(tmp_path / "gap")), ("two", str(tmp_path / "two"))).to_dict("records")
+    assert gap["note"] == "slices are missing: 24.0 mm between 16.dcm and 40.dcm, usually 8.0 mm"
+    assert two["note"].startswith("decided on 3 series together, taken 10 days apart: to decide on one alone")
+    assert "2023" not in two["note"].split(":")[0]
 
 
 def test_an_answer_about_pictures_of_another_kind_says_so(

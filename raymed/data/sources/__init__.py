@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from raymed.data.sources import class_folders, conversations, dicom, folders, ni
 from raymed.data.sources.dicom_pixels import read_series, read_slice
 from raymed.data.sources.listing import Columns, Listing, Refusal, Slice, SourceSettings, Study, some
 from raymed.data.sources.paths import walk
+from raymed.data.sources.patients import silent_patients, with_patients
 from raymed.errors import UserError
 from raymed.job.submitted import where_it_looks
 
 __all__ = [
     "Columns",
     "Listing",
+    "NoImagesError",
     "Refusal",
     "Slice",
     "SourceSettings",
@@ -32,6 +35,11 @@ __all__ = [
     "load_study",
     "read_whole",
 ]
+
+
+class NoImagesError(UserError):
+    """A path that is there and leads to no image."""
+
 
 _FORMATS = {
     "folders": folders.list_studies,
@@ -47,7 +55,7 @@ def list_source(path: Path, settings: SourceSettings, usable: bool = True) -> Li
     """The studies of a folder or file, found by content unless `settings.format` says what it is. Decodes nothing.
 
     Args:
-        usable: whether there must be a study; else patients of whom everything is refused are enough.
+        usable: whether there must be a study; else whom a folder names is refused, or who is called as the source is.
 
     Raises:
         UserError: nothing there, nothing usable, several formats at once, or the format's own errors.
@@ -57,16 +65,36 @@ def list_source(path: Path, settings: SourceSettings, usable: bool = True) -> Li
         raise UserError(f"no such file or folder: {path}{where_it_looks()}")
     if not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is neither a file nor a folder, but a device, pipe or socket: save what it gives as a file")
-    kind = recognise(path) if settings.format == "auto" else settings.format
+    try:
+        kind = recognise(path) if settings.format == "auto" else settings.format
+    except NoImagesError:
+        if usable or path.is_file():
+            raise
+        return _without_images(path, settings)
     if settings.patients:
         if kind not in ("folders", "classes"):
             raise UserError(f"--patients says whose the images of class folders are, and {path} is read as {kind}")
         kind = "classes"
     listing = _FORMATS[kind](path, settings)
-    if not listing.studies and (usable or all(refusal.patient is None for refusal in listing.refusals)):
+    if not listing.studies and not usable:
+        own = path.stem if path.is_file() else path.name
+        return replace(listing, refusals=tuple(replace(each, patient=each.patient or own) for each in listing.refusals))
+    if not listing.studies:
         reasons = "".join(f"\n  {refusal.where}: {refusal.reason}" for refusal in listing.refusals[:10])
         raise UserError(f"{path}: nothing usable as {kind}: {len(listing.refusals)} files refused{reasons}")
     return listing
+
+
+def _without_images(path: Path, settings: SourceSettings) -> Listing:
+    """A folder in which there are no images: of the patients whose folders lie in it, or of one who is called as it is."""
+    tree, depth = walk(path), 2 if settings.labelled else 1
+    refusals = with_patients(tree.refusals, tree, depth, settings)
+    listed, named = [refusal.id for refusal in refusals], [refusal.patient for refusal in refusals]
+    refusals += silent_patients(tree, listed, named, depth, settings, "an image")
+    if not refusals:
+        reason = f"none of the files in the folder ({len(tree.files)}) is an image" if tree.files else "an empty folder"
+        refusals.append(Refusal(path.name, path.name, path.name, reason))
+    return Listing(path, "folders", (), tuple(refusals))
 
 
 def load_study(root: Path, study: Study, settings: ImageSettings) -> list[tuple[Slice, np.ndarray | Refusal]]:
@@ -135,7 +163,7 @@ def recognise(path: Path) -> str:
     if path.is_file():
         found = {name for name, is_one in _FILE_KINDS.items() if is_one(path)}
         if not found:
-            raise UserError(f"{path}: not a picture, CSV, JSON, JSONL, DICOM or NIfTI file")
+            raise NoImagesError(f"{path}: not a picture, CSV, JSON, JSONL, DICOM or NIfTI file")
         return found.pop()
     lists = [item for item in sorted(path.iterdir()) if item.is_file() and not item.name.startswith(".")]
     tables = [item for item in lists if table.names_images(item)]
@@ -151,7 +179,7 @@ def recognise(path: Path) -> str:
             if kind not in examples and _FILE_KINDS[kind](path / name):
                 examples[kind] = name
     if not examples:
-        raise UserError(f"{path}: no images found (looked for pictures, CSV, JSON, JSONL, DICOM and NIfTI files)")
+        raise NoImagesError(f"{path}: no images found (looked for pictures, CSV, JSON, JSONL, DICOM and NIfTI files)")
     if len(examples) > 1:
         listed = ", ".join(f"{kind} (e.g. {name})" for kind, name in examples.items())
         raise UserError(f"{path} holds several formats: {listed}. Choose one with --source.format")

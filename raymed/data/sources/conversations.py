@@ -96,6 +96,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     refusals: list[Refusal] = []
     studies = []
     seen: set[str] = set()
+    about: dict[str, list[str]] = {}
     for part in sets:
         rows = _read_lines(part, root, settings)
         lines_of: dict[str, int] = defaultdict(int)
@@ -140,8 +141,10 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
             make_study(patient, study, label, part.name, slices, stats) for (patient, study, label), slices in groups.items()
         ]
         notes += dicom.notes()
+        about |= dicom.about
     return Listing(
-        root, "conversations", sorted_studies(studies), tuple(refusals), (*notes, *splits.notes()), known, splits.of
+        *(root, "conversations", sorted_studies(studies), tuple(refusals), (*notes, *splits.notes()), known, splits.of),
+        about=about,
     )
 
 

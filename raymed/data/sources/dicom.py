@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from raymed.data.sources import process_pool
 from raymed.data.sources.dicom_header import Header, NotWantedError, open_file, read_header
 from raymed.data.sources.dicom_series import order
 from raymed.data.sources.listing import (
+    EXAMPLES,
     Geometry,
     Listing,
     Note,
@@ -33,7 +34,7 @@ from raymed.data.sources.listing import (
     sorted_studies,
 )
 from raymed.data.sources.paths import Tree, walk
-from raymed.data.sources.patients import Person, require_persons, silent_patients, with_patients
+from raymed.data.sources.patients import Person, compare_persons, require_persons, silent_patients, with_patients
 from raymed.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -42,12 +43,13 @@ OTHERS = (*PICTURES, ".nii", ".gz", ".csv", ".tsv", ".json", ".jsonl")  # not op
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file belongs: in which study of its series, and at which position; how large it is, and how it was taken."""
+    """Where a file belongs: in which study of its series, and at which position; how large it is, how and when taken."""
 
     study: str
     position: int
     geometry: Geometry
     modality: str | None
+    date: str = ""
 
 
 ELSEWHERE = Place("", 0, Geometry(), None)
@@ -62,14 +64,18 @@ class Sorted:
         places: path -> where it belongs, of files that can be used.
         refused: path -> reason.
         left_out: path -> reason, of files with which nothing is wrong.
-        gaps: in words.
+        gaps: path of the slice before -> in words.
+        about: what a person should know of a patient, whose the files are and what is missing.
+        doubted: patients who are not one person each.
     """
 
     persons: dict[str, Person] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    gaps: list[str] = field(default_factory=list)
+    gaps: dict[str, str] = field(default_factory=dict)
+    about: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    doubted: set[str] = field(default_factory=set)
 
     def refusals(self, names: Mapping[str, tuple[str, str, str | None]]) -> list[Refusal]:
         """What is not used; `names` gives id, where and patient of each path."""
@@ -84,7 +90,17 @@ class Sorted:
         return self.places.get(path, ELSEWHERE)
 
     def notes(self) -> tuple[str, ...]:
-        return (Note.of(f"{len(self.gaps)} gaps in series", self.gaps, 5),) if self.gaps else ()
+        gaps = [Note.of(f"{len(self.gaps)} gaps in series", list(self.gaps.values()), 5)] if self.gaps else []
+        doubts = f"{len(self.doubted)} patients are not one person each by their headers: see their notes"
+        return (*gaps, *([Note.of(doubts, sorted(self.doubted))] if self.doubted else []))
+
+    def tell_gaps(self, patients: Mapping[str, str]) -> None:
+        """Note gaps beside the patients of the paths."""
+        gaps: dict[str, list[str]] = defaultdict(list)
+        for path, words in self.gaps.items():
+            gaps[patients[path]].append(words)
+        for patient, each in gaps.items():
+            self.about[patient].append(f"slices are missing: {some(each, EXAMPLES)}")
 
 
 def is_dicom(path: Path) -> bool:
@@ -142,11 +158,12 @@ def sort_series(root: Path, headers: Iterable[Header], result: Sorted) -> None:
         ordered = order(root, members)
         result.refused |= ordered.refused
         result.left_out |= ordered.left_out
-        result.gaps += ordered.gaps
+        result.gaps |= ordered.gaps
         for number, phase in enumerate(ordered.phases, start=1):
             study = uid if len(ordered.phases) == 1 else f"{uid}/phase-{number}"
             result.places |= {
-                header.path: Place(study, at, header.geometry, header.modality) for at, header in enumerate(phase)
+                header.path: Place(study, at, header.geometry, header.modality, header.date)
+                for at, header in enumerate(phase)
             }
 
 
@@ -162,9 +179,8 @@ def sort_named(root: Path, studies: Mapping[str, tuple[str, str]], settings: Sou
     """
     headers, result = read_headers(root, (name for name in studies if is_dicom(root / name)), settings)
     patients = {header.path: studies[header.path][0] for header in headers}
-    _require_one_owner(root, headers, patients)
-    if settings.patient_ids != "folder":  # a table's patients are called as it says, whatever the headers do
-        require_persons(root, patients, result.persons)
+    strict = settings.patient_ids in ("agree", "header")  # a table's patients are called as it says, whatever headers do
+    headers = _of_one_person(root, headers, patients, result, settings, strict)
     groups: dict[tuple[str, str], list[Header]] = defaultdict(list)
     for header in headers:
         groups[studies[header.path]].append(header)
@@ -176,6 +192,7 @@ def sort_named(root: Path, studies: Mapping[str, tuple[str, str]], settings: Sou
             if place := result.places.get(header.path):
                 more = f"/{place.study}" if several and header.height is not None else ""
                 result.places[header.path] = replace(place, study=more)
+    result.tell_gaps(patients)
     return result
 
 
@@ -190,14 +207,14 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     files = tree.files if path.is_file() else {name: stat for name, stat in tree.files.items() if is_dicom(root / name)}
     others = [name for name in tree.files if name not in files]
     headers, result = read_headers(root, files, settings)
-    naming = _Naming.of(tree, result.persons, settings)
+    naming = _Naming.of(tree, result.persons, settings, {header.path for header in headers})
     patients, labels = _name_patients(path, headers, naming)
-    _require_one_owner(root, headers, patients)
-    by_label: dict[str | None, list[Header]] = defaultdict(list)  # a series under two labels is two, which is refused
+    headers = _of_one_person(root, headers, patients, result, settings, settings.patient_ids == "agree")
+    owned: dict[tuple[str | None, str], list[Header]] = defaultdict(list)  # a series under two labels is two: refused
     for header in headers:
-        by_label[labels[header.path]].append(header)
+        owned[labels[header.path], patients[header.path]].append(header)
     studies = []
-    for label, members in by_label.items():
+    for (label, patient), members in owned.items():
         sort_series(root, members, result)
         groups: dict[str, list[str]] = defaultdict(list)
         for header in members:
@@ -206,31 +223,69 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         for study, names in groups.items():
             names.sort(key=lambda name: result.places[name].position)
             slices = [
-                Slice(name, name, None, at, name, geometry=place.geometry, modality=place.modality)
+                Slice(name, name, None, at, name, geometry=place.geometry, modality=place.modality, date=place.date)
                 for at, name in enumerate(names)
                 for place in [result.places[name]]
             ]
-            studies.append(make_study(patients[names[0]], study, label, root.name, slices, files))
-    if settings.patient_ids == "agree":
-        require_persons(root, patients, result.persons)
+            studies.append(make_study(patient, study, label, root.name, slices, files))
+    result.tell_gaps(patients)
     refusals = with_patients(tree.refusals, tree, naming.depth, settings)
     refusals += result.refusals({name: (name, name, patients.get(name) or naming.patient(name)) for name in files})
     listed = [*files, *(refusal.id for refusal in tree.refusals)]
     named = [*patients.values(), *(refusal.patient for refusal in refusals)]
     refusals += silent_patients(tree, listed, named, naming.depth, settings, "a DICOM file")
     notes = (Note.of(f"{len(others)} files that are not DICOM were left out", others),) if others else ()
-    return Listing(root, "dicom", sorted_studies(studies), tuple(refusals), notes + result.notes())
+    return Listing(
+        *(root, "dicom", sorted_studies(studies), tuple(refusals), notes + result.notes()),
+        about=result.about,
+        persons=result.persons,
+    )
 
 
-def _require_one_owner(root: Path, headers: list[Header], patients: dict[str, str]) -> None:
+def _of_one_person(
+    root: Path, headers: list[Header], patients: Mapping[str, str], result: Sorted, settings: SourceSettings, strict: bool
+) -> list[Header]:
+    """Headers of patients who are one person each, as far as headers tell; who is not goes to `result`.
+
+    Args:
+        strict: a patient who is not is an error.
+
+    Raises:
+        UserError: one series is of two patients, or patients are not persons, and that is not only to be told.
+    """
     owners: dict[str, set[str]] = defaultdict(set)
     for header in headers:
         owners[header.series].add(patients[header.path])
-    for names in owners.values():
-        if len(names) > 1:
-            raise UserError(
-                f"{root}: one series is of several patients: {some(sorted(names))}. Put all of its files under one"
-            )
+    series = [sorted(names) for names in owners.values() if len(names) > 1]
+    if settings.patient_ids != "tell":
+        for names in series:
+            raise UserError(f"{root}: one series is of several patients: {some(names)}. Put all of its files under one")
+        if strict:
+            require_persons(root, patients, result.persons)
+        return headers
+    doubts = compare_persons(patients, result.persons)
+    for one, other in dict.fromkeys([*doubts.shared, *((names[0], name) for names in series for name in names[1:])]):
+        result.about[one].append(_same(other))
+        result.about[other].append(_same(one))
+        result.doubted |= {one, other}
+    for patient, (file, another) in doubts.mixed.items():
+        result.about[patient].append(several_persons(file, another))
+        result.doubted.add(patient)
+    strangers = {header.path for header in headers if patients[header.path] in doubts.mixed}
+    result.refused |= dict.fromkeys(sorted(strangers), "lies with files of another person")
+    return [header for header in headers if header.path not in strangers]
+
+
+def _same(other: str) -> str:
+    return f"the same person as {other}, or the same series, by the headers: two lines may be of one patient"
+
+
+def several_persons(file: str, another: str) -> str:
+    """Why a patient gets no decision."""
+    return (
+        f"files of several persons (PatientID, birth date or sex differ), as {file} and {another}: give each person a "
+        "folder, or a patient_id, of their own"
+    )
 
 
 def _person(dataset: pydicom.Dataset) -> Person:
@@ -255,10 +310,13 @@ class _Naming:
     ids: Mapping[str | None, str]
 
     @classmethod
-    def of(cls, tree: Tree, persons: Mapping[str, Person], settings: SourceSettings) -> _Naming:
+    def of(cls, tree: Tree, persons: Mapping[str, Person], settings: SourceSettings, usable: Set[str]) -> _Naming:
         tops = {PurePosixPath(name).parts[0] for name in (*tree.folders, *(name for name in tree.files if "/" in name))}
         labelled = settings.labelled and any(name.count("/") > 1 for name in persons)
-        naming = cls(settings, 2 if labelled else int(len(tops) > 1), persons, {})
+        depth = 2 if labelled else int(len(tops) > 1)
+        if not depth and tops and settings.patient_ids == "tell":  # a patient is called as on a day with two
+            depth = _depth({name: persons[name] for name in usable})
+        naming = cls(settings, depth, persons, {})
         ids: dict[str | None, set[str]] = defaultdict(set)
         for name, person in persons.items():
             ids[naming.folder(name)].add(person.patient_id)
@@ -282,6 +340,17 @@ class _Naming:
             return folder
         known = self.persons[name].patient_id if name in self.persons else self.ids.get(folder)
         return known or folder
+
+
+def _depth(persons: Mapping[str, Person]) -> int:
+    """The first level of folders that are one person each; 0 where PatientIDs have to tell them apart, or are missing."""
+    if not all(person.patient_id for person in persons.values()):
+        return 0
+    for depth in range(1, min((name.count("/") for name in persons), default=1) + 1):
+        doubts = compare_persons({name: posixpath.join(*PurePosixPath(name).parts[:depth]) for name in persons}, persons)
+        if not doubts.mixed and not doubts.shared:
+            return depth
+    return 0
 
 
 def _name_patients(path: Path, headers: list[Header], naming: _Naming) -> tuple[dict[str, str], dict[str, str | None]]:

@@ -56,6 +56,7 @@ TAGS = (
     "PatientBirthDate",
     "PatientSex",
     "PatientOrientation",
+    "StudyDate",
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "InstanceNumber",
@@ -93,6 +94,7 @@ class Header:
         instance: its InstanceNumber, 0 without one.
         phases: values of `PHASES`.
         geometry: its size.
+        date: its StudyDate as it is written, YYYYMMDD; empty without one.
     """
 
     path: str
@@ -105,6 +107,7 @@ class Header:
     instance: int
     phases: tuple[str, ...]
     geometry: Geometry
+    date: str = ""
 
 
 def open_file(path: Path, pixels: bool) -> pydicom.Dataset:
@@ -190,6 +193,7 @@ def _checked(header: pydicom.Dataset, path: str, derived: bool) -> Header:
         instance=int(header.get("InstanceNumber") or 0),
         phases=tuple(str(header.get(name) or "") for name in PHASES),
         geometry=_geometry(header),
+        date=str(header.get("StudyDate") or "").strip(),
     )
 
 

@@ -32,13 +32,13 @@ class Ordered:
         phases: its slices, in order; several lists where each covers the same anatomy.
         refused: path -> reason.
         left_out: path -> reason, of files with which nothing is wrong.
-        gaps: in words.
+        gaps: path of the slice before -> in words.
     """
 
     phases: list[list[Header]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    gaps: list[str] = field(default_factory=list)
+    gaps: dict[str, str] = field(default_factory=dict)
 
 
 def order(root: Path, members: Sequence[Header]) -> Ordered:
@@ -62,7 +62,7 @@ def order(root: Path, members: Sequence[Header]) -> Ordered:
     for phase in _phases(members):
         if slices := _one_at_each_height(root, phase, result):
             result.phases.append(slices)
-            result.gaps += _gaps(slices)
+            result.gaps |= _gaps(slices)
     return result
 
 
@@ -148,13 +148,15 @@ def _extent(members: list[Header]) -> float:
     return max(heights) - min(heights)
 
 
-def _gaps(slices: list[Header]) -> list[str]:
+def _gaps(slices: list[Header]) -> dict[str, str]:
     if len(slices) < 3:
-        return []
+        return {}
     distances = np.diff([header.height or 0.0 for header in slices])
     usual = float(np.median(distances))
     wide = [place for place, distance in enumerate(distances) if distance > GAP * usual]
-    return [
-        f"{distances[place]:.1f} mm between {slices[place].path} and {slices[place + 1].path}, usually {usual:.1f} mm"
+    return {
+        slices[place].path: (
+            f"{distances[place]:.1f} mm between {slices[place].path} and {slices[place + 1].path}, usually {usual:.1f} mm"
+        )
         for place in wide
-    ]
+    }

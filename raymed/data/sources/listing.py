@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from raymed.data.record import Message
 from raymed.errors import UserError
+
+if TYPE_CHECKING:
+    from raymed.data.sources.patients import Person
 
 EXAMPLES = 3  # of each reason
 
@@ -50,7 +53,8 @@ class SourceSettings:
         labelled: whether labels are read (class folders, label column, answers).
         patient_regex: a regular expression searched in each picture's path; its first group is the patient.
         patient_ids: the PatientID of DICOM files: agree means that each patient has one, and no two patients share one;
-            header calls patients by it; folder does not look at it, for files whose ids were replaced.
+            tell, as predictions have it, notes beside a patient where that is not so, and takes no files of two persons for
+            one; header calls patients by it; folder does not look at it, for files whose ids were replaced.
         patients: a CSV with the columns image and patient_id, which says whose the images of class folders are.
         root: the folder that paths in a CSV or a meta file are relative to, if not the file's own.
         columns: names of a CSV's columns, where they are not the usual ones.
@@ -64,7 +68,7 @@ class SourceSettings:
     format: Format = "auto"
     labelled: bool = True
     patient_regex: str | None = None
-    patient_ids: Literal["agree", "header", "folder"] = "agree"
+    patient_ids: Literal["agree", "tell", "header", "folder"] = "agree"
     patients: str | None = None
     root: str | None = None
     columns: Columns = field(default_factory=Columns)
@@ -126,6 +130,7 @@ class Slice:
         modality: CT, whose values are Hounsfield units, CR or DX; None of a picture, which says nothing of that.
         axes: of a slice of a volume, to where its stored axes point, such as LPS (left, back, head); None asks the file.
         mask: a file, relative to the root, that says where in the picture something lies.
+        date: of the examination, YYYYMMDD as a DICOM file writes it; empty where nothing says it.
     """
 
     id: str
@@ -138,6 +143,7 @@ class Slice:
     modality: str | None = None
     axes: str | None = None
     mask: str | None = None
+    date: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +211,8 @@ class Listing:
         notes: what a person should know, e.g. which files were left out because they are not images.
         patients_known: False where every image counts as a patient of its own for want of something better.
         splits: train, val or test of each patient, where the source states it; else empty.
+        about: what a person should know of a patient: slices that are missing, doubts whose the files are.
+        persons: of each path whose header says it.
     """
 
     root: Path
@@ -214,6 +222,8 @@ class Listing:
     notes: tuple[str, ...] = ()
     patients_known: bool = True
     splits: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    persons: Mapping[str, Person] = field(default_factory=dict)
 
 
 def by_reason(wrong: Iterable[tuple[str, str]]) -> list[str]:

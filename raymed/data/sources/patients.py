@@ -88,6 +88,19 @@ def silent_patients(
     return refusals
 
 
+@dataclass(frozen=True)
+class Doubts:
+    """Patients who are not one person each.
+
+    Attributes:
+        mixed: files of two persons, of each patient who has such.
+        shared: patients who are one person.
+    """
+
+    mixed: dict[str, tuple[str, str]]
+    shared: list[tuple[str, str]]
+
+
 def require_persons(root: Path, patients: Mapping[str, str], persons: Mapping[str, Person]) -> None:
     """Make sure that each patient is one person, and each person one patient. No id is named: ids may have to stay inside.
 
@@ -98,19 +111,34 @@ def require_persons(root: Path, patients: Mapping[str, str], persons: Mapping[st
     Raises:
         UserError: a patient has files of several persons, or a person is several patients; with files of each.
     """
-    files: dict[str, dict[Person, str]] = defaultdict(dict)  # one file for everything that is said of a patient
-    for path, patient in patients.items():
-        files[patient].setdefault(persons[path], path)
-    mixed = []
-    for patient, said in files.items():
-        one, *others = said
-        if strangers := [person for person in others if not one.may_be(person)]:
-            mixed.append(f"{patient}: {said[one]} and {said[strangers[0]]}")
-    if mixed:
+    doubts = compare_persons(patients, persons)
+    if mixed := [f"{patient}: {one} and {other}" for patient, (one, other) in doubts.mixed.items()]:
         raise UserError(
             f"{root}: {len(mixed)} patients have files of several persons (PatientID, birth date or sex differ): "
             f"{some(mixed)}. Give each person a folder; or {OPTIONS}"
         )
+    if shared := [f"{one} and {other}" for one, other in doubts.shared]:
+        raise UserError(
+            f"{root}: patients who are one person by their PatientID: {some(shared)}. A person in two splits would be a "
+            f"leak: put all into one folder; or {OPTIONS}"
+        )
+
+
+def compare_persons(patients: Mapping[str, str], persons: Mapping[str, Person]) -> Doubts:
+    """Which patients are not one person each, by their headers.
+
+    Args:
+        patients: the patient of each path.
+        persons: the person of each path, as the file says it.
+    """
+    files: dict[str, dict[Person, str]] = defaultdict(dict)  # one file for everything that is said of a patient
+    for path, patient in patients.items():
+        files[patient].setdefault(persons[path], path)
+    mixed = {}
+    for patient, said in files.items():
+        one, *others = said
+        if strangers := [person for person in others if not one.may_be(person)]:
+            mixed[patient] = said[one], said[strangers[0]]
     holders: dict[str, dict[str, Person]] = defaultdict(dict)
     for patient, said in files.items():
         for person in said:
@@ -121,14 +149,10 @@ def require_persons(root: Path, patients: Mapping[str, str], persons: Mapping[st
         seen: dict[tuple[str, str], str] = {}  # of each birth date and sex: all may have one PatientID, such as ANON
         for patient, person in owners.items():
             earlier = [seen[key] for key in product(_may_be(person.birth_date), _may_be(person.sex)) if key in seen]
-            shared += [f"{other} and {patient}" for other in earlier[:1]]
+            shared += [(other, patient) for other in earlier[:1]]
             for key in product((person.birth_date, _ANY), (person.sex, _ANY)):
                 seen.setdefault(key, patient)
-    if shared:
-        raise UserError(
-            f"{root}: patients who are one person by their PatientID: {some(shared)}. A person in two splits would be a "
-            f"leak: put all into one folder; or {OPTIONS}"
-        )
+    return Doubts(mixed, shared)
 
 
 def _may_be(said: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A CSV with one picture a line: image, patient_id, label, and optionally study, slice order and source.
+"""A CSV with one picture, or folder of them, a line: image, patient_id, label, and optionally study, slice order and source.
 
 UTF-8, with comma, semicolon or tab between the cells. Columns are found under their usual names or named in the
 settings. An apostrophe in front of what would be a formula is no part of a text. An empty label cell means that the picture
@@ -11,13 +11,15 @@ import csv
 import io
 import math
 import os
+import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raymed.data.sources.dicom import sort_named
+from raymed.data.sources.dicom import is_dicom, sort_named
+from raymed.data.sources.folders import is_picture
 from raymed.data.sources.listing import (
     Listing,
     Refusal,
@@ -28,7 +30,7 @@ from raymed.data.sources.listing import (
     some,
     sorted_studies,
 )
-from raymed.data.sources.paths import absence, file_stat, inside, read_text
+from raymed.data.sources.paths import absence, file_stat, inside, read_text, walk
 from raymed.data.sources.splits import NAMES, StatedSplits
 from raymed.errors import UserError
 from raymed.spreadsheet import original
@@ -88,7 +90,7 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
         path = found[0]
     root = Path(settings.root).expanduser().absolute() if settings.root else path.parent
     rows: dict[str, Row] = {}
-    for row in read_rows(path, root, settings):
+    for row in (each for line in read_rows(path, root, settings) for each in _files(root, line)):
         if row.path in rows:
             line = rows[row.path].line
             raise UserError(f"{path}:{row.line}: {row.path} stands on line {line} too; name each picture once")
@@ -96,6 +98,15 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     if not rows:
         raise UserError(f"{path}: has no lines below its header")
     return list_rows(path, root, rows.values(), settings)
+
+
+def _files(root: Path, row: Row) -> list[Row]:
+    """A line for each picture and DICOM file of the folder that a line names, such as one examination of a patient."""
+    folder = root / row.path
+    if not folder.is_dir():
+        return [row]
+    names = [name for name in walk(folder).files if is_picture(Path(name)) or is_dicom(folder / name)]
+    return [replace(row, path=posixpath.normpath(posixpath.join(row.path, name))) for name in names] or [row]
 
 
 def list_rows(path: Path, root: Path, rows: Iterable[Row], settings: SourceSettings) -> Listing:
@@ -140,13 +151,20 @@ def list_rows(path: Path, root: Path, rows: Iterable[Row], settings: SourceSetti
                     *(row.path, row.path, None, position, f"{path.name}:{row.line}"),
                     geometry=place.geometry,
                     modality=place.modality,
+                    date=place.date,
                 )
                 for position, row in enumerate(ordered)
                 if row.label == label
                 for place in [dicom.place(row.path)]
             ]
             studies.append(make_study(patient, study, label, sources[0], slices, stats))
-    return Listing(root, "csv", sorted_studies(studies), tuple(refusals), dicom.notes() + splits.notes(), splits=splits.of)
+    notes = dicom.notes() + splits.notes()
+    return Listing(
+        *(root, "csv", sorted_studies(studies), tuple(refusals), notes),
+        splits=splits.of,
+        about=dicom.about,
+        persons=dicom.persons,
+    )
 
 
 def read_rows(path: Path, root: Path, settings: SourceSettings) -> Iterator[Row]:
