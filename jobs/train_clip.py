@@ -21,6 +21,7 @@ from raymed.systems.clip.options import GUIDE, TrainClip
 def main(options: TrainClip) -> Outcome:
     from raymed.cluster.connection import connect
     from raymed.systems.clip.checkpoint import read_for, start_from
+    from raymed.systems.clip.conclusion import endings
     from raymed.systems.clip.output import OutputWriter
     from raymed.systems.clip.runs import RUN, Work, list_configurations
     from raymed.systems.clip.summary import summarise, summarise_finished
@@ -48,7 +49,10 @@ def main(options: TrainClip) -> Outcome:
     outputs = work.outputs()
     if options.resume_from:
         start_from(begin_with, outputs[RUN].spec, options.force)
-    with work.search.alone(), OutputWriter(outputs) as writer:
+    if options.multi_config and options.resume != "never" and not work.search.has_begun:
+        for output in outputs.values():  # what a job with other entries beside them left unfinished
+            output.take_up()
+    with work.search.alone(), OutputWriter(outputs, endings(work, outputs, wrong)) as writer:
         trials = work.search.last_trials(run_search(work.search, writer.watch))
         writer.finish({name: trial.user_attrs.get(CHECKPOINT) for name, trial in trials.items()})
     return summarise(work, outputs, trials, wrong)

@@ -26,6 +26,7 @@ from raymed.systems.clip.recipe import ClipRecipe
 from raymed.systems.clip.resume import require_same
 from raymed.training.best import Best
 from raymed.training.checkpoint import PREDICTIONS, Progress, new_name, newest_step, publish
+from raymed.training.course import Course
 from raymed.training.engine import learning_rate
 from raymed.training.spec import RunSpec
 from raymed.training.state import TrainingState, write_state
@@ -170,6 +171,17 @@ def start_from(path: Path, spec: RunSpec, force: bool = False) -> None:
         UserError: as `read_for`.
     """
     content, progress = read_for(path, spec, force)
+    _start(path, content, progress, spec)
+
+
+def take_up(path: Path, spec: RunSpec) -> None:
+    """As `start_from`, from the last file of the same run in another job, which may have come to its end."""
+    content = read(path)
+    require_same(path, content, spec, force=False)
+    _start(path, content, _progress(content), spec)
+
+
+def _start(path: Path, content: dict[str, Any], progress: Progress, spec: RunSpec) -> None:
     steps = len(spec.plan(Prepared.open(spec.data), 0).batches)
     if newest_step(spec.folder) >= progress.epoch * steps:
         log.info("the run goes on from its own checkpoint, as far as %s or further", path)
@@ -211,9 +223,7 @@ def export(path: Path, content: Mapping[str, Any], recipe: ClipRecipe, folder: P
 def _progress(content: Mapping[str, Any]) -> Progress:
     """How far a file's run got, for another run to go on from: what lay elsewhere, or was of that run alone, is left out."""
     values = content["progress"]
-    progress = Progress(**values | {"best": Best(**values["best"]), "model": "", "origin": {}})
-    progress.history[-1]["finished"] = 0.0
-    return progress
+    return Progress(**values | {"best": Best(**values["best"]), "model": "", "origin": {}})
 
 
 def _read_best(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
@@ -247,6 +257,7 @@ def _publish(path: Path, content: Mapping[str, Any], spec: RunSpec, steps: int, 
     """
     progress = _progress(content)
     progress.global_step = progress.epoch * steps
+    progress.history[-1]["finished"] = float(Course(spec.train, 0, progress).is_finished)
     name = new_name(progress.global_step, 0)
     before, schedule = content["config"]["learning_rate"], content["scheduler_state_dict"]
     rates = [rate * spec.train.lr / before for rate in schedule["base_lrs"]]

@@ -6,17 +6,19 @@ that made it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
 import torch
+from optuna.trial import TrialState
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymed.errors import UserError
@@ -24,7 +26,8 @@ from raymed.storage.folder import Folder
 from raymed.systems.clip import checkpoint as clip_checkpoint
 from raymed.systems.clip.checkpoint import BEST, LATEST
 from raymed.systems.clip.recipe import ClipRecipe
-from raymed.training.checkpoint import PREDICTIONS, Progress, copy_to_local, fetch_newest
+from raymed.systems.clip.resume import is_same
+from raymed.training.checkpoint import PREDICTIONS, PROGRESS, Progress, copy_to_local, fetch_newest, sealed_names
 from raymed.training.loop import SAVED
 from raymed.training.spec import RunSpec
 from raymed.training.state import read_state
@@ -64,6 +67,20 @@ class RunOutput:
             # the run, which keeps the best and the two newest, removed it meanwhile
             except (OSError, IndexError, KeyError, RuntimeError):
                 log.info("%s: the files of this checkpoint come with a later one", checkpoint)
+
+    def take_up(self) -> None:
+        """Go on from what another job left of the same run in the folder, if anything."""
+        with contextlib.suppress(UserError):  # none there, or another run's: this one begins
+            content = clip_checkpoint.read(self.folder / LATEST)
+            if is_same(content["config"], self.config):
+                clip_checkpoint.take_up(self.folder / LATEST, self.spec)
+
+    def best_checkpoint(self) -> str | None:
+        """Address of the run's best checkpoint, where it has one."""
+        folder = self.spec.folder
+        names = sealed_names(folder)
+        model = json.loads(folder.child(names[-1]).read(PROGRESS))["model"] if names else ""
+        return folder.child(model).uri if model else None
 
     def finish(self, best: str | None) -> None:
         """Bring the files up to date with the run's end, and draw its history."""
@@ -121,12 +138,27 @@ class RunOutput:
         return int(content["epoch"]) if content["config"] == self.config and same else 0
 
 
+class Ending(Protocol):
+    """What is done once runs have come to their end: see `raymed.systems.clip.conclusion`."""
+
+    @property
+    def outputs(self) -> Mapping[str, RunOutput]: ...
+
+    def write(self) -> None: ...
+
+
 class OutputWriter:
     """Keeps output folders up to date while a search runs, in a process of its own on this machine."""
 
-    def __init__(self, outputs: Mapping[str, RunOutput]) -> None:
-        """Args: outputs: of each run, by the run's name."""
+    def __init__(self, outputs: Mapping[str, RunOutput], endings: Sequence[Ending] = ()) -> None:
+        """
+        Args:
+            outputs: of each run, by the run's name.
+            endings: what is written as soon as all runs of a configuration have ended.
+        """
         self._outputs = outputs
+        self._under_way = {ending: set(ending.outputs) for ending in endings}
+        self._written: set[str] = set()  # runs whose ends are written
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._process: Any = ray.remote(_Writer).options(num_cpus=0, scheduling_strategy=here).remote()
         self._waiting: list[ray.ObjectRef] = []
@@ -142,6 +174,13 @@ class OutputWriter:
 
     def watch(self, spec: RunSpec, happened: str, result: Mapping[str, Any]) -> None:
         """For `run_search`."""
+        if happened == TrialState.COMPLETE.name:
+            for ending, runs in self._under_way.items():
+                if spec.name in runs:
+                    runs.discard(spec.name)
+                    if not runs:
+                        self._waiting.append(self._process.end.remote(ending))
+                        self._written |= ending.outputs.keys()
         if happened == "epoch" and SAVED in result:
             checkpoint = spec.folder.child(result[SAVED])
             self._waiting.append(self._process.update.remote(self._outputs[spec.name], checkpoint.uri))
@@ -155,7 +194,8 @@ class OutputWriter:
         Raises:
             UserError: an output folder cannot be written to.
         """
-        self._waiting += [self._process.finish.remote(self._outputs[name], each) for name, each in best.items()]
+        left = {name: each for name, each in best.items() if name not in self._written}
+        self._waiting += [self._process.finish.remote(self._outputs[name], each) for name, each in left.items()]
         try:
             ray.get(self._waiting)
         except ray.exceptions.RayTaskError as error:
@@ -171,6 +211,9 @@ class _Writer:
 
     def finish(self, output: RunOutput, best: str | None) -> None:
         output.finish(best)
+
+    def end(self, ending: Ending) -> None:
+        ending.write()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -19,15 +19,12 @@ from raymed.evaluation.patients import Patients
 from raymed.evaluation.scores import overall
 from raymed.evaluation.tables import patient_table
 from raymed.language import say
-from raymed.models.pretrained import by_contents
 from raymed.spreadsheet import to_csv
 from raymed.storage.folder import Folder
 from raymed.systems.clip.output import write_json
+from raymed.systems.clip.resume import is_same
 
 RESULT, PATIENTS, RANKING = "result.json", "patients.csv", "multi_summary"
-PRETRAINED = "pretrained"  # of a configuration: what the weights hold that it begins with, by their paths
-# of a configuration: the same is trained without them, or the recipe says it too
-_INSIGNIFICANT = ("version", "save_best", "text_encoder", PRETRAINED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +67,7 @@ class Result:
             table = pd.read_csv(io.BytesIO((folder / PATIENTS).read_bytes()), dtype={ids: str, "source": str})
         except (OSError, ValueError, KeyError):
             return None
-        held = config.get(PRETRAINED, {})
-        if _deciding(content["config"], held | content["config"].get(PRETRAINED, {})) != _deciding(config, held):
+        if not is_same(content["config"], config):
             return None
         classes = content["classes"]
         patients = Patients(
@@ -84,14 +80,6 @@ class Result:
         )
         folds = dict(zip(table[ids], table["fold"].tolist(), strict=True)) if "fold" in table else {}
         return cls(name, config, content["figures"], classes, patients, folds)
-
-
-def _deciding(config: Mapping[str, Any], held: Mapping[str, str]) -> dict[str, Any]:
-    """With what pretrained weights hold in place of their paths."""
-    deciding: dict[str, Any] = by_contents(
-        {name: value for name, value in config.items() if name not in _INSIGNIFICANT}, held
-    )
-    return deciding
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a ``.pth`` file: what has to be the same, and what has been learned otherwise so far."""
+"""Whether two configurations are the same, and whether a run may go on from a ``.pth`` file of other settings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from typing import Any
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
+from raymed.models.pretrained import by_contents
 from raymed.systems.clip.recipe import ClipRecipe
 from raymed.training.spec import RunSpec
 
 log = logging.getLogger("raymed")
+
+PRETRAINED = "pretrained"  # of a configuration: what the weights hold that it begins with, by their paths
+# of a configuration: the same is trained without them, or the recipe says it too
+_INSIGNIFICANT = ("version", "save_best", "text_encoder", PRETRAINED)
 
 FREE = {
     "epochs",
@@ -29,6 +34,20 @@ FREE = {
     "validate_steps",
 }
 """Of the training settings, what a run that goes on may change: how long, on which schedule."""
+
+
+def deciding(config: Mapping[str, Any], held: Mapping[str, str]) -> dict[str, Any]:
+    """What decides a configuration's results, with what pretrained weights hold in place of their paths."""
+    settings: dict[str, Any] = by_contents(
+        {name: value for name, value in config.items() if name not in _INSIGNIFICANT}, held
+    )
+    return settings
+
+
+def is_same(stored: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a configuration that was written down is the one that is meant."""
+    held = config.get(PRETRAINED, {})
+    return deciding(stored, held | stored.get(PRETRAINED, {})) == deciding(config, held)
 
 
 def require_same(path: Path, content: Mapping[str, Any], spec: RunSpec, force: bool) -> None:

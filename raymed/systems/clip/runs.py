@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,7 +26,8 @@ from raymed.recipes.metric import LAST, Metric
 from raymed.systems.clip.checkpoint import CONFIG, stored_texts
 from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import RunOutput, write_json
-from raymed.systems.clip.result import PRETRAINED, Result
+from raymed.systems.clip.result import Result
+from raymed.systems.clip.resume import PRETRAINED, deciding, is_same
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.search import LISTED, Search
@@ -66,6 +70,18 @@ class Configuration:
         before = f"{name}-" if name else ""
         specs = {f"{before}fold_{fold + 1}": dataclasses.replace(spec, fold=fold) for fold in folds}
         return cls(name, options, prepared, specs)
+
+    def called(self, name: str) -> Configuration:
+        """The same under another name."""
+        specs = {f"{name}{run.removeprefix(self.name)}": spec for run, spec in self.specs.items()}
+        return dataclasses.replace(self, name=name, specs=specs)
+
+    @property
+    def digest(self) -> str:
+        """Of what decides its results, wherever it stands in a file."""
+        config = self.describe()
+        settings = json.dumps(deciding(config, config[PRETRAINED]), sort_keys=True)
+        return hashlib.blake2b(settings.encode(), digest_size=3).hexdigest()
 
     @property
     def monitor(self) -> Metric:
@@ -141,15 +157,17 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
         return [Configuration.of(options)], []
     path = Path(options.config_file).expanduser()
     found: list[Configuration] = []
+    entries: dict[str, int] = {}  # by what decides them
     wrong = []
     for number, each in enumerate(read_configurations(path, options, aliases), start=1):
         try:
             if isinstance(each, UserError):
                 raise each
             each.check_modes()
-            name = f"{each.model.image_encoder}_{Path(each.model.text_encoder).name}"
-            taken = name in {other.name for other in found}
-            configuration = Configuration.of(each, f"{name}-{number}" if taken else name)
+            configuration = Configuration.of(each, f"{each.model.image_encoder}_{Path(each.model.text_encoder).name}")
+            if (digest := configuration.digest) in entries:
+                raise UserError(f"it is entry {entries[digest]} once more: leave it out, or change it")
+            entries[digest] = number
             if found and (configuration.monitor == LAST) != (found[0].monitor == LAST):
                 raise UserError(
                     "some entries have validation patients and some have none, so that they cannot be compared. Give "
@@ -161,7 +179,24 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
             log.warning("not trained: %s", wrong[-1])
     if not found:
         raise UserError("\n".join(wrong))
-    return found, wrong
+    return _named(found, Path(options.output_dir).expanduser() if options.output_dir else None), wrong
+
+
+def _named(configurations: Sequence[Configuration], output: Path | None) -> list[Configuration]:
+    """Configurations by names that they keep wherever they stand in a file, and whatever else it holds: as the folder that
+    has the same settings, or with their digest where several have the same encoders."""
+    there = {}
+    for path in sorted(output.glob(f"*/{CONFIG}")) if output else ():
+        with contextlib.suppress(OSError, ValueError):  # some other program's, or cut short
+            there[path.parent.name] = dict(json.loads(path.read_text("utf-8")))
+    titles = Counter(each.name for each in configurations)
+    named = []
+    for each in configurations:
+        config = each.describe()
+        new = f"{each.name}-{each.digest}" if titles[each.name] > 1 else each.name
+        same = (name for name, stored in there.items() if name.startswith(each.name) and is_same(stored, config))
+        named.append(each.called(next(same, new)))
+    return named
 
 
 @dataclass(frozen=True)

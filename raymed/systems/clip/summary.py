@@ -15,18 +15,17 @@ from raymed.evaluation.intervals import over_folds
 from raymed.evaluation.metrics import evaluate
 from raymed.job.job import Outcome
 from raymed.language import say
-from raymed.recipes.metric import LAST, Metric
+from raymed.recipes.metric import LAST
 from raymed.registry.fold_mean import fold_mean
 from raymed.registry.other_runs import OtherRuns
-from raymed.systems.clip.checkpoint import LISTS
+from raymed.systems.clip.conclusion import SUMMARY, as_result, conclude
 from raymed.systems.clip.judged import PER_PATIENT, Judged
-from raymed.systems.clip.output import FIGURE, RunOutput, write_json
+from raymed.systems.clip.output import FIGURE, RunOutput
 from raymed.systems.clip.result import Result, write_ranking
 from raymed.systems.clip.runs import Configuration, Work
 from raymed.tuning.study import CHECKPOINT, REASON
 
 MEAN = "folds"  # the run of the mean of a cross-validation's networks, and the folder of its checkpoint
-SUMMARY = "cv_summary.json"
 
 
 def summarise(
@@ -58,29 +57,19 @@ def summarise(
         found = figures[each.name] = {"output": str(folder), "runs": states}
         if not done:
             continue
-        histories = {name: outputs[name].history() for name in done}
-        for name, history in histories.items():
-            tracker.figure(runs[name], training_history(history), FIGURE)
-        # a run that went on from a .pth file and found nothing better has no best checkpoint of its own
-        # and of one that nobody was left to validate there is nothing to judge
+        for name in done:
+            tracker.figure(runs[name], training_history(outputs[name].history()), FIGURE)
         able = [name for name in done if CHECKPOINT in trials[name].user_attrs and each.monitor != LAST]
-        checkpoints, folders = (
-            [trials[name].user_attrs[CHECKPOINT] for name in able],
-            [outputs[name].spec.folder for name in able],
-        )
-        judged = Judged.of(each.prepared, checkpoints, each.options.seed, folders) if able else None
+        best = {name: trials[name].user_attrs[CHECKPOINT] for name in able}
+        figured, judged = conclude(each, {name: outputs[name] for name in done}, best, output)
+        found |= figured
         others = OtherRuns(0, frozenset())
         if judged:
-            found |= judged.describe()
             judged.record(tracker, parent if each.options.use_cv else runs[done[0]], each.name, folder)
         if each.options.use_cv:
-            numbers = [number for number, name in enumerate(each.specs, start=1) if name in done]
-            told = summarise_folds(each, numbers, list(histories.values()), judged)
-            write_json(folder / SUMMARY, told)
             before = f"{each.name}/" if each.name else ""
-            tracker.metrics(parent, {before + name: value for name, value in told["average_results"].items()})
+            tracker.metrics(parent, {before + name: value for name, value in found["average_results"].items()})
             tracker.text(parent, (folder / SUMMARY).read_text("utf-8"), before + SUMMARY)
-            found["average_results"] = told["average_results"]
             if judged:
                 asked_by = [runs[name] for name in able]
                 others = OtherRuns.of(tracker, each.prepared, map(str, judged.patients.ids), asked_by)
@@ -91,12 +80,10 @@ def summarise(
                 mean = fold_mean(tracker, candidates, "clip", f"{search.name}/{name}", name, into)
                 found["run_id"] = mean.run_id
         else:
-            found |= best_of(histories[done[0]], each.monitor) | {"run_id": runs[done[0]]}
+            found["run_id"] = runs[done[0]]
         lines += _lines(each, found, judged, others, brief=len(configurations) + len(work.finished) > 1)
         if judged and len(done) == len(each.specs):
-            by_fold = {patient: number + 1 for patient, number in judged.judged_by.items()} if each.options.use_cv else {}
-            classes = each.prepared.labels.names
-            results.append(Result(each.name, each.describe(), found, classes, judged.patients, by_fold))
+            results.append(as_result(each, found, judged))
             results[-1].write(output)
     failed = [name for name, trial in trials.items() if trial.state != TrialState.COMPLETE]
     lines += [say("not trained: {what}", what=each) for each in wrong]
@@ -128,47 +115,6 @@ def _trained_before(finished: Sequence[Result]) -> list[str]:
     return [
         say("{name}: trained before; its folder holds the result of the same settings", name=each.name) for each in finished
     ]
-
-
-def summarise_folds(
-    configuration: Configuration,
-    numbers: Sequence[int],
-    histories: Sequence[Mapping[str, Sequence[float]]],
-    judged: Judged | None,
-) -> dict[str, Any]:
-    """The content of cv_summary.json: each fold's last epoch and its best one, mean and population std, all patients.
-
-    Args:
-        numbers: of the folds that came to their end, from 1.
-        histories: of each of them, as in its history.json.
-    """
-    monitor = configuration.monitor
-    folds: dict[str, list[float]] = {f"fold_{name}": [history[name][-1] for history in histories] for name in LISTS}
-    folds["fold_best_val_acc"] = [max(history["val_acc"]) for history in histories]
-    if judged:
-        folds |= {f"fold_patient_{name}": values for name, values in judged.folds.items()}
-        folds |= {f"fold_last_patient_{name}": values for name, values in judged.last.items()}
-    averages = {}
-    for name, values in folds.items():
-        averages[name.replace("fold_", "avg_", 1)] = float(np.mean(values))
-        averages[name.replace("fold_", "std_", 1)] = float(np.std(values))
-    return {
-        "config": configuration.describe(),
-        "folds": list(numbers),
-        "fold_results": folds | {"fold_best_epoch": [best_of(history, monitor)["best_epoch"] for history in histories]},
-        "average_results": averages,
-        **(judged.describe() if judged else {}),
-    }
-
-
-def best_of(history: Mapping[str, Sequence[float]], monitor: Metric) -> dict[str, float]:
-    """The first epoch with the best value of the monitored metric, and its figures; the last where nobody was validated."""
-    if monitor == LAST:
-        epochs = len(history["train_loss"])
-        return {"best_epoch": epochs, "epochs": epochs, **{name: history[name][-1] for name in ("train_acc", "train_loss")}}
-    place = history[monitor.name].index(monitor.best(history[monitor.name]))
-    figures = {name: history[name][place] for name in ("val_acc", "val_loss")}
-    return {"best_epoch": place + 1, "epochs": len(history["val_acc"]), **figures}
 
 
 def _trained_anew(folds: Mapping[str, Sequence[float]]) -> str:

@@ -1,9 +1,14 @@
 """CLIP training from class folders to the guide's files: configurations, folds, a wrong entry, prediction."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,38 +91,59 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
 
 
+def of_entry(output: Path, **settings: object) -> Path:
+    """The folder of the configuration with these settings."""
+    configs = {path.parent: read(path) for path in output.glob("*/config.json")}
+    (found,) = [folder for folder, config in configs.items() if settings.items() <= config.items()]
+    return found
+
+
+def single(output: Path) -> Path:
+    return of_entry(output, learning_rate=3e-3)
+
+
+def folds(output: Path) -> Path:
+    return of_entry(output, use_cv=True)
+
+
+def unfit(output: Path) -> Path:
+    """Whose weights do not fit."""
+    return of_entry(output, learning_rate=1e-4, use_cv=False)
+
+
 def test_a_wrong_entry_and_a_failing_run_are_named_and_the_others_are_trained(done):
     output, said = done
     assert "configs.json, entry 3: unknown key 'learning_rat'" in said
-    assert re.search("^tiny_characters-5 failed: .*training has diverged", said, re.MULTILINE)
-    assert re.search("^tiny_characters failed: the weights in .* do not fit", said, re.MULTILINE)
-    names = {"tiny_characters", "tiny_characters-2", "tiny_characters-4", "tiny_characters-5"}
+    diverged = of_entry(output, learning_rate=1e30).name
+    assert re.search(f"^{diverged} failed: .*training has diverged", said, re.MULTILINE)
+    assert re.search(f"^{unfit(output).name} failed: the weights in .* do not fit", said, re.MULTILINE)
+    names = {unfit(output).name, single(output).name, folds(output).name, diverged}
     ranking = {"multi_summary.json", "multi_summary.csv"}
     assert {path.name for path in output.iterdir()} == names | ranking, "runs share a folder"
     assert "ranked by the loss of their patients" in said
     summary = read(output / "multi_summary.json")
-    assert {each["name"] for each in summary["ranking"]} == names - {"tiny_characters", "tiny_characters-5"}
+    assert {each["name"] for each in summary["ranking"]} == names - {unfit(output).name, diverged}
     assert len(summary["not_trained"]) == 3 and summary["ranking"][0]["more_loss"] is None
 
 
-def test_a_check_before_the_night_names_the_same_entries_and_computes_the_others(words):
+def test_a_check_before_the_night_names_the_same_entries_and_computes_the_others(words, done):
     with pytest.raises(UserError) as said:
         check_clip.main(parse(check_clip.CheckClip, words, aliases=GUIDE))
     found = str(said.value)
     assert "configs.json, entry 3: unknown key 'learning_rat'" in found
-    assert re.search("^tiny_characters: fails: the weights in .* do not fit", found, re.MULTILINE)
-    for name, pictures in (("tiny_characters-2", 8), ("tiny_characters-4", 12)):
+    assert re.search(f"^{unfit(done[0]).name}: fails: the weights in .* do not fit", found, re.MULTILINE)
+    for name, pictures in ((single(done[0]).name, 8), (folds(done[0]).name, 12)):
         assert re.search(rf"^{name}: .* {pictures} pictures of 32 pixels at once in .*; loss \d", found, re.MULTILINE)
 
 
 def test_texts_of_files_are_compared_on_the_patients_of_a_checkpoint(words, done, tmp_path):
     (tmp_path / "long.json").write_text(json.dumps({"正常": "肺野清晰", "肺炎": "肺野有实变"}, ensure_ascii=False), "utf-8")
-    asked = ["--checkpoint", done[0] / "tiny_characters-2" / "checkpoint_best.pth", "--texts", tmp_path / "long.json"]
+    asked = ["--checkpoint", single(done[0]) / "checkpoint_best.pth", "--texts", tmp_path / "long.json"]
     asked += ["--storage", words[words.index("--storage") + 1]]
     compared = compare_texts.main(parse(compare_texts.CompareTexts, [str(word) for word in asked], aliases=GUIDE))
     own, other = compared.data["texts"]
     assert own["accuracy"] == pytest.approx(
-        read(done[0] / "tiny_characters-2" / "result.json")["figures"]["patients"]["accuracy"]["value"]
+        read(single(done[0]) / "result.json")["figures"]["patients"]["accuracy"]["value"]
     )
     assert (own["more_loss"], other["name"]) == (None, str(tmp_path / "long.json")) and other["nearest"]["正常"][0] == "肺炎"
     assert "against the first: loss " in compared.text and "validation patients of" in compared.text
@@ -126,24 +152,19 @@ def test_texts_of_files_are_compared_on_the_patients_of_a_checkpoint(words, done
 def test_mlflow_holds_one_parent_and_one_child_for_each_run_with_its_fold(done):
     tracker = Tracker.open(f"sqlite:///{done[0].parent}/mlflow.db", "raymed-clip")
     runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
-    folds = {name: run.data.tags["raymed.fold"] for name, run in runs.items() if "mlflow.parentRunId" in run.data.tags}
-    assert folds == {
-        "tiny_characters": "",
-        "tiny_characters-2": "",
-        "tiny_characters-4-fold_1": "0",
-        "tiny_characters-4-fold_2": "1",
-        "tiny_characters-4-folds": "",
-        "tiny_characters-5": "",
-    }
+    found = {name: run.data.tags["raymed.fold"] for name, run in runs.items() if "mlflow.parentRunId" in run.data.tags}
+    one, several, diverged = single(done[0]).name, folds(done[0]).name, of_entry(done[0], learning_rate=1e30).name
+    parts = {f"{several}-fold_1": "0", f"{several}-fold_2": "1", f"{several}-folds": ""}
+    assert found == {unfit(done[0]).name: "", one: "", **parts, diverged: ""}
     assert len(runs) == 7
-    (data,) = runs["tiny_characters-4-fold_2"].inputs.dataset_inputs
+    (data,) = runs[f"{several}-fold_2"].inputs.dataset_inputs
     assert data.tags[0].value == "training without fold 1"
-    assert runs["tiny_characters"].info.status == runs["tiny_characters-5"].info.status == "FAILED"
-    assert runs["tiny_characters-2"].info.status == "FINISHED"
+    assert runs[unfit(done[0]).name].info.status == runs[diverged].info.status == "FAILED"
+    assert runs[one].info.status == "FINISHED"
 
 
 def test_a_single_run_leaves_the_guide_s_files(done):
-    folder = done[0] / "tiny_characters-2"
+    folder = single(done[0])
     files = {"config.json", "confusion_matrix.png", "result.json", "patients.csv"}
     assert {path.name for path in folder.iterdir()} == RUN | files, "n_splits alone must not make folds"
     config, history = read(folder / "config.json"), read(folder / "history.json")
@@ -160,7 +181,7 @@ def test_a_single_run_leaves_the_guide_s_files(done):
 
 
 def test_folds_leave_a_folder_each_and_a_summary(done):
-    folder = done[0] / "tiny_characters-4"
+    folder = folds(done[0])
     files = {"config.json", "cv_summary.json", "confusion_matrix.png", "result.json", "patients.csv"}
     assert {path.name for path in folder.iterdir()} == files | {"fold_1", "fold_2"}
     histories = []
@@ -202,10 +223,10 @@ def test_folds_are_registered_as_the_mean_of_their_networks_with_the_figures_of_
     tracking = f"sqlite:///{done[0].parent}/mlflow.db"
     (run,) = re.findall(r"the mean of its networks: python jobs/promote.py (\w+)", done[1])
     promoted = promote.main(parse(promote.Promote, [run, "--tracking-uri", tracking, "--storage", str(tmp_path)], True))
-    summary = read(done[0] / "tiny_characters-4" / "cv_summary.json")
+    summary = read(folds(done[0]) / "cv_summary.json")
     assert promoted.data["figures"]["calibrated_val_accuracy"] == pytest.approx(summary["patients"]["accuracy"]["value"])
     outputs = []
-    for model in (promoted.data["model"], done[0] / "tiny_characters-4"):
+    for model in (promoted.data["model"], folds(done[0])):
         arguments = ["--model", model, "--input", images, "--tracking-uri", tracking]
         outputs.append(tmp_path / f"{len(outputs)}.csv")
         arguments = [*arguments, "--out", outputs[-1], "--storage", tmp_path]
@@ -226,26 +247,69 @@ def test_the_same_command_trains_only_what_failed_again(words, done):
     before = trials_of_runs(done[0])
     with pytest.raises(UserError, match="entry 3"):
         train_clip.main(parse(TrainClip, words, aliases=GUIDE))
-    assert {name for name, *_ in trials_of_runs(done[0]) - before} == {"tiny_characters", "tiny_characters-5"}
+    assert {name for name, *_ in trials_of_runs(done[0]) - before} == {
+        unfit(done[0]).name,
+        of_entry(done[0], learning_rate=1e30).name,
+    }
 
 
-def test_an_entry_that_is_mended_is_trained_and_the_others_are_not_trained_again(words, done):
-    mended = [*CONFIGS[:2], SMALL | {"learning_rate": 1e-3, "n_splits": 2, "save_best": False}, CONFIGS[3]]
+def test_an_entry_that_is_mended_and_put_first_is_trained_and_the_others_are_not_trained_again(words, done):
+    mended = [SMALL | {"learning_rate": 1e-3, "n_splits": 2, "save_best": False}, CONFIGS[3], CONFIGS[1]]
     (done[0].parent / "mended.json").write_text(json.dumps(mended, ensure_ascii=False), "utf-8")
     before = trials_of_runs(done[0])
     outcome = train_clip.main(parse(TrainClip, [*words[:-1], str(done[0].parent / "mended.json")], aliases=GUIDE))
-    assert {name for name, *_ in trials_of_runs(done[0]) - before} == {"tiny_characters", "tiny_characters-3"}
-    assert "tiny_characters-2: trained before" in outcome.text and "tiny_characters-4: trained before" in outcome.text
-    assert (done[0] / "tiny_characters" / "checkpoint_best.pth").is_file()
-    assert [path.name for path in (done[0] / "tiny_characters-3").glob("*.pth")] == ["checkpoint_latest.pth"]
+    assert {name for name, *_ in trials_of_runs(done[0]) - before} == {(new := of_entry(done[0], learning_rate=1e-3)).name}
+    for folder in (single(done[0]), folds(done[0])):
+        assert f"{folder.name}: trained before" in outcome.text
+    assert [path.name for path in new.glob("*.pth")] == ["checkpoint_latest.pth"]
     names = {each["name"] for each in read(done[0] / "multi_summary.json")["ranking"]}
-    assert names == {"tiny_characters", "tiny_characters-2", "tiny_characters-3", "tiny_characters-4"}
+    assert names == {single(done[0]).name, folds(done[0]).name, new.name}
     again = train_clip.main(parse(TrainClip, [*words[:-1], str(done[0].parent / "mended.json")], aliases=GUIDE))
     assert set(again.data["configurations"]) == names
 
 
+def test_an_interrupted_night_has_a_summary_and_a_longer_list_goes_on_with_it(images, tmp_path):
+    quick, endless = SMALL | {"learning_rate": 3e-3}, SMALL | {"epochs": 100_000}
+    path, output = tmp_path / "configs.json", tmp_path / "out"
+    words = ["--data-dir", images, "--storage", tmp_path, "--output-dir", output, "--multi-config", "--config-file", path]
+
+    def train(entries: list[dict], until: Callable[[], bool]) -> None:
+        """Interrupted as soon as `until` holds, as by Ctrl-C."""
+        path.write_text(json.dumps(entries), "utf-8")
+
+        def interrupt() -> None:
+            while not until():
+                time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt, daemon=True)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            train_clip.main(parse(TrainClip, [str(word) for word in words], aliases=GUIDE))
+
+    def latest(**settings: object) -> dict:
+        try:
+            return checkpoint.read(of_entry(output, **settings) / "checkpoint_latest.pth")
+        except (ValueError, OSError, UserError):
+            return {"epoch": 0}
+
+    def ranked() -> int:
+        path = output / "multi_summary.json"
+        return len(read(path)["ranking"]) if path.is_file() else 0
+
+    train([quick, endless], lambda: ranked() == 1 and latest(epochs=100_000)["epoch"] > 0)
+    ended = of_entry(output, learning_rate=3e-3)
+    assert set(read(ended / "result.json")["figures"]) >= {"best_epoch", "patients", "confusion"}
+    trained, before = ended / "checkpoint_latest.pth", latest(epochs=100_000)
+    at = trained.stat().st_mtime_ns
+    longer = [SMALL | {"learning_rate": 1e-3}, endless, quick]
+    train(longer, lambda: ranked() == 2 and latest(epochs=100_000)["epoch"] > before["epoch"])
+    assert trained.stat().st_mtime_ns == at
+    assert latest(epochs=100_000)["history"]["train_loss"][: before["epoch"]] == before["history"]["train_loss"]
+
+
 def test_a_run_goes_on_from_a_file_into_another_folder_and_its_best_stays_until_a_better_one(images, done, tmp_path):
-    before = Path(shutil.copytree(done[0] / "tiny_characters-2", tmp_path / "before"))
+    before = Path(shutil.copytree(single(done[0]), tmp_path / "before"))
     for file in before.glob("*.pth"):
         content = checkpoint.read(file)
         content["progress"]["best"] |= {"value": 101.0, "mark": 101.0}  # no later epoch can be better
@@ -271,18 +335,16 @@ def test_a_run_goes_on_from_a_file_into_another_folder_and_its_best_stays_until_
 
 
 def test_beginning_again_does_not_remove_the_file_that_it_begins_with(images, words, done):
-    file = done[0] / "tiny_characters-2" / "checkpoint_latest.pth"
-    single = [
-        *("--data-dir", images, "--storage", done[0].parent, "--image-encoder", "tiny", "--text-encoder", "characters")
-    ]
-    single += [*("--embed-dim", 16, "--img-size", 32, "--resume", "never", "--resume-from", file)]
+    file = single(done[0]) / "checkpoint_latest.pth"
+    begin = [*("--data-dir", images, "--storage", done[0].parent, "--image-encoder", "tiny", "--text-encoder", "characters")]
+    begin += [*("--embed-dim", 16, "--img-size", 32, "--resume", "never", "--resume-from", file)]
     with pytest.raises(UserError, match="copy it out of"):
-        train_clip.main(parse(TrainClip, [str(word) for word in single], aliases=GUIDE))
+        train_clip.main(parse(TrainClip, [str(word) for word in begin], aliases=GUIDE))
     assert file.exists()
 
 
 def test_images_are_predicted_from_a_file_with_a_line_each(images, words, done, tmp_path):
-    model = done[0] / "tiny_characters-2" / "checkpoint_best.pth"
+    model = single(done[0]) / "checkpoint_best.pth"
     arguments = ["--model", model, "--input", images, "--out", tmp_path / "out.csv", "--storage", tmp_path]
     options = parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE)
     predict_clip.main(options)
@@ -298,7 +360,7 @@ def test_pictures_without_labels_are_predicted_however_they_come(images, done, t
     for place in ("flat/a.png", "flat/deep/er/b.png"):
         (tmp_path / place).write_bytes(picture)
     (tmp_path / "flat.csv").write_text("image,patient_id\nflat/a.png,P7\n")
-    model = done[0] / "tiny_characters-2" / "checkpoint_best.pth"
+    model = single(done[0]) / "checkpoint_best.pth"
     for given, patients in (("flat", ["a.png", "deep/er/b.png"]), ("flat/a.png", ["a.png"]), ("flat.csv", ["P7"])):
         arguments = ["--model", model, "--input", tmp_path / given, "--out", tmp_path / "out.csv", "--storage", tmp_path]
         predict_clip.main(parse(predict_clip.PredictClip, [str(word) for word in arguments], aliases=predict_clip.GUIDE))
