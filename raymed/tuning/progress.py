@@ -47,6 +47,7 @@ class Progress:
         )
         self._tasks: dict[int, TaskID] = {}
         self._quiet_until: dict[int, float] = {}
+        self._steps: dict[int, tuple[int, int]] = {}  # trained when a trial was validated last, and in all
         self._live = sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
@@ -71,6 +72,7 @@ class Progress:
         elif happened == "epoch":
             where, says = self._where(trial, result), "  ".join(self._figures(self._spec(trial), result))
             self._quiet_until[number] = time.monotonic() + QUIET
+            self._steps[number] = int(result.get("global_step", 0)), int(result.get(TOTAL_STEPS, 0))
             if self._live:
                 self._move(trial, result["global_step"], result[TOTAL_STEPS], f"{where}  {says}")
                 self._bars.update(self._total, completed=self._finished(), says=self._summary())
@@ -89,10 +91,19 @@ class Progress:
                 log.info("%s  %s%s", self._label(trial), words, f": {reason}" if reason else "")
 
     def _early_stop(self, trial: FrozenTrial) -> str:
-        """Why a run that was trained to its end has fewer epochs than it might have had; empty where it has all."""
+        """Why a run that was trained to its end has fewer steps than it might have had; empty where it has all."""
         spec = self._spec(trial)
-        if not spec.train.patience or spec.train.steps or spec.train.validate_steps or trial.last_step == spec.train.epochs:
+        step, steps = self._steps.get(trial.number, (0, 0))  # none where the end alone was told again
+        if not spec.train.patience or step == steps:
             return ""
+        if spec.train.steps or spec.train.validate_steps:
+            return say(
+                "early stopping after step {step} of {steps}, {patience} validations without a better {metric}",
+                step=step,
+                steps=steps,
+                patience=spec.train.patience,
+                metric=spec.watched.name,
+            )
         return say(
             "early stopping after epoch {epoch} of {epochs}, {patience} epochs without a better {metric}",
             epoch=trial.last_step,

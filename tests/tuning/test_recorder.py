@@ -43,7 +43,8 @@ def open_recorder(search: Search, study: Study) -> tuple[Recorder, Tracker, str]
 
 
 def report(study: Study, number: int, epoch: int) -> dict[str, Any]:
-    result = {"epoch": epoch, "val_loss": 0.5 / epoch, "best_val_loss": 0.5 / epoch, "best_epoch": epoch, "seconds": 1.0}
+    result = {"epoch": epoch, "val_loss": 0.5 / epoch, "best_val_loss": 0.5 / epoch, "seconds": 1.0}
+    result |= {"best_epoch": epoch, "best_global_step": epoch}
     study.report(number, epoch, {**result, "model": f"/checkpoints/{epoch}"})
     return result | {"val_accuracy": 0.75}
 
@@ -76,6 +77,33 @@ def shown(search: Search) -> dict[str, tuple[str, str | None, list[int]]]:
         )
         for key, run in tracker.children(str(tracker.find(search.name))).items()
     }
+
+
+@pytest.mark.parametrize(
+    ("counted", "told"),
+    [
+        ({"epochs": 50}, "early stopping after epoch 2 of 50, 1 epochs without a better val_loss"),
+        ({"steps": 500}, "early stopping after step 20 of 500, 1 validations without a better val_loss"),
+        ({"steps": 500, "validate_steps": 10}, "early stopping after step 20 of 500, 1 validations"),
+    ],
+)
+def test_early_stopping_is_told_whatever_a_run_is_counted_in(
+    search: Search, caplog: pytest.LogCaptureFixture, counted: dict[str, int], told: str
+) -> None:
+    train = TrainSettings(patience=1, **counted)  # type: ignore[arg-type]
+    search = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train))
+    study = search.open_study()
+    recorder, _, _ = open_recorder(search, study)
+    study.ask(search.budget)
+    with caplog.at_level("INFO", "raymed"):
+        for epoch in (1, 2):
+            at = {"global_step": 10 * epoch, TOTAL_STEPS: 500}
+            point = 10 * epoch if train.validate_steps else epoch
+            recorder.observe(0, "epoch", report(study, 0, point) | at | {"epoch": epoch})
+        study.tell(0, TrialState.COMPLETE)
+        recorder.observe(0, "COMPLETE", {})
+    recorder.close()
+    assert told in caplog.text
 
 
 def test_an_end_that_was_lost_between_the_study_and_the_outbox_is_told_by_the_next_process(search: Search) -> None:

@@ -13,13 +13,15 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.models.pretrained import by_contents
 from raymed.systems.clip.recipe import ClipRecipe
+from raymed.tracking.names import flatten
 from raymed.training.spec import RunSpec
 
 log = logging.getLogger("raymed")
 
 PRETRAINED = "pretrained"  # of a configuration: what the weights hold that it begins with, by their paths
 # of a configuration: the same is trained without them, or the recipe says it too
-_INSIGNIFICANT = ("version", "save_best", "text_encoder", PRETRAINED)
+PREPARED = "prepare"  # likewise: how its data were prepared, which their digest says too
+_INSIGNIFICANT = ("version", "save_best", "text_encoder", PRETRAINED, PREPARED)
 
 FREE = {
     "epochs",
@@ -66,10 +68,13 @@ def require_same(path: Path, content: Mapping[str, Any], spec: RunSpec, force: b
     theirs, ours = sorted(content["class_to_idx"], key=content["class_to_idx"].get), list(recipe.names)
     if theirs != ours:
         raise UserError(f"{path} knows the classes {', '.join(theirs)}, and the data have {', '.join(ours)}")
+    prepared, config = Prepared.open(spec.data), content["config"]
+    others = config["data_digest"] != prepared.digest
     differences = list(_fixed(content, spec, recipe))
+    differences += _prepared_otherwise(config.get(PREPARED, {}), prepared.manifest.settings) if others else []
     if differences:
         raise UserError(f"{path} cannot be gone on from: {'; '.join(differences)}. Give what it was trained with")
-    if content["config"]["data_digest"] != Prepared.open(spec.data).digest:
+    if others:
         raise UserError(
             f"{path} was trained on other images, patients or splits: what it has learned may be validated "
             "on here. Give the --data-dir, --split, --n-splits and --patients that it was trained with"
@@ -92,6 +97,8 @@ def _fixed(content: Mapping[str, Any], spec: RunSpec, recipe: ClipRecipe) -> Ite
         ("--image-encoder", config["image_encoder"], recipe.model.image_encoder),
         ("--text-encoder", Path(config["text_encoder"]).name, Path(recipe.model.text_encoder).name),  # wherever it lies now
         ("--embed-dim", config["embed_dim"], recipe.model.embed_dim),
+        ("--model.freeze_image", stored["model"]["freeze_image"], recipe.model.freeze_image),
+        ("--model.freeze_text", stored["model"]["freeze_text"], recipe.model.freeze_text),
         ("--model.text_lr_scale", stored["model"]["text_lr_scale"], recipe.model.text_lr_scale),
         ("--train.monitor", config.get("train", {}).get("monitor", config["early_stopping_monitor"]), spec.train.monitor),
         ("--early-stopping-monitor", config["early_stopping_monitor"], spec.watched.name),
@@ -101,6 +108,16 @@ def _fixed(content: Mapping[str, Any], spec: RunSpec, recipe: ClipRecipe) -> Ite
     ):
         if before != now:
             yield f"{flag} was {before!r}, and is {now!r}"
+
+
+def _prepared_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs in how pictures became data, by the flags that say it."""
+    flags = {"split.weights": "--split", "split.folds": "--n-splits"}
+    earlier, current = dict(flatten(before)), dict(flatten(now))
+    for name in sorted(earlier.keys() & current.keys() - {"seed", "image.size"}):  # which are told by their own flags
+        if earlier[name] != current[name]:
+            flag = flags.get(name, "--" + name.replace("_", "-"))
+            yield f"{flag} was {earlier[name]}, and is {current[name]}"
 
 
 def _learned(content: Mapping[str, Any], spec: RunSpec, recipe: ClipRecipe) -> Iterator[tuple[str, Any, Any]]:

@@ -27,7 +27,7 @@ from raymed.systems.clip.checkpoint import CONFIG, stored_texts
 from raymed.systems.clip.options import TrainClip
 from raymed.systems.clip.output import RunOutput, write_json
 from raymed.systems.clip.result import Result
-from raymed.systems.clip.resume import PRETRAINED, deciding, is_same
+from raymed.systems.clip.resume import PREPARED, PRETRAINED, deciding, is_same
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.search import LISTED, Search
@@ -136,6 +136,7 @@ class Configuration:
             "version": version("raymed"),
             "recipe": spec.recipe.settings(),
             PRETRAINED: dict(spec.pretrained),
+            PREPARED: self.prepared.manifest.settings,
             "train": asdict(train),
             "slices": asdict(options.slices),
             "fold": options.fold,

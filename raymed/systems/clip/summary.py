@@ -220,7 +220,7 @@ def _lines(
         ]
     else:
         train = configuration.options.train
-        early = found["epochs"] < train.epochs and not train.steps
+        early = found["epochs"] < next(iter(configuration.specs.values())).length(configuration.prepared)
         ended = ""
         if early:
             ended = say(

@@ -343,6 +343,17 @@ def test_beginning_again_does_not_remove_the_file_that_it_begins_with(images, wo
     assert file.exists()
 
 
+def test_a_file_that_does_not_fit_is_refused_by_the_flags_that_differ(images, done):
+    file = single(done[0]) / "checkpoint_latest.pth"
+    words = ["--data-dir", images, "--storage", done[0].parent, "--image-encoder", "tiny", "--text-encoder", "characters"]
+    words += ["--embed-dim", 16, "--img-size", 32, "--resume-from", file, "--epochs", 3, "--dry-run"]
+    words += ["--n-splits", 3, "--split", "60/40/0", "--patient-regex", r"(\d+)", "--model.freeze_text", "true"]
+    with pytest.raises(UserError) as told:
+        train_clip.main(parse(TrainClip, [str(word) for word in words], aliases=GUIDE))
+    flags = ("--model.freeze_text was False", "--n-splits was 2", "--split was 80/20/0", "--patient-regex was None")
+    assert all(flag in str(told.value) for flag in flags), told.value
+
+
 def test_images_are_predicted_from_a_file_with_a_line_each(images, words, done, tmp_path):
     model = single(done[0]) / "checkpoint_best.pth"
     arguments = ["--model", model, "--input", images, "--out", tmp_path / "out.csv", "--storage", tmp_path]
