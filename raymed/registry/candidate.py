@@ -19,14 +19,14 @@ from raymed.evaluation.predict import chosen_rows
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.storage.folder import Folder
 from raymed.storage.seal import check_seal
-from raymed.training.checkpoint import PROGRESS, checkpoint_names, copy_to_local, sealed_names, step_of
+from raymed.training.checkpoint import PROGRESS, copy_to_local, sealed_names, step_of
 
 if TYPE_CHECKING:
     from raymed.tracking.tracker import Tracker
 
 LEFT = (
-    "was saved by a run that was told to leave: training goes on from it, and it holds no network to use. Give the run's "
-    "command again; its next checkpoint, after a validation or by train.checkpoint_steps, holds one"
+    "was saved by a run that was ended while it left: training goes on from it, and it holds no network to use. Give the "
+    "run's command again, and end it by one Ctrl-C once it trains: it leaves a checkpoint that holds one"
 )
 CHECKPOINT, FOLDER = "raymed.checkpoint", "raymed.folder"  # tags of a run
 DATA, DATA_DIGEST, FOLD = "raymed.data", "raymed.data_digest", "raymed.fold"  # likewise
@@ -98,7 +98,7 @@ class Candidate:
         if missing == [CHECKPOINT] and left is not None:
             raise UserError(
                 f"the run {run_id} ({run.name}, {run.status}) ended before its first validation, so none of its checkpoints "
-                f"is the best. Name one by its --step; in {left.uri} lie {', '.join(checkpoint_names(left)) or 'none yet'}"
+                f"is the best. {_newest(run_id, left)}"
             )
         if missing == [DATA_DIGEST]:
             raise UserError(
@@ -219,6 +219,15 @@ class Refit:
     checkpoint: str
     splits: tuple[str, ...]
     folds: tuple[str, ...] = ()
+
+
+def _newest(run_id: str, run: Folder) -> str:
+    """What to do about a run that has no best checkpoint."""
+    names = sealed_names(run)
+    if not names:
+        return f"There is none in {run.uri} yet: give the run's command again"
+    step, uri = step_of(names[-1]), run.child(names[-1]).uri
+    return f"The newest is taken by: python jobs/promote.py {run_id} --step {step}; it is {uri}"
 
 
 def _at_step(run: Folder, step: int) -> str:

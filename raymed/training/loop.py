@@ -170,7 +170,7 @@ class Run:
                 self._complete_checkpoint()
             elif self.progress.global_step > self.saved_step:
                 self._checkpoint_between_validations(usable=False)  # there are two minutes, and large networks fill them
-                self._complete_checkpoint()
+                self.saving.add_network(self._complete_checkpoint())
             if leave.notice == Notice.MACHINE:
                 raise Preempted(f"told to leave after step {self.saved_step}") from None
         finally:
@@ -374,8 +374,8 @@ class Run:
         progress.saved, progress.workers, progress.origin = progress.saved + 1, self.workers, self.spec.origin()
         return self.saving.begin(progress.global_step, progress.saved, usable)
 
-    def _complete_checkpoint(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Make a checkpoint of what was saved, then report.
+    def _complete_checkpoint(self, metrics: Mapping[str, Any] | None = None) -> str:
+        """Make a checkpoint of what was saved, then report; its name.
 
         Args:
             metrics: of the validation that it belongs to; one between two tells where the run stands by now.
@@ -386,6 +386,7 @@ class Run:
             self.retention.add(name, self.progress.model)
         stands = {"epoch": self.progress.epoch, "global_step": self.progress.global_step}
         self._report({**(stands if metrics is None else metrics), SAVED: name})
+        return name
 
     def _fetch_newest(self, into: Path) -> Path | None:
         newest = fetch_newest(self.spec.folder, into)

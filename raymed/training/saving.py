@@ -140,6 +140,29 @@ class Saving:
                 raise
         return checkpoint.name
 
+    def add_network(self, name: str) -> None:
+        """Put the network beside the state of a checkpoint that lacks it, as it is loaded without DeepSpeed. Whoever is
+        killed meanwhile, or finds no room, leaves the state, from which training goes on.
+        """
+        with scratch(self._run, self._engine.worker) as folder:
+            write = self._engine.export(folder / "model")
+
+            def bring() -> None:
+                try:
+                    write()
+                except (OSError, RuntimeError) as error:
+                    refuse_full(error)
+                    raise
+                if self._engine.worker == 0:
+                    upload(folder, self._run, name)
+
+            try:
+                self._agreement.reach(bring)
+            except StorageError:
+                if self._engine.worker == 0:
+                    with contextlib.suppress(OSError):
+                        self._run.delete(f"{name}/model")
+
     def abandon(self) -> None:
         """The run ends before its time: what is under way will be no checkpoint."""
         if self._under_way is None:

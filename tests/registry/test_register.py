@@ -115,7 +115,9 @@ def test_the_checkpoint_of_a_step_is_taken_where_it_is_named(tracker: Tracker, c
     assert "/step-00000008-000003-" in Candidate.of_run(tracker, run, 8).checkpoint, "the last one of it"
     with pytest.raises(UserError, match=r"no checkpoint of step 6 in .* which holds step-00000004-000001-"):
         Candidate.of_run(tracker, run, 6)
-    with pytest.raises(UserError, match=r"before its first validation.*--step; in .* lie step-00000004"):
+    with pytest.raises(
+        UserError, match=r"before its first validation.*promote.py \w+ --step 8; it is .*step-00000008-000003-"
+    ):
         Candidate.of_run(tracker, run)
 
 
@@ -388,7 +390,9 @@ def test_a_checkpoint_that_a_run_left_in_a_hurry_says_how_to_get_one_that_can_be
         lambda: assess_and_register(tracker, replace(candidate, checkpoint=str(left))),
         lambda: resolve_model(str(left), tracker),
     ):
-        with pytest.raises(UserError, match=r"step-00000008-\S+ was saved by a run that was told to leave.* command again"):
+        with pytest.raises(
+            UserError, match=r"step-00000008-\S+ was saved by a run that was ended while it left.* command again"
+        ):
             ask()
 
 

@@ -347,7 +347,7 @@ def test_a_file_that_does_not_fit_is_refused_by_the_flags_that_differ(images, do
     file = single(done[0]) / "checkpoint_latest.pth"
     words = ["--data-dir", images, "--storage", done[0].parent, "--image-encoder", "tiny", "--text-encoder", "characters"]
     words += ["--embed-dim", 16, "--img-size", 32, "--resume-from", file, "--epochs", 3, "--dry-run"]
-    words += ["--n-splits", 3, "--split", "60/40/0", "--patient-regex", r"(\d+)", "--model.freeze_text", "true"]
+    words += ["--n-splits", 3, "--split", "60/40/0", "--patient-regex", r"(.+)\.png", "--model.freeze_text", "true"]
     with pytest.raises(UserError) as told:
         train_clip.main(parse(TrainClip, [str(word) for word in words], aliases=GUIDE))
     flags = ("--model.freeze_text was False", "--n-splits was 2", "--split was 80/20/0", "--patient-regex was None")
