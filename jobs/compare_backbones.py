@@ -1,7 +1,7 @@
 """Which image backbone is the better one for a task: the same labelled pictures asked about, each among the others.
 
-    python jobs/compare_backbones.py --models InternVL2_5-1B VIT --input PREPARED --split val
-    python jobs/compare_backbones.py --models VIT models:/raymed-vitp@champion OTHER --input IMAGES
+    python jobs/compare_backbones.py InternVL2_5-1B VIT --input PREPARED --split val
+    python jobs/compare_backbones.py VIT models:/raymed-vitp@champion OTHER --input IMAGES
 
 The first is the one that the others are compared with, query by query. Pictures of the query's own patient are left out.
 IMAGES are labelled as jobs/extract_features.py reads them.
@@ -10,6 +10,7 @@ IMAGES are labelled as jobs/extract_features.py reads them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
@@ -22,12 +23,15 @@ class CompareBackbones(JobOptions, Input):
     """Options of comparing backbones.
 
     Attributes:
-        models: ViTs (jobs/extract_vit.py), or models that have one: folders, files, models:/NAME@ALIAS, runs:/RUN_ID.
+        models: Two or more, also without the option's name: ViTs (jobs/extract_vit.py), or models that have one: folders,
+            files, models:/NAME@ALIAS, runs:/RUN_ID.
         top_k: Which Top-k; mAP is that of the largest.
         features: Which layer, and how it becomes one vector.
         micro_batch: Pictures that a ViT sees at once.
         bootstrap: Resamples of patients behind each interval.
     """
+
+    BARE: ClassVar[tuple[str, ...]] = ("models",)
 
     models: list[str]
     top_k: list[int] = field(default_factory=lambda: [1, 5])

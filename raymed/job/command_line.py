@@ -193,8 +193,10 @@ def _epilog(options_type: type, aliases: Aliases, everything: bool) -> str:
 
 def _named(arguments: Sequence[str], bare: Sequence[str]) -> list[str]:
     """The words with those that begin a command line without names under the names of the options that a class calls `BARE`:
-    all of these, as a guide's command has them, or none."""
+    all of these, as a guide's command has them, or none. A single option takes them all, as a list does."""
     count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if len(bare) == 1 and count:
+        return [f"--{bare[0]}", *arguments]
     if not bare or count != len(bare):
         return list(arguments)
     return [part for name, word in zip(bare, arguments, strict=False) for part in (f"--{name}", word)] + [*arguments[count:]]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from raymed.registry.assessment import Assessment, AssessmentSettings
     from raymed.registry.candidate import Candidate
 
+TOKENS = "tokens"
+
 Predictions = dict[str, Any]
 """By name a value for every row: an array [rows, ...], a list of texts, or a list of pictures, uint8 [height, width] or
 [height, width, 3], each of its own size."""
@@ -82,7 +84,8 @@ class Loss:
     has no units in a global batch counts as nothing.
 
     `sums[name]` is (sum, count); the loop adds both over micro-batches and workers and logs sum / count. A sum may be a
-    scalar on the device: it is read with all others, once a step.
+    scalar on the device: it is read with all others, once a step. `sums[TOKENS]`, of a language model, is how many tokens it
+    reads (of texts, and of pictures that lie among them), with a count of 0: they are told a second.
     """
 
     terms: dict[str, LossTerm]

@@ -68,7 +68,10 @@ class SystemOptions(JobOptions, ABC):
 
     MATTERS: ClassVar[tuple[str, ...]] = (*("name", "resume", "workers", "fold", "train.global_batch", "train.lr"),)
     CAN_REFIT: ClassVar[bool] = False  # whether test patients say what a winner was worth before it is trained on them
-    ALIASES: ClassVar[Aliases] = {"start.from": Alias("start.weights")}  # `from` is a word of Python's
+    ALIASES: ClassVar[Aliases] = {
+        "start.from": Alias("start.weights"),  # `from` is a word of Python's
+        "max-steps": Alias("train.steps"),  # as trainers call it
+    }
 
     phantom: PhantomSettings = field(default_factory=PhantomSettings)
     name: str = ""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from raymed.recipes.recipe import TOKENS
 from raymed.training.engine import StepFigures
 from raymed.training.means import means
 
@@ -27,7 +28,7 @@ class StepLog:
         """Training goes on after a validation."""
         self._begun = self._read = time.perf_counter()
         self._paused = self._begun - self._ended
-        self._waited, self._records, self._unread = 0.0, 0, 0
+        self._waited, self._records, self._unread, self._tokens = 0.0, 0, 0, 0.0
 
     def waiting(self, batches: Iterator[Item]) -> Item | None:
         """The next of them, or None at the end; the time counts as a wait for data."""
@@ -46,6 +47,9 @@ class StepLog:
         now = time.perf_counter()
         seconds, records = now - self._read, self._unread
         self._read, self._unread = now, 0
+        tokens = sum(step.sums[TOKENS][0] for step in figures if TOKENS in step.sums)
+        self._tokens += tokens
+        speeds = {"records_per_second": records / seconds} | ({"tokens_per_second": tokens / seconds} if tokens else {})
         return [
             {
                 "global_step": step.step + 1,
@@ -53,20 +57,21 @@ class StepLog:
                 "lr": step.lr,
                 "gradient_norm": step.gradient_norm,
                 "seconds": seconds / len(figures),
-                "records_per_second": records / seconds,
+                **speeds,
             }
             for step in figures
         ]
 
     def end(self) -> dict[str, float]:
-        """Training pauses for a validation: its seconds, those of the validation and the checkpoint before it, records a
-        second, and the share of the time that data were waited for."""
+        """Training pauses for a validation: its seconds, those of the validation and the checkpoint before it, records and
+        tokens a second, and the share of the time that data were waited for."""
         self._ended = time.perf_counter()
         seconds = self._ended - self._begun
         return {
             "seconds": seconds,
             "pause_seconds": self._paused,
             "records_per_second": self._records / seconds,
+            **({"tokens_per_second": self._tokens / seconds} if self._tokens else {}),
             "data_wait": self._waited / seconds,
         }
 

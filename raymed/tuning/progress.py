@@ -26,7 +26,12 @@ from raymed.tuning.study import Study
 
 log = logging.getLogger("raymed")
 
-OF_STEP = {"train_loss": "loss {value:.4f}", "lr": "lr {value:.2e}", "records_per_second": "{value:.1f} samples/s"}
+OF_STEP = {
+    "train_loss": "loss {value:.4f}",
+    "lr": "lr {value:.2e}",
+    "records_per_second": "{value:.1f} samples/s",
+    "tokens_per_second": "{value:.0f} tokens/s",
+}
 QUIET = 30.0  # seconds between two lines of a trial's steps; its bar moves more often
 
 

@@ -20,7 +20,7 @@ from raymed.models.pretrained import fingerprint
 from raymed.recipes.exported import read_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
-from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.recipes.recipe import TOKENS, Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.mamba_vlm.captions import encode_captions
 from raymed.systems.mamba_vlm.guide_files import (
     INTERACTION,
@@ -178,7 +178,10 @@ class ReportRecipe(StageRecipe):
         """Cross-entropy summed over the supervised tokens; logs the spread of the visual tokens, `token_std`."""
         output = _run(module, batch)
         losses, rows = output["token_losses"], float(len(batch.ids))
-        return Loss({"caption": LossTerm(losses.sum())}, {"token_std": (output["token_std"] * rows, rows)})
+        read = batch.tensors["prompt_lengths"].sum() + len(losses)
+        return Loss(
+            {"caption": LossTerm(losses.sum())}, {"token_std": (output["token_std"] * rows, rows), TOKENS: (read, 0.0)}
+        )
 
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """For each row `nll`, the summed cross-entropy of its report, float64, and `tokens`, how many were learned."""

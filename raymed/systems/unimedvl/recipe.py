@@ -24,7 +24,7 @@ from raymed.recipes.augment import generator
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
-from raymed.recipes.recipe import Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.recipes.recipe import TOKENS, Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.unimedvl.bounds import check_bounds
 from raymed.systems.unimedvl.flow import draw_times
 from raymed.systems.unimedvl.packs import PackedSequence, encode_sample, pack
@@ -201,7 +201,8 @@ class UniMedVLRecipe:
         settings = self.loss
         terms = {"ce": LossTerm(losses["ce"], settings.ce_weight), "mse": LossTerm(losses["mse"], settings.mse_weight)}
         ce, mse = losses["token_losses"], losses["latent_losses"]
-        return Loss(terms, {"ce": (ce.sum(), float(len(ce))), "mse": (mse.sum(), float(len(mse)))})
+        read = float(len(batch.tensors["positions"])), 0.0
+        return Loss(terms, {"ce": (ce.sum(), float(len(ce))), "mse": (mse.sum(), float(len(mse))), TOKENS: read})
 
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """For each row `nll`, the summed cross-entropy of its answers, and `squared_error`, that of its pictures' latent

@@ -27,7 +27,7 @@ from raymed.recipes.augment import generator
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import VAL_LOSS, Metric
-from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.recipes.recipe import TOKENS, Batch, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.systems.vitp.chat_samples import Sample, encode_sample, lay
 from raymed.systems.vitp.probe import BackboneProbe
 from raymed.systems.vitp.settings import ChatLossSettings
@@ -191,6 +191,7 @@ class VitpRecipe:
             "token_loss": (token_losses.sum(), float(len(token_losses))),
             "choice_loss": (choice_losses.sum(), float(len(choice_losses))),
             "dropped": (dropped, float(image_tokens)),
+            TOKENS: (float(len(batch.tensors["ids"])), 0.0),
         }
         return Loss({"loss": LossTerm(output["loss"])}, sums)
 

@@ -71,6 +71,15 @@ def test_a_vit_is_taken_out_by_the_guides_two_bare_words() -> None:
         parse(job.ExtractVit, ["CHECKPOINT"], aliases=job.GUIDE, script=job)
 
 
+def test_backbones_are_compared_by_their_bare_words_and_steps_are_typed_as_the_guide_has_them() -> None:
+    compare, pretrain = script("compare_backbones"), script("pretrain_vitp")
+    found = parse(compare.CompareBackbones, ["A", "B", "C", "--input", "PREPARED"], script=compare)
+    assert found.models == ["A", "B", "C"] and found.input == "PREPARED"
+    named = parse(compare.CompareBackbones, ["--models", "A", "B", "--input", "PREPARED"], script=compare)
+    assert named.models == ["A", "B"]
+    assert parse(pretrain.VitpOptions, ["--max_steps", "8000"], script=pretrain).train.steps == 8000
+
+
 def test_a_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMED_MODELS", str(tmp_path))
     module = internvl_pretrain.build(ModelSettings(preset="internvl-tiny"), 28, "imagenet")
