@@ -105,6 +105,13 @@ def test_the_example_file_has_the_guide_s_keys_and_runs_without_folds():
     assert first.text_template == second.text_template == "这是一张{class_name}的医学图像"
 
 
+def test_the_guide_s_own_command_is_there_to_the_number():
+    (found,) = read_configurations(CONFIGS / "guide_clip.json", options("--data-dir", "D"), GUIDE)
+    guide = """--data-dir D --image-encoder starnet_dual_pyramid_rcf --text-encoder bert-base-chinese --embed-dim 512
+        --batch-size 32 --epochs 100 --learning-rate 1e-4 --gpu-id 0 --loss clip --train.clip 0"""
+    assert found == options(*shlex.split(guide))
+
+
 def test_an_entry_changes_what_it_names_and_nothing_else(tmp_path):
     (found,) = configurations(tmp_path, {"learning_rate": 3e-4, "use_amp": False, "early_stopping_patience": 5, "gpu_id": 1})
     assert (found.train.lr, found.train.precision, found.train.patience) == (3e-4, "fp32", 5)
