@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -237,6 +238,8 @@ def test_one_patient_of_whom_nothing_can_be_used_has_a_name(tmp_path: Path) -> N
     ct(tmp_path / "broken" / "1.dcm", "MRN-1")
     (tmp_path / "broken" / "1.dcm").write_bytes((tmp_path / "broken" / "1.dcm").read_bytes()[:400])
     for folder, patient in (("empty", "empty"), ("several", "anna"), ("broken", "broken")):
-        assert named(list_source(tmp_path / folder, TOLD, usable=False)).keys() == {patient}
+        for kind in ("auto", "dicom"):
+            told = replace(TOLD, format=kind)  # type: ignore[arg-type]
+            assert named(list_source(tmp_path / folder, told, usable=False)).keys() == {patient}, kind
         with pytest.raises(UserError, match=r"no images found|nothing usable"):
             list_source(tmp_path / folder, TOLD)

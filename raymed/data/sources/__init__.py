@@ -76,7 +76,9 @@ def list_source(path: Path, settings: SourceSettings, usable: bool = True) -> Li
             raise UserError(f"--patients says whose the images of class folders are, and {path} is read as {kind}")
         kind = "classes"
     listing = _FORMATS[kind](path, settings)
-    if not listing.studies and not usable:
+    if not listing.studies and not usable and not listing.refusals and path.is_dir():
+        return _without_images(path, settings)
+    if not listing.studies and not usable and listing.refusals:
         own = path.stem if path.is_file() else path.name
         return replace(listing, refusals=tuple(replace(each, patient=each.patient or own) for each in listing.refusals))
     if not listing.studies:
