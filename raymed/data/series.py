@@ -11,6 +11,7 @@ from raymed.data.sources.listing import some
 from raymed.language import say
 
 FEWEST = 8  # slices of a series whose order is looked at
+RANGES = 8  # of a histogram, at most
 FAR = 2.0  # times as many as the median, or as few, make a number of slices unusual
 ALIKE = 0.9  # of the distance of slices half a series apart: neighbours that differ as much are none
 
@@ -24,6 +25,7 @@ def report(prepared: Prepared) -> list[str]:
         return []
     fewest, most = counts.min(), counts.max()
     lines = [say("slices a patient: median {median:.0f} ({fewest} to {most})", median=median, fewest=fewest, most=most)]
+    lines.append(say("patients by number of slices: {histogram}", histogram=", ".join(_histogram(counts))))
     unusual = (counts > FAR * median) | (counts < median / FAR)
     if unusual.any():
         named = [f"{patient} ({count})" for patient, count in zip(patients[unusual], counts[unusual], strict=True)]
@@ -42,6 +44,15 @@ def report(prepared: Prepared) -> list[str]:
             )
         )
     return lines
+
+
+def _histogram(counts: np.ndarray) -> Iterator[str]:
+    """Ranges of numbers of slices, as wide as each other, with how many patients are in each that has any."""
+    width = -(-(int(counts.max()) - int(counts.min()) + 1) // RANGES)
+    for low in range(int(counts.min()), int(counts.max()) + 1, width):
+        inside = int(((low <= counts) & (counts < low + width)).sum())
+        if inside:
+            yield f"{low}-{low + width - 1}: {inside}" if width > 1 else f"{low}: {inside}"
 
 
 def follows(codes: np.ndarray) -> bool:

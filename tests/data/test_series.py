@@ -45,8 +45,12 @@ def with_series(prepared: Prepared, codes: np.ndarray) -> Prepared:
 def test_what_is_unusual_is_told_and_what_is_not_is_not(codes: np.ndarray, tmp_path: Path) -> None:
     prepared = write_prepared(tmp_path / "data")
     usual = with_series(prepared, codes)
-    first, unusual = series.report(usual)
+    first, histogram, unusual = series.report(usual)
     assert first == f"slices a patient: median {len(codes) // 2} (2 to {len(codes) - 2})"
+    most = len(codes) - 2
+    width = -(-(most - 1) // 8)
+    last = 2 + (most - 2) // width * width
+    assert histogram == f"patients by number of slices: 2-{1 + width}: 1, {last}-{last + width - 1}: 1"
     assert unusual.startswith("unusual numbers of slices: b (2)")
     (*_, warning) = series.report(with_series(prepared, codes[np.random.default_rng(0).permutation(len(codes))]))
     assert warning.startswith("warning: in 1 of 1 series, such as a, ") and "column `position`" in warning
