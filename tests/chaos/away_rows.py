@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,12 @@ from pathlib import Path
 
 import psutil
 from conftest import write_prepared
+from object_store import object_store
 from small_search import small_search
 from storage_rows import _finished, _job
+
+from raymed.storage.folder import Folder
+from raymed.training.checkpoint import sealed_names
 
 SCRIPT = Path(__file__).with_name("small_search.py")
 TRIALS, FOUND = 3, 60.0  # of a search; seconds within which an absence must be said
@@ -34,19 +39,22 @@ def search_full(tries: int, seed: int, folder: Path) -> str:
             with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(2**12))
-            code, said = process.wait(300), _said(disk)
+            code, said = process.wait(300), _said(folder, disk)
             assert code and "No space left" in said and "Free space" in said, said[-2000:]
             states = _read(folder, disk)
             assert [state for _, state, _ in states[1:]] == ["RUNNING"], f"none fails, and no other begins: {states}"
             (disk / "filler").unlink()
             (folder / "hold").unlink(missing_ok=True)
-            assert _start(folder, disk).wait(600) == 0, _said(disk)[-2000:]
+            assert _start(folder, disk).wait(600) == 0, _said(folder, disk)[-2000:]
             assert _read(folder, disk) == whole
     return f"{tries} of {tries} stopped with their trials as they were, and went on to the same trials, losses and decisions"
 
 
 def storage_away(tries: int, seed: int, folder: Path) -> str:
-    """A search's storage is unmounted for 30 s, for ever, and read-only, each `tries` times. Needs root."""
+    """A search's storage is unmounted for 30 s, for ever, and read-only, and its server is stopped, each `tries` times.
+
+    Needs root. The server is one of objects: kernels of containers have none of NFS, and a stopped one answers as little.
+    """
     if os.geteuid() != 0:
         return "skipped: mounting needs root"
     whole, slowest = _prepared(folder), 0.0
@@ -61,14 +69,14 @@ def storage_away(tries: int, seed: int, folder: Path) -> str:
                     _run("mount", "-o", "remount,bind,ro", disk)
                     assert process.wait(300), "it ended as if nothing had happened"
                     _run("mount", "-o", "remount,bind,rw", disk)
-                    assert "Read-only file system" in _said(disk), _said(disk)[-2000:]
+                    assert "Read-only file system" in _said(folder, disk), _said(folder, disk)[-2000:]
                 else:
                     _run("umount", "-l", disk)
-                    _wait(lambda disk=disk: "storage away since" in _said(disk), FOUND)  # type: ignore[misc]
+                    _wait(lambda disk=disk: "storage away since" in _said(folder, disk), FOUND)  # type: ignore[misc]
                     slowest = max(slowest, time.monotonic() - started)
                     if harm == "for ever":
                         assert process.wait(180) == 1
-                        assert "Once it is back: python" in _said(disk), _said(disk)[-2000:]
+                        assert "Once it is back: python" in _said(folder, disk), _said(folder, disk)[-2000:]
                     else:
                         time.sleep(30)
                     assert not list(disk.iterdir()), "something was written below the mount point"
@@ -76,10 +84,29 @@ def storage_away(tries: int, seed: int, folder: Path) -> str:
                 (folder / "hold").unlink(missing_ok=True)
                 if harm != "for 30 s":
                     process = _start(folder, disk)
-                assert process.wait(600) == 0, _said(disk)[-2000:]
+                assert process.wait(600) == 0, _said(folder, disk)[-2000:]
                 assert _read(folder, disk) == whole, harm
-                assert "Traceback" not in _said(disk), "a library's traceback"
-    return f"{3 * tries} of {3 * tries} went on to the same trials and losses; an absence was said within {slowest:.0f} s"
+                assert "Traceback" not in _said(folder, disk), "a library's traceback"
+        slowest = max(slowest, _server_stopped(folder, attempt, whole))
+    return f"{4 * tries} of {4 * tries} went on to the same trials and losses; an absence was said within {slowest:.0f} s"
+
+
+def _server_stopped(folder: Path, attempt: int, whole: Losses) -> float:
+    """A search whose storage's server says nothing for a while; seconds until that was said."""
+    with object_store() as bucket:
+        storage = f"{bucket}/{folder.name}-{attempt}"
+        process, started = _begun(folder, storage), time.monotonic()
+        bucket.server.send_signal(signal.SIGSTOP)
+        _wait(lambda: "storage away since" in _said(folder, storage), 2 * FOUND)
+        took = time.monotonic() - started
+        bucket.server.send_signal(signal.SIGCONT)
+        (folder / "hold").unlink(missing_ok=True)
+        assert process.wait(600) == 0, _said(folder, storage)[-2000:]
+        assert "(it does not answer)" in _said(folder, storage) and "the storage is back after" in _said(folder, storage)
+        assert "Traceback" not in _said(folder, storage), "a library's traceback"
+        assert _read(folder, storage) == whole
+        shutil.rmtree(small_search(folder, "search", TRIALS, storage=storage).study_path.parent)
+    return took
 
 
 def raylet_lost(tries: int, seed: int, folder: Path) -> str:
@@ -91,9 +118,9 @@ def raylet_lost(tries: int, seed: int, folder: Path) -> str:
         (raylet,) = (each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == "raylet")
         started = time.monotonic()
         raylet.kill()
-        assert process.wait(180) == 1, _said(storage)[-2000:]
+        assert process.wait(180) == 1, _said(folder, storage)[-2000:]
         slowest = max(slowest, time.monotonic() - started)
-        said = _said(storage)
+        said = _said(folder, storage)
         at_once = "ended at once" in said  # by Ray's core
         assert (at_once or "Ray ended in the middle of the search" in said) and f"python {SCRIPT}" in said, said[-2000:]
         assert "Traceback" not in said and "owner has died" not in said, said[-4000:]
@@ -102,7 +129,7 @@ def raylet_lost(tries: int, seed: int, folder: Path) -> str:
         running = [run for run in tracker.client.search_runs([tracker.experiment_id]) if run.info.status == "RUNNING"]
         assert at_once or not running, "MLflow shows what nobody runs"
         (folder / "hold").unlink()
-        assert _start(folder, storage).wait(600) == 0, _said(storage)[-2000:]
+        assert _start(folder, storage).wait(600) == 0, _said(folder, storage)[-2000:]
         assert _read(folder, storage) == whole
     return f"{tries} of {tries} said what happened and how to go on within {slowest:.0f} s, and went on to the same losses"
 
@@ -131,31 +158,35 @@ def judging_told(tries: int, seed: int, folder: Path) -> str:
 def _prepared(folder: Path) -> Losses:
     """Data in `folder`, and what an undisturbed search over them finds."""
     write_prepared(folder / "data")
-    assert _start(folder, folder / "whole").wait(600) == 0, _said(folder / "whole")[-2000:]
+    assert _start(folder, folder / "whole").wait(600) == 0, _said(folder, folder / "whole")[-2000:]
     return _read(folder, folder / "whole")
 
 
-def _begun(folder: Path, storage: Path, minutes: float = 10.0) -> subprocess.Popen[bytes]:
+def _begun(folder: Path, storage: Path | str, minutes: float = 10.0) -> subprocess.Popen[bytes]:
     """A search whose second trial is under way, slowly."""
     (folder / "hold").touch()
     process = _start(folder, storage, minutes)
-    second = storage / "search" / "trials" / "trial-0001"
-    _wait(lambda: process.poll() is not None or any(second.glob("step-*/sealed-000.json")), 300)
-    assert process.poll() is None, _said(storage)[-2000:]
+    second = Folder.at(storage).child("search/trials/trial-0001")
+    _wait(lambda: process.poll() is not None or bool(sealed_names(second)), 300)
+    assert process.poll() is None, _said(folder, storage)[-2000:]
     return process
 
 
-def _start(folder: Path, storage: Path, minutes: float = 10.0) -> subprocess.Popen[bytes]:
+def _start(folder: Path, storage: Path | str, minutes: float = 10.0) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(SCRIPT), str(folder), "search", str(TRIALS), str(storage), str(minutes)]
-    with storage.with_suffix(".log").open("ab") as log:
+    with _log(folder, storage).open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def _said(storage: Path) -> str:
-    return storage.with_suffix(".log").read_text()
+def _log(folder: Path, storage: Path | str) -> Path:
+    return folder / f"{Path(storage).name}.log"
 
 
-def _read(folder: Path, storage: Path) -> Losses:
+def _said(folder: Path, storage: Path | str) -> str:
+    return _log(folder, storage).read_text()
+
+
+def _read(folder: Path, storage: Path | str) -> Losses:
     """Settings, end and epochs of each trial."""
     trials = small_search(folder, "search", TRIALS, storage=storage).open_study().trials
     return [(trial.params, trial.state.name, trial.intermediate_values) for trial in trials]

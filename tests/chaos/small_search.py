@@ -42,7 +42,7 @@ def small_search(
     trials: int,
     halving: Halving | None = None,
     seed: int = 1,
-    storage: Path | None = None,
+    storage: Path | str | None = None,
     minutes: float = 20.0,
 ) -> Search:
     """A search over the prepared data in `folder`/data; its MLflow database lies in `folder` too, and so do its runs."""
@@ -52,13 +52,13 @@ def small_search(
     template = RunSpec(name, str(storage or folder), prepared.folder.uri, recipe, train, seed=seed)
     space = {"train.lr": Dimension(1e-6, 1e-2, log=True)}
     settings = SearchSettings(space=space, halving=halving or Halving(1, 3), concurrent=1)
-    return Search(template, settings, Budget(trials), f"sqlite:///{folder}/{(storage or folder / name).name}.db")
+    return Search(template, settings, Budget(trials), f"sqlite:///{folder}/{Path(storage or folder / name).name}.db")
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(OneLine("%(message)s"))
-    storage, minutes = (Path(sys.argv[4]), float(sys.argv[5])) if len(sys.argv) > 4 else (None, 20.0)
+    storage, minutes = (sys.argv[4], float(sys.argv[5])) if len(sys.argv) > 4 else (None, 20.0)
     try:
         with witnessed(ended_at_once()):
             connect()
