@@ -222,7 +222,9 @@ def _seen(row: RunRow) -> Any:
     for name, value, when, step in row.metrics:
         last[name] = max(last.get(name, (-1, 0, 0.0)), (step, when, value))
     return SimpleNamespace(
-        info=SimpleNamespace(run_id=row.id, run_name=row.name, status=row.status, start_time=row.started),
+        info=SimpleNamespace(
+            run_id=row.id, run_name=row.name, status=row.status, start_time=row.started, lifecycle_stage=row.stage
+        ),
         data=SimpleNamespace(
             tags=dict(row.tags), params=dict(row.params), metrics={name: value for name, (_, _, value) in last.items()}
         ),
