@@ -55,20 +55,29 @@ def telling(prepared: Prepared) -> list[str]:
     return lines
 
 
-def squashed(listing: Listing, image: ImageSettings) -> str | None:
-    """A line for a person if `squash` would change the shape of pictures: of some files, spread over the source, it looks at
-    the headers.
+def fitted(listing: Listing, image: ImageSettings) -> list[str]:
+    """Lines for a person about what bringing pictures to one size costs: of some files, spread over the source, it looks at
+    the headers. Large are those that InternVL would cut into two tiles or more.
     """
     files = [listing.root / piece.path for study in listing.studies for piece in study.slices[:1]]
     looked_at = [shape for path in files[:: max(1, len(files) // LOOKED_AT)] if (shape := _shape(path))]
     long = [(height, width) for height, width in looked_at if max(height, width) > SHAPE_KEPT * min(height, width)]
-    if image.resize != "squash" or not long:
-        return None
-    height, width = max(long, key=lambda shape: max(shape) / min(shape))
-    return (
-        f"{len(long)} of {len(looked_at)} pictures that were looked at are far from square, e.g. {width} x {height}, and "
-        f"squash stretches them to {image.size} x {image.size}: --image.resize pad keeps their shape"
-    )
+    large = [(height, width) for height, width in looked_at if height * width >= 2 * image.size**2]
+    lines = []
+    if image.resize == "squash" and long:
+        height, width = max(long, key=lambda shape: max(shape) / min(shape))
+        lines.append(
+            f"{len(long)} of {len(looked_at)} pictures that were looked at are far from square, e.g. {width} x {height}, "
+            f"and squash stretches them to {image.size} x {image.size}: --image.resize pad keeps their shape"
+        )
+    if large:
+        height, width = max(large)
+        lines.append(
+            f"{len(large)} of {len(looked_at)} pictures that were looked at are much larger than {image.size} x "
+            f"{image.size}, e.g. {width} x {height}, and are made smaller, not cut into tiles: a larger --image.size keeps "
+            "more of them"
+        )
+    return lines
 
 
 def mixed(listing: Listing) -> str | None:

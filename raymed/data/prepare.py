@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from raymed.data.duplicates import grouped, require_distinct
-from raymed.data.geometry import squashed
+from raymed.data.geometry import fitted
 from raymed.data.leak import GuardSummary, guard
 from raymed.data.prepared import MANIFEST, Prepared, digest_of
 from raymed.data.progress import ReadingProgress
@@ -74,8 +74,8 @@ def prepare(source: Path, out: str, settings: PrepareSettings) -> PrepareResult:
     if settings.pseudonymise:
         pseudonyms = Pseudonyms.open(settings.pseudonymise, folder)
         found, settings = pseudonyms.rename(found), replace(settings, pseudonymise=pseudonyms.key_name, root=None)
-    if note := squashed(found.listing, settings.image):
-        found = replace(found, listing=replace(found.listing, notes=(*found.listing.notes, note)))
+    notes = (*found.listing.notes, *fitted(found.listing, settings.image))
+    found = replace(found, listing=replace(found.listing, notes=notes))
     described = plain_settings(settings, PrepareSettings)
     return curate(found, LoadSlices(found.listing.root, settings.image), folder, settings, described, ("image",))
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from volume_files import CHEST, write_dicom
 
-from raymed.data.geometry import mixed, spread, squashed
+from raymed.data.geometry import fitted, mixed, spread
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
 from raymed.data.prepare import prepare
@@ -69,13 +69,26 @@ def test_pictures_that_squash_would_change_are_told(tmp_path: Path) -> None:
     for number, size in enumerate([(300, 150), (40, 32), (40, 40)]):
         Image.new("L", size).save(tmp_path / f"{number}.png")
     listing = list_source(tmp_path, SourceSettings(format="classes", labelled=False))
-    assert squashed(listing, ImageSettings(size=28)) == (
-        "1 of 3 pictures that were looked at are far from square, e.g. 300 x 150, and squash stretches them to 28 x 28: "
+    (squashed,) = fitted(listing, ImageSettings(size=448))
+    assert squashed == (
+        "1 of 3 pictures that were looked at are far from square, e.g. 300 x 150, and squash stretches them to 448 x 448: "
         "--image.resize pad keeps their shape"
     )
-    assert squashed(listing, ImageSettings(size=28, resize="pad")) is None
+    assert fitted(listing, ImageSettings(size=448, resize="pad")) == []
     write_dicom(tmp_path / "film" / "a.dcm", np.zeros((30, 10), np.int16), 0, Modality="DX")
-    assert "1 of 1" in (squashed(list_source(tmp_path / "film", SourceSettings()), ImageSettings()) or "")
+    (film,) = fitted(list_source(tmp_path / "film", SourceSettings()), ImageSettings())
+    assert film.startswith("1 of 1")
+
+
+def test_pictures_that_lose_much_by_being_made_smaller_are_counted(tmp_path: Path) -> None:
+    for number, size in enumerate([633, 634, 900]):
+        Image.new("L", (size, size)).save(tmp_path / f"{number}.png")
+    listing = list_source(tmp_path, SourceSettings(format="classes", labelled=False))
+    assert fitted(listing, ImageSettings(size=448)) == [
+        "2 of 3 pictures that were looked at are much larger than 448 x 448, e.g. 900 x 900, and are made smaller, not cut "
+        "into tiles: a larger --image.size keeps more of them"
+    ]
+    assert fitted(listing, ImageSettings(size=896)) == []
 
 
 @pytest.mark.slow

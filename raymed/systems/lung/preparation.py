@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raymed.data import series
 from raymed.data.counts import left_out, table
-from raymed.data.geometry import spread, squashed
+from raymed.data.geometry import fitted, spread
 from raymed.data.prepare import PrepareResult, expected_split
 from raymed.data.quarantine import Quarantine
 from raymed.data.reading import seconds_per_slice
@@ -28,7 +28,7 @@ def plan(source: Path, out: str, settings: PrepareSettings) -> Outcome:
     megabytes = found.slices * settings.image.size**2 / 1e6
     lines = [
         *found.listing.notes,
-        *([note] if (note := squashed(found.listing, settings.image)) else []),
+        *fitted(found.listing, settings.image),
         *table(found.labels.told(patients)),
         say(
             "{format}: {slices} slices; left out by label: {ignored}; refused already: {damaged}; passed over: {others}",
