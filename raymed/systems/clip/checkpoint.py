@@ -175,10 +175,12 @@ def start_from(path: Path, spec: RunSpec, force: bool = False) -> None:
 
 
 def take_up(path: Path, spec: RunSpec) -> None:
-    """As `start_from`, from the last file of the same run in another job, which may have come to its end."""
+    """As `start_from`, from the last file of the same run in another job, which may have come to its end. Nothing where its
+    best epoch is not there any more: a run that had ended could never be judged."""
     content = read(path)
     require_same(path, content, spec, force=False)
-    _start(path, content, _progress(content), spec)
+    if _read_best(path, content) is not None:
+        _start(path, content, _progress(content), spec)
 
 
 def _start(path: Path, content: dict[str, Any], progress: Progress, spec: RunSpec) -> None:

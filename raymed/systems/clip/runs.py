@@ -185,7 +185,7 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
 
 def _named(configurations: Sequence[Configuration], output: Path | None) -> list[Configuration]:
     """Configurations by names that they keep wherever they stand in a file, and whatever else it holds: as the folder that
-    has the same settings, or with their digest where several have the same encoders."""
+    has the same settings, or with their digest where several, here or there, have the same encoders."""
     there = {}
     for path in sorted(output.glob(f"*/{CONFIG}")) if output else ():
         with contextlib.suppress(OSError, ValueError):  # some other program's, or cut short
@@ -194,7 +194,7 @@ def _named(configurations: Sequence[Configuration], output: Path | None) -> list
     named = []
     for each in configurations:
         config = each.describe()
-        new = f"{each.name}-{each.digest}" if titles[each.name] > 1 else each.name
+        new = f"{each.name}-{each.digest}" if titles[each.name] > 1 or each.name in there else each.name
         same = (name for name, stored in there.items() if name.startswith(each.name) and is_same(stored, config))
         named.append(each.called(next(same, new)))
     return named
@@ -224,8 +224,9 @@ class Work:
         if not options.multi_config or options.resume == "never" or search.has_begun:
             return cls(configurations, [], search, output)
         results = {each.name: Result.read(output, each.name, each.describe()) for each in configurations}
-        left = [each for each in configurations if results[each.name] is None]
-        finished = [result for result in results.values() if result is not None]
+        # one that ended while its job went on has figures, but no run that can be registered: that is made at a job's end
+        finished = [result for result in results.values() if result is not None and "run_id" in result.figures]
+        left = [each for each in configurations if each.name not in {result.name for result in finished}]
         return cls(left, finished, _search(options, left) if left and finished else search, output)
 
     def outputs(self) -> dict[str, RunOutput]:
