@@ -98,10 +98,12 @@ class Progress:
     def _early_stop(self, trial: FrozenTrial) -> str:
         """Why a run that was trained to its end has fewer steps than it might have had; empty where it has all."""
         spec = self._spec(trial)
-        step, steps = self._steps.get(trial.number, (0, 0))  # none where the end alone was told again
-        if not spec.train.patience or step == steps:
+        if not spec.train.patience:
             return ""
         if spec.train.steps or spec.train.validate_steps:
+            step, steps = self._steps.get(trial.number, (0, 0))  # none where the end alone was told again
+            if step >= steps:
+                return ""
             return say(
                 "early stopping after step {step} of {steps}, {patience} validations without a better {metric}",
                 step=step,
@@ -109,6 +111,8 @@ class Progress:
                 patience=spec.train.patience,
                 metric=spec.watched.name,
             )
+        if trial.last_step == spec.train.epochs:
+            return ""
         return say(
             "early stopping after epoch {epoch} of {epochs}, {patience} epochs without a better {metric}",
             epoch=trial.last_step,

@@ -106,6 +106,25 @@ def test_early_stopping_is_told_whatever_a_run_is_counted_in(
     assert told in caplog.text
 
 
+def test_a_run_that_had_all_its_epochs_did_not_stop_early_whatever_its_packs_came_to(
+    search: Search, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Packs are drawn anew each epoch, so steps are not as many as were reckoned from the first."""
+    train = TrainSettings(patience=1, epochs=2)
+    search = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train))
+    study = search.open_study()
+    recorder, _, _ = open_recorder(search, study)
+    study.ask(search.budget)
+    with caplog.at_level("INFO", "raymed"):
+        for epoch in (1, 2):
+            at = {"global_step": 10 * epoch, TOTAL_STEPS: 21, "epoch": epoch}
+            recorder.observe(0, "epoch", report(study, 0, epoch) | at)
+        study.tell(0, TrialState.COMPLETE)
+        recorder.observe(0, "COMPLETE", {})
+    recorder.close()
+    assert "trial 0" in caplog.text and "early stopping" not in caplog.text
+
+
 def test_an_end_that_was_lost_between_the_study_and_the_outbox_is_told_by_the_next_process(search: Search) -> None:
     searched(search)
     assert shown(search)["search/trial-0001"][:2] == ("RUNNING", None)
