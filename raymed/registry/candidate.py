@@ -185,7 +185,7 @@ class Candidate:
             UserError: it is not there any more, or there never was one.
         """
         folder = Folder.at(checkpoint)
-        if folder.exists(PROGRESS) and not folder.exists("model"):
+        if folder.exists(PROGRESS) and not folder.exists(f"model/{RECIPE_FILE}"):
             raise UserError(f"the checkpoint {checkpoint} {LEFT}")
         if not folder.exists(f"model/{RECIPE_FILE}"):
             raise UserError(

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from raymed.errors import StorageError
+from raymed.recipes.exported import RECIPE_FILE
 from raymed.recipes.recipe import Predictions
 from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
@@ -145,7 +146,7 @@ class Saving:
         killed meanwhile, or finds no room, leaves the state, from which training goes on.
         """
         with scratch(self._run, self._engine.worker) as folder:
-            write = self._engine.export(folder / "model")
+            write = self._engine.export(folder / "network" / "model")
 
             def bring() -> None:
                 try:
@@ -154,7 +155,10 @@ class Saving:
                     refuse_full(error)
                     raise
                 if self._engine.worker == 0:
-                    upload(folder, self._run, name)
+                    (folder / "recipe" / "model").mkdir(parents=True, exist_ok=True)
+                    (folder / "network" / "model" / RECIPE_FILE).replace(folder / "recipe" / "model" / RECIPE_FILE)
+                    for part in ("network", "recipe"):  # without its recipe it is none
+                        upload(folder / part, self._run, name)
 
             try:
                 self._agreement.reach(bring)

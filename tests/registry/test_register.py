@@ -386,6 +386,8 @@ def test_a_checkpoint_that_a_run_left_in_a_hurry_says_how_to_get_one_that_can_be
     left = tmp_path / "step-00000008-000001-ab12cd34"
     left.mkdir()
     Progress(global_step=8).write(left)
+    (left / "model").mkdir()
+    (left / "model" / "model.safetensors").write_bytes(b"of a network that was cut off on its way")
     for ask in (
         lambda: assess_and_register(tracker, replace(candidate, checkpoint=str(left))),
         lambda: resolve_model(str(left), tracker),
