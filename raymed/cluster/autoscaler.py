@@ -7,6 +7,7 @@ Ray's own rule takes the first type that fits for ever, also while the cloud has
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import Counter
@@ -50,8 +51,20 @@ class SetUps:
                 self.failed.pop(node_type, None)
             elif began >= known:
                 self.failed[node_type] = (tries + 1, clock.seconds(), failure)
-            left = [each for each in self.asked if not self.given_up(each)]
-            shown = {each: (tries, failure) for each, (tries, _, failure) in self.failed.items()}
+            self._tell()
+
+    def ask(self, node_type: str) -> None:
+        """Somebody has a use for a type. What was said of the others is said anew."""
+        with self._lock:
+            if node_type not in self.asked:
+                self.asked.add(node_type)
+                if self.failed:
+                    self._tell()
+
+    def _tell(self) -> None:
+        left = [each for each in self.asked if not self.given_up(each)]
+        shown = {each: (tries, failure) for each, (tries, _, failure) in self.failed.items()}
+        with contextlib.suppress(Exception):  # Ray's head is busy: the autoscaler would take it for a set-up that failed
             tell(KEPT, json.dumps({"failed": shown, "is_over": not left}).encode())
 
     def given_up(self, node_type: str) -> bool:
@@ -81,7 +94,7 @@ def score(
     usual = usual_score(node_resources, resources, node_availability_summary)
     if usual is None:
         return None
-    set_ups().asked.add(node_type)
+    set_ups().ask(node_type)
     if set_ups().given_up(node_type):
         return None
     known = node_availability_summary.node_availabilities.get(node_type)
