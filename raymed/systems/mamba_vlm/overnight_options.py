@@ -66,7 +66,7 @@ class OvernightOptions(TrainBridge, TrainVlm):
         settings = completed.search
         if not self.no_grid:
             settings = replace(settings, space=settings.space or SPACE, first=settings.first or GRID)
-            if settings.first == GRID and {LR: train.lr, BATCH: train.global_batch} in GRID:
+            if (settings.space, settings.first) == (SPACE, GRID) and {LR: train.lr, BATCH: train.global_batch} in GRID:
                 train = replace(train, lr=1e-4, global_batch=2)  # what a search is configured with is tried first
         return replace(completed, train=train, search=settings)
 

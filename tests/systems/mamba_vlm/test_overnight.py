@@ -19,12 +19,19 @@ from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
+from raymed.tuning.space import Dimension
 
 
 def small_search(prepared, folder: Path) -> Search:
     train = TrainSettings(lr=1e-4, global_batch=2, micro_batch=2)
     template = RunSpec("n", str(folder), prepared.folder.uri, ReportRecipe(Reading(prepared.image)), train)
     return Search(template, SearchSettings(space=SPACE, first=GRID), Budget(9), f"sqlite:///{folder}/mlflow.db")
+
+
+def test_settings_of_a_space_of_one_s_own_are_not_the_grid_s() -> None:
+    own = OvernightOptions(search=SearchSettings(space={"train.warmup": Dimension(0.0, 0.3)}))
+    assert own.completed().train.global_batch == OvernightOptions().train.global_batch == 4
+    assert OvernightOptions().completed().train.global_batch == 2, "the first point of the guide's grid"
 
 
 def test_a_failed_run_is_on_no_rank_and_nothing_is_credited_to_it(prepared, tmp_path: Path) -> None:
