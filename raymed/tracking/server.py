@@ -101,11 +101,18 @@ def end_serving(database: Path, seconds: float) -> bool:
     except (OSError, ValueError, IndexError):  # none was noted, or it is gone
         return False
     until = time.monotonic() + seconds
-    while (process := Path(f"/proc/{job}/cmdline")).exists() and process.read_bytes():  # empty: it waits to be taken note of
+    while _is_there(job):
         if time.monotonic() > until:
             raise UserError(f"MLflow's database has not been copied within {seconds:.0f} s: is the storage there?")
         time.sleep(0.2)
     return True
+
+
+def _is_there(process: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())  # empty: it has ended, and waits to be taken note of
+    except OSError:
+        return False
 
 
 def _note(database: Path) -> Path:

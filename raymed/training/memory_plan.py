@@ -44,11 +44,10 @@ from raymed.training.zero import own_disk
 
 PLAN = "memory.json"  # in the run's folder
 # Settings whose size makes no array larger; of these only counts whether they are 0. Trials that differ in nothing else
-# share a plan. Not `rate`: the more tokens are dropped, the fewer are computed.
+# share a plan.
 SIZELESS = (
     "lr", "weight_decay", "beta2", "eps", "warmup", "final_lr", "clip", "ema", "min_delta", "dropout", "drop_path",
-    "label_smoothing", "strength", "temperature", "lm_weight", "choice_weight", "text_to_image", "ce_weight",
-    "mse_weight",
+    "label_smoothing",
 )  # fmt: skip
 FILLED = 0.9  # of the room, at most: batches differ, and freed memory lies in pieces
 # what PyTorch's allocator on CPUs, C++, and the system for a thread say where memory does not suffice
@@ -124,7 +123,9 @@ def settled(context: WorkerContext, spec: RunSpec, tell: Callable[[str], None]) 
     dist.all_gather_object(found, plan is not None and plan.needed <= room, group)
     if plan is not None and all(found):
         if context.rank == 0:
-            _write(spec, plan)  # another trial's, perhaps
+            with contextlib.suppress(OSError, UserError):  # another trial's, perhaps; it is at hand
+                if not spec.folder.exists(PLAN):
+                    _write(spec, plan)
         return replace(spec, train=plan.apply(spec.train))
     own: MemoryPlan | str
     try:
