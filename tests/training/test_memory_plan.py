@@ -19,9 +19,7 @@ from worker_processes import run_workers
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, stage
 from raymed.errors import UserError
-from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import Batch, Loss, LossTerm
-from raymed.systems.lung.recipe import LungRecipe
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import memory_plan
 from raymed.training.checkpoint import checkpoint_names, read_history
@@ -218,14 +216,24 @@ def test_sizes_are_those_that_make_a_step_shorter_on_so_many_workers() -> None:
     assert sizes_of(1, 4) == [1]
 
 
-def test_trials_share_a_plan_that_differ_in_nothing_that_takes_memory(prepared: Prepared) -> None:
-    def name(model: Any = None, **train: Any) -> str:
-        recipe = LungRecipe.for_data(prepared.labels, 56, ModelSettings(preset="tiny", **(model or {})))
+@dataclasses.dataclass(frozen=True)
+class Dropping(ToyRecipe):
+    """With a dropout that it names among its settings."""
+
+    dropout: float = 0.0
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"model": {"dropout": self.dropout}}
+
+
+def test_trials_share_a_plan_that_differ_in_nothing_that_takes_memory() -> None:
+    def name(dropout: float = 0.0, **train: Any) -> str:
+        recipe = Dropping(("normal", "viral"), 56, dropout=dropout)
         settings = TrainSettings(**{"micro_batch": "auto", "global_batch": 16, "lr": 1e-3} | train)
         return shared_name(RunSpec("run", "/nowhere", "", recipe, settings, generation="a search"))
 
-    dropped = name(model={"dropout": 0.1})
-    assert name() == name(lr=3e-4, weight_decay=0.3) and dropped == name(model={"dropout": 0.4}, lr=3e-4)
+    dropped = name(dropout=0.1)
+    assert name() == name(lr=3e-4, weight_decay=0.3) and dropped == name(dropout=0.4, lr=3e-4)
     others = {name(global_batch=8), name(ema=0.9), name(zero_stage=2), dropped}
     assert len(others | {name()}) == 5, "of what takes memory each has its own"
 

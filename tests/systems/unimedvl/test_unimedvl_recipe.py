@@ -50,7 +50,7 @@ def test_weights_and_units_make_the_loss(network):
     batch = RECIPE.encode(ALL, None)
     loss = RECIPE.compute_loss(network.eval(), batch)
     assert (loss.terms["ce"].weight, loss.terms["mse"].weight) == (0.25, 1.0)
-    ce, mse = (total / count for total, count in loss.sums.values())
+    ce, mse = (loss.sums[name][0] / loss.sums[name][1] for name in ("ce", "mse"))
     assert loss.mean(batch.units).item() == pytest.approx(0.25 * ce.item() + mse.item(), rel=1e-5)
 
 
