@@ -55,7 +55,7 @@ class StorageWatch:
                 there for this process, so that its machine alone may lack it.
         """
         self._folder, self._minutes, self._advice, self._stop, self._hear = folder, minutes, advice, stop, hear
-        self._over = threading.Event()
+        self._over, self._stopped = threading.Event(), threading.Event()
         self.is_away, self.gave_up = False, ""
 
     def __enter__(self) -> StorageWatch:
@@ -80,6 +80,8 @@ class StorageWatch:
                         raise
                     log.debug("the storage is away: %s", error)
                 while self.is_away or self._look():
+                    if self.gave_up and self._stopped.wait(LEAVING):  # a job in the background may heed no interrupt
+                        raise RunError(self.gave_up)
                     time.sleep(PAUSE)
         except KeyboardInterrupt:
             if self.gave_up:
@@ -127,6 +129,7 @@ class StorageWatch:
             f"untouched. Once it is back: {self._advice}"
         )
         self._stop()
+        self._stopped.set()
         if not self._over.wait(LEAVING):
             print(f"error: {self.gave_up}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -83,14 +84,19 @@ def test_what_fails_while_the_storage_is_away_is_done_again_once_it_is_back(tmp_
     back.join()
 
 
-def test_judging_says_that_the_storage_is_away_and_leaves_with_how_to_go_on(tmp_path, monkeypatch, caplog):
-    """It ended with a library's FileNotFoundError, or waited without a word."""
+@pytest.mark.parametrize("heeds", [signal.default_int_handler, signal.SIG_IGN], ids=["in front", "in the background"])
+def test_judging_says_that_the_storage_is_away_and_leaves_with_how_to_go_on(tmp_path, monkeypatch, caplog, heeds):
+    """It ended with a library's FileNotFoundError. A shell's jobs in the background heed no Ctrl-C."""
+    before = signal.signal(signal.SIGINT, heeds)
     template = SimpleNamespace(folder=Folder.at(tmp_path / "gone"), train=SimpleNamespace(storage_minutes=0.001))
     search = SimpleNamespace(template=template, of_generation=lambda generation: search, reopen_tracker=lambda: None)
     monkeypatch.setattr(result, "best_trial", lambda search, study: None)
     monkeypatch.setattr(result, "_judge", lambda *given: (tmp_path / "gone" / "checkpoint").read_bytes())
-    with pytest.raises(RunError, match=r"gone has been away for 0\.001 minutes .* Once it is back: python "):
-        result.conclude_search(search, SimpleNamespace(generation="", trials=[]))
+    try:
+        with pytest.raises(RunError, match=r"gone has been away for 0\.001 minutes .* Once it is back: python "):
+            result.conclude_search(search, SimpleNamespace(generation="", trials=[]))
+    finally:
+        signal.signal(signal.SIGINT, before)
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("storage away since ")
 
