@@ -178,34 +178,8 @@ def _columns(trials: Sequence[TrialSummary]) -> tuple[list[str], dict[str, Any]]
 def _figures(
     report: SearchReport, trials: Sequence[TrialSummary], varied: Sequence[str], judged: Evaluation
 ) -> dict[str, str]:
-    curves = {
-        trial.number: [
-            (entry["epoch"], entry["value"]) for entry in trial.curve if math.isfinite(entry.get("value", math.nan))
-        ]
-        for trial in trials
-    }
     with_value = [trial for trial in trials if trial.value is not None]
-    title = search_figures.title(report.objective)
-    drawn = {
-        "curves": as_svg(
-            search_figures.learning_curves(curves, report.champion, report.objective, report.counted),
-            say(
-                "{title} by {counted} of {count} trials; trial {best} is the best.",
-                title=title.capitalize(),
-                counted=say(report.counted),
-                count=len(with_value),
-                best=report.champion,
-            ),
-        ),
-        "history": as_svg(
-            search_figures.history(
-                {trial.number: trial.value for trial in with_value if trial.value is not None},
-                {trial.number: trial.state == "COMPLETE" for trial in with_value},
-                [trial.number for trial in trials if trial.state == "FAILED"],
-                report.objective,
-            ),
-            say("Best {title} of each trial in the order of the search.", title=title),
-        ),
+    drawn = search_figures.course(report) | {
         "roc": as_svg(figures.roc(judged, report.names), say("ROC curve of each class against the rest.")),
     }
     if judged.calibration is not None:
@@ -229,7 +203,10 @@ def _figures(
                 [trial.number for trial in with_value].index(report.champion),
                 report.objective,
             ),
-            say("One line per trial through its parameters to its {title}; the trial table has the values.", title=title),
+            say(
+                "One line per trial through its parameters to its {title}; the trial table has the values.",
+                title=search_figures.title(report.objective),
+            ),
         )
     return drawn
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,40 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, WARNING, label, styled
+from raymed.evaluation.search_summary import SearchSummary
+from raymed.evaluation.style import ACCENT, FAINT, INK, MUTED, PAPER, WARNING, as_svg, label, styled
 from raymed.language import say
 from raymed.recipes.metric import VAL_LOSS, Metric
+
+
+def course(search: SearchSummary) -> dict[str, str]:
+    """SVGs of how a search went: `curves` of its trials, and the `history` of their best values."""
+    curves = {
+        trial.number: [
+            (entry["epoch"], entry["value"]) for entry in trial.curve if math.isfinite(entry.get("value", math.nan))
+        ]
+        for trial in search.trials
+    }
+    values = {trial.number: trial.value for trial in search.trials if trial.value is not None}
+    finished = {trial.number: trial.state == "COMPLETE" for trial in search.trials}
+    failed = [trial.number for trial in search.trials if trial.state == "FAILED"]
+    name = title(search.objective)
+    return {
+        "curves": as_svg(
+            learning_curves(curves, search.champion, search.objective, search.counted),
+            say(
+                "{title} by {counted} of {count} trials; trial {best} is the best.",
+                title=name.capitalize(),
+                counted=say(search.counted),
+                count=len(values),
+                best=search.champion,
+            ),
+        ),
+        "history": as_svg(
+            history(values, finished, failed, search.objective),
+            say("Best {title} of each trial in the order of the search.", title=name),
+        ),
+    }
 
 
 def title(objective: Metric) -> str:

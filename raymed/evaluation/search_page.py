@@ -15,8 +15,6 @@ from markupsafe import Markup
 from raymed.evaluation import search_figures
 from raymed.evaluation.page import environment
 from raymed.evaluation.search_summary import SearchSummary
-from raymed.evaluation.style import as_svg
-from raymed.language import say
 
 
 def render(
@@ -67,28 +65,6 @@ def render(
 
 def _pictures(search: SearchSummary) -> list[Markup]:
     """Learning curves, and how the search went; none where no trial came to a value."""
-    title = search_figures.title(search.objective)
-    curves = {
-        trial.number: [(each["epoch"], each["value"]) for each in trial.curve if math.isfinite(each["value"])]
-        for trial in search.trials
-    }
-    if not any(curves.values()):
-        return []
-    values = {trial.number: trial.value for trial in search.trials if trial.value is not None}
-    drawn = {
-        say(
-            "{title} by {counted} of {count} trials; trial {best} is the best.",
-            title=title.capitalize(),
-            counted=say(search.counted),
-            count=len(values),
-            best=search.champion,
-        ): search_figures.learning_curves(curves, search.champion, search.objective, search.counted),
-    }
-    if len(values) > 1:
-        drawn[say("Best {title} of each trial in the order of the search.", title=title)] = search_figures.history(
-            values,
-            {trial.number: trial.state == "COMPLETE" for trial in search.trials},
-            [trial.number for trial in search.trials if trial.state == "FAILED"],
-            search.objective,
-        )
-    return [Markup(as_svg(figure, words)) for words, figure in drawn.items()]
+    reached = sum(trial.value is not None for trial in search.trials)
+    drawn = search_figures.course(search) if reached else {}
+    return [Markup(svg) for name, svg in drawn.items() if name == "curves" or reached > 1]

@@ -79,6 +79,20 @@ def shown(search: Search) -> dict[str, tuple[str, str | None, list[int]]]:
     }
 
 
+def ended(search: Search, train: TrainSettings, steps: int) -> None:
+    """A trial with these settings, of so many steps as the first epoch lets expect, ends after two validations."""
+    search = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train))
+    study = search.open_study()
+    recorder, _, _ = open_recorder(search, study)
+    study.ask(search.budget)
+    for epoch in (1, 2):
+        at = {"global_step": 10 * epoch, TOTAL_STEPS: steps, "epoch": epoch}
+        recorder.observe(0, "epoch", report(study, 0, 10 * epoch if train.validate_steps else epoch) | at)
+    study.tell(0, TrialState.COMPLETE)
+    recorder.observe(0, "COMPLETE", {})
+    recorder.close()
+
+
 @pytest.mark.parametrize(
     ("counted", "told"),
     [
@@ -90,19 +104,8 @@ def shown(search: Search) -> dict[str, tuple[str, str | None, list[int]]]:
 def test_early_stopping_is_told_whatever_a_run_is_counted_in(
     search: Search, caplog: pytest.LogCaptureFixture, counted: dict[str, int], told: str
 ) -> None:
-    train = TrainSettings(patience=1, **counted)  # type: ignore[arg-type]
-    search = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train))
-    study = search.open_study()
-    recorder, _, _ = open_recorder(search, study)
-    study.ask(search.budget)
     with caplog.at_level("INFO", "raymed"):
-        for epoch in (1, 2):
-            at = {"global_step": 10 * epoch, TOTAL_STEPS: 500}
-            point = 10 * epoch if train.validate_steps else epoch
-            recorder.observe(0, "epoch", report(study, 0, point) | at | {"epoch": epoch})
-        study.tell(0, TrialState.COMPLETE)
-        recorder.observe(0, "COMPLETE", {})
-    recorder.close()
+        ended(search, TrainSettings(patience=1, **counted), 500)  # type: ignore[arg-type]
     assert told in caplog.text
 
 
@@ -110,18 +113,8 @@ def test_a_run_that_had_all_its_epochs_did_not_stop_early_whatever_its_packs_cam
     search: Search, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Packs are drawn anew each epoch, so steps are not as many as were reckoned from the first."""
-    train = TrainSettings(patience=1, epochs=2)
-    search = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train))
-    study = search.open_study()
-    recorder, _, _ = open_recorder(search, study)
-    study.ask(search.budget)
     with caplog.at_level("INFO", "raymed"):
-        for epoch in (1, 2):
-            at = {"global_step": 10 * epoch, TOTAL_STEPS: 21, "epoch": epoch}
-            recorder.observe(0, "epoch", report(study, 0, epoch) | at)
-        study.tell(0, TrialState.COMPLETE)
-        recorder.observe(0, "COMPLETE", {})
-    recorder.close()
+        ended(search, TrainSettings(patience=1, epochs=2), 21)
     assert "trial 0" in caplog.text and "early stopping" not in caplog.text
 
 
