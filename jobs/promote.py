@@ -3,7 +3,7 @@
     python jobs/promote.py RUN_ID                          # becomes models:/raymed-lung@champion
     python jobs/promote.py RUN_ID --alias candidate        # under another alias; the champion stays
     python jobs/promote.py RUN_ID --step 8000              # its checkpoint at that step, in place of the best one
-    python jobs/promote.py models:/raymed-lung/3           # a version that is registered: only the alias moves, say back
+    python jobs/promote.py models:/raymed-lung/3           # the way back: a version gets the alias, unjudged
     python jobs/promote.py RUN_ID --dry-run                # say what would be judged
 
 The trial's checkpoint and its prepared data must still be there. Figures of every judged patient go to the storage. How a
