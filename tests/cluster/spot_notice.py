@@ -90,8 +90,10 @@ def main(data: str, folder: Path) -> None:
             try:
                 happen()
             except BaseException:
+                for node in (*cluster.worker_nodes, cluster.head_node):
+                    node.kill_all_processes(check_alive=False, allow_graceful=False)
                 traceback.print_exc()
-                cluster.shutdown()
+                sys.stderr.flush()
                 os._exit(1)  # the run would wait for the other machine for ever
 
         thread = threading.Thread(target=happen_or_end)

@@ -27,7 +27,7 @@ def test_a_run_leaves_a_machine_that_aws_takes_back_with_a_checkpoint_and_the_ma
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")} | RAY_TOKEN | SETTINGS
     done = subprocess.run(command, capture_output=True, text=True, timeout=1400, env=environment)
     seen = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-    assert "saved" in seen, done.stderr[-3000:]
+    assert "saved" in seen, done.stderr[-3000:] + (tmp_path / "console.log").read_text()[-2000:]
     assert not seen["ended without a notice"] and seen["ended"] == "shutdown -h now"
     assert 0 < seen["saved"] < seen["steps"] // 2, "within the first of two epochs, at whose end it would have saved anyway"
     assert seen["machines"] == 2, "it went on on another"

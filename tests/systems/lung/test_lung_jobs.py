@@ -41,7 +41,7 @@ def test_an_internvl_is_prepared_for_trained_gone_on_with_registered_judged_and_
     assert again.stdout == trained.stdout and "第 1/1 轮" not in again.stderr, "it was at its end"
 
     promoted = done("promote", tmp_path, run_id, "--bootstrap", "10", "--language", "zh")
-    assert "models:/raymed-lung@champion" in promoted and "4 测试 患者" in promoted
+    assert "models:/raymed-lung@champion" in promoted and "4 个测试患者" in promoted
     card = (
         MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
         .get_model_version_by_alias("raymed-lung", "champion")
