@@ -42,10 +42,12 @@ def kept_to_itself() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error = is_cluster, missing
 
 
-def block_references(dataset: ray.data.Dataset) -> list[ray.ObjectRef]:
-    """The blocks of a materialized data set, in order, as Arrow tables (ray/data/dataset.py): `to_arrow_refs`, which is
-    public, starts a task for each block to convert it, though it is one already."""
-    return [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+def block_references(dataset: ray.data.Dataset) -> tuple[list[ray.ObjectRef], list[int]]:
+    """The blocks of a materialized data set, in order, as Arrow tables, and how many rows each has (ray/data/dataset.py):
+    `to_arrow_refs`, which is public, starts a task for each block to convert it, though it is one already."""
+    bundles = list(dataset.iter_internal_ref_bundles())
+    references = [ref for bundle in bundles for ref in bundle.block_refs]
+    return references, [int(metadata.num_rows or 0) for bundle in bundles for metadata in bundle.metadata]
 
 
 def usual_score(

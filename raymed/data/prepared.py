@@ -261,20 +261,6 @@ class Prepared:
         """
         return records_from(self.places(rows).read())
 
-    def check_shards(self, shards: Sequence[str]) -> None:
-        """Read shards from beginning to end.
-
-        Raises:
-            UserError: names one that is missing or cannot be read.
-        """
-        for shard in shards:
-            try:
-                file = _open_shard(self.folder.uri, shard)
-                for row_group in range(file.num_row_groups):
-                    file.read_row_group(row_group, use_threads=False)
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(self.folder, shard, error) from error
-
     def pixel_bytes(self, rows: np.ndarray) -> int:
         """How much memory the decoded pictures of `rows` take."""
         taken = self.index.select(["bytes", "cost"]).take(pa.array(rows))
@@ -323,7 +309,13 @@ class Places:
                     table = file.read_row_group(row_group, use_threads=False)
                     tables.append(table.take([columns["row"][asked] for asked in asked_rows]))
                     order.extend(asked_rows)
-            except (OSError, pa.ArrowException, IndexError) as error:
+            except IndexError as error:
+                lost = self.lines["id"][max(asked_rows, key=columns["row"].__getitem__)].as_py()
+                raise UserError(
+                    f"{self.folder.uri}/shards/{shard} does not hold the record {lost} that the index names: damaged or "
+                    "exchanged. Remove it and prepare the data again"
+                ) from error
+            except (OSError, pa.ArrowException) as error:
                 raise _unreadable(self.folder, shard, error) from error
         found = pa.concat_tables(tables) if tables else RECORD.empty_table()
         found = found if order == sorted(order) else found.take(np.argsort(order))

@@ -17,16 +17,14 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 
 from raymed.cluster import connection as cluster
 from raymed.compat.ray import block_references
-from raymed.data.integrity import describe, require_same
 from raymed.data.prepared import Places, Prepared
-from raymed.data.record import RECORD, Record, records_from
-from raymed.errors import RunError, UserError
+from raymed.data.record import Record, records_from
+from raymed.errors import RunError
 
 log = logging.getLogger("raymed")
 
@@ -144,66 +142,29 @@ class ShardReader:
 def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     """Read `rows` (ascending) from the shards into the object store, with Ray Data, and check them against the index.
 
+    Of a shard only the row groups are read that hold one: of thin slices few are chosen.
+
     Raises:
         UserError: a shard is missing, damaged or exchanged.
     """
-    columns = prepared.columns(rows, ["shard", "id"])
-    shards = sorted(set(columns["shard"]))
-    kept = pa.array([f"{shard}/{name}" for shard, name in zip(columns["shard"], columns["id"], strict=True)], pa.string())
-
-    def chosen(table: pa.Table) -> pa.Table:
-        """A shard may still hold a study as it was before it was prepared again: only its own rows count."""
-        shard = pc.replace_substring_regex(table["path"], "^.*/", "")
-        own = pc.is_in(pc.binary_join_element_wise(shard, table["id"], "/"), kept)
-        return table.filter(own).drop_columns(["path"])
-
+    shards = np.unique(prepared.columns(rows, ["shard"])["shard"], return_inverse=True)[1] if len(rows) else rows
+    parts = [rows[shards == shard] for shard in range(shards.max() + 1)] if len(rows) else []
+    if not parts:
+        return Staged.of([], [], rows, 0)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     # Without a claim on CPUs: blocks that are lost with a machine come back while workers hold every CPU there is.
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    at_once = cpus if len(shards) > cpus else None
+    places = [prepared.places(part) for part in parts]
+    dataset = ray.data.from_items([{"places": each} for each in places], override_num_blocks=len(places)).map_batches(
+        _read_shard, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=min(cpus, len(places))
+    )
     try:
-        dataset = (
-            ray.data.read_parquet(
-                [f"{prepared.folder.path}/shards/{shard}" for shard in shards],
-                filesystem=prepared.folder.filesystem,
-                include_paths=True,
-                num_cpus=0,
-                concurrency=at_once,
-            )
-            .map_batches(
-                chosen,
-                batch_format="pyarrow",
-                batch_size=None,
-                num_cpus=0,
-                concurrency=at_once,
-            )
-            .materialize()
-        )
-        blocks = block_references(dataset)
-        parts = _describe_all(blocks, prepared.manifest.pictures_by, cpus)
-    except Exception:  # Ray Data's error of a shard that cannot be read does not always name it
-        prepared.check_shards(shards)
+        blocks, sizes = block_references(dataset.materialize())
+    except Exception:  # Ray Data's error is about tasks, and not about the shard
+        for each in places:
+            each.read()
         raise
-    sizes = [part.num_rows for part in parts]
-    found = pa.concat_tables(parts) if parts else describe(RECORD.empty_table(), prepared.manifest.pictures_by)
-    row_of = dict(zip(columns["id"], rows.tolist(), strict=True))
-    row = np.array([row_of[name] for name in found["id"].to_pylist()], dtype=np.int64)
-    if len(row) != len(rows):
-        lost = np.isin(rows, row, invert=True)
-        shard, name = columns["shard"][lost][0], columns["id"][lost][0]
-        raise UserError(
-            f"{prepared.folder.uri}/shards/{shard} does not hold the record {name} that the index names, nor do the shards "
-            f"hold {int(lost.sum()) - 1} others: damaged or exchanged. Remove it and prepare the data again"
-        )
-    require_same(found.take(np.argsort(row)), prepared.places(rows).lines, prepared.folder)
-    return Staged.of(blocks, sizes, row, prepared.pixel_bytes(rows))
-
-
-def _describe_all(blocks: Sequence[ray.ObjectRef], pictures_by: str, at_once: int) -> list[pa.Table]:
-    """What the blocks' records say of themselves."""
-    parts: list[pa.Table] = []
-    for start in range(0, len(blocks), at_once):
-        parts += ray.get([_describe.remote(ref, pictures_by) for ref in blocks[start : start + at_once]])
-    return parts
+    return Staged.of(blocks, sizes, np.concatenate(parts), prepared.pixel_bytes(rows))
 
 
 def fits_in_memory(size: int) -> bool:
@@ -269,9 +230,9 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
         thread.join()
 
 
-@ray.remote(num_cpus=0)
-def _describe(block: pa.Table, pictures_by: str) -> pa.Table:
-    return describe(block, pictures_by)
+def _read_shard(batch: Any) -> Any:
+    places: Places = batch["places"][0]
+    return places.read()
 
 
 def _read_slot(batch: Any) -> Any:

@@ -17,6 +17,7 @@ from raymed.data.stream import stage
 
 
 def main(data: Path) -> None:
+    os.environ.update(RAY_max_direct_call_object_size="0")  # so small a block would travel with its reference
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     os.environ["RAY_ADDRESS"] = cluster.address
     machines = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
