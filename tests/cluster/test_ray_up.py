@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -28,8 +29,9 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from ray.autoscaler._private.autoscaler import StandardAutoscaler
 from ray.autoscaler._private.aws.utils import client_cache, resource_cache
-from ray.autoscaler._private.commands import create_or_update_cluster, teardown_cluster
+from ray.autoscaler._private.commands import create_or_update_cluster
 from ray.autoscaler._private.load_metrics import LoadMetrics
+from ray.scripts.scripts import cli
 from seen import show
 
 from raymed.cluster.autoscaler import TRIES, in_words, set_ups
@@ -324,7 +326,7 @@ def in_seconds(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() > end
 
 
-def test_the_worker_is_a_spot_machine_that_ends_by_itself_and_nothing_runs_after_ray_down(
+def test_the_worker_is_a_spot_machine_that_ends_by_itself_and_nothing_runs_after_make_down(
     night: Night,
 ) -> None:
     ec2 = boto3.client("ec2", region_name=REGION)
@@ -335,10 +337,15 @@ def test_the_worker_is_a_spot_machine_that_ends_by_itself_and_nothing_runs_after
         InstanceId=worker["InstanceId"], Attribute="instanceInitiatedShutdownBehavior"
     )
     assert behaviour["InstanceInitiatedShutdownBehavior"]["Value"] == "terminate"
+    down = ["make", "--dry-run", "down", f"CLUSTER={night.file}"]
+    lines = subprocess.run(down, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()[-2:]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HOME", str(night.file.parent))
         environment.chdir(night.file.parent)
-        teardown_cluster(str(night.file), True, False, None, False)
-    assert any(line.startswith("ray stop") for line in night.head.called)
+        for line in lines:
+            cli(shlex.split(line)[1:], standalone_mode=False)
+    called = night.head.called
+    (saved,) = (place for place, line in enumerate(called) if line == "python /mnt/raymed/jobs/wind_down.py")
+    assert any(line.startswith("ray stop") for line in called[saved:]), "jobs save what they are at while there is a Ray"
     running = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
     assert ec2.describe_instances(Filters=running)["Reservations"] == []
