@@ -1,8 +1,9 @@
 """Networks that choose one of the declared classes for a picture, of either family, behind one call.
 
 A network takes `pixels` uint8 [rows, 1 or 3, size, size] and optionally `labels` [rows], and returns `logits`
-[rows, classes] and, where it is a language model and has labels, `language_loss` [rows]. It has `image_backbone`,
-`description` (facts to tag a run with) and `export(folder)`. An ensemble also returns its members' logits.
+[rows, classes] and, where it is a language model, how many `tokens` [rows] it reads and, with labels, `language_loss`
+[rows]. It has `image_backbone`, `description` (facts to tag a run with) and `export(folder)`. An ensemble also returns its
+members' logits.
 """
 
 from __future__ import annotations

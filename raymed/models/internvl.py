@@ -154,8 +154,8 @@ class InternVLClassifier(InternVL):
             labels: class indices [rows]; with them the answer and the end of the turn are scored as well.
 
         Returns:
-            `logits` [rows, classes] of the choices' tokens; with labels also `language_loss` [rows]: the mean
-            cross-entropy over the whole vocabulary of the answer and the end of the turn.
+            `logits` [rows, classes] of the choices' tokens; how many `tokens` [rows] were read; with labels also
+            `language_loss` [rows]: the mean cross-entropy over the whole vocabulary of the answer and the end of the turn.
         """
         prompt, rows, choices = self.prompt, len(pixels), self.choices
         features = self.image_features(pixels)
@@ -170,12 +170,13 @@ class InternVLClassifier(InternVL):
         hidden = language_model(
             inputs_embeds=torch.cat(sequence, dim=1), attention_mask=whole_rows(language_model), use_cache=False
         ).last_hidden_state
+        tokens = hidden.new_full((rows,), hidden.shape[1], dtype=torch.float32)
         if labels is None:
-            return {"logits": self.network.lm_head(hidden[:, -1])[:, choices]}
+            return {"logits": self.network.lm_head(hidden[:, -1])[:, choices], "tokens": tokens}
         vocabulary = self.network.lm_head(hidden[:, -2:])  # the answer is predicted at the last place but one
         targets = torch.stack([choices[labels], torch.full_like(labels, prompt.end)], dim=1)
         language = F.cross_entropy(vocabulary.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return {"logits": vocabulary[:, 0, choices], "language_loss": language.view(rows, 2).mean(1)}
+        return {"logits": vocabulary[:, 0, choices], "tokens": tokens, "language_loss": language.view(rows, 2).mean(1)}
 
 
 def check(settings: ModelSettings, codes: Sequence[str], size: int) -> None:

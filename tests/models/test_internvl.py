@@ -68,6 +68,8 @@ def test_logits_and_language_loss_equal_the_ordinary_forward_with_all_logits(
     expected = reference[:, answer_at, list(classifier.prompt.choices)]
     torch.testing.assert_close(ours["logits"], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(unlabelled["logits"], expected, rtol=1e-4, atol=1e-4)
+    for output, read in ((ours, answer_at + 2), (unlabelled, answer_at + 1)):  # the answer is read, too
+        assert output["tokens"].tolist() == [read] * 4
 
 
 def test_only_the_places_that_are_read_go_through_the_output_layer(classifier: internvl.InternVLClassifier) -> None:

@@ -25,7 +25,7 @@ from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import CLASSIFIER, Metric
 from raymed.recipes.pictures import class_labels, stack_features, stack_pictures
-from raymed.recipes.recipe import Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
+from raymed.recipes.recipe import TOKENS, Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
 from raymed.recipes.settings import AugmentSettings
 from raymed.systems.lung.settings import LossSettings
 
@@ -184,7 +184,12 @@ class LungRecipe:
             language = output["language_loss"].sum()
             total = total + weights.lm_weight * language
             logged["language_loss"] = language
-        return Loss({"loss": LossTerm(total)}, {name: (value.detach(), len(labels)) for name, value in logged.items()})
+        sums: dict[str, tuple[torch.Tensor | float, float]] = {
+            name: (value.detach(), len(labels)) for name, value in logged.items()
+        }
+        if "tokens" in output:
+            sums[TOKENS] = (output["tokens"].sum(), 0.0)
+        return Loss({"loss": LossTerm(total)}, sums)
 
     def predict(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """`logits` float32 [rows, classes]; their softmax is the class probability. `module` is in evaluation mode."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_prepared
 
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
+from raymed.evaluation.patients import Patients
 from raymed.models.settings import ClipModelSettings
 from raymed.systems.clip.check import check_configurations
-from raymed.systems.clip.options import TrainClip
+from raymed.systems.clip.options import GUIDE, TrainClip
 from raymed.systems.clip.recipe import ClipRecipe
-from raymed.systems.clip.runs import Configuration, Work
+from raymed.systems.clip.result import Result
+from raymed.systems.clip.runs import Configuration, Work, list_configurations
 from raymed.training.settings import TrainSettings
 from raymed.tuning.estimate import describe
 
@@ -97,3 +101,48 @@ def test_a_dry_run_of_folds_plans_each_of_them(prepared: Prepared, tmp_path: Pat
     assert "runs       fold_1, fold_2, fold_3" in plan.text and "GiB of activations" in plan.text
     with pytest.raises(UserError, match="prepared with 3 folds, not 4"):
         Configuration.of(dataclasses.replace(options, n_splits=4))
+
+
+def listed(prepared: Prepared, home: Path, *entries: Mapping[str, object]) -> tuple[TrainClip, list[Configuration]]:
+    """The options of a job with these entries, and what is to be trained."""
+    (home / "configs.json").write_text(json.dumps(entries), "utf-8")
+    options = dataclasses.replace(
+        configuration(prepared, home, "", 8).options,
+        output_dir=str(home / "out"),
+        multi_config=True,
+        config_file=str(home / "configs.json"),
+    )
+    found, wrong = list_configurations(options, GUIDE)
+    assert not wrong
+    return options, found
+
+
+def test_a_configuration_finds_its_own_folder_again_and_does_not_take_that_of_another(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    """Each was alone in its file, so that nothing within it tells two of the same encoders apart."""
+    _, (first,) = listed(prepared, tmp_path, {"epochs": 3})
+    first.start(tmp_path / "out")
+    _, (other,) = listed(prepared, tmp_path, {"epochs": 4})
+    other.start(tmp_path / "out")
+    assert other.name == f"{first.name}-{other.digest}"
+    for entries in ([{"epochs": 4}, {"epochs": 3}], [{"epochs": 3}, {"epochs": 4}]):
+        _, found = listed(prepared, tmp_path, *entries)
+        names = {each.options.train.epochs: each.name for each in found}
+        assert names == {3: first.name, 4: other.name}
+
+
+def test_a_configuration_that_ended_while_its_job_was_cut_off_is_brought_to_a_run_that_can_be_registered(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    """Of folds that is the mean of their networks, which is made at a job's end."""
+    options, (cut, whole) = listed(prepared, tmp_path, {"use_cv": True, "n_splits": 3}, {"epochs": 3})
+    ids, labels = np.array(["a", "b"], object), np.arange(2)
+    patients = Patients(ids, labels, np.full((2, 4), 0.25), np.ones(2, np.int64), np.full(2, "", object))
+    for each, figures in ((cut, {"val_acc": 50.0}), (whole, {"val_acc": 50.0, "run_id": "one"})):
+        each.start(tmp_path / "out")
+        Result(each.name, each.describe(), figures, prepared.labels.names, patients, {}).write(tmp_path / "out")
+    work = Work.of(options, [cut, whole])
+    assert [each.name for each in work.configurations] == [cut.name]
+    assert [each.name for each in work.finished] == [whole.name]
+    assert sorted(work.outputs()) == [f"{cut.name}-fold_{number}" for number in (1, 2, 3)]

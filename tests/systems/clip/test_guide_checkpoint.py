@@ -339,6 +339,18 @@ def test_a_best_epoch_that_is_nowhere_is_told(files, spec, tmp_path, caplog):
     assert "the best epoch so far, 1, is not in" in caplog.text
 
 
+def test_a_run_of_another_job_is_taken_up_where_its_best_epoch_is_there_and_begins_anew_where_it_is_gone(
+    files, spec, tmp_path
+):
+    """It may have come to its end: without the best epoch nothing of it could ever be judged."""
+    kept, gone = (dataclasses.replace(spec, storage=str(tmp_path / name)) for name in ("kept", "gone"))
+    checkpoint.take_up(files / LATEST, kept)
+    (files / BEST).unlink()
+    checkpoint.take_up(files / LATEST, gone)
+    assert Progress.read(fetch_newest(kept.folder, tmp_path / "local")).model
+    assert fetch_newest(gone.folder, tmp_path / "local") is None
+
+
 @pytest.mark.slow
 def test_a_run_that_is_further_than_the_file_keeps_its_own_checkpoint(output, spec, tmp_path):
     again = dataclasses.replace(spec, storage=str(tmp_path))

@@ -18,7 +18,7 @@ from raymed.errors import UserError
 from raymed.models.norm import batch_norms, settle_batch_norms, step_statistics
 from raymed.models.settings import ModelSettings
 from raymed.recipes.augment import AugmentSettings
-from raymed.recipes.recipe import Batch, Loss, TrainingPass
+from raymed.recipes.recipe import TOKENS, Batch, Loss, TrainingPass
 from raymed.systems.lung.recipe import LossSettings, LungRecipe
 
 FAMILIES = ["tiny", "internvl-tiny", "tiny+tiny"]
@@ -83,13 +83,18 @@ def test_smallest_smoothed_loss_is_the_entropy_of_its_target() -> None:
 def test_both_terms_are_weighted_and_logged() -> None:
     recipe = _recipe(loss=LossSettings(label_smoothing=0, choice_weight=2.0, lm_weight=0.5))
     batch = Batch({"pixels": torch.zeros(2, 1, 1, 1), "labels": torch.tensor([0, 0])}, {"loss": 2.0}, ["a", "b"])
-    network = _Fixed(logits=torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]]), language_loss=torch.tensor([1.0, 3.0]))
+    network = _Fixed(
+        logits=torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]]),
+        language_loss=torch.tensor([1.0, 3.0]),
+        tokens=torch.tensor([300, 300]),
+    )
     loss = recipe.compute_loss(network, batch)
     choice = 0.340753 + 2.340753
     assert total(loss) == pytest.approx(2 * choice + 0.5 * 4, abs=1e-5)
     assert loss.sums["choice_loss"] == (pytest.approx(choice, abs=1e-5), 2)
     assert loss.sums["language_loss"] == (pytest.approx(4.0), 2)
     assert loss.sums["accuracy"] == (1.0, 2)
+    assert loss.sums[TOKENS] == (600.0, 0)  # a number to tell a second, with nothing to be its mean over
 
 
 @pytest.mark.parametrize("preset", FAMILIES)
