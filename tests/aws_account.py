@@ -61,11 +61,15 @@ def allows(policy: Iterable[Mapping[str, Any]], request: Request) -> bool:
 
 def _is_about(statement: Mapping[str, Any], action: str, resource: str, context: Mapping[str, str]) -> bool:
     conditions = statement.get("Condition", {})
-    assert statement.keys() <= {"Effect", "Action", "Resource", "Condition"} and conditions.keys() <= {"StringEquals"}
+    assert statement.keys() <= {"Effect", "Action", "Resource", "Condition"} and conditions.keys() <= {
+        "StringEquals",
+        "Bool",
+    }
     return (
         any(fnmatchcase(action, pattern) for pattern in _listed(statement["Action"]))
         and any(fnmatchcase(resource, pattern) for pattern in _listed(statement["Resource"]))
         and all(context.get(name) == value for name, value in conditions.get("StringEquals", {}).items())
+        and all(context.get(name) == str(value).lower() for name, value in conditions.get("Bool", {}).items())
     )
 
 

@@ -235,6 +235,18 @@ def test_the_bucket_is_encrypted_by_the_key_that_was_given_which_its_machines_ma
             assert allows(statements(role), (action, KEY, {})) is allowed
 
 
+@pytest.mark.parametrize(("account", "allowed"), [({}, False), ({"DiskKey": KEY}, True)], indirect=["account"])
+def test_the_head_may_start_machines_whose_disks_are_encrypted_by_the_key_that_was_given(
+    account: dict[str, str], allowed: bool
+) -> None:
+    head = statements("raymed-head")
+    for action in ("kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:Decrypt", "kms:ReEncryptFrom"):
+        assert allows(head, (action, KEY, {})) is allowed
+    assert allows(head, ("kms:CreateGrant", KEY, {"kms:GrantIsForAWSResource": "true"})) is allowed
+    assert not allows(head, ("kms:CreateGrant", KEY, {})), "it lends the key to AWS, and to nobody else"
+    assert not allows(statements("raymed-worker"), ("kms:Decrypt", KEY, {}))
+
+
 def test_a_second_cluster_has_its_own_of_everything_and_lies_in_the_vpc_that_was_given(account: dict[str, str]) -> None:
     ec2 = boto3.client("ec2", region_name=REGION)
     vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
