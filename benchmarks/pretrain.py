@@ -1,7 +1,7 @@
 """Pretraining samples per second and peak memory of the recipe `vitp`, against two ways of computing the same.
 
     python benchmarks/pretrain.py                # the figures of docs/log.md
-    python benchmarks/pretrain.py --samples 4 --padded 512 --shape.vocabulary 2000 --shape.layers 1 --shape.size 56
+    python benchmarks/pretrain.py --samples 4 --padded 1024 --shape.vocabulary 2000 --shape.layers 1 --shape.size 56
     python benchmarks/pretrain.py --device cuda --shape.preset internvl2_5-1b --samples 32 --rates 0.5     # the true shape
 
 - upstream: one sample at a time, padded to 4,096 tokens, logits of the whole vocabulary at every place; activations of both

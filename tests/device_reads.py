@@ -1,4 +1,5 @@
-"""What makes the host wait for its device, counted on a CPU, where nothing waits: values read, and uploads from lists."""
+"""What makes the host wait for its device, counted on a CPU, where nothing waits: values read, uploads from lists, and
+DeepSpeed's waits by name."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,7 @@ READING = {ATEN._local_scalar_dense, ATEN.nonzero, ATEN.masked_select, ATEN.equa
 FILLING = {ATEN.masked_fill, ATEN.masked_fill_}  # a card reads the value, where that is a tensor
 INDEXING = {ATEN.index, ATEN.index_put_, ATEN.index_put}  # by a mask: how many it names is read
 UPLOADING = (torch.tensor, torch.as_tensor)
+BEFORE = 2  # steps, from which on DeepSpeed measures
 FETCHING = (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy)
 
 
@@ -37,7 +40,7 @@ class DeviceReads:
 
     def __init__(self) -> None:
         self.places: Counter[str] = Counter()
-        self._modes = _Functions(self.places), _Kernels(self.places)
+        self._modes = _Functions(self.places), _Kernels(self.places), _waits_by_name(self.places)
 
     def __enter__(self) -> DeviceReads:
         for mode in self._modes:
@@ -74,6 +77,15 @@ class _Kernels(TorchDispatchMode):
         return kernel(*arguments, **(options or {}))
 
 
+def _waits_by_name(places: Counter[str]) -> Any:
+    def synchronize(*_: Any) -> None:
+        places[_asking()] += 1
+
+    from deepspeed.accelerator import get_accelerator
+
+    return patch.object(type(get_accelerator()), "synchronize", synchronize)
+
+
 def _asking() -> str:
     frame = sys._getframe(2)
     while frame.f_back is not None:
@@ -98,11 +110,12 @@ def reads_of_a_step(recipe: Recipe, records: Sequence[Record], zero_stage: Liter
     settings = TrainSettings(precision="fp32", zero_stage=zero_stage)
     trained = engine.Engine(recipe, settings, 10, 0, torch.device("cpu"))
     shares = [(recipe.encode(records, TrainingPass(0, 0)), MicroBatch(())) for _ in range(2)]
-    trained.step(shares, 0)
+    for step_number in range(BEFORE):
+        trained.step(shares, step_number)
     with DeviceReads() as step:
-        trained.step(shares, 1)
+        trained.step(shares, BEFORE)
     with DeviceReads() as interval:
-        assert len(trained.read()) == 2
+        assert len(trained.read()) == BEFORE + 1
     assert interval.places == {"raymed/training/engine.py read": 1}, "the figures of all steps come in one transfer"
     return dict(step.places)
 

@@ -77,6 +77,7 @@ def deepspeed_config(settings: TrainSettings, device: torch.device, workers: int
         },
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the card before each micro-batch, and after it
     }
 
 

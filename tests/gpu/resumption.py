@@ -41,6 +41,9 @@ def main(device: str = "cuda") -> None:
     computing = open_device(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+    # cuDNN's attention is not deterministic, nor is the memory-efficient one's backward: both are taken where only warned of
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
     options = small_lung(device, "", checkpoint_steps=2, ema=0.9)
     prepared = open_data(options)
     whole, cut = (dataclasses.replace(options.spec(prepared), name=name) for name in ("whole", "cut"))

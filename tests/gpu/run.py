@@ -71,7 +71,7 @@ PARTS = {
         f"{BENCHMARKS}/pretrain.py",
         150,
         ["--shape.preset", "internvl2_5-1b", "--samples", "32", "--rates", "0.5"],
-        [*SHAPE, "--samples", "4", "--padded", "512", "--steps", "1", "--rates", "0.5"],
+        [*SHAPE, "--samples", "4", "--padded", "1024", "--steps", "1", "--rates", "0.5"],
     ),
     "ingest": Part(
         "slices into the device's memory",
