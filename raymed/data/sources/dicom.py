@@ -6,12 +6,11 @@ headers (`dicom_header`), and PatientID where no folder names the patient.
 
 from __future__ import annotations
 
-import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pydicom
 
@@ -20,6 +19,7 @@ from raymed.data.image import ImageError
 from raymed.data.progress import ReadingProgress
 from raymed.data.sources import process_pool
 from raymed.data.sources.dicom_header import Header, NotWantedError, open_file, read_header
+from raymed.data.sources.dicom_patients import Naming, name_patients
 from raymed.data.sources.dicom_series import order
 from raymed.data.sources.listing import (
     EXAMPLES,
@@ -207,8 +207,8 @@ def list_studies(path: Path, settings: SourceSettings) -> Listing:
     files = tree.files if path.is_file() else {name: stat for name, stat in tree.files.items() if is_dicom(root / name)}
     others = [name for name in tree.files if name not in files]
     headers, result = read_headers(root, files, settings)
-    naming = _Naming.of(tree, result.persons, settings, {header.path for header in headers})
-    patients, labels = _name_patients(path, headers, naming)
+    naming = Naming.of(tree, result.persons, settings, {header.path for header in headers})
+    patients, labels = name_patients(path, headers, naming)
     headers = _of_one_person(root, headers, patients, result, settings, settings.patient_ids == "agree")
     owned: dict[tuple[str | None, str], list[Header]] = defaultdict(list)  # a series under two labels is two: refused
     for header in headers:
@@ -291,102 +291,3 @@ def several_persons(file: str, another: str) -> str:
 def _person(dataset: pydicom.Dataset) -> Person:
     said = (str(dataset.get(tag) or "").strip() for tag in ("PatientID", "PatientBirthDate", "PatientSex"))
     return Person(*said)
-
-
-@dataclass(frozen=True)
-class _Naming:
-    """What names the patient of a file: its folder, or its header.
-
-    Attributes:
-        depth: of the patients' folders: 2 below those of the classes, 1 where several folders lie in the root; 0 where the
-            PatientID alone says who it is.
-        persons: of each readable file.
-        ids: the PatientID of a folder's files, where they have one.
-    """
-
-    settings: SourceSettings
-    depth: int
-    persons: Mapping[str, Person]
-    ids: Mapping[str | None, str]
-
-    @classmethod
-    def of(cls, tree: Tree, persons: Mapping[str, Person], settings: SourceSettings, usable: Set[str]) -> _Naming:
-        tops = {PurePosixPath(name).parts[0] for name in (*tree.folders, *(name for name in tree.files if "/" in name))}
-        labelled = settings.labelled and any(name.count("/") > 1 for name in persons)
-        depth = 2 if labelled else int(len(tops) > 1)
-        if not depth and tops and settings.patient_ids == "tell":  # a patient is called as on a day with two
-            depth = _depth({name: persons[name] for name in usable})
-        naming = cls(settings, depth, persons, {})
-        ids: dict[str | None, set[str]] = defaultdict(set)
-        for name, person in persons.items():
-            ids[naming.folder(name)].add(person.patient_id)
-        return replace(naming, ids={folder: min(each) for folder, each in ids.items() if len(each) == 1})
-
-    def label(self, name: str) -> str | None:
-        folders = PurePosixPath(name).parts[:-1]
-        least = 0 if self.settings.patient_regex else 1  # folders between that of the class and the file
-        return folders[0] if self.settings.labelled and len(folders) > least else None
-
-    def folder(self, name: str) -> str | None:
-        """The patient as the path says it."""
-        if self.settings.patient_regex:
-            return self.settings.patient_of(name)
-        folders = PurePosixPath(name).parts[: self.depth + 1][:-1]
-        return folders[-1] if folders else None
-
-    def patient(self, name: str) -> str | None:
-        folder = self.folder(name)
-        if self.settings.patient_ids != "header" and (folder is not None or self.settings.patient_regex):
-            return folder
-        known = self.persons[name].patient_id if name in self.persons else self.ids.get(folder)
-        return known or folder
-
-
-def _depth(persons: Mapping[str, Person]) -> int:
-    """The first level of folders that are one person each; 0 where PatientIDs have to tell them apart, or are missing."""
-    if not all(person.patient_id for person in persons.values()):
-        return 0
-    for depth in range(1, min((name.count("/") for name in persons), default=1) + 1):
-        doubts = compare_persons({name: posixpath.join(*PurePosixPath(name).parts[:depth]) for name in persons}, persons)
-        if not doubts.mixed and not doubts.shared:
-            return depth
-    return 0
-
-
-def _name_patients(path: Path, headers: list[Header], naming: _Naming) -> tuple[dict[str, str], dict[str, str | None]]:
-    """Patient and label of every file.
-
-    With labels, a file at least two folders deep lies in ``<class>/<patient>/``. Otherwise, several folders below the root
-    are several patients; files in one folder belong to their PatientID. One examination without it is of one patient all
-    the same, who is called as its folder is.
-
-    Args:
-        path: of the source, a folder or a file.
-    """
-    settings = naming.settings
-    root = path.parent if path.is_file() else path
-    labels = {header.path: naming.label(header.path) for header in headers}
-    named = {header.path: naming.patient(header.path) for header in headers}
-    patients = {name: patient for name, patient in named.items() if patient is not None}
-    unnamed = [name for name, patient in named.items() if patient is None]
-    examinations = {header.examination for header in headers if named[header.path] is None}
-    if len(examinations) == 1 and examinations != {""} and not settings.patient_regex:
-        folder = PurePosixPath(posixpath.commonpath([posixpath.dirname(name) for name in unnamed])).name
-        patients |= dict.fromkeys(unnamed, folder or (path.stem if path.is_file() else path.name))
-        unnamed = []
-    loose = [name for name, label in labels.items() if settings.labelled and label is None and "/" in name]
-    if loose:
-        raise UserError(
-            f"{root}: expected <class>/<patient>/files, and {some(loose)} lie in one folder only: put them into "
-            "<class>/<patient>/, or pass --source.labelled false if the folders are patients' and name no classes"
-        )
-    if unnamed:
-        raise UserError(
-            f"{root}: no patient for {some(unnamed)}: "
-            + (
-                f"patient_regex {settings.patient_regex!r} does not match"
-                if settings.patient_regex
-                else "PatientID is empty; put each patient into a folder and pass --source.patient-regex '^([^/]+)/'"
-            )
-        )
-    return patients, labels
