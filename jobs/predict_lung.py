@@ -37,7 +37,9 @@ class PredictLung(PredictOptions):
 
 def main(options: PredictLung) -> Outcome:
     from raymed.data.labels import LabelTable
+    from raymed.registry.address import run_of
     from raymed.systems.lung.elsewhere import ElsewhereTrained, open_lung
+    from raymed.tracking.tracker import Tracker
 
     labels = LabelTable.open(options.labels)
     model = open_lung(options.model, options.tracking, labels)
@@ -45,9 +47,10 @@ def main(options: PredictLung) -> Outcome:
         log.warning("%s; %s", model.asked, model.treated)
         return predict(options, model.predicting(labels), model.open)
     if model.inference is None:
+        run_id = run_of(options.model, Tracker.open(options.tracking))
         raise UserError(
             f"{options.model} is a bare checkpoint: how its pictures were windowed and resized, and its "
-            "temperature, are not in it. Register it with jobs/promote.py RUN_ID and predict with the "
+            f"temperature, are not in it. Register its run with jobs/promote.py {run_id} and predict with the "
             "registered model."
         )
     return predict(options, model.inference, model.open)

@@ -313,7 +313,8 @@ class _Parser(AdjustingParser):
         if self.mistake is None:  # a parser that jsonargparse makes of a nested type
             super().error(message, ex)
         told = say("{command} --help says more", command=self.prog)
-        raise UserError(f"{self.mistake.explain(message)}\n{self.format_usage()}{told}") from ex
+        usage = self.format_usage().replace("usage:", say("usage:"), 1)
+        raise UserError(f"{self.mistake.explain(message)}\n{usage}{told}") from ex
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         hide_default_files(self)

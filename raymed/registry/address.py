@@ -23,7 +23,7 @@ from raymed.models.model_folders import MODEL_FILES, find_model
 from raymed.models.vision_tower import VisionTower
 from raymed.recipes.exported import RECIPE_FILE, open_model
 from raymed.registry import serving
-from raymed.registry.candidate import LEFT, Candidate
+from raymed.registry.candidate import FOLDER, LEFT, Candidate
 from raymed.registry.model_card import unknown_patients
 from raymed.storage.folder import Folder
 from raymed.storage.seal import check_seal
@@ -150,6 +150,18 @@ def network_folder(uri: str, tracking: str, files: str) -> Path:
     path = find_model(uri, files)
     known = [path / "MLmodel", path / RECIPE_FILE, path / "model" / RECIPE_FILE]
     return _opened(uri, path).network if any(file.is_file() for file in known) else path
+
+
+def run_of(uri: str, tracker: Tracker) -> str:
+    """The id of the run that a bare checkpoint is of, for jobs/promote.py to be given; ``RUN_ID`` where nobody knows it."""
+    if uri.startswith("runs:/"):
+        return uri.removeprefix("runs:/").split("/")[0]
+    folder = Path(Folder.at(uri).path)
+    for trial in (folder.parent, folder.parent.parent):  # of a checkpoint, or of the model in it
+        found = [] if "'" in str(trial) else tracker.tagged(FOLDER, str(trial))  # MLflow knows no way to write one
+        for run in found:
+            return run.id
+    return "RUN_ID"
 
 
 def _opened(uri: str, folder: Path) -> Resolved:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from raymed.language import say
+from raymed.language import reworded, say
 from raymed.recipes.metric import LAST, VAL_LOSS
 from raymed.recipes.recipe import probe_of
 from raymed.training.reports import LOST
@@ -93,7 +93,8 @@ class Progress:
             if happened == "PRUNED" and reason:
                 log.info("%s  %s", self._label(trial), reason)  # which says that it was stopped
             elif reason or not self._live:
-                log.info("%s  %s%s", self._label(trial), words, f": {reason}" if reason else "")
+                told = say("{what}: {why}", what=words, why=reworded(reason)) if reason else words
+                log.info("%s  %s", self._label(trial), told)
 
     def _early_stop(self, trial: FrozenTrial) -> str:
         """Why a run that was trained to its end has fewer steps than it might have had; empty where it has all."""

@@ -176,7 +176,8 @@ def list_configurations(options: TrainClip, aliases: Aliases) -> tuple[list[Conf
                 )
             found.append(configuration)
         except UserError as error:
-            wrong.append(f"{path}, entry {number}: {error}")
+            where = f"{path}, entry {number}"
+            wrong.append(f"{where}: {error}")
             log.warning("not trained: %s", wrong[-1])
     if not found:
         raise UserError("\n".join(wrong))

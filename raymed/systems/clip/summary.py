@@ -119,7 +119,7 @@ def _trained_before(finished: Sequence[Result]) -> list[str]:
 
 def _trained_anew(folds: Mapping[str, Sequence[float]]) -> str:
     """Figures over folds, with the intervals of training and judging anew."""
-    return ", ".join(f"{name} {over_folds(values)}" for name, values in folds.items())
+    return ", ".join(f"{say(name)} {over_folds(values)}" for name, values in folds.items())
 
 
 def _unasked(judged: Judged, others: OtherRuns, names: Sequence[str], last_epoch: str) -> list[str]:
@@ -147,7 +147,7 @@ def _unasked(judged: Judged, others: OtherRuns, names: Sequence[str], last_epoch
     if judged.last_patients is not None:
         rest = evaluate(judged.last_patients.part(left), names)
         shown = {name: rest.metrics[name] for name in (*PER_PATIENT, "loss") if name in rest.metrics}
-        figures = ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items())
+        figures = ", ".join(f"{say(name)} {summary.show(each)}" for name, each in shown.items())
         lines.append(
             say(
                 "  the other {count} {units}, on whom no other run was validated, {when}: {figures}",
@@ -164,7 +164,7 @@ def _lines(
     configuration: Configuration, found: Mapping[str, Any], judged: Judged | None, others: OtherRuns, brief: bool
 ) -> list[str]:
     """What a person is told of a configuration that was trained."""
-    title = f"{configuration.name}: " if configuration.name else ""
+    title = say("{name}: ", name=configuration.name) if configuration.name else ""
     labels, units = configuration.prepared.labels, say(f"{configuration.prepared.manifest.unit}s")
     if configuration.options.use_cv:
         averages = found["average_results"]
@@ -242,9 +242,12 @@ def _lines(
         whose = say("the validation {units}, which chose that epoch: these figures flatter", units=units)
     if judged and brief:
         shown = {name: judged.together.metrics[name] for name in PER_PATIENT if name in judged.together.metrics}
-        lines.append("  " + ", ".join(f"{name} {summary.show(each)}" for name, each in shown.items()))
+        lines.append("  " + ", ".join(f"{say(name)} {summary.show(each)}" for name, each in shown.items()))
     elif judged:
-        lines += [f"{whose}:", *(f"  {line}".rstrip() for line in summary.lines(judged.together, labels.called))]
+        lines += [
+            say("{whose}:", whose=whose),
+            *(f"  {line}".rstrip() for line in summary.lines(judged.together, labels.called)),
+        ]
     if judged and "run_id" in found:
         model = say("the mean of its networks") if configuration.options.use_cv else say("it")
         lines.append(say("calibrate and register {model}: python jobs/promote.py {run}", model=model, run=found["run_id"]))

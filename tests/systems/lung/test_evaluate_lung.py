@@ -17,8 +17,10 @@ from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference
+from raymed.registry.address import run_of
 from raymed.registry.served_model import save
 from raymed.systems.lung.recipe import LungRecipe
+from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import Progress
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
@@ -75,7 +77,13 @@ def test_a_bare_checkpoint_is_not_predicted_with(prepared: Prepared, tmp_path: P
     options = job.PredictLung(
         model=str(tmp_path / "model"), input=str(tmp_path), out=str(out), storage=str(tmp_path / "runs")
     )
-    with pytest.raises(UserError, match=r"is a bare checkpoint: .*jobs/promote\.py"):
+    with pytest.raises(UserError, match=r"is a bare checkpoint: .*jobs/promote\.py RUN_ID "):
+        job.main(options)
+    tracker = Tracker.open(options.tracking, "raymed-lung")
+    run = tracker.client.create_run(tracker.experiment_id, tags={"raymed.folder": str(tmp_path)}).info.run_id
+    for each in (str(tmp_path / "model"), f"runs:/{run}/model"):
+        assert run_of(each, tracker) == run
+    with pytest.raises(UserError, match=f"jobs/promote.py {run} "):
         job.main(options)
     assert not out.exists()
 
