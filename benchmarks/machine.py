@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +18,14 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from raymed.training.engine import prepare_process
 
 CPU = torch.device("cpu")
+LONGEST = 8  # kernels, or operators, that a trace names
 SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices that a device's rate is measured with
 
 
@@ -98,6 +102,39 @@ def process_group_of_one(device: torch.device = CPU) -> Iterator[None]:
 def show(title: str, lines: list[str], figures: dict[str, Any], device: torch.device = CPU) -> None:
     """Print the figures for a person, and as one JSON line, which is the last."""
     print(f"{title} ({describe(device)})", *(f"  {line}" for line in lines), json.dumps(figures), sep="\n", flush=True)
+
+
+def trace(step: Callable[[], object], device: torch.device, times: int = 3) -> dict[str, Any]:
+    """What a profiler sees of some steps, all by step: operators, kernels, the seconds of the longest, and the share of the
+    time in which the card computed nothing. On a CPU, which has no kernels beside its operators, the longest operators."""
+    on_card = device.type == "cuda"
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]) as seen:
+        started = time.perf_counter()
+        for _ in range(times):
+            step()
+        synchronize(device)
+        seconds = time.perf_counter() - started
+    events = seen.events() or []
+    kernels = [each for each in events if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
+    busy = covered((each.time_range.start, each.time_range.end) for each in kernels) / 1e6
+    took = {each.key: each.self_device_time_total if on_card else each.self_cpu_time_total for each in seen.key_averages()}
+    longest = sorted(took, key=lambda name: -took[name])[:LONGEST]
+    return {
+        "operators": sum(each.name.startswith("aten::") for each in events) / times,
+        "kernels": len(kernels) / times,
+        "outside_kernels": 1 - busy / seconds if kernels else None,  # nor where a machine lets nobody trace its card
+        "longest": {name[:80]: took[name] / times / 1e6 for name in longest},
+    }
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How much of a line spans cover, of which some overlap."""
+    total, end = 0.0, -math.inf
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
 
 
 def flops(step: Callable[[], object]) -> int:

@@ -43,6 +43,7 @@ from machine import (
     open_device,
     process_group_of_one,
     show,
+    trace,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -137,6 +138,10 @@ def main(
         f"{recipe['flops'] / 1e9:.1f} GFLOP a sample; of {rate / 1e9:.0f} GFLOP/s in matrix products recipe "
         f"{shares['recipe']:.0%}, engine {shares['engine']:.0%}",
     ]
+    seen = found["engine"]["trace"]
+    outside = "" if seen["outside_kernels"] is None else f", {seen['outside_kernels']:.1%} of the time outside kernels"
+    lines.append(f"engine, traced: {seen['operators']:.0f} operators and {seen['kernels']:.0f} kernels a step{outside}")
+    lines += [f"{seconds * 1e3:8.2f} ms  {name}" for name, seconds in seen["longest"].items()]
     show("training step", lines, figures, open_device(device))
 
 
@@ -178,8 +183,8 @@ def text_tokenizer() -> PreTrainedTokenizerFast:
 
 def measure(
     way: str, folder: str, size: int, samples: int, padded: int, steps: int, rows: int, device: str
-) -> dict[str, float]:
-    """Seconds a sample, peak memory, and for the recipe the work counted; in a fresh process."""
+) -> dict[str, Any]:
+    """Seconds a sample, peak memory, for the recipe the work counted, and for the engine a trace; in a fresh process."""
     torch.manual_seed(0)
     computing = open_device(device)
     recipe = LungRecipe(CODES, CLASSES, size, model=ModelSettings(path=folder), augment=AugmentSettings(preset="none"))
@@ -190,7 +195,7 @@ def measure(
         step = steps_of(way, recipe, batches, padded, computing)
         state = bytes_held(computing)
         step()  # the first one pays for choosing kernels and for fresh memory
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         if way == "recipe":
             found = {"flops": flops(step) / samples, "matrix_rate": matrix_rate(computing)}
         times, losses = [], []
@@ -198,6 +203,8 @@ def measure(
             started = time.perf_counter()
             losses.append(step())
             times.append(time.perf_counter() - started)
+        if way == "engine":
+            found["trace"] = trace(step, computing)
     return found | {
         "seconds": statistics.median(times) / samples,
         "fastest": min(times) / samples,

@@ -62,6 +62,12 @@ def test_step_computes_the_same_loss_in_all_four_ways(benchmark: Any, capsys: py
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-4), "the ways do not do the same work"
     assert figures["ways"]["recipe"]["flops"] > 1e6
     assert all(way["seconds"] > 0 for way in figures["ways"].values())
+    seen = figures["ways"]["engine"]["trace"]
+    assert seen["operators"] > 10 and seen["longest"]
+
+
+def test_the_time_outside_kernels_counts_no_overlap_twice(benchmark: Any) -> None:
+    assert benchmark("machine").covered([(5, 7), (0, 2), (1, 3), (2, 3), (6, 6.5)]) == 5
 
 
 @pytest.mark.slow

@@ -62,14 +62,14 @@ PARTS = {
     "step": Part(
         "training step of the lung recipe",
         f"{BENCHMARKS}/step.py",
-        150,
+        200,
         ["--shape.preset", "internvl2_5-1b", "--samples", "32", "--micro_batch", "32"],
         [*SHAPE, "--samples", "2", "--padded", "128", "--steps", "1"],
     ),
     "pretrain": Part(
         "pretraining step with packing",
         f"{BENCHMARKS}/pretrain.py",
-        150,
+        200,
         ["--shape.preset", "internvl2_5-1b", "--samples", "32", "--rates", "0.5"],
         [*SHAPE, "--samples", "4", "--padded", "1024", "--steps", "1", "--rates", "0.5"],
     ),

@@ -77,7 +77,7 @@ def wait_of(engine: Engine, batch: Batch) -> str:
 
 
 def checkpoint(engine: Engine, batch: Batch, folder: Path) -> dict[str, float]:
-    """Seconds of a step, of one after a checkpoint was begun, and of what held it up.
+    """Seconds of a step, of one after a checkpoint was begun, of what held it up, and of the writing beside the steps.
 
     Raises:
         RuntimeError: what was written is not what the network held.
@@ -88,12 +88,14 @@ def checkpoint(engine: Engine, batch: Batch, folder: Path) -> dict[str, float]:
     write = engine.save(folder)
     held_up = time.perf_counter() - began
     after = timed(engine, batch, STEPS)
+    began = time.perf_counter()
     write()
+    written = time.perf_counter() - began
     (shard,) = (folder / "state").glob("*model_states.pt")
     kept = load_shard(shard)["module"]
     if different := [name for name, value in before.items() if not torch.equal(kept[name], value)]:
         raise RuntimeError(f"the checkpoint's copy is of another step: {', '.join(different[:3])}")
-    return {"step": statistics.median(usual), "checkpoint": held_up, "step_after": after}
+    return {"step": statistics.median(usual), "checkpoint": held_up, "step_after": after, "write": written}
 
 
 def timed(engine: Engine, batch: Batch, number: int) -> float:
