@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -118,13 +119,16 @@ def trace(step: Callable[[], object], device: torch.device, times: int = 3) -> d
     events = seen.events() or []
     kernels = [each for each in events if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
     busy = covered((each.time_range.start, each.time_range.end) for each in kernels) / 1e6
-    took = {each.key: each.self_device_time_total if on_card else each.self_cpu_time_total for each in seen.key_averages()}
-    longest = sorted(took, key=lambda name: -took[name])[:LONGEST]
+    took = Counter[str]()
+    for each in kernels:
+        took[each.name] += each.time_range.elapsed_us()
+    if not kernels:
+        took.update({each.key: each.self_cpu_time_total for each in seen.key_averages()})
     return {
         "operators": sum(each.name.startswith("aten::") for each in events) / times,
         "kernels": len(kernels) / times,
         "outside_kernels": 1 - busy / seconds if kernels else None,  # nor where a machine lets nobody trace its card
-        "longest": {name[:80]: took[name] / times / 1e6 for name in longest},
+        "longest": {name[:80]: spent / times / 1e6 for name, spent in took.most_common(LONGEST)},
     }
 
 

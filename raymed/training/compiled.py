@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.compiler.config as limits
 from torch import nn
 
 from raymed.models.norm import batch_norms
 from raymed.training.settings import TrainSettings
 
 COMPILERS = ("gcc", "cc", "clang")
+RECOMPILES = 8  # of a block, as torch allows them: training and judging, a first size and any other
 
 log = logging.getLogger("raymed")
 
@@ -47,6 +49,8 @@ def compile_blocks(module: nn.Module, settings: TrainSettings, device: torch.dev
     torch.compiler.reset()  # an earlier run of this process has left its own
     # Otherwise all blocks count as one, which is given up after some sizes of batches.
     apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    if not apart:  # before torch 2.13 they do
+        limits.recompile_limit = max(limits.recompile_limit, RECOMPILES * len(found))
     for block in found:
         block.compile(**apart)
     return f"{len(found)} blocks"

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,3 +125,12 @@ def test_what_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch, caplog: p
     monkeypatch.setattr(compiled.sysconfig, "get_path", lambda name: "/nowhere")
     assert "Python.h" in obstacle(TrainSettings(compile="auto"), GPU)
     assert compile_blocks(Deep(), TrainSettings(), CPU) == "off", "which is nothing to say"
+
+
+@pytest.mark.slow
+def test_older_torch_counts_all_blocks_as_one_and_gives_none_of_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(signature=lambda function: SimpleNamespace(parameters={}))
+    monkeypatch.setattr(compiled, "inspect", old)
+    monkeypatch.setattr(compiled.limits, "recompile_limit", 8)
+    assert compile_blocks(Deep(), TrainSettings(compile="on"), CPU) == "2 blocks"
+    assert compiled.limits.recompile_limit == 2 * compiled.RECOMPILES
