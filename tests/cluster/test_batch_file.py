@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parent.parent.parent
 CALLED = 'echo "$(basename $0) $*" >> {folder}/called\n'
 PROGRAMS = {

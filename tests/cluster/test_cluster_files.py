@@ -191,6 +191,7 @@ def test_the_autoscaler_takes_the_other_type_while_the_first_cannot_be_launched(
     assert list(wanted()) == [first], "with none to be had, the usual order holds"
 
 
+@pytest.mark.slow
 def test_a_worker_whose_head_is_gone_ends_itself_and_no_other_does(tmp_path: Path) -> None:
     """Only the head ends machines: without one they would be paid for ever. A minute is a hundredth of a second here."""
     workers = [each for name, each in load("cluster.yaml")["available_node_types"].items() if name != "head"]

@@ -43,6 +43,7 @@ def test_a_folder_is_listed_alike_by_one_process_and_by_several(tmp_path: Path, 
     assert repr(list_source(tmp_path, unlabelled)) == repr(alone)
 
 
+@pytest.mark.slow
 def test_reading_processes_end_with_the_one_that_asked_however_that_ends(tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text(ENDLESS)
     asking = subprocess.Popen([sys.executable, str(tmp_path / "endless.py")], start_new_session=True)

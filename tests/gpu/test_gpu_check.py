@@ -59,6 +59,7 @@ def test_a_part_that_fails_stops_no_other_and_each_says_what_it_saw(
     assert last.startswith("1 of 3 parts are as they must be")
 
 
+@pytest.mark.slow
 def test_a_part_ends_with_its_time_and_with_all_that_it_started(check: Any, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     result = check.run(["sh", "-c", f"sleep 600 & echo $! > {pid}; echo begun; wait"], 5.0, tmp_path)

@@ -47,6 +47,7 @@ run(Options, main)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("hang", [[], ["--hang"]])
 def test_a_job_that_is_told_to_stop_while_it_judges_leaves_within_the_deadline_and_says_how_to_go_on(tmp_path, number, hang):

@@ -88,6 +88,7 @@ def test_where_all_are_kept_only_torn_ones_go(tmp_path):
     assert set(checkpoint_names(Folder.at(tmp_path))) == set(names) - {names[3]}
 
 
+@pytest.mark.slow
 def test_the_local_copy_that_a_killed_worker_left_is_removed_and_a_living_one_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run = Folder.at(tmp_path / "run")

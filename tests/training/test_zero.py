@@ -142,6 +142,7 @@ def _clip(worker: int, out: Path) -> None:
         torch.testing.assert_close(others, weights, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_runs_on_one_disk_have_a_folder_each_which_goes_with_the_run_or_after_its_process_was_killed(tmp_path: Path) -> None:
     """DeepSpeed tells files apart by a worker's rank: those of two runs of one worker had the same names."""
     settings = TrainSettings(offload="nvme", zero_stage=3, offload_path=str(tmp_path))

@@ -109,6 +109,7 @@ def test_a_batch_of_four_is_the_sum_of_four_alone(preset: str) -> None:
     assert total(together) == pytest.approx(sum(total(loss) for loss in alone), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", FAMILIES)
 def test_a_tiny_network_learns_eight_slices_by_heart_and_survives_its_export(preset: str, tmp_path: Path) -> None:
     recipe = replace(_recipe(preset), augment=AugmentSettings("none"))

@@ -104,6 +104,7 @@ def _validate(worker: int, store: Path, data: str) -> None:
     assert metrics == pytest.approx(probe.evaluate(alone, prepared.columns(rows, ["label", "patient"])), abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_loop_asks_about_every_row_of_the_probe_once_whatever_the_workers(tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", patients=16, slices=3, size=56).folder.uri
     run_workers(_validate, (tmp_path / "store", data), 2)
