@@ -71,6 +71,15 @@ def quick_workers() -> Iterator[None]:
         yield
 
 
+def starting_quick(script: str | Path, *words: str) -> list[str]:
+    """The command of a process that is no fork, which begins slowly; a Ray that it starts has quick workers."""
+    begin = (
+        f"import os, runpy, sys; sys.executable, sys.argv = {quick_python()!r}, sys.argv[1:]; "
+        "sys.path[0] = os.path.dirname(sys.argv[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    return [sys.executable, "-c", begin, str(script), *words]
+
+
 @cache
 def quick_python() -> str:
     path = Path(_server(WORKERS)).with_name("python")

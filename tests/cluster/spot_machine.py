@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ def machine(head: str, folder: Path) -> Iterator[Spot]:
     begins = f"ray start --address={head} --num-cpus=1 && {{ {watch.replace('$RAY_HEAD_IP:6379', head)} }}"
     # its first process takes in what has lost its parent
     first = f"cd; {begins}; while true; do /bin/sleep 1; done"
-    path = f"{home}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{home}/bin:{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
     with (folder / "console.log").open("wb") as console:
         power = subprocess.Popen(
             [*NAMESPACE, "bash", "-c", first],

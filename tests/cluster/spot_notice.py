@@ -26,6 +26,7 @@ from raymed import systems
 systems.__path__.append(str(REPOSITORY / "tests" / "rooms"))
 
 from raymed.cluster.connection import connect  # noqa: E402
+from raymed.compat.ray_train import is_drained  # noqa: E402
 from raymed.data.prepared import Prepared  # noqa: E402
 from raymed.data.record import Record  # noqa: E402
 from raymed.data.stream import stage  # noqa: E402
@@ -41,7 +42,7 @@ cloudpickle.register_pickle_by_value(recipe)  # workers cannot import tests
 
 @dataclass(frozen=True)
 class Slow(recipe.ToyRecipe):
-    """Waits for AWS's word, trains slowly as long as the folder's ``hold`` is there, and notes where it is trained."""
+    """Waits until Ray has told of AWS's word, as long as the folder's ``hold`` is there, and notes where it is trained."""
 
     folder: str = ""
 
@@ -49,10 +50,9 @@ class Slow(recipe.ToyRecipe):
         if training is not None:
             Path(self.folder, "trained", ray.get_runtime_context().get_node_id()).touch()
             while Path(self.folder, "hold").exists():
-                if Path(self.folder, "noticed").exists():
-                    time.sleep(12)  # all steps together are minutes: a busy machine takes long to drain a node
+                if is_drained():
                     break
-                time.sleep(0.2)
+                time.sleep(0.1)
         return super().encode(records, training)
 
 
@@ -77,7 +77,6 @@ def main(data: str, folder: Path) -> None:
             await_(lambda: spot.metadata.asked > asked, "a look at what AWS says")
             seen["ended without a notice"] = spot.ended.exists()
             spot.metadata.notice = True
-            (folder / "noticed").touch()
             await_(spot.ended.exists, "the machine's end")
             seen["ended"] = spot.ended.read_text().strip()
             await_(lambda: list(run.glob("step-*/sealed-000.json")), "a checkpoint")  # a busy machine ends before it
