@@ -30,7 +30,10 @@ from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 
-WORKERS = ("torch", "mlflow", "optuna", "transformers", "pandas", "pyarrow.dataset", "scipy.stats", "pydicom", "nibabel")
+WORKERS = (
+    *("torch", "mlflow", "optuna", "pandas", "pyarrow.dataset", "scipy.stats", "pydicom", "nibabel", "matplotlib.figure"),
+    *("transformers.models.bert.modeling_bert", "transformers.models.internvl.modeling_internvl"),
+)
 """What Ray's workers find imported. Not Ray: it keeps what it finds in the environment, and each has one of its own."""
 
 JOBS = (*WORKERS, "ray.data", "ray.tune", "ray.train.torch")
