@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import RAY_TOKEN, write_prepared
+from forks import starting_quick
 
 from raymed.data import stream
 from raymed.data.micro_batches import Division
@@ -175,7 +175,7 @@ def test_ahead_hands_on_the_makers_error_behind_the_items_before_it() -> None:
 
 @ray_is_slow
 def test_blocks_lost_with_a_machine_come_back_though_workers_hold_every_cpu(prepared: Prepared) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("lost_blocks.py")), prepared.folder.path]
+    command = starting_quick(Path(__file__).with_name("lost_blocks.py"), prepared.folder.path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | RAY_TOKEN)
     assert done.stdout.splitlines()[-1:] == [str(prepared.index.num_rows)], done.stderr[-2000:]
 

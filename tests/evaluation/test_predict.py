@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forks import starting_quick
 from PIL import Image
 
 from raymed.data.image import PIXEL_RULE, ImageSettings
@@ -119,10 +119,12 @@ print({*nodes} == {worker.node_id})
 
 
 @pytest.mark.slow
-def test_a_head_without_a_gpu_leaves_predicting_to_the_machine_that_has_one(exported: Path) -> None:
+def test_a_head_without_a_gpu_leaves_predicting_to_the_machine_that_has_one(exported: Path, tmp_path: Path) -> None:
     """The winner of a night was judged on the head's CPUs while the GPUs left; or waited for them without a word."""
     rooms = str(Path(__file__).parents[1] / "rooms")
-    done = subprocess.run([sys.executable, "-c", WHERE, str(exported), rooms], capture_output=True, text=True, timeout=300)
+    (tmp_path / "where.py").write_text(WHERE)
+    command = starting_quick(tmp_path / "where.py", str(exported), rooms)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1:] == ["True"], done.stderr[-2000:]
     assert "predicting waits for a GPU and a CPU: 1 wanted, and others hold all that the cluster has" in done.stderr
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from forks import starting_quick
 
 SCRIPT = """
 import logging, time
@@ -28,9 +30,11 @@ with Reminder(actor, lambda: [("run", 1, True)]):
 
 
 @pytest.mark.slow
-def test_decisions_are_told_again_and_the_end_of_ray_is_no_traceback() -> None:
+def test_decisions_are_told_again_and_the_end_of_ray_is_no_traceback(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=200)
+    (tmp_path / "remind.py").write_text(SCRIPT)
+    command = starting_quick(tmp_path / "remind.py")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert "told: True\n" in done.stdout, done.stderr
     assert "was lost: it is started again" in done.stderr
     assert "Traceback" not in done.stderr
