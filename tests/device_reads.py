@@ -7,19 +7,23 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
+import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymed.data.micro_batches import MicroBatch
 from raymed.data.record import Record
 from raymed.models import precision
-from raymed.recipes.recipe import Recipe, TrainingPass
+from raymed.recipes.recipe import Batch, Recipe, TrainingPass
 from raymed.training import engine
 from raymed.training.settings import TrainSettings
 from raymed.training.zero import deepspeed_config
@@ -126,3 +130,36 @@ def alone() -> None:
     torch.set_num_threads(1)
     engine.prepare_process(torch.device("cpu"))
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+
+
+ON_CUDA_BUILDS = pytest.mark.skipif(torch.version.cuda is None, reason="fake tensors on cuda take a build of torch for CUDA")
+
+
+def pass_on_fake_cuda(recipe: Recipe, records: Sequence[Record]) -> None:
+    """A forward pass of training and one of prediction on tensors that have a card's device and no values."""
+    mode, device = FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda")
+    module = on_fake_cuda(recipe.build(), mode)
+    training, other = recipe.encode(records, TrainingPass(0, 0)), recipe.encode(records, None)
+    with mode:
+        loss = recipe.compute_loss(module.train(), fake(training, mode).to(device))
+        predicted = recipe.predict(module.eval(), fake(other, mode).to(device))
+    assert {term.total.device.type for term in loss.terms.values()} == {"cuda"}
+    assert {value.device.type for value in predicted.values()} <= {"cuda", "cpu"}
+
+
+def fake(batch: Batch, mode: FakeTensorMode) -> Batch:
+    """The same with fake tensors, but for those that stay on the host."""
+    names = batch.tensors.keys() - set(batch.on_host)
+    return replace(batch, tensors=batch.tensors | {name: mode.from_tensor(batch.tensors[name]) for name in names})
+
+
+def on_fake_cuda(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    with mode:
+        for part in module.modules():
+            for table in (part._parameters, part._buffers):
+                for name, tensor in table.items():
+                    if tensor is None:
+                        continue
+                    moved = mode.from_tensor(tensor.detach()).to("cuda")
+                    table[name] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    return module

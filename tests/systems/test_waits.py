@@ -16,9 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conversations import MIXED, SIZE
-from device_reads import alone, reads_of_a_step
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from device_reads import ON_CUDA_BUILDS, alone, pass_on_fake_cuda, reads_of_a_step
 from torch.overrides import TorchFunctionMode
 from worker_processes import run_workers
 
@@ -124,33 +122,8 @@ def meta(batch: Batch) -> Batch:
     return batch.to(torch.device("meta"))
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="fake tensors on cuda take a build of torch for CUDA")
+@ON_CUDA_BUILDS
 @pytest.mark.parametrize("name", CASES)
 def test_a_forward_pass_on_cuda_mixes_no_devices_and_reads_no_value(name: str) -> None:
     case = CASES[name]()
-    mode, device = FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda")
-    module = on_fake_cuda(case.recipe.build(), mode)
-    training, other = case.recipe.encode(case.records, TrainingPass(0, 0)), case.recipe.encode(case.records, None)
-    with mode:
-        loss = case.recipe.compute_loss(module.train(), fake(training, mode).to(device))
-        predicted = case.recipe.predict(module.eval(), fake(other, mode).to(device))
-    assert loss.terms["loss"].total.device.type == "cuda"
-    assert {value.device.type for value in predicted.values()} <= {"cuda", "cpu"}
-
-
-def fake(batch: Batch, mode: FakeTensorMode) -> Batch:
-    """The same with fake tensors, but for those that stay on the host."""
-    names = batch.tensors.keys() - set(batch.on_host)
-    return replace(batch, tensors=batch.tensors | {name: mode.from_tensor(batch.tensors[name]) for name in names})
-
-
-def on_fake_cuda(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    with mode:
-        for part in module.modules():
-            for table in (part._parameters, part._buffers):
-                for name, tensor in table.items():
-                    if tensor is None:
-                        continue
-                    moved = mode.from_tensor(tensor.detach()).to("cuda")
-                    table[name] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
-    return module
+    pass_on_fake_cuda(case.recipe, case.records)

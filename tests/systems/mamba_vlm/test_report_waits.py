@@ -1,7 +1,7 @@
-"""No step of the report writer waits for a device."""
+"""No step of the report writer waits for a device, and none mixes devices."""
 
 import pytest
-from device_reads import alone, reads_of_a_step
+from device_reads import ON_CUDA_BUILDS, alone, pass_on_fake_cuda, reads_of_a_step
 from report_records import records
 from test_report_workers import RECIPES
 from worker_processes import run_workers
@@ -16,3 +16,9 @@ def _count_reads(_: int) -> None:
     alone()
     for name, recipe in RECIPES.items():
         assert reads_of_a_step(recipe, records(2)) == {"raymed/training/engine.py step": 2}, name
+
+
+@ON_CUDA_BUILDS
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_report_writer_on_cuda_mixes_no_devices(name: str) -> None:
+    pass_on_fake_cuda(RECIPES[name], records(2))
