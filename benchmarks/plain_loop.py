@@ -1,7 +1,8 @@
 """The loop that anybody would write: torch's DistributedDataParallel around a run's network, without Ray and DeepSpeed.
 
 Its pictures are encoded beforehand, its batch norms see their own worker's part of a batch only, and it knows no checkpoint:
-how it gets on with a second worker is what a machine allows.
+how it gets on with a second worker is what a machine allows. Where workers are `silent` they sum nothing at all, and each
+trains a network of its own: no way of dividing the work gets more out of the machine.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ WARM_UP = 3
 DISTINCT = 6  # global batches, taken in turn
 
 
-def plain_rate(spec: RunSpec, workers: int, cores: Sequence[int], steps: int = 20) -> float:
+def plain_rate(spec: RunSpec, workers: int, cores: Sequence[int], steps: int = 20, silent: bool = False) -> float:
     """Records per second of so many workers that train `spec`'s network, one on each of `cores`; of the median step."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(_train, (spec, workers, cores, steps, folder), workers, start_method="spawn")
+        torch.multiprocessing.start_processes(
+            _train, (spec, workers, cores, steps, folder, silent), workers, start_method="spawn"
+        )
         return float((Path(folder) / "rate").read_text())
 
 
-def _train(worker: int, spec: RunSpec, workers: int, cores: Sequence[int], steps: int, folder: str) -> None:
+def _train(worker: int, spec: RunSpec, workers: int, cores: Sequence[int], steps: int, folder: str, silent: bool) -> None:
     os.sched_setaffinity(0, {cores[worker % len(cores)]})
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -44,7 +47,7 @@ def _train(worker: int, spec: RunSpec, workers: int, cores: Sequence[int], steps
     torch.manual_seed(spec.seed)
     module = spec.recipe.build().train()
     optimizer = torch.optim.AdamW([{"params": group.parameters} for group in spec.recipe.groups(module)], lr=spec.train.lr)
-    network = DistributedDataParallel(module, broadcast_buffers=False) if workers > 1 else module
+    network = module if silent or workers == 1 else DistributedDataParallel(module, broadcast_buffers=False)
     prepared, divided = spec.open_data(), Division(spec.train.packs_at_once, workers)
     whole = [batch for batch in spec.plan(prepared, 0).batches if len(batch) == spec.train.global_batch][:DISTINCT]
     batches = [
@@ -56,6 +59,7 @@ def _train(worker: int, spec: RunSpec, workers: int, cores: Sequence[int], steps
     ]
     records = statistics.mean(sum(len(pack) for pack in batch) for batch in whole)
     seconds = []
+    dist.barrier()  # silent workers, too, compute at the same time
     for shares in islice(cycle(batches), WARM_UP + steps):
         started = time.perf_counter()
         optimizer.zero_grad()

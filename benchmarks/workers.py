@@ -4,9 +4,11 @@
     python benchmarks/workers.py --systems lung --counts 1,2 --epochs 2 --patients 24   # to try it
 
 Phantom patients, trained by Ray Train as jobs train them; a run has as many cores as workers, for Ray and for the reading of
-its data, too. Of each run the median epoch is taken, without the first. `plain` is the same for the loop of plain_loop.py:
-what the machine allows. `busy` is the share of the workers' time that the division of the global batch leaves for work,
-`repeats` that of micro-batches that do not count. More workers than the machine has cores say nothing about speed.
+its data, too. Of each run the median epoch is taken, without the first. `plain` is the same for the loop of plain_loop.py,
+and `silent` for that loop without a word between its workers: what the machine gives to so many processes, which have its
+caches and memory in common. `of silent` is how much of that ours have of linear. `busy` is the share of the workers' time
+that the division of the global batch leaves for work, `repeats` that of micro-batches that do not count. More workers than
+the machine has cores say nothing about speed.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ def main(
         template = dataclasses.replace(options.spec(prepared), train=train)
         rates: list[float] = []
         plain: list[float] = []
+        silent: list[float] = []
         taken: list[int] = []
         for asked in map(int, counts.split(",")):
             taken.append(workers := template.helpful(asked))
@@ -82,12 +85,16 @@ def main(
                 epoch = _last_epoch(spec, prepared)
             rates.append(epoch["records_per_second"])
             plain.append(plain_rate(spec, workers, cores))
-            linear, allowed = (each[-1] / each[0] * taken[0] / workers for each in (rates, plain))
+            silent.append(plain_rate(spec, workers, cores, silent=True) if workers > 1 else plain[-1])
+            linear, allowed, most = (each[-1] / each[0] * taken[0] / workers for each in (rates, plain, silent))
             figures[spec.name] = {
                 "rate": rates[-1],
                 "linear": linear,
                 "plain_rate": plain[-1],
                 "plain_linear": allowed,
+                "silent_rate": silent[-1],
+                "silent_linear": most,
+                "of_silent": linear / most,
                 "busy": epoch["worker_efficiency"],
                 "repeats": epoch["filler"],
                 "workers": workers,
@@ -95,6 +102,7 @@ def main(
             lines.append(
                 f"{system:<5} {asked} workers, {workers} taken: {rates[-1]:.1f} {template.sampling.noun}/s, "
                 f"{linear:.2f} x linear; plain {plain[-1]:.1f}/s, {allowed:.2f} x linear; "
+                f"silent {silent[-1]:.1f}/s, {most:.2f} x linear; {linear / most:.2f} of silent; "
                 f"busy {epoch['worker_efficiency']:.0%}, repeats {epoch['filler']:.0%}"
                 + ("" if workers <= len(cores) else " (more than cores)")
             )
