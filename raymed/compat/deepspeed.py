@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 SEEN = "0.19.8"
+LITTLE = 2**20  # bytes of weights: so few are copied in less time than one more sum takes
 
 
 def read_shards_with(engine: DeepSpeedEngine, load: Callable[..., Any]) -> None:
@@ -114,3 +115,32 @@ def leave_out_shared_memory_op() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def gather_weights_at_once() -> None:
+    """Gather on CPUs the weights of all parameter groups at once. DeepSpeed has no setting for it, and waits for one group
+    after the other (runtime/utils.py, `all_gather_into_tensor_dp_groups`)."""
+    import torch.distributed as dist
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    def gather(groups_flat: list[torch.Tensor], partitioned_param_groups: Any, dp_process_group: Any, **_: Any) -> None:
+        group = dp_process_group[0]
+        worker, workers = dist.get_rank(group), dist.get_world_size(group)
+        if workers == 1:
+            return
+        parts = [partitions[worker] for partitions in partitioned_param_groups]
+        if sum(part.nbytes for part in parts) > LITTLE:
+            under_way = [
+                dist.all_gather_single(flat, part, group, async_op=True)
+                for flat, part in zip(groups_flat, parts, strict=True)
+            ]
+            for each in under_way:
+                each.wait()
+            return
+        own = torch.cat(parts)
+        every = own.new_empty(workers * len(own))
+        dist.all_gather_single(every, own, group)
+        for flat, gathered in zip(groups_flat, every.view(workers, -1).split([len(part) for part in parts], 1), strict=True):
+            flat.view(workers, -1).copy_(gathered)
+
+    stage_1_and_2.all_gather_dp_groups = gather

@@ -166,9 +166,9 @@ def batch_norms(module: nn.Module) -> list[StepBatchNorm]:
 def computing(norms: Sequence[StepBatchNorm], counts: bool, spans: bool, parts: tuple[int, ...] = ()) -> Iterator[None]:
     """Within it, forward and backward calls are of a micro-batch that these attributes describe."""
     for norm in norms:
-        norm.counts, norm.spans, norm.parts = counts, spans, parts
+        vars(norm).update(counts=counts, spans=spans, parts=parts)  # a module looks through all it has before it sets one
     try:
         yield
     finally:
         for norm in norms:
-            norm.counts, norm.spans, norm.parts = True, False, ()
+            vars(norm).update(counts=True, spans=False, parts=())

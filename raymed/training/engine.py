@@ -24,7 +24,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
-from raymed.compat.deepspeed import handing_over_shards, leave_out_shared_memory_op, read_shards_with
+from raymed.compat.deepspeed import gather_weights_at_once, handing_over_shards, leave_out_shared_memory_op, read_shards_with
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.errors import RunError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
@@ -53,7 +53,7 @@ from raymed.training.state import (
     settle_kernel,
 )
 from raymed.training.step_sums import StepSums
-from raymed.training.zero import check_offload, clip_in_update, deepspeed_config, sum_norms_at_once
+from raymed.training.zero import check_offload, clip_in_update, deepspeed_config, sum_gradients_in_place, sum_norms_at_once
 
 NOT_FINITE = "the loss is not finite"
 GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
@@ -148,6 +148,8 @@ class Engine:
                 clip_in_update(self._engine.optimizer)
             elif self.workers > 1:
                 sum_norms_at_once(self._engine.optimizer)
+            if settings.zero_stage == 1 and device.type == "cpu" and self._engine.optimizer.dtype == torch.float32:
+                sum_gradients_in_place(self._engine.optimizer, self.workers)
 
     @property
     def module(self) -> nn.Module:
@@ -413,6 +415,7 @@ def prepare_process(device: torch.device) -> None:
         del sys.modules["mlflow"]
     if device.type == "cpu":
         leave_out_shared_memory_op()
+        gather_weights_at_once()
         # A thread that encodes the next step may hold Python for 5 ms, and every sum over workers would wait for that long.
         sys.setswitchinterval(SWITCH_SECONDS)
 

@@ -153,6 +153,20 @@ def sum_norms_at_once(zero: DeepSpeedZeroOptimizer) -> None:
     zero.scaled_global_norm = global_norm
 
 
+def sum_gradients_in_place(zero: DeepSpeedZeroOptimizer, workers: int) -> None:
+    """Let ZeRO 1 sum float32 gradients over the workers where they lie, end to end in its bucket.
+
+    DeepSpeed looks for each parameter's owner first, and copies the bucket there and back, alone, too. What each worker
+    takes of the sum is the same, bit for bit.
+    """
+
+    def average(bucket: torch.Tensor, sent_as: torch.dtype) -> None:
+        if workers > 1 and len(bucket):
+            dist.all_reduce(bucket.div_(workers), group=zero.dp_process_group)
+
+    zero.average_tensor = average
+
+
 def clip_in_update(zero: DeepSpeedZeroOptimizer) -> None:
     """Let torch's fused AdamW clip the gradient of ZeRO 1 and 2, and leave out the update where it is not finite.
 
