@@ -123,6 +123,8 @@ def gather_weights_at_once() -> None:
     import torch.distributed as dist
     from deepspeed.runtime.zero import stage_1_and_2
 
+    gather_one = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before PyTorch 2.13
+
     def gather(groups_flat: list[torch.Tensor], partitioned_param_groups: Any, dp_process_group: Any, **_: Any) -> None:
         group = dp_process_group[0]
         worker, workers = dist.get_rank(group), dist.get_world_size(group)
@@ -130,16 +132,13 @@ def gather_weights_at_once() -> None:
             return
         parts = [partitions[worker] for partitions in partitioned_param_groups]
         if sum(part.nbytes for part in parts) > LITTLE:
-            under_way = [
-                dist.all_gather_single(flat, part, group, async_op=True)
-                for flat, part in zip(groups_flat, parts, strict=True)
-            ]
+            under_way = [gather_one(flat, part, group, async_op=True) for flat, part in zip(groups_flat, parts, strict=True)]
             for each in under_way:
                 each.wait()
             return
         own = torch.cat(parts)
         every = own.new_empty(workers * len(own))
-        dist.all_gather_single(every, own, group)
+        gather_one(every, own, group)
         for flat, gathered in zip(groups_flat, every.view(workers, -1).split([len(part) for part in parts], 1), strict=True):
             flat.view(workers, -1).copy_(gathered)
 
