@@ -24,6 +24,9 @@ def test_an_upgrade_of_deepspeed_left_its_shards_engines_and_partitions() -> Non
             hasattr(DeepSpeedZeroOptimizer, name) for name in ("_lazy_init_hp_params_optimizer_state", "update_lp_params")
         )
         assert "self.single_partition_of_fp32_groups" in first
+        assert all(
+            name in first for name in ("all_gather_dp_groups(groups_flat=", "self.average_tensor(", "dp_process_group")
+        )
         parts = ("_partition_all_parameters", "_reassign_or_swap_out_partitioned_parameters", "set_local_hp_param")
         assert all(hasattr(DeepSpeedZeroOptimizer_Stage3, name) for name in parts)
         assert all(name in third for name in ("self.fp32_partitioned_groups_flat", "self.persistent_parameters"))
