@@ -219,6 +219,16 @@ def _address_stays() -> Iterator[None]:
     assert os.environ.get("MLFLOW_TRACKING_URI") == before
 
 
+@pytest.fixture(autouse=True)
+def _ray_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that ends the session's Ray leaves later ones one that Ray starts by itself, whose workers are slow."""
+    yield
+    if "cluster" in request.fixturenames:
+        import ray
+
+        assert ray.is_initialized(), "it has ended the session's Ray"
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return write_prepared(tmp_path_factory.mktemp("prepared") / "data")

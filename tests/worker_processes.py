@@ -8,8 +8,13 @@ from typing import Any
 import torch.multiprocessing
 
 
+def preload(*also: str) -> None:
+    """What the process that such processes are forked from imports; it starts with the first of them."""
+    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed", *also])
+
+
 def run_workers(work: Callable[..., None], arguments: tuple[Any, ...] = (), workers: int = 1) -> None:
     """Run `work(worker, *arguments)` in each of so many processes to its end; an error in one is raised."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519", "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed"])
+    preload()
     torch.multiprocessing.start_processes(work, arguments, workers, start_method="forkserver")

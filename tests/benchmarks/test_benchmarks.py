@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from forks import quick_workers
+from worker_processes import preload
 
+from raymed.cluster.connection import connect
 from raymed.data.phantom import PhantomSettings
 from raymed.data.prepared import Prepared
 from raymed.storage.folder import Folder
@@ -24,13 +29,16 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a benchmark by name."""
+    """Imports a benchmark by name. Its new processes are forks of one that has imported what they need."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    preload("raymed.models.internvl", "raymed.systems.vitp.recipe")
 
     def load(name: str) -> ModuleType:
         from ray import cloudpickle
 
         module = importlib.import_module(name)
+        if hasattr(module, "get_context"):
+            monkeypatch.setattr(module, "get_context", lambda _: multiprocessing.get_context("forkserver"))
         cloudpickle.register_pickle_by_value(module)  # Ray's workers started without this folder on their path
         return module
 
@@ -219,9 +227,17 @@ def test_scale_measures_every_step_at_every_size(benchmark: Any, capsys: pytest.
     assert all(seconds > 0 for step in figures.values() for seconds in step["seconds"])
 
 
+@pytest.fixture
+def own_cluster(cluster: None) -> Iterator[None]:
+    """For what starts and ends Ray by itself: later tests find theirs again."""
+    with quick_workers():
+        yield
+        connect()
+
+
 @pytest.mark.slow
 def test_workers_share_an_epoch_without_repeats(
-    benchmark: Any, cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    benchmark: Any, own_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark("workers").main(str(tmp_path), systems="lung", counts="2", epochs=2, patients=24)
     (figures,) = figures_of(capsys).values()
