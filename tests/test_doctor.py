@@ -213,6 +213,7 @@ def test_the_job_says_what_to_mend_and_speaks_json(tmp_path: Path) -> None:
     assert [each["subject"] for each in answer["findings"] if each["state"] == "wrong"] == ["data"]
 
 
+@pytest.mark.slow
 def test_remote_storage_without_a_tracking_address_is_a_finding_among_the_others(tmp_path: Path) -> None:
     command = [sys.executable, str(JOBS / "doctor.py"), "--storage", "mock://bucket/runs", "--bundle", "support.zip"]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
