@@ -71,6 +71,8 @@ class ImageSettings:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"image size {self.size}: must be at least 1")
+        if self.size**2 > MAX_PIXELS:
+            raise UserError(f"image size {self.size}: must be at most {math.isqrt(MAX_PIXELS)}")
         _ = self.width_level, self.sixteen_bit_meaning
 
     @classmethod

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from raymed.errors import UserError
+from raymed.job.yaml_once import read_yaml
 from raymed.language import spoken
 
 Value = TypeVar("Value")
@@ -77,7 +78,7 @@ class LabelTable:
     @classmethod
     def _parse(cls, text: str, where: str) -> LabelTable:
         try:
-            content = yaml.safe_load(text)
+            content = read_yaml(text)
         except yaml.YAMLError as error:
             raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
         return cls.from_dict(content, where)

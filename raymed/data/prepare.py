@@ -98,6 +98,7 @@ def curate(
     Raises:
         UserError: as `prepare`.
     """
+    require_apart(found, folder)
     for note in found.listing.notes:
         log.warning("%s", note)
     with _alone(folder):
@@ -129,6 +130,16 @@ def curate(
             guard(index, fold)
         manifest = publish(folder, index, found, settings, described, quarantine, left_out, groups)
         return PrepareResult(Prepared(folder, manifest, index), len(todo), kept, proof)
+
+
+def require_apart(found: Survey, folder: Folder) -> None:
+    """Make sure that nothing is written among the originals.
+
+    Raises:
+        UserError: the prepared data would go into the folder that the source lies in.
+    """
+    if folder.is_local and Path(folder.path) == found.listing.root.resolve():
+        raise UserError(f"{folder.uri} is where the originals lie: name another --out, of the prepared data alone")
 
 
 @contextmanager

@@ -61,9 +61,14 @@ class Pseudonyms:
             )
         if prepared and prepared.is_local and path.resolve().is_relative_to(prepared.path):
             raise UserError(f"the key {path} would lie among the prepared data {prepared.uri}: keep it with the originals")
+        if path.is_dir():
+            raise UserError(f"the key {path} is a folder: name a file in it")
         if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_private(path, secrets.token_hex(KEY_LENGTH) + "\n", anew=True)
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _write_private(path, secrets.token_hex(KEY_LENGTH) + "\n", anew=True)
+            except OSError as error:
+                raise UserError(f"the key {path} cannot be written: {error.strerror}. Name another file") from error
         if path.stat().st_mode & 0o077:
             raise UserError(f"the key {path} can be read by others: chmod 600 {path}")
         text = path.read_text(encoding="utf-8", errors="replace").strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import math
 import re
 import sys
 import typing
@@ -20,6 +21,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace, set_loader
 from raymed.compat.jsonargparse import AdjustingParser, hide_default_files, hide_options
 from raymed.errors import UserError
 from raymed.job import mistakes
+from raymed.job.yaml_once import OnceLoader
 from raymed.language import say
 
 log = logging.getLogger("raymed")
@@ -122,7 +124,19 @@ def parse(
 
 
 def _options(parser: _Parser, options_type: type[Options], words: Sequence[str]) -> Options:
-    ready = parser.instantiate(parser.parse_args(list(words)))
+    try:
+        values = parser.parse_args(list(words))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--config takes a YAML file of UTF-8 text, and this is none ({error.reason}): save it as UTF-8"
+        ) from error
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{mistakes.typed(name)} is {value}: give a finite number")
+    ready = parser.instantiate(values)
+    for name in _needed(options_type):
+        if ready[name] == "":
+            raise UserError(f"{mistakes.typed(name)} is empty: is a variable of the shell not set?")
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})  # type: ignore[arg-type]
 
 
@@ -134,7 +148,7 @@ def shown(options_type: type) -> set[str]:
     return listed & mistakes.kinds(options_type).keys()
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _Loader(OnceLoader):
     """YAML whose times and dates, 23:30 and 2026-01-02, are text, and whose 1e-4 is a number, other than in YAML 1.1."""
 
 
@@ -171,9 +185,13 @@ def _read_yaml(text: str) -> Any:
 
 def _required(options_type: type, positional: bool) -> str:
     """The options that have no default, as they are typed."""
+    names = [(mistakes.typed(name), name.upper()) for name in _needed(options_type)]
+    return "".join(f"{'' if positional else option + ' '}{value} " for option, value in names)
+
+
+def _needed(options_type: type) -> list[str]:
     missing = (dataclasses.MISSING, dataclasses.MISSING)
-    names = [each.name for each in dataclasses.fields(options_type) if (each.default, each.default_factory) == missing]
-    return "".join(f"{'' if positional else '--' + name.replace('_', '-') + ' '}{name.upper()} " for name in names)
+    return [each.name for each in dataclasses.fields(options_type) if (each.default, each.default_factory) == missing]
 
 
 def _epilog(options_type: type, aliases: Aliases, everything: bool) -> str:

@@ -35,6 +35,7 @@ from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 
+SEEDS = 2**32  # as many as every library takes
 _CHATTY = ("ray", "mlflow", "alembic", "optuna", "deepspeed", "DeepSpeed", "faiss", "matplotlib", "transformers", "peft")
 
 
@@ -141,6 +142,8 @@ def run(
         speak(_asked_language(words))
         options = parse(options_type, words, positional, defaults, aliases, script)
         speak(options.language)
+        if not 0 <= options.seed < SEEDS:
+            raise UserError(f"--seed is {options.seed}: give a whole number from 0 to {SEEDS - 1}")
         as_json = options.json
         if as_json:
             holder.last_words.append(_tell)

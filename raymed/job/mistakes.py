@@ -96,6 +96,11 @@ class Mistake:
             return say("{option} needs a value: {kind}", option=typed(match[1]), kind=self._kind(match[1]))
         if match := re.match(r"the following arguments are required: (.*)", message):
             return say("missing: {names}", names=match[1].upper())
+        if match := re.match(r'Parser key "config": Path is not a file: (.*)|Unexpected config: ', message):
+            return say(
+                "{source}no file of options: a line of one is, for example, seed: 1",
+                source=f"{match[1]}: " if match[1] else self._source,
+            )
         if match := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
             return self._wrong_value(match[1], match[2])
         if match := re.match(r"Problems parsing config: (.*)", message, re.DOTALL):

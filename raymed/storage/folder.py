@@ -49,6 +49,10 @@ class Folder:
             filesystem, path = fs.FileSystem.from_uri(_in_one_request(text))
         except (pa.ArrowInvalid, ValueError) as error:
             raise UserError(f"cannot open the storage {text!r}: {error}. Use a folder or a URI such as s3://...") from error
+        if not path.rstrip("/"):
+            raise UserError(
+                f"the storage {text!r} names no bucket or folder: write one behind it, such as s3://BUCKET/FOLDER"
+            )
         return cls(filesystem, path.rstrip("/"), text.rstrip("/"))
 
     @property

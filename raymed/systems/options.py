@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("raymed")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+LONGEST_NAME = 200  # bytes: file systems take 255, and notes beside a run add a few
 NO_ALIAS = "A model of it is registered under no alias unless --alias is given"
 
 Searching = TypeVar("Searching", bound="SystemOptions")  # and SearchOptions
@@ -189,6 +190,8 @@ class SystemOptions(JobOptions, ABC):
         from raymed.tuning.searched_data import PART, SearchedData
         from raymed.tuning.space import check_drawn, located, with_setting
 
+        if self.name and (len(self.name.encode()) > LONGEST_NAME or {"", ".", ".."} & set(self.name.split("/"))):
+            raise UserError(f"--name {self.name[:30]!r}... cannot name a folder: give a short one without .. in it")
         listed = dict(variants or {})
         elsewhere = ("train.", f"{self.sampling.option}.", PART)
         of_recipe = located(

@@ -52,11 +52,11 @@ def check_reachable(tracking_uri: str) -> None:
 
 
 def _answers(uri: str) -> None:
-    request = urllib.request.Request(f"{uri.rstrip('/')}/health")
-    if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):  # as MLflow's client does
-        password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
-        request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
     try:
+        request = urllib.request.Request(f"{uri.rstrip('/')}/health")
+        if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):  # as MLflow's client does
+            password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+            request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
             pass
     except urllib.error.HTTPError as error:

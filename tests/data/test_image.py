@@ -257,6 +257,11 @@ def test_wrong_window_is_an_error_that_names_the_presets(window: str) -> None:
         ImageSettings(window=window)
 
 
+def test_a_size_that_no_memory_holds_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(UserError, match="at most 10000"):
+        ImageSettings(size=1_000_000)
+
+
 def test_wrong_size_is_an_error() -> None:
     with pytest.raises(UserError, match="size"):
         ImageSettings(size=0)

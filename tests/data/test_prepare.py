@@ -75,6 +75,12 @@ def splits(prepared: Prepared) -> dict[str, tuple[str, int | None]]:
     return {row["patient"]: (row["split"], row["fold"]) for row in rows}
 
 
+def test_nothing_is_written_among_the_originals(source: Path) -> None:
+    with pytest.raises(UserError, match="is where the originals lie"):
+        prepare(source, str(source), SETTINGS)
+    assert sorted(path.name for path in source.iterdir()) == sorted(CLASSES)
+
+
 def test_every_slice_is_in_the_index_and_reads_back_as_its_file(source: Path, out: str):
     result = prepare(source, out, SETTINGS)
     prepared = Prepared.open(out)

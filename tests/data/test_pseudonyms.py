@@ -52,6 +52,13 @@ def test_different_names_have_different_pseudonyms_that_do_not_hold_them(names: 
     assert made.isdisjoint({Pseudonyms(Path("key"), b"1" * 32).patient(name) for name in names})
 
 
+def test_a_key_that_cannot_be_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, says in (("", "is a folder"), ("file/key", "cannot be written: Not a directory")):
+        with pytest.raises(UserError, match=says):
+            Pseudonyms.open(tmp_path / place)
+
+
 def test_a_key_is_made_once_and_is_for_its_owner_alone(tmp_path: Path, pseudonyms: Pseudonyms) -> None:
     assert pseudonyms.file.stat().st_mode & 0o777 == 0o600
     assert Pseudonyms.open(pseudonyms.file, Folder.at(tmp_path / "out")) == pseudonyms

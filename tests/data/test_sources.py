@@ -131,9 +131,18 @@ def test_links_out_of_the_source_are_refused_not_followed(tmp_path: Path) -> Non
     (tmp_path / "data" / "viral" / "P9").symlink_to(outside.parent)
     (tmp_path / "data" / "viral" / "P1" / "c.png").symlink_to("nowhere.png")
     (tmp_path / "data" / "viral" / "P1" / "d.png").symlink_to("a.png")
+    (tmp_path / "data" / "viral" / "P1" / "e.png").symlink_to("e.png")  # a circle
     listing = list_source(tmp_path / "data", SourceSettings())
     assert paths(listing) == ["viral/P1/a.png", "viral/P1/d.png"]
-    assert sorted(refusal.id for refusal in listing.refusals) == ["viral/P1/b.png", "viral/P1/c.png", "viral/P9"]
+    refused = [f"viral/{name}" for name in ("P1/b.png", "P1/c.png", "P1/e.png", "P9")]
+    assert sorted(refusal.id for refusal in listing.refusals) == refused
+
+
+def test_a_cell_with_a_nul_character_is_no_patient_of_that_name(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text("image,patient_id,label\na.png,P\0 1,viral\n")
+    with pytest.raises(UserError, match=r"list.csv:2: holds a NUL character"):
+        list_source(tmp_path / "list.csv", SourceSettings())
 
 
 @pytest.mark.parametrize("content", [[], ["readme.txt"], [".hidden.png"]])

@@ -177,6 +177,8 @@ def test_times_in_a_config_file_stay_times(tmp_path):
         (["--lerning-rate", "3"], "there is no option --lerning-rate: did you mean --learning-rate?"),
         (["elsewhere"], "'elsewhere' belongs to no option"),
         (["--config", "none.yaml"], "--config: there is no file '"),
+        (["--config", "/"], "'/': no file of options"),
+        (["--data", ""], "--data is empty: is a variable of the shell not set?"),
     ],
 )
 def test_a_typo_is_told_with_what_to_type_instead(words, says):
@@ -196,6 +198,9 @@ def test_what_is_missing_is_named_as_it_is_typed():
         ("inner: {onn: true}", "there is no option inner.onn: did you mean inner.on?"),
         ("max_epochs: many", "max_epochs takes a whole number; not 'many'"),
         ("inner: [", "cannot be read as YAML"),
+        ("inner: {on: true}\ninner: {deep_value: 1}", "cannot be read as YAML: line 2: the key 'inner' stands twice"),
+        ("hello", "no file of options: a line of one is, for example, seed: 1"),
+        ("", "no file of options"),
     ],
 )
 def test_a_typo_in_a_file_is_told_with_the_file(tmp_path, text, says):
@@ -203,6 +208,24 @@ def test_a_typo_in_a_file_is_told_with_the_file(tmp_path, text, says):
     file.write_text(text)
     with pytest.raises(UserError, match=re.escape(f"{file}: {says}")):
         parse(Options, ["--data", "X", "--config", str(file)])
+
+
+def test_a_number_is_finite_and_a_file_is_utf_8(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Rate(JobOptions):
+        """Options.
+
+        Attributes:
+            rate: A rate.
+        """
+
+        rate: float = 1.0
+
+    with pytest.raises(UserError, match="--rate is inf: give a finite number"):
+        parse(Rate, ["--rate", "1e999"])
+    (tmp_path / "gbk.yaml").write_bytes("name: 张三".encode("gbk"))
+    with pytest.raises(UserError, match="takes a YAML file of UTF-8 text"):
+        parse(Rate, ["--config", str(tmp_path / "gbk.yaml")])
 
 
 def test_help_shows_what_matters_and_help_all_the_rest(capsys):
@@ -248,7 +271,13 @@ def test_exit_codes_tell_apart_what_the_user_can_mend_and_what_failed(divide, by
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [(("--bye", "1"), "bye"), (("--by", "1", "--slices.limit", "-1"), "limit"), ((), "by")]
+    ("words", "says"),
+    [
+        (("--bye", "1"), "bye"),
+        (("--by", "1", "--slices.limit", "-1"), "limit"),
+        ((), "by"),
+        (("--by", "1", "--seed", "-1"), "--seed is -1: give a whole number from 0"),
+    ],
 )
 def test_options_that_cannot_be_read_end_with_code_2_and_one_json_object(divide, words, says):
     done = divide(*words, "--json")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from raymed.errors import UserError
 from raymed.storage.folder import Folder
 
 
@@ -17,3 +18,9 @@ def test_a_folder_on_a_drive_is_where_linux_mounts_it_and_not_in_the_working_fol
 def test_other_addresses_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Folder.at("ab:c").path == str(tmp_path / "ab:c") and Folder.at("a").path == str(tmp_path / "a")
+
+
+def test_an_address_without_a_bucket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UserError, match="names no bucket or folder"):
+        Folder.at("s3://")

@@ -286,6 +286,11 @@ def refusing() -> Iterator[str]:
     server.shutdown()
 
 
+def test_an_address_that_is_none_is_told_as_one() -> None:
+    with pytest.raises(UserError, match=r"http://\[ does not answer"):
+        check_reachable("http://[")
+
+
 def test_a_server_that_does_not_answer_is_asked_once(refusing: str) -> None:
     Refusing.asked.clear()
     with pytest.raises(UserError, match="answers 401"):

@@ -141,6 +141,12 @@ def test_a_run_does_not_go_into_the_data_that_it_reads(prepared, tmp_path):
         night_of(prepared, folder.path.rsplit("/", 1)[0], "auto", name=folder.path.rsplit("/", 1)[1])
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "x" * 250])
+def test_a_name_that_no_folder_can_have_is_told(prepared, tmp_path, name):
+    with pytest.raises(UserError, match="cannot name a folder"):
+        night_of(prepared, tmp_path, "auto", name=name)
+
+
 def test_patients_added_in_place_under_a_search_are_refused_wherever_its_rows_are_read(prepared, tmp_path):
     """Row numbers of the old index would name other patients in the new one."""
     data = Path(shutil.copytree(prepared.folder.path, tmp_path / "data"))

@@ -47,9 +47,10 @@ def walk(root: Path) -> Tree:
         for entry in entries:
             path = posixpath.join(folder, entry.name)
             _require_text(root, path)
-            if entry.is_symlink() and not (entry.is_file() and _stays_inside(Path(entry.path), root)):
-                refusals.append(Refusal(path, path, None, _link(entry)))
-                if not entry.is_file():
+            link = Path(entry.path)  # which finds nothing at the end of a circle, where an entry raises
+            if entry.is_symlink() and not (link.is_file() and _stays_inside(link, root)):
+                refusals.append(Refusal(path, path, None, _link(link)))
+                if not link.is_file():
                     folders.append(path)
             elif entry.is_dir():
                 pending.append(path)
@@ -71,7 +72,7 @@ def _require_text(root: Path, path: str) -> None:
         ) from error
 
 
-def _link(entry: os.DirEntry[str]) -> str:
+def _link(entry: Path) -> str:
     """Why a symbolic link is not followed."""
     if entry.is_file():
         return "a symbolic link to a file outside the source: put the file itself there"

@@ -215,6 +215,10 @@ def read_cells(
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
+            if any("\0" in cell for cell in cells):
+                raise UserError(
+                    f"{path}:{reader.line_num}: holds a NUL character, as a damaged file does: write the line anew"
+                )
             if len(cells) != len(header):
                 raise UserError(f"{path}:{reader.line_num}: {len(cells)} cells, but the header has {len(header)}")
             yield reader.line_num, {key: original(cells[at].strip()) for key, at in columns.items()}

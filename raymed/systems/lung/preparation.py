@@ -8,18 +8,20 @@ from pathlib import Path
 from raymed.data import series
 from raymed.data.counts import left_out, table
 from raymed.data.geometry import fitted, spread
-from raymed.data.prepare import PrepareResult, expected_split
+from raymed.data.prepare import PrepareResult, expected_split, require_apart
 from raymed.data.quarantine import Quarantine
 from raymed.data.reading import seconds_per_slice
 from raymed.data.settings import PrepareSettings
 from raymed.data.survey import survey
 from raymed.job.job import Outcome
 from raymed.language import say
+from raymed.storage.folder import Folder
 
 
 def plan(source: Path, out: str, settings: PrepareSettings) -> Outcome:
     """What would be done."""
     found = survey(source, settings, settings.labels)
+    require_apart(found, Folder.at(out))
     patients = expected_split(found, settings)
     lost = Quarantine(found, {}, settings.max_quarantine).left_out({study.patient for study in found.studies})
     cpus = os.cpu_count() or 1

@@ -14,6 +14,7 @@ import yaml
 from raymed.data.sources.paths import absence, read_text
 from raymed.errors import UserError
 from raymed.job.mistakes import did_you_mean
+from raymed.job.yaml_once import read_yaml
 from raymed.storage.folder import DRIVE, off_drive
 
 
@@ -68,7 +69,7 @@ def read_paths(file: str | Path) -> Paths:
     if not path.is_file():
         raise UserError(f"{path}: {absence(path)}")
     try:
-        content = yaml.safe_load(read_text(path))
+        content = read_yaml(read_text(path))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:

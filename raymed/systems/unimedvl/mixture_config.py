@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from raymed.errors import UserError
+from raymed.job.yaml_once import read_yaml
 from raymed.systems.unimedvl.registry import DatasetInfo, dataset_info, info_of, plan_of, register_module
 from raymed.systems.unimedvl.resize import MAX_PIXELS, VIT, ResizeSettings
 from raymed.systems.unimedvl.sequence import Plan
@@ -134,20 +135,9 @@ class MixtureConfig:
         }
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose whole numbers may have underscores in any version, and whose keys stand only once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {twice!r} stands twice")
-        return super().construct_mapping(node, deep)
-
-
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        loader = _Loader(path.expanduser().read_text("utf-8-sig"))
-        content = loader.get_single_data()
+        content = read_yaml(path.expanduser().read_text("utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: the file does not exist. --dataset-config-file takes a YAML of data sets") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
