@@ -18,6 +18,7 @@ from typing import ClassVar
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.models.settings import Layout
+from raymed.storage.folder import require_other
 
 GUIDE = {"checkpoint": Alias("model"), "output": Alias("out")}
 
@@ -47,6 +48,7 @@ class ExtractVit(JobOptions):
 def main(options: ExtractVit) -> Outcome:
     from raymed.registry.address import open_tower
 
+    require_other(options.out, options.model)
     tower = open_tower(options.model, options.tracking)
     tower = tower.resized(options.size or tower.size, options.patch)
     out = Path(options.out).expanduser().resolve()

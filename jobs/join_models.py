@@ -40,7 +40,7 @@ def main(options: JoinModels) -> Outcome:
     from raymed.registry.address import open_tower
 
     out = Path(options.out).expanduser().resolve()
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is not empty: choose another --out")
     model, new = join(open_tower(options.vit, options.tracking), find_model(options.llm, MODEL_FILES), options.seed)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6

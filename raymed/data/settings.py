@@ -66,6 +66,8 @@ class CorpusSettings(CurationSettings, SampleSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens is {self.max_tokens}: it must be at least 1")
         if self.image.resize != "squash":
             raise UserError("image.resize pad is not for tiles, to which a picture is stretched: leave it at squash")
         if self.image.size % TOKEN_SIDE:

@@ -13,7 +13,7 @@ from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome
 from raymed.language import say
 from raymed.spreadsheet import to_csv
-from raymed.storage.folder import Folder
+from raymed.storage.folder import Folder, require_other
 
 if TYPE_CHECKING:
     from raymed.evaluation.predict import Inference, Model
@@ -73,6 +73,9 @@ def predict(options: PredictOptions, inference: Inference, open_network: Callabl
         raise UserError(f"--out {out} is a folder: name the CSV to write, such as {out / 'predictions.csv'}")
     Folder.at(out.parent).check_writable()  # before hours of work
     if out.exists():
+        require_other(
+            out, options.input, *(listing.root / piece.path for study in listing.studies for piece in study.slices)
+        )
         warnings.append(say("{out}: an earlier file of this name was replaced", out=out))
     predictions = list(predict_studies(open_network(), listing, inference, options.micro_batch, options.workers))
     unlike = Counter(how for each in predictions for how in each.unlike)

@@ -177,6 +177,16 @@ def off_drive(text: str) -> str:
     return os.path.normpath(DRIVES / drive[1].lower() / text[drive.end() :].replace("\\", "/").lstrip("/"))
 
 
+def require_other(out: str | Path, *read: str | Path) -> None:
+    """Make sure that a result does not replace what it is made from.
+
+    Raises:
+        UserError: `out` is one of the files or folders that are read.
+    """
+    if Path(out).expanduser().resolve() in [Path(each).expanduser().resolve() for each in read]:
+        raise UserError(f"--out {out} is what is read, and would be lost: name another")
+
+
 def refuse_password(uri: str) -> None:
     """Addresses are printed, and recorded in MLflow and reports: no secret may stand in one.
 

@@ -102,7 +102,11 @@ def test_a_csv_that_cannot_be_written_ends_the_job_before_a_picture_is_read(netw
     def too_late() -> Model:
         raise AssertionError("the network was opened")
 
-    for out, reason in ((tmp_path / "patients", "is a folder"), (tmp_path / "file" / "out.csv", "cannot write")):
+    for out, reason in (
+        (tmp_path / "patients", "is a folder"),
+        (tmp_path / "file" / "out.csv", "cannot write"),
+        (tmp_path / "patients" / "anna" / "1.png", "would be lost"),
+    ):
         with pytest.raises(UserError, match=reason):
             predict(PredictOptions(input=str(tmp_path / "patients"), out=str(out)), inference, too_late)
 

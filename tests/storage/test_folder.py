@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raymed.errors import UserError
-from raymed.storage.folder import Folder
+from raymed.storage.folder import Folder, require_other
 
 
 @pytest.mark.skipif(os.name == "nt", reason="drives are what they are there")
@@ -24,3 +24,10 @@ def test_an_address_without_a_bucket_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(UserError, match="names no bucket or folder"):
         Folder.at("s3://")
+
+
+def test_a_result_never_replaces_what_it_is_made_from(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "list.csv")
+    require_other(tmp_path / "out.csv", tmp_path / "list.csv", "models:/raymed-lung@champion")
+    with pytest.raises(UserError, match="would be lost"):
+        require_other(tmp_path / "link.csv", tmp_path / "list.csv")

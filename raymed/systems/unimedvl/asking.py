@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome
+from raymed.storage.folder import require_other
 from raymed.systems.unimedvl.questions import read_questions
 from raymed.systems.unimedvl.tool_settings import ReadingSettings, TextSettings
 
@@ -94,6 +95,7 @@ def ask_one(pipeline: Pipeline, options: VQA) -> Outcome:
 
 def ask_many(pipeline: Pipeline, options: VQA) -> Outcome:
     """The questions of a file, each answer written as it comes."""
+    require_other(options.out, options.questions)
     questions, out = read_questions(Path(options.questions)), Path(options.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

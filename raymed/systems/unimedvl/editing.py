@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome
+from raymed.storage.folder import require_other
 from raymed.systems.unimedvl.asking import TOOLS
 from raymed.systems.unimedvl.synthetic import marked, sheet, write_png
 from raymed.systems.unimedvl.tool_settings import DrawingSettings, ReadingSettings, TextSettings
@@ -96,6 +97,7 @@ class EditImage(JobOptions):
 
 def edit(pipeline: Pipeline, options: EditImage) -> Outcome:
     """Edit the picture, and write it with its settings and a mark, and the sheet."""
+    require_other(options.out, options.image)
     picture, out = pipeline.open_picture(options.image), Path(options.out)
     started = time.perf_counter()
     instruction, plan = options.instruction, ""
