@@ -27,9 +27,9 @@ def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: R
         if gallery.settings.exclude != "patient":
             fate = "their own pictures count as neighbours, and the figures flatter the model"
         notes.append(f"{len(shared)} patients have queries and gallery pictures ({fate}): {some(shared)}")
-    if nameless := [f"{count} {what}" for what, count in _nameless(queries, gallery.features).items() if count]:
+    if nameless := _nameless(queries, gallery.features):
         fate = "pictures of one patient may be each other's neighbours, and intervals are of pictures, too narrow"
-        notes.append(f"{' and '.join(nameless)} name no patient: {fate}")
+        notes.append(f"{nameless} name no patient: {fate}")
     if best.unlabelled:
         notes.append(f"{best.unlabelled} queries have no label and are not judged")
     if best.unanswerable:
@@ -45,9 +45,12 @@ def remarks(gallery: Gallery, queries: Features, neighbours: Neighbours, best: R
     return notes
 
 
-def _nameless(queries: Features, gallery: Features) -> dict[str, int]:
-    """Pictures whose patient is not known."""
-    return {"queries": int((queries.patients == None).sum()), "gallery pictures": int((gallery.patients == None).sum())}  # noqa: E711
+def _nameless(queries: Features, gallery: Features) -> str:
+    """How many pictures are of nobody that is known; empty where all are."""
+    asked, others = (int((each.patients == None).sum()) for each in (queries, gallery))  # noqa: E711
+    if asked and others:
+        return f"{asked} queries and {others} gallery pictures"
+    return f"{asked} queries" if asked else f"{others} gallery pictures" if others else ""
 
 
 def table(judged: Sequence[Retrieval], best: Retrieval) -> list[str]:

@@ -96,7 +96,6 @@ def test_data_sets_give_samples_by_patient_and_study_and_say_how_they_are_used(f
         (line(None), "1 <image> marks in human turns for 0 pictures"),
         (line(answer=" \n"), "conversations[1]: an empty answer"),
         (line().replace('"gpt"', '"assistant"'), "from is 'assistant'"),
-        (line().replace('"gpt"', '"human"'), "no answer"),
         (line("../a.png"), "leaves the folder"),
         (line("/etc/a.png"), "absolute path"),
         (line([1]), "image must be"),
@@ -120,6 +119,8 @@ def test_every_wrong_line_is_named_with_file_and_line_before_anything_is_done(fo
 @pytest.mark.parametrize(
     ("roles", "reason"),
     [
+        (("human",), "no answer (a turn from gpt) to learn from"),
+        (("human", "gpt", "<cls>: 0|1."), "conversations[2]: the <cls> question has no answer"),
         (("human", "gpt", "human"), "conversations[2] has no answer"),
         (("human", "human", "gpt"), "conversations[1] is of human, where it is gpt's turn"),
         (("system", "gpt", "human", "gpt"), "conversations[1] is of gpt, where it is human's turn"),
@@ -129,7 +130,10 @@ def test_every_wrong_line_is_named_with_file_and_line_before_anything_is_done(fo
 def test_a_dialogue_out_of_turn_goes_to_the_quarantine_by_its_line(
     folder: Path, roles: tuple[str, ...], reason: str
 ) -> None:
-    turns = [{"from": role, "value": f"{role} {number}"} for number, role in enumerate(roles)]
+    turns = [
+        {"from": "human", "value": role} if "<cls>" in role else {"from": role, "value": f"{role} {number}"}
+        for number, role in enumerate(roles)
+    ]
     with (folder / "text.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"conversations": turns}) + "\n")
     listing, used = listed(folder / "meta.json")

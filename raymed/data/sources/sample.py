@@ -25,6 +25,10 @@ class Sample:
     study: str | None = None
 
 
+class UnansweredError(ValueError):
+    """Turns that nothing can be learned from, though nothing in them is written wrongly."""
+
+
 def read_sample(line: bytes) -> Sample:
     """A line of JSONL, checked.
 
@@ -66,7 +70,7 @@ def with_marks(messages: tuple[Message, ...], pictures: int) -> tuple[Message, .
         if found := next((token for token in REQUIRED if token in message.text), None):
             raise ValueError(f"conversations[{index}]: the text holds the special token {found}")
     if all(message.role != "gpt" for message in messages):
-        raise ValueError("no answer (a turn from gpt) to learn from")
+        raise UnansweredError("no answer (a turn from gpt) to learn from")
     messages = _with_choices(messages)
     marks = sum(message.text.count(IMAGE) for message in messages if message.role == "human")
     if marks == pictures:
@@ -101,10 +105,10 @@ def _with_choices(messages: tuple[Message, ...]) -> tuple[Message, ...]:
             if choices is None:
                 continue
             if index + 1 == len(messages) or messages[index + 1].role != "gpt":
-                raise ValueError("the <cls> question has no answer")
+                raise UnansweredError("the <cls> question has no answer")
             turns[index + 1] = Message("gpt", parse_answer(choices, messages[index + 1].text))
         except ValueError as error:
-            raise ValueError(f"conversations[{index}]: {error}") from error
+            raise type(error)(f"conversations[{index}]: {error}") from error
     return tuple(turns)
 
 

@@ -22,7 +22,7 @@ from raymed.data.sources.lines import Lines
 from raymed.data.sources.listing import Listing, Note, SourceSettings
 from raymed.data.sources.meta import DataSet, meta_root
 from raymed.data.sources.paths import absence, file_stat, inside
-from raymed.data.sources.sample import Sample, out_of_turn, read_sample, with_marks
+from raymed.data.sources.sample import Sample, UnansweredError, out_of_turn, read_sample, with_marks
 from raymed.data.sources.table import is_table, read_cells
 from raymed.errors import UserError
 
@@ -135,6 +135,9 @@ class SampleListing:
             for image in sample.images:
                 inside(folder, image, where)
             images = tuple(inside(self._root, f"{part.folder}/{image}", where) for image in sample.images)
+        except UnansweredError as error:
+            self.refuse(part.name, where, str(error))
+            return
         except (ValueError, UserError) as error:
             self.lines.count += 1
             self.lines.is_wrong(where, str(error).removeprefix(f"{where}: "))
