@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from raymed.language import say
+from raymed.language import reworded, say
 
 ALIKE = 0.6  # of difflib's ratio: below, a suggestion would be a guess
 
@@ -104,7 +104,9 @@ class Mistake:
         if match := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
             return self._wrong_value(match[1], match[2])
         if match := re.match(r"Problems parsing config: (.*)", message, re.DOTALL):
-            return say("{source}cannot be read as YAML: {reason}", source=self._source, reason=" ".join(match[1].split()))
+            return say(
+                "{source}cannot be read as YAML: {reason}", source=self._source, reason=reworded(" ".join(match[1].split()))
+            )
         return message
 
     def _unknown(self, words: Sequence[str]) -> str:

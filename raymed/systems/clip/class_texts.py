@@ -12,6 +12,7 @@ from typing import Any
 from raymed.data.sources.listing import some
 from raymed.data.sources.paths import read_text
 from raymed.errors import UserError
+from raymed.storage.folder import Folder
 
 log = logging.getLogger("raymed")
 
@@ -92,16 +93,13 @@ def read_class_texts(path: Path) -> ClassTexts:
 
 
 def write_class_texts(path: Path, texts: Mapping[str, str | Sequence[str]]) -> None:
-    """Write a file that `read_class_texts` reads: UTF-8, classes sorted.
+    """Write a file that `read_class_texts` reads, whole or not at all: UTF-8, classes sorted.
 
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(sorted(texts.items())), ensure_ascii=False, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    content = json.dumps(dict(sorted(texts.items())), ensure_ascii=False, indent=2) + "\n"
+    Folder.at(path.parent).write(path.name, content.encode())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Class texts: which text a class gets, and what is wrong with a file of them."""
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from raymed.errors import UserError
+from raymed.storage import disk
 from raymed.systems.clip.class_texts import class_texts, read_class_texts, tell_missing, write_class_texts
 
 NAMES = ["异常", "正常", "肺炎"]
@@ -40,6 +43,19 @@ def test_chinese_texts_survive_the_file_unescaped_and_sorted(tmp_path: Path) -> 
     written = path.read_text("utf-8")
     assert written == '{\n  "正常": "清晰",\n  "肺炎": "阴影"\n}\n'
     assert read_class_texts(path) == texts
+
+
+def test_a_full_disk_leaves_the_texts_that_were_typed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "texts.json"
+    write_class_texts(path, {"正常": "清晰"})
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, "write", full)
+    with pytest.raises(UserError, match="cannot write"):
+        write_class_texts(path, {"正常": "模糊"})
+    assert read_class_texts(path) == {"正常": "清晰"}
 
 
 @pytest.mark.parametrize(
