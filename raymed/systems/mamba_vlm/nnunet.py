@@ -174,7 +174,7 @@ def load_encoder(encoder: Encoder, folder: Path) -> KeyReport:
 
 
 def _load(path: Path, trust: bool) -> Any:
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:  # an empty one is a copy that broke off
         raise UserError(f"there is no checkpoint {path}")
     try:
         if trust:

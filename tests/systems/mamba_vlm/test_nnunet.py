@@ -140,3 +140,9 @@ def test_a_file_that_is_no_checkpoint_is_an_error_that_names_it(tmp_path: Path) 
     (tmp_path / "damaged.pth").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"damaged\.pth cannot be read"):
         read_checkpoint(tmp_path / "damaged.pth", trust=True)
+
+
+def test_a_copy_that_broke_off_before_its_first_byte_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        read_checkpoint(tmp_path / "empty.pth", trust=False)
