@@ -77,7 +77,7 @@ def main(
         lines += [f"{kind} bridge, {seconds[kind]:.0f} s of CPU for both stages:", *(f"  {line}" for line in result.lines)]
     sizes = {split: len(prepared.rows(split)) for split in ("train", "val", "test")}
     figures = {kind: result.to_dict() | {"seconds": seconds[kind]} for kind, result in judged.items()}
-    show(f"report writer on phantom patients {sizes}, seed {seed}", lines, figures)
+    show(f"report writer on {data or 'phantom patients'}, {sizes}, seed {seed}", lines, figures)
 
 
 def spec_of(options: MambaOptions, prepared: Prepared, kind: Any, seed: int, epochs: int) -> RunSpec:
