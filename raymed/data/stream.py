@@ -147,10 +147,10 @@ def stage(prepared: Prepared, rows: np.ndarray) -> Staged:
     Raises:
         UserError: a shard is missing, damaged or exchanged.
     """
-    shards = np.unique(prepared.columns(rows, ["shard"])["shard"], return_inverse=True)[1] if len(rows) else rows
-    parts = [rows[shards == shard] for shard in range(shards.max() + 1)] if len(rows) else []
-    if not parts:
+    if not len(rows):
         return Staged.of([], [], rows, 0)
+    shards = np.unique(prepared.columns(rows, ["shard"])["shard"], return_inverse=True)[1]
+    parts = np.split(rows[np.argsort(shards, kind="stable")], np.cumsum(np.bincount(shards))[:-1])
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     # Without a claim on CPUs: blocks that are lost with a machine come back while workers hold every CPU there is.
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))

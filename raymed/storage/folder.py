@@ -183,7 +183,8 @@ def require_other(out: str | Path, *read: str | Path) -> None:
     Raises:
         UserError: `out` is one of the files or folders that are read.
     """
-    if Path(out).expanduser().resolve() in [Path(each).expanduser().resolve() for each in read]:
+    path = Path(out).expanduser()
+    if path.exists() and path.resolve() in (Path(each).expanduser().resolve() for each in read):
         raise UserError(f"--out {out} is what is read, and would be lost: name another")
 
 
