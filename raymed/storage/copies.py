@@ -33,8 +33,12 @@ def copy_folder(source: Folder, target: Folder) -> int:
     """Copy a folder with its list of digests, which one on a local disk need not have. Returns how many files were copied.
 
     Raises:
-        UserError: there is no list, or a file is not as it says.
+        UserError: there is no list, a file is not as it says, or the copy would lie in the folder, or is a file.
     """
+    if target.is_local and Path(target.path).is_file():
+        raise UserError(f"{target.uri} is a file: name a folder for the copy")
+    if source.is_local and target.is_local and Path(source.path) in Path(target.path).parents:
+        raise UserError(f"{target.uri} lies in {source.uri}, which would hold its own copy: name a folder elsewhere")
     files, there = _files(source), _copied(target)
     missing = [name for name, digest in files.items() if there.get(name) != digest]
     with ThreadPoolExecutor(AT_ONCE) as pool:

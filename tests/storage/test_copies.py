@@ -69,3 +69,11 @@ def test_a_list_that_names_files_elsewhere_is_refused(storage: Folder, model: Pa
     storage.child("net").write(SEAL, b'{"files": {"../../outside": "00"}}')
     with pytest.raises(UserError, match="is not a path inside"):
         copy_folder(storage.child("net"), Folder.at(tmp_path / "machine"))
+
+
+def test_a_copy_that_would_lie_in_its_own_folder_or_replace_a_file_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="would hold its own copy"):
+        copy_folder(Folder.at(model), Folder.at(model / "copy"))
+    with pytest.raises(UserError, match="is a file"):
+        copy_folder(Folder.at(model), Folder.at(model / "config.json"))
+    assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors", "tokenizer"]
