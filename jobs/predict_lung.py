@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from raymed.errors import UserError
 from raymed.job.job import Outcome, run
 from raymed.registry.prediction import PredictOptions, predict
+from raymed.storage.folder import require_other
 
 log = logging.getLogger("raymed")
 
@@ -41,6 +42,7 @@ def main(options: PredictLung) -> Outcome:
     from raymed.systems.lung.elsewhere import ElsewhereTrained, open_lung
     from raymed.tracking.tracker import Tracker
 
+    require_other(options.out, options.labels)
     labels = LabelTable.open(options.labels)
     model = open_lung(options.model, options.tracking, labels)
     if isinstance(model, ElsewhereTrained):

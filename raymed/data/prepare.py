@@ -138,7 +138,7 @@ def require_apart(found: Survey, folder: Folder) -> None:
     Raises:
         UserError: the prepared data would go into the folder that the source lies in.
     """
-    if folder.is_local and Path(folder.path) == found.listing.root.resolve():
+    if folder.is_local and Path(folder.path) == found.listing.root.resolve() and not folder.exists(MANIFEST):
         raise UserError(f"{folder.uri} is where the originals lie: name another --out, of the prepared data alone")
 
 

@@ -150,10 +150,9 @@ class Prepared:
         folder = Folder.at(uri)
         if not folder.exists(MANIFEST):
             hint = where_it_looks() if folder.is_local else ""
-            places = f"--source {uri} --out PREPARED" if folder.names() else f"--out {uri}"
             raise MissingError(
-                f"{folder.uri} is not prepared data: no {MANIFEST} in it. Run your system's prepare job (jobs/prepare_*.py) "
-                f"with {places}{hint}"
+                f"{folder.uri} is not prepared data: no {MANIFEST} in it. Give the folder that your system's prepare job "
+                f"has written: jobs/prepare_*.py --source PICTURES --out FOLDER{hint}"
             )
         manifest = Manifest.from_json(folder.read(MANIFEST), f"{folder.uri}/{MANIFEST}")
         if digest not in ("", manifest.digest):

@@ -131,11 +131,12 @@ def _options(parser: _Parser, options_type: type[Options], words: Sequence[str])
             f"--config takes a YAML file of UTF-8 text, and this is none ({error.reason}): save it as UTF-8"
         ) from error
     for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{mistakes.typed(name)} is {value}: give a finite number")
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{mistakes.typed(name)} is {number}: give a finite number")
     ready = parser.instantiate(values)
     for name in _needed(options_type):
-        if ready[name] == "":
+        if isinstance(ready[name], str) and not ready[name].strip():
             raise UserError(f"{mistakes.typed(name)} is empty: is a variable of the shell not set?")
     return options_type(**{each.name: ready[each.name] for each in dataclasses.fields(options_type)})  # type: ignore[arg-type]
 

@@ -6,16 +6,21 @@ from typing import Any
 
 import yaml
 
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<
+
 
 class OnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Makes plain values only, and refuses a key that stands twice in the same place."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                line = node.value[place][0].start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: the key {key!r} stands twice")
+        keys: list[Any] = []
+        for written, _ in node.value:
+            if written.tag == MERGE:  # what it brings stands elsewhere, and gives way to what stands here
+                continue
+            key = self.construct_object(written, deep=True)
+            if key in keys:
+                raise yaml.YAMLError(f"line {written.start_mark.line + 1}: the key {key!r} stands twice")
+            keys.append(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 

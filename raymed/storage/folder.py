@@ -183,9 +183,15 @@ def require_other(out: str | Path, *read: str | Path) -> None:
     Raises:
         UserError: `out` is one of the files or folders that are read.
     """
-    path = Path(out).expanduser()
-    if path.exists() and path.resolve() in (Path(each).expanduser().resolve() for each in read):
+    if any(_is_same(str(out), str(each)) for each in read if each):
         raise UserError(f"--out {out} is what is read, and would be lost: name another")
+
+
+def _is_same(path: str, other: str) -> bool:
+    try:
+        return Path(off_drive(path)).expanduser().samefile(Path(off_drive(other)).expanduser())
+    except (OSError, RuntimeError, ValueError):  # one of them is not there, or no path at all
+        return False
 
 
 def refuse_password(uri: str) -> None:

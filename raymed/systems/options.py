@@ -191,7 +191,7 @@ class SystemOptions(JobOptions, ABC):
         from raymed.tuning.space import check_drawn, located, with_setting
 
         if self.name and (len(self.name.encode()) > LONGEST_NAME or {"", ".", ".."} & set(self.name.split("/"))):
-            raise UserError(f"--name {self.name[:30]!r}... cannot name a folder: give a short one without .. in it")
+            raise UserError(f"--name {self.name[:30]!r} cannot name a folder: give a short one without .. or a / at its end")
         listed = dict(variants or {})
         elsewhere = ("train.", f"{self.sampling.option}.", PART)
         of_recipe = located(

@@ -16,12 +16,11 @@ def copy(prepared: Prepared, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared.folder.path, tmp_path / "copy"))
 
 
-def test_a_folder_that_is_not_prepared_data_is_an_error_that_says_what_to_run(tmp_path: Path):
-    with pytest.raises(UserError, match=rf"no manifest\.json.*prepare_.* --out {tmp_path}$"):
-        Prepared.open(str(tmp_path))
-    (tmp_path / "patient.png").touch()  # the originals themselves, among which nothing is written
-    with pytest.raises(UserError, match=rf"no manifest\.json.*prepare_.* --source {tmp_path} --out PREPARED$"):
-        Prepared.open(str(tmp_path))
+def test_what_is_not_prepared_data_is_an_error_that_says_what_to_run(tmp_path: Path):
+    (tmp_path / "list.csv").touch()
+    for path in (tmp_path, tmp_path / "list.csv", tmp_path / "nothing"):
+        with pytest.raises(UserError, match=r"no manifest\.json.*prepare_"):
+            Prepared.open(str(path))
 
 
 @pytest.mark.parametrize(

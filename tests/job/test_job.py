@@ -178,7 +178,7 @@ def test_times_in_a_config_file_stay_times(tmp_path):
         (["elsewhere"], "'elsewhere' belongs to no option"),
         (["--config", "none.yaml"], "--config: there is no file '"),
         (["--config", "/"], "'/': no file of options"),
-        (["--data", ""], "--data is empty: is a variable of the shell not set?"),
+        (["--data", " "], "--data is empty: is a variable of the shell not set?"),
     ],
 )
 def test_a_typo_is_told_with_what_to_type_instead(words, says):
@@ -201,6 +201,7 @@ def test_what_is_missing_is_named_as_it_is_typed():
         ("inner: {on: true}\ninner: {deep_value: 1}", "cannot be read as YAML: line 2: the key 'inner' stands twice"),
         ("hello", "no file of options: a line of one is, for example, seed: 1"),
         ("", "no file of options"),
+        ("a: &a {deep_value: 1}\ninner: {<<: *a}", "there is no option a"),  # what stands elsewhere may be brought in
     ],
 )
 def test_a_typo_in_a_file_is_told_with_the_file(tmp_path, text, says):
@@ -217,12 +218,15 @@ def test_a_number_is_finite_and_a_file_is_utf_8(tmp_path):
 
         Attributes:
             rate: A rate.
+            range: Least and most.
         """
 
         rate: float = 1.0
+        range: tuple[float, float] = (0.0, 1.0)
 
-    with pytest.raises(UserError, match="--rate is inf: give a finite number"):
-        parse(Rate, ["--rate", "1e999"])
+    for words in (["--rate", "1e999"], ["--range", "[0.1, .inf]"]):
+        with pytest.raises(UserError, match="is inf: give a finite number"):
+            parse(Rate, words)
     (tmp_path / "gbk.yaml").write_bytes("name: 张三".encode("gbk"))
     with pytest.raises(UserError, match="takes a YAML file of UTF-8 text"):
         parse(Rate, ["--config", str(tmp_path / "gbk.yaml")])

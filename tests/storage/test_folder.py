@@ -27,7 +27,13 @@ def test_an_address_without_a_bucket_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_result_never_replaces_what_it_is_made_from(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").touch()
     (tmp_path / "link.csv").symlink_to(tmp_path / "list.csv")
-    require_other(tmp_path / "out.csv", tmp_path / "list.csv", "models:/raymed-lung@champion")
-    with pytest.raises(UserError, match="would be lost"):
-        require_other(tmp_path / "link.csv", tmp_path / "list.csv")
+    (tmp_path / "hard.csv").hardlink_to(tmp_path / "list.csv")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for none in ("models:/raymed-lung@champion", "", "~nobody/x", "a\0b", tmp_path / "circle", tmp_path / "list.csv"):
+        require_other(tmp_path / "out.csv", none)
+        require_other(tmp_path / "circle", none)
+    for same in ("list.csv", "link.csv", "hard.csv"):
+        with pytest.raises(UserError, match="would be lost"):
+            require_other(tmp_path / same, "", tmp_path / "list.csv")

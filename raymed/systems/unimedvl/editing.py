@@ -97,8 +97,11 @@ class EditImage(JobOptions):
 
 def edit(pipeline: Pipeline, options: EditImage) -> Outcome:
     """Edit the picture, and write it with its settings and a mark, and the sheet."""
-    require_other(options.out, options.image)
-    picture, out = pipeline.open_picture(options.image), Path(options.out)
+    out = Path(options.out)
+    beside = out.with_name(f"{out.stem}-sheet.png")
+    for written in (out, beside):
+        require_other(written, options.image)
+    picture = pipeline.open_picture(options.image)
     started = time.perf_counter()
     instruction, plan = options.instruction, ""
     if options.mode == "planning":
@@ -121,7 +124,6 @@ def edit(pipeline: Pipeline, options: EditImage) -> Outcome:
         "seed": options.seed,
         **asdict(options.drawing),
     }
-    beside = out.with_name(f"{out.stem}-sheet.png")
     write_png(marked(drawn), out, settings)
     write_png(sheet(picture, drawn), beside, settings)
     seconds = time.perf_counter() - started
