@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raymed import clock
 from raymed.data.image import ImageSettings
 from raymed.data.integrity import DESCRIBED, describe, require_same
 from raymed.data.labels import LabelTable
@@ -33,6 +34,7 @@ LOCATED = ["shard", "row_group", "row", *DESCRIBED]  # columns of the index by w
 _INDEXES: WeakValueDictionary[str, pa.Table] = WeakValueDictionary()
 """By its digest, an index that this process has open: a large one is held once."""
 
+PAUSES = (1.0, 3.0, 9.0)  # seconds before an object store that refused is asked again, beyond what Arrow's own client tries
 OPEN_SHARDS = 16  # kept by a process: opening one costs as much as reading a row, and holds about a MiB
 
 
@@ -291,7 +293,8 @@ class Places:
         return cls(folder, index.select(LOCATED).take(pa.array(np.asarray(rows, dtype=np.int64))), pictures_by)
 
     def read(self) -> pa.Table:
-        """The records as a table in `RECORD`'s schema, in the given order. Each row group that holds one is read once.
+        """The records as a table in `RECORD`'s schema, in the given order. Each row group that holds one is read once, those
+        of a shard together: on an object store each read is a request.
 
         Raises:
             UserError: a shard is missing, damaged or exchanged.
@@ -303,31 +306,41 @@ class Places:
         tables: list[pa.Table] = []
         order: list[int] = []
         for shard, row_groups in groups.items():
-            try:
-                file = _open_shard(self.folder.uri, shard)
-                for row_group, asked_rows in row_groups.items():
-                    table = file.read_row_group(row_group, use_threads=False)
-                    tables.append(table.take([columns["row"][asked] for asked in asked_rows]))
-                    order.extend(asked_rows)
-            except IndexError as error:
-                lost = self.lines["id"][max(asked_rows, key=columns["row"].__getitem__)].as_py()
-                raise UserError(
-                    f"{self.folder.uri}/shards/{shard} does not hold the record {lost} that the index names: damaged or "
-                    "exchanged. Remove it and prepare the data again"
-                ) from error
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(self.folder, shard, error) from error
+            table, counts = _read_row_groups(self.folder, shard, list(row_groups))
+            chosen, start = list[int](), 0
+            for asked_rows, count in zip(row_groups.values(), counts, strict=True):
+                for asked in asked_rows:
+                    if columns["row"][asked] >= count:
+                        raise UserError(
+                            f"{self.folder.uri}/shards/{shard} does not hold the record {self.lines['id'][asked]} that the "
+                            "index names: damaged or exchanged. Remove it and prepare the data again"
+                        )
+                    chosen.append(start + columns["row"][asked])
+                order.extend(asked_rows)
+                start += count
+            tables.append(table.take(chosen))
         found = pa.concat_tables(tables) if tables else RECORD.empty_table()
         found = found if order == sorted(order) else found.take(np.argsort(order))
         require_same(describe(found, self.pictures_by), self.lines, self.folder)
         return found
 
 
-def _unreadable(folder: Folder, shard: str, error: Exception) -> UserError:
-    return UserError(
-        f"cannot read the shard {folder.uri}/shards/{shard}: {error}. Remove it, where it is there, "
-        "and prepare the data again, which reads its patients anew"
-    )
+def _read_row_groups(folder: Folder, shard: str, row_groups: list[int]) -> tuple[pa.Table, list[int]]:
+    """Row groups of a shard, one below the other, and how many rows each has. A busy object store is asked again."""
+    pauses = iter(() if folder.is_local else PAUSES)
+    while True:
+        try:
+            file = _open_shard(folder.uri, shard)
+            table = file.read_row_groups(row_groups, use_threads=False)
+            return table, [file.metadata.row_group(each).num_rows for each in row_groups]
+        except (OSError, pa.ArrowException) as error:
+            pause = next(pauses, None)
+            if pause is None or isinstance(error, FileNotFoundError | pa.ArrowException):
+                raise UserError(
+                    f"cannot read the shard {folder.uri}/shards/{shard}: {error}. Remove it, where it is there, "
+                    "and prepare the data again, which reads its patients anew"
+                ) from error
+            clock.sleep(pause)
 
 
 @lru_cache(maxsize=OPEN_SHARDS)
