@@ -15,11 +15,12 @@ import torch.distributed as dist
 from torch import nn
 from worker_processes import run_workers
 
+from raymed.compat.deepspeed import LITTLE
 from raymed.errors import UserError
 from raymed.models import precision
 from raymed.training.engine import prepare_process
 from raymed.training.settings import TrainSettings
-from raymed.training.zero import check_offload, clip_in_update, deepspeed_config, own_disk
+from raymed.training.zero import check_offload, clip_in_update, deepspeed_config, own_disk, sum_gradients_in_place
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -99,6 +100,45 @@ def _step(_: int) -> None:
         results[stage, offload] = float(loss)
     for stage in (1, 2, 3):
         assert results[stage, "cpu"] == pytest.approx(results[stage, "none"], rel=1e-6), results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_sums_and_gathers_of_our_own_leave_the_weights_that_deepspeed_s_do_bit_for_bit(workers: int, tmp_path: Path) -> None:
+    run_workers(_sum, (tmp_path, workers), workers=workers)
+
+
+def _sum(worker: int, out: Path, workers: int) -> None:
+    os.environ |= {"RANK": str(worker), "LOCAL_RANK": str(worker), "WORLD_SIZE": str(workers)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=worker, world_size=workers, init_method=f"file://{out}/rendezvous")
+    import deepspeed
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    usual = stage_1_and_2.all_gather_dp_groups
+    prepare_process(CPU)
+    gathers = {False: usual, True: stage_1_and_2.all_gather_dp_groups}
+    assert gathers[True] is not usual
+    for width in (5, 900):  # weights that are gathered all at once, and group by group
+        results = []
+        for ours in (False, True):
+            stage_1_and_2.all_gather_dp_groups = gathers[ours]
+            torch.manual_seed(0)
+            network = nn.Sequential(nn.Linear(7, width), nn.Tanh(), nn.Linear(width, width))
+            assert (4 * width * width / workers > LITTLE) == (width == 900)
+            groups = [{"params": [each for each in network.parameters() if each.dim() == dims]} for dims in (1, 2)]
+            config = deepspeed_config(TrainSettings(precision="fp32", lr=0.05), CPU, workers, width * (width + 9))
+            engine, zero, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=config)
+            if ours:
+                sum_gradients_in_place(zero, workers)
+            for step in range(3):
+                for micro in range(2):
+                    x = torch.linspace(-1, 1 + worker, 14).view(2, 7) * (1 + step + micro)
+                    engine.backward(engine(x).square().mean(), scale_wrt_gas=False)
+                engine.step()
+            results.append([each.detach().clone() for each in network.parameters()])
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other), (width, (one - other).abs().max())
 
 
 @pytest.mark.slow
