@@ -159,8 +159,8 @@ def run_of(uri: str, tracker: Tracker) -> str:
     folder = Path(Folder.at(uri).path)
     for trial in (folder.parent, folder.parent.parent):  # of a checkpoint, or of the model in it
         found = [] if "'" in str(trial) else tracker.tagged(FOLDER, str(trial))  # MLflow knows no way to write one
-        for run in found:
-            return run.id
+        if there := [run.id for run in found if not run.is_deleted]:
+            return there[0]
     return "RUN_ID"
 
 

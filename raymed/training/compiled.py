@@ -51,6 +51,7 @@ def compile_blocks(module: nn.Module, settings: TrainSettings, device: torch.dev
     apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
     if not apart:  # before torch 2.13 they do
         limits.recompile_limit = max(limits.recompile_limit, RECOMPILES * len(found))
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     for block in found:
         block.compile(**apart)
     return f"{len(found)} blocks"
