@@ -31,4 +31,8 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: not YAML, or a key stands twice.
     """
-    return yaml.load(text, OnceLoader)
+    loader = OnceLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

@@ -97,8 +97,9 @@ def test_a_start_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) 
             raise Exception("The current node timed out during startup.\nThis could happen because ...")
 
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: tried.append("ended"))  # what was left of the first
     local_ray.start()
-    assert tried == ["local", "local"]
+    assert tried == ["local", "ended", "local"]
 
 
 def test_a_machine_on_which_ray_does_not_start_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +107,7 @@ def test_a_machine_on_which_ray_does_not_start_is_named_with_what_to_do(monkeypa
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
     with pytest.raises(
         RunError, match=r"(?s)twice: The current node timed out.*the load is \d+.*run the same command again"
     ):

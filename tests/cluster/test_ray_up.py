@@ -338,7 +338,9 @@ def test_the_worker_is_a_spot_machine_that_ends_by_itself_and_nothing_runs_after
     )
     assert behaviour["InstanceInitiatedShutdownBehavior"]["Value"] == "terminate"
     down = ["make", "--dry-run", "down", f"CLUSTER={night.file}"]
-    lines = subprocess.run(down, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()[-2:]
+    said = subprocess.run(down, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    lines = re.findall(r"^\S+/ray .*", said, re.MULTILINE)
+    assert len(lines) == 2
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HOME", str(night.file.parent))
         environment.chdir(night.file.parent)

@@ -37,7 +37,7 @@ run(Options, main)
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "speaks"), [("killed", -9, True), ("left", 1, True), ("refused", 2, False), ("", 0, False)]
+    ("end", "code", "speaks"), [("killed", -9, True), ("left", 1, True), ("refused", 2, False), ("well", 0, False)]
 )
 def test_only_a_job_that_cannot_speak_itself_is_spoken_for(end: str, code: int, speaks: bool, tmp_path: Path) -> None:
     (tmp_path / "end.py").write_text(JOB)
