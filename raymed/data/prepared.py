@@ -326,13 +326,15 @@ class Places:
 
 
 def _read_row_groups(folder: Folder, shard: str, row_groups: list[int]) -> tuple[pa.Table, list[int]]:
-    """Row groups of a shard, one below the other, and how many rows each has. A busy object store is asked again."""
+    """Row groups of a shard, one below the other, and how many rows each has; 0 where there is none. A busy object store is
+    asked again."""
     pauses = iter(() if folder.is_local else PAUSES)
     while True:
         try:
             file = _open_shard(folder.uri, shard)
-            table = file.read_row_groups(row_groups, use_threads=False)
-            return table, [file.metadata.row_group(each).num_rows for each in row_groups]
+            there = [each for each in row_groups if each < file.num_row_groups]
+            table = file.read_row_groups(there, use_threads=False)
+            return table, [file.metadata.row_group(each).num_rows if each in there else 0 for each in row_groups]
         except (OSError, pa.ArrowException) as error:
             pause = next(pauses, None)
             if pause is None or isinstance(error, FileNotFoundError | pa.ArrowException):
