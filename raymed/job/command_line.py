@@ -21,7 +21,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace, set_loader
 from raymed.compat.jsonargparse import AdjustingParser, hide_default_files, hide_options
 from raymed.errors import UserError
 from raymed.job import mistakes
-from raymed.job.yaml_once import OnceLoader
+from raymed.job.yaml_once import OnceLoader, read_yaml
 from raymed.language import say
 
 log = logging.getLogger("raymed")
@@ -176,11 +176,7 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(text: str) -> Any:
     """A configuration file, or a value on the command line, where ``left:`` and ``{left}`` are words, and no keys."""
-    loader = _Loader(text)  # a safe one: it makes plain values only
-    try:
-        value = loader.get_single_data()
-    finally:
-        loader.dispose()
+    value = read_yaml(text, _Loader)
     return text if isinstance(value, dict) and value and all(each is None for each in value.values()) else value
 
 

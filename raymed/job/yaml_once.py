@@ -10,7 +10,7 @@ MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 
 
 class OnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Makes plain values only, and refuses a key that stands twice in the same place."""
+    """Makes plain values, and refuses a key that stands twice in the same place."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: list[Any] = []
@@ -25,13 +25,13 @@ class OnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
         return mapping
 
 
-def read_yaml(text: str) -> Any:
-    """The one document of a text.
+def read_yaml(text: str, kind: type[OnceLoader] = OnceLoader) -> Any:
+    """The one document of a text, read by a loader of this kind.
 
     Raises:
         yaml.YAMLError: not YAML, or a key stands twice.
     """
-    loader = OnceLoader(text)
+    loader = kind(text)  # a safe one: it makes plain values only
     try:
         return loader.get_single_data()
     finally:
