@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from raymed.data.prepared import Places
+from raymed.data.places import Places
 from raymed.data.record import INDEX, input_pictures, records_from
 from raymed.errors import UserError
 from raymed.storage.folder import Folder

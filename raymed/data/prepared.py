@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 from weakref import WeakValueDictionary
@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raymed import clock
 from raymed.data.image import ImageSettings
-from raymed.data.integrity import DESCRIBED, describe, require_same
 from raymed.data.labels import LabelTable
-from raymed.data.record import BLAKE3, DIGESTS, INDEX, RECORD, SHA256, Record, records_from
+from raymed.data.places import Places
+from raymed.data.record import DIGESTS, INDEX, SHA256, Record, records_from
 from raymed.data.split import SPLITS, split_of_rows
 from raymed.errors import CommonError, UserError
 from raymed.job.submitted import where_it_looks
@@ -30,12 +29,8 @@ from raymed.storage.folder import Folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-LOCATED = ["shard", "row_group", "row", *DESCRIBED]  # columns of the index by which a record is found and checked
 _INDEXES: WeakValueDictionary[str, pa.Table] = WeakValueDictionary()
 """By its digest, an index that this process has open: a large one is held once."""
-
-PAUSES = (1.0, 3.0, 9.0)  # seconds before an object store that refused is asked again, beyond what Arrow's own client tries
-OPEN_SHARDS = 16  # kept by a process: opening one costs as much as reading a row, and holds about a MiB
 
 
 @dataclass(frozen=True)
@@ -271,83 +266,6 @@ class Prepared:
     def places(self, rows: np.ndarray | Sequence[int]) -> Places:
         """Where the records of `rows` lie: small enough to send to the task that reads them."""
         return Places.of(self.folder, self.index, rows, self.manifest.pictures_by)
-
-
-@dataclass(frozen=True)
-class Places:
-    """The places of some records in the shards of a folder, in an order.
-
-    Attributes:
-        folder: of the prepared data.
-        lines: what the index says of the records, columns `LOCATED`.
-        pictures_by: as in the manifest.
-    """
-
-    folder: Folder
-    lines: pa.Table
-    pictures_by: str
-
-    @classmethod
-    def of(cls, folder: Folder, index: pa.Table, rows: np.ndarray | Sequence[int], pictures_by: str = BLAKE3) -> Places:
-        """The places of rows of an index."""
-        return cls(folder, index.select(LOCATED).take(pa.array(np.asarray(rows, dtype=np.int64))), pictures_by)
-
-    def read(self) -> pa.Table:
-        """The records as a table in `RECORD`'s schema, in the given order. Each row group that holds one is read once, those
-        of a shard together: on an object store each read is a request.
-
-        Raises:
-            UserError: a shard is missing, damaged or exchanged.
-        """
-        columns = self.lines.select(["shard", "row_group", "row"]).to_pydict()
-        groups: dict[str, dict[int, list[int]]] = {}
-        for asked, (shard, row_group) in enumerate(zip(columns["shard"], columns["row_group"], strict=True)):
-            groups.setdefault(shard, {}).setdefault(row_group, []).append(asked)
-        tables: list[pa.Table] = []
-        order: list[int] = []
-        for shard, row_groups in groups.items():
-            table, counts = _read_row_groups(self.folder, shard, list(row_groups))
-            chosen, start = list[int](), 0
-            for asked_rows, count in zip(row_groups.values(), counts, strict=True):
-                for asked in asked_rows:
-                    if columns["row"][asked] >= count:
-                        raise UserError(
-                            f"{self.folder.uri}/shards/{shard} does not hold the record {self.lines['id'][asked]} that the "
-                            "index names: damaged or exchanged. Remove it and prepare the data again"
-                        )
-                    chosen.append(start + columns["row"][asked])
-                order.extend(asked_rows)
-                start += count
-            tables.append(table.take(chosen))
-        found = pa.concat_tables(tables) if tables else RECORD.empty_table()
-        found = found if order == sorted(order) else found.take(np.argsort(order))
-        require_same(describe(found, self.pictures_by), self.lines, self.folder)
-        return found
-
-
-def _read_row_groups(folder: Folder, shard: str, row_groups: list[int]) -> tuple[pa.Table, list[int]]:
-    """Row groups of a shard, one below the other, and how many rows each has; 0 where there is none. A busy object store is
-    asked again."""
-    pauses = iter(() if folder.is_local else PAUSES)
-    while True:
-        try:
-            file = _open_shard(folder.uri, shard)
-            there = [each for each in row_groups if each < file.num_row_groups]
-            table = file.read_row_groups(there, use_threads=False)
-            return table, [file.metadata.row_group(each).num_rows if each in there else 0 for each in row_groups]
-        except (OSError, pa.ArrowException) as error:
-            pause = next(pauses, None)
-            if pause is None or isinstance(error, FileNotFoundError | pa.ArrowException):
-                raise UserError(
-                    f"cannot read the shard {folder.uri}/shards/{shard}: {error}. Remove it, where it is there, "
-                    "and prepare the data again, which reads its patients anew"
-                ) from error
-            clock.sleep(pause)
-
-
-@lru_cache(maxsize=OPEN_SHARDS)
-def _open_shard(folder: str, shard: str) -> pq.ParquetFile:
-    return pq.ParquetFile(Folder.at(folder).open(f"shards/{shard}"))
 
 
 def digest_of(content: bytes) -> str:

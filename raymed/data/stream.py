@@ -22,7 +22,8 @@ import ray.data
 
 from raymed.cluster import connection as cluster
 from raymed.compat.ray import block_references
-from raymed.data.prepared import Places, Prepared
+from raymed.data.places import Places
+from raymed.data.prepared import Prepared
 from raymed.data.record import Record, records_from
 from raymed.errors import RunError
 

@@ -24,8 +24,9 @@ from torch import nn
 from raymed.data.acquisition import Acquisition
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
+from raymed.data.places import Places
 from raymed.data.plan import Series, SliceSettings, choose
-from raymed.data.prepared import Places, Prepared
+from raymed.data.prepared import Prepared
 from raymed.data.record import Image, Record, records_from
 from raymed.data.sources import Listing, Refusal, Slice, Study, load_study
 from raymed.data.sources.listing import by_reason

@@ -15,7 +15,8 @@ import numpy as np
 
 from raymed.data.image import ImageSettings
 from raymed.data.labels import LabelTable
-from raymed.data.prepared import Places, Prepared
+from raymed.data.places import Places
+from raymed.data.prepared import Prepared
 from raymed.data.record import records_from
 from raymed.data.sources import Listing, Refusal, Slice, SourceSettings, Study, list_source, load_study, recognise
 from raymed.data.sources.dicom import is_dicom

@@ -22,7 +22,7 @@ from ray.exceptions import RayTaskError
 from torch import nn
 
 from raymed.cluster import connection as cluster
-from raymed.data.prepared import Places
+from raymed.data.places import Places
 from raymed.data.record import records_from, with_features
 from raymed.data.stream import Reader, Staged, Streamed, fits_in_memory
 from raymed.errors import RunError, UserError

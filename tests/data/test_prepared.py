@@ -1,18 +1,14 @@
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyarrow import fs
 
-from raymed.data import prepared as prepared_data
 from raymed.data.prepared import Manifest, Prepared, digest_of
 from raymed.errors import CommonError, UserError
-from raymed.storage.folder import Folder
 
 
 @pytest.fixture
@@ -25,33 +21,6 @@ def test_what_is_not_prepared_data_is_an_error_that_says_what_to_run(tmp_path: P
     for path in (tmp_path, tmp_path / "list.csv", tmp_path / "nothing"):
         with pytest.raises(UserError, match=r"no manifest\.json.*prepare_"):
             Prepared.open(str(path))
-
-
-def test_an_object_store_that_is_busy_is_asked_again_and_a_shard_that_is_not_there_is_told_at_once(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-):
-    places = prepared.places(prepared.rows("all"))
-    whole, pauses, opened = places.read(), list[float](), prepared_data._open_shard
-    busy = replace(
-        places, folder=Folder(fs.SubTreeFileSystem("/", fs.LocalFileSystem()), places.folder.path, "s3://bucket/data")
-    )
-    answers = iter([OSError("SLOW_DOWN"), OSError("NETWORK_CONNECTION")])
-
-    def open_shard(folder: str, shard: str) -> pq.ParquetFile:
-        if error := next(answers, None):
-            raise error
-        return opened(places.folder.uri, shard)
-
-    monkeypatch.setattr(prepared_data, "_open_shard", open_shard)
-    monkeypatch.setattr(prepared_data.clock, "sleep", pauses.append)
-    assert busy.read() == whole and len(pauses) == 2
-    answers = iter([FileNotFoundError("no such key")])
-    with pytest.raises(UserError, match=r"cannot read the shard .*no such key"):
-        busy.read()
-    answers = iter([OSError("SLOW_DOWN")] * 9)
-    with pytest.raises(UserError, match=r"cannot read the shard .*SLOW_DOWN"):
-        busy.read()
-    assert len(pauses) == 2 + len(prepared_data.PAUSES)
 
 
 @pytest.mark.parametrize(
