@@ -8,6 +8,7 @@ length x channels and not with length x channels x states. A chunk's arrays stay
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from raymed.systems.mamba_vlm.kernels import fused_scan
 
 CHUNK_ELEMENTS = 2**18  # of each array of a chunk, on a CPU: four of them fit into the last cache level
 CHUNK_STEPS = 64  # of a chunk on a GPU, where launches cost more than memory
+LOG2_E = 1 / math.log(2)  # exp(x) = 2^(LOG2_E x), and exp2 takes an x86 CPU a quarter of the time
 
 
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,6 +93,7 @@ class _Scan(torch.autograd.Function):
         grad_rates = torch.zeros_like(rates)
         carry = torch.zeros_like(starts[0]) if grad_last is None else grad_last  # of the state after the chunk
         gradients, product = chunk.empty(), chunk.empty()
+        slices, decays = gradients.unbind(0), chunk.decays
         for index in reversed(range(len(starts))):
             part = slice(index * chunk.steps, (index + 1) * chunk.steps)
             decay, states = chunk.scan(starts[index], x[:, part], delta[:, part], B[:, part])
@@ -101,7 +104,6 @@ class _Scan(torch.autograd.Function):
 
             torch.mul(of_C[..., None], of_y[:, :, None], out=of_states)
             of_states[-1].add_(carry)
-            slices, decays = of_states.unbind(0), decay.unbind(0)
             for step in range(steps - 2, -1, -1):
                 slices[step].addcmul_(decays[step + 1], slices[step + 1])
             carry = decay[0] * of_states[0]
@@ -126,10 +128,11 @@ class _Chunk:
         batch, length, channels = x.shape
         elements = batch * A.shape[1] * channels
         self.steps = min(length, CHUNK_STEPS if x.is_cuda else max(4, CHUNK_ELEMENTS // max(1, elements)))
-        self._rates = A.t().contiguous()
+        self._rates = A.t().contiguous() * LOG2_E
         self._like = x.new_empty(self.steps, batch, A.shape[1], channels, device="meta")
         self._device = x.device
         self._decay, self._states = self.empty(), self.empty()
+        self.decays, self._each_state = self._decay.unbind(0), self._states.unbind(0)  # once: there are many steps
 
     def empty(self) -> Tensor:
         return torch.empty_like(self._like, device=self._device)
@@ -138,9 +141,9 @@ class _Chunk:
         """exp(delta A), and the states after each step, [steps, batch, states, channels]; the next call overwrites both."""
         delta, inputs = delta.transpose(0, 1), (delta * x).transpose(0, 1)
         decay, states = self._decay[: len(delta)], self._states[: len(delta)]
-        torch.mul(delta[:, :, None], self._rates, out=decay).exp_()
+        torch.mul(delta[:, :, None], self._rates, out=decay).exp2_()
         torch.mul(inputs[:, :, None], B.transpose(0, 1)[..., None], out=states)
         state = start
-        for factor, following in zip(decay.unbind(0), states.unbind(0), strict=True):
+        for factor, following in zip(self.decays[: len(delta)], self._each_state, strict=False):
             state = following.addcmul_(factor, state)
         return decay, states
