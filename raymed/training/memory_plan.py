@@ -47,7 +47,7 @@ PLAN = "memory.json"  # in the run's folder
 # share a plan.
 SIZELESS = (
     "lr", "weight_decay", "beta2", "eps", "warmup", "final_lr", "clip", "ema", "min_delta", "dropout", "drop_path",
-    "label_smoothing",
+    "label_smoothing", "strength",
 )  # fmt: skip
 FILLED = 0.9  # of the room, at most: batches differ, and freed memory lies in pieces
 # what PyTorch's allocator on CPUs, C++, and the system for a thread say where memory does not suffice
@@ -83,6 +83,14 @@ class MemoryPlan:
     recomputed: bool
     needed: int
     room: int
+
+    @staticmethod
+    def read(folder: Folder, name: str) -> MemoryPlan | None:
+        """The one of that name; None where nobody wrote it."""
+        return MemoryPlan(**json.loads(folder.read(name))) if folder.exists(name) else None
+
+    def write(self, folder: Folder, name: str) -> None:
+        folder.write(name, json.dumps(asdict(self)).encode())
 
     def apply(self, train: TrainSettings) -> TrainSettings:
         """The settings, without anything left to find out."""
@@ -219,25 +227,52 @@ def _places(spec: RunSpec) -> list[tuple[Folder, str]]:
 
 
 def _written(spec: RunSpec) -> MemoryPlan | None:
-    def read(folder: Folder, name: str) -> bytes:
-        return folder.read(name) if folder.exists(name) else b""
-
     for folder, name in _places(spec):
-        if text := wait_for(partial(read, folder, name), folder, spec.train.storage_minutes):
-            return MemoryPlan(**json.loads(text))
+        if plan := wait_for(partial(MemoryPlan.read, folder, name), folder, spec.train.storage_minutes):
+            return plan
     return None
 
 
 def _write(spec: RunSpec, plan: MemoryPlan) -> None:
     for folder, name in _places(spec):
-        folder.write(name, json.dumps(asdict(plan)).encode())
+        plan.write(folder, name)
+
+
+def tried_alone(spec: RunSpec, device: torch.device, room: int, cpus: int) -> MemoryPlan:
+    """What a run of one worker needs, tried out by processes of the cluster that have a card for themselves.
+
+    Args:
+        room: that such a process may hold; see `room_alone`.
+        cpus: of each.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    trying = _try.options(num_cpus=cpus, num_gpus=device.type == "cuda", max_retries=0)
+    return chosen(
+        spec, 1, room, lambda train: _answer(trying.remote(replace(spec, train=train), str(device), room, cpus, None))
+    )
+
+
+def room_alone(device: torch.device) -> int:
+    """Bytes that a process of the cluster may hold which has a card for itself."""
+    room: int = ray.get(_room.options(num_gpus=device.type == "cuda").remote(device))
+    return room
+
+
+@ray.remote(max_calls=1)
+def _room(device: torch.device) -> int:
+    return room_of(device)
 
 
 def _in_own_process(spec: RunSpec, context: WorkerContext, room: int) -> Tried:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    began = _try.options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(
-        spec, str(context.device), room, torch.get_num_threads(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    )
+    trying = _try.options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _answer(trying.remote(spec, str(context.device), room, torch.get_num_threads(), visible))
+
+
+def _answer(began: ray.ObjectRef[Tried]) -> Tried:
     try:
         return ray.get(began)
     except (OutOfMemoryError, WorkerCrashedError):  # Ray, or the system, has ended it
@@ -247,7 +282,7 @@ def _in_own_process(spec: RunSpec, context: WorkerContext, room: int) -> Tried:
 @ray.remote(max_calls=1)
 def _try(spec: RunSpec, device: str, room: int, threads: int, visible: str | None) -> Tried:
     if visible is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible  # those of whoever asks: this process was given none
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible  # those of a worker that asks: this process was given none
     torch.set_num_threads(threads)
     computing = torch.device(device)
     prepare_process(computing)

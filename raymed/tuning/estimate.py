@@ -20,7 +20,7 @@ from raymed.training.host_copy import page_locked_copies
 from raymed.training.rehearsal import Rehearsal, activation_bytes, first_batch, rehearse
 from raymed.training.spec import RunSpec
 from raymed.training.zero import check_offload
-from raymed.tuning import room
+from raymed.tuning import card_share, room
 from raymed.tuning.refit import SPLITS, cost_of_epochs
 from raymed.tuning.search import Search
 
@@ -99,6 +99,7 @@ def describe(search: Search) -> Outcome:
         say("checkpoint about {size:.2f} GiB each, frozen weights among them", size=kept / 2**30),
         say("resources  {runs} at once, each {workers} x {cpus} CPU", runs=concurrent, workers=workers, cpus=each.cpus)
         + (f" + {each.gpus:g} GPU" if each.gpus else ""),
+        *([f"           {shared}"] if (shared := card_share.line(search)) else []),
         say("runs       {runs}", runs=", ".join(search.runs))
         if search.runs
         else say(

@@ -36,7 +36,7 @@ from raymed.training.lone_worker import leaves_nothing, suffices
 from raymed.training.retention import scratch
 from raymed.training.spec import RunSpec
 from raymed.training.stop_decisions import Hearing, StopDecisions
-from raymed.tuning import room
+from raymed.tuning import card_share, room
 from raymed.tuning.budget import Budget
 from raymed.tuning.cost import Cost
 from raymed.tuning.interrupt import Interrupt
@@ -81,6 +81,8 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
     study, tracker = search.open_study(), search.open_tracker()
     search = search.of_generation(study.generation)
     budget = study.begin(search.enqueue_retries(study))
+    if study.phase == SEARCHING:
+        card_share.settle(search)
     each, concurrent = room.trial_resources(search)
     Cost.stated(each)  # a mistake in the prices is told now, and not in the morning
     if study.phase != SEARCHING:
@@ -93,7 +95,7 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         log.info("%s", later)
     for line in filter(None, (room.idle_workers(search, each), room.workers_apart(each))):
         log.warning(line)
-    parent = _start_parent(search, tracker, study.generation)
+    parent = _start_parent(search, tracker, study.generation, each)
     folder = search.template.folder
     folder.child(TRIALS).make()
     _sweep(folder)
@@ -212,7 +214,7 @@ def _already_searched(search: Search, study: Study, budget: Budget, tracker: Tra
     more = say(" A larger --trials, --epochs or --hours, or another --until, goes on.") if search.settings.space else ""
     log.info("%s is at its end: nothing is trained again.%s", search.name, more)
     progress = Progress(study, budget, search.label, search.spec_of)
-    recorder = Recorder(search, tracker, _start_parent(search, tracker, study.generation), study, progress, None, each)
+    recorder = Recorder(search, tracker, _start_parent(search, tracker, study.generation, each), study, progress, None, each)
     try:
         recorder.settle()
     finally:
@@ -287,7 +289,7 @@ def _digest(runs: Mapping[str, RunSpec]) -> str:
     return hashlib.blake2b(json.dumps(described, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
+def _start_parent(search: Search, tracker: Tracker, generation: str, each: Resources) -> str:
     prepared = search.template.open_data()
     plan: EpochPlan = search.template.plan(prepared, 0)
     settings, paths = parameters(search.template, search.template.settings()) if not search.runs else ({}, {})
@@ -300,6 +302,7 @@ def _start_parent(search: Search, tracker: Tracker, generation: str) -> str:
             "raymed.command": search.command,
             "raymed.objective": f"{search.objective.direction} {search.objective.name}",
             GENERATION: generation,
+            **({"raymed.gpus_per_worker": f"{each.gpus:g}"} if each.gpus else {}),
         },
         params={
             "data_digest": prepared.digest,

@@ -12,6 +12,7 @@ from raymed.cluster import connection as cluster
 from raymed.cluster.connection import capacity, cpus_per_gpu, gpus_of_a_machine, is_own, one_machine_holds
 from raymed.errors import UserError
 from raymed.training.fit import Resources, resources, spread
+from raymed.tuning import card_share
 
 if TYPE_CHECKING:
     from raymed.training.spec import RunSpec
@@ -30,11 +31,12 @@ def trial_resources(search: Search) -> tuple[Resources, int]:
     workers = search.template.helpful(asked)
     alone = not (search.settings.space or len(search.runs) > 1 or have["GPU"]) and is_own()
     if have["GPU"]:
-        share = max(1, int(cpus_per_gpu() * search.settings.gpus_per_worker))
+        of_card = card_share.share(search)
+        there = max(1, cpus_per_gpu() // int(1 / of_card))
     else:
-        share = spread((os.cpu_count() or 1) if alone else asked, workers)
-    cpus, fewest = search.settings.cpus_per_worker or share, min(workers, search.template.min_workers)
-    each = resources(workers, cpus, fewest, search.settings.gpus_per_worker)
+        there, of_card = spread((os.cpu_count() or 1) if alone else asked, workers), 0.0
+    cpus, fewest = search.settings.cpus_per_worker or there, min(workers, search.template.min_workers)
+    each = resources(workers, cpus, fewest, of_card)
     fitting = fitting_runs(each, have)
     if not fitting:
         raise UserError(f"one trial needs {each.workers} x {each.cpus} CPUs and a little for its driver: lower --workers")

@@ -47,7 +47,8 @@ class SearchSettings:
         cpus_per_worker: CPUs of each training worker (0 = with GPUs, a GPU's share of its machine's; without them one,
             or, of a single run on this machine, all there are between them).
         gpus_per_worker: Share of a GPU that a training worker takes, of its memory too, where there are GPUs: with 0.25
-            four trials share a card. Small networks do not fill one.
+            four trials share a card. Small networks do not fill one. With auto as many share it as fit into it, at most
+            eight, by what one is seen to need before the search begins.
     """
 
     space: Space = field(default_factory=dict)
@@ -56,10 +57,10 @@ class SearchSettings:
     halving: Halving = field(default_factory=Halving)
     concurrent: int = 0
     cpus_per_worker: int = 0
-    gpus_per_worker: float = 1.0
+    gpus_per_worker: float | Literal["auto"] = 1.0
 
     def __post_init__(self) -> None:
         if self.concurrent < 0 or self.cpus_per_worker < 0:
             raise UserError("search.concurrent and search.cpus_per_worker are counts: 0, or how many")
-        if not 0 < self.gpus_per_worker <= 1:
-            raise UserError("search.gpus_per_worker is a share of a GPU: more than 0, at most 1")
+        if self.gpus_per_worker != "auto" and not 0 < self.gpus_per_worker <= 1:
+            raise UserError("search.gpus_per_worker is a share of a GPU: more than 0, at most 1; or auto")

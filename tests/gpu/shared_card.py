@@ -4,7 +4,8 @@
 
 The processes are those of trials, each with its part of the card (`search.gpus_per_worker`). One of them asks for more than
 its share, which is more than it may have and less than the card has free; its neighbours' losses are those of a trial that
-has the card to itself. On a CPU, which has no shares, it says by itself that memory ran out.
+has the card to itself. On a CPU, which has no shares, it says by itself that memory ran out. Before them is tried what one
+needs (`search.gpus_per_worker: auto`), which must be what it then held.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from raymed.recipes.recipe import Batch, Loss
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import checkpoint_names, read_history
 from raymed.training.lone_worker import train_alone
+from raymed.training.memory_plan import FILLED, room_alone, tried_alone
 from raymed.training.spec import RunSpec
+from raymed.tuning.card_share import fitting
 
 SHARE, TRIALS = 0.25, 4
 ASKED = 0.3  # of the card, by the one that asks for too much
@@ -79,6 +82,7 @@ def main(device: str = "cuda") -> None:
     specs[-1] = dataclasses.replace(specs[-1], recipe=recipe)
 
     alone = dataclasses.replace(given, name="alone")
+    plan = tried_alone(alone, computing, room_alone(computing), 1)
     trial = Trial.options(num_gpus=1 if on_card else 0).remote()
     whole = ray.get(trial.train.remote(alone, source))
     ray.kill(trial)
@@ -100,13 +104,23 @@ def main(device: str = "cuda") -> None:
     wrong += [
         f"a trial held {each['held'] / total:.0%} of the card" for each in seen if total and each["held"] > SHARE * total
     ]
+    if on_card and whole["held"] > plan.needed / FILLED:
+        wrong.append(f"a trial held {whole['held'] / 2**30:.2f} GiB, of which the try before saw {plan.needed / 2**30:.2f}")
     lines = [
+        f"auto: {fitting(plan)} trials fit, by a try: {plan}",
         f"{TRIALS} trials at once: {together:.1f} s with the start of their processes; one alone: {whole['seconds']:.1f} s",
         f"one asked for too much and ended alone: {seen[-1]['ended'].splitlines()[0][:80] if seen[-1]['ended'] else 'no'}",
         f"its neighbours' val_loss is within {max(abs(loss / expected - 1) for loss in losses):.1e} of the lone trial's",
         *(f"NOT AS IT MUST BE: {each}" for each in wrong),
     ]
-    figures = {"together": together, "alone": whole["seconds"], "losses": losses, "lone": expected, "seen": seen}
+    figures = {
+        "together": together,
+        "alone": whole["seconds"],
+        "losses": losses,
+        "lone": expected,
+        "seen": seen,
+        "tried": dataclasses.asdict(plan),
+    }
     show("several trials on one card", lines, figures, computing)
     sys.exit(bool(wrong))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from raymed.compat.ray import HEAD_NODE
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.systems.toy.recipe import ToyRecipe
-from raymed.training import cards
+from raymed.training import cards, memory_plan
+from raymed.training.memory_plan import Tried, chosen
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.tuning import card_share
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import _keeps_processes, run_search
 from raymed.tuning.room import trial_resources, whole_resources
@@ -36,12 +39,12 @@ def search(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return Search(template, SearchSettings(), Budget(trials=8), "")
 
 
-def sharing(search: Search, share: float, workers: int = 1) -> Search:
+def sharing(search: Search, share: float | Literal["auto"], workers: int = 1) -> Search:
     settings = dataclasses.replace(search.settings, gpus_per_worker=share)
     return dataclasses.replace(search, template=dataclasses.replace(search.template, workers=workers), settings=settings)
 
 
-@pytest.mark.parametrize(("share", "at_once", "cpus"), [(1.0, 2, 16), (0.5, 4, 8), (0.3, 6, 4), (0.25, 8, 4)])
+@pytest.mark.parametrize(("share", "at_once", "cpus"), [(1.0, 2, 16), (0.5, 4, 8), (0.3, 6, 5), (0.25, 8, 4)])
 def test_a_share_of_a_card_makes_room_for_more_trials_with_fewer_cpus_each(
     search: Search, share: float, at_once: int, cpus: int
 ) -> None:
@@ -124,3 +127,126 @@ def test_a_worker_on_a_share_leaves_the_others_memory_alone(
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limited.append(share))
     cards.keep_to_share(torch.device("cuda", 0))
     assert limited == pytest.approx(limits)
+
+
+GIB = 2**30
+
+
+class Card:
+    """A card as it answers those who try something on it.
+
+    Attributes:
+        room: bytes that a process may hold.
+        a_row: bytes that a row of a micro-batch takes.
+        tried: micro-batches that were tried, in packs.
+    """
+
+    def __init__(self, room: int, a_row: int) -> None:
+        self.room, self.a_row, self.tried = room, a_row, list[int]()
+
+    def tried_alone(self, spec: RunSpec, device: torch.device, room: int, cpus: int) -> memory_plan.MemoryPlan:
+        def attempt(train: TrainSettings) -> Tried:
+            self.tried.append(train.packs_at_once)
+            needed = train.packs_at_once * self.a_row
+            return Tried(needed if needed <= room else None)
+
+        return chosen(spec, 1, room, attempt)
+
+
+def asking_of(search: Search, trials: int = 8, **settings: Any) -> Search:
+    """A search of several trials that asks how many share a card."""
+    given = {"space": {"train.lr": Dimension(low=1e-4, high=1e-2)}, "gpus_per_worker": "auto"} | settings
+    return dataclasses.replace(search, settings=dataclasses.replace(search.settings, **given), budget=Budget(trials=trials))
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Card:
+    card = Card(15 * GIB, GIB // 8)  # a micro-batch of eight needs 1 GiB, which with margin and context are 2.1 of 16
+    monkeypatch.setattr(memory_plan, "room_alone", lambda device: card.room)
+    monkeypatch.setattr(memory_plan, "tried_alone", card.tried_alone)
+    return card
+
+
+def test_as_many_trials_share_a_card_as_were_seen_to_fit_and_the_record_keeps_it(search: Search, card: Card) -> None:
+    asking = asking_of(search, trials=40)
+    assert trial_resources(asking)[0].gpus == 1, "until it is tried"
+    assert "is tried when the search begins" in card_share.line(asking)
+    card_share.settle(asking)
+    each, concurrent = trial_resources(asking)
+    assert (each.gpus, each.cpus, concurrent) == (0.1428, 2, 14), "seven on each of two cards"
+    assert card_share.line(asking).startswith(
+        "7 at once on a card: 7 fit into its 15.00 GiB, of which one needs 1.00; 8 find"
+    )
+    share = 1 / 7 - cards.CONTEXT / (16 * GIB)  # what `keep_to_share` leaves a trial to hold
+    assert share * 16 * GIB * memory_plan.FILLED >= 8 * card.a_row
+    assert whole_resources(asking, asking.template).gpus == 1, "a refit has whole cards"
+    card_share.settle(asking)
+    assert card.tried == [8], "a search that goes on knows it"
+
+
+def test_on_a_smaller_card_fewer_trials_go_on_and_another_micro_batch_is_tried_anew(search: Search, card: Card) -> None:
+    asking = asking_of(search)
+    card_share.settle(asking)
+    card.room = 7 * GIB
+    card_share.settle(asking)
+    assert trial_resources(asking)[0].gpus == 0.3333 and card.tried == [8]
+    train = dataclasses.replace(asking.template.train, micro_batch=32)
+    larger = dataclasses.replace(asking, template=dataclasses.replace(asking.template, train=train))
+    card_share.settle(larger)
+    assert trial_resources(larger)[0].gpus == 1 and card.tried == [8, 32]
+    card.room = 3 * GIB
+    with pytest.raises(UserError, match=r"no micro-batch of this run fits into the 3\.00 GiB"):
+        card_share.settle(larger)
+
+
+def test_the_largest_that_is_searched_says_how_many_share_a_card(search: Search, card: Card) -> None:
+    space = {
+        "train.lr": Dimension(low=1e-4, high=1e-2),
+        "train.global_batch": Dimension(low=8, high=32),
+        "train.micro_batch": Dimension(choices=(8, 16)),
+    }
+    asking = asking_of(search, space=space)
+    card_share.settle(asking)
+    assert card.tried == [8, 16], "rates take no memory, and ranges are tried at their ends"
+    assert trial_resources(asking)[0].gpus == 0.25, "of 16 packs, which eight trials on two cards are content with"
+
+
+def test_no_more_trials_share_a_card_than_there_are_and_have_their_cpus(search: Search, card: Card) -> None:
+    card.a_row = 0
+    for trials, settings, share in (
+        (40, {}, 0.125),
+        (3, {}, 0.5),
+        (40, {"concurrent": 2}, 1.0),
+        (40, {"cpus_per_worker": 8}, 0.5),
+        (40, {"cpus_per_worker": 20}, 1.0),
+    ):
+        asking = asking_of(search, trials, **settings)
+        card_share.settle(asking)
+        assert card_share.share(asking) == share, (trials, settings)
+
+
+def test_workers_of_one_run_and_machines_without_a_card_are_not_asked(
+    search: Search, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = sharing(asking_of(search), "auto", workers=2)
+    card_share.settle(wide)
+    assert trial_resources(wide)[0].gpus == 1 and not card_share.line(wide)
+    monkeypatch.setattr(connection, "resources", lambda: {"CPU": 33.0})
+    alone = asking_of(search)
+    card_share.settle(alone)
+    assert trial_resources(alone)[0].gpus == 0 and not card_share.line(alone) and not card.tried
+
+
+def test_what_a_trial_needs_of_a_card_is_tried_by_processes_that_have_it_alone(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def options(**given: Any) -> SimpleNamespace:
+        asked.append(given)
+        return SimpleNamespace(remote=lambda *values: Tried(len(values)))
+
+    monkeypatch.setattr(memory_plan, "_try", SimpleNamespace(options=options))
+    monkeypatch.setattr(memory_plan, "_answer", lambda tried: tried)
+    assert memory_plan.tried_alone(search.template, torch.device("cuda", 0), GIB, 2).micro_batch == 8
+    assert asked == [{"num_cpus": 2, "num_gpus": 1, "max_retries": 0}]
