@@ -6,6 +6,7 @@ path, is drawn anew, as another seed would; all else is equal but for rounding.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import logging
@@ -22,6 +23,8 @@ from torch import nn
 from raymed.models.norm import batch_norms
 from raymed.training.settings import TrainSettings
 
+PLACE = "TORCHINDUCTOR_CACHE_DIR"  # where PyTorch keeps kernels, and the graphs that they are of
+GIVEN = os.environ.get(PLACE)  # by a person: PyTorch sets it, too, once it is used
 COMPILERS = ("gcc", "cc", "clang")
 RECOMPILES = 8  # of a block, as torch allows them: training and judging, a first size and any other
 
@@ -46,6 +49,7 @@ def compile_blocks(module: nn.Module, settings: TrainSettings, device: torch.dev
     os.environ.setdefault(
         "TORCHINDUCTOR_COMPILE_THREADS", "1"
     )  # else each worker starts as many processes as there are CPUs
+    keep_compiled()
     torch.compiler.reset()  # an earlier run of this process has left its own
     # Otherwise all blocks count as one, which is given up after some sizes of batches.
     apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
@@ -55,6 +59,14 @@ def compile_blocks(module: nn.Module, settings: TrainSettings, device: torch.dev
     for block in found:
         block.compile(**apart)
     return f"{len(found)} blocks"
+
+
+def keep_compiled() -> None:
+    """Have PyTorch keep what it compiles where other trials' processes and later runs find it, also once /tmp is empty."""
+    place = Path(GIVEN or Path.home() / ".raymed" / "compiled")
+    with contextlib.suppress(OSError):  # nobody may write there: then it lies where PyTorch puts it
+        place.mkdir(parents=True, exist_ok=True)
+        os.environ[PLACE] = str(place)
 
 
 def obstacle(settings: TrainSettings, device: torch.device) -> str:

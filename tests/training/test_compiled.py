@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +30,7 @@ from raymed.training.settings import TrainSettings
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 WIDTH = 16
 SIZES = (8, 8, 6, 8, 5, 7, 3)
+HOME = Path(tempfile.gettempdir(), "raymed-tests")  # stays, as PyTorch's own place would: compiling takes half a minute
 
 
 class Block(nn.Module):
@@ -69,18 +73,19 @@ class Vectors:
         return Loss({"loss": LossTerm(F.cross_entropy(module(batch.tensors["x"]), batch.tensors["y"], reduction="sum"))})
 
 
-def train(worker: int, folder: Path) -> None:
+def train(worker: int, folder: Path, sizes: Sequence[int]) -> None:
     """Losses of steps on batches of several sizes, with compiled blocks and without."""
     from torch._dynamo.utils import counters
 
+    os.environ["HOME"] = str(HOME)
     torch.manual_seed(0)
     prepare_process(CPU)
     meet_nobody(CPU)
     seen: dict[str, Any] = {}
     for how in ("off", "on"):
         settings = TrainSettings(lr=1e-2, warmup=0.0, compile=how)  # type: ignore[arg-type]
-        engine = Engine(Vectors(), settings, len(SIZES), 0, CPU)  # type: ignore[arg-type]
-        for step, rows in enumerate(SIZES):
+        engine = Engine(Vectors(), settings, len(sizes), 0, CPU)  # type: ignore[arg-type]
+        for step, rows in enumerate(sizes):
             draw = torch.Generator().manual_seed(step)
             tensors = {"x": torch.randn(rows, WIDTH, generator=draw), "y": torch.arange(rows) % 2}
             packs = tuple((row,) for row in range(rows))
@@ -88,15 +93,23 @@ def train(worker: int, folder: Path) -> None:
         steps = [[each.gradient_norm, *(total for total, _ in each.sums.values())] for each in engine.read()]
         seen[how] = {"steps": steps, "said": engine.description["compile"], "names": list(engine.module.state_dict())}
     seen["graphs"] = counters["stats"]["unique_graphs"]
+    seen["found"], seen["compiled"] = (counters["aot_autograd"][f"autograd_cache_{each}"] for each in ("hit", "miss"))
+    seen["place"] = os.environ["TORCHINDUCTOR_CACHE_DIR"]
     (folder / "seen.json").write_text(json.dumps(seen))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for CPUs with g++")
-def test_a_run_with_compiled_blocks_has_the_losses_of_one_without(tmp_path: Path) -> None:
-    run_workers(train, (tmp_path,))
+def test_a_run_with_compiled_blocks_has_the_losses_of_one_without_and_the_next_process_compiles_nothing_again(
+    tmp_path: Path,
+) -> None:
+    run_workers(train, (tmp_path, SIZES))
     seen = json.loads((tmp_path / "seen.json").read_text())
+    run_workers(train, (tmp_path, SIZES[:1]))
+    again = json.loads((tmp_path / "seen.json").read_text())
+    assert (again["found"], again["compiled"], again["graphs"]) == (2, 0, 2)
+    assert seen["place"] == again["place"] == f"{HOME}/.raymed/compiled"
     assert seen["on"]["said"] == "2 blocks" and seen["off"]["said"] == "off"
     assert [len(step) for step in seen["on"]["steps"]] == [2] * len(SIZES), "a norm and a loss"
     assert seen["graphs"] == 4, "each of two blocks: one of the first size, and one of all that come after"
@@ -132,5 +145,6 @@ def test_older_torch_counts_all_blocks_as_one_and_gives_none_of_them_up(monkeypa
     old = SimpleNamespace(signature=lambda function: SimpleNamespace(parameters={}))
     monkeypatch.setattr(compiled, "inspect", old)
     monkeypatch.setattr(compiled.limits, "recompile_limit", 8)
+    monkeypatch.setattr(compiled, "keep_compiled", lambda: None)  # for this process
     assert compile_blocks(Deep(), TrainSettings(compile="on"), CPU) == "2 blocks"
     assert compiled.limits.recompile_limit == 2 * compiled.RECOMPILES
