@@ -8,11 +8,13 @@ python jobs/evaluate_vlm.py --model MAMBA --linear LINEAR --data PREPARED     # 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
+from raymed.job.submitted import lasting
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST
 from raymed.systems.mamba_vlm.options import TrainVlm
@@ -36,7 +38,7 @@ class EvaluateVlm(JobOptions):
         out: Folder for texts.csv, a line for each report (default: none is written).
     """
 
-    model: str = f"outputs/{STAGE_2_BEST}"
+    model: str = field(default_factory=lambda: str(Path(lasting("outputs"), STAGE_2_BEST)))
     data: str | None = None
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
     linear: str | None = None
@@ -53,7 +55,7 @@ def main(options: EvaluateVlm) -> Outcome:
     from raymed.systems.mamba_vlm.evaluation import Writer, evaluate_writer, training_data
 
     findings = Findings(LabelTable.open(options.findings))
-    data = options.data or training_data(options.model)
+    data = options.data or training_data(options.model, options.tracking)
     prepared = Prepared.open(data) if data else TrainVlm(storage=options.storage).prepared()
     split = prepared.judged_split if options.split == "auto" else options.split
     rows = prepared.rows(split)

@@ -4,6 +4,7 @@
     python jobs/overnight.py --data PREPARED --epochs 300              # stage 1
     python jobs/overnight.py --data PREPARED --stage 2 --llm.path mamba-130m-hf --hours 8
     python jobs/overnight.py --data PREPARED --no_grid                 # one run: learning rate 1e-4, batch 4
+    ray job submit --working-dir . -- python jobs/overnight.py         # the same on a running cluster
 
 Files go to --output_dir: a log of each trial, the best weights, overnight_best_summary.txt and a leaderboard. The same
 command goes on with an interrupted search.

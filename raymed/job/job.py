@@ -27,7 +27,7 @@ from raymed.errors import RunError, UserError
 from raymed.job.command_line import Aliases, parse
 from raymed.job.departure import INTERRUPTED, departing
 from raymed.job.library_log import AskedAgain, OneLine, essence, keep_traceback
-from raymed.job.submitted import is_submitted
+from raymed.job.submitted import lasting
 from raymed.job.witness import witnessed
 from raymed.language import LANGUAGES, reworded, say, speak
 from raymed.storage import holder
@@ -44,10 +44,7 @@ def default_storage() -> str:
 
     A submitted job works in a copy of the folder that Ray deletes some day: there it is ``raymed/runs`` at home.
     """
-    given = os.environ.get("RAYMED_STORAGE") or os.environ.get("RAYMED_HOME")
-    if given:
-        return given
-    return str(Path.home() / "raymed" / "runs") if is_submitted() else "runs"
+    return os.environ.get("RAYMED_STORAGE") or os.environ.get("RAYMED_HOME") or lasting("runs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,11 @@ def is_submitted() -> bool:
     return "working_dir_files" in Path.cwd().parts
 
 
+def lasting(folder: str) -> str:
+    """A folder in the working folder; of a submitted job, which works in a copy, below ``raymed`` at home."""
+    return str(Path.home() / "raymed" / folder) if is_submitted() else folder
+
+
 def where_it_looks() -> str:
     """A sentence for errors about paths that are not there; empty for a job that runs where it was typed."""
     if not is_submitted():

@@ -16,6 +16,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.record import Message, Record
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
+from raymed.job.submitted import lasting
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.check_settings import settled
 from raymed.systems.mamba_vlm.file_names import OVERNIGHT_BEST, STAGE_1_BEST, STAGE_1_FINAL, STAGE_2_FINAL
@@ -86,7 +87,7 @@ class CheckOptions(TrainVlm):
     llm_device: Literal["cpu", "auto", "cuda"] = "cpu"
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     force: bool = False
-    out_dir: str = "outputs"
+    out_dir: str = field(default_factory=lambda: lasting("outputs"))
     save_out: bool = True
 
     def implied(self) -> Mapping[str, Any] | Path:

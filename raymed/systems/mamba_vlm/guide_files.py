@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raymed.errors import UserError
 from raymed.storage import disk
+from raymed.storage.seal import check_archive
 from raymed.systems.mamba_vlm.nnunet import KeyReport
 from raymed.training.state import StartMoments
 
@@ -59,14 +60,16 @@ def read_checkpoint(path: Path) -> GuideCheckpoint:
     """A file of `write_checkpoint`, or one that the guide's own scripts wrote.
 
     Raises:
-        UserError: there is none, it holds more than tensors and plain values, or an MLP was trained in place of Mamba.
+        UserError: there is none, it is damaged, it holds more than tensors and plain values, or an MLP was trained in place
+            of Mamba.
     """
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:  # an empty one is a copy that broke off
         raise UserError(f"there is no checkpoint {path}")
+    check_archive(path)
     try:
         values: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many kinds
-        raise UserError(f"cannot read the checkpoint {path} safely: {error}") from error
+        raise UserError(f"{path} is not a checkpoint with nothing but tensors and plain values: {error}") from error
     weights = values.pop("model_state_dict", None) if isinstance(values, dict) else None
     if not isinstance(weights, Mapping) or not weights:
         raise UserError(f"{path} is not a checkpoint of vision and bridge: it holds no model_state_dict")

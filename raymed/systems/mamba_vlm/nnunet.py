@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raymed.errors import UserError
+from raymed.storage.seal import check_archive
 from raymed.systems.mamba_vlm.encoder import Encoder
 from raymed.systems.mamba_vlm.plans import EncoderPlan, read_plan
 
@@ -176,6 +177,7 @@ def load_encoder(encoder: Encoder, folder: Path) -> KeyReport:
 def _load(path: Path, trust: bool) -> Any:
     if not path.is_file() or not path.stat().st_size:  # an empty one is a copy that broke off
         raise UserError(f"there is no checkpoint {path}")
+    check_archive(path)
     try:
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)

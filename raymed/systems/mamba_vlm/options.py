@@ -15,6 +15,7 @@ from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.command_line import Alias
+from raymed.job.submitted import lasting
 from raymed.systems.mamba_vlm.file_names import STAGE_2_BEST
 from raymed.systems.mamba_vlm.first_weights import first_weights, unfinished_run
 from raymed.systems.mamba_vlm.paths import local_path, read_paths, settings_of
@@ -94,7 +95,7 @@ class MambaOptions(SystemOptions):
     bridge: BridgeSettings = field(default_factory=BridgeSettings)
     llm: LanguageSettings = field(default_factory=lambda: LanguageSettings(path="state-spaces/mamba-2.8b-hf"))
     max_text_len: int = 512
-    output_dir: str = "outputs"
+    output_dir: str = field(default_factory=lambda: lasting("outputs"))
     gradient_accumulation_steps: int = 1
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(epochs=3, global_batch=4, micro_batch=4, lr=1e-4, warmup=0.05)

@@ -85,6 +85,13 @@ def test_a_file_is_judged_on_its_own_data_and_on_validation_where_nobody_is_left
     assert f"--data {prepared.folder.uri} --split {split} --out judged" in advice
 
 
+def test_a_model_that_is_not_there_is_told_before_phantoms_are_made(tmp_path: Path) -> None:
+    job = script("evaluate_vlm")
+    with pytest.raises(UserError, match="is not a model"):
+        job.main(job.EvaluateVlm(model=str(tmp_path), storage=str(tmp_path / "runs")))
+    assert not list(tmp_path.glob("runs/phantom-reports-*"))
+
+
 def test_nobody_is_judged_where_all_patients_are_trained_on(tmp_path: Path) -> None:
     prepared = write_reports(tmp_path / "data", patients=6)
     assert "evaluate_vlm" not in TrainVlm().advice(prepared)

@@ -205,3 +205,14 @@ def test_an_mlp_in_the_place_of_mamba_is_refused_by_name(tmp_path: Path) -> None
     torch.save({"step": 1, "model_state_dict": state}, tmp_path / "mlp.pt")
     with pytest.raises(UserError, match="MLP in place of Mamba"):
         read_checkpoint(tmp_path / "mlp.pt")
+
+
+def test_a_bit_that_flipped_in_a_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "vision_bridge_final.pt"
+    write_checkpoint(path, {"bridge.proj.weight": torch.ones(64, 64)}, 1)
+    assert read_checkpoint(path).values == {"step": 1}
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(64, 64).numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged in its record"):
+        read_checkpoint(path)
