@@ -3,6 +3,7 @@ DeepSpeed's waits by name."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raymed.data.micro_batches import MicroBatch
 from raymed.data.record import Record
 from raymed.models import precision
-from raymed.recipes.recipe import Batch, Recipe, TrainingPass
+from raymed.recipes.recipe import Batch, PartlyFrozen, Recipe, TrainingPass
 from raymed.training import engine
 from raymed.training.settings import TrainSettings
 from raymed.training.zero import deepspeed_config
@@ -132,14 +133,43 @@ def alone() -> None:
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
 
 
+class _Uploads(TorchFunctionMode):
+    """Refuses to make a tensor on the device from numbers of the host, which waits for a device too."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function in UPLOADING and (options or {}).get("device") not in (None, torch.device("cpu")):
+            raise AssertionError(f"{function.__name__} with device=")
+        return function(*arguments, **(options or {}))
+
+
+def pass_on_meta(recipe: Recipe, records: Sequence[Record]) -> None:
+    """A forward and a backward pass of training and a prediction on tensors that have shapes and no values, so that whatever
+    reads one fails."""
+    device = torch.device("meta")
+    module = recipe.build().to(device).train()
+    without_autocast = patch("torch.autocast", lambda kind, **_: contextlib.nullcontext())  # `meta` has none
+    with without_autocast, _Uploads():
+        loss = recipe.compute_loss(module, recipe.encode(records, TrainingPass(0, 0, on_device=True)).to(device))
+        torch.stack([term.total for term in loss.terms.values()]).sum().backward()
+        with torch.no_grad():
+            predicted = recipe.predict(module.eval(), recipe.encode(records, None).to(device))
+    assert {value.device.type for value in predicted.values()} <= {"meta", "cpu"}
+    trained = [parameter for group in recipe.groups(module) for parameter in group.parameters]
+    assert any(parameter.grad is not None for parameter in trained)
+    assert all(term.total.is_meta and term.total.shape == () for term in loss.terms.values())
+
+
 ON_CUDA_BUILDS = pytest.mark.skipif(torch.version.cuda is None, reason="fake tensors on cuda take a build of torch for CUDA")
 
 
 def pass_on_fake_cuda(recipe: Recipe, records: Sequence[Record]) -> None:
     """A forward pass of training and one of prediction on tensors that have a card's device and no values."""
     mode, device = FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda")
-    module = on_fake_cuda(recipe.build(), mode)
-    training, other = recipe.encode(records, TrainingPass(0, 0)), recipe.encode(records, None)
+    module = recipe.build()
+    held = recipe.frozen_part if isinstance(recipe, PartlyFrozen) else None  # perhaps outside of the network's parameters
+    for part in [module] if held is None else [held.of(module), module]:
+        on_fake_cuda(part, mode)
+    training, other = (recipe.encode(records, each) for each in (TrainingPass(0, 0, on_device=True), None))
     with mode:
         loss = recipe.compute_loss(module.train(), fake(training, mode).to(device))
         predicted = recipe.predict(module.eval(), fake(other, mode).to(device))

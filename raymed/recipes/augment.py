@@ -1,20 +1,27 @@
 """Augmentation of a batch of pictures in the worker, as a function of (seed, epoch, record id) alone.
 
 Every record draws from its own generator, so that its picture does not depend on the batch or the worker it falls into.
+What is drawn is drawn on the host; the work on pixels is done by the device that the batch is for, on each by the same code.
 No preset but `flips` mirrors: left and right mean something in a chest.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from raymed.recipes.recipe import Batch
 from raymed.recipes.settings import AugmentSettings
+
+Choices = Mapping[str, Tensor]
+"""What was drawn for each picture of a batch, by name, [rows, ...]. Whole numbers are places within pictures, by which these
+are cut, so that they stay on the host."""
 
 
 @dataclass(frozen=True)
@@ -40,45 +47,70 @@ _PRESETS = {
 }
 
 
-def augment(pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, seed: int, epoch: int) -> np.ndarray:
-    """Vary pictures: exposure, then rotation, scale and shift, then an erased square and noise.
+def draw(keys: Sequence[str], side: int, settings: AugmentSettings, seed: int, epoch: int) -> dict[str, Tensor]:
+    """How each picture is varied: all that `vary` takes beside the pixels; nothing where pictures stay as they are.
 
     Args:
-        pixels: uint8 [rows, channels, side, side].
-        ids: the rows' record ids.
-
-    Returns:
-        uint8, of the same shape; `pixels` itself when there is nothing to do.
+        keys: of the pictures, see `TrainingPass.keys`.
+        side: of the pictures, in pixels.
     """
     if settings.off:
-        return pixels
+        return {}
     ranges, strength = _PRESETS[settings.preset], settings.strength
-    generators = [generator(seed, epoch, record) for record in ids]
+    generators = [generator(seed, epoch, key) for key in keys]
     draws = np.stack([each.uniform(-1, 1, 12) for each in generators])
-    side = pixels.shape[-1]
-
-    tables = _exposure(draws[:, :3] * strength, ranges)
-    varied = np.stack([table[picture] for table, picture in zip(tables, pixels, strict=True)])
-
     theta = _affine(draws[:, 3:7] * strength, ranges)
     if ranges.mirror:
         theta[draws[:, 7] < 0, :, 0] *= -1
-    grid = F.affine_grid(torch.from_numpy(theta), list(pixels.shape), align_corners=False)
-    moved = F.grid_sample(torch.from_numpy(varied), grid, padding_mode="border", align_corners=False).numpy()
-
+    choices = {"tables": _exposure(draws[:, :3] * strength, ranges), "theta": theta}
     if ranges.erase:
         sides = (np.abs(draws[:, 8]) * ranges.erase * strength * side).astype(int)
         corners = ((draws[:, 9:11] + 1) / 2 * (side - sides)[:, None]).astype(int)
-        for row in np.flatnonzero(draws[:, 11] < 0).tolist():
-            top, left, length = int(corners[row, 0]), int(corners[row, 1]), int(sides[row])
-            square = moved[row, :, top : top + length, left : left + length]
-            square[:] = square.mean() if square.size else 0
+        choices["squares"] = np.column_stack([corners, np.where(draws[:, 11] < 0, sides, 0)])
     if ranges.noise:
-        for row in range(len(moved)):  # grey noise: the same in all channels
-            noise = generators[row].standard_normal((side, side), dtype=np.float32)
-            noise *= 255 * ranges.noise * strength * generators[row].uniform()
-            moved[row] += noise
-    return np.rint(moved).clip(0, 255).astype(np.uint8)
+        choices["noise"] = np.empty((len(keys), 1, side, side), np.float32)  # grey: the same in all channels
+        for noise, each in zip(choices["noise"], generators, strict=True):
+            each.standard_normal(dtype=np.float32, out=noise[0])
+            noise *= 255 * ranges.noise * strength * each.uniform()
+    return {name: torch.from_numpy(choice) for name, choice in choices.items()}
+
+
+def vary(pixels: Tensor, choices: Choices) -> Tensor:
+    """Vary pictures: exposure, then rotation, scale and shift, then an erased square and noise.
+
+    Devices round differently: of two, a pixel in thousands differs by a grey value.
+
+    Args:
+        pixels: uint8 [rows, channels, side, side].
+        choices: what was drawn, numbers with a fraction on the same device.
+
+    Returns:
+        uint8, of the same shape.
+    """
+    varied = choices["tables"].gather(1, pixels.flatten(1).long()).view(pixels.shape)
+    grid = F.affine_grid(choices["theta"], list(pixels.shape), align_corners=False)
+    varied = F.grid_sample(varied, grid, padding_mode="border", align_corners=False)
+    for row, (top, left, length) in enumerate(choices["squares"].tolist() if "squares" in choices else ()):
+        if length:
+            square = varied[row, :, top : top + length, left : left + length]
+            square.copy_(square.mean())
+    if "noise" in choices:
+        varied += choices["noise"]
+    return varied.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def varied(batch: Batch, choices: Choices, vary: Callable[[Tensor, Choices], Tensor], on_device: bool) -> Batch:
+    """The batch, whose `pixels` are varied as `choices` say: now, or `on_device` when it gets there."""
+    if not choices:
+        return batch
+
+    def on_arrival(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        others = {name: tensor for name, tensor in tensors.items() if name not in choices}
+        return others | {"pixels": vary(tensors["pixels"], {name: tensors[name] for name in choices})}
+
+    places = tuple(name for name, drawn in choices.items() if not drawn.is_floating_point())
+    left = replace(batch, tensors={**batch.tensors, **choices}, on_host=batch.on_host + places, on_arrival=on_arrival)
+    return left if on_device else left.to(torch.device("cpu"))
 
 
 def generator(seed: int, epoch: int, record: str) -> np.random.Generator:

@@ -6,7 +6,7 @@ through `Recipe`; none of them asks which recipe it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -51,20 +51,22 @@ class Batch:
             names the same terms; 0 where the batch has none of a term's units.
         ids: the record ids, in order.
         on_host: names of tensors that decide shapes and so stay on the host: reading them from a device would wait for it.
+        on_arrival: what is still to be done to the tensors where they are computed on; None where nothing is.
     """
 
     tensors: dict[str, torch.Tensor]
     units: dict[str, float]
     ids: list[str]
     on_host: tuple[str, ...] = ()
+    on_arrival: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch, its tensors on `device` but for those of `on_host`."""
+        """The same batch, its tensors on `device` but for those of `on_host`, with nothing left to be done to them."""
         moved = {
             name: tensor if name in self.on_host else tensor.to(device, non_blocking=True)
             for name, tensor in self.tensors.items()
         }
-        return replace(self, tensors=moved)
+        return replace(self, tensors=self.on_arrival(moved) if self.on_arrival else moved, on_arrival=None)
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,14 @@ class TrainingPass:
 
     Attributes:
         repeat_counts: of each record, how often the epoch has shown it before; empty where each is shown once.
+        on_device: whether the pictures' pixels are varied by the device that the batch is brought to, in `Batch.to`, and not
+            while it is encoded.
     """
 
     seed: int
     epoch: int
     repeat_counts: tuple[int, ...] = ()
+    on_device: bool = False
 
     def keys(self, ids: Sequence[str]) -> list[str]:
         """Of each record, its id and which showing it is: one that is shown again is varied anew."""

@@ -1,4 +1,5 @@
-"""Batches on their way to a card: page-locked as they are encoded, and copied on a stream of their own while it computes."""
+"""Batches on their way to a card: page-locked as they are encoded, and copied on a stream of their own while it computes; on
+that stream, too, their pictures are varied."""
 
 from __future__ import annotations
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import torch
 
-from raymed.recipes.augment import AugmentSettings, augment
+from raymed.recipes.augment import AugmentSettings, draw, varied, vary
+from raymed.recipes.recipe import Batch
 
 PRESETS = ["light", "ct", "xray", "flips"]
+
+
+def augment(pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, seed: int, epoch: int) -> np.ndarray:
+    return _batch(pixels, ids, settings, seed, epoch).tensors["pixels"].numpy()
+
+
+def _batch(
+    pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, seed: int, epoch: int, on_device: bool = False
+) -> Batch:
+    batch = Batch({"pixels": torch.from_numpy(pixels)}, {"loss": float(len(ids))}, list(ids))
+    return varied(batch, draw(ids, pixels.shape[-1], settings, seed, epoch), vary, on_device)
 
 
 def _pictures(rows: int = 6, channels: int = 1, side: int = 48) -> np.ndarray:
@@ -42,8 +57,8 @@ def test_seed_epoch_and_record_each_change_the_picture(preset: str) -> None:
 
 @pytest.mark.parametrize("settings", [AugmentSettings("none", 1.0), AugmentSettings("ct", 0.0)])
 def test_nothing_is_changed_when_off(settings: AugmentSettings) -> None:
-    pictures = _pictures()
-    assert augment(pictures, _ids(), settings, 0, 0) is pictures
+    batch = _batch(_pictures(), _ids(), settings, 0, 0, on_device=True)
+    assert np.array_equal(batch.tensors["pixels"], _pictures()) and batch.on_arrival is None
 
 
 def _mirrored(preset: str) -> int:
@@ -79,3 +94,23 @@ def test_channels_are_varied_alike_and_the_input_is_left_alone() -> None:
     varied = augment(pictures, _ids(), AugmentSettings("ct", 1.0), 0, 0)
     assert np.array_equal(pictures, before)
     assert np.array_equal(varied[:, 0], varied[:, 1]) and varied.dtype == np.uint8 and varied.shape == pictures.shape
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_left_to_a_device_is_done_when_the_batch_gets_there_by_the_same_draws(preset: str) -> None:
+    pictures, settings = _pictures(channels=3), AugmentSettings(preset, 1.0)  # type: ignore[arg-type]
+    left = _batch(pictures, _ids(), settings, 3, 2, on_device=True)
+    assert np.array_equal(left.tensors["pixels"], pictures), "varied before it got there"
+    there = left.to(torch.device("cpu"))
+    assert there.tensors.keys() == {"pixels"} and there.on_arrival is None
+    assert np.array_equal(there.tensors["pixels"], augment(pictures, _ids(), settings, 3, 2))
+    assert left.to(torch.device("meta")).tensors["pixels"].is_meta, "it reads what lies on the device"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_device_that_rounds_otherwise_makes_the_same_pictures_but_for_a_grey_value_here_and_there(preset: str) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (16, 1, 64, 64), dtype=np.uint8)
+    choices = draw(_ids(16), 64, AugmentSettings(preset, 1.0), 0, 0)  # type: ignore[arg-type]
+    exact = {name: drawn.double() if drawn.is_floating_point() else drawn for name, drawn in choices.items()}
+    other, own = (vary(torch.from_numpy(pictures), each).int() for each in (exact, choices))
+    assert int((other - own).abs().max()) <= 1 and float((other != own).double().mean()) < 1e-3

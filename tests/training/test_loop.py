@@ -43,7 +43,7 @@ def test_a_row_that_is_shown_again_is_told_so_on_any_worker_and_after_a_resume(f
     shown = {}
     for worker in range(workers):
         readers = SimpleNamespace(training=Told())
-        engine = SimpleNamespace(prepare=lambda batch: batch)
+        engine = SimpleNamespace(prepare=lambda batch: batch, device=torch.device("cpu"))
         run: Any = SimpleNamespace(spec=spec, worker=worker, division=Division(1, workers), readers=readers, engine=engine)
         for step, batches in enumerate(Run._training_batches(run, PLAN, 0, first_step), first_step):
             for place, ((rows, counts), micro) in enumerate(batches):

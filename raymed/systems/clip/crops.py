@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from raymed.recipes.augment import augment, generator
-from raymed.recipes.recipe import TrainingPass
+from raymed.recipes import augment
+from raymed.recipes.augment import Choices, generator
 from raymed.recipes.settings import AugmentSettings
 from raymed.systems.clip.settings import ClipAugmentSettings
 
@@ -33,82 +34,95 @@ def prepared_size(size: int) -> int:
     return round(MARGIN * size)
 
 
-def crop_pictures(
-    pixels: np.ndarray, ids: Sequence[str], size: int, settings: ClipAugmentSettings, training: TrainingPass | None
-) -> np.ndarray:
-    """Pictures as the network sees them.
+def scale_down(pixels: Tensor, size: int) -> Tensor:
+    """Whole pictures as the network sees them, uint8 [rows, channels, size, size]."""
+    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+
+
+def draw_crops(
+    keys: Sequence[str], whole: int, size: int, settings: ClipAugmentSettings, seed: int, epoch: int
+) -> dict[str, Tensor]:
+    """How each picture is cut and varied: all that `crop` takes beside the pixels. The preset is not `none`.
 
     Args:
-        pixels: uint8 [rows, channels, prepared, prepared].
-        ids: the rows' record ids.
+        keys: of the pictures, see `TrainingPass.keys`.
+        whole: side of the prepared pictures.
         size: side of the result.
-        training: None when evaluating.
+    """
+    generators = [generator(seed, epoch, f"crop/{key}") for key in keys]
+    draws = np.stack([each.uniform(-1, 1, 12) for each in generators])
+    if settings.preset == "standard":
+        brightness, contrast, saturation = 1 + JITTER * draws[:, 5:8].T
+        choices = {
+            "theta": _turns(draws[:, :5], size / whole),
+            "brightness": brightness,
+            "contrast": contrast,
+            "colours": _colour_matrices(saturation, 2 * np.pi * HUE * draws[:, 8]),
+        }
+        drawn = {name: torch.from_numpy(choice.astype(np.float32)) for name, choice in choices.items()}
+        return drawn | {"rectangles": torch.from_numpy(_rectangles(generators, size))}
+    room = whole - size
+    corners = ((draws[:, :2] + 1) / 2 * (room + 1)).astype(int).clip(0, room)
+    mirrored = draws[:, 2] < 0 if settings.preset == "minimal" else np.zeros(len(draws), bool)
+    cuts = {"cuts": torch.from_numpy(np.column_stack([corners, mirrored]))}
+    if settings.preset == "minimal":
+        return cuts
+    return cuts | augment.draw(keys, size, AugmentSettings("xray"), seed, epoch)
+
+
+def crop(pixels: Tensor, choices: Choices, size: int) -> Tensor:
+    """Cut and vary pictures.
+
+    Args:
+        pixels: uint8 [rows, channels, whole, whole].
+        choices: what was drawn, numbers with a fraction on the same device.
+        size: side of the result.
 
     Returns:
         uint8 [rows, channels, size, size].
     """
-    if training is None or settings.preset == "none":
-        scaled = F.interpolate(torch.from_numpy(pixels), (size, size), mode="bilinear", antialias=True)
-        return scaled.numpy()
-    keys = training.keys(ids)
-    generators = [generator(training.seed, training.epoch, f"crop/{key}") for key in keys]
-    draws = np.stack([each.uniform(-1, 1, 12) for each in generators])
-    if settings.preset == "standard":
-        varied = _turned(pixels, draws[:, :5], size)
-        _recolour(varied, draws[:, 5:9])
-        varied = np.rint(varied).clip(0, 255).astype(np.uint8)
-        _erase(varied, generators)
-        return varied
-    cropped = _cropped(pixels, draws[:, :2], size)
-    if settings.preset == "minimal":
-        return np.where((draws[:, 2] < 0)[:, None, None, None], cropped[..., ::-1], cropped)
-    return augment(cropped, keys, AugmentSettings("xray"), training.seed, training.epoch)
+    if "cuts" in choices:
+        cuts = zip(pixels, choices["cuts"].tolist(), strict=True)
+        squares = ((row[:, top : top + size, left : left + size], mirrored) for row, (top, left, mirrored) in cuts)
+        cropped = torch.stack([square.flip(-1) if mirrored else square for square, mirrored in squares])
+        return augment.vary(cropped, choices) if "theta" in choices else cropped
+    # crop, mirrorings and rotation in one interpolation; what lies outside the picture is black
+    grid = F.affine_grid(choices["theta"], [*pixels.shape[:2], size, size], align_corners=False)
+    varied = F.grid_sample(pixels.to(grid.dtype), grid, align_corners=False)
+    _recolour(varied, choices)
+    painted = varied.round_().clamp_(0, 255).to(torch.uint8)
+    _paint(painted, choices["rectangles"])
+    return painted
 
 
-def _cropped(pixels: np.ndarray, draws: np.ndarray, size: int) -> np.ndarray:
-    """Squares cut at whole pixels; draws [rows, 2] in -1..1 place them."""
-    room = pixels.shape[-1] - size
-    corners = ((draws + 1) / 2 * (room + 1)).astype(int).clip(0, room)
-    return np.stack(
-        [row[:, top : top + size, left : left + size] for row, (top, left) in zip(pixels, corners.tolist(), strict=True)]
-    )
-
-
-def _turned(pixels: np.ndarray, draws: np.ndarray, size: int) -> np.ndarray:
-    """Crop, both mirrorings and rotation in one interpolation, float32; what lies outside the picture is black.
+def _turns(draws: np.ndarray, share: float) -> np.ndarray:
+    """Matrices [rows, 2, 3] from output to input coordinates (both -1..1): crop, both mirrorings and rotation.
 
     Args:
         draws: [rows, 5] in -1..1: place of the crop (2), mirrored, upside down, angle.
+        share: of the picture's side that a crop has.
     """
-    whole = pixels.shape[-1]
     angle = np.deg2rad(draws[:, 4] * DEGREES)
     cosine, sine = np.cos(angle), np.sin(angle)
     mirrored, upside_down = np.where(draws[:, 2] < 0, -1, 1), np.where(draws[:, 3] < 0, -1, 1)
     turn = np.stack([mirrored * cosine, -mirrored * sine, upside_down * sine, upside_down * cosine], 1).reshape(-1, 2, 2)
     # output -1..1 is the crop, input -1..1 the whole picture; a crop moved by the whole margin touches the edge
-    theta = np.concatenate([turn * (size / whole), draws[:, :2, None] * (1 - size / whole)], axis=2)
-    grid = F.affine_grid(torch.from_numpy(theta.astype(np.float32)), [*pixels.shape[:2], size, size], align_corners=False)
-    return F.grid_sample(torch.from_numpy(pixels).float(), grid, align_corners=False).numpy()
+    return np.concatenate([turn * share, draws[:, :2, None] * (1 - share)], axis=2)
 
 
-def _recolour(pictures: np.ndarray, draws: np.ndarray) -> None:
+def _recolour(pictures: Tensor, choices: Choices) -> None:
     """Vary brightness, contrast, saturation and hue of float32 pictures [rows, channels, side, side], in place.
 
     Saturation and hue scale and turn the colour plane of constant luma; grey pictures have none.
-
-    Args:
-        draws: [rows, 4] in -1..1, in that order.
     """
-    brightness, contrast, saturation = (1 + JITTER * draws[:, :3]).T[:, :, None, None, None]
-    pictures *= brightness.astype(np.float32)
-    luma = np.einsum("rchw,c->r", pictures, LUMA if pictures.shape[1] == 3 else np.ones(1)) / pictures[0, 0].size
-    middle = luma[:, None, None, None].astype(np.float32)
-    pictures -= middle
-    pictures *= contrast.astype(np.float32)
-    pictures += middle
-    if pictures.shape[1] == 3:
-        matrices = _colour_matrices(saturation.ravel(), 2 * np.pi * HUE * draws[:, 3])
-        pictures[:] = np.einsum("rdc,rchw->rdhw", matrices.astype(np.float32), pictures)
+    brightness, contrast = (choices[name][:, None, None, None] for name in ("brightness", "contrast"))
+    pictures *= brightness
+    colours = pictures.mean((2, 3), keepdim=True).split(1, dim=1)
+    grey = len(colours) == 1
+    middle = colours[0] if grey else sum(share * colour for share, colour in zip(LUMA.tolist(), colours, strict=True))
+    pictures.sub_(middle).mul_(contrast).add_(middle)
+    if not grey:
+        pictures.copy_((choices["colours"] @ pictures.flatten(2)).view_as(pictures))
 
 
 def _colour_matrices(saturation: np.ndarray, angle: np.ndarray) -> np.ndarray:
@@ -121,16 +135,24 @@ def _colour_matrices(saturation: np.ndarray, angle: np.ndarray) -> np.ndarray:
     return np.linalg.inv(to_yiq) @ turn @ to_yiq
 
 
-def _erase(pictures: np.ndarray, generators: Sequence[np.random.Generator]) -> None:
-    """Paint a rectangle in the mean colour over some of the pictures, uint8 [rows, channels, side, side], in place.
+def _rectangles(generators: Sequence[np.random.Generator], side: int) -> np.ndarray:
+    """Top, left, height and width [rows, 4] of what is painted over in each picture; all 0 in most.
 
     After Zhong et al. 2017, arXiv:1708.04896: area and, on a logarithmic scale, aspect are uniform.
     """
-    channels, side = pictures.shape[1], pictures.shape[-1]
-    colour = np.array(MEAN_COLOUR if channels == 3 else [round(float(np.mean(MEAN_COLOUR)))], np.uint8)[:, None, None]
-    for picture, draw in zip(pictures, generators, strict=True):
+    rectangles = np.zeros((len(generators), 4), int)
+    for rectangle, draw in zip(rectangles, generators, strict=True):
         if draw.uniform() < ERASED_SHARE:
             area, aspect = draw.uniform(*ERASED) * side**2, np.exp(draw.uniform(*np.log(ASPECT)))
             height, width = min(side, round(np.sqrt(area * aspect))), min(side, round(np.sqrt(area / aspect)))
-            top, left = draw.integers(side - height + 1), draw.integers(side - width + 1)
-            picture[:, top : top + height, left : left + width] = colour
+            rectangle[:] = draw.integers(side - height + 1), draw.integers(side - width + 1), height, width
+    return rectangles
+
+
+def _paint(pictures: Tensor, rectangles: Tensor) -> None:
+    """Paint rectangles in the mean colour over pictures, uint8 [rows, channels, side, side], in place."""
+    colour = MEAN_COLOUR if pictures.shape[1] == 3 else (round(float(np.mean(MEAN_COLOUR))),)
+    for picture, (top, left, height, width) in zip(pictures, rectangles.tolist(), strict=True):
+        if height:
+            for channel, value in zip(picture, colour, strict=True):
+                channel[top : top + height, left : left + width] = value

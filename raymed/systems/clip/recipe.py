@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,13 @@ from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.models.ensemble import Ensemble, member_folders
 from raymed.models.settings import ClipModelSettings
-from raymed.recipes.augment import generator
+from raymed.recipes.augment import generator, varied
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import CLASSIFIER, Metric
 from raymed.recipes.pictures import class_labels, stack_features, stack_pictures
 from raymed.recipes.recipe import Batch, FrozenPart, Loss, LossTerm, ParameterGroup, TrainingPass
-from raymed.systems.clip.crops import crop_pictures, prepared_size
+from raymed.systems.clip.crops import crop, draw_crops, prepared_size, scale_down
 from raymed.systems.clip.settings import ClipAugmentSettings, ClipLossSettings
 
 if TYPE_CHECKING:
@@ -172,13 +173,19 @@ class ClipRecipe:
         if (features := stack_features(records)) is not None:
             tensors = {"features": torch.from_numpy(features)}
         else:
-            pixels = stack_pictures(records, self.prepared_size)
-            tensors = {"pixels": torch.from_numpy(crop_pictures(pixels, ids, self.size, self.augment, training))}
+            tensors = {"pixels": torch.from_numpy(stack_pictures(records, self.prepared_size))}
         if labels is not None:
             tensors["labels"] = labels
         if training is not None and labels is not None and self.loss.kind == "clip":
             tensors["prompts"] = self._draw_prompts(ids, labels.tolist(), training)
-        return Batch(tensors, {"loss": float(len(records))}, ids)
+        batch = Batch(tensors, {"loss": float(len(records))}, ids)
+        if features is not None:
+            return batch
+        if training is None or self.augment.preset == "none":
+            return replace(batch, tensors=tensors | {"pixels": scale_down(tensors["pixels"], self.size)})
+        keys = training.keys(ids)
+        choices = draw_crops(keys, self.prepared_size, self.size, self.augment, training.seed, training.epoch)
+        return varied(batch, choices, partial(crop, size=self.size), training.on_device)
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's pictures; logs their `accuracy` and the learned `temperature`.

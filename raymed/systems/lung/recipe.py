@@ -20,7 +20,7 @@ from torch import nn
 from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.models.settings import ModelSettings
-from raymed.recipes.augment import augment
+from raymed.recipes.augment import draw, varied, vary
 from raymed.recipes.exported import read_settings, write_settings
 from raymed.recipes.groups import parameter_groups
 from raymed.recipes.metric import CLASSIFIER, Metric
@@ -158,13 +158,14 @@ class LungRecipe:
         if (features := stack_features(records)) is not None:
             tensors = {"features": torch.from_numpy(features)}
         else:
-            pixels = stack_pictures(records, self.size)
-            if training is not None:
-                pixels = augment(pixels, training.keys(ids), self.augment, training.seed, training.epoch)
-            tensors = {"pixels": torch.from_numpy(pixels)}
+            tensors = {"pixels": torch.from_numpy(stack_pictures(records, self.size))}
         if labels is not None:
             tensors["labels"] = labels
-        return Batch(tensors, {"loss": float(len(records))}, ids)
+        batch = Batch(tensors, {"loss": float(len(records))}, ids)
+        if training is None or features is not None:
+            return batch
+        choices = draw(training.keys(ids), self.size, self.augment, training.seed, training.epoch)
+        return varied(batch, choices, vary, training.on_device)
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's slices; logs `loss`'s parts and the slices' `accuracy`."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from raymed.recipes.recipe import TrainingPass
 from raymed.systems.clip.crops import (
     MEAN_COLOUR,
     ClipAugmentSettings,
     _colour_matrices,
-    _erase,
+    _paint,
     _recolour,
-    _turned,
-    crop_pictures,
+    _rectangles,
+    _turns,
+    crop,
+    draw_crops,
     prepared_size,
+    scale_down,
 )
 
 PRESETS = ["minimal", "standard", "radiograph"]
@@ -32,7 +35,20 @@ def _ids(rows: int = 6) -> list[str]:
 
 
 def _crop(preset: str, pictures: np.ndarray, ids: list[str], seed: int = 0, epoch: int = 0) -> np.ndarray:
-    return crop_pictures(pictures, ids, SIZE, ClipAugmentSettings(preset), TrainingPass(seed, epoch))  # type: ignore[arg-type]
+    choices = draw_crops(ids, PREPARED, SIZE, ClipAugmentSettings(preset), seed, epoch)  # type: ignore[arg-type]
+    return crop(torch.from_numpy(pictures), choices, SIZE).numpy()
+
+
+def _turned(pictures: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Without another colour."""
+    theta, ones = torch.from_numpy(_turns(draws, SIZE / PREPARED).astype(np.float32)), torch.ones(len(draws))
+    drawn = {
+        "theta": theta,
+        "brightness": ones,
+        "contrast": ones,
+        "rectangles": torch.zeros(len(draws), 4, dtype=torch.int64),
+    }
+    return crop(torch.from_numpy(pictures), drawn, SIZE).numpy().astype(float)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -47,13 +63,10 @@ def test_a_record_is_varied_the_same_in_any_batch_and_otherwise_in_any_other_pas
     assert len({picture.tobytes() for picture in together}) > 1, "records are varied alike"
 
 
-@pytest.mark.parametrize("preset", ["none", *PRESETS])
-def test_evaluation_scales_the_whole_picture_down(preset: str) -> None:
-    pictures = _pictures()
-    scaled = crop_pictures(pictures, _ids(), SIZE, ClipAugmentSettings(preset), None)  # type: ignore[arg-type]
-    assert scaled.shape == (6, 1, SIZE, SIZE)
+def test_evaluation_scales_the_whole_picture_down() -> None:
+    scaled = scale_down(torch.from_numpy(_pictures()), SIZE)
+    assert scaled.shape == (6, 1, SIZE, SIZE) and scaled.dtype == torch.uint8
     assert abs(int(scaled[0, 0, 0, 0]) - 20) < 5 and abs(int(scaled[0, 0, 0, -1]) - 230) < 5
-    assert np.array_equal(_crop("none", pictures, _ids()), scaled)
 
 
 def test_minimal_cuts_whole_pixels_anywhere_and_mirrors_half() -> None:
@@ -89,7 +102,7 @@ def test_standard_mirrors_both_ways() -> None:
 def test_without_a_turn_the_interpolated_crop_is_the_cut_one() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 1, PREPARED, PREPARED), dtype=np.uint8)
     draws = np.array([[1.0, -1.0, 1.0, 1.0, 0.0], [-1.0, 1.0, -1.0, -1.0, 0.0]])
-    turned = _turned(pictures, draws, SIZE)
+    turned = _turned(pictures, draws)
     np.testing.assert_allclose(turned[0, 0], pictures[0, 0, :SIZE, 4:], atol=1e-2)
     np.testing.assert_allclose(turned[1, 0], pictures[1, 0, 4:, :SIZE][::-1, ::-1], atol=1e-2)
 
@@ -97,7 +110,7 @@ def test_without_a_turn_the_interpolated_crop_is_the_cut_one() -> None:
 def test_rotation_keeps_the_middle_and_its_angle() -> None:
     pictures = np.zeros((2, 1, PREPARED, PREPARED), np.uint8)
     pictures[:, :, PREPARED // 2 - 1 : PREPARED // 2 + 1] = 255  # a level bar
-    turned = _turned(pictures, np.array([[0, 0, 1, 1, 1.0], [0, 0, -1, 1, 1.0]]), SIZE)
+    turned = _turned(pictures, np.array([[0, 0, 1, 1, 1.0], [0, 0, -1, 1, 1.0]]))
     heights = turned[:, 0].argmax(1)
     slope = (heights[:, -4] - heights[:, 3]) / (SIZE - 7)
     assert np.abs(slope) == pytest.approx(np.tan(np.deg2rad(15)), abs=0.05)
@@ -105,12 +118,12 @@ def test_rotation_keeps_the_middle_and_its_angle() -> None:
 
 
 def test_brightness_and_contrast_are_factors_and_grey_stays_grey_in_colour() -> None:
-    pictures = np.full((1, 3, 2, 2), 100.0, np.float32)
-    pictures[..., 0] = 60.0
-    varied = pictures.copy()
-    _recolour(varied, np.array([[1.0, -1.0, 1.0, 1.0]]))  # 1.2 as bright, 0.8 of the contrast
-    assert varied[0, :, 0, 0] == pytest.approx([96 - 0.8 * 24] * 3, abs=0.01)
-    assert varied[0, :, 0, 1] == pytest.approx([96 + 0.8 * 24] * 3, abs=0.01)
+    varied = torch.full((1, 3, 2, 2), 100.0)
+    varied[..., 0] = 60.0
+    colours = torch.from_numpy(_colour_matrices(np.full(1, 1.2), np.full(1, 0.6))).float()
+    _recolour(varied, {"brightness": torch.tensor([1.2]), "contrast": torch.tensor([0.8]), "colours": colours})
+    assert varied[0, :, 0, 0].tolist() == pytest.approx([96 - 0.8 * 24] * 3, abs=0.01)
+    assert varied[0, :, 0, 1].tolist() == pytest.approx([96 + 0.8 * 24] * 3, abs=0.01)
 
 
 def test_saturation_and_hue_keep_the_luma() -> None:
@@ -125,8 +138,9 @@ def test_saturation_and_hue_keep_the_luma() -> None:
 
 def test_a_tenth_of_pictures_lose_a_rectangle_of_up_to_a_third() -> None:
     rows = 1000
-    pictures = np.full((rows, 3, SIZE, SIZE), 255, np.uint8)
-    _erase(pictures, [np.random.default_rng(row) for row in range(rows)])
+    painted = torch.full((rows, 3, SIZE, SIZE), 255, dtype=torch.uint8)
+    _paint(painted, torch.from_numpy(_rectangles([np.random.default_rng(row) for row in range(rows)], SIZE)))
+    pictures = painted.numpy()
     erased = (pictures[:, 0] != 255).mean((1, 2))
     touched = erased[erased > 0]
     assert 70 < len(touched) < 130
@@ -136,3 +150,12 @@ def test_a_tenth_of_pictures_lose_a_rectangle_of_up_to_a_third() -> None:
 
 def test_prepared_pictures_are_a_tenth_larger() -> None:
     assert [prepared_size(size) for size in (224, 112, 64)] == [246, 123, 70]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_device_that_rounds_otherwise_makes_the_same_crops_but_for_a_grey_value_here_and_there(preset: str) -> None:
+    pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, PREPARED, PREPARED), dtype=np.uint8))
+    choices = draw_crops(_ids(8), PREPARED, SIZE, ClipAugmentSettings(preset), 0, 0)  # type: ignore[arg-type]
+    exact = {name: drawn.double() if drawn.is_floating_point() else drawn for name, drawn in choices.items()}
+    other, own = (crop(pictures, each, SIZE).int() for each in (exact, choices))
+    assert int((other - own).abs().max()) <= 1 and float((other != own).double().mean()) < 1e-3
