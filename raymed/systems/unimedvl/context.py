@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,7 +92,7 @@ class ContextAttention:
         if context.seen is None and (mode != CAUSAL or new == 1):
             return None  # everything is seen
         device, readers = context.positions.device, len(context.positions)
-        inside = visible(torch.tensor([new]), torch.tensor([mode])).to(device)
+        inside = torch.from_numpy(visible(np.array([new]), np.array([mode]))).to(device)
         before = (
             torch.ones(readers, context.tokens, dtype=torch.bool, device=device) if context.seen is None else context.seen
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,24 +45,28 @@ class Splits:
     @property
     def total(self) -> int:
         """Tokens in all."""
-        return int(self.lengths.sum())
+        return sum(self.lengths.tolist())
 
-    def by_sample(self) -> list[tuple[Tensor, Tensor]]:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lengths, modes and samples."""
+        lengths, modes, samples = (np.array(each.tolist(), np.int64) for each in (self.lengths, self.modes, self.samples))
+        return lengths, modes, samples
+
+    def by_sample(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Lengths and modes of each sample's splits."""
-        _, counts = torch.unique_consecutive(self.samples, return_counts=True)
-        sizes = counts.tolist()
-        return list(zip(self.lengths.split(sizes), self.modes.split(sizes), strict=True))
+        lengths, modes, samples = self.arrays()
+        firsts = np.flatnonzero(np.diff(samples)) + 1
+        return list(zip(np.split(lengths, firsts), np.split(modes, firsts), strict=True))
 
 
-def visible(lengths: Tensor, modes: Tensor) -> Tensor:
-    """Whether a token (row) of one sample sees another (column): bool [tokens, tokens], on the host.
+def visible(lengths: np.ndarray, modes: np.ndarray) -> np.ndarray:
+    """Whether a token (row) of one sample sees another (column): bool [tokens, tokens].
 
     Args:
         lengths, modes: of the sample's splits, int64 [splits].
     """
-    split = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    mode = modes[split]
-    place = torch.arange(len(split))
+    split = np.repeat(np.arange(len(lengths)), lengths)
+    mode, place = modes[split], np.arange(len(split))
     same = split[:, None] == split
     inside = (mode[:, None] != CAUSAL) | (place[:, None] >= place)
     earlier = (split[:, None] > split) & (mode != NOISE)
@@ -77,7 +82,8 @@ class DenseAttention:
         for lengths, modes in splits.by_sample():
             causal = bool((modes == CAUSAL).all())  # the kernel's own mask does
             self._lengths.append(int(lengths.sum()))
-            self._masks.append(None if causal else visible(lengths, modes).to(device, non_blocking=True))
+            mask = None if causal else torch.from_numpy(visible(lengths, modes))
+            self._masks.append(None if mask is None else mask.to(device, non_blocking=True))
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of each token to those it sees.
@@ -112,12 +118,11 @@ def block_mask(splits: Splits, device: torch.device) -> BlockMask:
     """Flex attention's mask of a packed sequence, padded to whole blocks; padding sees itself only."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    padding = torch.tensor([-splits.total % BLOCK])
-    lengths = torch.cat([splits.lengths, padding])
-    split = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
-    modes = torch.cat([splits.modes, torch.tensor([FULL])]).to(device)
-    samples = torch.cat([splits.samples, torch.tensor([-1])]).to(device)
-    mode, sample = modes[split], samples[split]
+    lengths, modes, samples = (
+        np.append(each, last) for each, last in zip(splits.arrays(), (-splits.total % BLOCK, FULL, -1), strict=True)
+    )
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    split, mode, sample = (torch.from_numpy(each).to(device) for each in (owner, modes[owner], samples[owner]))
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         inside = (split[query] == split[key]) & ((mode[query] != CAUSAL) | (query >= key))

@@ -55,7 +55,8 @@ class UniMedVL(nn.Module):
     @property
     def autoencoder(self) -> ImageAutoencoder:
         """The image autoencoder, on the network's device."""
-        return self._autoencoder[0].to(self.device)
+        held, device = self._autoencoder[0], self.device
+        return held if next(held.parameters()).device == device else held.to(device)
 
     def take_autoencoder(self, autoencoder: ImageAutoencoder) -> None:
         """Draw with this one from now on."""
