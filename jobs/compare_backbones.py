@@ -9,13 +9,14 @@ IMAGES are labelled as jobs/extract_features.py reads them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.models.settings import FeatureSettings
-from raymed.retrieval.input import Input
+from raymed.retrieval.input import OWN_NAMES, Input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class CompareBackbones(JobOptions, Input):
     """
 
     BARE: ClassVar[tuple[str, ...]] = ("models",)
+    SAID_AS: ClassVar[Mapping[str, str]] = OWN_NAMES
 
     models: list[str]
     top_k: list[int] = field(default_factory=lambda: [1, 5])

@@ -9,8 +9,9 @@ Run it again after adding, changing or removing lines: only what changed is read
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.systems.mamba_vlm.report_files import ReportFileOptions
@@ -28,6 +29,8 @@ class PrepareMambaOptions(JobOptions, ReportFileOptions, ReportSettings):
     Attributes:
         out: Folder or URI of the prepared data.
     """
+
+    SAID_AS: ClassVar[Mapping[str, str]] = {"source.columns": "columns"}
 
     out: str
 

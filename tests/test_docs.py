@@ -18,6 +18,7 @@ from commands import script
 
 from raymed.data.labels import LabelTable
 from raymed.job.command_line import Aliases, parse
+from raymed.job.mistakes import in_own_names
 from raymed.tuning.space import get_setting
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +150,23 @@ def test_options_in_the_text_exist(name: str) -> None:
         text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)  # the first column names the guide's flags
     spoken = {span.split()[0] for span in re.findall(r"`(--[^`]+)`", text)} - FOREIGN
     assert {option for option in spoken if option[2:].replace("-", "_") not in known} == set()
+
+
+PARTS = {"source": "source.labelled", "image": "image.size", "split": "split.weights"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "jobs").glob("*.py"))])
+def test_what_is_said_of_data_names_options_as_the_job_has_them_that_says_it(name: str) -> None:
+    """Those of a part that a job has, by its own names for them."""
+    texts = [path.read_text("utf-8").replace("{key}", "image") for path in (ROOT / "raymed" / "data").rglob("*.py")]
+    said = {option for text in texts for option in re.findall(r"--(?:source|image|split)\.[a-z_.-]*[a-z]", text)}
+    job = open_job(name)
+    names, own = job.names(), job.options.SAID_AS  # type: ignore[attr-defined]
+    assert {ours for ours in own.values() if ours not in names} == set()
+    parts = {part for part, one in PARTS.items() if one in names or one in own}
+    shown = {in_own_names(option, own) for option in said if option[2:].partition(".")[0] in parts}
+    assert {option for option in shown if option[2:].replace("-", "_") not in names} == set()
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Any picture file or CT slice -> uint8 [size, size, 1 or 3].
 
 Orientation and laterality are kept as stored: a file whose EXIF data ask for a rotation or mirroring is refused, because
-showing it as stored and showing it turned are both guesses.
+showing it as stored and showing it turned are both guesses, unless a person says which.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from raymed.errors import UserError
 
@@ -39,6 +39,7 @@ PHOTOMETRIC = 262  # a tag of TIFF: 0 where the smallest value is white
 FEW_LEVELS = 32  # of grey: fewer are left of a picture whose values mean something else
 MINMAX = "minmax"
 SIXTEEN_BIT = "bits,N (such as bits,12), hu,OFFSET (such as hu,32768) or stretch"
+LATER = {"exif": "refuse"}  # settings that came later, at their defaults: what is written down leaves these out
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library in the process may have switched it on
 
@@ -59,6 +60,7 @@ class ImageSettings:
         sixteen_bit: what the values of 16-bit grey pictures mean, for all pictures alike: "bits,N" that 0 is black and the
             largest number of N bits white; "hu,OFFSET" that they are Hounsfield units plus OFFSET, which are windowed;
             "stretch" nothing in common, each picture's own minimum becomes black and its maximum white. "refuse" takes none.
+        exif: of pictures whose EXIF data ask for a rotation or mirroring: "apply" turns them so, "refuse" takes none.
         rule: the number of the pixel rule that they are used under: this raymed's, or the one that was recorded.
     """
 
@@ -66,6 +68,7 @@ class ImageSettings:
     resize: Literal["squash", "pad"] = "squash"
     window: str = "lung"
     sixteen_bit: str = "refuse"
+    exif: Literal["refuse", "apply"] = "refuse"
     rule: int = field(default=PIXEL_RULE, init=False)
 
     def __post_init__(self) -> None:
@@ -75,12 +78,20 @@ class ImageSettings:
             raise UserError(f"image size {self.size}: must be at most {math.isqrt(MAX_PIXELS)}")
         _ = self.width_level, self.sixteen_bit_meaning
 
+    def __repr__(self) -> str:
+        return f"ImageSettings({', '.join(f'{name}={value!r}' for name, value in recorded(self).items())})"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSettings:
-        """Settings as `asdict` gave them, under the pixel rule that was recorded; 1 where none was."""
+        """Settings as `recorded` gave them, under the pixel rule that was recorded; 1 where none was."""
         settings = cls(**{name: value for name, value in values.items() if name != "rule"})
         object.__setattr__(settings, "rule", values.get("rule", 1))
         return settings
+
+    @property
+    def told(self) -> str:
+        """In words, as settings are called."""
+        return ", ".join(f"{name} {value}" for name, value in recorded(self).items())
 
     def require_rule(self) -> None:
         """Make sure that files are read now as they were when these settings were recorded.
@@ -125,6 +136,16 @@ class ImageSettings:
         return width, level
 
 
+def recorded(settings: Any) -> dict[str, Any]:
+    """Settings, or what holds some, as plain values. A setting that came later is left out where it is at its default: what
+    was made before keeps its digest and its name."""
+
+    def kept(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in items if name not in LATER or LATER[name] != value}
+
+    return asdict(settings, dict_factory=kept)
+
+
 def apply_window(hu: np.ndarray, width: float, level: float) -> np.ndarray:
     """Hounsfield units -> uint8 of the same shape: level - width / 2 becomes 0, level + width / 2 becomes 255.
 
@@ -154,8 +175,8 @@ def show(values: np.ndarray, settings: ImageSettings) -> np.ndarray:
     return apply_window(values, high - low, low + (high - low) / 2)
 
 
-def read_picture(path: Path, behind: int = 0) -> np.ndarray:
-    """A PNG, JPEG, BMP, TIFF or WebP file as stored: uint8 or uint16 [height, width, 1 or 3].
+def read_picture(path: Path, behind: int = 0, exif: Literal["refuse", "apply"] = "refuse") -> np.ndarray:
+    """A PNG, JPEG, BMP, TIFF or WebP file as stored or, where asked, turned as EXIF says: uint8 or uint16 [h, w, 1 or 3].
 
     Transparent pictures are laid on black, or on the grey value `behind`; CMYK and palettes become RGB; RGB with three equal
     channels becomes grey.
@@ -163,19 +184,19 @@ def read_picture(path: Path, behind: int = 0) -> np.ndarray:
 
     Raises:
         ImageError: missing, empty, truncated, not a picture, above 100 megapixels, several frames, 32-bit or floating
-            point pixels, 16 bits in colour, with transparency or with white as the smallest value, or EXIF data that ask for
-            a rotation.
+            point pixels, 16 bits in colour, with transparency or with white as the smallest value, or, unless they are
+            applied, EXIF data that ask for a rotation.
     """
     try:
         if path.stat().st_size == 0:
             raise ImageError("the file is empty (0 bytes)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
-            picture = Image.open(path, formats=FORMATS)
-        with picture:
-            _check_header(picture)
+        with path.open("rb") as file:  # of a path, Pillow maps the pixels, and cuts rows of a TIFF that it turns wrongly
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
+                picture = Image.open(file, formats=FORMATS)
+            _check_header(picture, exif)
             picture.load()
-            return _pixels(picture, behind)
+            return _pixels(ImageOps.exif_transpose(picture) if exif == "apply" else picture, behind)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -211,7 +232,7 @@ def fit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     return padded
 
 
-def _check_header(picture: Image.Image) -> None:
+def _check_header(picture: Image.Image, exif: str) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"more than {MAX_PIXELS // 10**6} megapixels ({width} x {height})")
@@ -224,9 +245,10 @@ def _check_header(picture: Image.Image) -> None:
     if frames > 1:
         raise ImageError(f"{frames} frames in one file; save one picture per file")
     orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation in range(2, 9):  # 0, as some devices write, asks for nothing
+    if orientation in range(2, 9) and exif == "refuse":  # 0, as some devices write, asks for nothing
         raise ImageError(
-            f"EXIF orientation {orientation} asks for a rotation or mirroring; save the picture upright without it"
+            f"EXIF orientation {orientation} asks for a rotation or mirroring: have all pictures turned as EXIF says, with "
+            "--image.exif apply, where the data are prepared (a model goes by what its own were); or save it upright"
         )
 
 

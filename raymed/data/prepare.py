@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from raymed.data.duplicates import grouped, require_distinct
 from raymed.data.geometry import fitted
+from raymed.data.image import recorded
 from raymed.data.leak import GuardSummary, guard
 from raymed.data.prepared import MANIFEST, Prepared, digest_of
 from raymed.data.progress import ReadingProgress
@@ -182,7 +183,7 @@ def expected_split(found: Survey, settings: CurationSettings) -> dict[str, dict[
 def plain_settings(settings: CurationSettings, kind: type[CurationSettings]) -> dict[str, Any]:
     """The settings that `kind` declares, as plain values; a subclass's further fields are no part of them."""
     known = {each.name for each in fields(kind)}
-    return {name: value for name, value in asdict(settings).items() if name in known}
+    return {name: value for name, value in recorded(settings).items() if name in known}
 
 
 def _open_earlier(folder: Folder) -> Prepared | None:

@@ -7,7 +7,7 @@ import platform
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from raymed.data.acquisition import PICTURE
 from raymed.data.duplicates import LAYOUT
-from raymed.data.image import ImageSettings
+from raymed.data.image import ImageSettings, recorded
 from raymed.data.prepared import MANIFEST, Manifest, digest_of
 from raymed.data.quarantine import Quarantine
 from raymed.data.record import BLAKE3, input_pictures
@@ -107,7 +107,7 @@ def _content_digest(index: pa.Table, found: Survey, image: ImageSettings, descri
     """Of what the rows are, not of where they lie; independent of versions and machines."""
     common = {each.name for each in fields(PrepareSettings)}
     more = {name: value for name, value in described.items() if name not in common}
-    settings = [found.labels.to_dict(), asdict(image), *([more] if more else [])]
+    settings = [found.labels.to_dict(), recorded(image), *([more] if more else [])]
     parts = [json.dumps(settings, sort_keys=True).encode()]
     unused = {name for name in SOMETIMES if index[name].null_count == index.num_rows}
     for name in index.column_names:

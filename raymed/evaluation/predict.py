@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from raymed.data.acquisition import Acquisition
-from raymed.data.image import ImageSettings
+from raymed.data.image import ImageSettings, recorded
 from raymed.data.labels import LabelTable
 from raymed.data.places import Places
 from raymed.data.plan import Series, SliceSettings, choose
@@ -80,7 +80,7 @@ class Inference:
         values = {
             "name": self.name,
             "labels": self.labels.to_dict(),
-            "image": asdict(self.image),
+            "image": recorded(self.image),
             "slices": asdict(self.slices),
             "temperature": asdict(self.temperature),
             "data": self.data,

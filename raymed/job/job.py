@@ -18,7 +18,7 @@ import sys
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -27,6 +27,7 @@ from raymed.errors import RunError, UserError
 from raymed.job.command_line import Aliases, parse
 from raymed.job.departure import INTERRUPTED, departing
 from raymed.job.library_log import AskedAgain, OneLine, essence, keep_traceback
+from raymed.job.mistakes import in_own_names
 from raymed.job.submitted import lasting
 from raymed.job.witness import witnessed
 from raymed.language import LANGUAGES, reworded, say, speak
@@ -63,6 +64,7 @@ class JobOptions:
     """
 
     MATTERS: ClassVar[tuple[str, ...]] = ("storage", "tracking_uri", "seed", "dry_run", "json", "language")
+    SAID_AS: ClassVar[Mapping[str, str]] = {}  # other names of options, by those that what is shared with other jobs says
 
     storage: str = field(default_factory=default_storage)
     tracking_uri: str | None = None
@@ -131,7 +133,7 @@ def run(
     """
     _quiet_libraries()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
-    logging.getLogger().handlers[0].setFormatter(OneLine("%(message)s"))
+    logging.getLogger().handlers[0].setFormatter(OneLine("%(message)s", options_type.SAID_AS))
     script = sys.modules["__main__"]  # the job, whatever module does its work
     words = sys.argv[1:] if arguments is None else arguments
     as_json, failed = "--json" in words, True
@@ -167,9 +169,10 @@ def run(
         )
     holder.last_words.clear()  # what ends the process from now on comes after its object
     if text and (failed or not as_json):
-        print(text if failed else reworded(text), file=sys.stderr if failed else sys.stdout)
+        shown = in_own_names(text if failed else reworded(text), options_type.SAID_AS)
+        print(shown, file=sys.stderr if failed else sys.stdout)
     if as_json:
-        print(json.dumps(data, default=str))
+        print(in_own_names(json.dumps(data, default=str), options_type.SAID_AS))
     _leave(code)
 
 

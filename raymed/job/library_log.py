@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 from raymed import clock
+from raymed.job.mistakes import in_own_names
 from raymed.language import Translated
 
 log = logging.getLogger("raymed")
@@ -18,10 +20,18 @@ TRACES = ("Traceback (most recent call last)", '\n  File "')  # what only a trac
 
 
 class OneLine(Translated):
-    """Our records as they are, and of a library's the line that says what it is about."""
+    """Our records as they are, and of a library's the line that says what it is about.
+
+    Args:
+        own: names of options, as `in_own_names` takes them.
+    """
+
+    def __init__(self, form: str, own: Mapping[str, str] | None = None) -> None:
+        super().__init__(form)
+        self._own = own or {}
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = in_own_names(super().format(record), self._own)
         if record.name.partition(".")[0] in ("raymed", "py", "root") or "\n" not in text.strip():
             return text
         return f"{essence(record.getMessage())} (more in {keep_traceback(text)})"

@@ -32,6 +32,17 @@ def typed(name: str) -> str:
     return f"--{name if '.' in name else name.replace('_', '-')}"
 
 
+def in_own_names(text: str, own: Mapping[str, str]) -> str:
+    """A text with the options that it names as a job has them that calls some otherwise.
+
+    Args:
+        own: a job's names of options, by those that the text may use; what lies below them is called the same.
+    """
+    for theirs, ours in own.items():
+        text = re.sub(rf"--{re.escape(theirs)}(?![\w-])", typed(ours), text)
+    return text
+
+
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant: one that ends in the same setting, or else is spelt alike."""
     names, last = list(names), word.rpartition(".")[2]

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raymed.data.image import ImageSettings
+from raymed.data.image import ImageSettings, recorded
 from raymed.data.progress import ReadingProgress
 from raymed.data.sources import Refusal
 from raymed.data.stream import ahead
@@ -73,7 +73,7 @@ class Work:
             settings=asdict(self.settings),
             layers=list(self.settings.layers(self.tower.layers)),
             width=config.hidden_size,
-            image=asdict(self.image),
+            image=recorded(self.image),
             data=data,
             shards=shards or {},
             refused=refused or [],

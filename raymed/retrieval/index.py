@@ -151,4 +151,4 @@ def _require_trainable(rows: int, width: int, cells: int, settings: IndexSetting
             f"an ivfpq index of {cells} cells needs at least {max(PQ_CENTRES, cells)} pictures, not {rows}: take flat"
         )
     if rows < TRAINING_PER_CELL * cells:
-        log.warning("%d pictures are few for %d cells: take flat, or fewer --index.cells", rows, cells)
+        log.warning("%d pictures are few for %d cells: take flat, or fewer --retrieval.index.cells", rows, cells)

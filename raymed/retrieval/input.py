@@ -17,7 +17,8 @@ from raymed.storage.folder import Folder
 log = logging.getLogger("raymed")
 
 OF_PREPARED = ("split",)
-OF_OTHERS = ("size", "resize", "window", "sixteen_bit", "labels", "source")  # settled when data are prepared
+OWN_NAMES = {f"image.{name}": name for name in ("size", "resize", "window", "sixteen_bit", "exif")}
+OF_OTHERS = (*OWN_NAMES.values(), "labels", "source")  # settled when data are prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class Input:
         resize: squash stretches pictures to the square; pad keeps their shape and adds black borders.
         window: For slices in Hounsfield units, as in the prepare jobs.
         sixteen_bit: What the values of 16-bit pictures mean, as image.sixteen_bit in the prepare jobs.
+        exif: Of pictures whose EXIF data ask for a rotation: apply turns all as they say, refuse takes none.
     """
 
     input: str
@@ -65,6 +67,7 @@ class Input:
     resize: Literal["squash", "pad"] = "squash"
     window: str = "lung"
     sixteen_bit: str = "refuse"
+    exif: Literal["refuse", "apply"] = "refuse"
 
     def open(self, size: int) -> Opened:
         """The pictures, for a ViT that was made for `size` pixels.
@@ -92,7 +95,7 @@ class Input:
         return Opened(parts=prepared_parts(prepared, self.split), image=prepared.image, data=data, refused=[])
 
     def _source(self, size: int) -> Opened:
-        image = ImageSettings(self.size or size, self.resize, self.window, self.sixteen_bit)
+        image = ImageSettings(self.size or size, self.resize, self.window, self.sixteen_bit, self.exif)
         listing = source_listing(Path(self.input).expanduser().absolute(), self.source)
         parts, ignored = source_parts(listing, self.labels, image)
         for line in (*listing.notes, *(f"left out: {count} pictures labelled {name}" for name, count in ignored.items())):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions
 from raymed.models.settings import FeatureSettings
-from raymed.retrieval.input import Input
+from raymed.retrieval.input import OWN_NAMES, Input
 
 GUIDE = {
     "image-dir": Alias("input"),
@@ -31,6 +32,8 @@ class ExtractFeatures(JobOptions, Input):
         micro_batch: Pictures that the ViT sees at once.
         workers: Ray actors, each with a GPU where there are GPUs; 1 computes in this process.
     """
+
+    SAID_AS: ClassVar[Mapping[str, str]] = OWN_NAMES
 
     model: str
     out: str

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raymed.data.image import recorded
 from raymed.models.pretrained import by_contents
 from raymed.training.spec import RunSpec
 from raymed.tuning.settings import SearchSettings
@@ -37,7 +38,7 @@ def search_names(specs: Sequence[RunSpec], settings: SearchSettings, searched: M
 def _deciding(spec: RunSpec) -> dict[str, Any]:
     """A run's fields, but for what differs from one search of a name to the next, and for where its first weights lie."""
     left_out = ("generation", "start", "pretrained")
-    fields = {name: value for name, value in dataclasses.asdict(spec).items() if name not in left_out}
+    fields = {name: value for name, value in recorded(spec).items() if name not in left_out}
     fields["recipe"] = {name: value for name, value in fields["recipe"].items() if (name, value) not in LATER}
     return fields | ({"start": (spec.start.digest, spec.start.new)} if spec.start else {})
 

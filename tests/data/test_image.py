@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raymed.data.image import ImageError, ImageSettings, apply_window, fit, read_picture
+from raymed.data.image import ImageError, ImageSettings, apply_window, fit, read_picture, recorded
 from raymed.errors import UserError
 
 REAL = Path(os.environ.get("RAYMED_REAL_DATA", "/nonexistent"))
@@ -154,6 +154,55 @@ def test_exif_rotation_is_refused_not_applied_and_not_ignored(tmp_path: Path, na
     for upright in (0, 1):
         exif[0x0112] = upright
         assert read_picture(saved(tmp_path, Image.fromarray(GREY), f"{upright}_{name}", exif=exif)).shape == (40, 30, 1)
+
+
+STORED = {  # how a picture lies in a file of each orientation, of the upright one (EXIF 2.32, 4.6.4)
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright.swapaxes(0, 1)[::-1],
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: upright.swapaxes(0, 1)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "deep.png", "deep.tif", "lzw.tif"])
+def test_exif_is_applied_where_a_person_says_so(tmp_path: Path, name: str, orientation: int) -> None:
+    smooth = np.linspace(0, 255, 64 * 48).reshape(64, 48)  # which JPEG keeps
+    upright = (smooth * 200).astype(np.uint16) if name.startswith("deep") else smooth.astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"a.webp": {"lossless": True}, "lzw.tif": {"compression": "tiff_lzw"}}.get(name, {})
+    stored = np.ascontiguousarray(STORED[orientation](upright))
+    path = saved(tmp_path, Image.fromarray(stored), name, exif=exif, **options)
+    shown = read_picture(path, exif="apply")
+    assert shown.dtype == upright.dtype and shown.shape == (64, 48, 1)
+    assert np.abs(shown[:, :, 0].astype(int) - upright).max() <= (6 if name.endswith("jpg") else 0)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_real_xray_is_upright_however_it_was_stored(tmp_path: Path, orientation: int) -> None:
+    path = next(path for path in sorted(REAL.joinpath("lung_xray").rglob("*.jpg")) if path.stat().st_size < 2**18)
+    upright = read_picture(path)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)).squeeze())
+    assert np.array_equal(read_picture(saved(tmp_path, stored, "a.png", exif=exif), exif="apply"), upright)
+
+
+def test_what_was_made_before_a_setting_came_keeps_its_digest_and_name() -> None:
+    """They are digests of these."""
+    before = {"size": 448, "resize": "squash", "window": "lung", "sixteen_bit": "refuse", "rule": 4}
+    assert recorded(ImageSettings()) == before
+    assert repr(ImageSettings()) == "ImageSettings(size=448, resize='squash', window='lung', sixteen_bit='refuse', rule=4)"
+    assert ImageSettings.from_dict(before) == ImageSettings()
+    turned = ImageSettings(exif="apply")
+    assert recorded(turned) == before | {"exif": "apply"} and "exif='apply'" in repr(turned)
+    assert ImageSettings.from_dict(recorded(turned)) == turned
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,9 @@ def test_a_logger_that_wrote_by_itself_writes_as_all_others(caplog):
     logger.error("heard")
     assert "heard" in caplog.text
     assert not logger.handlers
+
+
+def test_options_are_named_as_the_job_calls_them():
+    line = OneLine("%(message)s", {"image.size": "size", "source.columns": "columns"}).format
+    said = logging.makeLogRecord({"name": "raymed", "msg": "--image.size, or --source.columns.label; --image.sizes."})
+    assert line(said) == "--size, or --columns.label; --image.sizes."

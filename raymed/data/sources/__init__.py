@@ -73,7 +73,7 @@ def list_source(path: Path, settings: SourceSettings, usable: bool = True) -> Li
         return _without_images(path, settings)
     if settings.patients:
         if kind not in ("folders", "classes"):
-            raise UserError(f"--patients says whose the images of class folders are, and {path} is read as {kind}")
+            raise UserError(f"--source.patients says whose the images of class folders are, and {path} is read as {kind}")
         kind = "classes"
     listing = _FORMATS[kind](path, settings)
     if not listing.studies and not usable and not listing.refusals and path.is_dir():
@@ -143,7 +143,7 @@ def read_whole(path: Path, settings: ImageSettings, behind: int = 0) -> np.ndarr
     try:
         if nifti.is_nifti(path):
             raise ImageError("a volume, not a picture")
-        stored = read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path, behind)
+        stored = read_slice(path, settings) if dicom.is_dicom(path) else read_picture(path, behind, settings.exif)
         return eight_bit(stored, settings)
     except ImageError:
         raise
@@ -219,7 +219,7 @@ def _load_file(
             if len(frames) < len(slices):
                 raise ImageError("a volume, not a picture: give the NIfTI files themselves as the source")
             return nifti.read_slices(path, frames, slices[0].axes, settings)
-        picture = read_picture(path)
+        picture = read_picture(path, exif=settings.exif)
         fitted = fit(picture, settings)
         meaning, offset = settings.sixteen_bit_meaning
         if meaning == "hu" and picture.dtype == np.uint16:

@@ -89,7 +89,7 @@ def class_names(root: Path, images: Iterable[str]) -> list[str]:
 def _patients(root: Path, images: list[str], settings: SourceSettings) -> dict[str, str]:
     """Patient of each image."""
     if settings.patients and settings.patient_regex:
-        raise UserError("--patients and --patient-regex both say whose an image is: give one of them")
+        raise UserError("--source.patients and --source.patient-regex both say whose an image is: give one of them")
     if settings.patients:
         return _listed(root, images, settings)
     if settings.patient_regex is None:
@@ -104,7 +104,7 @@ def _listed(root: Path, images: list[str], settings: SourceSettings) -> dict[str
     """From a CSV, whose images are written as ``<class>/<image>`` or, where no other one is called so, as ``<image>``."""
     path = Path(settings.patients or "").expanduser()
     if not path.is_file():
-        raise UserError(f"--patients {path}: no such file; give a CSV with the columns image and patient_id")
+        raise UserError(f"--source.patients {path}: no such file; give a CSV with the columns image and patient_id")
     called: dict[str, list[str]] = defaultdict(list)
     for name in images:
         called[PurePosixPath(name).name].append(name)

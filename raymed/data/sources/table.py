@@ -279,7 +279,7 @@ def _find_columns(
         elif name or key in required:
             raise UserError(
                 f"{path}:1: no column {name or key!r}; the columns are {', '.join(header)}"
-                + (f". Say which one it is with --columns.{key} NAME" if key in named else "")
+                + (f". Say which one it is with --source.columns.{key} NAME" if key in named else "")
                 + hints.get(key, "")
             )
     return columns

@@ -115,6 +115,7 @@ class ClipOptions(SystemOptions):
         "model.image_encoder", "model.text_encoder", "augment.preset",
     )  # fmt: skip
     CAN_REFIT: ClassVar[bool] = True
+    SAID_AS: ClassVar[Mapping[str, str]] = {"image.size": "size", "split.weights": "split", "split.folds": "n_splits"}
 
     data: str | None = None
     seed: int = 42
@@ -234,14 +235,14 @@ class ClipOptions(SystemOptions):
         columns = prepared.index.select(["patient", "label", "fold"]).to_pydict()
         rows = [row for row in zip(*columns.values(), strict=True) if row[2] is not None]
         if not rows:
-            raise UserError(f"{prepared.folder.uri} was prepared without folds: prepare it again with --split.folds")
+            raise UserError(f"{prepared.folder.uri} was prepared without folds: prepare it again with split.folds")
         names, sizes = prepared.labels.names, Counter({patient: label for patient, label, _ in rows}.values())
         self._require_patients({name: sizes[label] for label, name in enumerate(names)})
         count = max(fold for *_, fold in rows) + 1
         if count != self.n_splits:
             raise UserError(
                 f"{prepared.folder.uri} was prepared with {count} folds, not {self.n_splits}: give "
-                f"--n-splits {count}, or prepare it again with --split.folds"
+                f"--n-splits {count}, or prepare it again with split.folds"
             )
 
     def _require_patients(self, sizes: Mapping[str, int]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from raymed.data.image import LATER
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.models.pretrained import by_contents
@@ -113,7 +114,7 @@ def _fixed(content: Mapping[str, Any], spec: RunSpec, recipe: ClipRecipe) -> Ite
 def _prepared_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """What differs in how pictures became data, by the flags that say it."""
     flags = {"split.weights": "--split", "split.folds": "--n-splits"}
-    earlier, current = dict(flatten(before)), dict(flatten(now))
+    earlier, current = (dict(flatten({**each, "image": LATER | each.get("image", {})})) for each in (before, now))
     for name in sorted(earlier.keys() & current.keys() - {"seed", "image.size"}):  # which are told by their own flags
         if earlier[name] != current[name]:
             flag = flags.get(name, "--" + name.replace("_", "-"))

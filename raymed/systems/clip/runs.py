@@ -17,6 +17,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from raymed.data.image import recorded
 from raymed.data.prepared import Prepared
 from raymed.data.sources.paths import read_text
 from raymed.errors import UserError
@@ -132,7 +133,7 @@ class Configuration:
             "data": options.data or self.prepared.folder.uri,
             "data_digest": self.prepared.digest,
             "unit": self.prepared.manifest.unit,
-            "image": asdict(self.prepared.image),
+            "image": recorded(self.prepared.image),
             "version": version("raymed"),
             "recipe": spec.recipe.settings(),
             PRETRAINED: dict(spec.pretrained),

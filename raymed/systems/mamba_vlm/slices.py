@@ -83,7 +83,7 @@ class Reading:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Reading:
-        """As `asdict` gave it."""
+        """As `recorded` gave it."""
         image, slices = ImageSettings.from_dict(values["image"]), SliceSettings(**values["slices"])
         return cls(image, slices, values["orientation"], values["hounsfield"])
 
@@ -159,7 +159,7 @@ def _series(folder: Path, names: Sequence[str], mask: Path | None, reading: Read
 def _single(path: Path, mask: Path | None, reading: Reading) -> Pictures:
     shown = read_whole(path, reading.image)
     reading.slices.choice(1, None if mask is None else [1])
-    masks = None if mask is None else np.expand_dims(read_picture(mask).any(axis=2), 0)
+    masks = None if mask is None else np.expand_dims(read_picture(mask, exif=reading.image.exif).any(axis=2), 0)
     if masks is not None and masks.shape[1:] != shown.shape[:2]:
         raise ImageError(f"the mask's shape is {masks.shape[1:]}, and the picture's {shown.shape[:2]}")
     return _pictures([fit(shown, reading.image)], masks, Geometry(), None, reading)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from raymed.data.image import recorded
 from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.recipes.exported import read_settings, write_settings
@@ -136,7 +137,7 @@ class StageRecipe:
     def settings(self) -> dict[str, Any]:
         return {
             "recipe": self.name,
-            "reading": asdict(self.reading),
+            "reading": recorded(self.reading),
             "intensity": asdict(self.intensity),
             "vision": asdict(self.vision),
             "bridge": asdict(self.bridge),

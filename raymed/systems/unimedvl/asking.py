@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -13,7 +14,7 @@ from raymed.job.command_line import Alias
 from raymed.job.job import JobOptions, Outcome
 from raymed.storage.folder import require_other
 from raymed.systems.unimedvl.questions import read_questions
-from raymed.systems.unimedvl.tool_settings import ReadingSettings, TextSettings
+from raymed.systems.unimedvl.tool_settings import OWN_NAMES, ReadingSettings, TextSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.pipeline import Pipeline
@@ -57,6 +58,7 @@ class VQA(JobOptions):
         seed: Seed of the draws; 0 draws anew each time.
     """
 
+    SAID_AS: ClassVar[Mapping[str, str]] = OWN_NAMES
     MATTERS: ClassVar[tuple[str, ...]] = ("model", "image", "prompt", "questions", "out", "seed", "text.temperature")
 
     model: str

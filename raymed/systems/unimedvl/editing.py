@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,7 +15,7 @@ from raymed.job.job import JobOptions, Outcome
 from raymed.storage.folder import require_other
 from raymed.systems.unimedvl.asking import TOOLS
 from raymed.systems.unimedvl.synthetic import marked, sheet, write_png
-from raymed.systems.unimedvl.tool_settings import DrawingSettings, ReadingSettings, TextSettings
+from raymed.systems.unimedvl.tool_settings import OWN_NAMES, DrawingSettings, ReadingSettings, TextSettings
 
 if TYPE_CHECKING:
     from raymed.systems.unimedvl.pipeline import Pipeline
@@ -65,6 +66,7 @@ class EditImage(JobOptions):
         seed: Seed of all draws; 0 draws anew each time.
     """
 
+    SAID_AS: ClassVar[Mapping[str, str]] = OWN_NAMES
     MATTERS: ClassVar[tuple[str, ...]] = (
         "model",
         "image",

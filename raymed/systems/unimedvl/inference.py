@@ -41,6 +41,7 @@ DEFAULT_CONFIG: dict[str, Any] = {
     "vit_transform_size": None,
     "window": "",  # of CT, and what 16-bit values mean: as the model was trained
     "sixteen_bit": "",
+    "exif": "",  # whether pictures are turned as their EXIF data ask: apply, or refuse
     "text_do_sample": False,  # of what the image tool writes before it draws
     "text_temperature": 0.3,
     "max_think_tokens": 800,

@@ -84,7 +84,7 @@ class Pipeline:
         network = load(folder, sizes_of(folder, weights), settings)
         network = network.to(device, torch.bfloat16 if arithmetic("auto", device) == "bf16" else torch.float32)
         vit, vae, image = _pictures(folder)
-        changed = {name: value for name in ("window", "sixteen_bit") if (value := getattr(reading, name))}
+        changed = {name: value for name in ("window", "sixteen_bit", "exif") if (value := getattr(reading, name))}
         return cls(
             network.eval(),
             TextTokens.read(folder),
@@ -202,7 +202,7 @@ class Pipeline:
 
         Raises:
             UserError: there is no such picture, it cannot be read, or it does not say how it is shown: 16-bit values of
-                which the settings say nothing, a rotation that is asked for in EXIF.
+                which the settings say nothing, a rotation that is asked for in EXIF, unless they apply it.
         """
         if isinstance(path, Image.Image):
             if path.mode.startswith(("I", "F")):

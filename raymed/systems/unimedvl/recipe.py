@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raymed.data.image import ImageSettings
+from raymed.data.image import ImageSettings, recorded
 from raymed.data.record import Record
 from raymed.errors import UserError
 from raymed.recipes.augment import generator
@@ -281,7 +281,7 @@ class UniMedVLRecipe:
             "dropout": asdict(self.dropout),
             "vit": asdict(self.vit),
             "vae": asdict(self.vae),
-            "image": asdict(self.image),
+            "image": recorded(self.image),
         }
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from raymed.errors import UserError
 
+OWN_NAMES = {f"image.{name}": f"reading.{name}" for name in ("window", "sixteen_bit", "exif")}
+
 
 @dataclass(frozen=True)
 class TextSettings:
@@ -41,6 +43,7 @@ class ReadingSettings:
         vae_transform_size: the same to the autoencoder.
         window: how CT is shown: lung, mediastinum, bone, abdomen, brain, or "WIDTH,LEVEL" (default: as in training).
         sixteen_bit: what 16-bit values mean: "bits,N", "hu,OFFSET", or "stretch" (default: as in training).
+        exif: turn pictures as their EXIF data ask (apply), or refuse those (default: as in training).
     """
 
     target_gpu_device: str = "0"
@@ -49,6 +52,7 @@ class ReadingSettings:
     vae_transform_size: tuple[int, int, int] | None = None
     window: str = ""
     sixteen_bit: str = ""
+    exif: Literal["", "refuse", "apply"] = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\d+(\s*,\s*\d+)*", str(self.target_gpu_device)):

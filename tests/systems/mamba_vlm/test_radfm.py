@@ -121,7 +121,7 @@ def test_a_line_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_columns_are_errors_that_say_which_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no column 'answer'; the columns are image, text\. .*--columns\.answer"):
+    with pytest.raises(UserError, match=r"no column 'answer'; the columns are image, text\. .*--source\.columns\.answer"):
         listed(csv(tmp_path, "image,text", "a.png,Clear."))
     with pytest.raises(UserError, match=r"reports\.csv:1: no column image_path or image_id.*--columns\.image NAME"):
         listed(csv(tmp_path, "file,answer", "a.png,Clear."))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -123,6 +124,7 @@ def test_a_picture_is_read_as_training_reads_it_or_refused(pipeline, tmp_path):
     for path, reason in ((deep, "16-bit"), (turned, "EXIF")):
         with pytest.raises(UserError, match=rf"{path.name}.*{reason}"):
             pipeline.open_picture(path)
+    assert dataclasses.replace(pipeline, image=ImageSettings(exif="apply")).open_picture(turned).size == (64, 32)
     with pytest.raises(UserError, match="8 bits"):
         pipeline.open_picture(Image.open(deep))
     assert np.asarray(pipeline.open_picture(clear)).min() == 255
