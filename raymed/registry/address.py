@@ -30,6 +30,8 @@ from raymed.storage.seal import check_seal
 from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import PROGRESS, judged_slices
 
+VERSION = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")  # of a registered model
+UNKNOWN = "RUN_ID"
 OTHER_DATA = "other data than the model was trained on, and no id that it knows: other ids of the same {unit}s go unnoticed"
 WHO_IS_UNKNOWN = "it is not noted who trained and chose this model: if these {unit}s did, the figures flatter it"
 
@@ -79,13 +81,13 @@ class Resolved:
             return [
                 *unknown_patients(prepared),
                 f"a bare checkpoint: temperature 1, {self.slices.told}",
-                f"it is not noted which pictures it was trained on; these have {prepared.image}",
+                f"it is not noted which pictures it was trained on; these have {prepared.image.told}",
                 WHO_IS_UNKNOWN.format(unit=unit),
             ]
         if self.inference.image != prepared.image:
             raise UserError(
-                f"{self.name} looks at pictures with {self.inference.image}, but {prepared.folder.uri} was "
-                f"prepared with {prepared.image}: prepare the data again with the model's settings"
+                f"{self.name} looks at pictures with {self.inference.image.told}, but {prepared.folder.uri} was "
+                f"prepared with {prepared.image.told}: prepare the data again with the model's settings"
             )
         own_labels, given_labels = self.inference.labels, prepared.labels
         if (own_labels.codes, own_labels.names) != (given_labels.codes, given_labels.names):
@@ -153,15 +155,20 @@ def network_folder(uri: str, tracking: str, files: str) -> Path:
 
 
 def run_of(uri: str, tracker: Tracker) -> str:
-    """The id of the run that a bare checkpoint is of, for jobs/promote.py to be given; ``RUN_ID`` where nobody knows it."""
+    """The id of the run that a model is of, for jobs/promote.py to be given; ``RUN_ID`` where nobody knows it."""
     if uri.startswith("runs:/"):
         return uri.removeprefix("runs:/").split("/")[0]
+    if named := VERSION.fullmatch(uri):
+        name, alias, number = named.groups()
+        client = tracker.client
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+        return str(version.run_id or UNKNOWN)
     folder = Path(Folder.at(uri).path)
     for trial in (folder.parent, folder.parent.parent):  # of a checkpoint, or of the model in it
         found = [] if "'" in str(trial) else tracker.tagged(FOLDER, str(trial))  # MLflow knows no way to write one
         if there := [run.id for run in found if not run.is_deleted]:
             return there[0]
-    return "RUN_ID"
+    return UNKNOWN
 
 
 def _opened(uri: str, folder: Path) -> Resolved:
@@ -185,7 +192,7 @@ def _opened(uri: str, folder: Path) -> Resolved:
 
 
 def _download(uri: str, tracker: Tracker) -> Path:
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    match = VERSION.fullmatch(uri)
     if not match:
         raise UserError(f"{uri!r} names no model version: give models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = match.groups()

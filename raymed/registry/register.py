@@ -82,7 +82,7 @@ def assess_and_register(
             used=tracker.describe(candidate.run_id).tags.get(USED, ""),
             refit=refit,
             licence=licence,
-            looks=_count_look(tracker, candidate, assessment.test_ids),
+            looks=count_look(tracker, candidate.run_id, assessment.test_ids),
         )
         with in_english():
             card = assessment.card(facts)
@@ -133,10 +133,15 @@ def _create_version(
     return str(created.version)
 
 
-def _count_look(tracker: Tracker, candidate: Candidate, test_ids: Sequence[str]) -> int:
-    """Note that a model was judged on these test patients; returns how many were so far."""
+def count_look(tracker: Tracker, run_id: str, test_ids: Sequence[str], registers: bool = True) -> int:
+    """Note that a run's model was judged on these test patients; returns how many were so far.
+
+    Args:
+        registers: on those of its own data, which it is registered with; else on any.
+    """
     if not test_ids:
         return 0
     digest = hashlib.blake2b("\0".join(test_ids).encode(), digest_size=8).hexdigest()
-    tracker.tags(candidate.run_id, {TEST_PATIENTS: digest})
-    return len(tracker.tagged(TEST_PATIENTS, digest))
+    others = f"{TEST_PATIENTS}.{digest}"  # a run may be judged on several
+    tracker.tags(run_id, {TEST_PATIENTS: digest} if registers else {others: "judged"})
+    return len({run.id for run in (*tracker.tagged(TEST_PATIENTS, digest), *tracker.tagged(others))})

@@ -44,7 +44,7 @@ def check_configurations(configurations: Sequence[Configuration], wrong: Sequenc
                 torch.cuda.empty_cache()
         lines.append(_line(each, name, parameters, rehearsal))
         figures[name] = asdict(rehearsal) | {"parameters": parameters}
-    lines += [f"wrong: {each}" for each in wrong]
+    lines += [f"cannot be built: {each}" for each in wrong]
     if failed or wrong:
         raise (UserError if wrong else RunError)("\n".join(["not every configuration can be trained", *lines]))
     return Outcome(

@@ -78,8 +78,8 @@ class Texts:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        figures = f"loss {self.loss:.4f}, accuracy {self.accuracy:.3f}, balanced accuracy {self.balanced_accuracy:.3f}"
-        text = [f"{self.name}: {figures}"]
+        accuracy, balanced = self.accuracy, self.balanced_accuracy
+        text = [f"{self.name}: loss {self.loss:.4f}, accuracy {accuracy:.3f}, balanced accuracy {balanced:.3f}"]
         if self.more_loss is not None:
             text.append(f"  against the first: loss {self.more_loss} more, accuracy {self.more_accurate} more")
         for own, (other, cosine) in self.nearest.items():

@@ -18,6 +18,7 @@ from raymed.errors import UserError
 from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.predict import Inference
 from raymed.registry.address import run_of
+from raymed.registry.candidate import FOLDER
 from raymed.registry.served_model import save
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.tracking.tracker import Tracker
@@ -131,3 +132,21 @@ def test_a_limit_of_training_does_not_leave_patients_out_of_judging(prepared: Pr
         model=str(tmp_path / "model"), data=prepared.folder.uri, split="all", storage=str(tmp_path / "runs"), bootstrap=10
     )
     assert job["main"](options).data["evaluation"]["patients"] == len(set(prepared.index["patient"].to_pylist()))
+
+
+def test_each_model_that_test_patients_judge_is_counted_once(prepared: Prepared, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = LungRecipe.for_data(prepared.labels, prepared.size)
+    job, said = runpy.run_path(str(JOB)), []
+    options = job["Evaluate"](model="", data=prepared.folder.uri, storage=str(tmp_path / "runs"), bootstrap=10)
+    tracker = Tracker.open(options.tracking, "raymed-lung")
+    for name in ("first", "second", "second"):
+        checkpoint = tmp_path / "runs" / name / "step-00000001-ab"
+        if not checkpoint.exists():
+            (checkpoint / "model").mkdir(parents=True)
+            recipe.export(recipe.build(), checkpoint / "model")
+            tracker.tags(tracker.run(name, name), {FOLDER: str(checkpoint.parent)})
+        said.append(job["main"](replace(options, model=str(checkpoint))).text)
+    flatters = "these test patients have judged 2 models so far"
+    assert [flatters in text for text in said] == [False, True, True]
+    assert flatters not in job["main"](replace(options, model=str(checkpoint), split="val")).text
