@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from raymed.job.job import JobOptions, Outcome, run
+from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.report_files import ReportFileOptions
 from raymed.systems.mamba_vlm.report_settings import ReportSettings
 
@@ -47,9 +48,10 @@ def main(options: PrepareMambaOptions) -> Outcome:
 def plan(found: Survey, settings: ReportSettings, out: str) -> Outcome:
     """What would be done."""
     from raymed.data.counts import table
-    from raymed.data.prepare import expected_split
+    from raymed.data.prepare import expected_split, require_apart
     from raymed.data.sources.listing import by_reason
 
+    require_apart(found, Folder.at(out))
     patients = expected_split(found, settings)["unlabelled"]
     refusals = found.listing.refusals
     lines = [

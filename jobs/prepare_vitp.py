@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from raymed.data.settings import CorpusSettings
 from raymed.data.sources.names import SAMPLE_NAMES
 from raymed.job.job import JobOptions, Outcome, run
+from raymed.storage.folder import Folder
 
 if TYPE_CHECKING:
     from raymed.data.prepare import PrepareResult
@@ -44,10 +45,11 @@ def plan(options: PrepareVitpOptions) -> Outcome:
     """What would be done."""
     from raymed.data.corpus import survey_corpus
     from raymed.data.counts import table
-    from raymed.data.prepare import expected_split
+    from raymed.data.prepare import expected_split, require_apart
     from raymed.data.sources.listing import by_reason
 
     found, used = survey_corpus(Path(options.source), options)
+    require_apart(found, Folder.at(options.out))
     patients = expected_split(found, options)["unlabelled"]
     lines = [
         *found.listing.notes,

@@ -39,6 +39,7 @@ from raymed.storage.folder import Folder
 log = logging.getLogger("raymed")
 
 LOCK = "prepare.lock"
+WALKED = ("folders", "classes", "dicom", "nifti")  # formats in which every file below the source counts
 ORDER = [(name, "ascending") for name in ("patient", "study", "position", "id")]
 
 
@@ -137,10 +138,19 @@ def require_apart(found: Survey, folder: Folder) -> None:
     """Make sure that nothing is written among the originals.
 
     Raises:
-        UserError: the prepared data would go into the folder that the source lies in.
+        UserError: the prepared data would go into the folder that the source lies in, or below it where that is walked
+            through.
     """
-    if folder.is_local and Path(folder.path) == found.listing.root.resolve() and not folder.exists(MANIFEST):
+    if not folder.is_local or folder.exists(MANIFEST):
+        return
+    root, out = found.listing.root.resolve(), Path(folder.path)
+    if out == root:
         raise UserError(f"{folder.uri} is where the originals lie: name another --out, of the prepared data alone")
+    if out.is_relative_to(root) and found.listing.format in WALKED:
+        raise UserError(
+            f"{folder.uri} lies among the originals in {root}: name an --out (or a --storage, where a job prepares by "
+            "itself) outside of it"
+        )
 
 
 @contextmanager

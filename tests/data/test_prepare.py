@@ -78,6 +78,8 @@ def splits(prepared: Prepared) -> dict[str, tuple[str, int | None]]:
 def test_nothing_is_written_among_the_originals(source: Path) -> None:
     with pytest.raises(UserError, match="is where the originals lie"):
         prepare(source, str(source), SETTINGS)
+    with pytest.raises(UserError, match="among the originals"):
+        prepare(source, str(source / "below"), SETTINGS)
     assert sorted(path.name for path in source.iterdir()) == sorted(CLASSES)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from raymed.data.counts import closing, facts, table
-from raymed.data.prepare import PrepareResult
+from raymed.data.prepare import PrepareResult, require_apart
 from raymed.data.prepared import Prepared
 from raymed.data.sources.listing import by_reason
 from raymed.job.job import Outcome
+from raymed.storage.folder import Folder
 from raymed.systems.unimedvl.prepare import SequenceSurvey
 
 COMMONEST = 5
@@ -22,6 +23,7 @@ READ_AT_ONCE = 64
 def plan(surveyed: SequenceSurvey, out: str) -> Outcome:
     """What would be prepared; nothing was. A refused line is something to mend."""
     found = surveyed.survey
+    require_apart(found, Folder.at(out))
     refusals = [(refusal.where, refusal.reason) for refusal in found.listing.refusals]
     lines = [
         *found.listing.notes,
