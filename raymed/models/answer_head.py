@@ -96,15 +96,17 @@ class _CrossEntropy(torch.autograd.Function):
         filler: int,
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        rows, kept = len(weight), weight.dtype
-        weight = F.pad(weight, (0, 0, 0, filler)) if filler else weight  # tokens that nothing can be, in a copy
+        rows, ctx.kept = len(weight), weight.dtype
         of_hidden = torch.empty_like(hidden) if training and ctx.needs_input_grad[0] else None
+        computed = _computed_in(hidden)
+        hidden, weight = hidden.to(computed), weight.to(computed)
+        weight = F.pad(weight, (0, 0, 0, filler)) if filler else weight  # tokens that nothing can be, in a copy
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if training and ctx.needs_input_grad[1] else None
         losses = torch.empty(len(targets), device=hidden.device)
         chosen = None if choices is None else torch.zeros(choices.tokens.shape, device=hidden.device)
         for start in range(0, len(targets), at_once):
             part = slice(start, start + at_once)
-            logits = (hidden[part] @ weight.T).float()
+            logits = _product(hidden[part], weight.T)
             logits[:, rows:] = -torch.inf
             target, counted = targets[part, None], weights[part, None]
             right, highest = logits.gather(1, target), logits.amax(1, keepdim=True)
@@ -125,13 +127,13 @@ class _CrossEntropy(torch.autograd.Function):
             if choices is not None and chosen is not None:
                 of_choices = (chosen.exp() - choices.targets) * (choices.weights * asked)[:, None]
                 gradient.index_put_(places, of_choices, accumulate=True)
-            gradient = gradient.to(hidden.dtype)
+            gradient = gradient.to(computed)
+            del logits, raised  # as large in float32, and needed no more
             if of_hidden is not None:
                 of_hidden[part] = gradient @ weight
             if of_weight is not None:
-                of_weight += gradient.T @ hidden[part]
+                _add_product(of_weight, gradient.T, hidden[part])
         ctx.save_for_backward(of_hidden, None if of_weight is None else of_weight[:rows])
-        ctx.kept = kept
         total = (losses * weights).sum()
         if choices is None or chosen is None:
             ctx.mark_non_differentiable(losses)
@@ -142,8 +144,34 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = ctx.saved_tensors
+        # In place: of a large vocabulary the weight's is among the largest tensors of a step. So no second pass is possible.
         return (
-            None if of_hidden is None else of_hidden * of_total,
-            None if of_weight is None else (of_weight * of_total).to(ctx.kept),
+            None if of_hidden is None else of_hidden.mul_(of_total),
+            None if of_weight is None else of_weight.mul_(of_total).to(ctx.kept),
             *(None,) * 6,
         )
+
+
+def _computed_in(hidden: Tensor) -> torch.dtype:
+    """The type of products, which autocast may say."""
+    kind = hidden.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return hidden.dtype
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """In float32. A card gives that of shorter types, too, and rounds nothing on the way."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add it to a float32 total, in whose place it is made where the device can: it is as large."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total += left @ right

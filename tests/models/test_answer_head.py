@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from device_reads import ON_CUDA_BUILDS, on_fake_cuda
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raymed.models import answer_head
 from raymed.models.answer_head import AnswerHead, Choices
@@ -101,3 +103,24 @@ def test_nothing_learned_gives_a_loss_of_zero_with_gradients() -> None:
     total, *_ = head(hidden, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     total.backward()
     assert float(total.detach()) == 0 and head.weight.grad is not None
+
+
+def test_a_second_pass_back_is_refused_and_not_wrong() -> None:
+    head = AnswerHead.of(torch.nn.Linear(WIDTH, VOCABULARY, bias=False))
+    total, *_ = head(torch.randn(2, WIDTH, requires_grad=True), torch.zeros(2, dtype=torch.int64), torch.ones(2))
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+@ON_CUDA_BUILDS
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_a_cards_products_of_short_numbers_are_made_in_float32(kind: torch.dtype) -> None:
+    """Gradients are made in the forward pass, so that it shows that there are such kernels, and for which types."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    head = on_fake_cuda(AnswerHead.of(torch.nn.Linear(WIDTH, VOCABULARY, bias=False)).to(kind), mode)
+    with mode:
+        hidden = torch.empty(PLACES, WIDTH, dtype=kind, device="cuda", requires_grad=True)
+        targets, weights = torch.empty(PLACES, dtype=torch.int64, device="cuda"), torch.ones(PLACES, device="cuda")
+        total, losses, _ = head(hidden, targets, weights)
+    assert total.dtype == losses.dtype == torch.float32 and total.is_cuda
