@@ -7,6 +7,7 @@
 - loader: a DataLoader with 2 workers that opens, resizes and normalises the patients' PNGs, as training scripts do.
 - staged: Ray Data decodes the prepared slices once a search into the object store; every epoch of every trial reads there.
 - streamed: Ray Data reads the prepared shards anew each epoch, for sets that do not fit; its start is counted.
+- varied: staged, and varied as each preset says: on a CPU as it is encoded, on a GPU when it is there.
 
 The loader hands out normalised float32. The recipe hands out uint8, which its network normalises where it computes; both
 rates are given, with that step (`normalised`) and without. `in memory` is the rate of that step on arrays that are already
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from raymed.models.backbones import IMAGENET_MEAN, IMAGENET_STD, InputNorm
 from raymed.recipes.augment import AugmentSettings
 from raymed.recipes.recipe import Batch, TrainingPass
 from raymed.systems.lung.recipe import LungRecipe
+from raymed.training.feed import Feed
 
 MICRO_BATCH = 16
 CORES = 2
@@ -57,6 +60,7 @@ def main(
     source_size: int = 512,
     size: int = 448,
     epochs: int = 3,
+    augment: str = "light,ct",
     device: str = "cpu",
 ) -> None:
     """Make and prepare phantom patients, unless they are there, and read them in each way.
@@ -67,6 +71,7 @@ def main(
         source_size: Side of the PNGs, in pixels.
         size: Side of what the model takes.
         epochs: Epochs of each way.
+        augment: Presets by which pictures are varied, separated by commas.
         device: That batches are brought to, all but the loader's: cpu or cuda.
     """
     pictures = Path(folder).resolve() / "patients"
@@ -90,10 +95,13 @@ def main(
     again = ray.get(second.epoch.remote(plans[0], False))
     normalised = ray.get([first.epoch.remote(plan, True) for plan in plans])
     in_memory = ray.get([first.in_memory.remote(plan) for plan in plans])
+    varied = {preset: ray.get([first.epoch.remote(plan, True, preset) for plan in plans]) for preset in augment.split(",")}
     for trial in (first, second):
         ray.kill(trial)
     for name, seconds in (("staged", [staging, *encoded, again]), ("normalised", normalised), ("in memory", in_memory)):
         said(name, seconds)
+    for preset, seconds in varied.items():
+        said(f"varied, {preset}", seconds)
     streaming = worker.remote(Streamed(prepared.folder.uri), recipe, device)
     streamed = ray.get([streaming.epoch.remote(plan, False) for plan in plans])
     ray.kill(streaming)
@@ -111,6 +119,7 @@ def main(
         "staged": len(rows) / statistics.median(encoded[1:]),
         "staged_second_trial": len(rows) / again,
         "staged_normalised": len(rows) / statistics.median(normalised),
+        **{f"varied_{preset}": len(rows) / statistics.median(seconds) for preset, seconds in varied.items()},
         "in_memory": len(rows) / statistics.median(in_memory),
         "streamed_epoch_1": len(rows) / streamed[0],
         "streamed": len(rows) / statistics.median(streamed[1:]),
@@ -199,15 +208,15 @@ class Trial:
     def __init__(self, source: Staged | Streamed, recipe: LungRecipe, device: str) -> None:
         torch.set_num_threads(CORES)
         self.device = torch.device(device)
-        self.source, self.recipe, self.normalise = source, recipe, InputNorm()
+        self.source, self.recipe, self.normalise, self.feed = source, recipe, InputNorm(), Feed(self.device)
         self.reader = source.open()
 
-    def epoch(self, plan: Plan, normalise: bool) -> float:
-        """Seconds of an epoch, the start of the reading included."""
+    def epoch(self, plan: Plan, normalise: bool, preset: Any = "none") -> float:
+        """Seconds of an epoch of pictures varied by a preset, the start of the reading included."""
         started = time.perf_counter()
         seen = 0
-        for encoded in self._batches(plan):
-            batch = encoded.to(self.device)
+        for encoded in self._batches(plan, preset):
+            batch = self.feed.deliver(encoded)
             if normalise:
                 self.normalise(batch.tensors["pixels"], torch.float32)
             seen += len(batch.ids)
@@ -250,9 +259,10 @@ class Trial:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _batches(self, plan: Plan) -> Iterator[Batch]:
-        where = TrainingPass(0, 0)
-        return ahead(self.recipe.encode(records, where) for records in self.reader.read(plan))
+    def _batches(self, plan: Plan, preset: Any = "none") -> Iterator[Batch]:
+        where = TrainingPass(0, 0, on_device=self.device.type == "cuda")
+        recipe = replace(self.recipe, augment=AugmentSettings(preset))
+        return ahead(self.feed.prepare(recipe.encode(records, where)) for records in self.reader.read(plan))
 
 
 def private_bytes() -> Iterator[int]:
