@@ -83,6 +83,18 @@ def test_nothing_is_written_among_the_originals(source: Path) -> None:
     assert sorted(path.name for path in source.iterdir()) == sorted(CLASSES)
 
 
+def test_what_exif_asks_for_is_refused_or_followed_and_noted_for_whoever_asks_the_model(source: Path, out: str) -> None:
+    path, turned = source / "normal" / "p00" / "0.png", Image.Exif()
+    upright, turned[0x0112] = picture(0), 6
+    Image.fromarray(np.ascontiguousarray(upright.swapaxes(0, 1)[::-1])).save(path, exif=turned)
+    refused = prepare(source, out, replace(SETTINGS, max_quarantine="5%")).prepared
+    assert refused.manifest.quarantined == 1 and "exif" not in refused.manifest.settings["image"]
+    applied = prepare(source, out, replace(SETTINGS, image=ImageSettings(size=48, exif="apply"))).prepared
+    assert applied.manifest.quarantined == 0 and applied.image.exif == "apply" and applied.digest != refused.digest
+    row = applied.index["id"].to_pylist().index("normal/p00/0.png")
+    assert np.array_equal(applied.read([row])[0].images[0].pixels[:, :, 0], upright)
+
+
 def test_every_slice_is_in_the_index_and_reads_back_as_its_file(source: Path, out: str):
     result = prepare(source, out, SETTINGS)
     prepared = Prepared.open(out)
