@@ -70,8 +70,8 @@ PARTS = {
         "pretraining step with packing",
         f"{BENCHMARKS}/pretrain.py",
         200,
-        ["--shape.preset", "internvl2_5-1b", "--samples", "32", "--rates", "0.5"],
-        [*SHAPE, "--samples", "4", "--padded", "1024", "--steps", "1", "--rates", "0.5"],
+        ["--shape.preset", "internvl2_5-1b", "--samples", "32", "--rates", "0.5", "--packed", "16384"],
+        [*SHAPE, "--samples", "4", "--padded", "1024", "--steps", "1", "--rates", "0.5", "--packed", "2048"],
     ),
     "ingest": Part(
         "slices into the device's memory",
