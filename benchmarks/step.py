@@ -1,4 +1,4 @@
-"""Training samples per second and peak memory of the recipe `lung` with InternVL, against two ways of computing the same.
+"""Training samples per second and peak memory of the recipe `lung` with InternVL, against three ways of computing the same.
 
     python benchmarks/step.py                    # the figures of docs/log.md: 5 minutes and 16 GiB on two CPU cores
     python benchmarks/step.py --samples 2 --padded 512 --shape.vocabulary 2000 --shape.layers 1   # seconds, to try it
@@ -6,13 +6,17 @@
 
 - upstream: one sample at a time, padded to 4,096 tokens, logits of the whole vocabulary at every place.
 - ordinary: micro-batches of 8, padded to the longest, the network's own ``labels=`` loss.
+- tuned: the same at its fastest: micro-batches of `micro_batch`, weights in bf16, the network compiled as a whole.
 - recipe: micro-batches of `micro_batch`, logits only where an answer is predicted.
 - engine: the same under raymed's engine, DeepSpeed with ZeRO 1, as a run has it.
+- compiled: the same with `train.compile on`, where `tuned` is compiled, too.
 
 All train the same network on the same samples, with one step of AdamW per global batch; the losses printed beside the
 figures say that they compute the same. A CPU computes in float32; a GPU in bf16, but for the ordinary way, which keeps
-float32 weights under autocast, as transformers' Trainer does with its defaults and bf16. Each has a process of its own, so
-that its peak memory is its own.
+float32 weights under autocast, as transformers' Trainer does with its defaults and bf16. `tuned` has that Trainer's fastest
+settings (`torch_compile`, bf16, fused AdamW, attention by SDPA); on a CPU it is compiled only with `--compile true`. No way
+reads a loss before its step is over. What does not fit into a GPU is tried again with micro-batches of 8. Each has a process
+of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -92,6 +96,7 @@ def main(
     steps: int = 3,
     micro_batch: int = MICRO_BATCH,
     device: str = "cpu",
+    compile: bool | None = None,
 ) -> None:
     """Measure the ways one after the other.
 
@@ -100,48 +105,60 @@ def main(
         samples: Samples of a global batch; upstream, at many seconds each, gets two.
         padded: Tokens that upstream pads to.
         steps: Timed global batches; upstream gets one.
-        micro_batch: Of the recipe and the engine.
+        micro_batch: Of the recipe, the engine and the tuned way.
         device: cpu or cuda.
+        compile: Whether the tuned way compiles (default: on a GPU).
     """
+    compiles = device == "cuda" if compile is None else compile
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), shape)
         found = {}
         for way, batch, timed, rows in (
             ("upstream", min(2, samples), 1, 1),
             ("ordinary", samples, steps, MICRO_BATCH),
+            ("tuned", samples, steps, micro_batch),
             ("recipe", samples, steps, micro_batch),
             ("engine", samples, steps, micro_batch),
+            *([("compiled", samples, steps, micro_batch)] if compiles else []),
         ):
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                found[way] = process.submit(measure, way, folder, shape.size, batch, padded, timed, rows, device).result()
+            try:
+                found[way] = in_own_process(way, folder, shape.size, batch, padded, timed, rows, device, compiles)
+            except torch.OutOfMemoryError:
+                found[way] = in_own_process(way, folder, shape.size, batch, padded, timed, MICRO_BATCH, device, compiles)
             print(f"{way}: {found[way]['seconds']:.3f} s a sample", file=sys.stderr)
     recipe, rate = found["recipe"], found["recipe"]["matrix_rate"]
-    shares = {way: recipe["flops"] / found[way]["seconds"] / rate for way in ("recipe", "engine")}
+    ours = [way for way in found if way in ("recipe", "engine", "compiled")]
     figures = {
         "ways": found,
         "speedup_over_upstream": found["upstream"]["seconds"] / recipe["seconds"],
         "speedup_over_ordinary": found["ordinary"]["seconds"] / recipe["seconds"],
         "memory_of_ordinary": recipe["memory"] / found["ordinary"]["memory"],
-        "speedup_of_engine_over_ordinary": found["ordinary"]["seconds"] / found["engine"]["seconds"],
-        "share_of_matrix_rate": shares["recipe"],
-        "share_of_matrix_rate_by_engine": shares["engine"],
+        **{f"speedup_of_{way}_over_ordinary": found["ordinary"]["seconds"] / found[way]["seconds"] for way in ours[1:]},
+        **{f"speedup_of_{way}_over_tuned": found["tuned"]["seconds"] / found[way]["seconds"] for way in ours[1:]},
+        **{f"share_of_matrix_rate_by_{way}": recipe["flops"] / found[way]["seconds"] / rate for way in ours},
     }
     lines = [
         f"{way:9} {each['seconds']:7.3f} s a sample  {1 / each['seconds']:6.2f} samples/s  "
-        f"{each['memory'] / 2**30:6.2f} GiB above the model's {each['state'] / 2**30:.2f}  language loss {each['loss']:.4f}"
+        f"{each['memory'] / 2**30:6.2f} GiB above the model's {each['state'] / 2**30:.2f}  "
+        f"language loss {each['loss']:.4f}  by {each['micro_batch']}"
         for way, each in found.items()
     ]
     lines += [
         f"recipe: {figures['speedup_over_upstream']:.1f}x upstream, {figures['speedup_over_ordinary']:.2f}x ordinary, "
         f"{figures['memory_of_ordinary']:.2f} of ordinary's memory",
-        f"engine: {figures['speedup_of_engine_over_ordinary']:.2f}x ordinary",
-        f"{recipe['flops'] / 1e9:.1f} GFLOP a sample; of {rate / 1e9:.0f} GFLOP/s in matrix products recipe "
-        f"{shares['recipe']:.0%}, engine {shares['engine']:.0%}",
+        *(
+            f"{way}: {figures[f'speedup_of_{way}_over_ordinary']:.2f}x ordinary, "
+            f"{figures[f'speedup_of_{way}_over_tuned']:.2f}x tuned"
+            for way in ours[1:]
+        ),
+        f"{recipe['flops'] / 1e9:.1f} GFLOP a sample; of {rate / 1e9:.0f} GFLOP/s in matrix products "
+        + ", ".join(f"{way} {figures[f'share_of_matrix_rate_by_{way}']:.0%}" for way in ours),
     ]
-    seen = found["engine"]["trace"]
-    outside = "" if seen["outside_kernels"] is None else f", {seen['outside_kernels']:.1%} of the time outside kernels"
-    lines.append(f"engine, traced: {seen['operators']:.0f} operators and {seen['kernels']:.0f} kernels a step{outside}")
-    lines += [f"{seconds * 1e3:8.2f} ms  {name}" for name, seconds in seen["longest"].items()]
+    for way in (each for each in found if each != "upstream"):
+        seen = found[way]["trace"]
+        outside = "" if seen["outside_kernels"] is None else f", {seen['outside_kernels']:.1%} of the time outside kernels"
+        lines.append(f"{way}, traced: {seen['operators']:.0f} operators and {seen['kernels']:.0f} kernels a step{outside}")
+    lines += [f"{seconds * 1e3:8.2f} ms  {name}" for name, seconds in found["engine"]["trace"]["longest"].items()]
     show("training step", lines, figures, open_device(device))
 
 
@@ -181,18 +198,27 @@ def text_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def in_own_process(*arguments: Any) -> dict[str, Any]:
+    """What `measure` finds, in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()
+
+
 def measure(
-    way: str, folder: str, size: int, samples: int, padded: int, steps: int, rows: int, device: str
+    way: str, folder: str, size: int, samples: int, padded: int, steps: int, rows: int, device: str, compiles: bool
 ) -> dict[str, Any]:
-    """Seconds a sample, peak memory, for the recipe the work counted, and for the engine a trace; in a fresh process."""
+    """Seconds a sample, peak memory, for the recipe the work counted, and a trace where a step is short."""
     torch.manual_seed(0)
     computing = open_device(device)
     recipe = LungRecipe(CODES, CLASSES, size, model=ModelSettings(path=folder), augment=AugmentSettings(preset="none"))
     records = phantom_records(size, samples)
     batches = [recipe.encode(records[start : start + rows], TrainingPass(0, 0)) for start in range(0, samples, rows)]
-    with process_group_of_one(computing) if way == "engine" else contextlib.nullcontext():
-        steps_of = engine_steps if way == "engine" else plain_steps
-        step = steps_of(way, recipe, batches, padded, computing)
+    by_engine = way in ("engine", "compiled")
+    with process_group_of_one(computing) if by_engine else contextlib.nullcontext():
+        if by_engine:
+            step = engine_steps(recipe, batches, computing, "on" if way == "compiled" else "off")
+        else:
+            step = plain_steps(way, recipe, batches, padded, computing, compiles and way == "tuned")
         state = bytes_held(computing)
         step()  # the first one pays for choosing kernels and for fresh memory
         found: dict[str, Any] = {}
@@ -203,9 +229,10 @@ def measure(
             started = time.perf_counter()
             losses.append(step())
             times.append(time.perf_counter() - started)
-        if way == "engine":
+        if way != "upstream":
             found["trace"] = trace(step, computing)
     return found | {
+        "micro_batch": rows,
         "seconds": statistics.median(times) / samples,
         "fastest": min(times) / samples,
         "slowest": max(times) / samples,
@@ -216,15 +243,18 @@ def measure(
 
 
 def plain_steps(
-    way: str, recipe: LungRecipe, batches: list[Batch], padded: int, device: torch.device
+    way: str, recipe: LungRecipe, batches: list[Batch], padded: int, device: torch.device, compiles: bool
 ) -> Callable[[], float]:
     """A global batch under torch's own AdamW; it gives the language loss."""
     rounded = device.type == "cuda" and way != "ordinary"
-    module = recipe.build().train().to(device, torch.bfloat16 if rounded else None)
+    module: Any = recipe.build().train().to(device, torch.bfloat16 if rounded else None)
+    if compiles:
+        module.network.compile()
     samples = sum(len(batch.ids) for batch in batches)
     micro_step: Callable[[Batch], tuple[Tensor, Tensor]] = {
         "upstream": lambda batch: upstream(module, batch, padded),
         "ordinary": lambda batch: ordinary(module, batch),
+        "tuned": lambda batch: ordinary(module, batch),
         "recipe": lambda batch: by_recipe(recipe, module, batch),
     }[way]
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)  # rate 0: every step has the same loss
@@ -248,11 +278,12 @@ def plain_steps(
 
 
 def engine_steps(
-    way: str, recipe: LungRecipe, batches: list[Batch], padded: int, device: torch.device
+    recipe: LungRecipe, batches: list[Batch], device: torch.device, compiled: Literal["off", "on"]
 ) -> Callable[[], float]:
     """A global batch under raymed's engine; it gives the language loss."""
     samples = sum(len(batch.ids) for batch in batches)
-    settings = TrainSettings(global_batch=samples, micro_batch=len(batches[0].ids), lr=1e-12, weight_decay=0.0)
+    micro_batch = len(batches[0].ids)
+    settings = TrainSettings(global_batch=samples, micro_batch=micro_batch, lr=1e-12, weight_decay=0.0, compile=compiled)
     engine = Engine(recipe, settings, 1000, 0, device)
     shares = [(batch, MicroBatch(tuple((row,) for row in range(len(batch.ids))))) for batch in batches]
     count = iter(range(1000))

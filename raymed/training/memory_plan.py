@@ -248,7 +248,7 @@ def tried_alone(spec: RunSpec, device: torch.device, room: int, cpus: int) -> Me
     Raises:
         UserError: nothing fits.
     """
-    trying = _try.options(num_cpus=cpus, num_gpus=device.type == "cuda", max_retries=0)
+    trying = _try.options(num_cpus=cpus, num_gpus=int(device.type == "cuda"), max_retries=0)
     return chosen(
         spec, 1, room, lambda train: _answer(trying.remote(replace(spec, train=train), str(device), room, cpus, None))
     )
@@ -256,7 +256,7 @@ def tried_alone(spec: RunSpec, device: torch.device, room: int, cpus: int) -> Me
 
 def room_alone(device: torch.device) -> int:
     """Bytes that a process of the cluster may hold which has a card for itself."""
-    room: int = ray.get(_room.options(num_gpus=device.type == "cuda").remote(device))
+    room: int = ray.get(_room.options(num_gpus=int(device.type == "cuda")).remote(device))
     return room
 
 

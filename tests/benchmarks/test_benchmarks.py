@@ -62,16 +62,27 @@ def test_a_frozen_backbone_gives_the_same_losses_in_both_ways(
 
 
 @pytest.mark.slow
-def test_step_computes_the_same_loss_in_all_four_ways(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_computes_the_same_loss_in_all_five_ways(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     step = benchmark("step")
     step.main(step.Shape(vocabulary=2000, hidden=64, layers=1, size=56), samples=2, padded=128, steps=1)
     figures = figures_of(capsys)
     losses = [way["loss"] for way in figures["ways"].values()]
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-4), "the ways do not do the same work"
+    assert losses == pytest.approx([losses[0]] * 5, rel=1e-4), "the ways do not do the same work"
     assert figures["ways"]["recipe"]["flops"] > 1e6
     assert all(way["seconds"] > 0 for way in figures["ways"].values())
     seen = figures["ways"]["engine"]["trace"]
     assert seen["operators"] > 10 and seen["longest"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_trials_at_once_and_one_at_a_time_are_timed_by_the_trials_of_an_hour(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark("at_once").main(str(tmp_path), trials=2, rounds=1, patients=12, size=32, epochs=1, preset="tiny")
+    figures = figures_of(capsys)
+    assert [figures[way]["at_once"] for way in ("alone", "together")] == [1, 2]
+    assert figures["times"] == pytest.approx(figures["together"]["trials_an_hour"] / figures["alone"]["trials_an_hour"])
 
 
 def test_the_time_outside_kernels_counts_no_overlap_twice(benchmark: Any) -> None:

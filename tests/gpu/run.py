@@ -57,6 +57,7 @@ PARTS = {
     "resume": Part("a run that goes on in mid-epoch, bit for bit", f"{HERE}/resumption.py", 60),
     "zero": Part("training under Ray with ZeRO 1, 2, 3", f"{HERE}/zero_stages.py", 120),
     "shared": Part("several trials on one card", f"{HERE}/shared_card.py", 90),
+    "search": Part("a search whose trials share one card", f"{HERE}/card_search.py", 120),
     "waits": Part("what holds a step up, and a checkpoint", f"{HERE}/step_waits.py", 60),
     "features": Part("features, and their neighbours", f"{HERE}/neighbours.py", 60),
     "step": Part(
@@ -79,6 +80,13 @@ PARTS = {
         90,
         ["--patients", "24", "--epochs", "2"],
         ["--patients", "12", "--source_size", "32", "--size", "28", "--epochs", "2"],
+    ),
+    "at_once": Part(
+        "a search of small networks, one trial at a time and eight at once",
+        f"{BENCHMARKS}/at_once.py",
+        120,
+        [],
+        ["--trials", "2", "--rounds", "1", "--patients", "12", "--size", "56", "--preset", "tiny", "--epochs", "1"],
     ),
     "scan": Part(
         "the selective scan",
