@@ -38,7 +38,7 @@ EXIF_ORIENTATION = 0x0112
 PHOTOMETRIC = 262  # a tag of TIFF: 0 where the smallest value is white
 FEW_LEVELS = 32  # of grey: fewer are left of a picture whose values mean something else
 MINMAX = "minmax"
-SIXTEEN_BIT = "bits,N (such as bits,12), hu,OFFSET (such as hu,32768) or stretch"
+SIXTEEN_BIT = "bits,N such as bits,12, hu,OFFSET such as hu,32768, or stretch"
 LATER = {"exif": "refuse"}  # settings that came later, at their defaults: what is written down leaves these out
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library in the process may have switched it on
@@ -247,8 +247,8 @@ def _check_header(picture: Image.Image, exif: str) -> None:
     orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
     if orientation in range(2, 9) and exif == "refuse":  # 0, as some devices write, asks for nothing
         raise ImageError(
-            f"EXIF orientation {orientation} asks for a rotation or mirroring: have all pictures turned as EXIF says, with "
-            "--image.exif apply, where the data are prepared (a model goes by what its own were); or save it upright"
+            f"EXIF orientation {orientation} asks for a rotation or mirroring: save the picture upright, or let "
+            "--image.exif apply, where the data are prepared, turn all pictures as EXIF says"
         )
 
 
@@ -282,7 +282,7 @@ def eight_bit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     if meaning == "refuse":
         raise ImageError(
             f"a 16-bit picture: say what the values mean, with --image.sixteen_bit {SIXTEEN_BIT}, where the data are "
-            "prepared (a model goes by what its own were); or save it as 8-bit"
+            "prepared, or save it as 8-bit"
         )
     if meaning == "hu":
         shown = show(picture.astype(np.float32) - number, settings)

@@ -184,6 +184,7 @@ def test_exif_is_applied_where_a_person_says_so(tmp_path: Path, name: str, orien
 
 
 @pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="RAYMED_REAL_DATA is not set")
 @pytest.mark.parametrize("orientation", STORED)
 def test_a_real_xray_is_upright_however_it_was_stored(tmp_path: Path, orientation: int) -> None:
     path = next(path for path in sorted(REAL.joinpath("lung_xray").rglob("*.jpg")) if path.stat().st_size < 2**18)
