@@ -27,6 +27,7 @@ from raymed.data.labels import LabelTable
 from raymed.data.micro_batches import MicroBatch
 from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.recipes.settings import AugmentSettings
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.engine import Engine
 from raymed.training.settings import TrainSettings
@@ -44,8 +45,10 @@ def main(device: str = "cuda") -> None:
     """
     computing = open_device(device)
     preset, size = ("internvl-small", 112) if device == "cuda" else ("internvl-tiny", 56)
-    recipe = LungRecipe.for_data(LabelTable.open("lung"), size, ModelSettings(preset=preset))
-    batch = recipe.encode(phantom_records(size, SLICES), TrainingPass(0, 0))
+    recipe = LungRecipe.for_data(
+        LabelTable.open("lung"), size, ModelSettings(preset=preset), augment=AugmentSettings("ct", 1.0)
+    )
+    batch = recipe.encode(phantom_records(size, SLICES), TrainingPass(0, 0, on_device=True))
     lines: list[str] = []
     figures: dict[str, float] = {}
     for stage in (1, 2):

@@ -15,7 +15,13 @@ import torch
 from jsonargparse import auto_cli, capture_parser
 
 ROOT = Path(__file__).parents[2]
-FEW = ("rate", "presets", "packing", "waits")  # those that neither start Ray nor have tests of their own, as benchmarks have
+FEW = (
+    "rate",
+    "presets",
+    "pictures",
+    "packing",
+    "waits",
+)  # those that neither start Ray nor have tests of their own, as benchmarks have
 
 
 @pytest.fixture
