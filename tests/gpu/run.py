@@ -53,7 +53,7 @@ SHAPE = ["--shape.vocabulary", "2000", "--shape.hidden", "64", "--shape.layers",
 PARTS = {
     "rate": Part("the card's own rates", f"{HERE}/rates.py", 40),
     "presets": Part("networks in bf16 and float32, against the CPU's float32", f"{HERE}/bf16_presets.py", 120),
-    "pictures": Part("pictures varied by the device, against the CPU's", f"{HERE}/varied_pictures.py", 40),
+    "pictures": Part("pictures varied by the device, against the CPU's", f"{HERE}/varied_pictures.py", 20),
     "packing": Part("attention kernels for packed samples", f"{HERE}/packed_kernels.py", 60),
     "resume": Part("a run that goes on in mid-epoch, bit for bit", f"{HERE}/resumption.py", 60),
     "zero": Part("training under Ray with ZeRO 1, 2, 3", f"{HERE}/zero_stages.py", 120),
