@@ -9,14 +9,14 @@
 - tuned: the same at its fastest: micro-batches of `micro_batch`, weights in bf16, the network compiled as a whole.
 - recipe: micro-batches of `micro_batch`, logits only where an answer is predicted.
 - engine: the same under raymed's engine, DeepSpeed with ZeRO 1, as a run has it.
-- compiled: the same with `train.compile on`, where `tuned` is compiled, too.
+- compiled: the same with `train.compile on`; with `--compile true`, by which `tuned` is compiled, too.
 
 All train the same network on the same samples, with one step of AdamW per global batch; the losses printed beside the
 figures say that they compute the same. A CPU computes in float32; a GPU in bf16, but for the ordinary way, which keeps
 float32 weights under autocast, as transformers' Trainer does with its defaults and bf16. `tuned` has that Trainer's fastest
-settings (`torch_compile`, bf16, fused AdamW, attention by SDPA); on a CPU it is compiled only with `--compile true`. No way
-reads a loss before its step is over. What does not fit into a GPU is tried again with micro-batches of 8. Each has a process
-of its own, so that its peak memory is its own.
+settings: bf16, fused AdamW, attention by SDPA; with `--compile true` torch_compile. No way reads a loss before its step is
+over. What does not fit into a GPU is tried again with micro-batches of 8. Each has a process of its own, so that its peak
+memory is its own.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def main(
     steps: int = 3,
     micro_batch: int = MICRO_BATCH,
     device: str = "cpu",
-    compile: bool | None = None,
+    compile: bool = False,
+    leave_out: tuple[str, ...] = (),
 ) -> None:
     """Measure the ways one after the other.
 
@@ -107,9 +108,9 @@ def main(
         steps: Timed global batches; upstream gets one.
         micro_batch: Of the recipe, the engine and the tuned way.
         device: cpu or cuda.
-        compile: Whether the tuned way compiles (default: on a GPU).
+        compile: Whether the tuned way is compiled, and the engine once more, which takes minutes.
+        leave_out: Ways that are not measured.
     """
-    compiles = device == "cuda" if compile is None else compile
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), shape)
         found = {}
@@ -119,24 +120,25 @@ def main(
             ("tuned", samples, steps, micro_batch),
             ("recipe", samples, steps, micro_batch),
             ("engine", samples, steps, micro_batch),
-            *([("compiled", samples, steps, micro_batch)] if compiles else []),
+            ("compiled", samples, steps, micro_batch),
         ):
+            if way in leave_out or (way == "compiled" and not compile):
+                continue
             try:
-                found[way] = in_own_process(way, folder, shape.size, batch, padded, timed, rows, device, compiles)
+                found[way] = in_own_process(way, folder, shape.size, batch, padded, timed, rows, device, compile)
             except torch.OutOfMemoryError:
-                found[way] = in_own_process(way, folder, shape.size, batch, padded, timed, MICRO_BATCH, device, compiles)
+                found[way] = in_own_process(way, folder, shape.size, batch, padded, timed, MICRO_BATCH, device, compile)
             print(f"{way}: {found[way]['seconds']:.3f} s a sample", file=sys.stderr)
     recipe, rate = found["recipe"], found["recipe"]["matrix_rate"]
     ours = [way for way in found if way in ("recipe", "engine", "compiled")]
-    figures = {
-        "ways": found,
-        "speedup_over_upstream": found["upstream"]["seconds"] / recipe["seconds"],
-        "speedup_over_ordinary": found["ordinary"]["seconds"] / recipe["seconds"],
-        "memory_of_ordinary": recipe["memory"] / found["ordinary"]["memory"],
-        **{f"speedup_of_{way}_over_ordinary": found["ordinary"]["seconds"] / found[way]["seconds"] for way in ours[1:]},
-        **{f"speedup_of_{way}_over_tuned": found["tuned"]["seconds"] / found[way]["seconds"] for way in ours[1:]},
-        **{f"share_of_matrix_rate_by_{way}": recipe["flops"] / found[way]["seconds"] / rate for way in ours},
+    faster = {
+        f"{own} over {other}": found[other]["seconds"] / found[own]["seconds"]
+        for own in ours
+        for other in ("upstream", "ordinary", "tuned")
+        if other in found
     }
+    shares = {way: recipe["flops"] / found[way]["seconds"] / rate for way in ours}
+    figures: dict[str, Any] = {"ways": found, "speedups": faster, "shares_of_matrix_rate": shares}
     lines = [
         f"{way:9} {each['seconds']:7.3f} s a sample  {1 / each['seconds']:6.2f} samples/s  "
         f"{each['memory'] / 2**30:6.2f} GiB above the model's {each['state'] / 2**30:.2f}  "
@@ -144,16 +146,13 @@ def main(
         for way, each in found.items()
     ]
     lines += [
-        f"recipe: {figures['speedup_over_upstream']:.1f}x upstream, {figures['speedup_over_ordinary']:.2f}x ordinary, "
-        f"{figures['memory_of_ordinary']:.2f} of ordinary's memory",
-        *(
-            f"{way}: {figures[f'speedup_of_{way}_over_ordinary']:.2f}x ordinary, "
-            f"{figures[f'speedup_of_{way}_over_tuned']:.2f}x tuned"
-            for way in ours[1:]
-        ),
+        ", ".join(f"{name} {times:.2f}x" for name, times in faster.items()),
         f"{recipe['flops'] / 1e9:.1f} GFLOP a sample; of {rate / 1e9:.0f} GFLOP/s in matrix products "
-        + ", ".join(f"{way} {figures[f'share_of_matrix_rate_by_{way}']:.0%}" for way in ours),
+        + ", ".join(f"{way} {share:.0%}" for way, share in shares.items()),
     ]
+    if "ordinary" in found:
+        figures["memory_of_ordinary"] = recipe["memory"] / found["ordinary"]["memory"]
+        lines.append(f"recipe: {figures['memory_of_ordinary']:.2f} of ordinary's memory")
     for way in (each for each in found if each != "upstream"):
         seen = found[way]["trace"]
         outside = "" if seen["outside_kernels"] is None else f", {seen['outside_kernels']:.1%} of the time outside kernels"

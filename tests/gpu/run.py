@@ -50,6 +50,7 @@ class Part:
 
 
 SHAPE = ["--shape.vocabulary", "2000", "--shape.hidden", "64", "--shape.layers", "1", "--shape.size", "56"]
+COMPILED = ["--compile", "true", "--leave_out", "[upstream,ordinary]"]
 PARTS = {
     "rate": Part("the card's own rates", f"{HERE}/rates.py", 40),
     "presets": Part("networks in bf16 and float32, against the CPU's float32", f"{HERE}/bf16_presets.py", 120),
@@ -67,6 +68,13 @@ PARTS = {
         200,
         ["--shape.preset", "internvl2_5-1b", "--samples", "32", "--micro_batch", "32"],
         [*SHAPE, "--samples", "2", "--padded", "128", "--steps", "1"],
+    ),
+    "compiled": Part(
+        "the same compiled, beside transformers' Trainer at its fastest",
+        f"{BENCHMARKS}/step.py",
+        240,
+        ["--shape.preset", "internvl2_5-1b", "--samples", "32", "--micro_batch", "32", *COMPILED],
+        [*SHAPE, "--samples", "2", "--padded", "128", "--steps", "1", *COMPILED],
     ),
     "pretrain": Part(
         "pretraining step with packing",
