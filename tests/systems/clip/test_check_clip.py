@@ -66,7 +66,7 @@ def test_one_that_does_not_fit_is_named_and_the_others_are_tried(
     monkeypatch.setattr(type(recipe), "compute_loss", short)
     with pytest.raises(RunError, match=r"large: fails: CUDA out of memory\nsmall: .* 4 pictures"):
         check_configurations([large, small], [], "cpu")
-    with pytest.raises(UserError, match=r"wrong: configs\.json, entry 2: unknown key"):
+    with pytest.raises(UserError, match=r"cannot be built: configs\.json, entry 2: unknown key"):
         check_configurations([small], ["configs.json, entry 2: unknown key"], "cpu")
 
 
