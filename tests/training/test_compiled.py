@@ -30,7 +30,8 @@ from raymed.training.settings import TrainSettings
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 WIDTH = 16
 SIZES = (8, 8, 6, 8, 5, 7, 3)
-HOME = Path(tempfile.gettempdir(), "raymed-tests")  # stays, as PyTorch's own place would: compiling takes half a minute
+# stays, as PyTorch's own place would: compiling takes half a minute
+HOME = Path(tempfile.gettempdir(), f"raymed-tests-{os.getuid()}")
 
 
 class Block(nn.Module):
@@ -77,7 +78,7 @@ def train(worker: int, folder: Path, sizes: Sequence[int]) -> None:
     """Losses of steps on batches of several sizes, with compiled blocks and without."""
     from torch._dynamo.utils import counters
 
-    os.environ["HOME"] = str(HOME)
+    os.environ["HOME"], compiled.GIVEN = str(HOME), None  # whatever this process's parent has compiled
     torch.manual_seed(0)
     prepare_process(CPU)
     meet_nobody(CPU)
