@@ -11,6 +11,7 @@ import os
 import re
 import uuid
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -164,8 +165,8 @@ def _in_one_request(uri: str) -> str:
 
 def make_folders(path: Path) -> None:
     """Make a folder and those above it that are missing; each is durable, which its own files alone would not make it."""
-    missing = [folder for folder in (path, *path.parents) if not disk.exists(folder)]
-    for folder in reversed(missing):
+    missing = takewhile(lambda folder: not disk.exists(folder), (path, *path.parents))
+    for folder in reversed([*missing]):
         disk.make(folder)
         disk.keep(folder.parent)
 

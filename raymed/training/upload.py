@@ -23,10 +23,11 @@ def upload(local: Path, run: Folder, name: str) -> None:
         fs.copy_files(str(local), run.child(name).path, destination_filesystem=run.filesystem, use_threads=False)
         return
     target = Path(run.path) / name
-    for folder in [target, *(target / path.relative_to(local) for path in sorted(local.rglob("*")) if path.is_dir())]:
-        disk.make(folder)
-    for path in local.rglob("*"):
-        if path.is_file():
+    disk.make(target)
+    for path in sorted(local.rglob("*")):  # a folder before what is in it
+        if path.is_dir():
+            disk.make(target / path.relative_to(local))
+        else:
             disk.copy(path, target / path.relative_to(local))
     keep(run, [name])
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from setting import Setting
+
 if TYPE_CHECKING:
     from simulated_night import Night
-
-LAST = 1500  # a night without faults touches the world about so often
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def faults(seed: int, names: tuple[str, ...] | None = None) -> list[Fault]:
     draw = random.Random(f"faults {seed}")
     names = names or tuple(name for name, weight in WEIGHTS.items() for _ in range(weight))
     drawn: list[Fault] = []
-    moment = 0
+    moment, last = 0, Setting.of(seed).moments
     for _ in range(draw.choice((1, 2, 3, 4, 6, 9))):
-        moment = draw.randrange(LAST) if not drawn or draw.random() < 0.6 else moment + draw.randrange(60)
+        moment = draw.randrange(last) if not drawn or draw.random() < 0.6 else moment + draw.randrange(60)
         where = draw.choice(PLACES) if draw.random() < 0.7 else ""
         drawn.append(Fault(moment, draw.choice(names), where, draw.getrandbits(32)))
     return sorted(drawn, key=lambda fault: fault.moment)

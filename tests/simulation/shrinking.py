@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from faults import Fault
 from pytest import MonkeyPatch
-from simulated_night import Setting, Violation, run_night
+from setting import Setting
+from simulated_night import Violation, run_night
 
 
 def shrunk(seed: int, faults: Sequence[Fault], plant: Callable[[MonkeyPatch], None] | None = None) -> list[Fault]:

@@ -17,7 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +35,7 @@ from mlflow_model import Client, Database
 from pyarrow.fs import LocalFileSystem
 from pytest import MonkeyPatch
 from ray_model import Attempt, Job, ray_model
+from setting import Setting
 from worker_model import WEIGHTS, Toy, Worker, first_weights, loss, trained
 
 from raymed import clock
@@ -66,7 +67,6 @@ from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, Study, curve, deci
 from raymed.tuning.timetable import Timetable
 
 NAME, DATA = "night", "/shared/data"
-TRIALS, EPOCHS = 4, 3
 COMMANDS = 200  # that a night takes at most
 LENGTH = 100_000.0  # and seconds
 LEASE = 60.0  # seconds without a heartbeat after which a process is taken for dead
@@ -74,30 +74,6 @@ LEASE = 60.0  # seconds without a heartbeat after which a process is taken for d
 
 class Violation(AssertionError):  # noqa: N818
     """Something that must hold does not."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What kind of night it is."""
-
-    storage: str
-    hosts: int
-    concurrent: int
-    halving: int
-    checkpoint_steps: int
-    seed: int
-
-    @classmethod
-    def of(cls, seed: int) -> Setting:
-        draw = random.Random(f"setting {seed}")
-        return cls(
-            storage=draw.choice(("/shared/storage", "/shared/storage", "s3://bucket/storage")),
-            hosts=draw.choice((1, 2)),
-            concurrent=draw.choice((1, 1, 2)),
-            halving=draw.choice((0, 1)),
-            checkpoint_steps=draw.choice((0, 2)),
-            seed=draw.randrange(3),
-        )
 
 
 _OPEN: dict[str, pa.Table] = {}  # by digest, indexes of prepared data that are not read anew for every process
@@ -236,11 +212,11 @@ class Night:
         """As the job makes it of its options, and of the data that are there if it is told of none."""
         setting, digest = self.setting, digest or Prepared.open(DATA).digest
         train = TrainSettings(
-            epochs=EPOCHS, global_batch=8, micro_batch=8, lr=1e-3, checkpoint_steps=setting.checkpoint_steps
+            epochs=setting.epochs, global_batch=8, micro_batch=8, lr=1e-3, checkpoint_steps=setting.checkpoint_steps
         )
         template = RunSpec(NAME, setting.storage, DATA, Toy(), train, seed=setting.seed, data_digest=digest)  # type: ignore[arg-type]
         settings = SearchSettings({"train.lr": Dimension(1e-5, 1e-1, log=True)}, halving=Halving(setting.halving, 2))
-        return Search(template, settings, Budget(TRIALS), "simulated")
+        return Search(template, settings, Budget(setting.trials), "simulated")
 
     def _command(self) -> None:
         search = self.search()
@@ -334,7 +310,7 @@ class Night:
                 self.is_excused = True
         self._jobs = [job for job in self._jobs if job.driver.is_alive or job.attempts]
         for process in self.world.processes:
-            if process.kind == "driver" and not process.is_alive and process.number not in self._told_of:
+            if not process.is_alive and process.number not in self._told_of:
                 self._told_of.add(process.number)
                 self._look_at(process)
         ours = [process for process in self.drivers if process.host is self._head]
@@ -350,11 +326,13 @@ class Night:
     _said = ""
 
     def _look_at(self, process: Process) -> None:
-        self._said = process.ended or ""
+        """Once it has ended: a person is told what is wrong, and nothing else may end a process."""
+        if process.kind == "driver":
+            self._said = process.ended or ""
         if process.error is not None and not isinstance(process.error, UserError | RunError | OSError | MlflowException):
             if isinstance(process.error, Violation):
                 raise process.error
-            raise Violation(f"the command ended with {process.error!r}") from process.error
+            raise Violation(f"a {process.kind} ended with {process.error!r}") from process.error
 
     def _require_one_writer(self) -> None:
         mine = self.world.current
@@ -552,9 +530,9 @@ class Night:
 
     def _check_end(self, study: Study, outcome: dict[str, Any]) -> None:
         self._require(study.phase == DONE, f"the search is at its end, and its record says {study.phase}")
-        self._require(len(study.trials) == TRIALS, f"{len(study.trials)} trials of {TRIALS}")
+        self._require(len(study.trials) == self.setting.trials, f"{len(study.trials)} trials of {self.setting.trials}")
         for trial in study.trials:
-            expected = expected_curve(self.setting, trial.params["train.lr"])
+            expected = expected_curve(_plain(self.setting), trial.params["train.lr"])
             losses = curve(trial)
             where = f"trial {trial.number}: {losses}"
             self._require(losses == {epoch: expected[epoch] for epoch in losses}, f"other losses than undisturbed: {where}")
@@ -563,7 +541,7 @@ class Night:
                 best = trial.user_attrs.get(BEST_POINT)
                 self._require(best == min(losses, key=losses.__getitem__), f"epoch {best} is called the best: {where}")
         if self.setting.concurrent == 1 and not self.is_excused:
-            self._require(outcome == undisturbed(self.setting), f"another outcome than undisturbed: {outcome}")
+            self._require(outcome == undisturbed(_plain(self.setting)), f"another outcome than undisturbed: {outcome}")
         self._check_storage(study)
         self._check_mlflow(study)
 
@@ -577,7 +555,8 @@ class Night:
         assert best is not None
         run = self.storages.reach(best.user_attrs[CHECKPOINT])
         self._require(
-            run.read(WEIGHTS).decode() == expected_weights(self.setting, best), "the winner is of other data or settings"
+            run.read(WEIGHTS).decode() == expected_weights(_plain(self.setting), best),
+            "the winner is of other data or settings",
         )
         uri, _, name = best.user_attrs[CHECKPOINT].rpartition("/")
         self._verify(uri, name)  # judging reads what it predicted, by its list
@@ -691,7 +670,8 @@ def run_night(
         prepared_files(number)  # while there is a real disk
     night = Night(seed, faults, setting)
     with _silence():
-        undisturbed(night.setting)  # while the product is as it is
+        if night.setting.concurrent == 1:
+            undisturbed(_plain(night.setting))  # while the product is as it is
         with tempfile.TemporaryDirectory(dir=_memory(), prefix="night-") as scratch, MonkeyPatch.context() as patch:
             night.install(patch)
             if plant is not None:
@@ -715,6 +695,11 @@ def _memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
+def _plain(setting: Setting) -> Setting:
+    """The setting of a night whose outcome is the same: where it is stored, and on how many hosts, changes nothing."""
+    return replace(setting, storage="/shared/storage", hosts=1)
+
+
 @cache
 def undisturbed(setting: Setting) -> dict[str, Any]:
     """The outcome of a night without faults."""
@@ -735,11 +720,13 @@ def _course(setting: Setting, lr: float) -> tuple[str, ...]:
     files = prepared_files(0)
     manifest = Manifest.from_json(files[MANIFEST], MANIFEST)
     prepared = Prepared(Folder(LocalFileSystem(), "", ""), manifest, _OPEN[manifest.index_digest])
-    train = TrainSettings(epochs=EPOCHS, global_batch=8, micro_batch=8, lr=lr, checkpoint_steps=setting.checkpoint_steps)
+    train = TrainSettings(
+        epochs=setting.epochs, global_batch=8, micro_batch=8, lr=lr, checkpoint_steps=setting.checkpoint_steps
+    )
     spec = RunSpec("", "", "", Toy(), train, seed=setting.seed)  # type: ignore[arg-type]
     weights, ids = [first_weights(spec)], prepared.index["id"].to_pylist()
     ends: list[str] = []
-    for epoch in range(EPOCHS):
+    for epoch in range(setting.epochs):
         for batch in spec.plan(prepared, epoch).batches:
             weights.append(trained(weights[-1], [ids[row] for pack in batch for row in pack]))
         ends.append(weights[-1])

@@ -6,7 +6,8 @@ import pytest
 from faults import Fault, faults
 from mistakes import MISTAKES, Mistake, epoch_is_written_again_at_another_time
 from shrinking import shrunk
-from simulated_night import Setting, Violation, run_night
+from setting import Setting
+from simulated_night import Violation, run_night
 
 NIGHTS = 250
 

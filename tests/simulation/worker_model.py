@@ -30,6 +30,7 @@ from raymed.storage.seal import seal as seal_model
 from raymed.training.checkpoint import Progress, checkpoint_names, digests, fetch_newest, new_name, seal, step_of
 from raymed.training.course import Course
 from raymed.training.loop import COMMON, DESCRIPTION, FAILED, MODEL, PASSED_OVER, SAVED
+from raymed.training.means import LOSS
 from raymed.training.retention import Retention
 from raymed.training.saving import REST, STATE
 from raymed.training.spec import RunSpec
@@ -39,6 +40,7 @@ from raymed.training.upload import keep, upload
 STEP_SECONDS = 20.0
 WRITTEN = 0.5  # of the pauses in which a checkpoint's state may be written, those in which it is
 WEIGHTS = "weights.txt"
+SUM = f"{LOSS}/loss"  # what is logged of a step
 _FOLDERS = itertools.count()
 
 Result = TypeVar("Result")
@@ -162,7 +164,7 @@ class Worker:
         return newest
 
     def _reach(self, action: Callable[[], Result]) -> Result:
-        return wait_for(action, self._spec.folder, self._spec.train.storage_minutes, lambda: None)
+        return wait_for(action, self._spec.folder, self._spec.train.storage_minutes)
 
     def _train(self) -> None:
         progress = self.progress
@@ -177,7 +179,7 @@ class Worker:
             self._pause(STEP_SECONDS)  # the validation
             self._leave_if_told()
             metrics: dict[str, Any] = {"val_loss": loss(self.weights)}
-            train_loss = progress.sums["loss"]
+            train_loss = progress.sums[SUM]
             self._course.validated()
             better = progress.best.update(self._course.point, metrics, VAL_LOSS, 0.0)
             metrics |= {
@@ -204,8 +206,8 @@ class Worker:
         while progress.step < len(plan.batches):
             self._pause(STEP_SECONDS)
             self.weights = trained(self.weights, [self._ids[row] for pack in plan.batches[progress.step] for row in pack])
-            total, count = progress.sums.get("loss", (0.0, 0.0))
-            progress.sums["loss"] = total + loss(self.weights), count + 1
+            total, count = progress.sums.get(SUM, (0.0, 0.0))
+            progress.sums[SUM] = total + loss(self.weights), count + 1
             progress.step, progress.global_step = progress.step + 1, progress.global_step + 1
             self._leave_if_told()
             if self._under_way and self._under_way.listed is not None:
