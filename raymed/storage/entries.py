@@ -34,14 +34,23 @@ def from_line(line: bytes, before: str = "") -> dict[str, Any]:
     Raises:
         ValueError: the line is cut off, or not what was written.
     """
+    check(line, before)
+    return entry_of(line)
+
+
+def check(line: bytes, before: str = "") -> None:
+    """Raises: ValueError: the line is cut off, or not what was written."""
     if not line.endswith(b"\n"):
         raise ValueError("it is cut off")
     if not has_checksum(line):
         raise ValueError("it has no checksum")
-    body = line[: -len(_AFTER) - 1 - _LENGTH - len(_BEFORE)] + b"}"
-    if _checksum(body, before) != checksum(line):
+    if _checksum(_body(line), before) != checksum(line):
         raise ValueError("its checksum is not that of its content")
-    return plain(body)
+
+
+def entry_of(line: bytes) -> dict[str, Any]:
+    """The entry in a line that was checked."""
+    return plain(_body(line))
 
 
 def plain(line: bytes) -> dict[str, Any]:
@@ -57,6 +66,10 @@ def plain(line: bytes) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise ValueError("it is no JSON object")
     return entry
+
+
+def _body(line: bytes) -> bytes:
+    return line[: -len(_AFTER) - 1 - _LENGTH - len(_BEFORE)] + b"}"
 
 
 def _checksum(body: bytes, before: str) -> str:

@@ -90,12 +90,12 @@ def _is(path: Path, digest: str) -> bool:
 
 def _files(folder: Path) -> list[Path]:
     """The files that a folder's list holds: of sealed folders within only their list."""
-    inner = {path.parent for path in folder.rglob(SEAL)} - {folder}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    inner = {path.parent for path in files if path.name == SEAL} - {folder}
     return [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not set(path.relative_to(folder).parts) & set(UNSEALED)
+        for path in files
+        if not set(path.relative_to(folder).parts) & set(UNSEALED)
         and path != folder / SEAL
         and (path.name == SEAL or not inner & set(path.parents))
     ]

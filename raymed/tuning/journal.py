@@ -21,7 +21,7 @@ from raymed.compat.optuna import JournalOperation
 from raymed.errors import UserError
 from raymed.storage import disk
 from raymed.storage.availability import wait_for
-from raymed.storage.entries import checksum, from_line, has_checksum, plain, to_line
+from raymed.storage.entries import check, checksum, entry_of, has_checksum, plain, to_line
 from raymed.storage.folder import Folder, make_folders
 from raymed.storage.mirror import Mirror
 
@@ -63,7 +63,7 @@ class Journal(BaseJournalBackend):
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         for place in range(1 + log_number_from, len(self._lines)):
-            yield from_line(self._lines[place], checksum(self._lines[place - 1]))
+            yield entry_of(self._lines[place])
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines: list[bytes] = []
@@ -156,8 +156,8 @@ class _Record:
     def _read(cls, lines: list[bytes]) -> _Record:
         for place, line in enumerate(lines):
             try:
-                entry = from_line(line, checksum(lines[place - 1]) if place else "")
-                if not place and GENERATION not in entry:
+                check(line, checksum(lines[place - 1]) if place else "")
+                if not place and GENERATION not in entry_of(line):
                     raise ValueError("it begins no search's record")
             except ValueError as error:
                 return cls(lines[:place], damage=f"line {place + 1}: {error}")
@@ -180,7 +180,7 @@ class _Record:
 
     @property
     def generation(self) -> str:
-        return str(from_line(self.lines[0])[GENERATION])
+        return str(entry_of(self.lines[0])[GENERATION])
 
     @property
     def content(self) -> bytes:

@@ -240,16 +240,16 @@ class Search:
             self.open_tracker().forget(self.name)
             dataclasses.replace(forgotten, is_unfinished=False).write(Folder.at(self.template.storage), self.name)
 
-    def run_spec(self, number: int, params: Mapping[str, Value]) -> RunSpec:
-        """The run of a trial: the template with the searched settings put in, or a listed run.
+    def run_name(self, number: int, params: Mapping[str, Value]) -> str:
+        """What a trial's run is called; without settings that vary, all trials are tries of one."""
+        return str(params[LISTED]) if self.runs else f"trial-{number if params else 0:04d}"
 
-        Where nothing is searched there is one run, which a second trial tries again.
-        """
-        storage = self.template.folder.child(TRIALS).uri
+    def run_spec(self, number: int, params: Mapping[str, Value]) -> RunSpec:
+        """The run of a trial: the template with the searched settings put in, or a listed run."""
+        storage, name = self.template.folder.child(TRIALS).uri, self.run_name(number, params)
+        spec = dataclasses.replace(self.runs[name] if self.runs else self.template, name=name, storage=storage)
         if self.runs:
-            listed = str(params[LISTED])
-            return dataclasses.replace(self.runs[listed], name=listed, storage=storage)
-        spec = dataclasses.replace(self.template, name=f"trial-{number if params else 0:04d}", storage=storage)
+            return spec
         for name, value in params.items():
             spec = spec if name in self.data.configured else with_run_setting(spec, name, value)
         return self.data.put_into(spec, params) if params else spec
@@ -271,7 +271,7 @@ class Search:
 
     def label(self, trial: FrozenTrial) -> str:
         """What a person calls a trial."""
-        return self.spec_of(trial).name if self.runs else say("trial {number}", number=trial.number)
+        return self.run_name(trial.number, trial.params) if self.runs else say("trial {number}", number=trial.number)
 
     @property
     def defaults(self) -> dict[str, Value]:
@@ -309,7 +309,7 @@ class Search:
             return
         tries: dict[str, list[FrozenTrial]] = {}  # of a run, in its folder
         for trial in filter(lambda trial: trial.state.is_finished(), study.trials):
-            tries.setdefault(self.spec_of(trial).name, []).append(trial)
+            tries.setdefault(self.run_name(trial.number, trial.params), []).append(trial)
         for trials in tries.values():
             folder = self.spec_of(trials[0]).folder
             sweep(folder, {trial.user_attrs.get(CHECKPOINT, "").rpartition("/")[2] for trial in trials})
@@ -320,7 +320,7 @@ class Search:
 
     def trial_key(self, trial: FrozenTrial) -> str:
         """The key under which MLflow knows a trial."""
-        return f"{self.name}/{self.spec_of(trial).name}"
+        return f"{self.name}/{self.run_name(trial.number, trial.params)}"
 
     def last_trials(self, study: Study) -> dict[str, FrozenTrial]:
         """Listed runs by name, as they ended last."""

@@ -125,13 +125,13 @@ class Study:
         self.study.pruner = optuna.pruners.NopPruner()
         if self.halving.first_rung:
             self.study.pruner = optuna.pruners.SuccessiveHalvingPruner(self.halving.first_rung, self.halving.reduction)
+        begun: dict[str, Any] = {kind: recorded.get(kind, {}) | dict(now) for kind, now in (begun_with or {}).items()}
+        begun |= {"space": described, "objective": objective.name, WARM_UP: self.warm_up}
         with self.together():
-            for kind, now in (begun_with or {}).items():
-                self.study.set_user_attr(kind, recorded.get(kind, {}) | dict(now))
-            self.study.set_user_attr("space", described)
-            self.study.set_user_attr("objective", objective.name)
-            self.study.set_user_attr(WARM_UP, self.warm_up)
-        if not self.study.trials:
+            for key, value in begun.items():
+                if recorded.get(key) != value:
+                    self.study.set_user_attr(key, value)
+        if not self.study.get_trials(deepcopy=False):
             with self.together():
                 for params in first:
                     self.enqueue(params)

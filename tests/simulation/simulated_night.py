@@ -43,6 +43,7 @@ from raymed.data import prepared as prepared_data
 from raymed.data.leak import guard
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.errors import RunError, UserError
+from raymed.recipes.exported import RECIPE_FILE
 from raymed.registry import candidate
 from raymed.registry.alias import give_alias
 from raymed.storage import disk, holder, lease, mirror
@@ -58,6 +59,7 @@ from raymed.tuning import room
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import run_search
 from raymed.tuning.journal import COPY
+from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import STATE, STATUS
 from raymed.tuning.result import best_trial
 from raymed.tuning.search import Search
@@ -152,6 +154,7 @@ class Night:
         patch.setattr(RunSpec, "usage", _usage)
         patch.setattr(worker_model, "guard", _guard)
         patch.setattr(room, "trial_resources", lambda _: (Resources(1, 1, 1, 0), self.setting.concurrent))
+        patch.setattr(Progress, "show", lambda *_: None)  # as with `_silence`
         names = random.Random(self.seed)
         patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=names.getrandbits(128)))
 
@@ -261,7 +264,7 @@ class Night:
         winner = search.candidate(run, best)
         winner.open_data()
         into = self._scratch / f"judged-{next(_COUNT)}"
-        weights = (winner.fetch(winner.checkpoint, into) / WEIGHTS).read_text()
+        weights = (winner.fetch(winner.checkpoint, into) / RECIPE_FILE).read_text()
         shutil.rmtree(into)
         client, key = tracker.client, f"{weights} {winner.data_digest}"
         versions = client.search_model_versions(f"name = '{search.model}'")

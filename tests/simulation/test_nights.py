@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from faults import Fault, faults
 from mistakes import MISTAKES, Mistake, epoch_is_written_again_at_another_time
-from shrinking import shrunk
 from setting import Setting
+from shrinking import shrunk
 from simulated_night import Violation, run_night
 
 NIGHTS = 250

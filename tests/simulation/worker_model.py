@@ -256,8 +256,7 @@ class Worker:
         if usable:
             model = state / "model"
             model.mkdir()
-            (model / WEIGHTS).write_text(self.weights)
-            (model / RECIPE_FILE).write_text("{}")
+            (model / RECIPE_FILE).write_text(self.weights)
             seal_model(model)
         self._under_way = UnderWay(new_name(progress.global_step, progress.saved), folder)
         self._pause(0.0)
