@@ -6,6 +6,7 @@ journal begins with a generation, a random name: two journals of one generation 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import uuid
@@ -54,6 +55,7 @@ class Journal(BaseJournalBackend):
             record = _best(path, folder, forgotten)
             self._lines, self._length = record.lines, len(record.content)
             if not record.is_current:
+                _keep_names_above(path.parent)
                 _write_whole(path, record.content)
 
     @property
@@ -229,3 +231,10 @@ def _best(path: Path, folder: Folder, forgotten: Collection[str]) -> _Record:
 
 def _write_whole(path: Path, content: bytes) -> None:
     Folder.at(path.parent).write(path.name, content)
+
+
+def _keep_names_above(folder: Path) -> None:
+    """A folder may have been made by a process that was killed before its name was durable."""
+    for each in folder.parents:
+        with contextlib.suppress(PermissionError):  # of a folder that this account only passes through
+            disk.keep(each)

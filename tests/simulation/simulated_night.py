@@ -69,7 +69,7 @@ from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, Study, curve, deci
 from raymed.tuning.timetable import Timetable
 
 NAME, DATA = "night", "/shared/data"
-COMMANDS = 200  # that a night takes at most
+COMMANDS = 1000  # that a night takes at most: while its storage is away for hours, one every 30 s
 LENGTH = 100_000.0  # and seconds
 LEASE = 60.0  # seconds without a heartbeat after which a process is taken for dead
 

@@ -148,7 +148,8 @@ def by_ray_train(course: list[Event], seen: Seen, scratch: Path, patch: pytest.M
     """Its own controller, failure policy, consolidation of reports and checkpoint manager, as `fit` sets them up."""
     group = type("Group", (Workers,), {"left": iter(course), "seen": seen, "scratch": scratch})
     controlled = type("Controller", (TrainController,), {"worker_group_cls": group})
-    scaling = type("Fixed", (FixedScalingPolicy,), {"_maybe_send_resource_request": lambda self: None})
+    asks = ("_maybe_send_resource_request", "_send_resource_request", "_cancel_resource_request")  # of a cluster
+    scaling = type("Fixed", (FixedScalingPolicy,), dict.fromkeys(asks, lambda self: None))
 
     def run(trainer: Trainer) -> None:
         context = trainer.train_run_context
