@@ -58,6 +58,7 @@ def test_a_mistake_in_the_product_is_found(mistake: Mistake, seed: int) -> None:
 
 
 def test_what_breaks_a_night_is_shrunk_to_the_fault_that_does() -> None:
-    night = [Fault(300, "lose_answers"), Fault(350, "cut_power_of_all"), Fault(700, "set_clock")]
-    seed = next(seed for seed in range(100) if Setting.of(seed).storage.startswith("/shared"))
+    night = [Fault(300, "be_slow"), Fault(350, "cut_power_of_all"), Fault(700, "set_clock")]
+    large = (seed for seed in range(100) if Setting.of(seed).moments > 1000)
+    seed = next(seed for seed in large if Setting.of(seed).storage.startswith("/shared"))
     assert shrunk(seed, night, epoch_is_written_again_at_another_time) == [night[1]]
