@@ -49,7 +49,8 @@ def compile_blocks(module: nn.Module, settings: TrainSettings, device: torch.dev
     os.environ.setdefault(
         "TORCHINDUCTOR_COMPILE_THREADS", "1"
     )  # else each worker starts as many processes as there are CPUs
-    keep_compiled()
+    if device.type == "cuda":  # for a CPU g++ writes in place: a process that is killed would leave a torn file for good
+        keep_compiled()
     torch.compiler.reset()  # an earlier run of this process has left its own
     # Otherwise all blocks count as one, which is given up after some sizes of batches.
     apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
