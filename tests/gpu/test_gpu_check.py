@@ -6,6 +6,7 @@ import importlib
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,17 @@ def test_a_part_ends_with_its_time_and_with_all_that_it_started(check: Any, tmp_
     pid = tmp_path / "pid"
     result = check.run(["sh", "-c", f"sleep 600 & echo $! > {pid}; echo begun; wait"], 5.0, tmp_path)
     assert result.outcome == "over its time"
-    child = int(pid.read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    child, end = int(pid.read_text()), time.monotonic() + 60
+    while is_there(child) and time.monotonic() < end:  # it was told to end; a busy machine takes its time
+        time.sleep(0.05)
+    assert not is_there(child)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_part_is_not_begun_without_time(
