@@ -106,8 +106,9 @@ def test_copies_that_already_stand_apart_are_an_error():
     before = assign(patients, labels, patients, SETTINGS)
     a = next(p for p in patients if before[p][0] == "train")
     b = next(p for p in patients if before[p][0] == "test")
+    groups = [a if p == b else p for p in patients]
     with pytest.raises(UserError, match=rf"{min(a, b)}.*{max(a, b)}"):
-        assign(patients, labels, [a if p == b else p for p in patients], SETTINGS, existing=before)
+        assign([*patients, "new"], [*labels, "viral"], [*groups, a], SETTINGS, existing=before)
 
 
 def test_another_seed_is_another_division():
@@ -115,9 +116,24 @@ def test_another_seed_is_another_division():
     assert assign(patients, labels, patients, SETTINGS, seed=1) != assign(patients, labels, patients, SETTINGS, seed=2)
 
 
+def test_the_same_patients_are_divided_as_they_were_by_earlier_versions():
+    patients, labels = alone({"viral": 12})
+    placed = assign(patients, labels, patients, SETTINGS)
+    assert [SPLITS.index(placed[patient][0]) for patient in patients] == [0, 1, 2, 0, 0, 0, 2, 0, 0, 0, 1, 0]
+    assert [placed[patient][1] for patient in patients] == [4, 4, None, 1, 0, 2, None, 0, 3, 3, 2, 1]
+
+
+def test_patients_of_a_fold_that_is_no_more_get_another():
+    patients, labels = alone({"viral": 60})
+    before = assign(patients, labels, patients, SplitSettings(folds=6))
+    after = assign(patients, labels, patients, SplitSettings(folds=5), existing=before)
+    assert {fold for _, fold in after.values()} == {None, 0, 1, 2, 3, 4}
+    assert all(after[patient] == before[patient] for patient in patients if before[patient][1] != 5)
+
+
 def test_folds_cover_train_and_val_evenly_and_leave_test_alone():
     patients, labels = alone({"normal": 100, "viral": 60})
-    placed = assign(patients, labels, patients, SplitSettings(folds=5))
+    placed = assign(patients, labels, patients, SETTINGS)
     assert all((fold is None) == (split == "test") for split, fold in placed.values())
     per_fold = Counter((label, placed[p][1]) for p, label in zip(patients, labels, strict=True) if placed[p][0] != "test")
     for name, kept in (("normal", 100 - 14), ("viral", 60 - 8)):
@@ -126,9 +142,12 @@ def test_folds_cover_train_and_val_evenly_and_leave_test_alone():
         assert max(counts) - min(counts) <= 1
 
 
-def test_a_class_with_fewer_patients_than_splits_is_an_error_that_counts_them():
-    patients, labels = alone({"normal": 20, "viral": 2})
-    with pytest.raises(UserError, match="class viral: 2"):
+@pytest.mark.parametrize(("count", "way"), [(2, "75/25/0"), (1, "0/0/100")])
+def test_a_class_with_fewer_patients_than_splits_is_an_error_that_counts_them_and_says_what_is_possible(
+    count: int, way: str
+):
+    patients, labels = alone({"normal": 20, "viral": count})
+    with pytest.raises(UserError, match=f"class viral: {count}.*pass --split.weights {way} --split.folds 0"):
         assign(patients, labels, patients, SETTINGS)
 
 
@@ -197,3 +216,8 @@ def test_a_wrong_split_file_is_an_error_that_says_where(tmp_path: Path, text: st
     path.write_text(text, "utf-8")
     with pytest.raises(UserError, match=message):
         read_split_file(path, ["a"])
+
+
+def test_a_split_file_that_is_no_file_is_an_error_that_says_what_one_holds(tmp_path: Path):
+    with pytest.raises(UserError, match="is no regular file: give a CSV with the columns patient_id and split"):
+        read_split_file(tmp_path, ["a"])

@@ -45,9 +45,15 @@ DEFAULTS = {"x": 0.25, "y": "b"}
 ACCURACY = Metric("accuracy", "", "max", "{:.1%}", chooses_epoch=True, chooses_trial=True)
 
 
-def open_study(folder, space=SPACE, objective=VAL_LOSS, warm_up=0):
+def open_study(folder, space=SPACE, objective=VAL_LOSS, warm_up=0, seed=7, begun_with=None):
     journal = Journal(folder / "study.journal", Folder.at(folder))
-    return Study(journal, "search", space, [DEFAULTS], Halving(1, 3), seed=7, objective=objective, warm_up=warm_up)
+    return Study(
+        *(journal, "search", space, [DEFAULTS], Halving(1, 3)),
+        seed=seed,
+        objective=objective,
+        warm_up=warm_up,
+        begun_with=begun_with,
+    )
 
 
 def timetable(budget: Budget) -> Timetable:
@@ -73,6 +79,30 @@ def test_suggestions_do_not_depend_on_the_process_that_asks(tmp_path):
         opened._in_flight.clear()  # they are still running elsewhere
         apart.append(opened.ask(Budget(6)))
     assert together == apart
+
+
+def test_another_seed_draws_other_settings(tmp_path):
+    drawn = []
+    for seed in (7, 8):
+        (tmp_path / str(seed)).mkdir()
+        study = open_study(tmp_path / str(seed), seed=seed)
+        drawn.append([study.ask(Budget(4)) for _ in range(4)])
+    assert drawn[0][0] == drawn[1][0] == (0, DEFAULTS)
+    assert all(one != other for one, other in zip(drawn[0][1:], drawn[1][1:], strict=True))
+
+
+def test_whole_numbers_are_drawn_from_their_range_and_as_whole_numbers():
+    drawn_from = distribution(Dimension(2, 9, log=True))
+    assert isinstance(drawn_from, optuna.distributions.IntDistribution)
+    assert (drawn_from.low, drawn_from.high, drawn_from.log) == (2, 9, True)
+
+
+def test_a_search_goes_on_with_the_data_and_weights_that_it_began_with_and_with_no_others(tmp_path):
+    begun_with = {"data": {"data": "a1"}, "weights": {"encoder": "b1", "text": "c1"}}
+    open_study(tmp_path, begun_with=begun_with)
+    open_study(tmp_path, begun_with=begun_with)
+    with pytest.raises(UserError, match="began with other pretrained weights: encoder was b1, and is b2 now"):
+        open_study(tmp_path, begun_with=begun_with | {"weights": {"encoder": "b2", "text": "c1"}})
 
 
 def test_a_search_goes_on_with_the_trial_that_was_under_way(tmp_path):
@@ -142,6 +172,16 @@ def test_halving_stops_the_worse_two_of_three_and_remembers_its_rungs(tmp_path):
     number, _ = reopened.ask(Budget(10))
     assert stopped == [False, True, True]
     assert reopened.report(number, 1, result(0.55, 1)), "the rungs of the lost process must count"
+
+
+def test_halving_decides_again_at_three_times_the_first_rung_and_at_no_epoch_between(tmp_path):
+    study, stopped = open_study(tmp_path), {}
+    for trial, losses in enumerate([(0.5, 0.5, 0.5), (0.4, 0.9, 0.7), (0.3, 0.9, 0.6)]):
+        number, _ = study.ask(Budget(10))
+        for epoch, loss in enumerate(losses, 1):
+            stopped[trial, epoch] = study.report(number, epoch, result(loss, epoch))
+        study.tell(number, TrialState.COMPLETE)
+    assert [place for place, stops in stopped.items() if stops] == [(1, 3), (2, 3)]
 
 
 def test_no_trial_is_stopped_during_the_warm_up_and_a_search_that_goes_on_keeps_its_rungs(tmp_path):
