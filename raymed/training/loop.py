@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
 
@@ -33,7 +32,6 @@ from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.best import Best
 from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, step_of
-from raymed.training.cores import keep_apart
 from raymed.training.course import Course
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.frozen import Source
@@ -76,8 +74,6 @@ def train(context: WorkerContext, spec: RunSpec, source: Source, stop_decisions:
         Preempted: this worker's machine, or another's, is being taken away; a checkpoint is saved.
     """
     prepare_process(context.device)
-    if context.device.type == "cpu":
-        keep_apart(context.local_rank, context.local_workers, torch.get_num_threads())
     try:
         with contextlib.ExitStack() as disk:
             try:
