@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from raymed.data.prepared import Prepared
+from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.storage.folder import Folder
 
@@ -94,7 +95,7 @@ def looked_at(options: Evaluate, ids: list[str], unit: str) -> list[str]:
         tracker = Tracker.open(options.tracking)
         run = run_of(options.model, tracker)
         looks = 0 if run == UNKNOWN else count_look(tracker, run, ids, registers=False)
-    except (MlflowException, OSError) as error:  # what was judged is shown all the same
+    except (UserError, MlflowException, OSError) as error:  # what was judged is shown all the same
         return [f"not noted that these test {unit}s judged a model: {error}"]
     if not looks:
         return [f"not noted that these test {unit}s judged a model: MLflow has no run of it"]

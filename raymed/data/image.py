@@ -38,7 +38,7 @@ EXIF_ORIENTATION = 0x0112
 PHOTOMETRIC = 262  # a tag of TIFF: 0 where the smallest value is white
 FEW_LEVELS = 32  # of grey: fewer are left of a picture whose values mean something else
 MINMAX = "minmax"
-SIXTEEN_BIT = "bits,N such as bits,12, hu,OFFSET such as hu,32768, or stretch"
+SIXTEEN_BIT = "bits,N or hu,OFFSET, such as bits,12 or hu,32768, or stretch"
 LATER = {"exif": "refuse"}  # settings that came later, at their defaults: what is written down leaves these out
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library in the process may have switched it on
@@ -76,6 +76,8 @@ class ImageSettings:
             raise UserError(f"image size {self.size}: must be at least 1")
         if self.size**2 > MAX_PIXELS:
             raise UserError(f"image size {self.size}: must be at most {math.isqrt(MAX_PIXELS)}")
+        if self.exif not in ("refuse", "apply"):  # recorded settings and those of tools are not parsed
+            raise UserError(f"image.exif {self.exif!r}: give refuse or apply")
         _ = self.width_level, self.sixteen_bit_meaning
 
     def __repr__(self) -> str:
@@ -245,10 +247,10 @@ def _check_header(picture: Image.Image, exif: str) -> None:
     if frames > 1:
         raise ImageError(f"{frames} frames in one file; save one picture per file")
     orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation in range(2, 9) and exif == "refuse":  # 0, as some devices write, asks for nothing
+    if orientation in range(2, 9) and exif != "apply":  # 0, as some devices write, asks for nothing
         raise ImageError(
             f"EXIF orientation {orientation} asks for a rotation or mirroring: save the picture upright, or let "
-            "--image.exif apply, where the data are prepared, turn all pictures as EXIF says"
+            "--image.exif apply, of the job that is the first to read such pictures, turn all as EXIF says"
         )
 
 
@@ -281,8 +283,8 @@ def eight_bit(picture: np.ndarray, settings: ImageSettings) -> np.ndarray:
     meaning, number = settings.sixteen_bit_meaning
     if meaning == "refuse":
         raise ImageError(
-            f"a 16-bit picture: say what the values mean, with --image.sixteen_bit {SIXTEEN_BIT}, where the data are "
-            "prepared, or save it as 8-bit"
+            f"a 16-bit picture: say what the values mean, with --image.sixteen_bit {SIXTEEN_BIT}, of the job that is the "
+            "first to read such pictures, or save it as 8-bit"
         )
     if meaning == "hu":
         shown = show(picture.astype(np.float32) - number, settings)

@@ -75,7 +75,9 @@ def check_archive(file: Path) -> None:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{file} is damaged ({error}): copy it again from where it was made") from error
     if wrong is not None:
-        raise UserError(f"{file} is damaged in its record {wrong}: copy it again from where it was made")
+        raise UserError(
+            f"{file} is damaged in its record {wrong}, or was saved without checksums: copy it again from where it was made"
+        )
 
 
 def digest_of_file(path: Path) -> str:

@@ -86,7 +86,7 @@ def test_sixteen_bit_grey_is_kept_and_scaled_as_asked(tmp_path: Path) -> None:
 def test_what_sixteen_bits_mean_is_said_for_all_pictures_and_never_guessed_from_one() -> None:
     twelve = RNG.integers(0, 4096, (64, 64, 1), dtype=np.uint16)
     with pytest.raises(
-        ImageError, match=r"with --image\.sixteen_bit bits,N.*hu,OFFSET.*stretch, where the data are prepared"
+        ImageError, match=r"with --image\.sixteen_bit bits,N.*hu,OFFSET.*stretch, of the job that is the first"
     ):
         fit(twelve, ImageSettings(size=64))
     shown = fit(twelve, ImageSettings(size=64, sixteen_bit="bits,12"))
@@ -111,7 +111,7 @@ def test_hounsfield_units_in_sixteen_bits_are_windowed() -> None:
 
 @pytest.mark.parametrize("text", ["hu", "bits,8", "bits,17", "hu,x", "12", "hu,32768,1"])
 def test_a_wrong_meaning_of_sixteen_bits_is_an_error_that_names_what_there_is(text: str) -> None:
-    with pytest.raises(UserError, match=r"bits,N .*hu,OFFSET .*stretch"):
+    with pytest.raises(UserError, match=r"bits,N or hu,OFFSET, .*stretch"):
         ImageSettings(sixteen_bit=text)
 
 
@@ -154,6 +154,11 @@ def test_exif_rotation_is_refused_not_applied_and_not_ignored(tmp_path: Path, na
     for upright in (0, 1):
         exif[0x0112] = upright
         assert read_picture(saved(tmp_path, Image.fromarray(GREY), f"{upright}_{name}", exif=exif)).shape == (40, 30, 1)
+
+
+def test_a_word_for_exif_that_is_none_is_an_error_and_takes_no_picture_as_stored() -> None:
+    with pytest.raises(UserError, match=r"image\.exif 'Apply': give refuse or apply"):
+        ImageSettings.from_dict({"exif": "Apply"})
 
 
 STORED = {  # how a picture lies in a file of each orientation, of the upright one (EXIF 2.32, 4.6.4)
