@@ -23,13 +23,13 @@ import numpy as np
 import ray
 import torch
 import torch.distributed as dist
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymed.data.micro_batches import MicroBatch
 from raymed.data.plan import GlobalBatch
 from raymed.data.prepared import Prepared
-from raymed.errors import UserError
+from raymed.errors import RunError, UserError
 from raymed.recipes.recipe import TrainingPass
 from raymed.storage.availability import wait_for
 from raymed.storage.folder import Folder
@@ -52,6 +52,7 @@ SIZELESS = (
 FILLED = 0.9  # of the room, at most: batches differ, and freed memory lies in pieces
 # what PyTorch's allocator on CPUs, C++, and the system for a thread say where memory does not suffice
 REFUSED = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "Resource temporarily unavailable")
+PERIOD = 60.0  # seconds between two lines, where a card is waited for
 STEPS = 2  # of a try: what the first allocates for good is there in the second
 
 
@@ -254,9 +255,20 @@ def tried_alone(spec: RunSpec, device: torch.device, room: int, cpus: int) -> Me
     )
 
 
-def room_alone(device: torch.device) -> int:
-    """Bytes that a process of the cluster may hold which has a card for itself."""
-    room: int = ray.get(_room.options(num_gpus=int(device.type == "cuda")).remote(device))
+def room_alone(device: torch.device, waiting: Callable[[], None] = lambda: None) -> int:
+    """Bytes that a process of the cluster may hold which has a card for itself.
+
+    Args:
+        waiting: called once a minute until there is such a card; what it raises ends the wait.
+    """
+    asked = _room.options(num_gpus=int(device.type == "cuda")).remote(device)
+    try:
+        while not ray.wait([asked], timeout=PERIOD)[0]:
+            waiting()
+    except BaseException:
+        ray.cancel(asked)
+        raise
+    room: int = ray.get(asked)
     return room
 
 
@@ -277,6 +289,10 @@ def _answer(began: ray.ObjectRef[Tried]) -> Tried:
         return ray.get(began)
     except (OutOfMemoryError, WorkerCrashedError):  # Ray, or the system, has ended it
         return Tried(None)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | RunError):
+            raise error.cause from None  # as it would be raised here
+        raise
 
 
 @ray.remote(max_calls=1)

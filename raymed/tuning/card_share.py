@@ -9,18 +9,23 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from raymed.cluster import connection as cluster
+from raymed.cluster.autoscaler import machines_to_come, none_can_come
 from raymed.cluster.connection import capacity, cpus_per_gpu
+from raymed.errors import RunError, UserError
 from raymed.language import say
 from raymed.storage.folder import Folder
 from raymed.training import memory_plan
 from raymed.training.cards import CONTEXT
 from raymed.training.memory_plan import FILLED, MemoryPlan, shared_name
 from raymed.training.spec import RunSpec
+from raymed.tuning.budget import Budget
+from raymed.tuning.machine_wait import NONE_CAN_COME
 
 if TYPE_CHECKING:
     from raymed.tuning.search import Search
@@ -32,25 +37,46 @@ EXACT = 10_000  # parts of a card that Ray tells apart
 log = logging.getLogger("raymed")
 
 
-def settle(search: Search) -> None:
+def settle(search: Search, budget: Budget) -> None:
     """Find out what the search's trials need of a card, where that is asked for, and say how many share one.
 
-    A search that goes on knows it, and asks for the card's memory only: it may be another one.
+    A search that goes on knows it, and asks for the card's memory only: it may be another one. A choice that cannot be tried
+    is left to its trial, which ends alone.
 
     Raises:
-        UserError: a trial needs more than a card has.
+        UserError: nothing that is searched can be tried; a trial needs more than a card has, for example.
+        RunError: no card was free within the search's time, or none can come.
     """
     if not _is_asked(search):
         return
     log.info("trying out how much of a card a trial needs")
     card, cpus = torch.device("cuda", 0), min(CPUS, cpus_per_gpu())
-    room = memory_plan.room_alone(card)
-    for spec, folder, name in _places(search):
+    room = memory_plan.room_alone(card, partial(_wait, budget))
+    plans, refused = 0, list[UserError]()
+    for what, spec, folder, name in _places(search):
         plan = MemoryPlan.read(folder, name)
-        if plan is None or plan.needed > FILLED * room:
-            plan = memory_plan.tried_alone(spec, card, room, cpus)
+        try:
+            if plan is None or plan.needed > FILLED * room:
+                plan = memory_plan.tried_alone(spec, card, room, cpus)
+        except UserError as error:
+            log.warning("%s, as tried on a whole card: %s", what, error)
+            refused.append(error)
+            continue
         dataclasses.replace(plan, room=room).write(folder, name)
+        plans += 1
+    if not plans:
+        raise refused[0]
     log.info("%s", line(search))
+
+
+def _wait(budget: Budget) -> None:
+    """A minute went by without a card for it."""
+    if none_can_come():
+        gave_up = NONE_CAN_COME.format(why=machines_to_come())
+        raise RunError(gave_up)
+    if budget.time_is_over:
+        raise RunError("no card was free within the search's time, to try what a trial needs of it")
+    log.info("%s", "; ".join(filter(None, ("a card is waited for, to try what a trial needs of it", machines_to_come()))))
 
 
 def share(search: Search) -> float:
@@ -107,24 +133,26 @@ def _most(search: Search) -> int:
 
 def _found(search: Search) -> MemoryPlan | None:
     """Of those that need most."""
-    plans = [MemoryPlan.read(folder, name) for _, folder, name in _places(search)] if _is_asked(search) else []
-    known = [plan for plan in plans if plan is not None]
-    return max(known, key=lambda plan: plan.needed) if known and len(known) == len(plans) else None
+    places = _places(search) if _is_asked(search) else iter(())
+    known = [plan for _, _, folder, name in places if (plan := MemoryPlan.read(folder, name)) is not None]
+    return max(known, key=lambda plan: plan.needed, default=None)
 
 
-def _places(search: Search) -> Iterator[tuple[RunSpec, Folder, str]]:
-    """Runs that may need unlike memory, and where it is noted what each needs."""
-    named = {shared_name(dataclasses.replace(spec, fold=None, generation="")): spec for spec in _extremes(search)}
-    return ((spec, search.template.folder, name) for name, spec in named.items())
+def _places(search: Search) -> Iterator[tuple[str, RunSpec, Folder, str]]:
+    """Runs that may need unlike memory: what each is, and where it is noted what it needs."""
+    named = {
+        shared_name(dataclasses.replace(spec, fold=None, generation="")): (what, spec) for what, spec in _extremes(search)
+    }
+    return ((what, spec, search.template.folder, name) for name, (what, spec) in named.items())
 
 
-def _extremes(search: Search) -> Iterator[RunSpec]:
+def _extremes(search: Search) -> Iterator[tuple[str, RunSpec]]:
     """The listed runs; of a search a run at the upper ends of all ranges, and with each other choice there."""
     if search.runs:
-        yield from search.runs.values()
+        yield from search.runs.items()
         return
     space = search.settings.space
     params = {name: value if space[name].high is None else space[name].high for name, value in search.defaults.items()}
-    yield search.run_spec(0, params)
+    yield say("the largest of every range"), search.run_spec(0, params)
     for name, dimension in space.items():
-        yield from (search.run_spec(0, {**params, name: choice}) for choice in dimension.choices)
+        yield from ((f"{name} {choice}", search.run_spec(0, {**params, name: choice})) for choice in dimension.choices)

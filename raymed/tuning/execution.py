@@ -82,7 +82,7 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
     search = search.of_generation(study.generation)
     budget = study.begin(search.enqueue_retries(study))
     if study.phase == SEARCHING:
-        card_share.settle(search)
+        card_share.settle(search, budget)
     each, concurrent = room.trial_resources(search)
     Cost.stated(each)  # a mistake in the prices is told now, and not in the morning
     if study.phase != SEARCHING:

@@ -27,12 +27,17 @@ def search_names(specs: Sequence[RunSpec], settings: SearchSettings, searched: M
     """
     # How many machines share the work changes no result.
     runs = [_deciding(dataclasses.replace(spec, workers=1, min_workers=0)) for spec in specs]
-    space = dataclasses.asdict(dataclasses.replace(settings, concurrent=0, cpus_per_worker=1))
+    given = dataclasses.replace(settings, concurrent=0, cpus_per_worker=1)
+    search, earlier = dataclasses.asdict(dataclasses.replace(given, gpus_per_worker=1.0)), dataclasses.asdict(given)
     digests = sorted({spec.open_data().digest for spec in specs})
     held = {path: fingerprint for spec in specs for path, fingerprint in spec.pretrained.items()}
-    before, now = [runs, space, digests], [by_contents(runs, held), space, digests]
-    now += [sorted(searched.values())] if searched else []
-    return list(dict.fromkeys(f"{specs[0].recipe.name}-{_digest(each)}" for each in (now, before)))
+    weights = [sorted(searched.values())] if searched else []
+    described = (
+        [by_contents(runs, held), search, digests, *weights],
+        [by_contents(runs, held), earlier, digests, *weights],  # when a trial's share of a card still counted
+        [runs, earlier, digests],
+    )
+    return list(dict.fromkeys(f"{specs[0].recipe.name}-{_digest(each)}" for each in described))
 
 
 def _deciding(spec: RunSpec) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from raymed.cluster import connection
 from raymed.compat.ray import HEAD_NODE
 from raymed.data.prepared import Prepared
-from raymed.errors import UserError
+from raymed.errors import RunError, UserError
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import cards, memory_plan
 from raymed.training.memory_plan import Tried, chosen
@@ -24,6 +24,7 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.execution import _keeps_processes, run_search
 from raymed.tuning.room import trial_resources, whole_resources
 from raymed.tuning.search import Search
+from raymed.tuning.search_name import search_names
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
 
@@ -162,7 +163,7 @@ def asking_of(search: Search, trials: int = 8, **settings: Any) -> Search:
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     card = Card(15 * GIB, GIB // 8)  # a micro-batch of eight needs 1 GiB, which with margin and context are 2.1 of 16
-    monkeypatch.setattr(memory_plan, "room_alone", lambda device: card.room)
+    monkeypatch.setattr(memory_plan, "room_alone", lambda device, waiting: card.room)
     monkeypatch.setattr(memory_plan, "tried_alone", card.tried_alone)
     return card
 
@@ -171,7 +172,7 @@ def test_as_many_trials_share_a_card_as_were_seen_to_fit_and_the_record_keeps_it
     asking = asking_of(search, trials=40)
     assert trial_resources(asking)[0].gpus == 1, "until it is tried"
     assert "is tried when the search begins" in card_share.line(asking)
-    card_share.settle(asking)
+    card_share.settle(asking, asking.budget)
     each, concurrent = trial_resources(asking)
     assert (each.gpus, each.cpus, concurrent) == (0.1428, 2, 14), "seven on each of two cards"
     assert card_share.line(asking).startswith(
@@ -180,23 +181,23 @@ def test_as_many_trials_share_a_card_as_were_seen_to_fit_and_the_record_keeps_it
     share = 1 / 7 - cards.CONTEXT / (16 * GIB)  # what `keep_to_share` leaves a trial to hold
     assert share * 16 * GIB * memory_plan.FILLED >= 8 * card.a_row
     assert whole_resources(asking, asking.template).gpus == 1, "a refit has whole cards"
-    card_share.settle(asking)
+    card_share.settle(asking, asking.budget)
     assert card.tried == [8], "a search that goes on knows it"
 
 
 def test_on_a_smaller_card_fewer_trials_go_on_and_another_micro_batch_is_tried_anew(search: Search, card: Card) -> None:
     asking = asking_of(search)
-    card_share.settle(asking)
+    card_share.settle(asking, asking.budget)
     card.room = 7 * GIB
-    card_share.settle(asking)
+    card_share.settle(asking, asking.budget)
     assert trial_resources(asking)[0].gpus == 0.3333 and card.tried == [8]
     train = dataclasses.replace(asking.template.train, micro_batch=32)
     larger = dataclasses.replace(asking, template=dataclasses.replace(asking.template, train=train))
-    card_share.settle(larger)
+    card_share.settle(larger, larger.budget)
     assert trial_resources(larger)[0].gpus == 1 and card.tried == [8, 32]
     card.room = 3 * GIB
     with pytest.raises(UserError, match=r"no micro-batch of this run fits into the 3\.00 GiB"):
-        card_share.settle(larger)
+        card_share.settle(larger, larger.budget)
 
 
 def test_the_largest_that_is_searched_says_how_many_share_a_card(search: Search, card: Card) -> None:
@@ -206,9 +207,43 @@ def test_the_largest_that_is_searched_says_how_many_share_a_card(search: Search,
         "train.micro_batch": Dimension(choices=(8, 16)),
     }
     asking = asking_of(search, space=space)
-    card_share.settle(asking)
+    card_share.settle(asking, asking.budget)
     assert card.tried == [8, 16], "rates take no memory, and ranges are tried at their ends"
     assert trial_resources(asking)[0].gpus == 0.25, "of 16 packs, which eight trials on two cards are content with"
+
+
+def test_a_choice_that_no_card_holds_is_left_to_its_trial_and_ends_no_search(
+    search: Search, card: Card, caplog: pytest.LogCaptureFixture
+) -> None:
+    card.room = 2 * GIB
+    asking = asking_of(search, space={"train.micro_batch": Dimension(choices=(8, 32))})
+    with caplog.at_level("WARNING"):
+        card_share.settle(asking, asking.budget)
+    assert "train.micro_batch 32, as tried on a whole card: no micro-batch of this run fits" in caplog.text
+    assert trial_resources(asking)[0].gpus == 1
+
+
+def test_a_card_that_others_hold_is_waited_for_until_the_searchs_time_is_over(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card_share, "none_can_come", lambda: False)
+    monkeypatch.setattr(card_share, "machines_to_come", lambda: "on their way: 1 x gpu")
+    with caplog.at_level("INFO"):
+        card_share._wait(Budget(trials=1))
+    assert "a card is waited for, to try what a trial needs of it; on their way: 1 x gpu" in caplog.text
+    with pytest.raises(RunError, match="no card was free within the search's time"):
+        card_share._wait(Budget(trials=1, seconds=1.0).begun(spent=2.0))
+    monkeypatch.setattr(card_share, "none_can_come", lambda: True)
+    with pytest.raises(RunError, match="no machine can be set up"):
+        card_share._wait(Budget(trials=1))
+
+
+def test_a_search_goes_on_under_its_name_when_trials_begin_to_share_cards(search: Search) -> None:
+    template = dataclasses.replace(search.template, workers=1)
+    shares = (1.0, 0.25, "auto")
+    names = [search_names([template], dataclasses.replace(search.settings, gpus_per_worker=share), {}) for share in shares]
+    assert names[0][0] == names[1][0] == names[2][0]
+    assert len(names[0]) == 1 and len(names[1]) == 2, "what it was called while its share counted"
 
 
 def test_no_more_trials_share_a_card_than_there_are_and_have_their_cpus(search: Search, card: Card) -> None:
@@ -221,7 +256,7 @@ def test_no_more_trials_share_a_card_than_there_are_and_have_their_cpus(search: 
         (40, {"cpus_per_worker": 20}, 1.0),
     ):
         asking = asking_of(search, trials, **settings)
-        card_share.settle(asking)
+        card_share.settle(asking, asking.budget)
         assert card_share.share(asking) == share, (trials, settings)
 
 
@@ -229,11 +264,11 @@ def test_workers_of_one_run_and_machines_without_a_card_are_not_asked(
     search: Search, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = sharing(asking_of(search), "auto", workers=2)
-    card_share.settle(wide)
+    card_share.settle(wide, wide.budget)
     assert trial_resources(wide)[0].gpus == 1 and not card_share.line(wide)
     monkeypatch.setattr(connection, "resources", lambda: {"CPU": 33.0})
     alone = asking_of(search)
-    card_share.settle(alone)
+    card_share.settle(alone, alone.budget)
     assert trial_resources(alone)[0].gpus == 0 and not card_share.line(alone) and not card.tried
 
 
