@@ -56,6 +56,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFa
 from raymed.data.micro_batches import MicroBatch
 from raymed.data.phantom import CLASSES, PhantomSettings, phantom_patient
 from raymed.data.record import Image, Message, Record
+from raymed.errors import UserError
 from raymed.models import internvl, internvl_config
 from raymed.models.internvl_text import PADDING, REQUIRED, SYSTEM, TURN_END, encode_turns
 from raymed.models.settings import ModelSettings
@@ -111,6 +112,8 @@ def main(
         compile: Whether the tuned way is compiled, and the engine once more, which takes minutes.
         leave_out: Ways that are not measured.
     """
+    if needed := {"recipe", "engine"}.intersection(leave_out):
+        raise UserError(f"{' and '.join(sorted(needed))} cannot be left out: the others are compared with it")
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), shape)
         found = {}

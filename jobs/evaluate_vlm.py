@@ -55,13 +55,13 @@ def main(options: EvaluateVlm) -> Outcome:
     from raymed.systems.mamba_vlm.evaluation import Writer, evaluate_writer, training_data
 
     findings = Findings(LabelTable.open(options.findings))
-    data = options.data or training_data(options.model, options.tracking)
+    writer, *simple = (Writer.open(name, options.tracking) for name in (options.model, options.linear) if name)
+    data = options.data or training_data(options.model)
     prepared = Prepared.open(data) if data else TrainVlm(storage=options.storage).prepared()
     split = prepared.judged_split if options.split == "auto" else options.split
     rows = prepared.rows(split)
     if not len(rows):
         raise UserError(f"{prepared.folder.uri} has no {split} patients: choose another --split")
-    writer, *simple = (Writer.open(name, options.tracking) for name in (options.model, options.linear) if name)
     where = f"{split} reports of {prepared.folder.uri}"
     if options.dry_run:
         return Outcome(f"would judge {options.model} on {len(rows)} {where}", {"reports": len(rows)})

@@ -10,6 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
+NO_SUCH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of fsync, by file systems that do not know it for folders
+
 
 def exists(path: Path) -> bool:
     return path.exists()
@@ -69,7 +71,7 @@ def keep(path: Path) -> None:
     try:
         os.fsync(opened)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems keep names by themselves
+        if error.errno not in NO_SUCH or not path.is_dir():  # they keep names by themselves
             raise
     finally:
         os.close(opened)

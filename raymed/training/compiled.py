@@ -64,10 +64,11 @@ def compile_blocks(module: nn.Module, settings: TrainSettings, device: torch.dev
 
 def keep_compiled() -> None:
     """Have PyTorch keep what it compiles where other trials' processes and later runs find it, also once /tmp is empty."""
-    place = Path(GIVEN or Path.home() / ".raymed" / "compiled")
-    with contextlib.suppress(OSError):  # nobody may write there: then it lies where PyTorch puts it
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or nobody may write there: it lies where PyTorch puts it
+        place = Path(GIVEN or Path.home() / ".raymed" / "compiled")
         place.mkdir(parents=True, exist_ok=True)
-        os.environ[PLACE] = str(place)
+        if os.access(place, os.W_OK | os.X_OK):
+            os.environ[PLACE] = str(place)
 
 
 def obstacle(settings: TrainSettings, device: torch.device) -> str:

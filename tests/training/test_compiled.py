@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,6 @@ from raymed.training.settings import TrainSettings
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 WIDTH = 16
 SIZES = (8, 8, 6, 8, 5, 7, 3)
-# stays, as PyTorch's own place would: compiling takes half a minute
-HOME = Path(tempfile.gettempdir(), f"raymed-tests-{os.getuid()}")
 
 
 class Block(nn.Module):
@@ -78,7 +75,7 @@ def train(worker: int, folder: Path, sizes: Sequence[int]) -> None:
     """Losses of steps on batches of several sizes, with compiled blocks and without."""
     from torch._dynamo.utils import counters
 
-    os.environ["HOME"], compiled.GIVEN = str(HOME), None  # whatever this process's parent has compiled
+    os.environ["HOME"], compiled.GIVEN = str(folder), None  # whatever this process's parent has compiled
     compiled.keep_compiled()  # as on a card
     torch.manual_seed(0)
     prepare_process(CPU)
@@ -111,7 +108,7 @@ def test_a_run_with_compiled_blocks_has_the_losses_of_one_without_and_the_next_p
     run_workers(train, (tmp_path, SIZES[:1]))
     again = json.loads((tmp_path / "seen.json").read_text())
     assert (again["found"], again["compiled"], again["graphs"]) == (2, 0, 2)
-    assert seen["place"] == again["place"] == f"{HOME}/.raymed/compiled"
+    assert seen["place"] == again["place"] == f"{tmp_path}/.raymed/compiled"
     assert seen["on"]["said"] == "2 blocks" and seen["off"]["said"] == "off"
     assert [len(step) for step in seen["on"]["steps"]] == [2] * len(SIZES), "a norm and a loss"
     assert seen["graphs"] == 4, "each of two blocks: one of the first size, and one of all that come after"

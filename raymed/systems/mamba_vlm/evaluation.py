@@ -66,14 +66,13 @@ class Writer:
         return cls(recipe, network.eval())
 
 
-def training_data(name: str, tracking: str) -> str | None:
+def training_data(name: str) -> str | None:
     """Address of the prepared data that a checkpoint file of the guide's was trained with; None of other models.
 
     Raises:
-        UserError: there is no such file or model, or it cannot be read.
+        UserError: there is no such file, or it cannot be read.
     """
     if not name.endswith(".pt"):
-        resolve_model(name, Tracker.open(tracking))
         return None
     data = read_checkpoint(local_path(name, Path.cwd())).values.get("data")
     return None if data is None else str(data)
