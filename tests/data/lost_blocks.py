@@ -33,7 +33,7 @@ def main(data: Path) -> None:
     held = [placement_group([{"CPU": 1}]) for _ in machines]
     ray.get([each.ready() for each in held], timeout=60)
     cluster.remove_node(machines[lost.pop()], allow_graceful=False)
-    print(sum(ray.get(block, timeout=60).num_rows for block in staged.blocks))
+    print(sum(ray.get(block, timeout=300).num_rows for block in staged.blocks))
     ray.shutdown()
     cluster.shutdown()
 
