@@ -176,7 +176,7 @@ def test_ahead_hands_on_the_makers_error_behind_the_items_before_it() -> None:
 @ray_is_slow
 def test_blocks_lost_with_a_machine_come_back_though_workers_hold_every_cpu(prepared: Prepared) -> None:
     command = starting_quick(Path(__file__).with_name("lost_blocks.py"), prepared.folder.path)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | RAY_TOKEN)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | RAY_TOKEN)
     assert done.stdout.splitlines()[-1:] == [str(prepared.index.num_rows)], done.stderr[-2000:]
 
 
