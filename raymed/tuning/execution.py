@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import ray
 from ray import tune
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
@@ -140,7 +138,6 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
     )
     folder, minutes = search.template.folder, search.template.train.storage_minutes
     with (
-        _ending(stop_decisions),
         Interrupt(stop_decisions) as interrupt,
         StorageWatch(folder, minutes, resume_command(), interrupt.stop, Hearing(stop_decisions).newest) as storage,
         Reminder(stop_decisions, lambda: _decisions(search, study)),
@@ -181,16 +178,6 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
             return dict.fromkeys(machines.trials, NONE_CAME)
 
         yield train
-
-
-@contextlib.contextmanager
-def _ending(actor: ActorHandle) -> Iterator[None]:
-    """End an actor afterwards, which Ray would keep as long as this process: Tune refers to all that a trial was given."""
-    try:
-        yield
-    finally:
-        if ray.is_initialized():
-            ray.kill(actor)
 
 
 def in_words(error: Exception) -> Exception:

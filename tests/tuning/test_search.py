@@ -20,7 +20,7 @@ import signals
 import toy_signals
 from optuna.trial import TrialState
 from ray import cloudpickle
-from ray.exceptions import RayActorError, RaySystemError
+from ray.exceptions import RaySystemError
 from ray.tune import TuneError
 from toy_signals import ToySignalling
 
@@ -33,7 +33,6 @@ from raymed.systems.toy.recipe import ToyNetwork, ToyRecipe
 from raymed.training.checkpoint import newest_step
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import RunSpec
-from raymed.training.stop_decisions import StopDecisions
 from raymed.tuning import execution
 from raymed.tuning.budget import Budget
 from raymed.tuning.estimate import describe
@@ -105,15 +104,6 @@ def test_stopped_trials_give_their_resources_back(searched):
     while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"] and time.time() < deadline:
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
-
-
-def test_the_actor_of_a_searchs_decisions_ends_with_it():
-    """Ray would keep it in this process, which goes on to judge and to refit."""
-    actor = StopDecisions.remote()
-    with execution._ending(actor):
-        ray.get(actor.tell.remote("a line"))
-    with pytest.raises(RayActorError):
-        ray.get(actor.tell.remote("another"))
 
 
 def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(search, searched):
