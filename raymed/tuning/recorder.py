@@ -152,7 +152,9 @@ class Recorder:
     def _catch_up(self, finished: Collection[int]) -> None:
         """Write of trials that had ended earlier what MLflow lacks: a run, the objective of its epochs, its end."""
         known = self._tracker.children(self._parent)
-        last = {self._search.trial_key(trial): trial for trial in self._study.trials}  # a run may be tried several times
+        space = self._study.space  # one that begins just now has no settings yet, by which its run is known
+        begun = [trial for trial in self._study.trials if trial.params or not space]
+        last = {self._search.trial_key(trial): trial for trial in begun}  # a run may be tried several times
         for key, trial in last.items():
             if trial.number in finished and not _is_up_to_date(known.get(key), trial, self._study.counted):
                 self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))

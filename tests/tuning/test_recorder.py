@@ -79,6 +79,20 @@ def shown(search: Search) -> dict[str, tuple[str, str | None, list[int]]]:
     }
 
 
+def test_a_trial_that_begins_as_mlflow_catches_up_is_not_taken_for_the_first(search: Search) -> None:
+    study = search.open_study()
+    recorder, _, _ = open_recorder(search, study)
+    study.ask(search.budget)
+    recorder.observe(0, "epoch", report(study, 0, 1))
+    study.tell(0, TrialState.COMPLETE)  # and killed before MLflow is told
+    recorder.close()
+    study.study.ask()  # in the study, without settings as yet
+    again, _, _ = open_recorder(search, study)
+    again._write({"happened": "begin", "finished": [0]})
+    again.close()
+    assert [state for _, state, _ in shown(search).values()] == ["COMPLETE"]
+
+
 def ended(search: Search, train: TrainSettings, steps: int) -> None:
     """A trial with these settings, of so many steps as the first epoch lets expect, ends after two validations."""
     search = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train))
