@@ -92,7 +92,8 @@ def test_a_model_that_is_not_there_is_told_before_phantoms_are_made(tmp_path: Pa
     assert not list(tmp_path.glob("runs/phantom-reports-*"))
 
 
-def test_nobody_is_judged_where_all_patients_are_trained_on(tmp_path: Path) -> None:
+def test_nobody_is_judged_where_all_patients_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Writer, "open", lambda name, tracking: writer())
     prepared = write_reports(tmp_path / "data", patients=6)
     assert "evaluate_vlm" not in TrainVlm().advice(prepared)
     job = script("evaluate_vlm")
