@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from raymed.data.prepared import Prepared
-from raymed.errors import UserError
 from raymed.job.job import JobOptions, Outcome, run
 from raymed.storage.folder import Folder
 
@@ -54,7 +53,7 @@ def main(options: Evaluate) -> Outcome:
     from raymed.evaluation.calibration import Temperature
     from raymed.evaluation.predict import chosen_rows, predict_rows
     from raymed.systems.lung.elsewhere import open_lung
-    from raymed.systems.lung.evaluation import Judged
+    from raymed.systems.lung.evaluation import Judged, looked_at
 
     prepared = Prepared.open(options.data)
     model = open_lung(options.model, options.tracking, prepared.labels, prepared.size)
@@ -76,32 +75,12 @@ def main(options: Evaluate) -> Outcome:
     lines = [*judged.lines(), *notes]
     if options.out is not None:
         lines.append(judged.write(Folder.at(options.out)))
-    lines += looked_at(options, judged.patients.ids.astype(str).tolist(), unit) if options.split == "test" else []
+    if options.split == "test":
+        lines += looked_at(options.model, options.tracking, judged.patients.ids.astype(str).tolist(), unit)
     count = judged.evaluation.patients
     lines.append(f"{model.name} on {count} {unit}s ({options.split}) of {prepared.folder.uri}")
     data = {"model": model.name, "data": prepared.digest, "split": options.split, "notes": notes}
     return Outcome("\n".join(lines), data | judged.data())
-
-
-def looked_at(options: Evaluate, ids: list[str], unit: str) -> list[str]:
-    """A line that says how often these test patients have judged a model, this time included."""
-    from mlflow.exceptions import MlflowException
-
-    from raymed.registry.address import UNKNOWN, run_of
-    from raymed.registry.register import count_look
-    from raymed.tracking.tracker import Tracker
-
-    try:
-        tracker = Tracker.open(options.tracking)
-        run = run_of(options.model, tracker)
-        looks = 0 if run == UNKNOWN else count_look(tracker, run, ids, registers=False)
-    except (UserError, MlflowException, OSError) as error:  # what was judged is shown all the same
-        return [f"not noted that these test {unit}s judged a model: {error}"]
-    if not looks:
-        return [f"not noted that these test {unit}s judged a model: MLflow has no run of it"]
-    if looks == 1:
-        return []
-    return [f"these test {unit}s have judged {looks} models so far: figures of one that is picked by them flatter it"]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from raymed.data.labels import LabelTable
+from raymed.errors import UserError
 from raymed.evaluation.calibration import Temperature
 from raymed.evaluation.metrics import Evaluation, evaluate
 from raymed.evaluation.patients import Aggregation, Patients
@@ -96,3 +97,24 @@ class Judged:
         single = self.single
         of_classes = {"recall": single.recall, "confusion": single.confusion}
         return {"evaluation": asdict(self.evaluation), "slices": single.figures | of_classes}
+
+
+def looked_at(model: str, tracking: str, ids: list[str], unit: str) -> list[str]:
+    """A line that says how often these test patients have judged a model, this time included; none for the first."""
+    from mlflow.exceptions import MlflowException
+
+    from raymed.registry.address import UNKNOWN, run_of
+    from raymed.registry.register import count_look
+    from raymed.tracking.tracker import Tracker
+
+    try:
+        tracker = Tracker.open(tracking)
+        run = run_of(model, tracker)
+        looks = 0 if run == UNKNOWN else count_look(tracker, run, ids, registers=False)
+    except (UserError, MlflowException, OSError) as error:  # what was judged is shown all the same
+        return [f"not noted that these test {unit}s judged a model: {error}"]
+    if not looks:
+        return [f"not noted that these test {unit}s judged a model: MLflow has no run of it"]
+    if looks == 1:
+        return []
+    return [f"these test {unit}s have judged {looks} models so far: figures of one that is picked by them flatter it"]
