@@ -191,8 +191,7 @@ def train_fold(
     for epoch in range(epochs):
         module.train()
         for records in train:
-            batch = recipe.encode(records, TrainingPass(0, epoch))
-            batch = replace(batch, tensors={name: tensor.to(device) for name, tensor in batch.tensors.items()})
+            batch = recipe.encode(records, TrainingPass(0, epoch)).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 loss = recipe.compute_loss(module, batch).mean(batch.units)
             optimizer.zero_grad()
@@ -203,8 +202,7 @@ def train_fold(
         module.eval()
         right = 0
         for records in val:
-            batch = recipe.encode(records, None)
-            batch = replace(batch, tensors={name: tensor.to(device) for name, tensor in batch.tensors.items()})
+            batch = recipe.encode(records, None).to(device)
             decided = recipe.predict(module, batch)["logits"].argmax(dim=1)
             right += int((decided == batch.tensors["labels"]).sum())
         best = max(best, 100 * right / len(val.dataset))  # type: ignore[arg-type]

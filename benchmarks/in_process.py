@@ -43,7 +43,7 @@ def trained(spec: RunSpec, records: Records) -> Iterator[tuple[dict[str, Any], E
         for packs in plan:
             batch = spec.recipe.encode(records[[row for pack in packs for row in pack]], TrainingPass(spec.seed, epoch))
             try:
-                engine.step([(batch, MicroBatch(packs))], step)
+                engine.step([(engine.prepare(batch), MicroBatch(packs))], step)
                 engine.read()
             except RunError:  # these settings diverge: the run is over
                 return

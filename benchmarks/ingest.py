@@ -260,9 +260,8 @@ class Trial:
             torch.cuda.synchronize()
 
     def _batches(self, plan: Plan, preset: Any = "none") -> Iterator[Batch]:
-        where = TrainingPass(0, 0, on_device=self.device.type == "cuda")
         recipe = replace(self.recipe, augment=AugmentSettings(preset))
-        return ahead(self.feed.prepare(recipe.encode(records, where)) for records in self.reader.read(plan))
+        return ahead(self.feed.prepare(recipe.encode(records, TrainingPass(0, 0))) for records in self.reader.read(plan))
 
 
 def private_bytes() -> Iterator[int]:

@@ -127,7 +127,7 @@ def time_bare_loop(spec: RunSpec) -> list[float]:
     engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=config)
     prepared, where, seconds = Prepared.open(spec.data), TrainingPass(spec.seed, 0), []
     batches = [
-        spec.recipe.encode(prepared.read([row for pack in each for row in pack]), where).tensors
+        spec.recipe.encode(prepared.read([row for pack in each for row in pack]), where).to(torch.device("cpu")).tensors
         for each in spec.plan(prepared, 0).batches
     ]
     module.train()

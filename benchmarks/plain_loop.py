@@ -52,7 +52,9 @@ def _train(worker: int, spec: RunSpec, workers: int, cores: Sequence[int], steps
     whole = [batch for batch in spec.plan(prepared, 0).batches if len(batch) == spec.train.global_batch][:DISTINCT]
     batches = [
         [
-            spec.recipe.encode(prepared.read([row for pack in micro.packs for row in pack]), TrainingPass(spec.seed, 0))
+            spec.recipe.encode(prepared.read([row for pack in micro.packs for row in pack]), TrainingPass(spec.seed, 0)).to(
+                torch.device("cpu")
+            )
             for micro in divided.share(batch, worker)
         ]
         for batch in whole

@@ -149,7 +149,7 @@ def pass_on_meta(recipe: Recipe, records: Sequence[Record]) -> None:
     module = recipe.build().to(device).train()
     without_autocast = patch("torch.autocast", lambda kind, **_: contextlib.nullcontext())  # `meta` has none
     with without_autocast, _Uploads():
-        loss = recipe.compute_loss(module, recipe.encode(records, TrainingPass(0, 0, on_device=True)).to(device))
+        loss = recipe.compute_loss(module, recipe.encode(records, TrainingPass(0, 0)).to(device))
         torch.stack([term.total for term in loss.terms.values()]).sum().backward()
         with torch.no_grad():
             predicted = recipe.predict(module.eval(), recipe.encode(records, None).to(device))
@@ -169,7 +169,7 @@ def pass_on_fake_cuda(recipe: Recipe, records: Sequence[Record]) -> None:
     held = recipe.frozen_part if isinstance(recipe, PartlyFrozen) else None  # perhaps outside of the network's parameters
     for part in [module] if held is None else [held.of(module), module]:
         on_fake_cuda(part, mode)
-    training, other = (recipe.encode(records, each) for each in (TrainingPass(0, 0, on_device=True), None))
+    training, other = (recipe.encode(records, each) for each in (TrainingPass(0, 0), None))
     with mode:
         loss = recipe.compute_loss(module.train(), fake(training, mode).to(device))
         predicted = recipe.predict(module.eval(), fake(other, mode).to(device))

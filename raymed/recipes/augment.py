@@ -99,8 +99,8 @@ def vary(pixels: Tensor, choices: Choices) -> Tensor:
     return varied.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def varied(batch: Batch, choices: Choices, vary: Callable[[Tensor, Choices], Tensor], on_device: bool) -> Batch:
-    """The batch, whose `pixels` are varied as `choices` say: now, or `on_device` when it gets there."""
+def varied(batch: Batch, choices: Choices, vary: Callable[[Tensor, Choices], Tensor]) -> Batch:
+    """The batch, whose `pixels` are varied as `choices` say once it is on its device: a card is faster at it than a host."""
     if not choices:
         return batch
 
@@ -109,8 +109,7 @@ def varied(batch: Batch, choices: Choices, vary: Callable[[Tensor, Choices], Ten
         return others | {"pixels": vary(tensors["pixels"], {name: tensors[name] for name in choices})}
 
     places = tuple(name for name, drawn in choices.items() if not drawn.is_floating_point())
-    left = replace(batch, tensors={**batch.tensors, **choices}, on_host=batch.on_host + places, on_arrival=on_arrival)
-    return left if on_device else left.to(torch.device("cpu"))
+    return replace(batch, tensors={**batch.tensors, **choices}, on_host=batch.on_host + places, on_arrival=on_arrival)
 
 
 def generator(seed: int, epoch: int, record: str) -> np.random.Generator:

@@ -110,14 +110,11 @@ class TrainingPass:
 
     Attributes:
         repeat_counts: of each record, how often the epoch has shown it before; empty where each is shown once.
-        on_device: whether the pictures' pixels are varied by the device that the batch is brought to, in `Batch.to`, and not
-            while it is encoded.
     """
 
     seed: int
     epoch: int
     repeat_counts: tuple[int, ...] = ()
-    on_device: bool = False
 
     def keys(self, ids: Sequence[str]) -> list[str]:
         """Of each record, its id and which showing it is: one that is shown again is varied anew."""

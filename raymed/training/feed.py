@@ -11,7 +11,7 @@ from raymed.recipes.recipe import Batch
 
 
 class Feed:
-    """Brings one worker's batches to its device. On a CPU both methods give back what they are given, once it is varied.
+    """Brings one worker's batches to its device. On a CPU they are there once their pictures are varied.
 
     A copy from ordinary memory waits for all that the device was told to compute before; one from page-locked memory does
     not, and on a stream of its own it does not wait its turn behind it either.
@@ -22,9 +22,9 @@ class Feed:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch in page-locked memory; in the thread that encodes, because the copy into it takes time."""
+        """The batch in page-locked memory, or on the CPU; in the thread that encodes, because it takes time."""
         if self._stream is None:
-            return batch
+            return batch.to(self._device)
         locked = {
             name: tensor if name in batch.on_host else tensor.pin_memory(self._device)
             for name, tensor in batch.tensors.items()
@@ -34,7 +34,7 @@ class Feed:
     def deliver(self, batch: Batch) -> Batch:
         """The batch on the device, there before whatever the calling thread lets it compute next."""
         if self._stream is None:
-            return batch.to(self._device) if batch.on_arrival else batch
+            return batch.to(self._device)
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
             moved = batch.to(self._device)

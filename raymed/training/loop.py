@@ -288,7 +288,6 @@ class Run:
 
     def _training_batches(self, plan: EpochPlan, epoch: int, first_step: int) -> Iterator[list[tuple[Batch, MicroBatch]]]:
         """This worker's encoded micro-batches of each global batch from `first_step` on."""
-        on_device = self.engine.device.type == "cuda"  # a card varies pictures faster than this thread
         shares, shown = (
             [self.division.share(batch, self.worker) for batch in batches]
             for batches in (plan.batches[first_step:], repeat_counts(plan.batches)[first_step:])
@@ -298,7 +297,7 @@ class Run:
         )
         for step in shown:
             counts = ((tuple(count for pack in micro.packs for count in pack), micro) for micro in step)
-            passes = [(TrainingPass(self.spec.seed, epoch, repeats, on_device), micro) for repeats, micro in counts]
+            passes = [(TrainingPass(self.spec.seed, epoch, repeats), micro) for repeats, micro in counts]
             encoded = ((self.spec.recipe.encode(next(records), where), micro) for where, micro in passes)
             yield [(self.engine.prepare(batch), micro) for batch, micro in encoded]
 

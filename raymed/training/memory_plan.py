@@ -324,7 +324,7 @@ def tried(spec: RunSpec, device: torch.device, room: int) -> Tried:
             batch = heaviest(spec, prepared, train.packs_at_once)
             records = prepared.read(np.array([row for pack in batch for row in pack]))
             for step in range(STEPS):
-                encoded = spec.recipe.encode(records, TrainingPass(spec.seed, 0, on_device=device.type == "cuda"))
+                encoded = spec.recipe.encode(records, TrainingPass(spec.seed, 0))
                 engine.step([(engine.prepare(encoded), MicroBatch(batch))], step)
             if device.type == "cpu":  # a checkpoint's copies are held in the same memory
                 with TemporaryDirectory() as folder:

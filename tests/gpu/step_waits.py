@@ -48,7 +48,7 @@ def main(device: str = "cuda") -> None:
     recipe = LungRecipe.for_data(
         LabelTable.open("lung"), size, ModelSettings(preset=preset), augment=AugmentSettings("ct", 1.0)
     )
-    batch = recipe.encode(phantom_records(size, SLICES), TrainingPass(0, 0, on_device=True))
+    batch = recipe.encode(phantom_records(size, SLICES), TrainingPass(0, 0))
     lines: list[str] = []
     figures: dict[str, float] = {}
     for stage in (1, 2):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
 
+import torch
 from jsonargparse import auto_cli
 from machine import open_device, show
 from rates import seconds
@@ -46,8 +47,8 @@ def main(device: str = "cuda") -> None:
     lines, figures, good = [], dict[str, Any](), True
     records = {side: phantom_records(side, SLICES) for _, side in recipes.values()}
     for name, (recipe, side) in recipes.items():
-        own = recipe.encode(records[side], TrainingPass(0, 0)).tensors["pixels"]
-        feed, left = Feed(computing), recipe.encode(records[side], TrainingPass(0, 0, on_device=True))
+        feed, left = Feed(computing), recipe.encode(records[side], TrainingPass(0, 0))
+        own = left.to(torch.device("cpu")).tensors["pixels"]
         ready = feed.prepare(left)
         there = left.to(computing).tensors["pixels"]
         off = (there.cpu().int() - own.int()).abs()

@@ -15,14 +15,12 @@ PRESETS = ["light", "ct", "xray", "flips"]
 
 
 def augment(pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, seed: int, epoch: int) -> np.ndarray:
-    return _batch(pixels, ids, settings, seed, epoch).tensors["pixels"].numpy()
+    return _batch(pixels, ids, settings, seed, epoch).to(torch.device("cpu")).tensors["pixels"].numpy()
 
 
-def _batch(
-    pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, seed: int, epoch: int, on_device: bool = False
-) -> Batch:
+def _batch(pixels: np.ndarray, ids: Sequence[str], settings: AugmentSettings, seed: int, epoch: int) -> Batch:
     batch = Batch({"pixels": torch.from_numpy(pixels)}, {"loss": float(len(ids))}, list(ids))
-    return varied(batch, draw(ids, pixels.shape[-1], settings, seed, epoch), vary, on_device)
+    return varied(batch, draw(ids, pixels.shape[-1], settings, seed, epoch), vary)
 
 
 def _pictures(rows: int = 6, channels: int = 1, side: int = 48) -> np.ndarray:
@@ -57,7 +55,7 @@ def test_seed_epoch_and_record_each_change_the_picture(preset: str) -> None:
 
 @pytest.mark.parametrize("settings", [AugmentSettings("none", 1.0), AugmentSettings("ct", 0.0)])
 def test_nothing_is_changed_when_off(settings: AugmentSettings) -> None:
-    batch = _batch(_pictures(), _ids(), settings, 0, 0, on_device=True)
+    batch = _batch(_pictures(), _ids(), settings, 0, 0)
     assert np.array_equal(batch.tensors["pixels"], _pictures()) and batch.on_arrival is None
 
 
@@ -99,7 +97,7 @@ def test_channels_are_varied_alike_and_the_input_is_left_alone() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_is_left_to_a_device_is_done_when_the_batch_gets_there_by_the_same_draws(preset: str) -> None:
     pictures, settings = _pictures(channels=3), AugmentSettings(preset, 1.0)  # type: ignore[arg-type]
-    left = _batch(pictures, _ids(), settings, 3, 2, on_device=True)
+    left = _batch(pictures, _ids(), settings, 3, 2)
     assert np.array_equal(left.tensors["pixels"], pictures), "varied before it got there"
     there = left.to(torch.device("cpu"))
     assert there.tensors.keys() == {"pixels"} and there.on_arrival is None

@@ -185,7 +185,7 @@ class ClipRecipe:
             return replace(batch, tensors=tensors | {"pixels": scale_down(tensors["pixels"], self.size)})
         keys = training.keys(ids)
         choices = draw_crops(keys, self.prepared_size, self.size, self.augment, training.seed, training.epoch)
-        return varied(batch, choices, partial(crop, size=self.size), training.on_device)
+        return varied(batch, choices, partial(crop, size=self.size))
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's pictures; logs their `accuracy` and the learned `temperature`.

@@ -165,7 +165,7 @@ class LungRecipe:
         if training is None or features is not None:
             return batch
         choices = draw(training.keys(ids), self.size, self.augment, training.seed, training.epoch)
-        return varied(batch, choices, vary, training.on_device)
+        return varied(batch, choices, vary)
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> Loss:
         """Summed over the batch's slices; logs `loss`'s parts and the slices' `accuracy`."""

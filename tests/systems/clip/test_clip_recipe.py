@@ -148,7 +148,7 @@ def test_golden_losses() -> None:
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
         seen = []
         for epoch in range(3):
-            batch = recipe.encode(_records(8), TrainingPass(0, epoch))
+            batch = recipe.encode(_records(8), TrainingPass(0, epoch)).to(torch.device("cpu"))
             total = recipe.compute_loss(module, batch).mean(batch.units)
             optimizer.zero_grad()
             total.backward()
