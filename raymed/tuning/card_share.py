@@ -20,7 +20,7 @@ from raymed.cluster.connection import capacity, cpus_per_gpu
 from raymed.errors import RunError, UserError
 from raymed.language import say
 from raymed.storage.folder import Folder
-from raymed.training import memory_plan
+from raymed.training import memory_plan, memory_try
 from raymed.training.cards import CONTEXT
 from raymed.training.memory_plan import FILLED, MemoryPlan, shared_name
 from raymed.training.spec import RunSpec
@@ -51,13 +51,13 @@ def settle(search: Search, budget: Budget) -> None:
         return
     log.info("trying out how much of a card a trial needs")
     card, cpus = torch.device("cuda", 0), min(CPUS, cpus_per_gpu())
-    room = memory_plan.room_alone(card, partial(_wait, budget))
+    room = memory_try.room_alone(card, partial(_wait, budget))
     plans, refused = 0, list[UserError]()
     for what, spec, folder, name in _places(search):
         plan = MemoryPlan.read(folder, name)
         try:
             if plan is None or plan.needed > FILLED * room:
-                plan = memory_plan.tried_alone(spec, card, room, cpus)
+                plan = memory_plan.plan_alone(spec, card, room, cpus)
         except UserError as error:
             log.warning("%s, as tried on a whole card: %s", what, error)
             refused.append(error)

@@ -27,7 +27,8 @@ from raymed.recipes.recipe import Batch, Loss
 from raymed.systems.lung.recipe import LungRecipe
 from raymed.training.checkpoint import checkpoint_names, read_history
 from raymed.training.lone_worker import train_alone
-from raymed.training.memory_plan import FILLED, room_alone, tried_alone
+from raymed.training.memory_plan import FILLED, plan_alone
+from raymed.training.memory_try import room_alone
 from raymed.training.spec import RunSpec
 from raymed.tuning.card_share import fitting
 
@@ -82,7 +83,7 @@ def main(device: str = "cuda") -> None:
     specs[-1] = dataclasses.replace(specs[-1], recipe=recipe)
 
     alone = dataclasses.replace(given, name="alone")
-    plan = tried_alone(alone, computing, room_alone(computing), 1)
+    plan = plan_alone(alone, computing, room_alone(computing), 1)
     trial = Trial.options(num_gpus=1 if on_card else 0).remote()
     whole = ray.get(trial.train.remote(alone, source))
     ray.kill(trial)

@@ -25,7 +25,8 @@ from raymed.training import memory_plan
 from raymed.training.checkpoint import checkpoint_names, read_history
 from raymed.training.engine import prepare_process
 from raymed.training.lone_worker import train_alone
-from raymed.training.memory_plan import PLAN, MemoryPlan, Tried, chosen, largest_of, settled, shared_name, sizes_of, tried
+from raymed.training.memory_plan import PLAN, MemoryPlan, chosen, largest_of, settled, shared_name, sizes_of
+from raymed.training.memory_try import Tried
 from raymed.training.rendezvous import meet_nobody
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
@@ -95,26 +96,6 @@ def test_the_largest_micro_batch_that_fits_is_found_by_trying_and_stays_and_what
     (*_, last) = ray.get(worker.train.remote(none, source, 2**20))
     assert "no micro-batch of this run fits into the 0.00 GiB" in last["failed"]
     assert not none.folder.exists(PLAN)
-
-
-def try_out(worker: int, spec: RunSpec, folder: Path) -> None:
-    """What a try needs, without a limit and just below what it needed."""
-    prepare_process(CPU)
-    meet_nobody(CPU)
-    found = [tried(spec, CPU, 2**40), tried(spec, CPU, 2**20)]
-    assert found[0].needed is not None
-    held = found[0].needed + spec.train.packs_at_once * A_ROW  # this process keeps what it has freed
-    larger = dataclasses.replace(spec, train=dataclasses.replace(spec.train, micro_batch=8 * spec.train.packs_at_once))
-    found.append(tried(larger, CPU, held))
-    (folder / "found.json").write_text(json.dumps([each.needed for each in found]))
-
-
-@pytest.mark.slow
-def test_a_process_is_refused_what_is_beyond_its_room_and_lives_on(tmp_path: Path) -> None:
-    prepared = write_prepared(tmp_path / "data")
-    run_workers(try_out, (spec_of(prepared, tmp_path, "run", micro_batch=2, global_batch=16), tmp_path))
-    needed, nothing, larger = json.loads((tmp_path / "found.json").read_text())
-    assert needed > 2 * A_ROW and nothing is None and larger is None
 
 
 def settle(worker: int, specs: list[RunSpec], rooms: list[int], folder: Path) -> None:

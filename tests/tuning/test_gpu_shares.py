@@ -15,8 +15,9 @@ from raymed.compat.ray import HEAD_NODE
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.systems.toy.recipe import ToyRecipe
-from raymed.training import cards, memory_plan
-from raymed.training.memory_plan import Tried, chosen
+from raymed.training import cards, memory_plan, memory_try
+from raymed.training.memory_plan import chosen
+from raymed.training.memory_try import Tried
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning import card_share
@@ -145,7 +146,7 @@ class Card:
     def __init__(self, room: int, a_row: int) -> None:
         self.room, self.a_row, self.tried = room, a_row, list[int]()
 
-    def tried_alone(self, spec: RunSpec, device: torch.device, room: int, cpus: int) -> memory_plan.MemoryPlan:
+    def plan_alone(self, spec: RunSpec, device: torch.device, room: int, cpus: int) -> memory_plan.MemoryPlan:
         def attempt(train: TrainSettings) -> Tried:
             self.tried.append(train.packs_at_once)
             needed = train.packs_at_once * self.a_row
@@ -163,8 +164,8 @@ def asking_of(search: Search, trials: int = 8, **settings: Any) -> Search:
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     card = Card(15 * GIB, GIB // 8)  # a micro-batch of eight needs 1 GiB, which with margin and context are 2.1 of 16
-    monkeypatch.setattr(memory_plan, "room_alone", lambda device, waiting: card.room)
-    monkeypatch.setattr(memory_plan, "tried_alone", card.tried_alone)
+    monkeypatch.setattr(memory_try, "room_alone", lambda device, waiting: card.room)
+    monkeypatch.setattr(memory_plan, "plan_alone", card.plan_alone)
     return card
 
 
@@ -281,7 +282,7 @@ def test_what_a_trial_needs_of_a_card_is_tried_by_processes_that_have_it_alone(
         asked.append(given)
         return SimpleNamespace(remote=lambda *values: Tried(len(values)))
 
-    monkeypatch.setattr(memory_plan, "_try", SimpleNamespace(options=options))
-    monkeypatch.setattr(memory_plan, "_answer", lambda tried: tried)
-    assert memory_plan.tried_alone(search.template, torch.device("cuda", 0), GIB, 2).micro_batch == 8
+    monkeypatch.setattr(memory_try, "_try", SimpleNamespace(options=options))
+    monkeypatch.setattr(memory_try, "_answer", lambda tried: tried)
+    assert memory_plan.plan_alone(search.template, torch.device("cuda", 0), GIB, 2).micro_batch == 8
     assert asked == [{"num_cpus": 2, "num_gpus": 1, "max_retries": 0}]
