@@ -75,8 +75,10 @@ def main(options: Evaluate) -> Outcome:
     lines = [*judged.lines(), *notes]
     if options.out is not None:
         lines.append(judged.write(Folder.at(options.out)))
-    if options.split == "test":
-        lines += looked_at(options.model, options.tracking, judged.patients.ids.astype(str).tolist(), unit)
+    if options.split in ("test", "all"):
+        tested = set(prepared.columns(prepared.rows("test", options.fold), ["patient"])["patient"])
+        ids = [patient for patient in judged.patients.ids.astype(str).tolist() if patient in tested]
+        lines += looked_at(options.model, options.tracking, ids, unit)
     count = judged.evaluation.patients
     lines.append(f"{model.name} on {count} {unit}s ({options.split}) of {prepared.folder.uri}")
     data = {"model": model.name, "data": prepared.digest, "split": options.split, "notes": notes}

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from raymed.errors import UserError
 from raymed.models.backbone_weights import refuse_keys
 from raymed.models.model_folders import IMAGE_PROCESSOR
+from raymed.storage.seal import check_archive
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -216,6 +217,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
             continue
         state: dict[str, Tensor] = {}
         for file in files:
+            check_archive(folder / file)
             try:
                 state |= read(folder / file)
             except FileNotFoundError as error:

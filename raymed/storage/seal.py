@@ -62,12 +62,19 @@ def read_list(content: bytes, where: str) -> dict[str, str]:
 def check_archive(file: Path) -> None:
     """Refuse a file of `torch.save` with a damaged record. Each has a CRC-32, which torch itself does not look at.
 
-    Whatever is no archive, as files of an older torch and safetensors, is left to who reads it.
+    Whatever else is no archive, as files of an older torch and safetensors, or is missing, is left to who reads it.
 
     Raises:
-        UserError: a record is damaged, or the archive's own list is.
+        UserError: a record is damaged, or the archive's own list is; or the file is text, as what git-lfs leaves in place of
+            a file that was not fetched.
     """
+    if not file.is_file():
+        return
     if not zipfile.is_zipfile(file):
+        with file.open("rb") as content:
+            start = content.read(40).decode("ascii", "replace")
+        if len(start) > 8 and start.replace("\n", " ").isprintable() and start.isascii():
+            raise UserError(f"{file} is text and holds no weights; it begins: {start!r}. Fetch the file that it stands for")
         return
     try:
         with zipfile.ZipFile(file) as archive:

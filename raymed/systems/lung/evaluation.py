@@ -100,13 +100,16 @@ class Judged:
 
 
 def looked_at(model: str, tracking: str, ids: list[str], unit: str) -> list[str]:
-    """A line that says how often these test patients have judged a model, this time included; none for the first."""
+    """A line that says how often these test patients have judged a model, this time included; none for the first, or where
+    there are none."""
     from mlflow.exceptions import MlflowException
 
     from raymed.registry.address import UNKNOWN, run_of
     from raymed.registry.register import count_look
     from raymed.tracking.tracker import Tracker
 
+    if not ids:
+        return []
     try:
         tracker = Tracker.open(tracking)
         run = run_of(model, tracker)

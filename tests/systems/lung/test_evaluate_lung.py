@@ -140,13 +140,13 @@ def test_each_model_that_test_patients_judge_is_counted_once(prepared: Prepared,
     job, said = runpy.run_path(str(JOB)), []
     options = job["Evaluate"](model="", data=prepared.folder.uri, storage=str(tmp_path / "runs"), bootstrap=10)
     tracker = Tracker.open(options.tracking, "raymed-lung")
-    for name in ("first", "second", "second"):
+    for name, split in (("first", "test"), ("second", "all"), ("second", "test")):
         checkpoint = tmp_path / "runs" / name / "step-00000001-ab"
         if not checkpoint.exists():
             (checkpoint / "model").mkdir(parents=True)
             recipe.export(recipe.build(), checkpoint / "model")
             tracker.tags(tracker.run(name, name), {FOLDER: str(checkpoint.parent)})
-        said.append(job["main"](replace(options, model=str(checkpoint))).text)
+        said.append(job["main"](replace(options, model=str(checkpoint), split=split)).text)
     flatters = "these test patients have judged 2 models so far"
     assert [flatters in text for text in said] == [False, True, True]
     assert flatters not in job["main"](replace(options, model=str(checkpoint), split="val")).text
