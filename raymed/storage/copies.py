@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pyarrow import fs
-
 from raymed.errors import UserError
 from raymed.storage import disk
 from raymed.storage.folder import Folder, make_folders
@@ -72,28 +70,27 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _copy(source: Folder, target: Folder, name: str, digest: str) -> None:
     """Copy a file; on a local disk it has its name once it is whole."""
-    begins, ends = source.inside(name), target.inside(name)
-    if not target.is_local:
-        _send(source, begins, target, ends)
-        return
-    part = Path(ends + PART)
-    make_folders(part.parent)
     try:
-        _send(source, begins, target, str(part))
-        if digest_of_file(part) != digest:
-            raise _other(source, name)
-        disk.keep(part)
-        disk.rename(part, Path(ends))
+        if not target.is_local:
+            _send(source, name, target, name)
+            return
+        part = Path(target.inside(name + PART))
+        make_folders(part.parent)
+        try:
+            _send(source, name, target, name + PART)
+            if digest_of_file(part) != digest:
+                raise _other(source, name)
+            disk.keep(part)
+            disk.rename(part, Path(target.inside(name)))
+        finally:
+            disk.remove(part)
     except OSError as error:
         raise UserError(f"{source.uri}/{name} cannot be copied to {target.uri}: {error}") from error
-    finally:
-        disk.remove(part)
 
 
-def _send(source: Folder, begins: str, target: Folder, ends: str) -> None:
-    """Copy a file in this thread: Arrow's own threads can deadlock."""
-    ends_of = {"source_filesystem": source.filesystem, "destination_filesystem": target.filesystem}
-    fs.copy_files(begins, ends, use_threads=False, **ends_of)
+def _send(source: Folder, name: str, target: Folder, other: str) -> None:
+    with source.open(name) as content:
+        target.send(other, content)
 
 
 def _other(source: Folder, name: str) -> UserError:

@@ -54,12 +54,12 @@ def train_alone(
         StorageError: a disk refuses what is written.
     """
     report({BEGUN: 1.0})  # it waits for no machine any more
-    spec.folder.delete(STALLED)
-    spec.folder.make()
     device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
     if not dist.is_initialized():  # and so it stays: DeepSpeed remembers the groups that it made in it
         meet_nobody(device)
     try:
+        spec.folder.delete(STALLED)
+        spec.folder.make()
         train(WorkerContext(0, 1, 0, 1, device, report, lambda: False), spec, source, stop_decisions, keep_all)
     except OSError as error:
         if is_refusal(error):

@@ -397,7 +397,8 @@ class Run:
             newest = self.agreement.reach(lambda: self._fetch_newest(folder) if self.worker == 0 else None)
             chosen = [newest.name if newest else ""]
             dist.broadcast_object_list(chosen)
-            self.passed_over = [name for name in checkpoint_names(self.spec.folder) if name > chosen[0]]
+            found = checkpoint_names(self.spec.folder)
+            self.passed_over = [name for name in found if name > chosen[0]]
             progress = Progress()
             if chosen[0]:
                 whole = self.agreement.reach(lambda: newest or fetch(self.spec.folder, chosen[0], folder))
@@ -407,5 +408,5 @@ class Run:
                 # who copied them may have been killed before they were written out
                 self.agreement.reach(lambda: keep(self.spec.folder, {whole.name, progress.model} - {""}))
                 self.engine.load(whole)
-        self.retention = Retention(self.spec.folder, self.keep_all, chosen[0], progress.model, self.passed_over)
+        self.retention = Retention(self.spec.folder, self.keep_all, chosen[0], progress.model, found)
         return progress

@@ -21,25 +21,31 @@ NEWEST = 2  # checkpoints kept besides the best: the newest may be torn by a pow
 
 
 class Retention:
-    """One run's checkpoints, as its first worker keeps them."""
+    """One run's checkpoints, as its first worker keeps them.
 
-    def __init__(self, run: Folder, keep_all: bool, newest: str, model: str, torn: Sequence[str]) -> None:
+    It removes what it found and what it saved, and nothing else. Where a machine is cut off, the run goes on elsewhere while
+    a worker of before still saves, and neither may take from the other what it is about to complete.
+    """
+
+    def __init__(self, run: Folder, keep_all: bool, newest: str, model: str, found: Sequence[str]) -> None:
         """Start from the checkpoint that the run goes on from, if any.
 
         Args:
             keep_all: remove nothing but what is torn.
             newest: name of that checkpoint.
             model: name of the one that holds the best model; empty where there is none.
-            torn: names of checkpoints that were passed over.
+            found: names of all that are there; what is newer than `newest` was passed over, and is torn.
         """
-        self._run, self._keep_all, self._torn, self._newest = run, keep_all, torn, [(newest, model)]
+        self._run, self._newest = run, [(newest, model)]
+        self._keep_all, self._torn, self._own = keep_all, {name for name in found if name > newest}, {*found}
 
     def add(self, name: str, model: str) -> None:
         """A checkpoint is durable: those that are not needed any more are removed."""
         self._newest = [*self._newest, (name, model)][-NEWEST:]
+        self._own.add(name)
         needed = {kept for pair in self._newest for kept in pair}
-        unneeded = {*(self._torn if self._keep_all else checkpoint_names(self._run))} - needed
-        _remove(self._run, unneeded)
+        removable = self._torn if self._keep_all else self._own
+        _remove(self._run, removable.intersection(checkpoint_names(self._run)) - needed)
 
 
 def sweep(run: Folder, models: set[str]) -> None:

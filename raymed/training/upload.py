@@ -19,8 +19,10 @@ def upload(local: Path, run: Folder, name: str) -> None:
     Raises:
         OSError: the storage does not take them.
     """
-    if not run.is_local:  # an object is durable when it is there; Arrow's uploads in threads can deadlock
-        fs.copy_files(str(local), run.child(name).path, destination_filesystem=run.filesystem, use_threads=False)
+    if not run.is_local:  # an object is durable when it is there
+        for path in sorted(each for each in local.rglob("*") if each.is_file()):
+            with path.open("rb") as content:
+                run.send(f"{name}/{path.relative_to(local)}", content)
         return
     target = Path(run.path) / name
     disk.make(target)

@@ -455,9 +455,10 @@ class _Sink(io.BytesIO):
         self._done = done
 
     def close(self) -> None:
-        if not self.closed:
-            self._done(self.getvalue())
-        super().close()
+        if not self.closed:  # only once, even where it is refused
+            content = self.getvalue()
+            super().close()
+            self._done(content)
 
 
 class _DiskFiles(_Files):

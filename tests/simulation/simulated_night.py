@@ -524,7 +524,7 @@ class Night:
         found: list[Study] = []
         reader = self.world.start("reader", self._head, lambda: found.append(self.search(_digest()).open_study()))
         faults, self._faults = self._faults, []
-        watch, self.world.watch = self.world.watch, lambda: None
+        watch, self.world.watch, self.world.wake_by = self.world.watch, lambda: None, math.inf
         self.world.run(lambda: not reader.is_alive)
         self._faults, self.world.watch = faults, watch
         if not found:

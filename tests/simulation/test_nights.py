@@ -35,6 +35,22 @@ def test_a_folder_that_a_killed_process_made_outlives_a_power_cut_with_the_recor
     run_night(seed, faults(seed))
 
 
+@pytest.mark.parametrize("seed", [10550, 15652, 28975])
+def test_what_an_object_store_did_not_take_is_sent_again_and_not_taken_for_there(seed: int) -> None:
+    """Arrow's `copy_files` had dropped the error, and the best checkpoint lacked its network."""
+    run_night(seed, faults(seed))
+
+
+@pytest.mark.parametrize("seed", [12247])
+def test_a_worker_that_outlives_its_search_takes_nothing_from_the_one_that_goes_on(seed: int) -> None:
+    run_night(seed, faults(seed))
+
+
+@pytest.mark.parametrize("seed", [14685])
+def test_a_disk_that_is_full_when_a_trial_begins_ends_no_trial(seed: int) -> None:
+    run_night(seed, faults(seed))
+
+
 def test_a_night_is_the_same_whenever_it_is_simulated() -> None:
     nights = [run_night(9, faults(9)) for _ in range(2)]
     assert nights[0].world.moments == nights[1].world.moments

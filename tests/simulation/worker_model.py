@@ -25,7 +25,7 @@ from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.recipes.metric import VAL_LOSS
 from raymed.storage import disk
-from raymed.storage.availability import require_there, wait_for
+from raymed.storage.availability import is_refusal, require_there, wait_for
 from raymed.storage.seal import seal as seal_model
 from raymed.training.checkpoint import Progress, checkpoint_names, digests, fetch_newest, new_name, seal, step_of
 from raymed.training.course import Course
@@ -121,6 +121,10 @@ class Worker:
             self._tell({FAILED: str(error), COMMON: 1.0})
         except RunError as error:
             self._tell({FAILED: str(error)})
+        except OSError as error:
+            if not is_refusal(error):
+                raise
+            self._tell({FAILED: str(StorageError.of(error)), COMMON: 1.0})
 
     def _train_or_leave(self) -> None:
         try:
@@ -146,14 +150,15 @@ class Worker:
         newest = self._reach(lambda: self._fetch(folder))
         self.progress, self.weights = Progress(), first_weights(spec)
         name = newest.name if newest else ""
-        self._passed_over = [each for each in checkpoint_names(spec.folder) if each > name]
+        found = checkpoint_names(spec.folder)
+        self._passed_over = [each for each in found if each > name]
         if newest:
             self.progress = Progress.read(newest)
             self.progress.check_origin(spec.origin(), f"{spec.folder.uri}/{name}")
             self._reach(lambda: keep(spec.folder, {name, self.progress.model} - {""}))
             self.weights = (newest / WEIGHTS).read_text()
         shutil.rmtree(folder)
-        self._retention = Retention(spec.folder, False, name, self.progress.model, self._passed_over)
+        self._retention = Retention(spec.folder, False, name, self.progress.model, found)
         self._course = Course(spec.train, spec.stop_after, self.progress)
         self._saved_step = self.progress.global_step
         self._total = spec.total_steps(self._prepared)

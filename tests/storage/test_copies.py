@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyarrow import fs
 
@@ -14,7 +16,11 @@ from raymed.storage.seal import SEAL, check_seal
 
 
 class Elsewhere(fs.SubTreeFileSystem):
-    """A disk that is not taken for a local one, as a bucket's files are."""
+    """A disk that is not taken for a local one, as a bucket's files are, and on which folders need not be made."""
+
+    def open_output_stream(self, path: str, **how: Any) -> pa.NativeFile:
+        self.create_dir(path.rpartition("/")[0])
+        return super().open_output_stream(path, **how)
 
 
 @pytest.fixture

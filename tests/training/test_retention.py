@@ -35,8 +35,8 @@ def save(run: Path, step: int) -> str:
     return name
 
 
-def opened(run: Path, newest: str = "", model: str = "", torn: tuple[str, ...] = (), keep_all: bool = False) -> Retention:
-    return Retention(Folder.at(run), keep_all, newest, model, torn)
+def opened(run: Path, newest: str = "", model: str = "", keep_all: bool = False) -> Retention:
+    return Retention(Folder.at(run), keep_all, newest, model, checkpoint_names(Folder.at(run)))
 
 
 def test_the_two_newest_and_the_best_stay(tmp_path):
@@ -71,7 +71,7 @@ def test_twenty_kills_while_a_checkpoint_is_written_leave_no_more_than_one(tmp_p
     opened(tmp_path).add(newest, newest)
     for kill in range(20):
         torn = save(tmp_path, 100 + kill)
-        retention = opened(tmp_path, newest, newest, (torn,))
+        retention = opened(tmp_path, newest, newest)
         assert torn in checkpoint_names(Folder.at(tmp_path)), "before a newer one is durable nothing is removed"
         following = save(tmp_path, 2 + kill)
         retention.add(following, following)
@@ -82,10 +82,23 @@ def test_twenty_kills_while_a_checkpoint_is_written_leave_no_more_than_one(tmp_p
 
 def test_where_all_are_kept_only_torn_ones_go(tmp_path):
     names = [save(tmp_path, step) for step in (1, 2, 3, 9)]
-    retention = opened(tmp_path, names[2], names[0], (names[3],), keep_all=True)
+    retention = opened(tmp_path, names[2], names[0], keep_all=True)
     names.append(save(tmp_path, 4))
     retention.add(names[-1], names[0])
     assert set(checkpoint_names(Folder.at(tmp_path))) == set(names) - {names[3]}
+
+
+def test_a_worker_that_outlives_its_search_and_the_one_that_goes_on_take_nothing_from_each_other(tmp_path):
+    first = save(tmp_path, 1)
+    outliving, following = opened(tmp_path, first), opened(tmp_path, first)
+    for step in (2, 3, 4):
+        under_way = save(tmp_path, step)
+        following.add(save(tmp_path, step), "")
+        outliving.add(under_way, under_way)
+    assert len(checkpoint_names(Folder.at(tmp_path))) == 4, "of each its two newest"
+    (tmp_path / under_way / "sealed-000.json").unlink()
+    sweep(Folder.at(tmp_path), set())
+    assert under_way not in checkpoint_names(Folder.at(tmp_path))
 
 
 @pytest.mark.slow

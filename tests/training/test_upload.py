@@ -1,19 +1,24 @@
 """A checkpoint on its way into a storage that is full, away, or loses its power."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import gethostname
 
 import pytest
 
-from raymed.errors import StorageError
+from raymed.errors import StorageError, UserError
 from raymed.storage import availability, disk
 from raymed.storage.availability import is_refusal, require_there, wait_for
+from raymed.storage.copies import copy_folder
 from raymed.storage.folder import Folder
+from raymed.storage.seal import SEAL, digest_of_file
 from raymed.training.upload import upload
 
 
@@ -116,3 +121,47 @@ def test_a_file_system_that_writes_no_folders_out_takes_checkpoints_all_the_same
         os.fsync(opened)
     os.close(opened)
     disk.keep(Path("/proc/self"))
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An object store that lists its bucket and takes nothing."""
+
+    def do_HEAD(self) -> None:
+        self._answer(200 if self.path == "/bucket" else 404)
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self._answer(403)
+
+    def do_POST(self) -> None:
+        self.do_PUT()
+
+    def do_GET(self) -> None:
+        self._answer(200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+
+    def _answer(self, status: int, content: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.mark.parametrize("size", [7, 2**24])
+def test_a_file_that_an_object_store_does_not_take_is_not_taken_for_there(tmp_path, monkeypatch, size):
+    """Arrow's `copy_files` says nothing: the store answers when the stream closes, and it does not look."""
+    (tmp_path / "weights").write_bytes(bytes(size))
+    account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "eu-central-1"}
+    for name, value in account.items():
+        monkeypatch.setenv(name, value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(OSError, match="ACCESS_DENIED"):
+            upload(tmp_path, Folder.at("s3://bucket/run"), "step-1")
+        (tmp_path / SEAL).write_text(json.dumps({"files": {"weights": digest_of_file(tmp_path / "weights")}}))
+        with pytest.raises(UserError, match="weights cannot be copied to"):
+            copy_folder(Folder.at(tmp_path), Folder.at("s3://bucket/models"))
+        server.shutdown()
