@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from raymed import clock
 from raymed.background import Background
 from raymed.errors import UserError
 from raymed.storage import holder
@@ -69,6 +70,7 @@ class _Claim:
         Raises:
             UserError: one does.
         """
+        begun = clock.uptime()
         self._write()
         try:
             now = self._folder.modified(self._file)
@@ -89,6 +91,8 @@ class _Claim:
             with contextlib.suppress(OSError):
                 self._folder.delete(self._file)
             raise
+        if clock.uptime() - begun > BEAT:  # the machine stood still, and another process has perhaps taken this one for dead
+            self.make()
 
     def start(self) -> None:
         self._heart.start()

@@ -121,6 +121,7 @@ class Night:
         self._unmentioned: set[str] = set()  # runs that a person has deleted, by key
         self._promoted = ""
         self._data = 0
+        self._preparing: Process | None = None
         self._acknowledged: tuple[Disk, str, bytes] | None = None  # the record, as it was when a decision was acted on
 
     # what it runs on
@@ -485,6 +486,9 @@ class Night:
 
     def _prepare(self, number: int) -> None:
         """As `raymed.data.publish`: the index, the manifest, and then what it does not name goes."""
+        while self._preparing is not None and self._preparing.is_alive:
+            self.world.sleep(1.0)  # for the lock on the folder, which its process holds
+        self._preparing = self.world.current
         folder, files = Folder.at(DATA), prepared_files(number)
         for name in sorted(files):  # the index, then the manifest
             folder.write(name, files[name])

@@ -46,6 +46,11 @@ def test_a_worker_that_outlives_its_search_takes_nothing_from_the_one_that_goes_
     run_night(seed, faults(seed))
 
 
+@pytest.mark.parametrize("seed", [13390])
+def test_a_machine_that_stands_still_while_it_takes_the_lease_looks_for_others_again(seed: int) -> None:
+    run_night(seed, faults(seed))
+
+
 @pytest.mark.parametrize("seed", [14685])
 def test_a_disk_that_is_full_when_a_trial_begins_ends_no_trial(seed: int) -> None:
     run_night(seed, faults(seed))

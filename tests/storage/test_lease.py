@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest import MonkeyPatch
 
+from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import holder
 from raymed.storage import lease as leases
@@ -54,6 +56,23 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go_at_once(tmp_path: 
         assert len(claims(tmp_path)) == 1
     other.join()
     assert not claims(tmp_path)
+
+
+def test_a_machine_that_stood_still_while_it_took_the_lease_looks_again(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    """It was taken for dead meanwhile, its claim removed, and another process holds the lease."""
+    times = iter([0.0, 100.0, 100.0, 100.1])
+
+    def uptime() -> float:
+        if (found := next(times)) == 100 and claims(tmp_path):
+            for claim in claims(tmp_path):
+                claim.unlink()
+            (tmp_path / ".leases" / "search" / "theirs.json").write_text(json.dumps(ELSEWHERE | {"term": 1}))
+        return found
+
+    monkeypatch.setattr(clock, "uptime", uptime)
+    with pytest.raises(UserError, match="running in another process"), lease(Folder.at(tmp_path), "search"):
+        pass
+    assert [claim.name for claim in claims(tmp_path)] == ["theirs.json"]
 
 
 def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a_minute(tmp_path: Path) -> None:
