@@ -1,10 +1,13 @@
 """Whether the report writer looks at pictures, and what the Mamba bridge is worth, on phantom patients.
 
     python benchmarks/reports.py                       # the figures of docs/log.md: minutes on a CPU core
+    python benchmarks/reports.py --seeds 3             # each bridge three times, and what lies between them
     python benchmarks/reports.py --data PREPARED --epochs 2 --bridge_epochs 1
 
 The settings are those that jobs/train_bridge.py and jobs/train_vlm.py take without flags, with each bridge; both stages
-train with raymed's engine in this process, without Ray. Every network is judged at its best epoch, on test patients.
+train with raymed's engine in this process, without Ray. Every network is judged at its best epoch, on test patients. How
+many texts differ among patients whose reference is like no other's depends on how many patients are compared: it is told of
+some at a time, drawn many times over.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from in_process import Records, trained
 from jsonargparse import auto_cli
@@ -23,7 +28,9 @@ from machine import process_group_of_one, show
 
 from raymed.data.labels import LabelTable
 from raymed.data.prepared import Prepared
+from raymed.evaluation import intervals
 from raymed.evaluation.findings import Findings
+from raymed.evaluation.text_metrics import RESAMPLES
 from raymed.job.job import parse
 from raymed.systems.mamba_vlm.evaluation import Writer, evaluate_writer
 from raymed.systems.mamba_vlm.guide_files import write_checkpoint
@@ -31,11 +38,17 @@ from raymed.systems.mamba_vlm.options import GUIDE, MambaOptions, TrainBridge, T
 from raymed.systems.mamba_vlm.settings import GenerationSettings
 from raymed.training.spec import RunSpec
 
-KINDS = ("mamba", "linear")
+KINDS = ("mamba", "linear", "attention")
+AT_A_TIME, DRAWS = 63, 300  # patients whose texts are compared, and how often they are drawn
 
 
 def main(
-    data: str | None = None, epochs: int = 0, bridge_epochs: int = 0, seed: int = 0, storage: str = "runs/benchmark-reports"
+    data: str | None = None,
+    epochs: int = 0,
+    bridge_epochs: int = 0,
+    seed: int = 0,
+    seeds: int = 1,
+    storage: str = "runs/benchmark-reports",
 ) -> None:
     """Train with each bridge and judge.
 
@@ -43,7 +56,8 @@ def main(
         data: Prepared reports; without it, those about phantom patients (their preparation starts Ray).
         epochs: Of stage 2 (0 = as many as the job).
         bridge_epochs: Of stage 1.
-        seed: Of the training.
+        seed: Of the training, the first one.
+        seeds: How often each bridge is trained.
         storage: Where phantom patients are kept.
     """
     torch.set_num_threads(1)
@@ -52,32 +66,48 @@ def main(
         parse(stage, ["--storage", storage], aliases=GUIDE, script=sys.modules[stage.__module__]) for stage in stages
     )
     prepared = Prepared.open(data) if data else second.prepared()
-    writers, seconds = {}, {}
+    rows, findings, generation = prepared.rows("test"), Findings(LabelTable.open("chest_findings")), GenerationSettings()
+    losses: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+    lines, figures = [], []
     with process_group_of_one(), tempfile.TemporaryDirectory() as temporary:
         records = Records(prepared, second.spec(prepared))
-        for kind in KINDS:
-            started, file = time.process_time(), Path(temporary) / f"{kind}.pt"
-            bridge = spec_of(first, prepared, kind, seed, bridge_epochs)
-            write_checkpoint(file, train(bridge, records), 0)
-            spec = spec_of(second, prepared, kind, seed, epochs)
-            settings: Any = spec.recipe
-            recipe = replace(settings, start=str(file))
-            network = recipe.build()
-            network.load_state_dict(train(replace(spec, recipe=recipe), records))
-            writers[kind] = Writer(replace(recipe, start=None), network.eval())
-            seconds[kind] = time.process_time() - started
-    findings, generation, rows = Findings(LabelTable.open("chest_findings")), GenerationSettings(), prepared.rows("test")
-    mamba, linear = (writers[kind] for kind in KINDS)
-    judged = {
-        "mamba": evaluate_writer(mamba, prepared, rows, findings, generation, 8, linear, seed),
-        "linear": evaluate_writer(linear, prepared, rows, findings, generation, 8, None, seed),
-    }
-    lines = []
-    for kind, result in judged.items():
-        lines += [f"{kind} bridge, {seconds[kind]:.0f} s of CPU for both stages:", *(f"  {line}" for line in result.lines)]
+        for number in range(seed, seed + seeds):
+            for kind in KINDS:
+                started, file = time.process_time(), Path(temporary) / f"{kind}.pt"
+                write_checkpoint(file, train(spec_of(first, prepared, kind, number, bridge_epochs), records), 0)
+                spec = spec_of(second, prepared, kind, number, epochs)
+                settings: Any = spec.recipe
+                recipe = replace(settings, start=str(file))
+                network = recipe.build()
+                network.load_state_dict(train(replace(spec, recipe=recipe), records))
+                seconds = time.process_time() - started
+                writer = Writer(replace(recipe, start=None), network.eval())
+                result = evaluate_writer(writer, prepared, rows, findings, generation, 8, None, number)
+                losses[kind].append(result.texts.groupby("patient_id")["loss"].mean().to_numpy())
+                share = apart(result.texts)
+                lines += [
+                    f"{kind} bridge, seed {number}, {seconds:.0f} s of CPU for both stages:",
+                    f"  different texts of those whose reference is like no other's, {AT_A_TIME} at a time: {share:.0%}",
+                    *(f"  {line}" for line in result.lines),
+                ]
+                figures.append(result.to_dict() | {"kind": kind, "seed": number, "seconds": seconds, "apart": share})
+    for kind in KINDS[1:]:
+        by_seed = np.array(losses[kind]) - np.array(losses["mamba"])  # [seeds, patients]
+        lower = intervals.mean(by_seed.mean(0), RESAMPLES, seed)
+        each = ", ".join(f"{difference:.3f}" for difference in by_seed.mean(1))
+        lines.append(f"mamba bridge against {kind}: loss lower by {lower} over patients; of each seed {each}")
     sizes = {split: len(prepared.rows(split)) for split in ("train", "val", "test")}
-    figures = {kind: result.to_dict() | {"seconds": seconds[kind]} for kind, result in judged.items()}
-    show(f"report writer on {data or 'phantom patients'}, {sizes}, seed {seed}", lines, figures)
+    show(f"report writer on {data or 'phantom patients'}, {sizes}", lines, {"judged": figures})
+
+
+def apart(texts: pd.DataFrame) -> float:
+    """The share of different texts among the patients of a draw whose reference is like no other's in it: its mean."""
+    shares, draws = [], np.random.default_rng(0)
+    for _ in range(DRAWS):
+        drawn = texts.iloc[draws.permutation(len(texts))[:AT_A_TIME]]
+        alone = drawn[~drawn["reference"].duplicated(keep=False)]
+        shares.append(alone["generated"].nunique() / max(1, len(alone)))
+    return float(np.mean(shares))
 
 
 def spec_of(options: MambaOptions, prepared: Prepared, kind: Any, seed: int, epochs: int) -> RunSpec:

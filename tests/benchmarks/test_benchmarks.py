@@ -293,8 +293,10 @@ def test_reports_judges_the_report_writer_with_each_bridge(
 ) -> None:
     benchmark("reports").main(reports, epochs=1, bridge_epochs=1, storage=str(tmp_path))
     figures = figures_of(capsys)
-    assert [guard["name"] for guard in figures["mamba"]["guards"]] == ["image shuffle", "commonest report", "linear bridge"]
-    assert figures["linear"]["metrics"].keys() == {"bleu", "rouge_l", "finding_f1"}
+    judged = {each["kind"]: each for each in figures["judged"]}
+    assert [guard["name"] for guard in judged["mamba"]["guards"]] == ["image shuffle", "commonest report"]
+    assert judged.keys() == {"mamba", "linear", "attention"}
+    assert judged["linear"]["metrics"].keys() == {"bleu", "rouge_l", "finding_f1"} and 0 <= judged["linear"]["apart"] <= 1
 
 
 @pytest.mark.slow

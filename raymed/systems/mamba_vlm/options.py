@@ -36,7 +36,7 @@ log = logging.getLogger("raymed")
 
 PATHS = Path("config/paths.yaml")  # of the guide, below the working folder
 AUDITED = 128  # reports whose length is looked at before training
-PHANTOMS = PhantomSettings(patients=420, size=64, slices=(8, 8), difficulty=0.1)
+PHANTOMS = PhantomSettings(patients=1000, size=64, slices=(8, 8), difficulty=0.1)
 # What the guide's flags are called here.
 GUIDE = {
     "epochs": Alias("train.epochs"),
