@@ -75,18 +75,22 @@ class _Claim:
         try:
             now = self._folder.modified(self._file)
             for file in self._others():
-                with contextlib.suppress(FileNotFoundError):  # its holder ends
+                try:
                     other, age = _read(self._folder, file), now - self._folder.modified(file)
-                    if _is_over(other, age):
-                        self._term = max(self._term, _term(other) + 1)
-                        self._write()  # before the other goes: the term outlives it
-                        self._folder.delete(file)
-                        continue
-                    who = f"{other.get('pid')} on {other.get('host')}, last seen {max(0, age):.0f} s ago"
-                    raise UserError(
-                        f"{self._name!r} is running in another process ({who}): wait for it, or stop it. "
-                        f"If that machine is gone, try again in {EXPIRES:.0f} s"
-                    )
+                except FileNotFoundError:
+                    if self._folder.exists(self._file):
+                        continue  # its holder has ended
+                    raise  # the storage is away
+                if _is_over(other, age):
+                    self._term = max(self._term, _term(other) + 1)
+                    self._write()  # before the other goes: the term outlives it
+                    self._folder.delete(file)
+                    continue
+                who = f"{other.get('pid')} on {other.get('host')}, last seen {max(0, age):.0f} s ago"
+                raise UserError(
+                    f"{self._name!r} is running in another process ({who}): wait for it, or stop it. "
+                    f"If that machine is gone, try again in {EXPIRES:.0f} s"
+                )
         except BaseException:
             with contextlib.suppress(OSError):
                 self._folder.delete(self._file)

@@ -41,6 +41,8 @@ class Database:
         is_away: whether it does not answer.
         lose_answers, twice: of how many requests to come the answer is lost, and the creation repeated.
         deleted: runs that a person has deleted.
+        overruled: versions that a person made champion while another request for it was on its way: MLflow asks nobody
+            which version is to be replaced.
         is_copied: whether there are copies to be set back to.
     """
 
@@ -50,6 +52,7 @@ class Database:
         self.models: dict[str, dict[str, Any]] = {}
         self.is_away, self.lose_answers, self.twice = False, 0, 0
         self.deleted: set[str] = set()
+        self.overruled: set[str] = set()
         self.is_copied = False
         self._copies: list[tuple[float, Any]] = []  # until when the state was so
 
@@ -192,7 +195,11 @@ class Client:
         return SimpleNamespace(version=model["aliases"][alias])
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+        before = self._base.models[name]["aliases"].get(alias)
         self._ask()
+        now = self._base.models[name]["aliases"].get(alias)
+        if now != before:
+            self._base.overruled.add(now)
         self._base.models[name]["aliases"][alias] = version
         self._answer()
 
@@ -213,8 +220,9 @@ class Client:
     def create_model_version(self, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
         self._ask()
         self._base.models[name]["versions"].append(dict(tags))
+        number = len(self._base.models[name]["versions"])
         self._answer()
-        return SimpleNamespace(version=str(len(self._base.models[name]["versions"])))
+        return SimpleNamespace(version=str(number))
 
 
 def _seen(row: RunRow) -> Any:

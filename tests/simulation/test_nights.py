@@ -51,6 +51,11 @@ def test_a_machine_that_stands_still_while_it_takes_the_lease_looks_for_others_a
     run_night(seed, faults(seed))
 
 
+@pytest.mark.parametrize("seed", [18004])
+def test_a_storage_that_goes_away_while_a_claim_is_read_is_not_taken_for_the_holder_s_end(seed: int) -> None:
+    run_night(seed, faults(seed))
+
+
 @pytest.mark.parametrize("seed", [14685])
 def test_a_disk_that_is_full_when_a_trial_begins_ends_no_trial(seed: int) -> None:
     run_night(seed, faults(seed))
