@@ -35,6 +35,7 @@ from raymed.data.split import Assignment, assign, read_split_file
 from raymed.data.survey import UNLABELLED, Survey, class_name, survey
 from raymed.errors import UserError
 from raymed.storage.folder import Folder
+from raymed.storage.lease import lease
 
 log = logging.getLogger("raymed")
 
@@ -155,9 +156,14 @@ def require_apart(found: Survey, folder: Folder) -> None:
 
 @contextmanager
 def _alone(folder: Folder) -> Iterator[None]:
-    """Waits for another process that prepares into the folder. Object stores know no such lock."""
+    """Waits for another process that prepares into the folder; in an object store, which knows no such lock, it is refused.
+
+    Raises:
+        UserError: the folder cannot be written to, or another process prepares into this one of an object store.
+    """
     if not folder.is_local:
-        yield
+        with lease(folder, "prepare"):
+            yield
         return
     try:
         Path(folder.path).mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ class _Claim:
         """Leave the claim, and see whether another one counts.
 
         Raises:
-            UserError: one does.
+            UserError: one does, or it took so long that others may take this process for dead.
         """
         begun = clock.uptime()
         self._write()
@@ -84,19 +84,23 @@ class _Claim:
                 if _is_over(other, age):
                     self._term = max(self._term, _term(other) + 1)
                     self._write()  # before the other goes: the term outlives it
-                    self._folder.delete(file)
+                    with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                        self._folder.delete(file)
                     continue
                 who = f"{other.get('pid')} on {other.get('host')}, last seen {max(0, age):.0f} s ago"
                 raise UserError(
                     f"{self._name!r} is running in another process ({who}): wait for it, or stop it. "
                     f"If that machine is gone, try again in {EXPIRES:.0f} s"
                 )
+            if (took := clock.uptime() - begun) > EXPIRES / 2:
+                raise UserError(
+                    f"{self._name!r} has not begun: to look for other processes took {took:.0f} s, in which one may have "
+                    "taken this one for dead. Give the same command again"
+                )
         except BaseException:
             with contextlib.suppress(OSError):
                 self._folder.delete(self._file)
             raise
-        if clock.uptime() - begun > BEAT:  # the machine stood still, and another process has perhaps taken this one for dead
-            self.make()
 
     def start(self) -> None:
         self._heart.start()

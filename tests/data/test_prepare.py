@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import ray
 from filelock import FileLock
+from object_store import object_store
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -200,6 +201,15 @@ def test_two_who_prepare_into_one_folder_do_it_one_after_the_other(source: Path,
                 time.sleep(0.01)
             assert not Path(out, "manifest.json").exists()
         assert waiting.result().new == 16
+
+
+def test_who_prepares_into_a_folder_of_an_object_store_that_another_process_prepares_into_is_refused(source: Path):
+    theirs = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
+    with object_store() as bucket:
+        Folder.at(f"{bucket}/data").write(".leases/prepare/theirs.json", json.dumps(theirs).encode())
+        with pytest.raises(UserError, match=r"'prepare' is running in another process \(1 on elsewhere"):
+            prepare(source, f"{bucket}/data", SETTINGS)
+        assert not Folder.at(f"{bucket}/data").exists(MANIFEST)
 
 
 def test_a_lost_shard_is_made_again(source: Path, out: str):

@@ -47,7 +47,7 @@ def test_a_worker_that_outlives_its_search_takes_nothing_from_the_one_that_goes_
 
 
 @pytest.mark.parametrize("seed", [13390])
-def test_a_machine_that_stands_still_while_it_takes_the_lease_looks_for_others_again(seed: int) -> None:
+def test_a_machine_that_stands_still_while_it_takes_the_lease_has_not_got_it(seed: int) -> None:
     run_night(seed, faults(seed))
 
 

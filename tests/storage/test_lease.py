@@ -58,21 +58,35 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go_at_once(tmp_path: 
     assert not claims(tmp_path)
 
 
-def test_a_machine_that_stood_still_while_it_took_the_lease_looks_again(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
-    """It was taken for dead meanwhile, its claim removed, and another process holds the lease."""
-    times = iter([0.0, 100.0, 100.0, 100.1])
-
-    def uptime() -> float:
-        if (found := next(times)) == 100 and claims(tmp_path):
-            for claim in claims(tmp_path):
-                claim.unlink()
-            (tmp_path / ".leases" / "search" / "theirs.json").write_text(json.dumps(ELSEWHERE | {"term": 1}))
-        return found
-
-    monkeypatch.setattr(clock, "uptime", uptime)
-    with pytest.raises(UserError, match="running in another process"), lease(Folder.at(tmp_path), "search"):
+def test_a_machine_that_stood_still_while_it_took_the_lease_does_not_hold_it(
+    tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """Meanwhile it may have been taken for dead, and its claim removed by a process that holds the lease now."""
+    times = iter([0.0, 100.0])
+    monkeypatch.setattr(clock, "uptime", lambda: next(times))
+    with pytest.raises(UserError, match=r"took 100 s.*Give the same command again"), lease(Folder.at(tmp_path), "search"):
         pass
-    assert [claim.name for claim in claims(tmp_path)] == ["theirs.json"]
+    assert not claims(tmp_path)
+
+
+def test_of_two_that_find_the_same_dead_claim_the_slower_is_not_stopped_by_its_end(
+    tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    dead = tmp_path / ".leases" / "search" / "dead.json"
+    dead.parent.mkdir(parents=True)
+    dead.write_text(json.dumps(ELSEWHERE))
+    os.utime(dead, (1, 1))
+    delete = Folder.delete
+
+    def slower(folder: Folder, name: str = "") -> None:
+        if name == "dead.json":
+            dead.unlink()
+            raise FileNotFoundError(name)
+        delete(folder, name)
+
+    monkeypatch.setattr(Folder, "delete", slower)
+    with lease(Folder.at(tmp_path), "search"):
+        assert len(claims(tmp_path)) == 1
 
 
 def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a_minute(tmp_path: Path) -> None:
