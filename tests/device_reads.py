@@ -114,7 +114,7 @@ def reads_of_a_step(recipe: Recipe, records: Sequence[Record], zero_stage: Liter
     configure_as_on_a_card()
     settings = TrainSettings(precision="fp32", zero_stage=zero_stage)
     trained = engine.Engine(recipe, settings, 10, 0, torch.device("cpu"))
-    shares = [(recipe.encode(records, TrainingPass(0, 0)), MicroBatch(())) for _ in range(2)]
+    shares = [(trained.prepare(recipe.encode(records, TrainingPass(0, 0))), MicroBatch(())) for _ in range(2)]
     for step_number in range(BEFORE):
         trained.step(shares, step_number)
     with DeviceReads() as step:
