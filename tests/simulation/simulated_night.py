@@ -339,8 +339,10 @@ class Night:
             raise Violation(f"a {process.kind} ended with {process.error!r}") from process.error
 
     def _require_one_writer(self) -> None:
-        mine = self.world.current
-        inside = [each for each in self.drivers if each is not mine and each.holds and not each.was_cut]
+        """But for one that stands still, or was cut off: its heart ends it once it is back."""
+        mine, now = self.world.current, self.world.now
+        others = [each for each in self.drivers if each is not mine and each.holds]
+        inside = [each for each in others if not each.was_cut and each.frozen_until <= now]
         if not mine.was_cut:  # type: ignore[union-attr]
             self._require(not inside, "two processes hold the search's lease")
 
