@@ -94,13 +94,15 @@ class Streamed:
 
     Attributes:
         data: URI of the prepared data: their index, which is large, does not travel with a run's configuration.
+        digest: what they hold; empty where any will do. A row's number would name another patient in others.
     """
 
     data: str
+    digest: str = ""
     size: ClassVar[int] = 0  # of the object store
 
     def open(self) -> StreamedReader:
-        return StreamedReader(Prepared.open(self.data))
+        return StreamedReader(Prepared.open(self.data, self.digest))
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def open_reader(prepared: Prepared, rows: np.ndarray, beside: int = 0) -> Staged
         "data: %d records (%.0f MiB) do not fit the object store: streamed from the shards each epoch",
         *(len(rows), size / 2**20),
     )
-    return Streamed(prepared.folder.uri)
+    return Streamed(prepared.folder.uri, prepared.digest)
 
 
 Item = TypeVar("Item")

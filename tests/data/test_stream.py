@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -20,7 +21,7 @@ from raymed.data.micro_batches import Division
 from raymed.data.plan import plan_epoch
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, Streamed, ahead, open_reader, stage
-from raymed.errors import RunError, UserError
+from raymed.errors import CommonError, RunError, UserError
 
 Source = Callable[[Prepared, np.ndarray], Staged | Streamed]
 SOURCES = {"staged": stage, "streamed": lambda prepared, rows: Streamed(prepared.folder.uri)}
@@ -153,6 +154,19 @@ def test_rows_that_do_not_fit_the_store_are_streamed(
     assert isinstance(open_reader(prepared, rows, beside=1 << 40), Streamed), "of other data lies there already"
     monkeypatch.setattr(stream, "STORE_SHARE", 1e-9)
     assert isinstance(open_reader(prepared, rows), Streamed)
+
+
+def test_rows_are_streamed_from_the_data_that_a_run_began_with_and_from_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may be prepared there between a worker's look at the digest and its reader's opening of the index."""
+    monkeypatch.setattr(stream, "fits_in_memory", lambda size: False)
+    prepared = write_prepared(tmp_path / "data", patients=8)
+    source = open_reader(prepared, prepared.rows("train"))
+    manifest = tmp_path / "data" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"digest": "other"}), "utf-8")
+    with pytest.raises(CommonError, match="was prepared again"):
+        source.open()
 
 
 def test_ahead_gives_the_same_items_in_order() -> None:
