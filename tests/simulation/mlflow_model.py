@@ -40,7 +40,6 @@ class Database:
     Attributes:
         is_away: whether it does not answer.
         lose_answers, twice: of how many requests to come the answer is lost, and the creation repeated.
-        deleted: runs that a person has deleted.
         overruled: versions that a person made champion while another request for it was on its way: MLflow asks nobody
             which version is to be replaced.
         is_copied: whether there are copies to be set back to.
@@ -51,7 +50,6 @@ class Database:
         self.runs: dict[str, RunRow] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.is_away, self.lose_answers, self.twice = False, 0, 0
-        self.deleted: set[str] = set()
         self.overruled: set[str] = set()
         self.is_copied = False
         self._copies: list[tuple[float, Any]] = []  # until when the state was so
