@@ -26,7 +26,7 @@ from raymed.data.leak import GuardSummary, guard
 from raymed.data.prepared import MANIFEST, Prepared, digest_of
 from raymed.data.progress import ReadingProgress
 from raymed.data.pseudonyms import Pseudonyms
-from raymed.data.publish import STUDIES, UNSPLIT, counts, publish
+from raymed.data.publish import STUDIES, UNSPLIT, counts, publish, remove_unread
 from raymed.data.quarantine import Line, Quarantine
 from raymed.data.record import BLAKE3, INDEX
 from raymed.data.settings import CurationSettings, PrepareSettings
@@ -120,6 +120,8 @@ def curate(
 
         settled = settings.split.file is not None or bool(found.listing.splits)
         if old and not todo and not settled and _same(old, found, described, quarantine):
+            remove_unread(folder, old.manifest)
+            remove_unread(folder, old.manifest)
             return PrepareResult(old, 0, kept, guard(old.index, None, found.listing.patients_known))
         index = pa.concat_tables(tables)
         if not index.num_rows:

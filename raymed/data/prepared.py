@@ -96,6 +96,11 @@ class Manifest:
         """What is divided, counted and judged: patient, or image where nobody said whose the pictures are."""
         return "patient" if self.patients_known else "image"
 
+    @property
+    def earlier_name(self) -> str:
+        """Of its file, once another one has taken its place."""
+        return f"{_earlier_names(self.digest)}{self.index_digest[:12]}.json"
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode()
 
@@ -137,7 +142,8 @@ class Prepared:
         """Open a folder that `prepare` wrote.
 
         Args:
-            digest: what the data's digest must be; empty where any will do.
+            digest: what the data's digest must be; empty where any will do. Others that took their place meanwhile are
+                passed over while these are kept (`raymed.data.readers`).
 
         Raises:
             MissingError: the folder is not prepared data, or lacks its index.
@@ -152,6 +158,8 @@ class Prepared:
                 f"has written: jobs/prepare_*.py --source PICTURES --out FOLDER{hint}"
             )
         manifest = Manifest.from_json(folder.read(MANIFEST), f"{folder.uri}/{MANIFEST}")
+        if digest not in ("", manifest.digest):
+            manifest = _earlier(folder, digest) or manifest
         if digest not in ("", manifest.digest):
             raise CommonError(
                 f"{folder.uri} was prepared again: it holds {manifest.digest}, and this run began with {digest}. A row "
@@ -271,6 +279,19 @@ class Prepared:
 def digest_of(content: bytes) -> str:
     """BLAKE2b of bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _earlier(folder: Folder, digest: str) -> Manifest | None:
+    """The manifest of data with that digest, whose place others have taken; None where they are not kept."""
+    for name in folder.names():
+        if name.startswith(_earlier_names(digest)):
+            return Manifest.from_json(folder.read(name), f"{folder.uri}/{name}")
+    return None
+
+
+def _earlier_names(digest: str) -> str:
+    """How they begin; the index follows, as the same data may have lain in other shards."""
+    return f"manifest-{digest[:12]}-"
 
 
 def _plain(column: pa.ChunkedArray) -> np.ndarray:

@@ -20,10 +20,12 @@ from raymed.data.duplicates import LAYOUT
 from raymed.data.image import ImageSettings, recorded
 from raymed.data.prepared import MANIFEST, Manifest, digest_of
 from raymed.data.quarantine import Quarantine
+from raymed.data.readers import read_digests
 from raymed.data.record import BLAKE3, input_pictures
 from raymed.data.settings import CurationSettings, PrepareSettings
 from raymed.data.shards import SHARDS, UNFINISHED
 from raymed.data.survey import Survey, class_name
+from raymed.errors import UserError
 from raymed.storage.folder import Folder
 
 UNSPLIT = "unsplit"  # the split of rows that are in none, in counts
@@ -35,6 +37,8 @@ SOMETIMES = (
     "slice_thickness",
     "field_of_view",
 )  # columns that say something of some sources only
+TABLES = re.compile(r"(index|studies)-[0-9a-f]{12}\.parquet")
+EARLIER = re.compile(r"manifest-[0-9a-f]{12}-[0-9a-f]{12}\.json")  # `Manifest.earlier_name`
 STUDIES = pa.schema([("study", pa.string()), ("fingerprint", pa.string()), ("refused", pa.string())])
 
 
@@ -48,7 +52,7 @@ def publish(
     left_out: Mapping[str, str],
     groups: list[list[str]],
 ) -> Manifest:
-    """Write index, studies and quarantine beside the old ones, then the manifest, then remove what it does not name."""
+    """Write index, studies and quarantine beside the old ones, then the manifest, then remove what nobody reads."""
     studies = pa.table(
         {
             "study": [study.study for study in found.studies],
@@ -92,15 +96,38 @@ def publish(
     folder.write(manifest.index, index_bytes)
     folder.write(manifest.studies, studies_bytes)
     folder.write("quarantine.jsonl", lines)
+    if (earlier := _manifest(folder, MANIFEST)) and earlier.index != manifest.index:
+        folder.write(earlier.earlier_name, earlier.to_json())  # who begins to read is looked for once they are replaced
     folder.write(MANIFEST, manifest.to_json())
-    for name in folder.names():
-        if re.fullmatch(r"(index|studies)-[0-9a-f]{12}\.parquet", name) and name not in (manifest.index, manifest.studies):
-            folder.delete(name)
-    for name in folder.child(SHARDS).names():
-        if name not in manifest.shards:
-            folder.delete(f"{SHARDS}/{name}")
+    remove_unread(folder, manifest)
     folder.delete(UNFINISHED)
     return manifest
+
+
+def remove_unread(folder: Folder, manifest: Manifest) -> None:
+    """Remove what neither the manifest names, nor an earlier one whose data somebody reads."""
+    digests = read_digests(folder)
+    kept, shards = {MANIFEST, manifest.index, manifest.studies}, set(manifest.shards)
+    for name in folder.names():
+        if EARLIER.fullmatch(name) and (earlier := _manifest(folder, name)) and earlier.digest in digests:
+            kept |= {name, earlier.index, earlier.studies}
+            shards |= earlier.shards.keys()
+    for name in folder.names():
+        if (EARLIER.fullmatch(name) or TABLES.fullmatch(name)) and name not in kept:
+            folder.delete(name)
+    for name in folder.child(SHARDS).names():
+        if name not in shards:
+            folder.delete(f"{SHARDS}/{name}")
+
+
+def _manifest(folder: Folder, name: str) -> Manifest | None:
+    """None where there is none that this raymed reads."""
+    if not folder.exists(name):
+        return None
+    try:
+        return Manifest.from_json(folder.read(name), f"{folder.uri}/{name}")
+    except UserError:
+        return None
 
 
 def _content_digest(index: pa.Table, found: Survey, image: ImageSettings, described: dict[str, Any]) -> str:

@@ -76,12 +76,12 @@ class _Claim:
             now = self._folder.modified(self._file)
             for file in self._others():
                 try:
-                    other, age = _read(self._folder, file), now - self._folder.modified(file)
+                    other, age = read_claim(self._folder, file), now - self._folder.modified(file)
                 except FileNotFoundError:
                     if self._folder.exists(self._file):
                         continue  # its holder has ended
                     raise  # the storage is away
-                if _is_over(other, age):
+                if is_over(other, age):
                     self._term = max(self._term, _term(other) + 1)
                     self._write()  # before the other goes: the term outlives it
                     with contextlib.suppress(FileNotFoundError):  # somebody else was faster
@@ -130,7 +130,7 @@ class _Claim:
             self._rivals = {file: self._folder.modified(file) for file in self._others()}
             # one that only looked, or was killed while it did, renews nothing
             renewed = [file for file, at in self._rivals.items() if before.get(file, at) != at]
-            has_rival = any(_term(_read(self._folder, file)) >= self._term for file in renewed)
+            has_rival = any(_term(read_claim(self._folder, file)) >= self._term for file in renewed)
             if is_there and not has_rival:
                 self._write()
                 return True
@@ -150,7 +150,8 @@ class _Claim:
         return [file for file in self._folder.names() if file.endswith(".json") and file != self._file]
 
 
-def _read(folder: Folder, file: str) -> dict[str, Any]:
+def read_claim(folder: Folder, file: str) -> dict[str, Any]:
+    """What a process wrote of itself, as `holder.myself` says it."""
     try:
         return dict(json.loads(folder.read(file)))
     except (ValueError, TypeError):
@@ -162,6 +163,11 @@ def _term(other: dict[str, Any]) -> int:
     return int(other.get("term", 0))
 
 
-def _is_over(other: dict[str, Any], age: float) -> bool:
-    ended = holder.has_ended(other)
+def is_over(claim: dict[str, Any], age: float) -> bool:
+    """Whether the process that wrote a claim has ended, as far as that can be seen, or was not seen for too long.
+
+    Args:
+        age: seconds since it was written.
+    """
+    ended = holder.has_ended(claim)
     return age > EXPIRES if ended is None else ended

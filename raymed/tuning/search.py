@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
+from raymed.data.readers import reading
 from raymed.errors import UserError
 from raymed.language import say
 from raymed.recipes.metric import LAST, VAL_LOSS, Metric
@@ -206,13 +207,18 @@ class Search:
         """Earlier searches of this name that are over."""
         return Forgotten.read(Folder.at(self.template.storage), self.name)
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Hold the search's lease: no other process, on whatever machine, searches, judges, refits or forgets meanwhile.
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the search's lease: no other process, on whatever machine, searches, judges, refits or forgets meanwhile. The
+        data that its runs read stay, though others are prepared into their folder.
 
         Raises (on entering):
             UserError: another process holds it.
         """
-        return lease(Folder.at(self.template.storage), self.name)
+        with lease(Folder.at(self.template.storage), self.name), ExitStack() as data:
+            for uri, digest in {(spec.data, spec.data_digest) for spec in self.specs if spec.data_digest}:
+                data.enter_context(reading(uri, digest))
+            yield
 
     def forget(self) -> None:
         """Remove what an earlier search of this name left: its folder, its study and its runs in MLflow.

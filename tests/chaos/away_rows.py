@@ -188,7 +188,9 @@ def _said(folder: Path, storage: Path | str) -> str:
 
 def _read(folder: Path, storage: Path | str) -> Losses:
     """Settings, end and epochs of each trial."""
-    trials = small_search(folder, "search", TRIALS, storage=storage).open_study().trials
+    study = small_search(folder, "search", TRIALS, storage=storage).open_study()
+    trials = study.trials
+    study.close()  # or it would copy its record into a storage that is away by then
     return [(trial.params, trial.state.name, trial.intermediate_values) for trial in trials]
 
 

@@ -26,13 +26,14 @@ from raymed.data.counts import left_out
 from raymed.data.image import PIXEL_RULE, ImageSettings
 from raymed.data.prepare import PrepareSettings, curate, plain_settings, prepare
 from raymed.data.prepared import MANIFEST, Prepared
+from raymed.data.readers import READERS, reading
 from raymed.data.record import BLAKE3, SHA256
 from raymed.data.shards import LoadSlices
 from raymed.data.sources import list_source, load_study
 from raymed.data.split import SplitSettings
 from raymed.data.stream import stage
 from raymed.data.survey import survey
-from raymed.errors import UserError
+from raymed.errors import CommonError, UserError
 from raymed.storage.folder import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -167,6 +168,24 @@ def test_other_image_settings_replace_every_shard(source: Path, out: str):
     assert (result.new, result.prepared.size) == (16, 24)
     assert not {path for path in files(out) if "shards" in path or "index" in path} & before.keys()
     assert result.prepared.read(np.array([0]))[0].images[0].pixels.shape == (24, 24, 1)
+
+
+def test_what_a_search_reads_stays_while_others_are_prepared_in_its_place_and_goes_once_it_has_ended(source: Path, out: str):
+    first = prepare(source, out, SETTINGS).prepared
+    wanted = first.read(first.rows("all"))
+    with reading(out, first.digest):
+        second = prepare(source, out, replace(SETTINGS, image=ImageSettings(size=24))).prepared
+        assert Prepared.open(out).size == 24
+        kept = Prepared.open(out, first.digest)
+        for record, other in zip(wanted, kept.read(kept.rows("all")), strict=True):
+            assert (record.id, record.label) == (other.id, other.label)
+            assert np.array_equal(record.images[0].pixels, other.images[0].pixels)
+        assert kept.index.equals(first.index)
+    assert prepare(source, out, replace(SETTINGS, image=ImageSettings(size=24))).new == 0
+    with pytest.raises(CommonError, match="was prepared again"):
+        Prepared.open(out, first.digest)
+    left = {path.name for path in Path(out).rglob("*.*")} - {"prepare.lock", READERS, "quarantine.jsonl"}
+    assert left == {MANIFEST, second.manifest.index, second.manifest.studies, *second.manifest.shards}
 
 
 def test_data_of_an_earlier_pixel_rule_are_read_again_and_have_another_digest(source: Path, out: str):
