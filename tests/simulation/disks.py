@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 from machines import Host, World
@@ -182,12 +182,25 @@ class Disk:
 
 
 class ObjectStore:
-    """Objects by their keys: whole, and durable once they are there."""
+    """Objects by their keys: whole, and durable once they are there.
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    Attributes:
+        spared: uploads to come that go well before one that does not.
+        refused, unanswered: of how many uploads after those none is taken, and of how many that are taken nobody is told.
+        denied_until: when this account may write again.
+        slow_until: until when each upload takes its time.
+    """
+
+    def __init__(self, world: World, seed: int) -> None:
+        self._world, self._draw = world, random.Random(f"store {seed}")
         self.objects: dict[str, tuple[bytes, float]] = {}
         self.is_away = False
+        self.spared = self.refused = self.unanswered = 0
+        self.denied_until = self.slow_until = 0.0
+
+    def heal(self) -> None:
+        self.spared = self.refused = self.unanswered = 0
+        self.denied_until = self.slow_until = 0.0
 
     def get(self, path: str) -> bytes:
         self._answer()
@@ -197,7 +210,22 @@ class ObjectStore:
 
     def put(self, path: str, content: bytes) -> None:
         self._answer()
+        if self._world.now < self.denied_until:
+            raise OSError(f"When uploading {path}: AWS Error ACCESS_DENIED during PutObject operation")
+        is_spared = self.spared > 0
+        self.spared -= is_spared
+        if not is_spared and self.refused:
+            self.refused -= 1
+            raise OSError(f"When uploading {path}: AWS Error SLOW_DOWN during PutObject operation")
         self.objects[path] = content, self._world.now
+        if not is_spared and self.unanswered:
+            self.unanswered -= 1
+            raise OSError(f"When uploading {path}: AWS Error NETWORK_CONNECTION: the connection was closed")
+
+    def be_slow(self) -> None:
+        """Before an upload, which Arrow does in one call: no other process can go on within."""
+        if self._world.now < self.slow_until:
+            self._world.sleep(self._draw.uniform(0.1, 20))
 
     def keys(self, path: str) -> list[str]:
         self._answer()
@@ -211,12 +239,26 @@ class ObjectStore:
 class Storages:
     """What each process reaches: its host's own disk, the shared one under /shared, and the object store."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, seed: int) -> None:
         self._world = world
-        self.shared, self.store = Disk(world), ObjectStore(world)
+        self.shared, self.store = Disk(world), ObjectStore(world, seed)
         self.own = {host.name: Disk(world) for host in world.hosts}
         self.shared.names["/shared"] = self.shared._kept["/shared"] = Node(is_folder=True)
         self._disk_files, self._store_files = fs.PyFileSystem(_DiskFiles(self)), fs.PyFileSystem(_StoreFiles(self))
+
+    @property
+    def is_away(self) -> bool:
+        """Whether what hosts share, a disk and an object store, does not answer."""
+        return self.shared.is_away
+
+    @is_away.setter
+    def is_away(self, is_away: bool) -> None:
+        self.shared.is_away = self.store.is_away = is_away
+
+    def files(self) -> dict[str, bytes]:
+        """What is in both."""
+        on_disk = {path: node.content for path, node in self.shared.names.items() if not node.is_folder}
+        return on_disk | {path: content for path, (content, _) in self.store.objects.items()}
 
     def disk(self, path: str) -> Disk:
         if path.startswith("/shared") or self._world.current is None:
@@ -235,6 +277,7 @@ class Storages:
     def copy_to_local(self, source: Folder, target: Path) -> None:
         """As `raymed.training.checkpoint.copy_to_local`, which Arrow does in threads."""
         self.touch("fetch", source.path)
+        self._world.require_room()
         target.mkdir(parents=True, exist_ok=True)
         files = _StoreFiles(self) if not source.is_local else _DiskFiles(self)
         found = list(files.below(source.path))
@@ -378,10 +421,15 @@ class StoreFolder(Folder):
     def write(self, name: str, content: bytes) -> None:
         try:
             self.storages.touch("put", name)
+            self.storages.store.be_slow()
             super().write(name, content)
             self.storages.touch("answer", name)
         except OSError as error:
             raise UserError(f"cannot write {self.uri}/{name}: {error}") from error
+
+    def send(self, name: str, content: IO[bytes]) -> None:
+        self.storages.store.be_slow()
+        super().send(name, content)
 
     def delete(self, name: str = "") -> None:
         path = self.inside(name) if name else self.path

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from setting import Setting
+from machines import Host
+from setting import NEWER, Setting
 
 if TYPE_CHECKING:
     from simulated_night import Night
@@ -32,6 +33,7 @@ class Fault:
     number: int = 0
 
 
+WRONG = (-1e6, -3600.0, -5.0, 5.0, 3600.0, 1e8)  # seconds by which a clock is
 PLACES = (
     "",
     "keep",
@@ -53,7 +55,8 @@ PLACES = (
 def faults(seed: int, names: tuple[str, ...] | None = None) -> list[Fault]:
     """The faults of a seed's night, by moment: one, or many, of which some follow at another's heels."""
     draw = random.Random(f"faults {seed}")
-    names = names or tuple(name for name, weight in WEIGHTS.items() for _ in range(weight))
+    weights = WEIGHTS if seed < NEWER else WEIGHTS | NEW_WEIGHTS
+    names = names or tuple(name for name, weight in weights.items() for _ in range(weight))
     drawn: list[Fault] = []
     moment, last = 0, Setting.of(seed).moments
     for _ in range(draw.choice((1, 2, 3, 4, 6, 9))):
@@ -61,6 +64,14 @@ def faults(seed: int, names: tuple[str, ...] | None = None) -> list[Fault]:
         where = draw.choice(PLACES) if draw.random() < 0.7 else ""
         drawn.append(Fault(moment, draw.choice(names), where, draw.getrandbits(32)))
     return sorted(drawn, key=lambda fault: fault.moment)
+
+
+def set_clocks(hosts: Sequence[Host], seed: int) -> None:
+    """How wrong the hosts' clocks are when the night begins."""
+    draw = random.Random(f"clocks {seed}")
+    if seed >= NEWER and draw.random() < 0.5:
+        for host in hosts:
+            host.offset = draw.choice(WRONG)
 
 
 def strike(night: Night, fault: Fault, kind: str, target: Any) -> None:
@@ -128,7 +139,7 @@ def freeze(night: Night, draw: random.Random) -> None:
 
 def set_clock(night: Night, draw: random.Random) -> None:
     """Of a host, as people read it."""
-    draw.choice(night.world.hosts).offset += draw.choice((-1e6, -3600.0, -5.0, 5.0, 3600.0, 1e8))
+    draw.choice(night.world.hosts).offset += draw.choice(WRONG)
 
 
 def take_mlflow_away(night: Night, draw: random.Random) -> None:
@@ -186,6 +197,31 @@ def promote(night: Night, draw: random.Random) -> None:
     night.promote()
 
 
+def fill_own_disk(night: Night, draw: random.Random) -> None:
+    """Of a host: what a worker puts together for the storage lies there, and a record whose storage is an object store."""
+    draw.choice(night.world.hosts).full_until = night.world.now + draw.choice((1.0, 60.0, 900.0))
+
+
+def refuse_uploads(night: Night, draw: random.Random) -> None:
+    """One or some of those to come, such as one file of a checkpoint."""
+    store = night.storages.store
+    store.spared, store.refused = draw.randrange(8), draw.choice((1, 1, 2, 10))
+
+
+def leave_uploads_unanswered(night: Night, draw: random.Random) -> None:
+    store = night.storages.store
+    store.spared, store.unanswered = draw.randrange(8), draw.choice((1, 1, 2, 10))
+
+
+def deny_uploads(night: Night, draw: random.Random) -> None:
+    """To this account, until somebody mends it."""
+    night.storages.store.denied_until = night.world.now + draw.choice((1.0, 60.0, 900.0))
+
+
+def slow_uploads(night: Night, draw: random.Random) -> None:
+    night.storages.store.slow_until = night.world.now + draw.choice((20.0, 300.0))
+
+
 WEIGHTS = {
     "kill": 6,
     "kill_worker": 2,
@@ -211,4 +247,11 @@ WEIGHTS = {
     "prepare_others": 2,
     "promote": 1,
 }
-STRIKES: dict[str, Callable[[Night, random.Random], None]] = {name: globals()[name] for name in WEIGHTS}
+NEW_WEIGHTS = {
+    "fill_own_disk": 4,
+    "refuse_uploads": 6,
+    "leave_uploads_unanswered": 3,
+    "deny_uploads": 3,
+    "slow_uploads": 2,
+}
+STRIKES: dict[str, Callable[[Night, random.Random], None]] = {name: globals()[name] for name in WEIGHTS | NEW_WEIGHTS}

@@ -7,7 +7,9 @@ a list of faults.
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,12 +37,14 @@ class Host:
         offset: by how much its clock that people set is wrong.
         booted: when it was started last.
         off_until: when its power comes back.
+        full_until: when its own disk takes more again.
     """
 
     name: str
     offset: float = 0.0
     booted: float = 0.0
     off_until: float = 0.0
+    full_until: float = 0.0
 
 
 @dataclass(eq=False)
@@ -165,6 +169,11 @@ class World:
         if may_yield and (process.frozen_until > self.now or self.draw.random() < SWITCH):
             process.wakes = self.now
             self._yield(process)
+
+    def require_room(self) -> None:
+        """Raises: OSError: the own disk of the running process's host is full."""
+        if self.current is not None and self.now < self.current.host.full_until:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sleep(self, duration: float) -> None:
         """The running process waits; what beats in it goes on."""

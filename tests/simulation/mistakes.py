@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +12,10 @@ import simulated_night
 import worker_model
 from pytest import MonkeyPatch
 
+from raymed import clock
 from raymed.data.prepared import Prepared
-from raymed.storage import disk, lease
+from raymed.storage import disk, holder, lease
+from raymed.storage.folder import Folder
 from raymed.tracking import outbox, tracker
 from raymed.tracking.metric_history import MetricHistory
 from raymed.training import checkpoint, retention, upload
@@ -182,6 +184,24 @@ def checkpoint_to_go_on_from_is_not_written_out(patch: MonkeyPatch) -> None:
     patch.setattr(worker_model, "keep", lambda run, names: None)
 
 
+def refused_upload_is_taken_for_done(patch: MonkeyPatch) -> None:
+    """As Arrow's `copy_files` does, by which checkpoints travelled until simulated nights found it."""
+    real = Folder.send
+
+    def send(self: Folder, name: str, content: Any) -> None:
+        with suppress(OSError):
+            real(self, name, content)
+
+    patch.setattr(Folder, "send", send)
+
+
+def age_of_a_claim_is_told_by_clocks(patch: MonkeyPatch) -> None:
+    """Each machine by its own, and not by the storage's."""
+    myself = holder.myself  # that of the simulated world
+    patch.setattr(holder, "myself", lambda: myself() | {"at": clock.now()})
+    patch.setattr(lease, "_is_over", lambda other, age: clock.now() - other.get("at", 0.0) > lease.EXPIRES)
+
+
 MISTAKES: dict[Mistake, int] = {
     record_is_not_written_out: 22,
     checkpoint_is_not_written_out: 2,
@@ -202,5 +222,7 @@ MISTAKES: dict[Mistake, int] = {
     debris_stays: 22,
     person_has_no_say: 42,
     checkpoint_to_go_on_from_is_not_written_out: 246,
+    refused_upload_is_taken_for_done: 30306,
+    age_of_a_claim_is_told_by_clocks: 30072,
 }
 """Each with the seed of a night that finds it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+NEWER = 30_000  # nights from this seed on also have what came later; those before are as they were when they were noted
+
 
 @dataclass(frozen=True)
 class Setting:

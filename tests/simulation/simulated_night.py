@@ -6,11 +6,13 @@ clocks, MLflow and Ray. What must hold is checked on the way and at the end.
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
 import logging
 import math
+import os
 import random
 import shutil
 import tempfile
@@ -28,7 +30,7 @@ import pyarrow.parquet as pq
 import worker_model
 from conftest import write_prepared
 from disks import Disk, Storages
-from faults import Fault, strike
+from faults import Fault, set_clocks, strike
 from machines import Background, Host, Process, Stuck, World
 from mlflow.exceptions import MlflowException
 from mlflow_model import Client, Database
@@ -106,10 +108,11 @@ class Night:
     def __init__(self, seed: int, faults: Sequence[Fault], setting: Setting | None = None) -> None:
         self.seed, self.setting = seed, setting or Setting.of(seed)
         self.world = World(seed, self.setting.hosts)
-        self.storages = Storages(self.world)
+        self.storages = Storages(self.world, seed)
         self.mlflow = Database(self.world, seed)
         self._faults = list(faults)
         self.mlflow.is_copied = any(fault.what == "set_mlflow_back" for fault in faults)
+        set_clocks(self.world.hosts, seed)
         self._head = self.world.hosts[0]
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._jobs: list[Job] = []
@@ -240,7 +243,7 @@ class Night:
         def work(spec: RunSpec, attempt: Attempt) -> None:
             Worker(self.world, spec, attempt, self._scratch, self.saved).work()
 
-        job = Job(self.world, search, study, work, self._scratch, lambda: not self._is_away())
+        job = Job(self.world, search, study, work, self._scratch, lambda: not self.storages.is_away)
         give = job._give
 
         def given(name: str, epoch: int, stop: bool) -> None:
@@ -356,8 +359,8 @@ class Night:
         assert process is not None
         if process.is_told and process.kind == "driver" and not process.is_training:
             self.world.kill(process)
-        if self._is_full(kind, target):
-            raise OSError(28, "No space left on device")
+        if kind in ("write", "write more", "make"):
+            self._require_room(str(target))
         for fault in self._faults:
             if fault.moment > self.world.moments:
                 break
@@ -366,15 +369,11 @@ class Night:
                 strike(self, fault, kind, target)
                 break
 
-    def _is_full(self, kind: str, target: Any) -> bool:
-        return (
-            self.world.now < self.full_until
-            and kind in ("write", "write more", "make")
-            and str(target).startswith("/shared/storage")
-        )
-
-    def _is_away(self) -> bool:
-        return self.storages.shared.is_away or self.storages.store.is_away
+    def _require_room(self, path: str) -> None:
+        if not path.startswith("/shared"):
+            self.world.require_room()
+        elif self.world.now < self.full_until and path.startswith("/shared/storage"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         self._timers.append((self.world.now + seconds, action))
@@ -383,11 +382,11 @@ class Night:
         """What holds the search; the data are cached."""
         if seconds > LEASE / 2:
             self._cut_off()
-        self.storages.shared.is_away = self.storages.store.is_away = True
+        self.storages.is_away = True
         self.later(seconds, self._bring_storage_back)
 
     def _bring_storage_back(self) -> None:
-        self.storages.shared.is_away = self.storages.store.is_away = False
+        self.storages.is_away = False
 
     def bring_mlflow_back(self) -> None:
         self.mlflow.is_away = False
@@ -425,30 +424,26 @@ class Night:
             self._require(there.startswith(content), "a power cut took a decision that was acted on")
         for uri, names in self.saved.items():
             current, self.world.current = self.world.current, None
-            away, self.storages.shared.is_away = self.storages.shared.is_away, False
+            away, self.storages.is_away = self.storages.is_away, False
             try:
-                run = self.storages.reach(uri)
-                if run.is_local and names[-1] not in checkpoint_names(run):
+                if names[-1] not in checkpoint_names(self.storages.reach(uri)):
                     raise Violation(f"a power cut took the checkpoint {names[-1]}, which was reported")
                 self._verify(uri, names[-1])
             finally:
-                self.world.current, self.storages.shared.is_away = current, away
+                self.world.current, self.storages.is_away = current, away
 
     def _verify(self, uri: str, name: str) -> None:
-        run = self.storages.reach(uri)
-        if not run.is_local:
-            return
         into = self._scratch / f"verified-{next(_COUNT)}"
-        start = f"{run.path}/{name}/"
-        for path, node in self.storages.shared.names.items():
-            if path.startswith(start) and not node.is_folder:
+        start = f"{self.storages.reach(uri).path}/{name}/"
+        for path, content in self.storages.files().items():
+            if path.startswith(start):
                 target = into / path.removeprefix(start)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(node.content)
+                target.write_bytes(content)
         try:
             verify(into)
         except (RunError, ValueError, KeyError, OSError) as error:
-            raise Violation(f"a power cut tore the checkpoint {name}: {error}") from error
+            raise Violation(f"the checkpoint {name} is not whole: {error}") from error
         finally:
             shutil.rmtree(into, ignore_errors=True)
 
@@ -485,9 +480,7 @@ class Night:
 
     def _is_bound(self) -> bool:
         """Whether the storage holds what the search began with: one that begins with other data is another night."""
-        objects = [content for path, (content, _) in self.storages.store.objects.items() if path.endswith(COPY)]
-        files = [node.content for path, node in self.storages.shared.names.items() if path.endswith(COPY)]
-        return any(b"space" in content for content in objects + files)
+        return any(b"space" in content for path, content in self.storages.files().items() if path.endswith(COPY))
 
     def _prepare(self, number: int) -> None:
         """As `raymed.data.publish`: the index, the manifest, and then what it does not name goes."""
@@ -520,6 +513,9 @@ class Night:
     def _heal(self) -> None:
         self._bring_storage_back()
         self.bring_mlflow_back()
+        self.storages.store.heal()
+        for host in self.world.hosts:
+            host.full_until = 0.0
         self.full_until, self.mlflow.lose_answers, self.mlflow.twice = 0.0, 0, 0
 
     # what must hold

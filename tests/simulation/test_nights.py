@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from faults import Fault, faults
 from mistakes import MISTAKES, Mistake, run_is_created_without_a_look
+from setting import NEWER
 from shrinking import shrunk
 from simulated_night import Violation, run_night
 
@@ -26,14 +27,14 @@ FOUND = {
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_thousands_of_nights_lose_nothing(part: int) -> None:
-    for seed in range(part, NIGHTS, PARTS):
+    for seed in range(NEWER + part, NEWER + NIGHTS, PARTS):
         try:
             run_night(seed, faults(seed))
         except Violation as violation:
             pytest.fail(f"seed {seed}: {violation}, by {shrunk(seed, faults(seed))}")
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(NEWER, NEWER + 10))
 def test_a_night_loses_nothing(seed: int) -> None:
     run_night(seed, faults(seed))
 
@@ -65,7 +66,7 @@ def finds(mistake: Mistake, seed: int, befall: Sequence[Fault]) -> bool:
 @pytest.mark.parametrize(("mistake", "seed"), MISTAKES.items(), ids=lambda value: getattr(value, "__name__", value))
 def test_a_mistake_in_the_product_is_found(mistake: Mistake, seed: int) -> None:
     """By the night that is noted for it; where the product touches a disk more or less often by now, by an early one."""
-    assert any(finds(mistake, each, faults(each)) for each in (seed, *range(3000)))
+    assert any(finds(mistake, each, faults(each)) for each in (seed, *range(NEWER, NEWER + 3000)))
 
 
 def test_what_breaks_a_night_is_shrunk_to_the_fault_that_does() -> None:

@@ -269,6 +269,7 @@ class Worker:
 
     def _note(self) -> None:
         assert self._under_way is not None
+        self._world.require_room()
         self.progress.write(self._under_way.folder / REST)
 
     def _pause(self, seconds: float) -> None:
@@ -283,7 +284,10 @@ class Worker:
             return
         state = checkpoint.folder / STATE
         try:
+            self._world.require_room()
             self._reach(lambda: upload(state, self._spec.folder, checkpoint.name))
+        except OSError as error:
+            checkpoint.refusal = StorageError.of(error)
         except StorageError as error:
             checkpoint.refusal = error
         checkpoint.listed = digests(state)
@@ -293,6 +297,7 @@ class Worker:
         checkpoint, spec, progress = self._under_way, self._spec, self.progress
         self._write_state(checkpoint)
         self._under_way = None
+        self._world.require_room()
         seal(checkpoint.folder / REST, 0, 1, checkpoint.listed)
         try:
             if checkpoint.refusal is not None:
