@@ -18,8 +18,8 @@ from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.predict import chosen_rows
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.storage.folder import Folder
-from raymed.storage.seal import check_seal
-from raymed.training.checkpoint import PROGRESS, copy_to_local, sealed_names, step_of
+from raymed.storage.seal import SEAL, check_seal, digest_of_file, read_list
+from raymed.training.checkpoint import FIRST_LIST, PROGRESS, copy_to_local, sealed_names, step_of
 
 if TYPE_CHECKING:
     from raymed.tracking.tracker import Tracker
@@ -201,6 +201,7 @@ class Candidate:
             UserError: it is not there any more, or damaged.
         """
         copy_to_local(self.network(checkpoint), into)
+        _require_own_list(Folder.at(checkpoint), into)
         check_seal(into)
         return into
 
@@ -219,6 +220,24 @@ class Refit:
     checkpoint: str
     splits: tuple[str, ...]
     folds: tuple[str, ...] = ()
+
+
+def _require_own_list(checkpoint: Folder, network: Path) -> None:
+    """A network's own list vouches for its files. Where it is gone, the checkpoint's list says that there was one.
+
+    Raises:
+        UserError: the list that lies with a copy of the network is not the one that the checkpoint had.
+    """
+    if not checkpoint.exists(FIRST_LIST):  # a network that no run saved
+        return
+    name = f"model/{SEAL}"
+    listed = read_list(checkpoint.read(FIRST_LIST), f"{checkpoint.uri}/{FIRST_LIST}")
+    own = network / SEAL
+    if name in listed and not (own.is_file() and digest_of_file(own) == listed[name]):
+        raise UserError(
+            f"{checkpoint.uri}/{name} is missing or damaged, so nothing vouches for the network beside it. Choose another "
+            "trial, or another checkpoint of this one (jobs/promote.py RUN_ID --step STEP)"
+        )
 
 
 def _newest(run_id: str, run: Folder) -> str:

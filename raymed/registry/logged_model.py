@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.entities import LoggedModel as MlflowModel
 from mlflow.entities import LoggedModelOutput, Metric
 
 from raymed.compat.mlflow import MODEL_VERSIONS
@@ -27,11 +28,6 @@ class LoggedModel:
     id: str
     uri: str
 
-    def name_version(self, tracker: Tracker, name: str, version: str) -> None:
-        """Show it as a version of a registered model."""
-        versions = json.dumps([{"name": name, "version": version}])
-        tracker.client.set_logged_model_tags(self.id, {MODEL_VERSIONS: versions})
-
 
 def log_model(
     tracker: Tracker, run_id: str, folder: Path, key: str, system: str, figures: Mapping[str, float]
@@ -47,9 +43,10 @@ def log_model(
     there = client.get_run(run.id)
     experiment, inputs = there.info.experiment_id, there.inputs.dataset_inputs if there.inputs else []
     data = (inputs[0].dataset.name, inputs[0].dataset.digest) if inputs else (None, None)
-    for earlier in client.search_logged_models([experiment], f"tags.`{KEY}` = '{key}'"):  # its registration was cut short
-        client.delete_logged_model(earlier.model_id)
     made = client.create_logged_model(experiment, f"{system}-{key}", run.id, {KEY: key}, model_type=system)
+    for other in _with_key(tracker, experiment, key):
+        if other.model_id != made.model_id:  # its registration was cut short, or the answer to this creation was lost
+            client.delete_logged_model(other.model_id)
     client.log_model_artifacts(made.model_id, str(folder))
     client.finalize_logged_model(made.model_id, "READY")
     now = int(time.time() * 1000)
@@ -59,3 +56,14 @@ def log_model(
     for owner in filter(None, (run.id, run.parent)):
         client.log_outputs(owner, [LoggedModelOutput(made.model_id, 0)])
     return LoggedModel(made.model_id, made.artifact_location)
+
+
+def name_version(tracker: Tracker, run_id: str, key: str, name: str, version: str) -> None:
+    """Show the model of a run that has this key as a version of a registered model."""
+    versions = json.dumps([{"name": name, "version": version}])
+    for model in _with_key(tracker, tracker.client.get_run(run_id).info.experiment_id, key):
+        tracker.client.set_logged_model_tags(model.model_id, {MODEL_VERSIONS: versions})
+
+
+def _with_key(tracker: Tracker, experiment: str, key: str) -> list[MlflowModel]:
+    return list(tracker.client.search_logged_models([experiment], f"tags.`{KEY}` = '{key}'"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.job.job import Outcome
 from raymed.language import say
@@ -33,8 +32,8 @@ class Promotion:
     licence: str
 
     def describe(self) -> Outcome:
-        """What would be done. Raises: UserError: its checkpoint or its data are gone."""
-        candidate, prepared = self.candidate, Prepared.open(self.candidate.data)
+        """What would be done. Raises: UserError: its checkpoint or its data are gone, or are others now."""
+        candidate, prepared = self.candidate, self.candidate.open_data()
         text = [
             say("checkpoint  {folder}", folder=candidate.network(candidate.checkpoint).uri),
             say("data        {data}, digest {digest}", data=candidate.data, digest=prepared.digest),

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from raymed.data.prepared import Prepared
@@ -21,8 +22,8 @@ from raymed.recipes.exported import read_recipe
 from raymed.registry.alias import against, alias_of, give_alias
 from raymed.registry.assessment import Assessment, AssessmentSettings, CardFacts
 from raymed.registry.candidate import CHECKPOINT, Candidate, Refit
-from raymed.registry.logged_model import LoggedModel, log_model
-from raymed.tracking.tracker import USED, Tracker
+from raymed.registry.logged_model import LoggedModel, log_model, name_version
+from raymed.tracking.tracker import USED, Tracker, is_permanent
 
 KEY = "raymed.key"
 TEST_PATIENTS = "raymed.test_patients"  # a tag: digest of the test patients that a run was judged on
@@ -86,8 +87,8 @@ def assess_and_register(
         )
         with in_english():
             card = assessment.card(facts)
-        number = _version(tracker, name, key)
-        if number is None:
+        versions = _versions(tracker, name, key)
+        if not versions:
             if refit is not None:
                 network = candidate.fetch(refit.checkpoint, Path(temporary) / "refitted" / "model")
             tracker.text(candidate.run_id, card, "card.md")
@@ -98,9 +99,12 @@ def assess_and_register(
             tags = assessment.tags() | {CHECKPOINT: candidate.checkpoint}
             tags |= {"figures_of": "before_refit"} if refit else {}
             number = _create_version(tracker, name, key, candidate.run_id, logged, tags, card)
-        elif licence:
-            tracker.client.update_model_version(name, number, card)
-            tracker.text(candidate.run_id, card, "card.md")
+        else:
+            number = str(versions[0].version)
+            if licence:
+                tracker.client.update_model_version(name, number, card)
+                tracker.text(candidate.run_id, card, "card.md")
+        name_version(tracker, candidate.run_id, key, name, number)
     why_not = against(tracker, assessment, name, number, alias_of(candidate, alias))
     uri = give_alias(tracker, candidate, name, number, alias, seen, why_not)
     return Registered(name, number, uri, assessment, facts, card)
@@ -113,9 +117,10 @@ def _key(candidate: Candidate, refit: Refit | None, prepared: Prepared) -> str:
     return hashlib.blake2b(described.encode(), digest_size=4).hexdigest()
 
 
-def _version(tracker: Tracker, name: str, key: str) -> str | None:
+def _versions(tracker: Tracker, name: str, key: str) -> list[ModelVersion]:
+    """The versions of a model that have a key, the oldest first."""
     versions = tracker.client.search_model_versions(f"name = '{name}'")
-    return next((str(each.version) for each in versions if each.tags.get(KEY) == key), None)
+    return sorted((each for each in versions if each.tags.get(KEY) == key), key=lambda each: int(each.version))
 
 
 def _create_version(
@@ -128,9 +133,15 @@ def _create_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {KEY: key, "raymed.run": run.id, "raymed.run_name": run.name, **says}
-    created = client.create_model_version(name, logged.uri, run.id, tags=tags, description=text, model_id=logged.id)
-    logged.name_version(tracker, name, str(created.version))
-    return str(created.version)
+    try:
+        client.create_model_version(name, logged.uri, run.id, tags=tags, description=text, model_id=logged.id)
+    except MlflowException as error:
+        if is_permanent(error) or not _versions(tracker, name, key):
+            raise  # else the answer was lost, and not the version
+    version, *others = _versions(tracker, name, key)
+    for other in others:  # MLflow's client repeats a creation whose answer was lost, and makes two
+        client.delete_model_version(name, str(other.version))
+    return str(version.version)
 
 
 def count_look(tracker: Tracker, run_id: str, test_ids: Sequence[str], registers: bool = True) -> int:

@@ -38,6 +38,10 @@ class Refused(Exception):  # noqa: N818
     """The service answers, and will never take an entry as it is."""
 
 
+class Denied(Exception):  # noqa: N818
+    """The service answers, and does not take the credentials: it is waited for as one that is away."""
+
+
 class Outbox:
     """Delivers entries (plain values) one after the other, each until it succeeds or is refused."""
 
@@ -54,7 +58,7 @@ class Outbox:
         Args:
             service: what a person calls it.
             deliver: raises `Refused` for an entry that the service will never take, which is set aside with a line;
-                `UserError` where everything must stop; anything else while the service is away.
+                `UserError` where everything must stop; `Denied`, or anything else, while the service takes nothing.
             storage_minutes: how long an entry waits for a storage that is away.
             copy: where the file is copied to while the service is away, under the same name.
 
@@ -91,7 +95,9 @@ class Outbox:
         with self._lock:
             self._check()
             if len(self._waiting) >= MOST_WAITING:
-                raise UserError(f"{self._service} has been away too long: {MOST_WAITING} entries wait in {self._path}")
+                raise UserError(
+                    f"{self._service} has taken nothing for too long: {MOST_WAITING} entries wait in {self._path}"
+                )
             line, folder = to_line(entry), Folder.at(self._path.parent)
             wait_for(lambda: self._append(line, durably=True), folder, self._storage_minutes)
             self._waiting.append((dict(entry), self._length))
@@ -115,7 +121,7 @@ class Outbox:
             self._check()
             if self._waiting:
                 log.error(
-                    "%s is still away: %d entries wait in %s. The same command delivers them.",
+                    "%s has not taken %d entries, which wait in %s. The same command delivers them.",
                     self._service,
                     len(self._waiting),
                     self._path,
@@ -163,7 +169,12 @@ class Outbox:
         pause = self._pause
         if pause == FIRST_PAUSE:
             self._away_since = clock.seconds()
-            log.warning("%s is away (%s): going on, and keeping what is for it", self._service, _line(error))
+            if isinstance(error, Denied):
+                log.warning(
+                    "%s refuses the credentials (%s): going on, and keeping what is for it", self._service, _line(error)
+                )
+            else:
+                log.warning("%s is away (%s): going on, and keeping what is for it", self._service, _line(error))
         self._pause = min(2 * pause, LONGEST_PAUSE)
         if self._copy is not None:
             self._is_copied = True

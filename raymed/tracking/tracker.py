@@ -49,6 +49,7 @@ PERMANENT = {  # MLflow's answers that stay the same however often it is asked
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
     *("INVALID_STATE", "BAD_REQUEST", "MALFORMED_REQUEST"),
 }
+DENIED = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}  # those of who does not know us, or not enough
 USED = "raymed.used"  # the tag that says whom a run is trained and validated on
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
 
@@ -121,7 +122,7 @@ class Tracker:
                 if clock.seconds() > until:
                     raise
                 if not away:
-                    log.warning("MLflow is away, and waited for, %.0f minutes at most: %s", seconds / 60, error)
+                    log.warning("MLflow is waited for, %.0f minutes at most: %s", seconds / 60, error)
                 away = True
             clock.sleep(PAUSE)
         return cls.open(tracking_uri, experiment)
@@ -303,6 +304,11 @@ class Tracker:
 def is_permanent(error: BaseException | None) -> bool:
     """Whether MLflow answered, and would answer the same again."""
     return isinstance(error, MlflowException) and error.error_code in PERMANENT
+
+
+def is_denied(error: BaseException | None) -> bool:
+    """Whether MLflow answered, and does not take the credentials: they may have run out, and may be renewed."""
+    return isinstance(error, MlflowException) and error.error_code in DENIED
 
 
 def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:

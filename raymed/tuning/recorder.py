@@ -13,9 +13,9 @@ from raymed import clock
 from raymed.data.usage import Usage
 from raymed.registry.candidate import FOLDER
 from raymed.tracking.names import flatten
-from raymed.tracking.outbox import Outbox, Refused
+from raymed.tracking.outbox import Denied, Outbox, Refused
 from raymed.tracking.run_record import RunRecord
-from raymed.tracking.tracker import GENERATION, USED, Status, Tracker, is_permanent
+from raymed.tracking.tracker import GENERATION, USED, Status, Tracker, is_denied, is_permanent
 from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER
 from raymed.training.reports import LOST
@@ -124,6 +124,7 @@ class Recorder:
 
         Raises:
             Refused: MLflow will never take it; its run was deleted, say.
+            Denied: it does not take the credentials.
         """
         try:
             self._write(entry)
@@ -131,6 +132,8 @@ class Recorder:
             if is_permanent(error) or is_permanent(error.__cause__):
                 raise Refused(str(error)) from error
             self._runs.clear()  # what was found may be there no more
+            if is_denied(error) or is_denied(error.__cause__):
+                raise Denied(str(error)) from error
             raise
 
     def _write(self, entry: Mapping[str, Any]) -> None:

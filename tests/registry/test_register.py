@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +21,10 @@ import torch
 from conftest import write_prepared
 from mlflow.exceptions import MlflowException
 
-from raymed.compat.mlflow import PARENT
+from raymed.compat.mlflow import MODEL_VERSIONS, PARENT
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
-from raymed.errors import UserError
+from raymed.errors import CommonError, UserError
 from raymed.evaluation.calibration import Temperature, fit_temperature
 from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.metrics import evaluate
@@ -36,8 +38,9 @@ from raymed.registry.candidate import FOLDER, Candidate, Refit
 from raymed.registry.loss_assessment import LossAssessment
 from raymed.registry.patient_assessment import PatientAssessment
 from raymed.registry.promotion import Promotion
-from raymed.registry.register import Registered, assess_and_register
+from raymed.registry.register import KEY, Registered, assess_and_register
 from raymed.storage.folder import Folder
+from raymed.storage.seal import SEAL
 from raymed.systems.toy import recipe
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.tracking.tracker import Tracker
@@ -450,6 +453,122 @@ def test_a_network_judged_by_its_validation_loss_is_registered_once_as_it_is(
     found = resolve_model(first.uri, tracker)
     assert found.inference is None and open_model(found.network)[0].name == "toy"
     assert first.assessment.next_step(first.uri, "sqlite:///x") == "use models:/raymed-toy@backbone of sqlite:///x"
+
+
+WRITES = re.compile(r"(create|set|log|update|delete|finalize)_")
+
+
+@pytest.fixture
+def only_its_loss(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy is judged by its validation loss, which takes no time."""
+    monkeypatch.setattr(ToyRecipe, "assess", lambda _, judged, *__: LossAssessment(judged, data, 1.25, "", "use {model}"))
+
+
+def left_of(tracker: Tracker, made: Registered) -> tuple[list[str], list[tuple[str, str]]]:
+    """What MLflow has of a model: its versions, and the state of each logged model with the versions that its page names."""
+    is_its = f"tags.`{KEY}` = '{made.facts.name.rpartition('-')[2]}'"
+    versions = tracker.client.search_model_versions(f"name = '{made.name}' and {is_its}")
+    models = tracker.client.search_logged_models([tracker.experiment_id], is_its)
+    return [str(each.version) for each in versions], [
+        (str(each.status), each.tags.get(MODEL_VERSIONS, "")) for each in models
+    ]
+
+
+def once(made: Registered) -> tuple[list[str], list[tuple[str, str]]]:
+    """What one registration leaves; see `left_of`."""
+    return [made.version], [("READY", json.dumps([{"name": made.name, "version": made.version}]))]
+
+
+@pytest.mark.usefixtures("only_its_loss")
+def test_a_registration_that_is_killed_between_any_two_writes_is_completed_by_the_same_command(
+    tracker: Tracker, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def register(seed: int, last: float = math.inf) -> Registered:
+        """Killed before another write follows the `last`."""
+        done.clear()
+
+        def counted(name: str, real: Any) -> Any:
+            def write(*arguments: Any, **settings: Any) -> Any:
+                if len(done) >= last:
+                    raise SystemExit("killed")
+                done.append(name)
+                return real(*arguments, **settings)
+
+            return write
+
+        with monkeypatch.context() as patch:
+            for name in filter(WRITES.match, dir(tracker.client)):
+                patch.setattr(tracker.client, name, counted(name, getattr(tracker.client, name)))
+            return assess_and_register(tracker, replace(candidate, seed=seed), "cut-short")
+
+    register(1000)
+    assert {"create_model_version", "set_logged_model_tags", "set_registered_model_alias"} <= {*done}
+    for last in range(len(done)):
+        with pytest.raises(SystemExit):
+            register(1001 + last, last)
+        again = register(1001 + last)
+        assert left_of(tracker, again) == once(again), f"killed after {last} writes"
+        assert alias_version(tracker, "raymed-toy", "cut-short") == again.version
+
+
+@pytest.mark.usefixtures("only_its_loss")
+@pytest.mark.parametrize(
+    ("what", "is_repeated"), [("model_version", True), ("model_version", False), ("logged_model", True)]
+)
+def test_a_creation_whose_answer_was_lost_leaves_one_version_of_one_model(
+    tracker: Tracker, candidate: Candidate, monkeypatch: pytest.MonkeyPatch, what: str, is_repeated: bool
+) -> None:
+    """MLflow's client repeats it by itself, and gives up in the end."""
+    create = getattr(tracker.client, f"create_{what}")
+
+    def losing(*arguments: Any, **settings: Any) -> Any:
+        create(*arguments, **settings)
+        if not is_repeated:
+            raise MlflowException("the answer was lost")
+        return create(*arguments, **settings)
+
+    monkeypatch.setattr(tracker.client, f"create_{what}", losing)
+    seed = 2000 + len(what) + is_repeated
+    made = assess_and_register(tracker, replace(candidate, seed=seed), "answered")
+    assert left_of(tracker, made) == once(made)
+
+
+@pytest.mark.usefixtures("only_its_loss")
+def test_a_version_that_mlflow_does_not_make_is_an_error(
+    tracker: Tracker, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any, **settings: Any) -> None:
+        raise MlflowException("the server is away")
+
+    monkeypatch.setattr(tracker.client, "create_model_version", refused)
+    with pytest.raises(MlflowException, match="is away"):
+        assess_and_register(tracker, replace(candidate, seed=3000), "none")
+
+
+def test_a_network_whose_own_list_is_gone_or_exchanged_is_refused_where_its_checkpoint_had_one(
+    candidate: Candidate, data: Prepared, tmp_path: Path
+) -> None:
+    saved = Path(checkpoint(data, tmp_path / "saved", 5))
+    seal_checkpoint(saved, 0, 1)
+    own, content = saved / "model" / SEAL, (saved / "model" / SEAL).read_bytes()
+    assert (candidate.fetch(str(saved), tmp_path / "whole") / SEAL).read_bytes() == content
+    own.write_bytes(content.replace(b" ", b"  "))
+    with pytest.raises(UserError, match=r"model/sealed.json is missing or damaged.*Choose another trial"):
+        candidate.fetch(str(saved), tmp_path / "exchanged")
+    own.unlink()
+    with pytest.raises(UserError, match=r"model/sealed.json is missing or damaged"):
+        candidate.fetch(str(saved), tmp_path / "gone")
+    (saved / "sealed-000.json").unlink()  # as of a network that no run saved
+    assert candidate.fetch(str(saved), tmp_path / "unsealed")
+
+
+def test_a_dry_run_of_promoting_opens_no_other_data(tracker: Tracker, candidate: Candidate) -> None:
+    promotion = Promotion(tracker, candidate, None, "")
+    assert "dry run" in promotion.describe().text
+    with pytest.raises(CommonError, match="was prepared again"):
+        replace(promotion, candidate=replace(candidate, data_digest="other")).describe()
 
 
 def test_the_card_of_a_refit_says_that_the_loss_is_another_networks_and_who_trained_its_own(

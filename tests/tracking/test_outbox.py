@@ -13,7 +13,7 @@ from raymed.errors import UserError
 from raymed.storage import disk
 from raymed.storage.entries import to_line
 from raymed.storage.folder import Folder
-from raymed.tracking.outbox import Outbox, Refused
+from raymed.tracking.outbox import Denied, Outbox, Refused
 from raymed.tracking.tracker import Tracker
 
 
@@ -22,6 +22,7 @@ class Service:
 
     def __init__(self) -> None:
         self.up, self.tries, self.got = True, 0, []
+        self.error: Exception = ConnectionError("connection refused")
 
     def deliver(self, entry: dict) -> None:
         self.tries += 1
@@ -30,7 +31,7 @@ class Service:
         if entry.get("refused"):
             raise Refused("the run was deleted")
         if not self.up:
-            raise ConnectionError("connection refused")
+            raise self.error
         self.got.append(entry)
 
 
@@ -63,6 +64,19 @@ def test_all_is_delivered_once_and_in_order_when_the_service_comes_back(path, ca
     assert path.read_text() == "", "what is delivered is not kept"
     assert caplog.text.count("is away") == 1
     assert caplog.text.count("is back") == 1
+
+
+def test_credentials_that_ran_out_are_waited_for_and_called_so(path, caplog):
+    service = Service()
+    service.up, service.error = False, Denied("the token has expired")
+    outbox = Outbox(path, "the service", service.deliver)
+    outbox.put({"number": 1})
+    until(lambda: service.tries > 1)
+    service.up = True
+    outbox.close()
+    assert service.got == [{"number": 1}]
+    assert "the service refuses the credentials (the token has expired): going on" in caplog.text
+    assert "is away" not in caplog.text
 
 
 def test_what_a_killed_process_left_is_delivered_first(path):

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, REQUEST_LIMIT_EXCEEDED, UNAUTHENTICATED
 
 from raymed.errors import UserError
 from raymed.tracking.address import check_reachable
 from raymed.tracking.names import flatten
-from raymed.tracking.tracker import GENERATION, KEY, REASON, Tracker, is_permanent
+from raymed.tracking.tracker import GENERATION, KEY, REASON, Tracker, is_denied, is_permanent
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,10 @@ def test_answers_that_stay_the_same_are_told_from_a_server_that_is_away(tracker:
     assert is_permanent(refused.value)
     assert not is_permanent(MlflowException("connection refused"))
     assert not is_permanent(MlflowException("slow down", error_code=REQUEST_LIMIT_EXCEEDED))
+    for code in (UNAUTHENTICATED, PERMISSION_DENIED):
+        error = MlflowException("the token has expired", error_code=code)
+        assert is_denied(error) and not is_permanent(error), "somebody may renew it"
+    assert not is_denied(MlflowException("connection refused"))
 
 
 def test_unchanged_run_metrics_are_not_repeated(tracker: Tracker) -> None:
@@ -374,7 +378,7 @@ def test_a_server_that_is_away_when_the_winner_is_judged_is_waited_for(
     monkeypatch.setattr("raymed.tracking.tracker.reachable", reachable)
     monkeypatch.setattr("raymed.clock.sleep", lambda seconds: None)
     assert Tracker.open_patiently(tracker.uri, tracker.experiment).experiment_id == tracker.experiment_id
-    assert caplog.text.count("MLflow is away, and waited for, 10 minutes at most") == 1
+    assert caplog.text.count("MLflow is waited for, 10 minutes at most") == 1
     looks.clear()
     with pytest.raises(UserError, match="does not answer"):
         Tracker.open_patiently(tracker.uri, tracker.experiment, seconds=-1.0)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
 from optuna.trial import TrialState
 
 from raymed.data.prepared import Prepared
@@ -191,6 +193,27 @@ def test_a_run_deleted_in_the_ui_holds_up_no_other(search: Search, caplog: pytes
     recorder.close()
     assert "refuses an entry for good" in caplog.text and search.outbox.read_bytes() == b""
     assert shown(search) == {"search/trial-0001": ("RUNNING", None, [1, 2])}
+
+
+def test_a_token_that_runs_out_in_the_night_is_no_server_that_is_away(
+    search: Search, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = search.open_study()
+    recorder, tracker, _ = open_recorder(search, study)
+    log_batch, denied = tracker.client.log_batch, list[str]()
+
+    def refuses_once(*arguments: Any, **settings: Any) -> None:
+        if not denied:
+            denied.append("once")
+            raise MlflowException("You are not authenticated", error_code=UNAUTHENTICATED)
+        log_batch(*arguments, **settings)
+
+    monkeypatch.setattr(tracker.client, "log_batch", refuses_once)
+    study.ask(search.budget)
+    recorder.observe(0, "epoch", report(study, 0, 1))
+    recorder.close()
+    assert "refuses the credentials (You are not authenticated)" in caplog.text and search.outbox.read_bytes() == b""
+    assert shown(search) == {"search/trial-0000": ("RUNNING", None, [1])}
 
 
 def test_steps_are_told_of_calmly_and_all_of_them_reach_mlflow(search: Search, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.storage.seal import check_archive
 from raymed.systems.clip.class_texts import ClassTexts
@@ -184,7 +183,7 @@ def take_up(path: Path, spec: RunSpec) -> None:
 
 
 def _start(path: Path, content: dict[str, Any], progress: Progress, spec: RunSpec) -> None:
-    steps = len(spec.plan(Prepared.open(spec.data), 0).batches)
+    steps = len(spec.plan(spec.open_data(), 0).batches)
     if newest_step(spec.folder) >= progress.epoch * steps:
         log.info("the run goes on from its own checkpoint, as far as %s or further", path)
         return

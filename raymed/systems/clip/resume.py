@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from raymed.data.image import LATER
-from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.models.pretrained import by_contents
 from raymed.systems.clip.recipe import ClipRecipe
@@ -69,7 +68,7 @@ def require_same(path: Path, content: Mapping[str, Any], spec: RunSpec, force: b
     theirs, ours = sorted(content["class_to_idx"], key=content["class_to_idx"].get), list(recipe.names)
     if theirs != ours:
         raise UserError(f"{path} knows the classes {', '.join(theirs)}, and the data have {', '.join(ours)}")
-    prepared, config = Prepared.open(spec.data), content["config"]
+    prepared, config = spec.open_data(), content["config"]
     others = config["data_digest"] != prepared.digest
     differences = list(_fixed(content, spec, recipe))
     differences += _prepared_otherwise(config.get(PREPARED, {}), prepared.manifest.settings) if others else []
