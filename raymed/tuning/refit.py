@@ -102,12 +102,23 @@ def _train(search: Search, spec: RunSpec) -> str:
             raise KeyboardInterrupt
     if COMMON in listener.last:
         raise StorageError(str(listener.last[FAILED]))
+    return _at_its_end(spec, f": {listener.last[FAILED]}" if FAILED in listener.last else "")
+
+
+def _at_its_end(spec: RunSpec, reason: str) -> str:
+    """The URI of a run's last checkpoint.
+
+    Args:
+        reason: why it may have ended before; empty where none is known.
+
+    Raises:
+        RunError: that is not where the run was to end.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         newest = fetch_newest(spec.folder, Path(temporary))
         progress = Progress() if newest is None else Progress.read(newest)
     point = progress.global_step if spec.train.validate_steps else progress.epoch
     if point < spec.stop_after:
-        reason = f": {listener.last[FAILED]}" if FAILED in listener.last else ""
         raise RunError(
             f"the training {spec.folder.uri} ended after {spec.train.noun} {point} of {spec.stop_after}{reason}. Nothing "
             "was registered. Run the same command again, or leave --refit out: the winner is registered as it was searched"

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from raymed.data.plan import SliceSettings
+from raymed.errors import RunError
+from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
+from raymed.training.checkpoint import Progress, new_name, seal
 from raymed.training.loop import FAILED
 from raymed.training.reports import LOST
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning import refit
 from raymed.tuning.budget import Budget
-from raymed.tuning.refit import SPLITS, _as_far, _Listener, _trainings
+from raymed.tuning.refit import SPLITS, _as_far, _at_its_end, _Listener, _trainings
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
@@ -58,6 +61,21 @@ def test_a_refit_that_is_cut_off_leaves_no_thread_that_waits(monkeypatch):
         raise KeyboardInterrupt
     listener._thread.join(10)
     assert not listener._thread.is_alive()
+
+
+def test_a_refit_of_one_epoch_ends_with_the_checkpoint_of_its_end(tmp_path, monkeypatch):
+    """Told to leave in its validation it saves that step, and going on once more: of equal steps a random name decided."""
+    spec = SimpleNamespace(folder=Folder.at(tmp_path), train=TrainSettings(), stop_after=1)
+    names = iter(["f" * 32, "0" * 32])
+    monkeypatch.setattr("uuid.uuid4", lambda: SimpleNamespace(hex=next(names)))
+    for epoch in (0, 1):
+        with pytest.raises(RunError, match="ended after epoch 0 of 1: why"):
+            _at_its_end(spec, ": why")
+        saved = tmp_path / new_name(9, 1 + epoch)
+        saved.mkdir()
+        Progress(epoch=epoch, global_step=9, saved=1 + epoch).write(saved)
+        seal(saved, 0, 1)
+    assert _at_its_end(spec, "") == Folder.at(saved).uri
 
 
 def test_a_refit_goes_as_far_as_the_winner_was_best_however_that_was_counted(prepared, tmp_path):

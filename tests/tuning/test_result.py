@@ -1,0 +1,100 @@
+"""What comes of a search comes of it once, whenever its command is killed and given again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from optuna.trial import TrialState
+
+from raymed.data.prepared import Prepared
+from raymed.errors import RunError
+from raymed.job.job import Outcome
+from raymed.registry.candidate import Refit
+from raymed.systems.toy.recipe import ToyRecipe
+from raymed.training.fit import Resources
+from raymed.training.settings import TrainSettings
+from raymed.training.spec import RunSpec
+from raymed.tuning import result, room
+from raymed.tuning.budget import Budget
+from raymed.tuning.execution import Training, run_search
+from raymed.tuning.ray_tune import Observer
+from raymed.tuning.result import conclude_search
+from raymed.tuning.search import Search
+from raymed.tuning.settings import SearchSettings
+from raymed.tuning.space import Dimension
+from raymed.tuning.study import DONE, REFITTING, Study
+
+TRIAL = "search/trial-0000"
+
+
+@pytest.fixture
+def search(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    monkeypatch.setattr(room, "trial_resources", lambda _: (Resources(1, 1, 1, 0), 1))
+    recipe = ToyRecipe.for_data(prepared.labels, prepared.size)
+    template = RunSpec("search", str(tmp_path), prepared.folder.uri, recipe, TrainSettings(epochs=1))
+    settings = SearchSettings(space={"train.lr": Dimension(1e-4, 1e-2)})
+    return Search(template, settings, Budget(trials=1), f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@contextmanager
+def one_epoch_each(search: Search, study: Study, *_: Any) -> Iterator[Training]:
+    """Trains in the place of Ray Tune."""
+
+    def train(observe: Observer) -> Mapping[int, str]:
+        while (asked := study.ask(search.budget)) is not None:
+            told = {"epoch": 1, "val_loss": 0.5, "best_val_loss": 0.5, "best_epoch": 1, "model": "a checkpoint"}
+            study.report(asked[0], 1, told)
+            observe(asked[0], "epoch", told)
+            study.tell(asked[0], TrialState.COMPLETE)
+            observe(asked[0], "COMPLETE", {})
+        return {}
+
+    yield train
+
+
+def nothing(*_: Any) -> NoReturn:
+    """In its place, where nothing is to be trained."""
+    pytest.fail("the search was opened again")
+
+
+def killed(*_: Any) -> NoReturn:
+    raise SystemExit("killed")
+
+
+def test_a_winner_whose_run_mlflow_lacks_is_named_and_the_same_command_writes_it_again(search: Search) -> None:
+    study = run_search(search, trainer=one_epoch_each)
+    tracker = search.open_tracker()
+    tracker.client.delete_run(str(tracker.find(TRIAL)))
+    with pytest.raises(RunError, match=r"MLflow has no run of trial 0, which won.* The same command writes it again"):
+        conclude_search(search, study)
+    run_search(search, trainer=nothing)
+    assert tracker.describe(str(tracker.find(TRIAL))).status == "FINISHED"
+
+
+@pytest.mark.parametrize("step", ["train_again", "_judge"])
+def test_a_command_killed_while_the_winner_is_refitted_or_judged_goes_on_there(
+    search: Search, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    again = Refit("its checkpoint", ("train", "val"))
+    judged: list[Refit | None] = []
+
+    def judge(search: Search, study: Study, best: Any, refit: Refit | None, *_: Any) -> Outcome:
+        judged.append(refit)
+        study.enter(DONE)
+        return Outcome("", {})
+
+    monkeypatch.setattr(result, "train_again", lambda *_: again)
+    monkeypatch.setattr(result, "_judge", judge)
+    study = run_search(search, trainer=one_epoch_each)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(result, step, killed)
+        conclude_search(search, study, "trainval")
+    assert search.open_study().phase == REFITTING and not judged
+    for _ in range(2):  # and once more after the end
+        study = run_search(search, trainer=nothing)
+        conclude_search(search, study, "trainval")
+        assert (study.phase, judged.pop(), len(study.trials)) == (DONE, again, 1)
