@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pkgutil
@@ -145,6 +146,16 @@ def _image(pixels: np.ndarray) -> dict[str, object]:
     }
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays: to look through it for what nobody needs takes seconds, now and in every test."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.set_threshold(100_000)
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that wait most come first, those with Ray and those with processes, so that nothing long is left for the end."""
 
@@ -204,7 +215,8 @@ def _other_rooms_are_gone(request: pytest.FixtureRequest) -> Iterator[None]:
     rooms = tuple(f"{systems.__name__}.{name}" for name, is_room in inside.items() if is_room and name != "toy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(systems, "__path__", [ROOMS])
-        for name in [name for name in sys.modules if f"{name}.".startswith(tuple(f"{room}." for room in rooms))]:
+        theirs = tuple(f"{room}." for room in rooms)
+        for name in [name for name in sys.modules if name in rooms or name.startswith(theirs)]:
             patch.delitem(sys.modules, name)
         for room in rooms:
             patch.delattr(systems, room.rpartition(".")[2], raising=False)
