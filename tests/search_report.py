@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from pytest import MonkeyPatch
 
 from raymed.data.phantom import PhantomSettings, phantom_patient
 from raymed.data.usage import Usage
+from raymed.evaluation import report, search_figures
 from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.metrics import evaluate
 from raymed.evaluation.patients import Patients, softmax
-from raymed.evaluation.report import HardPatient, SearchReport
+from raymed.evaluation.report import HardPatient, SearchReport, render
 from raymed.evaluation.search_summary import DataSummary, TrialSummary
 
 CLASSES = ("normal", "bacterial", "viral", "pneumocystis")
@@ -130,7 +132,13 @@ def phantom(number: int) -> list[np.ndarray]:
     return [slices[round(place * (len(slices) - 1) / 15)] for place in range(16)]
 
 
-if __name__ == "__main__":
-    from raymed.evaluation.report import render
+def without_drawings(shown: SearchReport) -> str:
+    """The page but for its figures, which take most of the time and say no sentence."""
+    with MonkeyPatch.context() as patch:
+        for module in (report, search_figures):
+            patch.setattr(module, "as_svg", lambda figure, label: "")
+        return render(shown)
 
+
+if __name__ == "__main__":
     Path(sys.argv[1]).write_text(render(morning()), encoding="utf-8")

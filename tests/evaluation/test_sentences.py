@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from search_report import CLASSES, morning, patients
+from search_report import CLASSES, morning, patients, without_drawings
 
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
@@ -214,7 +214,7 @@ def page(name: str) -> Sentences:
         "chance": lambda: dataclasses.replace(report, importance={}),
         "few trials": lambda: dataclasses.replace(report, importance=None),
     }
-    return Sentences(render(made[name]()))
+    return Sentences(without_drawings(made[name]()))
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

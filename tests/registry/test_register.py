@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_prepared
+from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
 from raymed.compat.mlflow import MODEL_VERSIONS, PARENT
@@ -52,6 +53,12 @@ from raymed.training.checkpoint import seal as seal_checkpoint
 def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Enough validation patients to fit a temperature on."""
     return write_prepared(tmp_path_factory.mktemp("data") / "prepared", patients=176, slices=3)
+
+
+@pytest.fixture(autouse=True)
+def no_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what tests register themselves: those of `registered` are enough, and all others take seconds."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: Path(file).touch())
 
 
 def checkpoint(data: Prepared, folder: Path, seed: int) -> str:
