@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TESTED
 from forks import run
+from sentences import tree
 
 from raymed.recipes.exported import systems as found
 
@@ -27,7 +28,7 @@ OWN = re.compile(r"val_acc\b|choice_loss|token_loss|token_std|caption_loss|text_
 def imported(path: Path) -> set[str]:
     """The modules of raymed that a file imports."""
     modules: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
@@ -43,14 +44,13 @@ def rooms_of(path: Path) -> set[str]:
 
 def code(path: Path) -> Iterator[tuple[int, str]]:
     """Every name and text in a file's code, with its line; docstrings, which give examples, are left out."""
-    tree = ast.parse(path.read_text("utf-8"))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {
         id(node.body[0].value)
-        for node in ast.walk(tree)
+        for node in ast.walk(tree(path))
         if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
     }
-    for node in ast.walk(tree):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.lineno, node.value
         elif isinstance(node, ast.Name):
@@ -94,8 +94,7 @@ def of_rooms(systems: Sequence[str]) -> set[Path]:
 @cache
 def names_of(path: Path) -> set[str]:
     """The modules beside it, or in folders that tests share, that a file may import: those without a package."""
-    tree = ast.walk(ast.parse(path.read_text("utf-8")))
-    imports = [node for node in tree if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
     return {
         name
         for node in imports
