@@ -82,6 +82,11 @@ def by_subject(findings: Iterator[Finding]) -> dict[str, Finding]:
     return {each.subject: each for each in findings}
 
 
+def finding(subject: str, cluster_file: Path) -> Finding:
+    """The one about a subject, and nothing is asked after it."""
+    return next(each for each in preflight(cluster_file) if each.subject == subject)
+
+
 def change(folder: Path, edit: Any) -> Path:
     config = yaml.safe_load((folder / "filled.yaml").read_text())
     edit(config)
@@ -101,14 +106,14 @@ def test_a_file_that_is_filled_in_is_ready_and_its_machines_get_what_is_committe
         assert sorted(archive.getnames()) == [".gitignore", "Makefile", "filled.yaml"]
     assert not subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True).stdout, "it is ignored"
     (checkout / "Makefile").write_text("setup: more\n")
-    assert "1 changed files are not in it" in by_subject(preflight(Path("filled.yaml")))["archive"].text
+    assert "1 changed files are not in it" in finding("archive", Path("filled.yaml")).text
 
 
 def test_what_was_not_filled_in_is_named_by_line(checkout: Path) -> None:
-    finding = by_subject(preflight(REPOSITORY / "cluster.yaml"))["cluster file"]
-    assert finding.state == "wrong"
+    said = finding("cluster file", REPOSITORY / "cluster.yaml")
+    assert said.state == "wrong"
     for value in ("ami-00000000000000000", "sg-00000000000000000", "YOUR-BUCKET"):
-        assert value in finding.text
+        assert value in said.text
     local = by_subject(preflight(REPOSITORY / "cluster.local.yaml"))
     assert "192.0.2.1" in local["cluster file"].text and "machine image" not in local
 
@@ -131,8 +136,8 @@ def test_what_would_fail_later_is_wrong_now(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, subject: str, says: str, edit: Any
 ) -> None:
     allow(64, monkeypatch)
-    finding = by_subject(preflight(change(checkout, edit)))[subject]
-    assert finding.state == "wrong" and says in finding.text, str(finding)
+    said = finding(subject, change(checkout, edit))
+    assert said.state == "wrong" and says in said.text, str(said)
 
 
 def test_models_in_the_bucket_are_whole_or_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +147,7 @@ def test_models_in_the_bucket_are_whole_or_named(checkout: Path, monkeypatch: py
     store = boto3.resource("s3", region_name=REGION).Bucket(bucket)
 
     def found() -> Finding:
-        return by_subject(preflight(Path("filled.yaml")))["models"]
+        return finding("models", Path("filled.yaml"))
 
     assert found().state == "ok" and "none in" in found().text
     store.put_object(Key="models/net/config.json", Body=b"{}")
@@ -167,8 +172,8 @@ def test_an_account_that_may_start_too_few_gpu_machines_is_told_how_many(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow(16, monkeypatch)
-    finding = by_subject(preflight(Path("filled.yaml")))["vCPU quota"]
-    assert finding.state == "wrong" and "are 2 of 8 x g6.2xlarge" in finding.text and "L-3819A6DF" in finding.text
+    said = finding("vCPU quota", Path("filled.yaml"))
+    assert said.state == "wrong" and "are 2 of 8 x g6.2xlarge" in said.text and "L-3819A6DF" in said.text
 
 
 def test_an_account_that_may_not_even_start_the_head_is_told_so_before_ray_up(
@@ -176,9 +181,9 @@ def test_an_account_that_may_not_even_start_the_head_is_told_so_before_ray_up(
 ) -> None:
     """A new account may have five vCPUs, and the head has eight."""
     allow(5, monkeypatch)
-    finding = by_subject(preflight(Path("filled.yaml")))["vCPU quota"]
-    assert finding.state == "wrong"
-    assert "5 vCPUs of M machines (L-1216C47A) are 0 of 1 x m7i.2xlarge" in finding.text
+    said = finding("vCPU quota", Path("filled.yaml"))
+    assert said.state == "wrong"
+    assert "5 vCPUs of M machines (L-1216C47A) are 0 of 1 x m7i.2xlarge" in said.text
 
 
 def test_it_says_what_the_machines_cost_an_hour_now(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,17 +203,15 @@ def test_it_says_what_the_machines_cost_an_hour_now(checkout: Path, monkeypatch:
 
     monkeypatch.setattr(client, "describe_spot_price_history", describe)
     monkeypatch.setattr(boto3, "client", lambda name, *a, **k: client if name == "ec2" else usual(name, *a, **k))
-    finding = by_subject(preflight(Path("filled.yaml")))["prices"]
-    assert "g6.2xlarge 0.40, g5.2xlarge 0.50; 8 of them 4.00, beside the head" in finding.text
-    assert f"RAYMED_PRICES=head=PRICE,GPU=0.50,DATE={date.today()}" in finding.text, (
-        "a zone that is not named does not count"
-    )
+    said = finding("prices", Path("filled.yaml"))
+    assert "g6.2xlarge 0.40, g5.2xlarge 0.50; 8 of them 4.00, beside the head" in said.text
+    assert f"RAYMED_PRICES=head=PRICE,GPU=0.50,DATE={date.today()}" in said.text, "a zone that is not named does not count"
 
 
 def test_what_may_not_be_looked_up_is_no_reason_to_stop(checkout: Path) -> None:
     """moto knows no quotas, as a person may not who has rights for EC2 alone."""
-    finding = by_subject(preflight(Path("filled.yaml")))["vCPU quota"]
-    assert finding.state == "missing" and "could not be looked up" in finding.text
+    said = finding("vCPU quota", Path("filled.yaml"))
+    assert said.state == "missing" and "could not be looked up" in said.text
 
 
 def test_without_credentials_nothing_else_is_asked(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +225,7 @@ def test_without_credentials_nothing_else_is_asked(checkout: Path, monkeypatch: 
 
 def test_outside_a_checkout_there_is_nothing_to_install(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkout.parent)
-    assert by_subject(preflight(checkout / "filled.yaml"))["archive"].state == "wrong"
+    assert finding("archive", checkout / "filled.yaml").state == "wrong"
 
 
 @pytest.mark.parametrize("content", ["", "a: [", "- 1\n", "provider: aws\n"])
