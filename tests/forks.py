@@ -1,12 +1,14 @@
 """Processes that need not import the large libraries first: each is a fork of one that has.
 
 This file, run as one, is such a server. It imports for seconds and forks for each that asks at its socket, until its own
-input ends. Jobs are run so (`commands.py`), and the workers of Ray, which it starts with `quick_python.py`.
+input ends. Jobs are run so (`commands.py`), and the workers of Ray, which it starts with `quick_python.py`: those of one
+environment by a fork that has imported Ray and the project in it, as both keep what they find there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -25,6 +27,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -32,9 +35,16 @@ ROOT = Path(__file__).parent.parent
 
 WORKERS = (
     *("torch", "mlflow", "optuna", "pandas", "pyarrow.dataset", "scipy.stats", "pydicom", "nibabel", "matplotlib.figure"),
-    *("transformers.models.bert.modeling_bert", "transformers.models.internvl.modeling_internvl"),
+    *("transformers.models.bert.modeling_bert", "transformers.models.internvl.modeling_internvl", "deepspeed"),
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # with PyTorch's compiler, which takes a second
 )
-"""What Ray's workers find imported. Not Ray: it keeps what it finds in the environment, and each has one of its own."""
+"""What Ray's workers find imported, whatever their environment."""
+
+IN_IT = ("ray.data", "ray.tune", "ray.train.torch", "raymed.training.fit", "raymed.tuning.search")
+"""What they find imported in their environment."""
+
+OWN = frozenset({"PYTEST_CURRENT_TEST", "RAY_JOB_ID", "RAY_RAYLET_PID"})
+"""Variables in which workers of one environment differ: Ray reads them when it needs them."""
 
 JOBS = (*WORKERS, "ray.data", "ray.tune", "ray.train.torch")
 
@@ -95,7 +105,7 @@ def quick_python() -> str:
 def _server(libraries: tuple[str, ...]) -> str:
     """The socket of a server, which ends with this process."""
     address = Path(tempfile.mkdtemp(prefix="forks-", dir="/tmp"), "socket")  # its path must be short
-    command = [sys.executable, __file__, str(address), *libraries]
+    command = [sys.executable, __file__, str(address), "by environment" if libraries is WORKERS else "", *libraries]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     while not address.exists():
         assert server.poll() is None, "it does not start"
@@ -109,26 +119,50 @@ def _umask() -> int:
     return mask
 
 
-def serve(address: str, libraries: Sequence[str]) -> NoReturn:
-    """Fork for each that asks, and answer with its exit code. The fork of one that leaves before is killed."""
-    os.dup2(2, 1)  # what libraries print is nobody's output
+def listen(address: Path) -> socket.socket:
+    """Whoever sees the address can ask at once, and waits for the imports."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"{address}.new")
     listener.listen(64)
-    os.rename(f"{address}.new", address)  # noqa: PTH104 - whoever sees it can ask at once, and waits for the imports
+    Path(f"{address}.new").rename(address)
+    return listener
+
+
+def serve(folder: Path, listener: socket.socket, libraries: Sequence[str], by_environment: bool = False) -> NoReturn:
+    """Fork for each that asks, and answer with its exit code. The fork of one that leaves before is killed.
+
+    Args:
+        folder: of the sockets; it goes with the server.
+        by_environment: let a fork for each environment serve those that have it, and answer with the name of its socket.
+    """
+    os.dup2(2, 1)  # what libraries print is nobody's output
     for library in libraries:
-        importlib.import_module(library)
+        with _numbers_by_the_system() if library.startswith("ray") else contextlib.nullcontext():
+            importlib.import_module(library)
+    gc.freeze()  # a fork that looked whether they are needed would copy all these pages
     ends, ended = os.pipe()
     os.set_blocking(ended, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(ended, warn_on_full_buffer=False)
     running: dict[socket.socket, int] = {}
+    servers: dict[frozenset[tuple[str, str]], tuple[str, int]] = {}  # of their sockets' names and their inputs
+
+    def leave() -> None:
+        """Close in a fork what is the server's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for held in (listener, asker, *running):
+            held.close()
+        for end in (ends, ended, *(feed for _, feed in servers.values())):
+            os.close(end)
+
     while True:
-        ready: list[Any] = select.select([0, ends, listener, *running], [], [])[0]
+        sources: list[Any] = [0, ends, listener, *running]
+        ready = select.select(sources, [], [])[0]
         if 0 in ready and not os.read(0, 1):
             for child in running.values():
                 os.kill(child, signal.SIGKILL)
-            shutil.rmtree(Path(address).parent)
+            shutil.rmtree(folder, ignore_errors=True)
             os._exit(0)
         if ends in ready:
             os.read(ends, 1000)
@@ -147,18 +181,50 @@ def serve(address: str, libraries: Sequence[str]) -> NoReturn:
             if not request:
                 asker.close()
                 continue
-            child = os.fork()
-            if not child:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for held in (listener, asker, *running):
-                    held.close()
-                os.close(ends)
-                os.close(ended)
-                become(*json.loads(request), outputs)
+            command, where, variables, umask, python = json.loads(request)
+            if by_environment:
+                environment = frozenset(item for item in variables.items() if item[0] not in OWN)
+                if environment not in servers:
+                    name = f"socket-{len(servers)}"
+                    theirs = listen(folder / name)
+                    ending, feed = os.pipe()
+                    if not os.fork():
+                        leave()
+                        for end in (feed, *outputs):
+                            os.close(end)
+                        os.dup2(ending, 0)
+                        enter(variables)
+                        serve(folder, theirs, IN_IT)
+                    theirs.close()
+                    os.close(ending)
+                    servers[environment] = name, feed
+                asker.send(servers[environment][0].encode())
+                asker.close()
+            elif child := os.fork():
+                running[asker] = child
+            else:
+                leave()
+                become(command, where, variables, umask, python, outputs)
             for output in outputs:
                 os.close(output)
-            running[asker] = child
+
+
+@contextlib.contextmanager
+def _numbers_by_the_system() -> Iterator[None]:
+    """Ray draws a number for each class of actors, by a generator that forks would go on with: all their objects would have
+    the same numbers."""
+    import ray.actor
+
+    number = ray.actor.ActorClassID
+    drawn = SimpleNamespace(from_random=lambda: number(os.urandom(number.size())))
+    with mock.patch.object(ray.actor, "ActorClassID", drawn):
+        yield
+
+
+def enter(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
 
 
 def become(
@@ -171,9 +237,7 @@ def become(
     os.setpgid(0, 0)  # Ray kills a worker's group
     os.chdir(folder)
     os.umask(umask)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    enter(environment)
     sys.executable = python
     code: object = 0
     try:
@@ -202,10 +266,11 @@ def _worker_of(command: list[str]) -> list[str]:
     execvp = os.execvp
 
     def begin(file: str, args: list[str]) -> None:
-        start, *words = shlex.split(args[-1])
-        if start != "exec":  # one with a prefix is not for us
-            execvp(file, args)
-        raise _Begins(words[1:])
+        prefix, _, worker = args[-1].partition("exec ")
+        _, words = worker.split(" ", 1)
+        if prefix:  # it is in another folder, and has another environment, in which it asks anew
+            execvp(file, [*args[:-1], f"{prefix}exec {sys.executable} {words}"])
+        raise _Begins(shlex.split(words))
 
     with mock.patch.object(os, "execvp", begin):
         try:
@@ -216,4 +281,5 @@ def _worker_of(command: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2:])
+    _, address, by_environment, *libraries = sys.argv
+    serve(Path(address).parent, listen(Path(address)), libraries, bool(by_environment))

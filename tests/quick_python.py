@@ -10,14 +10,17 @@ if any(word.endswith("/default_worker.py") for word in words[:2]):
     import json
     import socket
 
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    answer = "socket"
     try:
-        server.connect(os.path.join(os.path.dirname(sys.argv[0]), "socket"))  # noqa: PTH118, PTH120 - nothing more is imported
+        while not answer.lstrip("-").isdigit():  # the name of another
+            server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            server.connect(os.path.join(os.path.dirname(sys.argv[0]), answer))  # noqa: PTH118, PTH120 - nothing more is imported
+            os.umask(umask := os.umask(0o077))
+            request = [words, os.getcwd(), dict(os.environ), umask, sys.executable]  # noqa: PTH109
+            socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+            answer = server.recv(100).decode() or str(-signal.SIGKILL)
     except OSError:  # it has ended: an ordinary worker, then
         pass
     else:
-        os.umask(umask := os.umask(0o077))
-        request = [words, os.getcwd(), dict(os.environ), umask, sys.executable]  # noqa: PTH109
-        socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
-        os._exit(int(server.recv(100) or -signal.SIGKILL) & 0xFF)
+        os._exit(int(answer) & 0xFF)
 os.execv(sys.executable, [sys.executable, *words])

@@ -61,6 +61,16 @@ def test_what_ray_started_ends_with_the_worker_and_the_worker_with_it_and_no_oth
 
 
 @pytest.mark.slow
+def test_forks_give_their_objects_other_numbers(tmp_path: Path) -> None:
+    """Those of a process in which Ray has drawn one would give the same, and end with messages of Ray's bugs."""
+    worker = tmp_path / "default_worker.py"
+    code = "import sys; assert 'raymed.tuning.search' in sys.modules; import ray; print(ray.ObjectID.from_random())"
+    worker.write_text(code)
+    said = [subprocess.run([quick_python(), str(worker)], capture_output=True, text=True, check=True).stdout for _ in "ab"]
+    assert said[0] != said[1]
+
+
+@pytest.mark.slow
 def test_without_its_server_it_is_an_ordinary_python(tmp_path: Path) -> None:
     alone = tmp_path / "python"
     alone.write_text(Path(quick_python()).read_text())
