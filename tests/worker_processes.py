@@ -8,9 +8,11 @@ from typing import Any
 import torch.multiprocessing
 
 
-def preload(*also: str) -> None:
+def preload() -> None:
     """What the process that such processes are forked from imports; it starts with the first of them."""
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed", *also])
+    compiler = "deepspeed.runtime.zero.muon.muon_optimizer"  # PyTorch's, by way of an optimizer that nothing here uses
+    towers = "transformers.models.internvl.modeling_internvl"
+    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed", compiler, towers])
 
 
 def run_workers(work: Callable[..., None], arguments: tuple[Any, ...] = (), workers: int = 1) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import write_prepared
 from device_reads import alone
+from worker_processes import preload
 
 from raymed.data.prepared import Prepared
 from raymed.data.stream import ShardReader
@@ -80,7 +81,7 @@ def run(spec: RunSpec, reports: Path, upload_of_death: float, leave_after: int) 
 
 
 def start(spec: RunSpec, reports: Path, upload_of_death: float = 0, leave_after: int = 1000) -> int | None:
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed"])
+    preload()
     forks = multiprocessing.get_context("forkserver")
     process = forks.Process(target=run, args=(spec, reports, upload_of_death, leave_after))
     process.start()

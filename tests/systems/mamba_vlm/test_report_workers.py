@@ -1,6 +1,5 @@
 """Both stages on one and two workers, whose reports have other lengths, under each ZeRO stage."""
 
-import multiprocessing
 import os
 from dataclasses import replace
 from itertools import product
@@ -9,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from report_records import SIZE, records
+from worker_processes import run_workers
 
 from raymed.data.image import ImageSettings
 from raymed.data.micro_batches import MicroBatch
@@ -121,8 +120,7 @@ def interrupt(worker: int, out: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_bit_equal_in_both_stages(tmp_path: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29526", "OMP_NUM_THREADS": "1"}
-    torch.multiprocessing.start_processes(interrupt, (tmp_path,), 1, start_method="forkserver")
+    run_workers(interrupt, (tmp_path,))
     for name, (whole, again) in torch.load(tmp_path / "results.pt").items():
         assert whole.keys() == again.keys()
         assert all(torch.equal(whole[key], again[key]) for key in whole), name
@@ -130,8 +128,7 @@ def test_a_run_that_was_interrupted_goes_on_bit_equal_in_both_stages(tmp_path: P
 
 @pytest.mark.slow
 def test_training_that_is_continued_has_the_optimizers_moments_back(tmp_path: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29525", "OMP_NUM_THREADS": "1"}
-    torch.multiprocessing.start_processes(carry_on, (tmp_path,), 1, start_method="forkserver")
+    run_workers(carry_on, (tmp_path,))
     first, results = read_state(tmp_path / "first"), torch.load(tmp_path / "results.pt")
     for stage in (1, 2, 3):
         begun = read_state(tmp_path / f"begun-{stage}")
@@ -145,13 +142,11 @@ def test_training_that_is_continued_has_the_optimizers_moments_back(tmp_path: Pa
 
 @pytest.mark.slow
 def test_workers_and_zero_stages_compute_the_same_losses(tmp_path: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29524", "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed", "raymed.systems.mamba_vlm.network"])
     results = {}
     for workers in (1, 2):
         out = tmp_path / str(workers)
         out.mkdir()
-        torch.multiprocessing.start_processes(work, (workers, out), workers, start_method="forkserver")
+        run_workers(work, (workers, out), workers)
         results[workers] = torch.load(out / "results-0.pt")
     for name in RECIPES:
         expected = results[1][name, 1]

@@ -1,6 +1,5 @@
 """Promise 4 where answers and pictures are learned in packs: dropped conditions, times and noise included."""
 
-import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from safetensors.torch import load_file
 from sample_records import DRAWING, EDIT, QUESTION, TEXT
+from worker_processes import run_workers
 
 from raymed.data.micro_batches import MicroBatch
 from raymed.data.record import Record
@@ -58,12 +57,10 @@ def work(_: int, start: Path | None, first: int, end: Path, kept: int) -> None:
 @pytest.mark.slow
 def test_an_interrupted_run_computes_bit_for_bit_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     """It goes on in the middle of the second epoch."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29529", "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed", "raymed.systems.unimedvl.network"])
     whole, cut, middle = tmp_path / "whole", tmp_path / "cut", EPOCH + 2
     for start, first, end in ((None, 0, whole), (whole / "kept", middle, cut)):
         end.mkdir()
-        torch.multiprocessing.start_processes(work, (start, first, end, middle), 1, start_method="forkserver")
+        run_workers(work, (start, first, end, middle))
     once, again = (torch.load(folder / "figures.pt") for folder in (whole, cut))
     assert once[middle:] == again and {"ce", "mse", "norm", "lr"} <= set(again[0])
     weights, resumed = (load_file(folder / "model" / "ema.safetensors") for folder in (whole, cut))

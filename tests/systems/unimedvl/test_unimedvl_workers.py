@@ -1,6 +1,5 @@
 """The tiny network on one and two workers, whose packs hold different things, under each ZeRO stage."""
 
-import multiprocessing
 import os
 from itertools import product
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from sample_records import EDIT, QUESTION, TEXT
+from worker_processes import run_workers
 
 from raymed.data.micro_batches import MicroBatch
 from raymed.recipes.recipe import TrainingPass
@@ -56,13 +55,11 @@ def work(worker: int, workers: int, out: Path) -> None:
 
 @pytest.mark.slow
 def test_workers_with_other_packs_and_other_stages_compute_the_same_and_memory_is_as_planned(tmp_path):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29523", "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_forkserver_preload(["raymed.training.engine", "deepspeed", "raymed.systems.unimedvl.network"])
     results = {}
     for workers in (1, 2):
         out = tmp_path / str(workers)
         out.mkdir()
-        torch.multiprocessing.start_processes(work, (workers, out), workers, start_method="forkserver")
+        run_workers(work, (workers, out), workers)
         results[workers] = torch.load(out / "results-0.pt")
     expected = results[1][1]
     assert expected[0]["ce"] > expected[-1]["ce"]
