@@ -240,6 +240,18 @@ def test_two_first_uses_of_a_key_make_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
+def test_a_key_is_written_out_before_it_has_its_name_and_its_name_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a power cut takes leaves pseudonyms that nobody can undo."""
+    kept: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: kept.append(Path(f"/proc/self/fd/{file}").readlink().name))
+    link = Path.hardlink_to
+    monkeypatch.setattr(Path, "hardlink_to", lambda path, to: kept.append("named") or link(path, to))  # type: ignore[func-returns-value]
+    Pseudonyms.open(tmp_path / "key")
+    assert kept[0].startswith("key.") and kept[1:] == ["named", tmp_path.name]
+
+
 def test_the_table_of_a_key_keeps_what_others_write_meanwhile(tmp_path: Path) -> None:
     pseudonyms = Pseudonyms.open(tmp_path / "key")
     (tmp_path / "in" / "normal" / "Jane").mkdir(parents=True)

@@ -554,13 +554,19 @@ def test_a_version_that_mlflow_does_not_make_is_an_error(
         assess_and_register(tracker, replace(candidate, seed=3000), "none")
 
 
-def test_a_network_whose_own_list_is_gone_or_exchanged_is_refused_where_its_checkpoint_had_one(
+def test_a_network_that_is_damaged_or_whose_own_list_is_gone_or_exchanged_is_refused(
     candidate: Candidate, data: Prepared, tmp_path: Path
 ) -> None:
     saved = Path(checkpoint(data, tmp_path / "saved", 5))
     seal_checkpoint(saved, 0, 1)
     own, content = saved / "model" / SEAL, (saved / "model" / SEAL).read_bytes()
     assert (candidate.fetch(str(saved), tmp_path / "whole") / SEAL).read_bytes() == content
+    weights = saved / "model" / "model.safetensors"
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"model.safetensors is missing, damaged or exchanged"):
+        candidate.fetch(str(saved), tmp_path / "flipped")
+    weights.write_bytes(intact)
     own.write_bytes(content.replace(b" ", b"  "))
     with pytest.raises(UserError, match=r"model/sealed.json is missing or damaged.*Choose another trial"):
         candidate.fetch(str(saved), tmp_path / "exchanged")

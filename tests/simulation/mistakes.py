@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ray_model
 import simulated_night
 import worker_model
 from pytest import MonkeyPatch
@@ -202,6 +203,11 @@ def age_of_a_claim_is_told_by_clocks(patch: MonkeyPatch) -> None:
     patch.setattr(lease, "_is_over", lambda other, age: clock.now() - other.get("at", 0.0) > lease.EXPIRES)
 
 
+def decisions_are_not_told_again(patch: MonkeyPatch) -> None:
+    """The process that tells runs whether to stop is started again, and knows nothing."""
+    patch.setattr(ray_model, "_decisions", lambda *_: ())
+
+
 MISTAKES: dict[Mistake, int] = {
     record_is_not_written_out: 22,
     checkpoint_is_not_written_out: 2,
@@ -222,6 +228,7 @@ MISTAKES: dict[Mistake, int] = {
     debris_stays: 22,
     person_has_no_say: 42,
     checkpoint_to_go_on_from_is_not_written_out: 246,
+    decisions_are_not_told_again: 1634,
     refused_upload_is_taken_for_done: 30306,
     age_of_a_claim_is_told_by_clocks: 30072,
 }

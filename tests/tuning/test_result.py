@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +12,15 @@ import pytest
 from optuna.trial import TrialState
 
 from raymed.data.prepared import Prepared
-from raymed.errors import RunError
+from raymed.errors import RunError, UserError
 from raymed.job.job import Outcome
 from raymed.registry.candidate import Refit
+from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.fit import Resources
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
-from raymed.tuning import result, room
+from raymed.tuning import execution, result, room
 from raymed.tuning.budget import Budget
 from raymed.tuning.execution import Training, run_search
 from raymed.tuning.ray_tune import Observer
@@ -26,7 +28,7 @@ from raymed.tuning.result import conclude_search
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import DONE, REFITTING, Study
+from raymed.tuning.study import DONE, JUDGING, REFITTING, Study
 
 TRIAL = "search/trial-0000"
 
@@ -56,13 +58,14 @@ def one_epoch_each(search: Search, study: Study, *_: Any) -> Iterator[Training]:
     yield train
 
 
+def died(*_: Any) -> NoReturn:
+    """In whatever place, the process is killed."""
+    raise SystemExit("killed")
+
+
 def nothing(*_: Any) -> NoReturn:
     """In its place, where nothing is to be trained."""
     pytest.fail("the search was opened again")
-
-
-def killed(*_: Any) -> NoReturn:
-    raise SystemExit("killed")
 
 
 def test_a_winner_whose_run_mlflow_lacks_is_named_and_the_same_command_writes_it_again(search: Search) -> None:
@@ -75,15 +78,18 @@ def test_a_winner_whose_run_mlflow_lacks_is_named_and_the_same_command_writes_it
     assert tracker.describe(str(tracker.find(TRIAL))).status == "FINISHED"
 
 
-@pytest.mark.parametrize("step", ["train_again", "_judge"])
+@pytest.mark.parametrize(
+    ("step", "refit", "phase"),
+    [("train_again", "trainval", REFITTING), ("_judge", "trainval", REFITTING), ("_judge", "none", JUDGING)],
+)
 def test_a_command_killed_while_the_winner_is_refitted_or_judged_goes_on_there(
-    search: Search, monkeypatch: pytest.MonkeyPatch, step: str
+    search: Search, monkeypatch: pytest.MonkeyPatch, step: str, refit: str, phase: str
 ) -> None:
-    again = Refit("its checkpoint", ("train", "val"))
+    again = None if refit == "none" else Refit("its checkpoint", ("train", "val"))
     judged: list[Refit | None] = []
 
-    def judge(search: Search, study: Study, best: Any, refit: Refit | None, *_: Any) -> Outcome:
-        judged.append(refit)
+    def judge(search: Search, study: Study, best: Any, made: Refit | None, *_: Any) -> Outcome:
+        judged.append(made)
         study.enter(DONE)
         return Outcome("", {})
 
@@ -91,10 +97,26 @@ def test_a_command_killed_while_the_winner_is_refitted_or_judged_goes_on_there(
     monkeypatch.setattr(result, "_judge", judge)
     study = run_search(search, trainer=one_epoch_each)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(result, step, killed)
-        conclude_search(search, study, "trainval")
-    assert search.open_study().phase == REFITTING and not judged
+        patch.setattr(result, step, died)
+        conclude_search(search, study, refit)
+    assert search.open_study().phase == phase and not judged
     for _ in range(2):  # and once more after the end
         study = run_search(search, trainer=nothing)
-        conclude_search(search, study, "trainval")
+        conclude_search(search, study, refit)
         assert (study.phase, judged.pop(), len(study.trials)) == (DONE, again, 1)
+
+
+def test_the_champion_is_the_one_that_the_search_saw_first(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person promotes another one in the night, and the command is killed and given again: that one stays."""
+    champions = iter(["1", "2"])
+    monkeypatch.setattr(execution, "alias_version", lambda *_: next(champions))
+    with pytest.raises(SystemExit):
+        run_search(search, trainer=died)
+    assert run_search(search, trainer=one_epoch_each).champion == "1"
+
+
+def test_a_run_that_another_machine_trains_is_not_trained_twice(search: Search, tmp_path: Path) -> None:
+    claim = {"host": "other-head", "machine": "other-head 1", "pid": 7, "started": "1"}
+    Folder.at(tmp_path).write(".leases/search/theirs.json", json.dumps(claim).encode())
+    with pytest.raises(UserError, match="7 on other-head"):
+        run_search(search, trainer=nothing)

@@ -18,7 +18,7 @@ from machine import process_group_of_one
 from raymed.data.image import ImageSettings
 from raymed.data.micro_batches import Division
 from raymed.data.plan import SliceSettings
-from raymed.errors import UserError
+from raymed.errors import CommonError, UserError
 from raymed.evaluation.patients import softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.models.settings import ClipModelSettings
@@ -227,6 +227,18 @@ def test_files_of_an_earlier_run_with_the_same_settings_are_replaced(output, tra
 def test_a_file_of_another_fold_or_measure_is_refused(output, spec, changes, named):
     with pytest.raises(UserError, match=named):
         checkpoint.read_for(output.folder / LATEST, dataclasses.replace(spec, **changes))
+
+
+@pytest.mark.slow
+def test_a_file_is_gone_on_from_with_the_data_that_its_run_was_opened_with(output, spec, tmp_path):
+    """Others may be prepared there meanwhile: steps would be counted by their patients."""
+    others = dataclasses.replace(spec, storage=str(tmp_path), data_digest="other")
+    for begin in (checkpoint.start_from, checkpoint.take_up):
+        with pytest.raises(CommonError, match="was prepared again"):
+            begin(output.folder / LATEST, others)
+    content, progress = checkpoint.read_for(output.folder / LATEST, spec)
+    with pytest.raises(CommonError, match="was prepared again"):
+        checkpoint._start(output.folder / LATEST, content, progress, others)
 
 
 @pytest.mark.slow
