@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.metrics.regression import KernelType, compute_ssim_and_cs
 from scipy.linalg import sqrtm
 
 from raymed.data.tiles import stretch
@@ -123,6 +122,8 @@ def ssim(target: np.ndarray, drawn: np.ndarray) -> float:
     Args:
         target, drawn: uint8 [height, width, 1 or 3], of one size from 11 x 11 up; grey counts as three equal channels.
     """
+    from monai.metrics.regression import KernelType, compute_ssim_and_cs  # all of MONAI, half a second of it
+
     one, other = (torch.from_numpy(each.transpose(2, 0, 1)[None]) for each in _comparable(target, drawn))
     similarity, _ = compute_ssim_and_cs(
         other,

@@ -486,6 +486,7 @@ def once(made: Registered) -> tuple[list[str], list[tuple[str, str]]]:
     return [made.version], [("READY", json.dumps([{"name": made.name, "version": made.version}]))]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_its_loss")
 def test_a_registration_that_is_killed_between_any_two_writes_is_completed_by_the_same_command(
     tracker: Tracker, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
