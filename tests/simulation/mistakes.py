@@ -200,7 +200,7 @@ def age_of_a_claim_is_told_by_clocks(patch: MonkeyPatch) -> None:
     """Each machine by its own, and not by the storage's."""
     myself = holder.myself  # that of the simulated world
     patch.setattr(holder, "myself", lambda: myself() | {"at": clock.now()})
-    patch.setattr(lease, "_is_over", lambda other, age: clock.now() - other.get("at", 0.0) > lease.EXPIRES)
+    patch.setattr(lease, "is_over", lambda other, age: clock.now() - other.get("at", 0.0) > lease.EXPIRES)
 
 
 def decisions_are_not_told_again(patch: MonkeyPatch) -> None:
