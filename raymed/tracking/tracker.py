@@ -160,7 +160,7 @@ class Tracker:
             first |= {GENERATION: tags[GENERATION]} if GENERATION in tags else {}
             self.client.create_run(self.experiment_id, tags=first, run_name=name)
         found = str(self._only(key, tags))  # MLflow's client repeats a creation whose answer was lost, and makes two
-        self.tags(found, tags)
+        self.tags(found, tags | ({PARENT: parent} if parent else {}))  # which may have been deleted, and made anew
         self._params(found, dict(flatten(params or {})))
         there = self.describe(found).params if begun_with else {}
         self._params(found, {name: text for name, text in flatten(begun_with or {}) if name not in there})

@@ -51,15 +51,16 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
         alias: see `SearchOptions`.
 
     Raises:
-        RunError: no trial completed an epoch, MLflow lacks the winner's run, or the storage was away for too long.
+        RunError: no trial completed an epoch, MLflow lacks the winner's run or the search's, or the storage was away.
     """
     search, best = search.of_generation(study.generation), best_trial(search, study)
     tracker = search.reopen_tracker()
     run_ids = {trial.number: tracker.find(search.trial_key(trial)) or "" for trial in study.trials}
-    if not run_ids[best.number]:
+    if not run_ids[best.number] or tracker.find(search.name) is None:
+        lacking = search.name if run_ids[best.number] else search.label(best)
         raise RunError(
-            f"MLflow has no run of {search.label(best)}, which won: it was deleted there, or MLflow was away too long. The "
-            f"same command writes it again: {resume_command()}"
+            f"MLflow has no run of {lacking}: it was deleted there, or MLflow was away too long. The same command writes it "
+            f"again: {resume_command()}"
         )
     if refit != "none" and study.phase != DONE:
         study.enter(REFITTING)

@@ -68,14 +68,18 @@ def nothing(*_: Any) -> NoReturn:
     pytest.fail("the search was opened again")
 
 
-def test_a_winner_whose_run_mlflow_lacks_is_named_and_the_same_command_writes_it_again(search: Search) -> None:
+@pytest.mark.parametrize(("lacking", "name"), [(TRIAL, "trial 0"), ("search", "search")])
+def test_a_search_or_winner_whose_run_mlflow_lacks_is_named_and_the_same_command_writes_it_again(
+    search: Search, lacking: str, name: str
+) -> None:
     study = run_search(search, trainer=one_epoch_each)
     tracker = search.open_tracker()
-    tracker.client.delete_run(str(tracker.find(TRIAL)))
-    with pytest.raises(RunError, match=r"MLflow has no run of trial 0, which won.* The same command writes it again"):
+    tracker.client.delete_run(str(tracker.find(lacking)))
+    with pytest.raises(RunError, match=rf"MLflow has no run of {name}: .* The same command writes it again"):
         conclude_search(search, study)
     run_search(search, trainer=nothing)
-    assert tracker.describe(str(tracker.find(TRIAL))).status == "FINISHED"
+    won = tracker.describe(str(tracker.find(TRIAL)))
+    assert (won.status, won.parent) == ("FINISHED", tracker.find("search"))
 
 
 @pytest.mark.parametrize(
