@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from raymed.data.prepared import Prepared
@@ -87,8 +86,8 @@ def assess_and_register(
         )
         with in_english():
             card = assessment.card(facts)
-        versions = _versions(tracker, name, key)
-        if not versions:
+        number = _version(tracker, name, key)
+        if number is None:
             if refit is not None:
                 network = candidate.fetch(refit.checkpoint, Path(temporary) / "refitted" / "model")
             tracker.text(candidate.run_id, card, "card.md")
@@ -99,11 +98,9 @@ def assess_and_register(
             tags = assessment.tags() | {CHECKPOINT: candidate.checkpoint}
             tags |= {"figures_of": "before_refit"} if refit else {}
             number = _create_version(tracker, name, key, candidate.run_id, logged, tags, card)
-        else:
-            number = str(versions[0].version)
-            if licence:
-                tracker.client.update_model_version(name, number, card)
-                tracker.text(candidate.run_id, card, "card.md")
+        elif licence:
+            tracker.client.update_model_version(name, number, card)
+            tracker.text(candidate.run_id, card, "card.md")
         name_version(tracker, candidate.run_id, key, name, number)
     why_not = against(tracker, assessment, name, number, alias_of(candidate, alias))
     uri = give_alias(tracker, candidate, name, number, alias, seen, why_not)
@@ -117,10 +114,15 @@ def _key(candidate: Candidate, refit: Refit | None, prepared: Prepared) -> str:
     return hashlib.blake2b(described.encode(), digest_size=4).hexdigest()
 
 
-def _versions(tracker: Tracker, name: str, key: str) -> list[ModelVersion]:
-    """The versions of a model that have a key, the oldest first."""
-    versions = tracker.client.search_model_versions(f"name = '{name}'")
-    return sorted((each for each in versions if each.tags.get(KEY) == key), key=lambda each: int(each.version))
+def _version(tracker: Tracker, name: str, key: str) -> str | None:
+    """The one of a key. MLflow's client repeats a creation whose answer was lost, and makes two: the later one goes, unless
+    an alias names it."""
+    found = tracker.client.search_model_versions(f"name = '{name}'")
+    same = sorted((each for each in found if each.tags.get(KEY) == key), key=lambda each: int(each.version))
+    named = {str(each) for each in tracker.client.get_registered_model(name).aliases.values()} if same[1:] else set()
+    for twin in {str(each.version) for each in same[1:]} - named:
+        tracker.client.delete_model_version(name, twin)
+    return str(same[0].version) if same else None
 
 
 def _create_version(
@@ -136,12 +138,9 @@ def _create_version(
     try:
         client.create_model_version(name, logged.uri, run.id, tags=tags, description=text, model_id=logged.id)
     except MlflowException as error:
-        if is_permanent(error) or not _versions(tracker, name, key):
+        if is_permanent(error) or _version(tracker, name, key) is None:
             raise  # else the answer was lost, and not the version
-    version, *others = _versions(tracker, name, key)
-    for other in others:  # MLflow's client repeats a creation whose answer was lost, and makes two
-        client.delete_model_version(name, str(other.version))
-    return str(version.version)
+    return str(_version(tracker, name, key))
 
 
 def count_look(tracker: Tracker, run_id: str, test_ids: Sequence[str], registers: bool = True) -> int:

@@ -39,7 +39,7 @@ from raymed.registry.candidate import FOLDER, Candidate, Refit
 from raymed.registry.loss_assessment import LossAssessment
 from raymed.registry.patient_assessment import PatientAssessment
 from raymed.registry.promotion import Promotion
-from raymed.registry.register import KEY, Registered, assess_and_register
+from raymed.registry.register import KEY, Registered, _version, assess_and_register
 from raymed.storage.folder import Folder
 from raymed.storage.seal import SEAL
 from raymed.systems.toy import recipe
@@ -634,6 +634,17 @@ def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
     client.set_registered_model_alias(name, CHAMPION, "1")  # by a person
     assert give_alias(tracker, candidate, name, "2", None, "2") == f"models:/{name}/2"
     assert alias_version(tracker, name) == "1"
+
+
+def test_a_version_whose_creation_was_repeated_is_there_once(tracker: Tracker) -> None:
+    """Also where a process was killed before it looked; what somebody has given an alias stays."""
+    name, client = "raymed-twins", tracker.client
+    client.create_registered_model(name)
+    for key in ("ours", "ours", "another", "ours"):
+        client.create_model_version(name, "file:///made", tags={KEY: key})
+    client.set_registered_model_alias(name, "tried", "2")
+    assert [_version(tracker, name, "ours") for _ in range(2)] == ["1", "1"]
+    assert {int(each.version) for each in client.search_model_versions(f"name = '{name}'")} == {1, 2, 3}
 
 
 def test_a_person_goes_back_to_an_earlier_version_without_judging_it_again(tracker: Tracker) -> None:

@@ -50,6 +50,25 @@ PLACES = (
     "look",
     "fetch",
 )
+REQUESTS = (
+    "create_run",
+    "search_runs",
+    "get_run",
+    "delete_run",
+    "log_batch",
+    "get_metric_history",
+    "log_inputs",
+    "update_run",
+    "set_terminated",
+    "get_model_version_by_alias",
+    "set_registered_model_alias",
+    "search_model_versions",
+    "get_registered_model",
+    "create_registered_model",
+    "create_model_version",
+    "create_model_version",
+    "delete_model_version",
+)
 
 
 def faults(seed: int, names: tuple[str, ...] | None = None) -> list[Fault]:
@@ -222,6 +241,12 @@ def slow_uploads(night: Night, draw: random.Random) -> None:
     night.storages.store.slow_until = night.world.now + draw.choice((20.0, 300.0))
 
 
+def leave_requests_uncertain(night: Night, draw: random.Random) -> None:
+    """To MLflow, of one kind or some: done twice, done and not answered, or not done."""
+    for name in draw.sample(REQUESTS, draw.choice((1, 2, 4))):
+        night.mlflow.fates[name] = draw.choice(("twice", "lost", "refused"))
+
+
 WEIGHTS = {
     "kill": 6,
     "kill_worker": 2,
@@ -253,5 +278,6 @@ NEW_WEIGHTS = {
     "leave_uploads_unanswered": 3,
     "deny_uploads": 3,
     "slow_uploads": 2,
+    "leave_requests_uncertain": 8,
 }
 STRIKES: dict[str, Callable[[Night, random.Random], None]] = {name: globals()[name] for name in WEIGHTS | NEW_WEIGHTS}

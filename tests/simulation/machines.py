@@ -60,6 +60,7 @@ class Process:
         was_cut: whether it stood still, or its storage did, for so long that its lease may be another's.
         background: what goes on beside its main thread.
         holds: leases that it holds.
+        reads: data of which it has noted that it reads them.
         ended: how it ended: "" in the good.
     """
 
@@ -75,6 +76,7 @@ class Process:
     is_alive: bool = True
     background: list[Background] = field(default_factory=list)
     holds: set[str] = field(default_factory=set)
+    reads: set[tuple[str, str]] = field(default_factory=set)
     ended: str | None = None
     error: BaseException | None = None
 
@@ -221,7 +223,7 @@ class Background:
 
     def __init__(self, name: str, step: Callable[[], float | None], first: float = 0.0) -> None:
         self._step, self._first = step, first
-        self.due, self.beats = math.inf, name.startswith("lease")  # a heart goes on whatever the main thread does
+        self.due, self.beats = math.inf, name.startswith(("lease", "note"))  # a heart goes on whatever the main thread does
         self._process = self.world.current
         self._is_under_way = False
 

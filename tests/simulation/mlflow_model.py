@@ -6,10 +6,11 @@ import copy
 import itertools
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from machines import World
 from mlflow.entities import Metric, Param, RunTag, ViewType
@@ -18,6 +19,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREA
 
 BACK = 600.0  # seconds by which the database is set back, at most
 HAS_TAG = re.compile(r"tags\.`([^`]+)` = '([^']*)'")
+
+Request = TypeVar("Request", bound=Callable[..., Any])
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Database:
         lose_answers, twice: of how many requests to come the answer is lost, and the creation repeated.
         overruled: versions that a person made champion while another request for it was on its way: MLflow asks nobody
             which version is to be replaced.
+        fates: what becomes of the next request of a name: it is "refused", done "twice", or "lost": done, and not answered.
         is_copied: whether there are copies to be set back to.
     """
 
@@ -51,6 +55,7 @@ class Database:
         self.models: dict[str, dict[str, Any]] = {}
         self.is_away, self.lose_answers, self.twice = False, 0, 0
         self.overruled: set[str] = set()
+        self.fates: dict[str, str] = {}
         self.is_copied = False
         self._copies: list[tuple[float, Any]] = []  # until when the state was so
 
@@ -73,8 +78,33 @@ class Database:
         }
         return runs, copy.deepcopy(self.models)
 
+    def add_version(self, name: str, tags: Mapping[str, str]) -> str:
+        """A new version of a registered model; its number is never given again."""
+        model = self.models.setdefault(name, {"versions": {}, "aliases": {}})
+        number = str(model.setdefault("last", 0) + 1)
+        model["last"], model["versions"][number] = int(number), dict(tags)
+        return number
+
     def new_id(self) -> str:
         return f"{self._draw.getrandbits(64):016x}{next(self._numbers):04x}"
+
+
+def _unsure(request: Request) -> Request:
+    """A request that may have a fate of its own."""
+
+    @wraps(request)
+    def ask(self: Client, *args: Any, **options: Any) -> Any:
+        fate = self._base.fates.pop(request.__name__, "")
+        if fate == "refused":
+            raise MlflowException("the server does not answer")
+        answer = request(self, *args, **options)
+        if fate == "twice":
+            answer = request(self, *args, **options)
+        if fate == "lost":
+            raise MlflowException("the connection was closed before there was an answer")
+        return answer
+
+    return ask  # type: ignore[return-value]
 
 
 class Client:
@@ -107,6 +137,7 @@ class Client:
             raise MlflowException(f"the run {run_id} must be in the 'active' state", INVALID_PARAMETER_VALUE)
         return row
 
+    @_unsure
     def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
         self._ask()
         for _ in range(2 if self._base.twice else 1):
@@ -116,6 +147,7 @@ class Client:
         self._answer()
         return _seen(row)
 
+    @_unsure
     def search_runs(
         self,
         experiment_ids: list[str],
@@ -134,17 +166,20 @@ class Client:
         self._answer()
         return [_seen(row) for row in found]
 
+    @_unsure
     def get_run(self, run_id: str) -> Any:
         self._ask()
         row = self._run(run_id)
         self._answer()
         return _seen(row)
 
+    @_unsure
     def delete_run(self, run_id: str) -> None:
         self._ask()
-        self._active(run_id).stage = "deleted"
+        self._run(run_id).stage = "deleted"
         self._answer()
 
+    @_unsure
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
     ) -> None:
@@ -163,27 +198,32 @@ class Client:
                 row.tags[item.key] = item.value
         self._answer()
 
+    @_unsure
     def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
         self._ask()
         row = self._run(run_id)
         self._answer()
         return [Metric(name, value, when, step) for name, value, when, step in row.metrics if name == key]
 
+    @_unsure
     def log_inputs(self, run_id: str, datasets: Any) -> None:
         self._ask()
         self._active(run_id)
         self._answer()
 
+    @_unsure
     def update_run(self, run_id: str, status: str) -> None:
         self._ask()
         self._active(run_id).status = status
         self._answer()
 
+    @_unsure
     def set_terminated(self, run_id: str, status: str) -> None:
         self.update_run(run_id, status)
 
     # the registry
 
+    @_unsure
     def get_model_version_by_alias(self, name: str, alias: str) -> Any:
         self._ask()
         model = self._base.models.get(name, {"aliases": {}})
@@ -192,6 +232,7 @@ class Client:
         self._answer()
         return SimpleNamespace(version=model["aliases"][alias])
 
+    @_unsure
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         before = self._base.models[name]["aliases"].get(alias)
         self._ask()
@@ -201,26 +242,45 @@ class Client:
         self._base.models[name]["aliases"][alias] = version
         self._answer()
 
+    @_unsure
     def search_model_versions(self, filter_string: str) -> list[Any]:
+        """The newest first."""
         self._ask()
-        name = filter_string.split("'")[1]
-        versions = self._base.models.get(name, {"versions": []})["versions"]
+        versions = self._base.models.get(filter_string.split("'")[1], {"versions": {}})["versions"]
         self._answer()
-        return [SimpleNamespace(version=str(place), tags=tags) for place, tags in enumerate(versions, 1)]
+        return [SimpleNamespace(version=number, tags=tags) for number, tags in reversed(versions.items())]
 
+    @_unsure
+    def get_registered_model(self, name: str) -> Any:
+        self._ask()
+        aliases = dict(self._base.models[name]["aliases"])
+        self._answer()
+        return SimpleNamespace(aliases=aliases)
+
+    @_unsure
     def create_registered_model(self, name: str) -> None:
         self._ask()
         if name in self._base.models:
             raise MlflowException("it is there", RESOURCE_ALREADY_EXISTS)
-        self._base.models[name] = {"versions": [], "aliases": {}}
+        self._base.models[name] = {"versions": {}, "aliases": {}}
         self._answer()
 
-    def create_model_version(self, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
+    @_unsure
+    def create_model_version(self, name: str, source: str, run_id: str, tags: dict[str, str], **_: Any) -> Any:
         self._ask()
-        self._base.models[name]["versions"].append(dict(tags))
-        number = len(self._base.models[name]["versions"])
+        number = self._base.add_version(name, tags)
         self._answer()
-        return SimpleNamespace(version=str(number))
+        return SimpleNamespace(version=number)
+
+    @_unsure
+    def delete_model_version(self, name: str, version: str) -> None:
+        """And the aliases that name it."""
+        self._ask()
+        model = self._base.models[name]
+        if model["versions"].pop(version, None) is None:
+            raise MlflowException(f"no version {version}", RESOURCE_DOES_NOT_EXIST)
+        model["aliases"] = {alias: named for alias, named in model["aliases"].items() if named != version}
+        self._answer()
 
 
 def _seen(row: RunRow) -> Any:

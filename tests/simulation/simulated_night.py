@@ -42,12 +42,17 @@ from worker_model import WEIGHTS, Toy, Worker, first_weights, loss, trained
 
 from raymed import clock
 from raymed.data import prepared as prepared_data
+from raymed.data import readers
 from raymed.data.leak import guard
 from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
+from raymed.data.publish import remove_unread
 from raymed.errors import RunError, UserError
 from raymed.recipes.exported import RECIPE_FILE
-from raymed.registry import candidate
+from raymed.registry import candidate, register
 from raymed.registry.alias import give_alias
+from raymed.registry.candidate import CHECKPOINT as CHECKPOINT_TAG
+from raymed.registry.candidate import DATA_DIGEST
+from raymed.registry.logged_model import LoggedModel
 from raymed.storage import disk, holder, lease, mirror
 from raymed.storage.folder import Folder
 from raymed.tracking import outbox
@@ -70,8 +75,8 @@ from raymed.tuning.space import Dimension
 from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, Study, curve, decisions
 from raymed.tuning.timetable import Timetable
 
-NAME, DATA = "night", "/shared/data"
-COMMANDS = 1000  # that a night takes at most: while its storage is away for hours, one every 30 s
+NAME, DATA, MODEL_NAME = "night", "/shared/data", "raymed-toy"
+COMMANDS = 200  # that a night takes at most, one every 30 s; those that find no storage are not counted
 LENGTH = 100_000.0  # and seconds
 LEASE = 60.0  # seconds without a heartbeat after which a process is taken for dead
 
@@ -95,8 +100,9 @@ def prepared_files(number: int) -> dict[str, bytes]:
         sink = io.BytesIO()
         pq.write_table(index, sink)
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        name = f"index-{number}.parquet"
-        manifest |= {"index": name, "digest": digest_of(sink.getvalue()), "index_digest": digest_of(sink.getvalue())}
+        digest = digest_of(sink.getvalue())
+        name = f"index-{digest[:12]}.parquet"
+        manifest |= {"index": name, "digest": digest, "index_digest": digest}
         _OPEN[manifest["index_digest"]] = index.combine_chunks()
         prepared_data._INDEXES.update(_OPEN)
         return {name: sink.getvalue(), MANIFEST: json.dumps(manifest).encode()}
@@ -122,7 +128,7 @@ class Night:
         self.is_done = self.is_excused = self.may_decide_anew = self._has_begun = False
         self._commands, self._next_command, self._told_of = 0, self.world.now, set[int]()
         self._unmentioned: set[str] = set()  # runs that a person has deleted, by key
-        self._promoted = ""
+        self._promoted, self._is_promoted = "", False
         self._data = 0
         self._preparing: Process | None = None
         self._acknowledged: tuple[Disk, str, bytes] | None = None  # the record, as it was when a decision was acted on
@@ -142,12 +148,13 @@ class Night:
         patch.setattr(holder, "myself", self._myself)
         patch.setattr(holder, "has_ended", self._has_ended)
         patch.setattr(holder, "end", lambda code, reason: world.kill(world.current))
-        patch.setattr(lease, "_held", _Held(world))
+        patch.setattr(lease, "_held", _Held(world, "holds"))
+        patch.setattr(readers, "_read", _Held(world, "reads"))
         patch.setattr(mirror, "atexit", SimpleNamespace(register=lambda _: None, unregister=lambda _: None))
         background = type("Background", (Background,), {"world": world})
         for module in (checkpoint, candidate):
             patch.setattr(module, "copy_to_local", storages.copy_to_local)
-        for module in (lease, mirror, outbox):
+        for module in (lease, mirror, outbox, readers):
             patch.setattr(module, "Background", background)
         patch.setattr(
             Tracker, "open", staticmethod(lambda uri, name="": Tracker(uri, name, "1", Client(world, self.mlflow)))
@@ -269,20 +276,15 @@ class Night:
         best, tracker = best_trial(search, study), search.open_tracker()
         run = tracker.find(search.trial_key(best)) or ""
         winner = search.candidate(run, best)
-        winner.open_data()
+        prepared = winner.open_data()
         into = self._scratch / f"judged-{next(_COUNT)}"
         weights = (winner.fetch(winner.checkpoint, into) / RECIPE_FILE).read_text()
         shutil.rmtree(into)
-        client, key = tracker.client, f"{weights} {winner.data_digest}"
-        versions = client.search_model_versions(f"name = '{search.model}'")
-        number = next((each.version for each in versions if each.tags["key"] == key), None)
+        key = register._key(winner, None, prepared)
+        number = register._version(tracker, search.model, key)
         if number is None:
-            try:
-                client.create_registered_model(search.model)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            number = str(client.create_model_version(search.model, "", run, {"key": key}).version)
+            says = {CHECKPOINT_TAG: winner.checkpoint, WEIGHTS: weights, DATA_DIGEST: prepared.digest}
+            number = register._create_version(tracker, search.model, key, run, LoggedModel("", ""), says, "")
         give_alias(tracker, winner, search.model, number, None, study.champion)
         search.prune_checkpoints(study, best)
         study.note_champion(number)
@@ -325,7 +327,7 @@ class Night:
                 self._look_at(process)
         ours = [process for process in self.drivers if process.host is self._head]
         if not ours and not self.is_done and self.world.now >= self._next_command:
-            self._commands += 1
+            self._commands += not self.storages.is_away
             if self._commands > COMMANDS:
                 raise Violation(f"the night does not end; it said last: {self._said}")
             self.start_driver(self._head)
@@ -456,7 +458,7 @@ class Night:
 
     def set_mlflow_back(self, seconds: float) -> None:
         self.mlflow.set_back(seconds)
-        model = self.mlflow.models.get("raymed-toy", {"aliases": {}})
+        model = self.mlflow.models.get(MODEL_NAME, {"aliases": {}})
         if model["aliases"].get("champion") != self._promoted:
             self._promoted = ""  # what a person did meanwhile is gone, too
 
@@ -483,16 +485,17 @@ class Night:
         return any(b"space" in content for path, content in self.storages.files().items() if path.endswith(COPY))
 
     def _prepare(self, number: int) -> None:
-        """As `raymed.data.publish`: the index, the manifest, and then what it does not name goes."""
+        """As `raymed.data.publish.publish`: the index, the manifest, and then what nobody reads goes, by its own hand."""
         while self._preparing is not None and self._preparing.is_alive:
             self.world.sleep(1.0)  # for the lock on the folder, which its process holds
         self._preparing = self.world.current
         folder, files = Folder.at(DATA), prepared_files(number)
-        for name in sorted(files):  # the index, then the manifest
-            folder.write(name, files[name])
-        for name in folder.names():
-            if name.startswith("index") and name not in files:
-                folder.delete(name)
+        manifest = Manifest.from_json(files[MANIFEST], MANIFEST)
+        folder.write(manifest.index, files[manifest.index])
+        if (earlier := Manifest.from_json(folder.read(MANIFEST), MANIFEST)).index != manifest.index:
+            folder.write(earlier.earlier_name, earlier.to_json())
+        folder.write(MANIFEST, files[MANIFEST])
+        remove_unread(folder, manifest)
         self._data = number
 
     def _prepare_again(self) -> None:
@@ -504,11 +507,11 @@ class Night:
 
     def promote(self) -> None:
         """A person gives the alias to a version of an earlier night; to stay where the search has seen another one."""
-        model = self.mlflow.models.setdefault("raymed-toy", {"versions": [], "aliases": {}})
-        model["versions"].append({"key": "a person's"})
-        model["aliases"]["champion"] = str(len(model["versions"]))
+        number = self.mlflow.add_version(MODEL_NAME, {})
+        self.mlflow.models[MODEL_NAME]["aliases"]["champion"] = number
+        self._is_promoted = True
         if self._has_begun:
-            self._promoted = model["aliases"]["champion"]
+            self._promoted = number
 
     def _heal(self) -> None:
         self._bring_storage_back()
@@ -517,6 +520,7 @@ class Night:
         for host in self.world.hosts:
             host.full_until = 0.0
         self.full_until, self.mlflow.lose_answers, self.mlflow.twice = 0.0, 0, 0
+        self.mlflow.fates.clear()
 
     # what must hold
 
@@ -590,9 +594,25 @@ class Night:
             self._require(shown == losses, f"MLflow shows {shown} of {key}: {losses}")
         parent = active.get(NAME, [])
         self._require([row.status for row in parent] == ["FINISHED"], f"MLflow shows {len(parent)} runs of the search")
-        champion = self.mlflow.models["raymed-toy"]["aliases"].get("champion")
+        self._check_registry(study)
+
+    def _check_registry(self, study: Study) -> None:
+        model, best = self.mlflow.models[MODEL_NAME], study.best
+        assert best is not None
+        champion = model["aliases"].get("champion")
         if self._promoted and self._promoted not in self.mlflow.overruled and not self.may_decide_anew:
             self._require(champion == self._promoted, "a person's champion was replaced")
+        keys = [tags[KEY] for tags in model["versions"].values() if tags]
+        self._require(len(keys) == len(set(keys)), f"a model is registered twice: {model['versions']}")
+        facts = {
+            CHECKPOINT_TAG: best.user_attrs[CHECKPOINT],
+            WEIGHTS: expected_weights(_plain(self.setting), best),
+            DATA_DIGEST: _digest(),
+        }
+        ours = [number for number, tags in model["versions"].items() if tags and facts.items() <= tags.items()]
+        self._require(bool(ours), f"the winner is not registered: {model['versions']}, {facts}")
+        if not self._is_promoted and not self.mlflow.is_copied:
+            self._require(champion in ours, f"champion is version {champion}, and the winner {ours}")
 
 
 def _digest() -> str:
@@ -632,19 +652,27 @@ def _guard(index: pa.Table, fold: Any) -> None:
 
 
 class _Held:
-    """As the set of the leases that a process holds."""
+    """As the set of what a process holds."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, of: str) -> None:
+        """
+        Args:
+            of: the process's own set.
+        """
+        self._world, self._of = world, of
 
-    def __contains__(self, uri: str) -> bool:
-        return uri in self._world.current.holds  # type: ignore[union-attr]
+    def _set(self) -> set[Any]:
+        held: set[Any] = getattr(self._world.current, self._of)
+        return held
 
-    def add(self, uri: str) -> None:
-        self._world.current.holds.add(uri)  # type: ignore[union-attr]
+    def __contains__(self, each: Any) -> bool:
+        return each in self._set()
 
-    def discard(self, uri: str) -> None:
-        self._world.current.holds.discard(uri)  # type: ignore[union-attr]
+    def add(self, each: Any) -> None:
+        self._set().add(each)
+
+    def discard(self, each: Any) -> None:
+        self._set().discard(each)
 
 
 _COUNT = itertools.count()
