@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ports import free_port
 
-from raymed.registry.logged_model import log_model
+from raymed.registry.logged_model import log_model, name_version
 from raymed.tracking.tracker import Tracker
 from raymed.tracking.view import BEST, where_to_look
 
@@ -41,7 +41,7 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     logged = log_model(tracker, run, folder / "network", "0123", "raymed-lung", {"test_loss": 0.2625})
     tracker.client.create_registered_model("raymed-lung")
     version = tracker.client.create_model_version("raymed-lung", logged.uri, run)
-    logged.name_version(tracker, "raymed-lung", str(version.version))
+    name_version(tracker, run, "0123", "raymed-lung", str(version.version))
     tracker.describe_as(search, "**Trial 2 won** of 3. Report: `report.html`.")
     tracker.finish(search, "FINISHED")
     return tracker
