@@ -89,12 +89,19 @@ def test_judging_says_that_the_storage_is_away_and_leaves_with_how_to_go_on(tmp_
     """It ended with a library's FileNotFoundError. A shell's jobs in the background heed no Ctrl-C."""
     before = signal.signal(signal.SIGINT, heeds)
     template = SimpleNamespace(folder=Folder.at(tmp_path / "gone"), train=SimpleNamespace(storage_minutes=0.001))
-    search = SimpleNamespace(template=template, of_generation=lambda generation: search, reopen_tracker=lambda: None)
-    monkeypatch.setattr(result, "best_trial", lambda search, study: None)
+    best, tracker = SimpleNamespace(number=0), SimpleNamespace(find=lambda key: "run")
+    search = SimpleNamespace(
+        template=template,
+        name="search",
+        of_generation=lambda generation: search,
+        reopen_tracker=lambda: tracker,
+        trial_key=lambda trial: "search/trial-0",
+    )
+    monkeypatch.setattr(result, "best_trial", lambda search, study: best)
     monkeypatch.setattr(result, "_judge", lambda *given: (tmp_path / "gone" / "checkpoint").read_bytes())
     try:
         with pytest.raises(RunError, match=r"gone has been away for 0\.001 minutes .* Once it is back: python "):
-            result.conclude_search(search, SimpleNamespace(generation="", trials=[]))
+            result.conclude_search(search, SimpleNamespace(generation="", trials=[best]))
     finally:
         signal.signal(signal.SIGINT, before)
     (said,) = (record.getMessage() for record in caplog.records)
