@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch.multiprocessing
 from forks import quick_workers
 from worker_processes import preload
 
@@ -31,7 +32,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a benchmark by name. Its new processes are forks of one that has imported what they need."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    preload("raymed.models.internvl", "raymed.systems.vitp.recipe")
+    preload()
+    start = torch.multiprocessing.start_processes
+
+    def forked(work: Any, arguments: tuple[Any, ...], workers: int, start_method: str) -> None:
+        start(work, arguments, workers, start_method="forkserver")
+
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", forked)
 
     def load(name: str) -> ModuleType:
         from ray import cloudpickle

@@ -52,7 +52,7 @@ data, storage = sys.argv[1:]
 connect()
 prepared, over = Prepared.open(data), threading.Event()
 def watch():
-    while not over.wait(0.2):
+    while not over.wait(1):
         look()
 threading.Thread(target=watch, daemon=True).start()
 settings = TrainSettings(epochs=1, global_batch=16, micro_batch=5, norm_group=5)
