@@ -563,6 +563,9 @@ class Night:
             run = self.storages.reach(f"{self.setting.storage}/{NAME}/trials/{name}")
             kept = checkpoint_names(run)
             self._require(len(kept) <= 4, f"{len(kept)} checkpoints of {name} are left")
+            self._require(run.names() == kept, f"something lies beside the checkpoints of {name}: {run.names()}")
+            if run.uri in self.saved:
+                self._verify(run.uri, self.saved[run.uri][-1])
         best = study.best
         assert best is not None
         run = self.storages.reach(best.user_attrs[CHECKPOINT])
@@ -570,8 +573,10 @@ class Night:
             run.read(WEIGHTS).decode() == expected_weights(_plain(self.setting), best),
             "the winner is of other data or settings",
         )
-        uri, _, name = best.user_attrs[CHECKPOINT].rpartition("/")
-        self._verify(uri, name)  # judging reads what it predicted, by its list
+        for trial in study.trials:  # judging reads what each predicted, by its list
+            uri, _, name = trial.user_attrs.get(CHECKPOINT, "").rpartition("/")
+            if name:
+                self._verify(uri, name)
 
     def _check_mlflow(self, study: Study) -> None:
         active: dict[str, list[Any]] = {}
