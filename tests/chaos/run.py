@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -33,6 +34,7 @@ def main() -> int:
             try:
                 seen = row(tries, options.seed, Path(folder))
             except Exception as error:
+                traceback.print_exc()
                 seen, failed = f"FAILED: {type(error).__name__}: {error}".replace("\n", " ")[:500], failed + 1
         print(f"| {name} | {tries} | {seen} | {time.monotonic() - started:.0f} |", flush=True)
     return 1 if failed else 0
