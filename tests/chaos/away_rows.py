@@ -75,7 +75,7 @@ def storage_away(tries: int, seed: int, folder: Path) -> str:
                     _wait(lambda disk=disk: "storage away since" in _said(folder, disk), FOUND)  # type: ignore[misc]
                     slowest = max(slowest, time.monotonic() - started)
                     if harm == "for ever":
-                        assert process.wait(180) == 1
+                        assert process.wait(180) == 1, _said(folder, disk)[-2000:]
                         assert "Once it is back: python" in _said(folder, disk), _said(folder, disk)[-2000:]
                     else:
                         time.sleep(30)
