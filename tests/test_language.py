@@ -34,7 +34,7 @@ CATALOGUES = sorted(ROOT.joinpath("raymed").rglob("zh.yaml"))
 ELSEWHERE = ("model_card.py", "style.py")  # a card stays with a model, whoever reads it; names of fonts
 PASSED_ON = {  # errors made of what others have said, which is asked of those
     "'\\n'.join(wrong)", "failed", "failures[0].as_py()", "problem", "spec.folder.read(STALLED).decode()", "storage.gave_up",
-    "self.gave_up", "machines.gave_up", "gave_up", "str(error)", "str(listener.last[FAILED])", "study.mistake",
+    "self.gave_up", "machines.gave_up", "gave_up", "absence", "str(error)", "str(listener.last[FAILED])", "study.mistake",
     "f'{self.mistake.explain(message)}\\n{usage}{told}'",
 }  # fmt: skip
 PRINTF = re.compile(r"%(?:\(\w+\))?[-+ #0]*\d*(?:\.\d+)?[sdfrgx]")

@@ -22,7 +22,7 @@ from raymed.cluster import connection as cluster
 from raymed.cluster.connection import HEAD
 from raymed.data.plan import EpochPlan
 from raymed.data.stream import open_reader
-from raymed.errors import RunError, UserError
+from raymed.errors import RunError, StorageError, UserError
 from raymed.job.job import resume_command
 from raymed.job.library_log import essence
 from raymed.language import reworded, say
@@ -162,7 +162,7 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
             try:
                 tuner.fit()
             except (TuneError, RayError) as error:
-                if (told := in_words(error)) is error:
+                if (told := in_words(error, storage.absence)) is error:
                     raise
                 raise told from error
             except KeyboardInterrupt:
@@ -180,10 +180,18 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
         yield train
 
 
-def in_words(error: Exception) -> Exception:
-    """What a search raises of an error of Ray's; the same one where it has no words for it."""
+def in_words(error: Exception, absence: str = "") -> Exception:
+    """What a search raises of an error of Ray's; the same one where it has no words for it.
+
+    Args:
+        absence: what to tell where the storage is away (`StorageWatch.absence`).
+    """
     # Tune wraps what was raised while it asked the study, or told it and the recorder.
     cause = error.__context__ if isinstance(error, TuneError) else error
+    if (
+        isinstance(cause, StorageError) and absence
+    ):  # what is written here waited as long as the watch, and gave up before it
+        return RunError(absence)
     if isinstance(cause, UserError):
         return cause
     if isinstance(cause, RayError):

@@ -56,7 +56,7 @@ class StorageWatch:
         """
         self._folder, self._minutes, self._advice, self._stop, self._hear = folder, minutes, advice, stop, hear
         self._over, self._stopped = threading.Event(), threading.Event()
-        self.is_away, self.gave_up = False, ""
+        self.is_away, self.gave_up, self._problem = False, "", ""
 
     def __enter__(self) -> StorageWatch:
         threading.Thread(target=self._watch, name="storage watch", daemon=True).start()
@@ -64,6 +64,16 @@ class StorageWatch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
+
+    @property
+    def absence(self) -> str:
+        """What to tell a user whose job ends because the storage is away; empty while it is there."""
+        if not self.is_away:
+            return ""
+        return (
+            f"the storage {self._folder.uri} has been away for {self._minutes:g} minutes ({self._problem}). What it holds "
+            f"is untouched. Once it is back: {self._advice}"
+        )
 
     def outlast(self, action: Callable[[], Result]) -> Result:
         """Do what reads and writes the storage; anew where it failed while the storage was away, once that is back.
@@ -92,6 +102,7 @@ class StorageWatch:
         since = 0.0
         while not self._over.wait(PERIOD):
             problem, said = self._look(), self._hear()
+            self._problem = problem
             if said and not problem:
                 log.warning("%s", said)
             if not problem:
@@ -104,7 +115,7 @@ class StorageWatch:
                 until = f"{now + timedelta(minutes=self._minutes):%H:%M}"
                 log.warning("storage away since %s (%s), waiting until %s", f"{now:%H:%M}", problem, until)
             elif time.monotonic() - since > 60 * self._minutes:
-                self._give_up(problem)
+                self._give_up()
                 return
 
     def _look(self) -> str:
@@ -123,11 +134,8 @@ class StorageWatch:
         looking.join(ANSWER)
         return problems[0] if problems else ""
 
-    def _give_up(self, problem: str) -> None:
-        self.gave_up = (
-            f"the storage {self._folder.uri} has been away for {self._minutes:g} minutes ({problem}). What it holds is "
-            f"untouched. Once it is back: {self._advice}"
-        )
+    def _give_up(self) -> None:
+        self.gave_up = self.absence
         self._stop()
         self._stopped.set()
         if not self._over.wait(LEAVING):

@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RaySystemError
 from ray.tune.error import TuneError
 
-from raymed.errors import RunError, UserError
+from raymed.errors import RunError, StorageError, UserError
 from raymed.tuning.execution import in_words
 
 
@@ -34,3 +34,11 @@ def test_what_a_person_can_mend_is_told_as_it_is_and_a_mistake_of_tune_s_stays_o
     mistake, bug = UserError("mend this"), wrapped(KeyError("a bug"))
     assert in_words(wrapped(mistake)) is mistake
     assert in_words(bug) is bug
+
+
+def test_a_write_that_gives_up_a_moment_before_the_watch_ends_the_job_as_the_watch_does() -> None:
+    """Its error named no command, and its exit code was that of a mistake."""
+    away, full = StorageError("has been away"), StorageError("No space left")
+    told = in_words(wrapped(away), absence="Once it is back: python job.py")
+    assert isinstance(told, RunError) and str(told) == "Once it is back: python job.py"
+    assert in_words(wrapped(full)) is full

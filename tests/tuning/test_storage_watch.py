@@ -37,8 +37,10 @@ def test_a_storage_that_comes_back_in_time_is_said_once_each_way(tmp_path, caplo
     storage = tmp_path / "storage"
     storage.mkdir()
     with StorageWatch(Folder.at(storage), 20, "the command", pytest.fail) as watch:
+        assert not watch.absence
         storage.rename(tmp_path / "elsewhere")
         wait_until(lambda: watch.is_away)
+        assert f"({storage}: No such file or directory)" in watch.absence and watch.absence.endswith(": the command")
         time.sleep(0.1)
         (tmp_path / "elsewhere").rename(storage)
         wait_until(lambda: not watch.is_away)
