@@ -43,8 +43,9 @@ WORKERS = (
 IN_IT = ("ray.data", "ray.tune", "ray.train.torch", "raymed.training.fit", "raymed.tuning.search")
 """What they find imported in their environment."""
 
-OWN = frozenset({"PYTEST_CURRENT_TEST", "RAY_JOB_ID", "RAY_RAYLET_PID"})
-"""Variables in which workers of one environment differ: Ray reads them when it needs them."""
+OWN = frozenset({"PYTEST_CURRENT_TEST"})
+"""In which workers of one environment may differ. Not in the number of their raylet: Ray keeps it as it is imported, and a
+worker ends with the raylet of that number."""
 
 JOBS = (*WORKERS, "ray.data", "ray.tune", "ray.train.torch")
 
