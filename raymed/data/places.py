@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +20,6 @@ from raymed.storage.folder import Folder
 
 LOCATED = ["shard", "row_group", "row", *DESCRIBED]  # columns of the index by which a record is found and checked
 PAUSES = (1.0, 3.0, 9.0)  # seconds before an object store that refused is asked again, beyond what Arrow's own client tries
-AWAY, LOOK = 1200.0, 2.0  # seconds that a file system may be away, and between two looks whether it still is
 OPEN_SHARDS = 16  # kept by a process: opening one costs as much as reading a row, and holds about a MiB
 
 
@@ -73,12 +74,24 @@ class Places:
         require_same(describe(found, self.pictures_by), self.lines, self.folder)
         return found
 
+    def reach(self) -> pa.Table:
+        """As `read`, of records that were there: where their folder is not, its storage is away.
+
+        Raises:
+            OSError: it is away.
+        """
+        try:
+            return self.read()
+        except UserError:
+            if self.folder.is_local and not self.folder.names():  # object stores have no folders
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.folder.uri) from None
+            raise
+
 
 def _read_row_groups(folder: Folder, shard: str, row_groups: list[int]) -> tuple[pa.Table, list[int]]:
     """Row groups of a shard, one below the other, and how many rows each has; 0 where there is none. A busy object store is
-    asked again, and a file system that is away is waited for."""
+    asked again."""
     pauses = iter((0.0,) if folder.is_local else PAUSES)  # a file that was open while its server was away is opened anew
-    until = clock.seconds() + AWAY
     while True:
         try:
             file = _open_shard(folder.uri, shard)
@@ -87,24 +100,13 @@ def _read_row_groups(folder: Folder, shard: str, row_groups: list[int]) -> tuple
             return table, [file.metadata.row_group(each).num_rows if each in there else 0 for each in row_groups]
         except (OSError, pa.ArrowException) as error:
             _open_shard.cache_clear()
-            if isinstance(error, OSError) and clock.seconds() < until and _is_away(folder):
-                clock.sleep(LOOK)
-                continue
-            pause = next(pauses, None)
-            if pause is None or isinstance(error, FileNotFoundError | pa.ArrowException):
+            pause, is_gone = next(pauses, None), isinstance(error, FileNotFoundError) and not folder.is_local
+            if pause is None or is_gone or isinstance(error, pa.ArrowException):
                 raise UserError(
                     f"cannot read the shard {folder.uri}/shards/{shard}: {error}. Remove it, where it is there, "
                     "and prepare the data again, which reads its patients anew"
                 ) from error
             clock.sleep(pause)
-
-
-def _is_away(folder: Folder) -> bool:
-    """Whether a file system is not mounted, or does not answer. Object stores have no folders: they refuse."""
-    try:
-        return folder.is_local and not folder.names()
-    except OSError:
-        return True
 
 
 @lru_cache(maxsize=OPEN_SHARDS)

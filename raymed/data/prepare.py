@@ -121,7 +121,6 @@ def curate(
         settled = settings.split.file is not None or bool(found.listing.splits)
         if old and not todo and not settled and _same(old, found, described, quarantine):
             remove_unread(folder, old.manifest)
-            remove_unread(folder, old.manifest)
             return PrepareResult(old, 0, kept, guard(old.index, None, found.listing.patients_known))
         index = pa.concat_tables(tables)
         if not index.num_rows:

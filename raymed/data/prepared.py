@@ -99,7 +99,7 @@ class Manifest:
     @property
     def earlier_name(self) -> str:
         """Of its file, once another one has taken its place."""
-        return f"{_earlier_names(self.digest)}{self.index_digest[:12]}.json"
+        return f"{earlier_names(self.digest)}{self.index_digest[:12]}.json"
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode()
@@ -284,14 +284,15 @@ def digest_of(content: bytes) -> str:
 def _earlier(folder: Folder, digest: str) -> Manifest | None:
     """The manifest of data with that digest, whose place others have taken; None where they are not kept."""
     for name in folder.names():
-        if name.startswith(_earlier_names(digest)):
+        if name.startswith(earlier_names(digest)):
             return Manifest.from_json(folder.read(name), f"{folder.uri}/{name}")
     return None
 
 
-def _earlier_names(digest: str) -> str:
-    """How they begin; the index follows, as the same data may have lain in other shards."""
-    return f"manifest-{digest[:12]}-"
+def earlier_names(digest: str) -> str:
+    """How the manifests of data with that digest are called, once others have taken their place: the index follows, as the
+    same data may have lain in other shards. All of them, where the digest is empty."""
+    return f"manifest-{digest[:12]}-" if digest else "manifest-"
 
 
 def _plain(column: pa.ChunkedArray) -> np.ndarray:

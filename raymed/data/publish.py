@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from raymed.data.acquisition import PICTURE
 from raymed.data.duplicates import LAYOUT
 from raymed.data.image import ImageSettings, recorded
-from raymed.data.prepared import MANIFEST, Manifest, digest_of
+from raymed.data.prepared import MANIFEST, Manifest, digest_of, earlier_names
 from raymed.data.quarantine import Quarantine
 from raymed.data.readers import read_digests
 from raymed.data.record import BLAKE3, input_pictures
@@ -96,7 +96,7 @@ def publish(
     folder.write(manifest.index, index_bytes)
     folder.write(manifest.studies, studies_bytes)
     folder.write("quarantine.jsonl", lines)
-    if (earlier := _manifest(folder, MANIFEST)) and earlier.index != manifest.index:
+    if (earlier := _manifest(folder, MANIFEST)) and earlier.earlier_name != manifest.earlier_name:
         folder.write(earlier.earlier_name, earlier.to_json())  # who begins to read is looked for once they are replaced
     folder.write(MANIFEST, manifest.to_json())
     remove_unread(folder, manifest)
@@ -106,15 +106,19 @@ def publish(
 
 def remove_unread(folder: Folder, manifest: Manifest) -> None:
     """Remove what neither the manifest names, nor an earlier one whose data somebody reads."""
-    digests = read_digests(folder)
-    kept, shards = {MANIFEST, manifest.index, manifest.studies}, set(manifest.shards)
-    for name in folder.names():
-        if EARLIER.fullmatch(name) and (earlier := _manifest(folder, name)) and earlier.digest in digests:
-            kept |= {name, earlier.index, earlier.studies}
-            shards |= earlier.shards.keys()
-    for name in folder.names():
-        if (EARLIER.fullmatch(name) or TABLES.fullmatch(name)) and name not in kept:
-            folder.delete(name)
+    digests, names = read_digests(folder), folder.names()
+    kept, shards = {manifest.index, manifest.studies}, set(manifest.shards)
+    for name in filter(EARLIER.fullmatch, names):
+        if not any(name.startswith(earlier_names(digest)) for digest in digests):
+            folder.delete(name)  # before what it names
+            continue
+        earlier = _manifest(folder, name)
+        if earlier is None:
+            return  # a later raymed's: what its reader needs is not known
+        kept |= {earlier.index, earlier.studies}
+        shards |= earlier.shards.keys()
+    for name in {*filter(TABLES.fullmatch, names)} - kept:
+        folder.delete(name)
     for name in folder.child(SHARDS).names():
         if name not in shards:
             folder.delete(f"{SHARDS}/{name}")

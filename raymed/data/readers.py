@@ -9,20 +9,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raymed.background import Background
+from raymed.data.prepared import MANIFEST
 from raymed.errors import UserError
 from raymed.storage import holder
-from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.storage.lease import BEAT, LEAVING, is_over, read_claim
 
 log = logging.getLogger("raymed")
 
 READERS = ".readers"
+NOW = "now"  # a file that is written to learn what time it is there
 
 _read: set[tuple[str, str]] = set()  # by this process: folder and digest
 
@@ -39,7 +41,7 @@ def reading(uri: str, digest: str) -> Iterator[None]:
     try:
         note.write()
     except UserError as error:
-        log.info("prepare nothing into %s until this has ended: that it is read cannot be noted there (%s)", uri, error)
+        log.warning("cannot note in %s that it is read (%s): prepare nothing into it until this job has ended", uri, error)
         yield
         return
     _read.add(name)
@@ -52,44 +54,47 @@ def reading(uri: str, digest: str) -> Iterator[None]:
 
 
 def read_digests(folder: Folder) -> set[str]:
-    """Digests of the data in a folder that somebody reads. The notes of those who have ended are removed."""
+    """Digests of the data in a folder that somebody reads, an empty one where that cannot be told. The notes of those who
+    have ended are removed."""
     notes, digests = folder.child(READERS), set[str]()
-    files = [file for file in notes.names() if file.endswith(".json")]
-    now = _now(notes) if files else 0
+    files = [name for name in notes.names() if name.endswith(".json")]
+    now = _now(notes) if files else 0.0
     for file in files:
-        with contextlib.suppress(FileNotFoundError):  # its reader has just ended
+        try:
             claim, age = read_claim(notes, file), now - notes.modified(file)
-            if is_over(claim, age):
+        except FileNotFoundError:  # its reader has just ended
+            continue
+        except OSError:  # another account's
+            claim, age = {}, 0.0
+        if is_over(claim, age):
+            with contextlib.suppress(OSError):
                 notes.delete(file)
-            else:
-                digests.add(str(claim.get("digest")))
+        else:
+            digests.add(str(claim.get("digest", "")))
     return digests
 
 
 def _now(folder: Folder) -> float:
-    """Seconds, by the clock of the folder's storage."""
-    name = f"{uuid.uuid4().hex}.now"
-    folder.write(name, b"")
+    """Seconds, by the clock of the folder's storage; none have passed where this account cannot ask it."""
     try:
-        return folder.modified(name)
-    finally:
-        folder.delete(name)
+        folder.write(NOW, b"")
+        return folder.modified(NOW)
+    except (UserError, OSError):
+        return -math.inf
 
 
 class _Note:
     """This process's note that it reads."""
 
-    def __init__(self, folder: Folder, digest: str) -> None:
-        self._folder, self._digest, self._file, self._is_over = (
-            folder.child(READERS),
-            digest,
-            f"{uuid.uuid4().hex}.json",
-            False,
-        )
-        self._heart = Background(f"note in {folder.uri}", self._beat, BEAT)
+    def __init__(self, data: Folder, digest: str) -> None:
+        self._data, self._digest, self._file = data, digest, f"{READERS}/{uuid.uuid4().hex}.json"
+        self._is_over = False
+        self._heart = Background(f"note in {data.uri}", self._beat, BEAT)
 
     def write(self) -> None:
-        self._folder.write(self._file, json.dumps(holder.myself() | {"digest": self._digest}).encode())
+        """Leave the note, or renew it. While the data are not there, nothing is written below their mount point."""
+        if self._data.exists(MANIFEST):
+            self._data.write(self._file, json.dumps(holder.myself() | {"digest": self._digest}).encode())
 
     def start(self) -> None:
         self._heart.start()
@@ -100,12 +105,11 @@ class _Note:
         self._heart.join(LEAVING)
 
     def _beat(self) -> float | None:
-        """Renew the note until it is over, and remove it then; while the storage is away, neither."""
-        if self._is_over:
-            with contextlib.suppress(Exception):
-                self._folder.delete(self._file)
-            return None
+        """Renew the note until it is over, and remove it then. Whatever a file system raises while it is away, the next beat
+        tries again."""
         with contextlib.suppress(Exception):
-            require_there(self._folder)  # nothing is to be written below its mount point
-            self.write()
-        return BEAT
+            if not self._is_over:
+                self.write()
+                return BEAT
+            self._data.delete(self._file)
+        return None if self._is_over else BEAT

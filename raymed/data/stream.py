@@ -26,9 +26,11 @@ from raymed.data.places import Places
 from raymed.data.prepared import Prepared
 from raymed.data.record import Record, records_from
 from raymed.errors import RunError
+from raymed.storage.availability import wait_for
 
 log = logging.getLogger("raymed")
 
+AWAY_MINUTES = 20.0  # that streamed rows wait for a file system that is away
 STORE_SHARE = 0.6  # of the smallest node's object store: the rest is for Ray Data's own blocks and for results
 
 
@@ -240,7 +242,7 @@ def _read_shard(batch: Any) -> Any:
 
 def _read_slot(batch: Any) -> Any:
     places: Places = batch["places"][0]
-    table = places.read()
+    table = wait_for(places.reach, places.folder, AWAY_MINUTES)
     return table.append_column("slot", pa.array(np.full(table.num_rows, batch["slot"][0], dtype=np.int64)))
 
 

@@ -60,8 +60,9 @@ def log_model(
 
 def name_version(tracker: Tracker, run_id: str, key: str, name: str, version: str) -> None:
     """Show the model of a run that has this key as a version of a registered model."""
-    versions = json.dumps([{"name": name, "version": version}])
     for model in _with_key(tracker, tracker.client.get_run(run_id).info.experiment_id, key):
+        others = [each for each in json.loads(model.tags.get(MODEL_VERSIONS, "[]")) if each["name"] != name]
+        versions = json.dumps([*others, {"name": name, "version": version}])
         tracker.client.set_logged_model_tags(model.model_id, {MODEL_VERSIONS: versions})
 
 

@@ -115,14 +115,18 @@ def _key(candidate: Candidate, refit: Refit | None, prepared: Prepared) -> str:
 
 
 def _version(tracker: Tracker, name: str, key: str) -> str | None:
-    """The one of a key. MLflow's client repeats a creation whose answer was lost, and makes two: the later one goes, unless
-    an alias names it."""
+    """The one of a key. MLflow's client repeats a creation whose answer was lost, and makes two: one is kept, that which
+    an alias names or else the first, and others go unless an alias names them."""
     found = tracker.client.search_model_versions(f"name = '{name}'")
     same = sorted((each for each in found if each.tags.get(KEY) == key), key=lambda each: int(each.version))
-    named = {str(each) for each in tracker.client.get_registered_model(name).aliases.values()} if same[1:] else set()
-    for twin in {str(each.version) for each in same[1:]} - named:
+    numbers = [str(each.version) for each in same]
+    if not numbers[1:]:
+        return numbers[0] if numbers else None
+    named = {str(each) for each in tracker.client.get_registered_model(name).aliases.values()}
+    kept = next((number for number in numbers if number in named), numbers[0])
+    for twin in {*numbers} - named - {kept}:
         tracker.client.delete_model_version(name, twin)
-    return str(same[0].version) if same else None
+    return kept
 
 
 def _create_version(

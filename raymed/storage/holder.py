@@ -19,7 +19,8 @@ def has_ended(holder: Mapping[str, Any]) -> bool | None:
     """Whether a process has ended; None where that cannot be seen from here."""
     if not _machine() or holder.get("machine") != _machine():
         return None
-    return _started(int(holder["pid"])) != holder["started"]
+    pid = int(holder["pid"])
+    return None if _is_hidden(pid) else _started(pid) != holder["started"]
 
 
 last_words: list[Callable[[int, str], None]] = []
@@ -40,6 +41,15 @@ def _machine() -> str:
     if not (boot.exists() and processes.is_symlink()):
         return ""  # a process id alone, which another process may have by now, tells nothing
     return " ".join([socket.gethostname(), boot.read_text().strip(), str(processes.readlink())])
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process of another account that /proc does not show."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError) and not Path(f"/proc/{pid}").exists()
+    return False
 
 
 def _started(pid: int) -> str:

@@ -82,6 +82,7 @@ class Outbox:
         self._closing = False
         self._refused = 0
         self._pause, self._away_since = FIRST_PAUSE, 0.0
+        self._denied: bool | None = None  # whether it was said that credentials are refused, or that it is away
         self._is_copied = bool(left)  # what is delivered meanwhile must not stay in the copy
         self._courier = Background(f"outbox of {service}", self._step)
         self._courier.start()
@@ -168,8 +169,10 @@ class Outbox:
     def _later(self, error: Exception) -> float:
         pause = self._pause
         if pause == FIRST_PAUSE:
-            self._away_since = clock.seconds()
-            if isinstance(error, Denied):
+            self._away_since, self._denied = clock.seconds(), None
+        if self._denied is not (denied := isinstance(error, Denied)):
+            self._denied = denied
+            if denied:
                 log.warning(
                     "%s refuses the credentials (%s): going on, and keeping what is for it", self._service, _line(error)
                 )

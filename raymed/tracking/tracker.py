@@ -35,6 +35,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from requests import HTTPError
 
 from raymed.tracking.metric_history import MetricHistory
 
@@ -92,6 +93,12 @@ class Tracker:
                     for name, value in TAGS.items() - found.tags.items():
                         client.set_experiment_tag(found.experiment_id, name, value)
         except Exception as error:  # MLflow's stores let errors of SQLAlchemy, requests and the file system through
+            if is_denied(error):
+                raise UserError(
+                    f"the tracking address {tracking_uri} refuses the credentials: {error}. Renew them "
+                    "(MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD), then give the same "
+                    "command"
+                ) from error
             raise UserError(
                 f"the tracking address {tracking_uri} cannot be used: {error}. Give another --tracking-uri: "
                 "sqlite:////absolute/path/mlflow.db or http://SERVER:5000."
@@ -308,6 +315,8 @@ def is_permanent(error: BaseException | None) -> bool:
 
 def is_denied(error: BaseException | None) -> bool:
     """Whether MLflow answered, and does not take the credentials: they may have run out, and may be renewed."""
+    if isinstance(error, HTTPError):  # of an artefact
+        return error.response is not None and error.response.status_code in (401, 403)
     return isinstance(error, MlflowException) and error.error_code in DENIED
 
 

@@ -78,6 +78,8 @@ def run_search(search: Search, watch: Watch | None = None, trainer: Trainer | No
 
 def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
     search.finish_forgetting()
+    for spec in search.specs:
+        spec.open_data()  # others may have taken their place before it was noted that these are read
     study, tracker = search.open_study(), search.open_tracker()
     search = search.of_generation(study.generation)
     budget = study.begin(search.enqueue_retries(study))

@@ -51,7 +51,8 @@ def conclude_search(search: Search, study: Study, refit: str = "none", alias: st
         alias: see `SearchOptions`.
 
     Raises:
-        RunError: no trial completed an epoch, MLflow lacks the winner's run or the search's, or the storage was away.
+        RunError: no trial completed an epoch, MLflow lacks the winner's run or the search's, or the storage was away for too
+            long.
     """
     search, best = search.of_generation(study.generation), best_trial(search, study)
     tracker = search.reopen_tracker()

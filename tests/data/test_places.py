@@ -44,40 +44,37 @@ def test_an_object_store_that_is_busy_is_asked_again_and_a_shard_that_is_not_the
     assert len(pauses) == 2 + len(module.PAUSES)
 
 
-def test_a_file_system_that_goes_away_while_rows_are_read_is_waited_for_and_a_shard_that_is_gone_is_not(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Streamed rows are read from shards all through a run: an unmounted NFS would fail the trial."""
+def test_records_of_a_file_system_that_is_away_are_not_taken_for_damaged(prepared: Prepared, tmp_path: Path):
+    """Rows are streamed from shards all through a run: an unmounted NFS failed the trial for good."""
     data, elsewhere = Path(shutil.copytree(prepared.folder.path, tmp_path / "data")), tmp_path / "elsewhere"
     places = Prepared.open(str(data)).places(prepared.rows("all"))
-    whole, pauses = places.read(), list[float]()
-    module._open_shard.cache_clear()
+    whole = places.read()
     data.rename(elsewhere)
+    module._open_shard.cache_clear()
+    with pytest.raises(FileNotFoundError):
+        places.reach()
     data.mkdir()  # the mount point
-
-    def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 3:
-            data.rmdir()
-            elsewhere.rename(data)
-
-    monkeypatch.setattr(module.clock, "sleep", sleep)
-    assert places.read() == whole and pauses == [module.LOOK] * 3
-    module._open_shard.cache_clear()
+    with pytest.raises(FileNotFoundError):
+        places.reach()
+    data.rmdir()
+    elsewhere.rename(data)
+    assert places.reach() == whole
     shutil.rmtree(data / "shards")
-    with pytest.raises(UserError, match="cannot read the shard"):
-        places.read()
-    assert len(pauses) == 3
-
-
-def test_a_file_system_that_stays_away_fails_the_read_in_the_end(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    data = Path(shutil.copytree(prepared.folder.path, tmp_path / "data"))
-    places = Prepared.open(str(data)).places(prepared.rows("all"))
-    shutil.rmtree(data)
     module._open_shard.cache_clear()
-    monkeypatch.setattr(module, "AWAY", 0.1)
-    monkeypatch.setattr(module, "LOOK", 0.01)
     with pytest.raises(UserError, match="cannot read the shard"):
-        places.read()
+        places.reach()
+
+
+def test_a_shard_whose_open_file_went_stale_with_its_server_is_opened_anew(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+):
+    places, opened = prepared.places(prepared.rows("all")), module._open_shard
+    whole, errors = places.read(), iter([OSError(116, "Stale file handle")])
+
+    def open_shard(folder: str, shard: str) -> pq.ParquetFile:
+        if error := next(errors, None):
+            raise error
+        return opened(folder, shard)
+
+    monkeypatch.setattr(module, "_open_shard", lru_cache(0)(open_shard))
+    assert places.read() == whole

@@ -21,7 +21,7 @@ from object_store import object_store
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from raymed.data import shards
+from raymed.data import publish, shards
 from raymed.data.counts import left_out
 from raymed.data.image import PIXEL_RULE, ImageSettings
 from raymed.data.prepare import PrepareSettings, curate, plain_settings, prepare
@@ -186,6 +186,17 @@ def test_what_a_search_reads_stays_while_others_are_prepared_in_its_place_and_go
         Prepared.open(out, first.digest)
     left = {path.name for path in Path(out).rglob("*.*")} - {"prepare.lock", READERS, "quarantine.jsonl"}
     assert left == {MANIFEST, second.manifest.index, second.manifest.studies, *second.manifest.shards}
+
+
+def test_data_that_differ_from_others_in_what_no_index_says_stay_for_their_reader(
+    source: Path, out: str, monkeypatch: pytest.MonkeyPatch
+):
+    first = prepare(source, out, SETTINGS).prepared
+    monkeypatch.setattr(publish, "_content_digest", lambda *_: "f" * 32)  # as the name of a class would change it
+    with reading(out, first.digest):
+        second = prepare(source, out, replace(SETTINGS, max_quarantine="3%")).prepared
+        assert second.digest != first.digest and second.manifest.index == first.manifest.index
+        assert Prepared.open(out, first.digest).manifest == first.manifest
 
 
 def test_data_of_an_earlier_pixel_rule_are_read_again_and_have_another_digest(source: Path, out: str):

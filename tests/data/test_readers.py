@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from pathlib import Path
@@ -11,12 +10,21 @@ from pathlib import Path
 import pytest
 
 from raymed.data import readers
+from raymed.data.prepared import MANIFEST
 from raymed.data.readers import READERS, read_digests, reading
 from raymed.storage.folder import Folder
 from raymed.storage.lease import EXPIRES
 
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
 HERE_BEFORE = {"pid": 2**22 + 1, "started": "1"}  # no process has such a number
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / MANIFEST).touch()
+    return folder
 
 
 def notes(data: Path) -> list[Path]:
@@ -27,41 +35,64 @@ def read(data: Path) -> set[str]:
     return read_digests(Folder.at(data))
 
 
-def test_data_are_read_until_their_reader_ends_and_a_search_within_a_search_is_one_reader(tmp_path: Path) -> None:
-    with reading(str(tmp_path), "a"), reading(str(tmp_path), "a"), reading(str(tmp_path), "b"):
-        assert read(tmp_path) == {"a", "b"}
-        assert len(notes(tmp_path)) == 2
-    assert read(tmp_path) == set()
-    assert not notes(tmp_path)
+def test_data_are_read_until_their_reader_ends_and_a_search_within_a_search_is_one_reader(data: Path) -> None:
+    with reading(str(data), "a"), reading(str(data), "a"), reading(str(data), "b"):
+        assert read(data) == {"a", "b"}
+        assert len(notes(data)) == 2
+    assert read(data) == set()
+    assert not notes(data)
 
 
-def test_a_reader_that_was_killed_keeps_nothing_and_one_on_another_machine_for_a_minute(tmp_path: Path) -> None:
-    folder = Folder.at(tmp_path).child(READERS)
+def test_a_reader_that_was_killed_keeps_nothing_and_one_on_another_machine_for_a_minute(data: Path) -> None:
+    folder = Folder.at(data).child(READERS)
     folder.write("killed.json", json.dumps(readers.holder.myself() | HERE_BEFORE | {"digest": "a"}).encode())
     folder.write("theirs.json", json.dumps(ELSEWHERE | {"digest": "b"}).encode())
     folder.write("damaged.json", b"[")
-    assert "b" in read(tmp_path)
-    assert "a" not in read(tmp_path)
-    assert [path.name for path in notes(tmp_path)] == ["damaged.json", "theirs.json"]
-    for path in notes(tmp_path):
+    assert read(data) == {"b", ""}, "of a damaged note it is not known what is read"
+    assert [path.name for path in notes(data)] == ["damaged.json", "theirs.json"]
+    for path in notes(data):
         os.utime(path, (time.time() - EXPIRES - 1,) * 2)
-    assert read(tmp_path) == set()
-    assert not notes(tmp_path)
+    assert read(data) == set()
+    assert not notes(data)
+
+
+def test_another_account_that_may_neither_read_nor_remove_notes_nor_ask_the_time_keeps_everything(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search in a container runs as root, and who prepares does not: preparing ended after it had published."""
+    folder = Folder.at(data).child(READERS)
+    folder.write("killed.json", json.dumps(readers.holder.myself() | HERE_BEFORE | {"digest": "a"}).encode())
+    folder.write("theirs.json", json.dumps(ELSEWHERE | {"digest": "b"}).encode())
+    folder.write("unreadable.json", b"{}")
+    read_claim = readers.read_claim
+
+    def refused(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    def read_some(folder: Folder, file: str) -> dict[str, object]:
+        return refused() or {} if file == "unreadable.json" else read_claim(folder, file)
+
+    monkeypatch.setattr(readers, "read_claim", read_some)
+    monkeypatch.setattr(Folder, "delete", refused)
+    monkeypatch.setattr(Folder, "write", refused)
+    for path in notes(data):
+        os.utime(path, (time.time() - EXPIRES - 1,) * 2)
+    assert read(data) == {"b", ""}
 
 
 def test_a_note_is_renewed_and_written_nowhere_while_its_storage_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "BEAT", 0.01)
-    data, mounted = tmp_path / "data", tmp_path / "mounted"
-    data.mkdir()
+    mounted = tmp_path / "mounted"
     with reading(str(data), "a"):
         (note,) = notes(data)
         os.utime(note, (1, 1))
         wait_for(lambda: note.stat().st_mtime > 1)
         data.rename(mounted)
+        data.mkdir()  # the mount point
         time.sleep(0.1)  # some beats
-        assert not data.exists()
+        data.rmdir()
         mounted.rename(data)
         os.utime(note, (1, 1))
         wait_for(lambda: note.stat().st_mtime > 1)
@@ -69,12 +100,12 @@ def test_a_note_is_renewed_and_written_nowhere_while_its_storage_is_away(
 
 
 def test_who_cannot_leave_a_note_reads_all_the_same_and_says_what_that_means(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / READERS).write_text("a file where the folder would be")
-    with caplog.at_level(logging.INFO, "raymed"), reading(str(tmp_path), "a"):
+    (data / READERS).write_text("a file where the folder would be")
+    with reading(str(data), "a"):
         pass
-    assert "until this has ended: that it is read cannot be noted" in caplog.text
+    assert "prepare nothing into it until this job has ended" in caplog.text
 
 
 def wait_for(condition: object) -> None:

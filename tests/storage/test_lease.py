@@ -283,3 +283,15 @@ def test_where_a_process_id_says_nothing_a_claim_counts_by_its_age(tmp_path: Pat
     os.utime(claim, (1, 1))
     with lease(Folder.at(tmp_path), "search"):
         assert not claim.exists()
+
+
+def test_a_process_of_another_account_that_proc_does_not_show_is_not_taken_for_dead(monkeypatch: MonkeyPatch) -> None:
+    """With `hidepid`; its age decides, then."""
+
+    def refused(pid: int, number: int) -> None:
+        raise PermissionError
+
+    theirs = holder.myself() | {"pid": 2**22 + 1}
+    assert holder.has_ended(theirs) is True
+    monkeypatch.setattr(os, "kill", refused)
+    assert holder.has_ended(theirs) is None

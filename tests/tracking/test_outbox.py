@@ -79,6 +79,19 @@ def test_credentials_that_ran_out_are_waited_for_and_called_so(path, caplog):
     assert "is away" not in caplog.text
 
 
+def test_credentials_that_ran_out_while_the_service_was_away_are_called_so_too(path, caplog):
+    service = Service()
+    service.up = False
+    outbox = Outbox(path, "the service", service.deliver)
+    outbox.put({"number": 1})
+    until(lambda: service.tries > 1)
+    service.error = Denied("the token has expired")
+    until(lambda: "the service refuses the credentials" in caplog.text)
+    service.up = True
+    outbox.close()
+    assert caplog.text.count("is away") == caplog.text.count("refuses the credentials") == 1
+
+
 def test_what_a_killed_process_left_is_delivered_first(path):
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries(3)) + '{"number": 9')
     service = Service()
