@@ -55,6 +55,7 @@ def main(
     counts: str = "1,2,4",
     epochs: int = 4,
     patients: int = 60,
+    norm_group: int = 0,
 ) -> None:
     """Measure each system with each number of workers.
 
@@ -64,6 +65,7 @@ def main(
         counts: Numbers of workers, separated by commas; the first is what the others are compared with.
         epochs: Epochs of each run, at least two.
         patients: Phantom patients.
+        norm_group: As `train.norm_group`; 0 for the system's own.
     """
     cores = sorted(os.sched_getaffinity(0))
     figures, lines = {}, []
@@ -72,7 +74,7 @@ def main(
         options = dataclasses.replace(options, phantom=dataclasses.replace(options.phantom, patients=patients))
         with _ray_on(cores):
             prepared = options.prepared()
-        train = dataclasses.replace(options.train, epochs=epochs)
+        train = dataclasses.replace(options.train, epochs=epochs, norm_group=norm_group or options.train.norm_group)
         template = dataclasses.replace(options.spec(prepared), train=train)
         rates: list[float] = []
         plain: list[float] = []
