@@ -190,10 +190,8 @@ def in_words(error: Exception, absence: str = "") -> Exception:
     """
     # Tune wraps what was raised while it asked the study, or told it and the recorder.
     cause = error.__context__ if isinstance(error, TuneError) else error
-    if (
-        isinstance(cause, StorageError) and absence
-    ):  # what is written here waited as long as the watch, and gave up before it
-        return RunError(absence)
+    if isinstance(cause, StorageError) and absence:
+        return RunError(absence)  # a write of this process waited as long as the watch does, and gave up a moment before it
     if isinstance(cause, UserError):
         return cause
     if isinstance(cause, RayError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -66,11 +68,11 @@ def test_another_account_that_may_neither_read_nor_remove_notes_nor_ask_the_time
     folder.write("unreadable.json", b"{}")
     read_claim = readers.read_claim
 
-    def refused(*_: object) -> None:
+    def refused(*_: object) -> NoReturn:
         raise PermissionError("not yours")
 
-    def read_some(folder: Folder, file: str) -> dict[str, object]:
-        return refused() or {} if file == "unreadable.json" else read_claim(folder, file)
+    def read_some(folder: Folder, file: str) -> dict[str, Any]:
+        return refused() if file == "unreadable.json" else read_claim(folder, file)
 
     monkeypatch.setattr(readers, "read_claim", read_some)
     monkeypatch.setattr(Folder, "delete", refused)
@@ -108,8 +110,8 @@ def test_who_cannot_leave_a_note_reads_all_the_same_and_says_what_that_means(
     assert "prepare nothing into it until this job has ended" in caplog.text
 
 
-def wait_for(condition: object) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 60
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
