@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,7 @@ def test_a_text_is_masked_but_for_what_a_helper_has_to_see() -> None:
     assert masked(text) == "xxxx, 00: xx\n<image>\n<cls>: 0|1|2|3. xxxx 0000?"
 
 
+@pytest.mark.slow
 def test_what_made_a_mistake_is_kept_for_the_bundle(tmp_path: Path) -> None:
     """The message is for a person; the places in the code, of its cause too, are for whoever helps."""
     code = (
@@ -186,6 +188,26 @@ def test_what_made_a_mistake_is_kept_for_the_bundle(tmp_path: Path) -> None:
     (kept,) = tmp_path.glob("raymed-*/traceback-*.txt")
     frames = frames_only(kept.read_text())
     assert "KeyError" in frames and "UserError" in frames and "in main" in frames and "no key" not in frames
+
+
+def test_a_folder_that_a_job_removes_meanwhile_does_not_end_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("raymed-a", "raymed-b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "traceback-1.txt").write_text("KeyError: 'x'")
+    scan = os.scandir
+
+    def removed(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "raymed-a":
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "scandir", removed)
+    write_bundle(tmp_path / "b.zip", [], "x", None, None)
+    with zipfile.ZipFile(tmp_path / "b.zip") as bundle:
+        assert bundle.read("tracebacks.txt").decode() == "traceback-1.txt\nKeyError"
 
 
 def test_a_damaged_manifest_is_a_finding_and_the_bundle_is_written_all_the_same(tmp_path: Path) -> None:

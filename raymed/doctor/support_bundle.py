@@ -65,8 +65,11 @@ def _without_patients(finding: Finding) -> dict[str, str]:
 
 
 def _tracebacks() -> Iterator[str]:
-    kept = sorted(Path(tempfile.gettempdir()).glob("raymed-*/traceback-*.txt"), key=lambda path: path.stat().st_mtime)
-    for path in kept[-TRACEBACKS:]:
+    kept: list[tuple[float, Path]] = []
+    for folder in Path(tempfile.gettempdir()).glob("raymed-*"):
+        with contextlib.suppress(OSError):  # another job has removed its own meanwhile
+            kept += [(path.stat().st_mtime, path) for path in folder.glob("traceback-*.txt")]
+    for _, path in sorted(kept)[-TRACEBACKS:]:
         yield f"{path.name}\n{frames_only(read_text(path))}"
 
 
