@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -69,7 +70,13 @@ def finds(mistake: Mistake, seed: int, befall: Sequence[Fault]) -> bool:
 @pytest.mark.parametrize(("mistake", "seed"), MISTAKES.items(), ids=lambda value: getattr(value, "__name__", value))
 def test_a_mistake_in_the_product_is_found(mistake: Mistake, seed: int) -> None:
     """By the night that is noted for it; where the product touches a disk more or less often by now, by an early one."""
-    assert any(finds(mistake, each, faults(each)) for each in (seed, *range(NEWER, NEWER + 3000)))
+    seeds = (seed, *range(NEWER, NEWER + 3000))
+    finder = next((each for each in seeds if finds(mistake, each, faults(each))), None)
+    assert finder is not None
+    if finder != seed:
+        warnings.warn(
+            f"{mistake.__name__} is found by {finder} and no more by {seed}: to note it saves minutes", stacklevel=1
+        )
 
 
 def test_what_breaks_a_night_is_shrunk_to_the_fault_that_does() -> None:
