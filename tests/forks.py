@@ -205,7 +205,7 @@ def serve(folder: Path, listener: socket.socket, libraries: Sequence[str], by_en
                 running[asker] = child
             else:
                 leave()
-                become(command, where, variables, umask, python, outputs)
+                become(command, where, variables, umask, python, outputs, folder)
             for output in outputs:
                 os.close(output)
 
@@ -229,7 +229,13 @@ def enter(environment: Mapping[str, str]) -> None:
 
 
 def become(
-    command: list[str], folder: str, environment: dict[str, str], umask: int, python: str, outputs: Sequence[int]
+    command: list[str],
+    folder: str,
+    environment: dict[str, str],
+    umask: int,
+    python: str,
+    outputs: Sequence[int],
+    server: Path,
 ) -> NoReturn:
     """What the process that ``PYTHON COMMAND`` begins would do."""
     for descriptor, output in enumerate(outputs):
@@ -242,7 +248,7 @@ def become(
     sys.executable = python
     code: object = 0
     try:
-        _run(_worker_of(command) if command[0].endswith("/setup_worker.py") else command)
+        _run(_worker_of(command, server / "python") if command[0].endswith("/setup_worker.py") else command)
     except SystemExit as left:
         code = left.code
     except BaseException:
@@ -262,7 +268,7 @@ class _Begins(BaseException):
     """In place of an `exec`."""
 
 
-def _worker_of(command: list[str]) -> list[str]:
+def _worker_of(command: list[str], quick: Path) -> list[str]:
     """The worker that Ray's ``setup_worker.py`` has a shell begin once its environment is prepared."""
     execvp = os.execvp
 
@@ -270,7 +276,7 @@ def _worker_of(command: list[str]) -> list[str]:
         prefix, _, worker = args[-1].partition("exec ")
         _, words = worker.split(" ", 1)
         if prefix:  # it is in another folder, and has another environment, in which it asks anew
-            execvp(file, [*args[:-1], f"{prefix}exec {sys.executable} {words}"])
+            execvp(file, [*args[:-1], f"{prefix}exec {quick} {words}"])
         raise _Begins(shlex.split(words))
 
     with mock.patch.object(os, "execvp", begin):

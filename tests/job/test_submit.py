@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forks import starting_quick
 from ports import free_port
 
 from raymed.data.prepared import Prepared
@@ -55,12 +56,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_AUTH_TOKEN": "a-token-for-this-test-only-0123456789abcdef",
         "RAY_raylet_start_wait_time_s": "120",
     }
-    start = [RAY, "start", "--head", "--port=0", "--num-cpus=3", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    start = [*starting_quick(RAY), "start", "--head", "--port=0", "--num-cpus=3", "--disable-usage-stats", "--block"]
+    start += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     start += [
         f"--dashboard-agent-listen-port={free_port()}",
         f"--ray-client-server-port={free_port()}",
-        "--disable-usage-stats",
-        "--block",
     ]
     log = home / "head.log"
     with log.open("w") as file:
@@ -73,7 +73,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         assert process.poll() is None, log.read_text()
         yield made
     finally:
-        process.terminate()
+        process.kill()  # its processes end with it, at once; asked to, they take half a minute
         process.wait(60)
 
 
