@@ -11,12 +11,14 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a file has one core: two files' threads would wait for one another
 os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # tests need others than those that Ray starts unasked
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # as jobs have it before they import it
 
 import hypothesis
@@ -48,6 +50,7 @@ RAY_TOKEN = {
 """Environment of a cluster that a test starts in processes of its own, on a machine that may be busy."""
 
 _STATUS = pytest.StashKey[int]()
+_SYSTEMS = f"{systems.__name__}."
 
 
 def install(folder: Path, name: str, version: str) -> None:
@@ -202,6 +205,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         os._exit(config.stash[_STATUS])
 
 
+@cache
+def _other_rooms() -> tuple[str, ...]:
+    """The names of the systems but the toy. What they share is imported, to stay when they go."""
+    inside = {module.name: module.ispkg for module in pkgutil.iter_modules(systems.__path__)}
+    for name in (name for name, is_room in inside.items() if not is_room):
+        importlib.import_module(f"{systems.__name__}.{name}")
+    return tuple(f"{systems.__name__}.{name}" for name, is_room in inside.items() if is_room and name != "toy")
+
+
 @pytest.fixture(autouse=True)
 def _other_rooms_are_gone(request: pytest.FixtureRequest) -> Iterator[None]:
     """The machine's tests that start nothing, and what they call, find the toy system and none else."""
@@ -209,14 +221,12 @@ def _other_rooms_are_gone(request: pytest.FixtureRequest) -> Iterator[None]:
     if folder not in TESTED or request.node.get_closest_marker("slow"):
         yield
         return
-    inside = {module.name: module.ispkg for module in pkgutil.iter_modules(systems.__path__)}
-    for name in (name for name, is_room in inside.items() if not is_room):
-        importlib.import_module(f"{systems.__name__}.{name}")  # what rooms share stays
-    rooms = tuple(f"{systems.__name__}.{name}" for name, is_room in inside.items() if is_room and name != "toy")
+    rooms = _other_rooms()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(systems, "__path__", [ROOMS])
         theirs = tuple(f"{room}." for room in rooms)
-        for name in [name for name in sys.modules if name in rooms or name.startswith(theirs)]:
+        entered = [name for name in sys.modules if name.startswith(_SYSTEMS)]  # first, as there are ten thousand modules
+        for name in [name for name in entered if name in rooms or name.startswith(theirs)]:
             patch.delitem(sys.modules, name)
         for room in rooms:
             patch.delattr(systems, room.rpartition(".")[2], raising=False)

@@ -28,6 +28,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All of a file's syntax tree. It is kept, as to walk it takes longer than what is asked of it."""
+    return tuple(ast.walk(tree(path)))
+
+
 def placed(sentence: str) -> str:
     """A sentence whatever its values are called, and however they are written."""
     parts = string.Formatter().parse(sentence)
@@ -45,7 +51,7 @@ def errors() -> frozenset[str]:
     bases = {
         node.name: {name_of(base) for base in node.bases}
         for path in modules()
-        for node in ast.walk(tree(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.ClassDef)
     }
     found = {"UserError", "RunError"}
@@ -67,7 +73,7 @@ class Module:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)]
+        self._functions = [node for node in nodes_of(path) if isinstance(node, ast.FunctionDef)]
 
     def of_errors(self) -> Iterator[tuple[str, list[str]]]:
         """What each error is made with, as it is written, and its sentences; none where others say it."""
@@ -94,7 +100,7 @@ class Module:
 
     def _calls(self, wanted: Callable[[ast.Call], bool]) -> Iterator[tuple[ast.Call, ast.AST]]:
         """Calls, and the functions that they stand in."""
-        for node in ast.walk(tree(self.path)):
+        for node in nodes_of(self.path):
             if isinstance(node, ast.Call) and wanted(node):
                 around = [each for each in self._functions if each.lineno <= node.lineno <= (each.end_lineno or 0)]
                 yield node, max(around, key=lambda each: each.lineno, default=tree(self.path))

@@ -8,7 +8,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from sentences import tree
+from sentences import nodes_of
 
 ROOT = Path(__file__).parent.parent
 DESIGN = ROOT.joinpath("docs", "design.md").read_text("utf-8")
@@ -31,7 +31,7 @@ def imports() -> dict[tuple[str, str], str]:
     for path in sorted([*ROOT.joinpath("raymed").rglob("*.py"), *ROOT.joinpath("jobs").glob("*.py")]):
         inside = path.relative_to(ROOT).with_suffix("").parts
         room = "jobs" if inside[0] == "jobs" else room_of(".".join(inside))
-        for node in ast.walk(tree(path)):
+        for node in nodes_of(path):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [f"raymed.{alias.name}" for alias in node.names] if node.module == "raymed" else [node.module]
             elif isinstance(node, ast.Import):

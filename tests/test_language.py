@@ -22,7 +22,7 @@ import pytest
 import yaml
 from jinja2 import nodes
 from search_report import morning
-from sentences import ROOT, Module, modules, placed, tells, tree
+from sentences import ROOT, Module, modules, nodes_of, placed, tells, tree
 
 from raymed.data.labels import LabelTable
 from raymed.evaluation.page import environment
@@ -55,7 +55,7 @@ def files(ending: str) -> list[Path]:
 
 def said(path: Path) -> Iterator[str]:
     """Literals that a module hands to `say`; what else it hands over are variables."""
-    for node in ast.walk(tree(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("say", "label") and node.args:
             first = node.args[0].value if isinstance(node.args[0], ast.Subscript) else node.args[0]
             for each in first.values if isinstance(first, ast.Dict) else [first]:
@@ -84,9 +84,7 @@ def written(path: Path) -> frozenset[str]:
 @cache
 def texts(path: Path) -> frozenset[str]:
     """Every text in a module."""
-    return frozenset(
-        node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
+    return frozenset(node.value for node in nodes_of(path) if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 @cache
@@ -103,7 +101,7 @@ def told(path: Path) -> frozenset[str]:
 def put_together(path: Path) -> frozenset[str]:
     """Every text of a module that is filled with values, or stands as it is."""
     module = Module(path)
-    strings = (node for node in ast.walk(tree(path)) if isinstance(node, ast.JoinedStr | ast.Constant))
+    strings = (node for node in nodes_of(path) if isinstance(node, ast.JoinedStr | ast.Constant))
     return frozenset(text for node in strings for text in module.texts(node, tree(path)))
 
 
@@ -226,6 +224,7 @@ run(JobOptions, main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "out", "err"),
     [

@@ -46,6 +46,7 @@ run(Options, main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "file", "folder"), [([], 0o600, 0o700), (["--group-readable"], 0o640, 0o750)], ids=["alone", "group"]
 )

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_prepared
 from PIL import Image
-from sentences import tree
+from sentences import nodes_of
 
 from raymed.data.image import ImageSettings
 from raymed.data.prepare import PrepareSettings, prepare
@@ -41,7 +41,7 @@ FORBIDDEN = {"eval", "exec", "os.system", "pickle.load", "pickle.loads", "yaml.l
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_code_runs_what_stands_in_a_file(path: Path) -> None:
-    nodes = list(ast.walk(tree(path)))
+    nodes = nodes_of(path)
     # a file that its owner vouches for on the command line, with --trust
     vouched = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "trust"]
     trusted = [node for branch in vouched for line in branch.body for node in ast.walk(line)]

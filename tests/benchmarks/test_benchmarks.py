@@ -263,6 +263,7 @@ def test_workers_share_an_epoch_without_repeats(
     assert figures["rate"] > 0
 
 
+@pytest.mark.slow
 def test_scans_that_are_compared_compute_the_same(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark("scan").main(length=48, channels=[8], steps=1)
     figures = figures_of(capsys)

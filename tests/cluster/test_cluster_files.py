@@ -237,6 +237,7 @@ def test_a_head_whose_tracking_server_does_not_start_says_why_at_once(name: str,
     assert done.returncode == 0 and not done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_tracking_server_that_the_system_ends_is_started_again_and_one_that_refuses_is_not(
     name: str, tmp_path: Path

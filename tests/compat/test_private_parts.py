@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from sentences import tree
+from sentences import nodes_of
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for room in ("raymed", "jobs") for path in (ROOT / room).rglob("*.py") if path.parent.name != "compat")
@@ -29,7 +29,7 @@ KNOWN = {  # of Python, torch, numpy and transformers, with what they stand for 
 def test_private_modules_of_libraries_are_imported_in_compat_alone() -> None:
     found = []
     for path in FILES:
-        for node in ast.walk(tree(path)):
+        for node in nodes_of(path):
             if not isinstance(node, ast.Import | ast.ImportFrom):
                 continue
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
@@ -40,7 +40,7 @@ def test_private_modules_of_libraries_are_imported_in_compat_alone() -> None:
 
 def test_private_names_of_libraries_are_used_in_compat_alone() -> None:
     """A name that begins with an underscore is a library's where no file of ours defines it."""
-    nodes = [(path, node) for path in FILES for node in ast.walk(tree(path))]
+    nodes = [(path, node) for path in FILES for node in nodes_of(path)]
     defined = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     set_here = {
         node.attr

@@ -225,6 +225,7 @@ def test_refused_slices_of_a_loaded_series_are_named(tmp_path: Path) -> None:
     assert [isinstance(result, Refusal) for _, result in loaded] == [False, False, True, False, False]
 
 
+@pytest.mark.slow
 def test_headers_of_others_are_read_without_a_word_that_frightens(tmp_path: Path) -> None:
     write_series(tmp_path)
     content = (tmp_path / "IM0003").read_bytes()

@@ -46,6 +46,7 @@ BAD = """import sys; print("  five of six"); print('{"rate": 5}'); sys.exit(1)""
 LOST = """raise ValueError("a kernel is missing")"""
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_stops_no_other_and_each_says_what_it_saw(
     check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

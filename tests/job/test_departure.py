@@ -68,6 +68,7 @@ def test_a_job_that_is_told_to_stop_while_it_judges_leaves_within_the_deadline_a
     assert json.loads(job.stdout.read()) == {"error": how, "exit_code": 130}, "one object, whatever ended it"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_twice_ends_at_once_with_its_object(tmp_path):
     (tmp_path / "judge.py").write_text(JOB.replace("time.sleep(60)", "stubborn()", 1))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -82,6 +83,7 @@ def test_a_job_that_is_told_twice_ends_at_once_with_its_object(tmp_path):
     assert json.loads(job.stdout.read())["error"].startswith("stopped. To go on from the last checkpoint: python judge.py")
 
 
+@pytest.mark.slow
 def test_a_job_whose_search_was_told_to_stop_leaves_within_the_deadline_too(tmp_path):
     """`Interrupt` has had the signal then, and its own deadline ends with the search."""
     (tmp_path / "search.py").write_text(JOB.replace("time.sleep(60)", "raise KeyboardInterrupt"))

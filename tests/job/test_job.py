@@ -256,6 +256,7 @@ def divide(tmp_path_factory):
     return lambda *words: subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "code", "says"),
     [
@@ -274,6 +275,7 @@ def test_exit_codes_tell_apart_what_the_user_can_mend_and_what_failed(divide, by
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -36,6 +36,7 @@ run(Options, main)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "code", "speaks"), [("killed", -9, True), ("left", 1, True), ("refused", 2, False), ("well", 0, False)]
 )

@@ -36,6 +36,7 @@ def claims(storage: Path) -> list[Path]:
     return sorted((storage / ".leases" / "search").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_a_killed_one_lets_go_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
@@ -126,6 +127,7 @@ for _ in range(30):
     assert any(out for out, _ in said)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_process_whose_claim_was_taken_for_dead_ends_at_once(tmp_path: Path) -> None:
     """It took two minutes to leave, as if a person had told it to, and wrote beside its successor meanwhile."""
@@ -177,6 +179,7 @@ def test_of_two_that_hold_it_the_one_that_was_cut_off_ends(tmp_path: Path, monke
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_storage_that_is_unmounted_for_a_while_takes_no_lease_away(tmp_path: Path) -> None:
     """Its folder is not there, and nothing is written where it was."""
     script = f"""

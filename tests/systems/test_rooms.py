@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TESTED
 from forks import run
-from sentences import tree
+from sentences import nodes_of
 
 from raymed.recipes.exported import systems as found
 
@@ -21,14 +21,15 @@ SYSTEMS = sorted(path.parent.name for path in ROOT.glob("raymed/systems/*/__init
 MACHINE = sorted(
     path for path in ROOT.joinpath("raymed").rglob("*.py") if "systems" not in path.parts and "models" not in path.parts
 )
-JOBS = re.compile(r"jobs/(\w+)\.py")
+JOBS = list(ROOT.joinpath("jobs").glob("*.py"))
+JOB = re.compile(r"jobs/(\w+)\.py")
 OWN = re.compile(r"val_acc\b|choice_loss|token_loss|token_std|caption_loss|text_to_image|token_drop")  # of one system
 
 
 def imported(path: Path) -> set[str]:
     """The modules of raymed that a file imports."""
     modules: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.ImportFrom) and node.module:
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
@@ -47,10 +48,10 @@ def code(path: Path) -> Iterator[tuple[int, str]]:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {
         id(node.body[0].value)
-        for node in ast.walk(tree(path))
+        for node in nodes_of(path)
         if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
     }
-    for node in ast.walk(tree(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.lineno, node.value
         elif isinstance(node, ast.Name):
@@ -66,11 +67,11 @@ def test_every_system_is_found_by_its_name() -> None:
 @pytest.mark.parametrize("path", MACHINE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_machine_knows_no_system(path: Path) -> None:
     assert rooms_of(path) == set(), "the machine enters no room"
-    jobs = {job.stem: rooms_of(job) for job in ROOT.joinpath("jobs").glob("*.py")}
+    jobs = {job.stem: rooms_of(job) for job in JOBS}
     for line, text in code(path):
         where = f"{path.relative_to(ROOT)}:{line}"
         assert not OWN.search(text), f"{where} names a metric or flag of one system: {text!r}"
-        own = [job for job in JOBS.findall(text) if len(jobs.get(job, set())) == 1]
+        own = [job for job in JOB.findall(text) if len(jobs.get(job, set())) == 1]
         assert not own, f"{where} sends every system's users to {own}"
 
 
@@ -86,15 +87,18 @@ def of_rooms(systems: Sequence[str]) -> set[Path]:
     files = [path for path in files if path.name != "conftest.py"]
     theirs = {path for path in files if rooms_of(path) & set(systems)}
     theirs |= {path for path in files for system in systems if path.is_relative_to(ROOT / "tests/systems" / system)}
-    while further := {path for path in files if names_of(path) & {path.stem for path in theirs}} - theirs:
+    while True:
+        names = {path.stem for path in theirs}
+        further = {path for path in files if names_of(path) & names} - theirs
+        if not further:
+            return theirs
         theirs |= further
-    return theirs
 
 
 @cache
 def names_of(path: Path) -> set[str]:
     """The modules beside it, or in folders that tests share, that a file may import: those without a package."""
-    imports = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [node for node in nodes_of(path) if isinstance(node, ast.Import | ast.ImportFrom)]
     return {
         name
         for node in imports

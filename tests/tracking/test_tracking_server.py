@@ -95,6 +95,7 @@ def test_runs_survive_the_machine_that_served_them(tmp_path: Path) -> None:
     assert next((storage / "artifacts").rglob("report.html")).read_text() == "a page"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_before_anybody_saw_it_answer_is_started_again(tmp_path: Path) -> None:
     server = _Server(tmp_path / "mlflow.db", Folder.at(tmp_path / "storage"), free_port())
     try:

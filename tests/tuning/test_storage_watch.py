@@ -110,6 +110,7 @@ def test_judging_says_that_the_storage_is_away_and_leaves_with_how_to_go_on(tmp_
     assert said.startswith("storage away since ")
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_away_and_a_job_that_hangs_on_it_ends_all_the_same(tmp_path):
     """As a stopped NFS server: a read never returns, and no signal reaches the thread that waits for it."""
     script = """

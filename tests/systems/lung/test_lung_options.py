@@ -82,6 +82,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_search_refuses_the_epochs_of_single_runs_before_it_imports_what_takes_seconds(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LATE, str(CONFIGS.parent / "jobs" / "tune_lung.py")]
     ended = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)

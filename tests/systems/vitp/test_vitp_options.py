@@ -52,6 +52,7 @@ def test_the_default_search_varies_settings_that_exist() -> None:
         get_setting(options if name.startswith("train.") else VitpRecipe(56), name)
 
 
+@pytest.mark.slow
 def test_given_weights_are_trained_as_the_medical_script_does(tmp_path: Path) -> None:
     """The settings of phantoms, a hundred times its learning rate, would ruin them."""
     asked = ["jobs/pretrain_vitp.py", "--model.path", str(tmp_path), "--print-config"]
