@@ -7,19 +7,17 @@ manifest, index and shards of data that have a reader, and removes them once it 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from raymed.background import Background
 from raymed.data.prepared import MANIFEST
 from raymed.errors import UserError
-from raymed.storage import holder
+from raymed.storage import heartbeat
 from raymed.storage.folder import Folder
-from raymed.storage.lease import BEAT, LEAVING, is_over, read_claim
+from raymed.storage.heartbeat import Heartbeat
 
 log = logging.getLogger("raymed")
 
@@ -45,12 +43,12 @@ def reading(uri: str, digest: str) -> Iterator[None]:
         yield
         return
     _read.add(name)
-    note.start()
+    note.heartbeat.start()
     try:
         yield
     finally:
         _read.discard(name)
-        note.end()
+        note.heartbeat.end()
 
 
 def read_digests(folder: Folder) -> set[str]:
@@ -61,16 +59,16 @@ def read_digests(folder: Folder) -> set[str]:
     now = _now(notes) if files else 0.0
     for file in files:
         try:
-            claim, age = read_claim(notes, file), now - notes.modified(file)
+            said, age = heartbeat.read(notes, file), now - notes.modified(file)
         except FileNotFoundError:  # its reader has just ended
             continue
         except OSError:  # another account's
-            claim, age = {}, 0.0
-        if is_over(claim, age):
+            said, age = {}, 0.0
+        if heartbeat.has_stopped(said, age):
             with contextlib.suppress(OSError):
                 notes.delete(file)
         else:
-            digests.add(str(claim.get("digest", "")))
+            digests.add(str(said.get("digest", "")))
     return digests
 
 
@@ -88,28 +86,10 @@ class _Note:
 
     def __init__(self, data: Folder, digest: str) -> None:
         self._data, self._digest, self._file = data, digest, f"{READERS}/{uuid.uuid4().hex}.json"
-        self._is_over = False
-        self._heart = Background(f"note in {data.uri}", self._beat, BEAT)
+        self.heartbeat = Heartbeat(data, self._file, self.write)
 
-    def write(self) -> None:
+    def write(self) -> bool:
         """Leave the note, or renew it. While the data are not there, nothing is written below their mount point."""
         if self._data.exists(MANIFEST):
-            self._data.write(self._file, json.dumps(holder.myself() | {"digest": self._digest}).encode())
-
-    def start(self) -> None:
-        self._heart.start()
-
-    def end(self) -> None:
-        self._is_over = True
-        self._heart.wake()
-        self._heart.join(LEAVING)
-
-    def _beat(self) -> float | None:
-        """Renew the note until it is over, and remove it then. Whatever a file system raises while it is away, the next beat
-        tries again."""
-        with contextlib.suppress(Exception):
-            if not self._is_over:
-                self.write()
-                return BEAT
-            self._data.delete(self._file)
-        return None if self._is_over else BEAT
+            self._data.write(self._file, heartbeat.content(digest=self._digest))
+        return True

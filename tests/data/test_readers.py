@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from raymed.data import readers
 from raymed.data.prepared import MANIFEST
 from raymed.data.readers import READERS, read_digests, reading
+from raymed.storage import heartbeat
 from raymed.storage.folder import Folder
-from raymed.storage.lease import EXPIRES
+from raymed.storage.heartbeat import EXPIRES
 
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
 HERE_BEFORE = {"pid": 2**22 + 1, "started": "1"}  # no process has such a number
@@ -47,7 +47,7 @@ def test_data_are_read_until_their_reader_ends_and_a_search_within_a_search_is_o
 
 def test_a_reader_that_was_killed_keeps_nothing_and_one_on_another_machine_for_a_minute(data: Path) -> None:
     folder = Folder.at(data).child(READERS)
-    folder.write("killed.json", json.dumps(readers.holder.myself() | HERE_BEFORE | {"digest": "a"}).encode())
+    folder.write("killed.json", heartbeat.content(**HERE_BEFORE, digest="a"))
     folder.write("theirs.json", json.dumps(ELSEWHERE | {"digest": "b"}).encode())
     folder.write("damaged.json", b"[")
     assert read(data) == {"b", ""}, "of a damaged note it is not known what is read"
@@ -63,18 +63,18 @@ def test_another_account_that_may_neither_read_nor_remove_notes_nor_ask_the_time
 ) -> None:
     """A search in a container runs as root, and who prepares does not: preparing ended after it had published."""
     folder = Folder.at(data).child(READERS)
-    folder.write("killed.json", json.dumps(readers.holder.myself() | HERE_BEFORE | {"digest": "a"}).encode())
+    folder.write("killed.json", heartbeat.content(**HERE_BEFORE, digest="a"))
     folder.write("theirs.json", json.dumps(ELSEWHERE | {"digest": "b"}).encode())
     folder.write("unreadable.json", b"{}")
-    read_claim = readers.read_claim
+    read_real = heartbeat.read
 
     def refused(*_: object) -> NoReturn:
         raise PermissionError("not yours")
 
     def read_some(folder: Folder, file: str) -> dict[str, Any]:
-        return refused() if file == "unreadable.json" else read_claim(folder, file)
+        return refused() if file == "unreadable.json" else read_real(folder, file)
 
-    monkeypatch.setattr(readers, "read_claim", read_some)
+    monkeypatch.setattr(heartbeat, "read", read_some)
     monkeypatch.setattr(Folder, "delete", refused)
     monkeypatch.setattr(Folder, "write", refused)
     for path in notes(data):
@@ -85,7 +85,7 @@ def test_another_account_that_may_neither_read_nor_remove_notes_nor_ask_the_time
 def test_a_note_is_renewed_and_written_nowhere_while_its_storage_is_away(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "BEAT", 0.01)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.01)
     mounted = tmp_path / "mounted"
     with reading(str(data), "a"):
         (note,) = notes(data)

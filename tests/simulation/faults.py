@@ -233,8 +233,7 @@ def leave_uploads_unanswered(night: Night, draw: random.Random) -> None:
 
 
 def deny_uploads(night: Night, draw: random.Random) -> None:
-    """To this account, until somebody mends it."""
-    night.storages.store.denied_until = night.world.now + draw.choice((1.0, 60.0, 900.0))
+    night.deny_uploads(draw.choice((1.0, 60.0, 900.0)))
 
 
 def slow_uploads(night: Night, draw: random.Random) -> None:

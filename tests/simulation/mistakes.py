@@ -16,7 +16,7 @@ from pytest import MonkeyPatch
 
 from raymed import clock
 from raymed.data.prepared import Prepared
-from raymed.storage import disk, holder, lease
+from raymed.storage import disk, heartbeat, holder, lease
 from raymed.storage.folder import Folder
 from raymed.tracking import outbox, tracker
 from raymed.tracking.metric_history import MetricHistory
@@ -201,7 +201,7 @@ def age_of_a_claim_is_told_by_clocks(patch: MonkeyPatch) -> None:
     """Each machine by its own, and not by the storage's."""
     myself = holder.myself  # that of the simulated world
     patch.setattr(holder, "myself", lambda: myself() | {"at": clock.now()})
-    patch.setattr(lease, "is_over", lambda claim, age: clock.now() - claim.get("at", 0.0) > lease.EXPIRES)
+    patch.setattr(heartbeat, "has_stopped", lambda said, age: clock.now() - said.get("at", 0.0) > heartbeat.EXPIRES)
 
 
 def twin_of_a_version_stays(patch: MonkeyPatch) -> None:

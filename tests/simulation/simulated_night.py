@@ -53,7 +53,7 @@ from raymed.registry.alias import give_alias
 from raymed.registry.candidate import CHECKPOINT as CHECKPOINT_TAG
 from raymed.registry.candidate import DATA_DIGEST
 from raymed.registry.logged_model import LoggedModel
-from raymed.storage import disk, holder, lease, mirror
+from raymed.storage import disk, heartbeat, holder, lease, mirror
 from raymed.storage.folder import Folder
 from raymed.tracking import outbox
 from raymed.tracking.tracker import KEY, PARENT, Tracker
@@ -154,7 +154,7 @@ class Night:
         background = type("Background", (Background,), {"world": world})
         for module in (checkpoint, candidate):
             patch.setattr(module, "copy_to_local", storages.copy_to_local)
-        for module in (lease, mirror, outbox, readers):
+        for module in (heartbeat, mirror, outbox):
             patch.setattr(module, "Background", background)
         patch.setattr(
             Tracker, "open", staticmethod(lambda uri, name="": Tracker(uri, name, "1", Client(world, self.mlflow)))
@@ -386,6 +386,12 @@ class Night:
             self._cut_off()
         self.storages.is_away = True
         self.later(seconds, self._bring_storage_back)
+
+    def deny_uploads(self, seconds: float) -> None:
+        """To this account, until somebody mends it."""
+        if seconds > LEASE / 2:
+            self._cut_off()
+        self.storages.store.denied_until = self.world.now + seconds
 
     def _bring_storage_back(self) -> None:
         self.storages.is_away = False

@@ -18,8 +18,7 @@ from pytest import MonkeyPatch
 
 from raymed import clock
 from raymed.errors import UserError
-from raymed.storage import holder
-from raymed.storage import lease as leases
+from raymed.storage import heartbeat, holder
 from raymed.storage.folder import Folder
 from raymed.storage.lease import lease
 
@@ -94,7 +93,7 @@ def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a
     claim = tmp_path / ".leases" / "search" / "theirs.json"
     claim.parent.mkdir(parents=True)
     claim.write_text(json.dumps(ELSEWHERE))
-    past = time.time() - leases.EXPIRES + 10
+    past = time.time() - heartbeat.EXPIRES + 10
     os.utime(claim, (past, past))
     with pytest.raises(UserError, match=r"1 on elsewhere, last seen 5\d s ago"), lease(Folder.at(tmp_path), "search"):
         pass
@@ -133,13 +132,14 @@ def test_a_process_whose_claim_was_taken_for_dead_ends_at_once(tmp_path: Path) -
     """It took two minutes to leave, as if a person had told it to, and wrote beside its successor meanwhile."""
     script = """'Hold a lease.'
 from raymed.job.job import JobOptions, Outcome, run
-from raymed.storage import lease
+from raymed.storage import heartbeat
+from raymed.storage.lease import lease
 from raymed.storage.folder import Folder
 import signal, time
-lease.BEAT = 0.1
+heartbeat.BEAT = 0.1
 def main(options):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with lease.lease(options.folder, "search"):
+    with lease(options.folder, "search"):
         print("held", flush=True)
         time.sleep(500)
     return Outcome("", {})
@@ -160,7 +160,7 @@ run(JobOptions, main)
 
 def test_of_two_that_hold_it_the_one_that_was_cut_off_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ended, because each saw the other's claim renewed: the search stood still until somebody looked."""
-    monkeypatch.setattr(leases, "BEAT", 0.05)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
     told = list[str]()
     monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
     cut_off = tmp_path / ".leases" / "search" / "cut-off.json"
@@ -183,11 +183,12 @@ def test_of_two_that_hold_it_the_one_that_was_cut_off_ends(tmp_path: Path, monke
 def test_a_storage_that_is_unmounted_for_a_while_takes_no_lease_away(tmp_path: Path) -> None:
     """Its folder is not there, and nothing is written where it was."""
     script = f"""
-from raymed.storage import lease
+from raymed.storage import heartbeat
+from raymed.storage.lease import lease
 from raymed.storage.folder import Folder
 import sys
-lease.BEAT = 0.05
-with lease.lease(Folder.at({str(tmp_path / "storage")!r}), "search"):
+heartbeat.BEAT = 0.05
+with lease(Folder.at({str(tmp_path / "storage")!r}), "search"):
     print("held", flush=True)
     sys.stdin.readline()
 print("ended", flush=True)
@@ -222,7 +223,7 @@ def test_a_damaged_claim_counts_by_its_age(tmp_path: Path) -> None:
 def test_a_storage_that_is_away_for_a_while_is_no_sign_that_another_process_took_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "BEAT", 0.02)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.02)
     storage, told = tmp_path / "storage", list[str]()
     monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
     with lease(Folder.at(storage), "search"):
@@ -239,7 +240,7 @@ def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its claim stays, and is never renewed; one that is renewed is of a process that took the lease over."""
-    monkeypatch.setattr(leases, "BEAT", 0.05)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
     told = list[str]()
     monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
     left = tmp_path / ".leases" / "search" / "left.json"
@@ -255,8 +256,8 @@ def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
 
 def test_a_storage_that_hangs_keeps_nobody_from_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that gave up waiting for a dead server waited for it for ever at its very end."""
-    monkeypatch.setattr(leases, "BEAT", 0.02)
-    monkeypatch.setattr(leases, "LEAVING", 0.2)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.02)
+    monkeypatch.setattr(heartbeat, "LEAVING", 0.2)
     hangs, answers = threading.Event(), threading.Event()
     exists = Folder.exists
 
