@@ -47,7 +47,7 @@ OWN = frozenset({"PYTEST_CURRENT_TEST"})
 """In which workers of one environment may differ. Not in the number of their raylet: Ray keeps it as it is imported, and a
 worker ends with the raylet of that number."""
 
-JOBS = (*WORKERS, "ray.data", "ray.tune", "ray.train.torch")
+SCRIPTS = (*WORKERS, "ray.data", "ray.tune", "ray.train.torch")
 
 MOST = 1 << 20  # bytes of a command with its environment
 
@@ -70,7 +70,7 @@ def run(
         tempfile.TemporaryFile() as errors,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server,
     ):
-        server.connect(_server(JOBS))
+        server.connect(_server(SCRIPTS))
         socket.send_fds(server, [json.dumps(request).encode()], [file.fileno() for file in (nothing, output, errors)])
         code = int(server.recv(100))
         for file in (output, errors):
@@ -97,6 +97,7 @@ def starting_quick(script: str | Path, *words: str) -> list[str]:
 @cache
 def quick_python() -> str:
     path = Path(_server(WORKERS)).with_name("python")
+    path.with_name("scripts").symlink_to(_server(SCRIPTS))
     path.write_text(f"#!{sys.executable} -IS\n{Path(__file__).with_name('quick_python.py').read_text('utf-8')}")
     path.chmod(stat.S_IRWXU)
     return str(path)
@@ -137,10 +138,12 @@ def serve(folder: Path, listener: socket.socket, libraries: Sequence[str], by_en
         by_environment: let a fork for each environment serve those that have it, and answer with the name of its socket.
     """
     os.dup2(2, 1)  # what libraries print is nobody's output
+    gc.disable()  # to look through what is imported takes as long as half of it
     for library in libraries:
         with _numbers_by_the_system() if library.startswith("ray") else contextlib.nullcontext():
             importlib.import_module(library)
     gc.freeze()  # a fork that looked whether they are needed would copy all these pages
+    gc.enable()
     ends, ended = os.pipe()
     os.set_blocking(ended, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)

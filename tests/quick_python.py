@@ -1,16 +1,17 @@
-# A Python for Ray. Its workers become forks of a process that has imported the large libraries (tests/forks.py): a start
-# takes a second in place of four. All else begins as ever. A copy stands beside the socket of that process; its first line
-# names the real Python.
+# A Python whose scripts become forks of a process that has imported the large libraries (tests/forks.py): a start takes a
+# second in place of four; whatever ends this one kills the fork. Of Ray's own scripts only workers do; all else begins as
+# ever. A copy stands beside the sockets of such processes; its first line names the real Python.
 import os
 import signal
 import sys
 
 words = sys.argv[1:]
-if any(word.endswith("/default_worker.py") for word in words[:2]):
+is_worker = any(word.endswith("/default_worker.py") for word in words[:2])
+if is_worker or (words and words[0].endswith(".py") and "/ray/" not in words[0]):
     import json
     import socket
 
-    answer = "socket"
+    answer = "socket" if is_worker else "scripts"
     try:
         while not answer.lstrip("-").isdigit():  # the name of another
             server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
