@@ -6,7 +6,7 @@ LOCK ?= requirements.lock
 CLUSTER ?= cluster.yaml
 VENV := .venv
 RUN := $(VENV)/bin/python
-# whole files at a time, in the order that conftest.py puts them in
+# whole files at a time, in the order that conftest.py puts them in; of three on two cores one mostly waits
 FILES := --dist loadfile --no-loadscope-reorder
 # Debian's packages that the hosts of cluster-test are made of
 LAB := iproute2 openssh-server rsync slurmctld slurmd slurm-client munge
@@ -25,7 +25,7 @@ $(VENV)/.ready: $(LOCK) pyproject.toml
 tune: setup  ## the main job on embedded phantom patients, from data to report
 	$(RUN) jobs/tune_lung.py
 
-test: setup  ## the whole test suite; of three files on two cores one mostly waits
+test: setup  ## the whole test suite
 	$(RUN) -m pytest $(FILES) --numprocesses 3
 
 fast: setup  ## the tests that start neither Ray nor other processes, and do not train

@@ -18,7 +18,7 @@ from forks import starting_quick
 from ports import free_port
 
 RAY = str(Path(sys.executable).with_name("ray"))
-START_SECONDS = 600  # that a busy machine gives it
+START_SECONDS = 300  # that a busy machine gives it
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,13 @@ class Head:
         """`ray job list`, as it is answered in an environment."""
         return self._ask("list", environment=environment, limit=100)
 
+    def runs_jobs(self) -> bool:
+        """It lists jobs before it takes any."""
+        try:
+            return self.submit("--", "true", limit=60).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
     def _ask(self, verb: str, *words: str, environment: Mapping[str, str], limit: float) -> subprocess.CompletedProcess[str]:
         command = [RAY, "job", verb, f"--address={self.address}", *words]
         return subprocess.run(command, env=environment, cwd=self.home, capture_output=True, text=True, timeout=limit)
@@ -63,13 +70,18 @@ def ray_head(home: Path, cpus: int, **environment: str) -> Iterator[Head]:
     command += [f"--temp-dir={folder}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
     log = home / "head.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=variables, cwd=home, stdout=file, stderr=subprocess.STDOUT)
-    head = Head(f"http://127.0.0.1:{port}", home, variables)
+
+    def begin() -> subprocess.Popen[bytes]:
+        with log.open("w") as file:
+            return subprocess.Popen(command, env=variables, cwd=home, stdout=file, stderr=subprocess.STDOUT)
+
+    head, process = Head(f"http://127.0.0.1:{port}", home, variables), begin()
     try:
         deadline = time.monotonic() + START_SECONDS
-        while head.jobs(variables).returncode:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        while not head.runs_jobs():
+            assert time.monotonic() < deadline, log.read_text()
+            if process.poll() is not None:  # Ray gives its start 30 s
+                process = begin()
             time.sleep(1)
         yield head
     finally:

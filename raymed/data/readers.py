@@ -38,7 +38,7 @@ def reading(uri: str, digest: str) -> Iterator[None]:
         return
     try:
         note.write()
-    except UserError as error:
+    except (UserError, OSError) as error:
         log.warning("cannot note in %s that it is read (%s): prepare nothing into it until this job has ended", uri, error)
         yield
         return
@@ -86,10 +86,15 @@ class _Note:
 
     def __init__(self, data: Folder, digest: str) -> None:
         self._data, self._digest, self._file = data, digest, f"{READERS}/{uuid.uuid4().hex}.json"
-        self.heartbeat = Heartbeat(data, self._file, self.write)
+        self.heartbeat = Heartbeat(data, self._file, self._renew)
 
     def write(self) -> bool:
-        """Leave the note, or renew it. While the data are not there, nothing is written below their mount point."""
-        if self._data.exists(MANIFEST):
+        """Leave the note, and say whether the data are there: if not, nothing is written below their mount point."""
+        if is_there := self._data.exists(MANIFEST):
             self._data.write(self._file, heartbeat.content(digest=self._digest))
+        return is_there
+
+    def _renew(self) -> bool:
+        if not self.write():
+            raise FileNotFoundError(MANIFEST)
         return True

@@ -49,7 +49,7 @@ class Heartbeat:
                 if self._renew():
                     return BEAT
             except Exception as error:  # whatever a file system raises while it is away
-                log.debug("%s in %s could not be renewed: %s", self._file, self._folder, error)
+                log.debug("%s in %s could not be renewed: %s", self._file, self._folder.uri, error)
                 return AGAIN
         with contextlib.suppress(Exception):  # a storage that is away: the file expires
             self._folder.delete(self._file)

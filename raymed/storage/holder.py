@@ -29,10 +29,12 @@ last_words: list[Callable[[int, str], None]] = []
 
 def end(code: int, reason: str) -> NoReturn:
     """End this process, whatever its other threads do. Ray ends what it started for a process that is gone."""
-    print(reason, file=sys.stderr, flush=True)
-    for tell in last_words:
-        tell(code, reason)
-    os._exit(code)
+    try:
+        print(reason, file=sys.stderr, flush=True)
+        for tell in last_words:
+            tell(code, reason)
+    finally:
+        os._exit(code)
 
 
 def _machine() -> str:

@@ -101,11 +101,11 @@ class _Claim:
         one's by now.
         """
         require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
-        is_there, before = self._folder.exists(self._file), self._rivals
-        self._rivals = {file: self._folder.modified(file) for file in self._others()}
+        is_there, rivals = self._folder.exists(self._file), {file: self._folder.modified(file) for file in self._others()}
         # one that only looked, or was killed while it did, renews nothing
-        renewed = [file for file, at in self._rivals.items() if before.get(file, at) != at]
+        renewed = [file for file, at in rivals.items() if self._rivals.get(file, at) != at]
         has_rival = any(_term(heartbeat.read(self._folder, file)) >= self._term for file in renewed)
+        self._rivals = rivals
         if is_there and not has_rival:
             self._write()
             return True

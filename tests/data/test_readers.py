@@ -115,3 +115,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
+
+
+def test_data_that_go_away_as_they_are_to_be_read_are_no_error_yet(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The search ended with the file system's own words, where every later one waits."""
+
+    def gone(folder: Folder, name: str = "") -> bool:
+        raise OSError("Transport endpoint is not connected")
+
+    monkeypatch.setattr(Folder, "exists", gone)
+    with reading(str(data), "a"):
+        pass
+    assert "Transport endpoint is not connected" in caplog.text

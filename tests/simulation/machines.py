@@ -57,7 +57,7 @@ class Process:
         frozen_until: or later, where it was stopped from outside.
         is_told: whether it was asked to end.
         is_training: whether it is a search whose trials train.
-        was_cut: whether it stood still, or its storage did, for so long that its lease may be another's.
+        was_cut: whether it, or its storage, stood still or was denied for so long that its lease may be another's.
         background: what goes on beside its main thread.
         holds: leases that it holds.
         reads: data of which it has noted that it reads them.
@@ -220,10 +220,11 @@ class Background:
     """As `raymed.background.Background`: of one process, done while its main thread waits."""
 
     world: World
+    beats = False  # a heart goes on whatever the main thread does
 
     def __init__(self, name: str, step: Callable[[], float | None], first: float = 0.0) -> None:
         self._step, self._first = step, first
-        self.due, self.beats = math.inf, name.startswith(("lease", "note"))  # a heart goes on whatever the main thread does
+        self.due = math.inf
         self._process = self.world.current
         self._is_under_way = False
 

@@ -14,6 +14,7 @@ from raymed.storage.heartbeat import Heartbeat
 
 def test_a_renewal_that_failed_is_tried_again_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four refused ones in a row made others take the process for dead."""
+    assert heartbeat.BEAT + 3 * heartbeat.AGAIN < heartbeat.EXPIRES / 2
     monkeypatch.setattr(heartbeat, "BEAT", 0.02)
     monkeypatch.setattr(heartbeat, "AGAIN", 0.02)
     tries, renewed = list[int](), threading.Event()

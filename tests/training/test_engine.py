@@ -187,7 +187,6 @@ def test_a_checkpoint_of_another_device_does_not_change_the_kernel(fused):
     assert state["step"].device.type == ("meta" if fused else "cpu")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cards", [("a, card 1", "a, card 2"), ("a, card 1", "b, card 1"), ("a, card 1", "a, card 1")])
 def test_workers_that_share_a_card_are_refused_by_its_name(cards, tmp_path):
     torch.multiprocessing.start_processes(_compare_cards, (cards, tmp_path / "store"), nprocs=2, start_method="fork")

@@ -126,6 +126,5 @@ def _validate(worker: int, store: Path) -> None:
         assert predictions.get("report") == ([f"row {row}" for row in range(3, 10)] if worker == 0 else None)
 
 
-@pytest.mark.slow
 def test_texts_of_all_workers_are_judged_once_and_what_is_wrong_with_them_ends_the_run_on_each(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_validate, (tmp_path / "store",), nprocs=2, start_method="fork")
