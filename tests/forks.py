@@ -97,10 +97,17 @@ def starting_quick(script: str | Path, *words: str) -> list[str]:
 @cache
 def quick_python() -> str:
     path = Path(_server(WORKERS)).with_name("python")
-    path.with_name("scripts").symlink_to(_server(SCRIPTS))
     path.write_text(f"#!{sys.executable} -IS\n{Path(__file__).with_name('quick_python.py').read_text('utf-8')}")
     path.chmod(stat.S_IRWXU)
     return str(path)
+
+
+@cache
+def quick_scripts() -> str:
+    """A quick Python whose scripts are forks, too: of a process that imports Ray as it is configured now."""
+    python = quick_python()
+    Path(python).with_name("scripts").symlink_to(_server(SCRIPTS))
+    return python
 
 
 @cache

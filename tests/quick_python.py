@@ -1,6 +1,6 @@
 # A Python whose scripts become forks of a process that has imported the large libraries (tests/forks.py): a start takes a
 # second in place of four; whatever ends this one kills the fork. Of Ray's own scripts only workers do; all else begins as
-# ever. A copy stands beside the sockets of such processes; its first line names the real Python.
+# ever, and so do all where no socket of such a process is beside this file. Its first line names the real Python.
 import os
 import signal
 import sys

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from forks import quick_python
+from forks import quick_scripts
 from jsonargparse import auto_cli, capture_parser
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_parts_are_as_they_must_be_on_a_cpu(
 ) -> None:
     out = tmp_path / "gpu.json"
     monkeypatch.setattr(sys, "argv", ["run.py", "--device", "cpu", "--parts", *FEW, "--out", str(out)])
-    monkeypatch.setattr(sys, "executable", quick_python())
+    monkeypatch.setattr(sys, "executable", quick_scripts())
     assert check.main() == 0, capsys.readouterr().out
     seen = json.loads(out.read_text())
     assert list(seen) == list(FEW) and all(each["outcome"] == "ok" and each["figures"] for each in seen.values())
