@@ -6,8 +6,8 @@ LOCK ?= requirements.lock
 CLUSTER ?= cluster.yaml
 VENV := .venv
 RUN := $(VENV)/bin/python
-# whole files at a time, in the order that conftest.py puts them in; of three on two cores one mostly waits
-FILES := --dist loadfile --no-loadscope-reorder
+# two files at a time, for two cores, in the order that conftest.py puts them in
+FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Debian's packages that the hosts of cluster-test are made of
 LAB := iproute2 openssh-server rsync slurmctld slurmd slurm-client munge
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -26,10 +26,10 @@ tune: setup  ## the main job on embedded phantom patients, from data to report
 	$(RUN) jobs/tune_lung.py
 
 test: setup  ## the whole test suite
-	$(RUN) -m pytest $(FILES) --numprocesses 3
+	$(RUN) -m pytest $(FILES)
 
 fast: setup  ## the tests that start neither Ray nor other processes, and do not train
-	$(RUN) -m pytest $(FILES) --numprocesses 2 -m "not slow"
+	$(RUN) -m pytest $(FILES) -m "not slow"
 
 mutants: setup  ## small mistakes in modules that promises rest on, and a list of those that no test notices
 	$(RUN) tests/mutants/run.py
