@@ -6,13 +6,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import ray
 from conftest import write_prepared
-from test_memory_plan import A_ROW, CPU, spec_of
+from ray import cloudpickle
+from test_memory_plan import A_ROW, CPU, memory_plan_tests, spec_of
 from worker_processes import run_workers
 
 from raymed.training.engine import prepare_process
-from raymed.training.memory_try import tried
+from raymed.training.memory_try import tried, tried_alone
 from raymed.training.rendezvous import meet_nobody
 from raymed.training.spec import RunSpec
 
@@ -35,3 +38,20 @@ def test_a_process_is_refused_what_is_beyond_its_room_and_lives_on(tmp_path: Pat
     run_workers(try_out, (spec_of(prepared, tmp_path, "run", micro_batch=2, global_batch=16), tmp_path))
     needed, nothing, larger = json.loads((tmp_path / "found.json").read_text())
     assert needed > 2 * A_ROW and nothing is None and larger is None
+
+
+@ray.remote(num_cpus=1)
+def hold(size: int) -> int:
+    """What other work of Ray's processes does to them: Linux remembers the most that a process has held."""
+    return int(np.ones(size, np.uint8).sum())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_what_a_process_has_held_before_is_not_counted_for_what_a_try_needs(tmp_path: Path) -> None:
+    cloudpickle.register_pickle_by_value(memory_plan_tests())
+    spec = spec_of(write_prepared(tmp_path / "data"), tmp_path, "run", micro_batch=1)
+    before = 6 * A_ROW
+    assert ray.get([hold.remote(before) for _ in range(2)]) == [before] * 2
+    found = tried_alone(spec, CPU, 2**40, 1)
+    assert found.needed is not None and A_ROW < found.needed < before
