@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.data
 from ray._private import ray_constants, utils
+from ray._private.node import Node
 
 if TYPE_CHECKING:
     from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary as NodeAvailabilitySummary
@@ -26,20 +27,25 @@ HEAD_NODE = "node:__internal_head__"
 
 @contextlib.contextmanager
 def kept_to_itself() -> Iterator[None]:
-    """Let Ray listen on 127.0.0.1, and start its agent without the services for a dashboard that is not there.
+    """Let Ray listen on 127.0.0.1, and start without what serves nobody here: its agent's services for a dashboard, the
+    autoscaler, and the monitor of logs, which looks at every worker's file ten times a second for drivers that want to know.
 
-    It has no setting for either. It keeps off the network where it is told that it cannot be a cluster (its rule for
+    It has no setting for any of them. It keeps off the network where it is told that it cannot be a cluster (its rule for
     laptops, ray/_private/ray_constants.py), and takes itself for the small package where the dashboard's libraries are
     missing (ray/_private/utils.py). That agent comes up at once; the whole one has 15 seconds to, a fixed port (52365) that
     another Ray may hold, and much to import.
     """
-    is_cluster, missing = ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    utils.get_dashboard_dependency_error = lambda: ImportError("nobody asks this Ray's dashboard")
-    try:
+    parts: tuple[tuple[Any, str, Any], ...] = (
+        (ray_constants, "ENABLE_RAY_CLUSTER", False),
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("nobody asks this Ray's dashboard")),
+        (Node, "start_monitor", lambda node: None),
+        (Node, "start_log_monitor", lambda node: None),
+    )
+    with contextlib.ExitStack() as as_they_were:
+        for owner, name, part in parts:
+            as_they_were.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, part)
         yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error = is_cluster, missing
 
 
 def block_references(dataset: ray.data.Dataset) -> tuple[list[ray.ObjectRef], list[int]]:

@@ -7,10 +7,14 @@ dead: without a dashboard, or with two clusters on one machine, it gets no answe
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
+
+from raymed.cluster.connection import HEAD
 
 
 # Each worker that was ever started leaves a question that waits, and 1,000 would be all that are heard. If the process is
@@ -56,6 +60,15 @@ class StopDecisions:
     async def hear(self) -> str:
         """The next of these, as soon as there is one."""
         return await self._said.get()
+
+
+@contextlib.contextmanager
+def deciding() -> Iterator[ActorHandle]:
+    """The actor of a search, or of a refit, beside the job. Questions that wait would keep it there after their end."""
+    decisions: Any = StopDecisions
+    actor = decisions.options(resources=HEAD).remote()
+    yield actor
+    ray.kill(actor)
 
 
 class Hearing:

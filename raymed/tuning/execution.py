@@ -35,7 +35,7 @@ from raymed.training.frozen import Source, keep_features
 from raymed.training.lone_worker import leaves_nothing, suffices
 from raymed.training.retention import scratch
 from raymed.training.spec import RunSpec
-from raymed.training.stop_decisions import Hearing, StopDecisions
+from raymed.training.stop_decisions import Hearing, deciding
 from raymed.tuning import card_share, room
 from raymed.tuning.budget import Budget
 from raymed.tuning.cost import Cost
@@ -130,16 +130,9 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
 @contextlib.contextmanager
 def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources, concurrent: int) -> Iterator[Training]:
     """Ray Tune as it trains a study's trials. While entered, signals are for it, and the storage is watched."""
-    stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
-    trial = tune.with_parameters(
-        fit_trial,
-        sources=_sources(search),
-        each=each,
-        stop_decisions=stop_decisions,
-        keep_all=search.keep_checkpoints == "all",
-    )
-    folder, minutes = search.template.folder, search.template.train.storage_minutes
+    sources, folder, minutes = _sources(search), search.template.folder, search.template.train.storage_minutes
     with (
+        deciding() as stop_decisions,
         Interrupt(stop_decisions) as interrupt,
         StorageWatch(folder, minutes, resume_command(), interrupt.stop, Hearing(stop_decisions).newest) as storage,
         Reminder(stop_decisions, lambda: _decisions(search, study)),
@@ -159,6 +152,13 @@ def ray_tune(search: Search, study: Study, timetable: Timetable, each: Resources
             )
             alike = len(search.runs) < 2  # listed runs have settings of their own
             scheduler = StudyScheduler(study, timetable, stop_decisions, observe, interrupt, storage, machines, alike)
+            trial = tune.with_parameters(
+                fit_trial,
+                sources=sources,
+                each=each,
+                stop_decisions=stop_decisions,
+                keep_all=search.keep_checkpoints == "all",
+            )
             driver = tune.with_resources(trial, _driver(each))
             tuner = _tuner(notes, driver, concurrent, searcher, scheduler, machines, _keeps_processes(search, each))
             try:

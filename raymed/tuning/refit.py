@@ -30,7 +30,7 @@ from raymed.training.frozen import keep_features
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST, Reports
 from raymed.training.spec import RunSpec
-from raymed.training.stop_decisions import Hearing, StopDecisions
+from raymed.training.stop_decisions import Hearing, deciding
 from raymed.tuning import room
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.progress import time_left
@@ -76,13 +76,11 @@ def _trainings(winner: RunSpec, splits: tuple[str, ...]) -> list[RunSpec]:
 def _train(search: Search, spec: RunSpec) -> str:
     """Train a run to its end; the last checkpoint's URI."""
     each = room.whole_resources(search, spec)
-    stop_decisions = StopDecisions.options(resources=HEAD).remote()  # type: ignore[attr-defined]
-    for point in range(spec.train.validate_steps or 1, spec.stop_after, spec.train.validate_steps or 1):
-        stop_decisions.give.remote(spec.name, point, False)  # nothing stops it early
     rows = open_reader(spec.open_data(), spec.all_rows(spec.open_data()))
     source = keep_features([spec], rows, False, each, each.workers)
     with (
         _Listener(spec) as listener,
+        deciding() as stop_decisions,
         Interrupt(stop_decisions) as interrupt,
         StorageWatch(
             search.template.folder,
@@ -92,6 +90,8 @@ def _train(search: Search, spec: RunSpec) -> str:
             Hearing(stop_decisions).newest,
         ) as storage,
     ):
+        for point in range(spec.train.validate_steps or 1, spec.stop_after, spec.train.validate_steps or 1):
+            stop_decisions.give.remote(spec.name, point, False)  # nothing stops it early
         try:
             fit(spec, source, each, stop_decisions, [listener.callback])
         except KeyboardInterrupt:

@@ -33,7 +33,7 @@ class Reminder:
         try:
             lost: ray.ObjectRef[None] = self._verdicts.until_lost.remote()
             while not self._over.wait(PAUSE):
-                if ray.wait([lost], timeout=0)[0]:
+                if ray.wait([lost], timeout=0)[0] and not self._over.is_set():
                     log.warning("the process that tells runs whether to stop was lost: it is started again")
                     for name, epoch, stop in self._decisions():
                         self._verdicts.give.remote(name, epoch, stop)

@@ -13,6 +13,7 @@ import ray
 import ray.data
 from ray._common import constants
 from ray._private import ray_constants, utils
+from ray._private.node import Node
 from ray.autoscaler._private import monitor, updater
 from ray.experimental import internal_kv
 from ray.train import RunConfig, ScalingConfig
@@ -24,14 +25,20 @@ from raymed.compat import ray_train as train
 
 def test_an_upgrade_of_ray_left_what_keeps_it_to_itself() -> None:
     with since(compat):
-        before = ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error
+
+        def parts() -> tuple[object, ...]:
+            missing = utils.get_dashboard_dependency_error
+            return ray_constants.ENABLE_RAY_CLUSTER, missing, Node.start_monitor, Node.start_log_monitor
+
+        before = parts()
         with compat.kept_to_itself():
             assert ray_constants.ENABLE_RAY_CLUSTER is False
             assert isinstance(utils.get_dashboard_dependency_error(), ImportError)
-        assert (ray_constants.ENABLE_RAY_CLUSTER, utils.get_dashboard_dependency_error) == before
+        assert parts() == before
         source = inspect.getsource(ray._private.node) + inspect.getsource(ray._private.services)
         assert "ENABLE_RAY_CLUSTER" in source + inspect.getsource(ray._private.worker), "nobody asks it any more"
         assert "get_dashboard_dependency_error" in source, "nobody asks it any more"
+        assert "self.start_monitor()" in source and "self.start_log_monitor()" in source, "it starts them otherwise"
         assert compat.HEAD_NODE == constants.HEAD_NODE_RESOURCE_NAME
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
-from raymed.training.stop_decisions import StopDecisions, wait_for_verdict
+from raymed.training.stop_decisions import StopDecisions, deciding, wait_for_verdict
 from raymed.tuning.reminder import Reminder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -17,6 +18,16 @@ def test_a_verdict_is_given_though_more_than_a_thousand_workers_have_asked_wheth
     assert wait_for_verdict(stop_decisions, "trial-0", 1) is True
     ray.get(stop_decisions.leave.remote())
     assert len(ray.wait(waiting, num_returns=len(waiting), timeout=20)[0]) == len(waiting)
+
+
+def test_its_process_ends_with_the_search_though_questions_wait():
+    with deciding() as stop_decisions:
+        waiting = [stop_decisions.until_lost.remote(), stop_decisions.hear.remote(), stop_decisions.told_to_leave.remote()]
+        stop_decisions.give.remote("trial-0", 1, True)
+        assert wait_for_verdict(stop_decisions, "trial-0", 1)
+    for question in waiting:
+        with pytest.raises(RayActorError):
+            ray.get(question, timeout=60)
 
 
 def test_a_decision_outlives_the_process_that_tells_it(caplog):
