@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from conftest import RAY_TOKEN
 from forks import starting_quick
 from ports import free_port
@@ -85,6 +86,8 @@ def ray_head(home: Path, cpus: int, **environment: str) -> Iterator[Head]:
             time.sleep(1)
         yield head
     finally:
-        process.kill()  # its processes end with it, at once; asked to, they take half a minute
+        # Asked to, they take half a minute; and an agent that outlives its head asks for it for another, at full load.
+        for each in (process, *psutil.Process(process.pid).children(recursive=True)):
+            each.kill()
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
