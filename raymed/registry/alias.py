@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from raymed.errors import RunError, UserError
@@ -37,12 +38,28 @@ def alias_of(candidate: Candidate, given: str | None) -> str | None:
 
 def alias_version(tracker: Tracker, name: str, alias: str = CHAMPION) -> str:
     """The version of a registered model that an alias names; empty where there is none."""
+    named = _named(tracker, name, alias)
+    return str(named.version) if named else ""
+
+
+def seen_version(tracker: Tracker, name: str, alias: str = CHAMPION) -> str:
+    """As `alias_version`, to be known again by `give_alias`: a database that was set back gives numbers anew."""
+    named = _named(tracker, name, alias)
+    return known_by(named) if named else ""
+
+
+def known_by(version: ModelVersion) -> str:
+    """A version's number, and when it was made, in milliseconds."""
+    return f"{version.version} of {version.creation_timestamp}"
+
+
+def _named(tracker: Tracker, name: str, alias: str) -> ModelVersion | None:
     try:
-        return str(tracker.client.get_model_version_by_alias(name, alias).version)
+        return tracker.client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if not is_permanent(error):
             raise
-        return ""
+        return None
 
 
 def move_alias(tracker: Tracker, uri: str, alias: str, is_dry_run: bool = False) -> Outcome:
@@ -113,15 +130,17 @@ def give_alias(
     """Give a version its alias, unless a search must not, and say so; returns how to ask for the version.
 
     Args:
-        seen: of a search, the version that the alias named when it began (empty: none); None of a person.
+        seen: of a search, the version that the alias named when it began, see `seen_version`; None of a person. Searches
+            of before noted its number alone.
         why_not: see `against`; a person's word goes before it.
     """
     alias = alias_of(candidate, given)
     if alias is None:
         log.warning("registered %s version %s under no alias: a limit left some out of training", name, number)
         return f"models:/{name}/{number}"
-    now = alias_version(tracker, name, alias)
-    if seen is not None and now not in (seen, number):
+    named = _named(tracker, name, alias)
+    now, known = (str(named.version), known_by(named)) if named else ("", "")
+    if seen is not None and seen not in (known, now) and now != number:
         why_not = f"{alias} was another version when the search began"
     if seen is not None and why_not:
         log.warning("registered %s version %s; %s stays version %s: %s", name, number, alias, now, why_not)

@@ -63,7 +63,7 @@ def assess_and_register(
 
     Args:
         alias: None for `champion`, and for none where a limit left patients out of training.
-        seen: the version that the alias named before (empty: none): where it names another one by now, it stays so.
+        seen: the version that the alias named before, see `seen_version`: where it names another one by now, it stays so.
         found_by: how it was chosen, a sentence for its card.
 
     Raises:

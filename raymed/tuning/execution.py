@@ -26,7 +26,7 @@ from raymed.errors import RunError, StorageError, UserError
 from raymed.job.job import resume_command
 from raymed.job.library_log import essence
 from raymed.language import reworded, say
-from raymed.registry.alias import alias_version
+from raymed.registry.alias import seen_version
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker
@@ -90,7 +90,7 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
     if study.phase != SEARCHING:
         return _already_searched(search, study, budget, tracker, each)
     if study.champion is None:
-        study.note_champion(alias_version(tracker, search.model))
+        study.note_champion(seen_version(tracker, search.model))
     if budget.end:
         log.info("%s", budget.plan)
     if later := search.later_rung(study.warm_up):

@@ -16,6 +16,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.search_summary import DataSummary, SearchSummary, State, TrialSummary
 from raymed.job.job import Outcome, resume_command
 from raymed.language import in_english, say
+from raymed.registry.alias import known_by
 from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.candidate import Refit
 from raymed.registry.model_card import near_duplicates
@@ -117,7 +118,7 @@ def _judge(
     with in_english():
         tracker.describe_as(parent, _description(search, study, best, registered, ties, run_ids, report))
     search.prune_checkpoints(study, best)
-    study.note_champion(registered.version)
+    study.note_champion(known_by(tracker.client.get_model_version(registered.name, registered.version)))
     study.enter(DONE)
     return _outcome(search, study, best, registered, ties, f"{folder.uri}/{report}")
 

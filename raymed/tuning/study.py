@@ -181,7 +181,7 @@ class Study:
     @property
     def champion(self) -> str | None:
         """The version that was champion as the search saw it last: it makes its winner champion only in place of that one.
-        Empty where there was none, and None where nobody has looked."""
+        See `seen_version`. Empty where there was none, and None where nobody has looked."""
         version: str | None = self.study.user_attrs.get(SEEN_CHAMPION)
         return version
 

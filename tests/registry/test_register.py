@@ -33,7 +33,7 @@ from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.recipes.exported import open_model
 from raymed.registry.address import WHO_IS_UNKNOWN, resolve_model
-from raymed.registry.alias import CHAMPION, alias_version, give_alias, move_alias, require_alias
+from raymed.registry.alias import CHAMPION, alias_version, give_alias, known_by, move_alias, require_alias, seen_version
 from raymed.registry.assessment import AssessmentSettings, CardFacts
 from raymed.registry.candidate import FOLDER, Candidate, Refit
 from raymed.registry.loss_assessment import LossAssessment
@@ -634,6 +634,26 @@ def test_a_search_moves_the_alias_only_from_the_version_that_it_saw(
     client.set_registered_model_alias(name, CHAMPION, "1")  # by a person
     assert give_alias(tracker, candidate, name, "2", None, "2") == f"models:/{name}/2"
     assert alias_version(tracker, name) == "1"
+
+
+def test_a_version_of_a_number_that_is_given_again_is_not_the_one_that_the_search_saw(
+    tracker: Tracker, candidate: Candidate
+) -> None:
+    """MLflow's database was set back to before the search's version, and a person has made theirs champion."""
+    name, client = "raymed-anew", tracker.client
+    assert seen_version(tracker, name) == ""
+    for source in ("file:///ours", "file:///theirs"):
+        client.create_registered_model(name)
+        client.create_model_version(name, source)
+        client.set_registered_model_alias(name, CHAMPION, "1")
+        if source == "file:///ours":
+            seen = seen_version(tracker, name)
+            assert seen == known_by(client.get_model_version(name, "1"))
+            client.delete_registered_model(name)
+    client.create_model_version(name, "file:///winner")
+    assert give_alias(tracker, candidate, name, "2", None, seen) == f"models:/{name}/2"
+    assert alias_version(tracker, name) == "1"
+    assert give_alias(tracker, candidate, name, "2", None, seen_version(tracker, name)) == f"models:/{name}@champion"
 
 
 def test_a_version_whose_creation_was_repeated_is_there_once(tracker: Tracker) -> None:

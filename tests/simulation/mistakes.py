@@ -16,6 +16,7 @@ from pytest import MonkeyPatch
 
 from raymed import clock
 from raymed.data.prepared import Prepared
+from raymed.registry import alias
 from raymed.storage import disk, heartbeat, holder, lease
 from raymed.storage.folder import Folder
 from raymed.tracking import outbox, tracker
@@ -209,6 +210,11 @@ def twin_of_a_version_stays(patch: MonkeyPatch) -> None:
     patch.setattr(Client, "delete_model_version", lambda *_: None)
 
 
+def champion_is_known_by_its_number_alone(patch: MonkeyPatch) -> None:
+    """Which a database that was set back gives again, to a person's version."""
+    patch.setattr(alias, "known_by", lambda version: str(version.version))
+
+
 def decisions_are_not_told_again(patch: MonkeyPatch) -> None:
     """The process that tells runs whether to stop is started again, and knows nothing."""
     patch.setattr(ray_model, "_decisions", lambda *_: ())
@@ -238,5 +244,6 @@ MISTAKES: dict[Mistake, int] = {
     refused_upload_is_taken_for_done: 30306,
     age_of_a_claim_is_told_by_clocks: 30138,
     twin_of_a_version_stays: 30087,
+    champion_is_known_by_its_number_alone: 104604,
 }
 """Each with the seed of a night that finds it."""

@@ -79,10 +79,11 @@ class Database:
         return runs, copy.deepcopy(self.models)
 
     def add_version(self, name: str, tags: Mapping[str, str]) -> str:
-        """A new version of a registered model; its number is never given again."""
+        """A new version of a registered model; only a database that was set back gives its number again."""
         model = self.models.setdefault(name, {"versions": {}, "aliases": {}})
         number = str(model.setdefault("last", 0) + 1)
         model["last"], model["versions"][number] = int(number), dict(tags)
+        model.setdefault("made", {})[number] = int(self._world.now * 1000)
         return number
 
     def new_id(self) -> str:
@@ -183,13 +184,14 @@ class Client:
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
     ) -> None:
-        """Each row by itself, so that an answer that is lost leaves a part."""
+        """Of a request whose answer is lost a part may be there: each of the three is one transaction, see
+        `mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore.log_batch`."""
         self._ask()
         row = self._active(run_id)
-        items: list[Any] = [*params, *metrics, *tags]
-        if self._base.lose_answers and items:
-            items = items[: self._base._draw.randint(0, len(items))]
-        for item in items:
+        parts: list[Sequence[Any]] = [each for each in (params, metrics, tags) if each]
+        if self._base.lose_answers and parts:
+            parts = parts[: self._base._draw.randint(0, len(parts))]
+        for item in itertools.chain(*parts):
             if isinstance(item, Metric):
                 row.metrics[item.key, item.value, item.timestamp, item.step] = None
             elif isinstance(item, Param):
@@ -230,7 +232,16 @@ class Client:
         if alias not in model["aliases"]:
             raise MlflowException(f"no alias {alias}", RESOURCE_DOES_NOT_EXIST)
         self._answer()
-        return SimpleNamespace(version=model["aliases"][alias])
+        return _seen_version(model, model["aliases"][alias])
+
+    @_unsure
+    def get_model_version(self, name: str, version: str) -> Any:
+        self._ask()
+        model = self._base.models[name]
+        if version not in model["versions"]:
+            raise MlflowException(f"no version {version}", RESOURCE_DOES_NOT_EXIST)
+        self._answer()
+        return _seen_version(model, version)
 
     @_unsure
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
@@ -281,6 +292,10 @@ class Client:
             raise MlflowException(f"no version {version}", RESOURCE_DOES_NOT_EXIST)
         model["aliases"] = {alias: named for alias, named in model["aliases"].items() if named != version}
         self._answer()
+
+
+def _seen_version(model: Mapping[str, Any], number: str) -> Any:
+    return SimpleNamespace(version=number, creation_timestamp=model["made"][number])
 
 
 def _seen(row: RunRow) -> Any:

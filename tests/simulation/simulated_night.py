@@ -48,7 +48,7 @@ from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
 from raymed.data.publish import remove_unread
 from raymed.errors import RunError, UserError
 from raymed.recipes.exported import RECIPE_FILE
-from raymed.registry import candidate, register
+from raymed.registry import alias, candidate, register
 from raymed.registry.alias import give_alias
 from raymed.registry.candidate import CHECKPOINT as CHECKPOINT_TAG
 from raymed.registry.candidate import DATA_DIGEST
@@ -288,7 +288,7 @@ class Night:
             number = register._create_version(tracker, search.model, key, run, LoggedModel("", ""), says, "")
         give_alias(tracker, winner, search.model, number, None, study.champion)
         search.prune_checkpoints(study, best)
-        study.note_champion(number)
+        study.note_champion(alias.known_by(tracker.client.get_model_version(search.model, number)))
         study.enter(DONE)
         study.close()
 

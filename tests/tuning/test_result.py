@@ -112,11 +112,11 @@ def test_a_command_killed_while_the_winner_is_refitted_or_judged_goes_on_there(
 
 def test_the_champion_is_the_one_that_the_search_saw_first(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     """A person promotes another one in the night, and the command is killed and given again: that one stays."""
-    champions = iter(["1", "2"])
-    monkeypatch.setattr(execution, "alias_version", lambda *_: next(champions))
+    champions = iter(["1 of 5", "2 of 6"])
+    monkeypatch.setattr(execution, "seen_version", lambda *_: next(champions))
     with pytest.raises(SystemExit):
         run_search(search, trainer=died)
-    assert run_search(search, trainer=one_epoch_each).champion == "1"
+    assert run_search(search, trainer=one_epoch_each).champion == "1 of 5"
 
 
 def test_a_run_that_another_machine_trains_is_not_trained_twice(search: Search, tmp_path: Path) -> None:
