@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch.multiprocessing
-from forks import quick_workers
+from forks import quick_scripts, quick_workers
 from worker_processes import preload
 
 from raymed.cluster.connection import connect
@@ -211,9 +211,10 @@ def test_pretrain_computes_the_same_loss_in_every_way(benchmark: Any, capsys: py
 
 @pytest.mark.slow
 def test_cross_validation_judges_the_same_patients_in_both_ways(
-    benchmark: Any, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+    benchmark: Any, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = prepare_phantoms(Folder.at(str(tmp_path)), PhantomSettings(patients=48, size=32, slices=(2, 2)), 28)
+    monkeypatch.setattr(sys, "executable", quick_scripts())
+    prepared = prepare_phantoms(Folder.at(str(tmp_path)), PhantomSettings(patients=48, size=32, slices=(1, 1)), 28)
     config = tmp_path / "search.yaml"
     config.write_text("trials: 3\nmodel: {preset: tiny}\ntrain: {global_batch: 16, micro_batch: 16, precision: fp32}\n")
     benchmark("cross_validation").main(prepared.folder.uri, str(config), str(tmp_path / "cv"), 1, 1, 1)
@@ -257,7 +258,7 @@ def own_cluster(cluster: None) -> Iterator[None]:
 def test_workers_share_an_epoch_without_repeats(
     benchmark: Any, own_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benchmark("workers").main(str(tmp_path), systems="lung", counts="2", epochs=2, patients=24)
+    benchmark("workers").main(str(tmp_path), systems="lung", counts="2", epochs=2, patients=10)
     (figures,) = figures_of(capsys).values()
     assert (figures["workers"], figures["repeats"], figures["busy"]) == (2, 0.0, 1.0)
     assert figures["rate"] > 0

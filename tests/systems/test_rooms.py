@@ -148,7 +148,7 @@ from raymed.recipes.exported import systems
 assert {system!r} not in systems() and len(systems()) == {len(SYSTEMS) - 1}, systems()
 assert pathlib.Path(raymed.__file__).is_relative_to({str(project)!r}), raymed.__file__
 import pytest
-sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider"]))
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "--assert=plain"]))
 """)
     ended = run([str(script)], project)
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
