@@ -18,7 +18,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a file has one core: two files' threads would wait for one another
 os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # tests need others than those that Ray starts unasked
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # tests use few of those that Ray starts unasked
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # as jobs have it before they import it
 
 import hypothesis

@@ -86,8 +86,11 @@ def ray_head(home: Path, cpus: int, **environment: str) -> Iterator[Head]:
             time.sleep(1)
         yield head
     finally:
-        # Asked to, they take half a minute; and an agent that outlives its head asks for it for another, at full load.
-        for each in (process, *psutil.Process(process.pid).children(recursive=True)):
-            each.kill()
+        # Asked to end, they take half a minute; and an agent that outlives its head looks for it as long, at full load.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
+            for each in (*reversed(family), process):
+                each.kill()
+        process.kill()
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)

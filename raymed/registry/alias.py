@@ -38,13 +38,13 @@ def alias_of(candidate: Candidate, given: str | None) -> str | None:
 
 def alias_version(tracker: Tracker, name: str, alias: str = CHAMPION) -> str:
     """The version of a registered model that an alias names; empty where there is none."""
-    named = _named(tracker, name, alias)
+    named = _version_of(tracker, name, alias)
     return str(named.version) if named else ""
 
 
 def seen_version(tracker: Tracker, name: str, alias: str = CHAMPION) -> str:
     """As `alias_version`, to be known again by `give_alias`: a database that was set back gives numbers anew."""
-    named = _named(tracker, name, alias)
+    named = _version_of(tracker, name, alias)
     return known_by(named) if named else ""
 
 
@@ -53,7 +53,7 @@ def known_by(version: ModelVersion) -> str:
     return f"{version.version} of {version.creation_timestamp}"
 
 
-def _named(tracker: Tracker, name: str, alias: str) -> ModelVersion | None:
+def _version_of(tracker: Tracker, name: str, alias: str) -> ModelVersion | None:
     try:
         return tracker.client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
@@ -130,15 +130,15 @@ def give_alias(
     """Give a version its alias, unless a search must not, and say so; returns how to ask for the version.
 
     Args:
-        seen: of a search, the version that the alias named when it began, see `seen_version`; None of a person. Searches
-            of before noted its number alone.
+        seen: of a search, the version that the alias named when it began, see `seen_version`; None of a person.
+            Earlier searches noted its number alone.
         why_not: see `against`; a person's word goes before it.
     """
     alias = alias_of(candidate, given)
     if alias is None:
         log.warning("registered %s version %s under no alias: a limit left some out of training", name, number)
         return f"models:/{name}/{number}"
-    named = _named(tracker, name, alias)
+    named = _version_of(tracker, name, alias)
     now, known = (str(named.version), known_by(named)) if named else ("", "")
     if seen is not None and seen not in (known, now) and now != number:
         why_not = f"{alias} was another version when the search began"

@@ -37,7 +37,7 @@ from raymed.training.zero import own_disk
 REFUSED = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "Resource temporarily unavailable")
 PERIOD = 60.0  # seconds between two lines, where a card is waited for
 STEPS = 2  # of a try: what the first allocates for good is there in the second
-OWN = {"env_vars": {"RAYMED_TRY": "1"}}  # an environment of tries alone: their processes have held nothing else before
+ALONE = {"env_vars": {"RAYMED_TRY": "1"}}  # an environment of tries alone: their processes have held nothing else before
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _answer(began: ray.ObjectRef[Tried]) -> Tried:
         raise
 
 
-@ray.remote(max_calls=1, runtime_env=OWN)
+@ray.remote(max_calls=1, runtime_env=ALONE)
 def _try(spec: RunSpec, device: str, room: int, threads: int, visible: str | None) -> Tried:
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible  # those of a worker that asks: this process was given none

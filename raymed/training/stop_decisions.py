@@ -64,7 +64,8 @@ class StopDecisions:
 
 @contextlib.contextmanager
 def deciding() -> Iterator[ActorHandle]:
-    """The actor of a search, or of a refit, beside the job. Questions that wait would keep it there after their end."""
+    """The actor of a search, or of a refit, on the head. It ends with what uses it, though questions may wait; after an
+    error it goes with the job."""
     decisions: Any = StopDecisions
     actor = decisions.options(resources=HEAD).remote()
     yield actor

@@ -186,7 +186,7 @@ class Study:
         return version
 
     def note_champion(self, version: str | None) -> None:
-        """Record the version that is champion; see `champion`."""
+        """Record the version that is champion, as `seen_version` gives it; see `champion`."""
         self.study.set_user_attr(SEEN_CHAMPION, version)
 
     @property

@@ -258,7 +258,7 @@ def own_cluster(cluster: None) -> Iterator[None]:
 def test_workers_share_an_epoch_without_repeats(
     benchmark: Any, own_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benchmark("workers").main(str(tmp_path), systems="lung", counts="2", epochs=2, patients=10)
+    benchmark("workers").main(str(tmp_path), systems="lung", counts="2", epochs=2, patients=12)
     (figures,) = figures_of(capsys).values()
     assert (figures["workers"], figures["repeats"], figures["busy"]) == (2, 0.0, 1.0)
     assert figures["rate"] > 0

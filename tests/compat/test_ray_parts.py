@@ -34,6 +34,7 @@ def test_an_upgrade_of_ray_left_what_keeps_it_to_itself() -> None:
         with compat.kept_to_itself():
             assert ray_constants.ENABLE_RAY_CLUSTER is False
             assert isinstance(utils.get_dashboard_dependency_error(), ImportError)
+            assert not any(ours is theirs for ours, theirs in zip(parts(), before, strict=True))
         assert parts() == before
         source = inspect.getsource(ray._private.node) + inspect.getsource(ray._private.services)
         assert "ENABLE_RAY_CLUSTER" in source + inspect.getsource(ray._private.worker), "nobody asks it any more"

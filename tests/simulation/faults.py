@@ -68,6 +68,7 @@ REQUESTS = (
     "create_model_version",
     "create_model_version",
     "delete_model_version",
+    "get_model_version",
 )
 
 

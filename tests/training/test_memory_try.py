@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ def test_a_process_is_refused_what_is_beyond_its_room_and_lives_on(tmp_path: Pat
 @ray.remote(num_cpus=1)
 def hold(size: int) -> int:
     """What other work of Ray's processes does to them: Linux remembers the most that a process has held."""
-    return int(np.ones(size, np.uint8).sum())
+    assert np.ones(size, np.uint8).all()
+    return os.getpid()
 
 
 @pytest.mark.slow
@@ -51,7 +53,8 @@ def hold(size: int) -> int:
 def test_what_a_process_has_held_before_is_not_counted_for_what_a_try_needs(tmp_path: Path) -> None:
     cloudpickle.register_pickle_by_value(memory_plan_tests())
     spec = spec_of(write_prepared(tmp_path / "data"), tmp_path, "run", micro_batch=1)
-    before = 6 * A_ROW
-    assert ray.get([hold.remote(before) for _ in range(2)]) == [before] * 2
+    before, most = 4 * A_ROW, set[int]()
+    while len(most) < 2:  # of those that Ray may take
+        most |= {*ray.get([hold.remote(before) for _ in range(2)])}
     found = tried_alone(spec, CPU, 2**40, 1)
     assert found.needed is not None and A_ROW < found.needed < before

@@ -27,7 +27,7 @@ from toy_signals import ToySignalling
 from raymed.data.record import Record
 from raymed.errors import RunError, UserError
 from raymed.recipes.recipe import Batch, TrainingPass
-from raymed.registry.alias import alias_version
+from raymed.registry.alias import alias_version, seen_version
 from raymed.registry.register import assess_and_register
 from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyNetwork, ToyRecipe
@@ -217,6 +217,7 @@ def test_running_a_finished_search_again_changes_nothing(search, searched, morni
     again = run_search(search)
     assert {trial.number: (trial.state, trial.params) for trial in again.trials} == before
     tracker = search.open_tracker()
+    assert again.champion == seen_version(tracker, "raymed-toy"), "its own winner's, which a longer search may replace"
     tracker.client.delete_registered_model_alias("raymed-toy", "champion")  # a person wants none
     assert conclude_search(search, again).data["version"] == morning.data["version"]
     assert alias_version(tracker, "raymed-toy") == ""
