@@ -52,7 +52,8 @@ def server(tracker: Tracker) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     process = subprocess.Popen(
-        [*command, "--backend-store-uri", tracker.uri], env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        [*command, "--backend-store-uri", tracker.uri],
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
