@@ -1,14 +1,16 @@
 """A lease on a name in a storage: one process holds it at a time, on whatever machine, and a heartbeat shows that it lives.
 
 Whoever wants it leaves a claim, a file of its own, and only then looks for others: of two that come at once, at least one
-sees the other. This takes no more of a storage than that what was written is listed, which file systems, NFS and S3 do. Who
-takes over from a claim has the next term: of two that hold the lease, because the first was cut off and came back, the first
-ends.
+sees the other. This takes no more of a storage than that what was written is listed, which file systems, NFS and S3 do. A
+claim that was not renewed for too long is looked at twice: its process may just be back, from a storage that was full, or
+from standing still. Who takes over from a claim has the next term: of two that hold the lease, because the first was cut off
+and came back, the first ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +21,12 @@ from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
-from raymed.storage.heartbeat import EXPIRES, Heartbeat
+from raymed.storage.heartbeat import BEAT, EXPIRES, Heartbeat
+
+log = logging.getLogger("raymed")
 
 CLAIMS = ".leases"
+BACK = BEAT + 5.0  # seconds in which a process that could not write, or stood still, renews its claim once it is back
 
 _held: set[str] = set()  # by this process
 
@@ -65,25 +70,19 @@ class _Claim:
         begun = clock.uptime()
         self._write()
         try:
-            now = self._folder.modified(self._file)
-            for file in self._others():
-                try:
-                    other, age = heartbeat.read(self._folder, file), now - self._folder.modified(file)
-                except FileNotFoundError:
-                    if self._folder.exists(self._file):
-                        continue  # its holder has ended
-                    raise  # the storage is away
-                if heartbeat.has_stopped(other, age):
-                    self._term = max(self._term, _term(other) + 1)
-                    self._write()  # before the other goes: the term outlives it
-                    with contextlib.suppress(FileNotFoundError):  # somebody else was faster
-                        self._folder.delete(file)
-                    continue
-                who = f"{other.get('pid')} on {other.get('host')}, last seen {max(0, age):.0f} s ago"
-                raise UserError(
-                    f"{self._name!r} is running in another process ({who}): wait for it, or stop it. "
-                    f"If that machine is gone, try again in {EXPIRES:.0f} s"
+            stopped = self._stopped()
+            if unseen := [str(other.get("host")) for other in stopped.values() if holder.has_ended(other) is None]:
+                log.info(
+                    "%s was held on %s, from where nothing is heard: looking again in %.0f s", self._name, unseen[0], BACK
                 )
+                clock.sleep(BACK)
+                begun += BACK
+                stopped = self._stopped()
+            for file, other in stopped.items():
+                self._term = max(self._term, _term(other) + 1)
+                self._write()  # before the other goes: the term outlives it
+                with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                    self._folder.delete(file)
             if (took := clock.uptime() - begun) > EXPIRES / 2:
                 raise UserError(
                     f"{self._name!r} has not begun: to look for other processes took {took:.0f} s, in which one may have "
@@ -93,6 +92,29 @@ class _Claim:
             with contextlib.suppress(OSError):
                 self._folder.delete(self._file)
             raise
+
+    def _stopped(self) -> dict[str, dict[str, Any]]:
+        """The claims whose processes have stopped, and what those wrote of themselves.
+
+        Raises:
+            UserError: one has not.
+        """
+        now, stopped = self._folder.modified(self._file), dict[str, dict[str, Any]]()
+        for file in self._others():
+            try:
+                other, age = heartbeat.read(self._folder, file), now - self._folder.modified(file)
+            except FileNotFoundError:
+                if self._folder.exists(self._file):
+                    continue  # its holder has ended
+                raise  # the storage is away
+            if not heartbeat.has_stopped(other, age):
+                who = f"{other.get('pid')} on {other.get('host')}, last seen {max(0, age):.0f} s ago"
+                raise UserError(
+                    f"{self._name!r} is running in another process ({who}): wait for it, or stop it. "
+                    f"If that machine is gone, try again in {EXPIRES:.0f} s"
+                )
+            stopped[file] = other
+        return stopped
 
     def _renew(self) -> bool:
         """Renew the claim, and say whether the lease is still this process's.

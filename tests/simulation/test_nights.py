@@ -22,6 +22,8 @@ FOUND = {
     "a machine that stands still while it takes the lease has not got it": [13390],
     "a storage that goes away while a claim is read is not taken for the holder's end": [18004],
     "a disk that is full when a trial begins ends no trial": [14685],
+    "a machine that is back from a full storage keeps its search": [311089],
+    "a machine that stood still while it renewed its claim keeps its search": [314203],
 }
 
 

@@ -156,6 +156,9 @@ class Worker:
             self.progress = Progress.read(newest)
             self.progress.check_origin(spec.origin(), f"{spec.folder.uri}/{name}")
             self._reach(lambda: keep(spec.folder, {name, self.progress.model} - {""}))
+            reported = self._saved.setdefault(spec.folder.uri, [])
+            if name not in reported:  # its writer was killed between the last file and the report
+                reported.append(name)
             self.weights = (newest / WEIGHTS).read_text()
         shutil.rmtree(folder)
         self._retention = Retention(spec.folder, False, name, self.progress.model, found)

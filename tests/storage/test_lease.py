@@ -25,6 +25,11 @@ from raymed.storage.lease import lease
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
 
 
+@pytest.fixture(autouse=True)
+def _second_look_comes_at_once(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr("raymed.storage.lease.BACK", 0.0)
+
+
 def hold(storage: Path, held: Any, release: Any) -> None:
     with lease(Folder.at(storage), "search"):
         held.set()
@@ -100,6 +105,24 @@ def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a
     os.utime(claim, (past - 20, past - 20))
     with lease(Folder.at(tmp_path), "search"):
         assert not claim.exists()
+
+
+def test_a_holder_that_is_back_from_a_full_storage_or_from_standing_still_is_not_taken_over(
+    tmp_path: Path, monkeypatch: MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It renews its claim within a heartbeat's time; two held the lease for that long."""
+    claim = tmp_path / ".leases" / "search" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(ELSEWHERE))
+    os.utime(claim, (1, 1))
+    monkeypatch.setattr(clock, "sleep", lambda seconds: os.utime(claim))
+    with (
+        caplog.at_level("INFO", "raymed"),
+        pytest.raises(UserError, match=r"1 on elsewhere, last seen 0 s ago"),
+        lease(Folder.at(tmp_path), "search"),
+    ):
+        pass
+    assert claims(tmp_path) == [claim] and "search was held on elsewhere" in caplog.text
 
 
 @pytest.mark.slow
