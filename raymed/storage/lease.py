@@ -71,13 +71,14 @@ class _Claim:
         self._write()
         try:
             stopped = self._stopped()
-            if unseen := [str(other.get("host")) for other in stopped.values() if holder.has_ended(other) is None]:
-                log.info(
-                    "%s was held on %s, from where nothing is heard: looking again in %.0f s", self._name, unseen[0], BACK
-                )
-                clock.sleep(BACK)
+            if unseen := [other for other in stopped.values() if holder.has_ended(other) is None]:
+                where = unseen[0].get("host", "?")
+                log.info("%s was held on %s, from where nothing is heard: looking again in %.0f s", self._name, where, BACK)
+                clock.sleep(BACK)  # without a word: a holder that is back ends where a claim beside its own is renewed
                 begun += BACK
                 stopped = self._stopped()
+                if not stopped:
+                    self._write()  # it has left meanwhile, and this claim is old
             for file, other in stopped.items():
                 self._term = max(self._term, _term(other) + 1)
                 self._write()  # before the other goes: the term outlives it
@@ -97,10 +98,16 @@ class _Claim:
         """The claims whose processes have stopped, and what those wrote of themselves.
 
         Raises:
-            UserError: one has not.
+            UserError: one has not, or this process's claim is not there.
         """
-        now, stopped = self._folder.modified(self._file), dict[str, dict[str, Any]]()
-        for file in self._others():
+        stopped, files = dict[str, dict[str, Any]](), self._folder.names()
+        if self._file not in files:
+            raise UserError(
+                f"{self._name!r} has not begun: the storage was away, or another process has taken this one for dead. "
+                "Give the same command again"
+            )
+        now = self._folder.modified(self._file)
+        for file in self._claims_of_others(files):
             try:
                 other, age = heartbeat.read(self._folder, file), now - self._folder.modified(file)
             except FileNotFoundError:
@@ -123,7 +130,8 @@ class _Claim:
         one's by now.
         """
         require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
-        is_there, rivals = self._folder.exists(self._file), {file: self._folder.modified(file) for file in self._others()}
+        is_there, files = self._folder.exists(self._file), self._folder.names()
+        rivals = {file: self._folder.modified(file) for file in self._claims_of_others(files)}
         # one that only looked, or was killed while it did, renews nothing
         renewed = [file for file, at in rivals.items() if self._rivals.get(file, at) != at]
         has_rival = any(_term(heartbeat.read(self._folder, file)) >= self._term for file in renewed)
@@ -140,8 +148,8 @@ class _Claim:
     def _write(self) -> None:
         self._folder.write(self._file, heartbeat.content(term=self._term))
 
-    def _others(self) -> list[str]:
-        return [file for file in self._folder.names() if file.endswith(".json") and file != self._file]
+    def _claims_of_others(self, files: list[str]) -> list[str]:
+        return [file for file in files if file.endswith(".json") and file != self._file]
 
 
 def _term(other: dict[str, Any]) -> int:

@@ -205,6 +205,11 @@ def age_of_a_claim_is_told_by_clocks(patch: MonkeyPatch) -> None:
     patch.setattr(heartbeat, "has_stopped", lambda said, age: clock.now() - said.get("at", 0.0) > heartbeat.EXPIRES)
 
 
+def expired_claim_is_looked_at_once(patch: MonkeyPatch) -> None:
+    """And its process taken over in the seconds before it renews it."""
+    patch.setattr(lease, "BACK", 0.0)
+
+
 def twin_of_a_version_stays(patch: MonkeyPatch) -> None:
     """As where MLflow's client had repeated the creation, until simulated nights did so."""
     patch.setattr(Client, "delete_model_version", lambda *_: None)
@@ -243,6 +248,7 @@ MISTAKES: dict[Mistake, int] = {
     decisions_are_not_told_again: 30761,
     refused_upload_is_taken_for_done: 30306,
     age_of_a_claim_is_told_by_clocks: 30138,
+    expired_claim_is_looked_at_once: 311089,
     twin_of_a_version_stays: 30087,
     champion_is_known_by_its_number_alone: 104604,
 }

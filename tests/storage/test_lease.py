@@ -20,7 +20,7 @@ from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
 from raymed.storage.folder import Folder
-from raymed.storage.lease import lease
+from raymed.storage.lease import BACK, lease
 
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
 
@@ -105,6 +105,40 @@ def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a
     os.utime(claim, (past - 20, past - 20))
     with lease(Folder.at(tmp_path), "search"):
         assert not claim.exists()
+
+
+def test_a_second_look_comes_after_a_heartbeat_and_counts_as_no_delay(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    """And who had left by then leaves a claim that is as old as the wait: it is written again."""
+    assert BACK > heartbeat.BEAT
+    claim = tmp_path / ".leases" / "search" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(ELSEWHERE))
+    os.utime(claim, (1, 1))
+
+    def leave(seconds: float) -> None:
+        claim.unlink()
+        os.utime(*claims(tmp_path), (1, 1))
+
+    times = iter([0.0, BACK + 25.0])
+    monkeypatch.setattr(clock, "uptime", lambda: next(times))
+    monkeypatch.setattr("raymed.storage.lease.BACK", BACK)
+    monkeypatch.setattr(clock, "sleep", leave)
+    with lease(Folder.at(tmp_path), "search"):
+        (own,) = claims(tmp_path)
+        assert time.time() - own.stat().st_mtime < heartbeat.EXPIRES
+
+
+def test_whoever_was_taken_for_dead_while_it_looked_does_not_hold_it(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    claim = tmp_path / ".leases" / "search" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(ELSEWHERE))
+    os.utime(claim, (1, 1))
+    monkeypatch.setattr(clock, "sleep", lambda seconds: [each.unlink() for each in claims(tmp_path)])
+    with (
+        pytest.raises(UserError, match=r"taken this one for dead\. Give the same command"),
+        lease(Folder.at(tmp_path), "search"),
+    ):
+        pass
 
 
 def test_a_holder_that_is_back_from_a_full_storage_or_from_standing_still_is_not_taken_over(
