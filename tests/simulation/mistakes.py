@@ -62,7 +62,7 @@ def outbox_is_not_written_out(patch: MonkeyPatch) -> None:
 
 
 def other_claims_are_not_looked_at(patch: MonkeyPatch) -> None:
-    patch.setattr(lease._Claim, "_others", lambda _: [])
+    patch.setattr(lease._Claim, "_claims_of_others", lambda *_: [])
 
 
 def run_is_created_without_a_look(patch: MonkeyPatch) -> None:
