@@ -74,4 +74,5 @@ def _train(worker: int, spec: RunSpec, workers: int, cores: Sequence[int], steps
         seconds.append(time.perf_counter() - started)
     if worker == 0:
         (Path(folder) / "rate").write_text(str(records / statistics.median(seconds[WARM_UP:])))
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # the end of a process group now and then waits for a thread of its own that waits for Python
