@@ -33,7 +33,7 @@ def kept_to_itself() -> Iterator[None]:
     It has no setting for any of them. It keeps off the network where it is told that it cannot be a cluster (its rule for
     laptops, ray/_private/ray_constants.py), and takes itself for the small package where the dashboard's libraries are
     missing (ray/_private/utils.py). That agent comes up at once; the whole one has 15 seconds to, a fixed port (52365) that
-    another Ray may hold, and much to import.
+    another Ray may hold, and much to import. The other two are started by methods of its node (ray/_private/node.py).
     """
     parts: tuple[tuple[Any, str, Any], ...] = (
         (ray_constants, "ENABLE_RAY_CLUSTER", False),

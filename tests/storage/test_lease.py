@@ -40,6 +40,15 @@ def claims(storage: Path) -> list[Path]:
     return sorted((storage / ".leases" / "search").glob("*.json"))
 
 
+def expired(storage: Path) -> Path:
+    """The claim of a process on another machine, which has not renewed it for years."""
+    claim = storage / ".leases" / "search" / "theirs.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(ELSEWHERE))
+    os.utime(claim, (1, 1))
+    return claim
+
+
 @pytest.mark.slow
 def test_a_second_process_is_refused_and_a_killed_one_lets_go_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
@@ -77,14 +86,11 @@ def test_a_machine_that_stood_still_while_it_took_the_lease_does_not_hold_it(
 def test_of_two_that_find_the_same_dead_claim_the_slower_is_not_stopped_by_its_end(
     tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    dead = tmp_path / ".leases" / "search" / "dead.json"
-    dead.parent.mkdir(parents=True)
-    dead.write_text(json.dumps(ELSEWHERE))
-    os.utime(dead, (1, 1))
+    dead = expired(tmp_path)
     delete = Folder.delete
 
     def slower(folder: Folder, name: str = "") -> None:
-        if name == "dead.json":
+        if name == dead.name:
             dead.unlink()
             raise FileNotFoundError(name)
         delete(folder, name)
@@ -110,10 +116,7 @@ def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a
 def test_a_second_look_comes_after_a_heartbeat_and_counts_as_no_delay(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """And who had left by then leaves a claim that is as old as the wait: it is written again."""
     assert BACK > heartbeat.BEAT
-    claim = tmp_path / ".leases" / "search" / "theirs.json"
-    claim.parent.mkdir(parents=True)
-    claim.write_text(json.dumps(ELSEWHERE))
-    os.utime(claim, (1, 1))
+    claim = expired(tmp_path)
 
     def leave(seconds: float) -> None:
         claim.unlink()
@@ -129,10 +132,7 @@ def test_a_second_look_comes_after_a_heartbeat_and_counts_as_no_delay(tmp_path: 
 
 
 def test_whoever_was_taken_for_dead_while_it_looked_does_not_hold_it(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
-    claim = tmp_path / ".leases" / "search" / "theirs.json"
-    claim.parent.mkdir(parents=True)
-    claim.write_text(json.dumps(ELSEWHERE))
-    os.utime(claim, (1, 1))
+    expired(tmp_path)
     monkeypatch.setattr(clock, "sleep", lambda seconds: [each.unlink() for each in claims(tmp_path)])
     with (
         pytest.raises(UserError, match=r"taken this one for dead\. Give the same command"),
@@ -145,10 +145,7 @@ def test_a_holder_that_is_back_from_a_full_storage_or_from_standing_still_is_not
     tmp_path: Path, monkeypatch: MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It renews its claim within a heartbeat's time; two held the lease for that long."""
-    claim = tmp_path / ".leases" / "search" / "theirs.json"
-    claim.parent.mkdir(parents=True)
-    claim.write_text(json.dumps(ELSEWHERE))
-    os.utime(claim, (1, 1))
+    claim = expired(tmp_path)
     monkeypatch.setattr(clock, "sleep", lambda seconds: os.utime(claim))
     with (
         caplog.at_level("INFO", "raymed"),
