@@ -1,7 +1,8 @@
 """Who reads prepared data: what a search began with stays, though others are prepared into the folder meanwhile.
 
 A reader leaves a note of its own in the folder and renews it while it lives, as a lease's claim is. `prepare` keeps the
-manifest, index and shards of data that have a reader, and removes them once it finds none.
+manifest, index and shards of data that have a reader, and removes them once it finds none. A note that was not renewed for
+too long is looked at twice: its reader may just be back, from a storage that was full, or from standing still.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import math
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from raymed import clock
 from raymed.data.prepared import MANIFEST
 from raymed.errors import UserError
-from raymed.storage import heartbeat
+from raymed.storage import heartbeat, holder
 from raymed.storage.folder import Folder
-from raymed.storage.heartbeat import Heartbeat
+from raymed.storage.heartbeat import BACK, Heartbeat
 
 log = logging.getLogger("raymed")
 
@@ -54,7 +57,22 @@ def reading(uri: str, digest: str) -> Iterator[None]:
 def read_digests(folder: Folder) -> set[str]:
     """Digests of the data in a folder that somebody reads, an empty one where that cannot be told. The notes of those who
     have ended are removed."""
-    notes, digests = folder.child(READERS), set[str]()
+    notes = folder.child(READERS)
+    digests, stopped = _look(notes)
+    if unseen := [said for said in stopped.values() if holder.has_ended(said) is None]:
+        where = unseen[0].get("host", "?")
+        log.info("%s was read on %s, from where nothing is heard: looking again in %.0f s", folder.uri, where, BACK)
+        clock.sleep(BACK)
+        digests, stopped = _look(notes)
+    for file in stopped:
+        with contextlib.suppress(OSError):
+            notes.delete(file)
+    return digests
+
+
+def _look(notes: Folder) -> tuple[set[str], dict[str, dict[str, Any]]]:
+    """Digests of the data that somebody reads, and the notes of those who have stopped, with what they say."""
+    digests, stopped = set[str](), dict[str, dict[str, Any]]()
     files = [name for name in notes.names() if name.endswith(".json")]
     now = _now(notes) if files else 0.0
     for file in files:
@@ -65,11 +83,10 @@ def read_digests(folder: Folder) -> set[str]:
         except OSError:  # another account's
             said, age = {}, 0.0
         if heartbeat.has_stopped(said, age):
-            with contextlib.suppress(OSError):
-                notes.delete(file)
+            stopped[file] = said
         else:
             digests.add(str(said.get("digest", "")))
-    return digests
+    return digests, stopped
 
 
 def _now(folder: Folder) -> float:

@@ -19,6 +19,7 @@ from raymed.storage.folder import Folder
 log = logging.getLogger("raymed")
 
 BEAT, EXPIRES = 15.0, 60.0  # seconds between two renewals; age of a file whose process is taken for dead
+BACK = BEAT + 5.0  # seconds in which a process that could not write, or stood still, renews its file once it is back
 AGAIN = 3.0  # seconds after a renewal that failed: others may soon take this process for dead
 LEAVING = 10.0  # seconds for the file to go; a storage that hangs is not waited for, and the file expires
 

@@ -21,12 +21,11 @@ from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
 from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
-from raymed.storage.heartbeat import BEAT, EXPIRES, Heartbeat
+from raymed.storage.heartbeat import BACK, EXPIRES, Heartbeat
 
 log = logging.getLogger("raymed")
 
 CLAIMS = ".leases"
-BACK = BEAT + 5.0  # seconds in which a process that could not write, or stood still, renews its claim once it is back
 
 _held: set[str] = set()  # by this process
 

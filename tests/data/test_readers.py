@@ -11,14 +11,20 @@ from typing import Any, NoReturn
 
 import pytest
 
+from raymed import clock
 from raymed.data.prepared import MANIFEST
 from raymed.data.readers import READERS, read_digests, reading
 from raymed.storage import heartbeat
 from raymed.storage.folder import Folder
-from raymed.storage.heartbeat import EXPIRES
+from raymed.storage.heartbeat import BACK, BEAT, EXPIRES
 
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
 HERE_BEFORE = {"pid": 2**22 + 1, "started": "1"}  # no process has such a number
+
+
+@pytest.fixture(autouse=True)
+def _second_look_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raymed.data.readers.BACK", 0.0)
 
 
 @pytest.fixture
@@ -56,6 +62,26 @@ def test_a_reader_that_was_killed_keeps_nothing_and_one_on_another_machine_for_a
         os.utime(path, (time.time() - EXPIRES - 1,) * 2)
     assert read(data) == set()
     assert not notes(data)
+
+
+def test_a_reader_that_is_back_from_standing_still_keeps_its_data(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was suspended for a few minutes lost its data to whoever prepared others in the seconds after."""
+    Folder.at(data).child(READERS).write("theirs.json", json.dumps(ELSEWHERE | {"digest": "b"}).encode())
+    (note,) = notes(data)
+    os.utime(note, (1, 1))
+    looks = list[float]()
+
+    def back(seconds: float) -> None:
+        looks.append(seconds)
+        os.utime(note)
+
+    monkeypatch.setattr(clock, "sleep", back)
+    monkeypatch.setattr("raymed.data.readers.BACK", BACK)
+    assert read(data) == {"b"}
+    assert notes(data) == [note]
+    assert looks == [BACK] and BACK > BEAT
+    assert read(data) == {"b"}
+    assert len(looks) == 1, "where every note is young, nobody waits"
 
 
 def test_another_account_that_may_neither_read_nor_remove_notes_nor_ask_the_time_keeps_everything(

@@ -145,8 +145,8 @@ def fail_once(night: Night, draw: random.Random) -> None:
 
 
 def be_slow(night: Night, draw: random.Random) -> None:
-    """The running process waits for its disk."""
-    night.world.sleep(draw.uniform(1, 100))
+    """The running process waits for its disk; its heart, where that is what waits, may be taken for dead."""
+    night.be_slow(draw.uniform(1, 100))
 
 
 def freeze(night: Night, draw: random.Random) -> None:

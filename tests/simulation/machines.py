@@ -80,6 +80,11 @@ class Process:
     ended: str | None = None
     error: BaseException | None = None
 
+    @property
+    def is_beating(self) -> bool:
+        """Whether its heart is what runs."""
+        return any(each.beats and each.is_under_way for each in self.background)
+
 
 class World:
     """Everything there is. `now` is the true time in seconds."""
@@ -226,7 +231,7 @@ class Background:
         self._step, self._first = step, first
         self.due = math.inf
         self._process = self.world.current
-        self._is_under_way = False
+        self.is_under_way = False
 
     def start(self) -> None:
         self.due = self.world.now + self._first
@@ -246,13 +251,13 @@ class Background:
                 self.world.sleep(min(self.due, until) - self.world.now)
 
     def step(self) -> None:
-        if self._is_under_way:
+        if self.is_under_way:
             return
-        self._is_under_way, self.due = True, math.inf
+        self.is_under_way, self.due = True, math.inf
         try:
             pause = self._step()
         finally:
-            self._is_under_way = False
+            self.is_under_way = False
         if pause is None:
             if self._process is not None and self in self._process.background:
                 self._process.background.remove(self)

@@ -394,6 +394,14 @@ class Night:
             self._cut_off()
         self.storages.store.denied_until = self.world.now + seconds
 
+    def be_slow(self, seconds: float) -> None:
+        """In the running process, whose heart beats meanwhile, unless it is what waits."""
+        process = self.world.current
+        assert process is not None
+        if seconds > LEASE / 2 and process.is_beating:
+            process.was_cut = True
+        self.world.sleep(seconds)
+
     def _bring_storage_back(self) -> None:
         self.storages.is_away = False
 

@@ -20,7 +20,8 @@ from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
 from raymed.storage.folder import Folder
-from raymed.storage.lease import BACK, lease
+from raymed.storage.heartbeat import BACK
+from raymed.storage.lease import lease
 
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
 
