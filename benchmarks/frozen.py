@@ -67,7 +67,7 @@ def main(
     )
     train, slices = TrainSettings(epochs=epochs, lr=3e-3), SliceSettings(choice="all")
     spec = RunSpec("", root.uri, prepared.folder.uri, recipe, train, slices)
-    rows, each = open_reader(prepared, spec.all_rows(prepared)), resources(1, cpus)
+    rows, each = open_reader(prepared, spec.all_rows(prepared), train.storage_minutes), resources(1, cpus)
     run = uuid.uuid4().hex[:6]
     began = time.perf_counter()
     kept = keep_features([spec], rows, False, each, 1)

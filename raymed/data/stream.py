@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -30,7 +31,6 @@ from raymed.storage.availability import wait_for
 
 log = logging.getLogger("raymed")
 
-AWAY_MINUTES = 20.0  # that streamed rows wait for a file system that is away
 STORE_SHARE = 0.6  # of the smallest node's object store: the rest is for Ray Data's own blocks and for results
 
 
@@ -97,14 +97,16 @@ class Streamed:
     Attributes:
         data: URI of the prepared data: their index, which is large, does not travel with a run's configuration.
         digest: what they hold; empty where any will do. A row's number would name another patient in others.
+        storage_minutes: How long shards that go away are waited for.
     """
 
     data: str
     digest: str = ""
+    storage_minutes: float = 20.0
     size: ClassVar[int] = 0  # of the object store
 
     def open(self) -> StreamedReader:
-        return StreamedReader(Prepared.open(self.data, self.digest))
+        return StreamedReader(Prepared.open(self.data, self.digest), self.storage_minutes)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class StreamedReader:
     """Executes plans with Ray Data, straight from the shards; without a claim on CPUs, of which workers may hold all."""
 
     prepared: Prepared
+    storage_minutes: float
 
     def read(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
         if not micro_batches:
@@ -121,7 +124,11 @@ class StreamedReader:
         blocks = max(1, len(items) // 4)
         dataset = ray.data.from_items(items, override_num_blocks=blocks)
         tables = dataset.map_batches(
-            _read_slot, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=min(blocks, max(2, _own_cpus()))
+            partial(_read_slot, storage_minutes=self.storage_minutes),
+            batch_size=1,
+            batch_format="numpy",
+            num_cpus=0,
+            concurrency=min(blocks, max(2, _own_cpus())),
         ).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         yield from _regroup(tables)
 
@@ -177,10 +184,11 @@ def fits_in_memory(size: int) -> bool:
     return size <= STORE_SHARE * cluster.smallest_store()
 
 
-def open_reader(prepared: Prepared, rows: np.ndarray, beside: int = 0) -> Staged | Streamed:
+def open_reader(prepared: Prepared, rows: np.ndarray, storage_minutes: float, beside: int = 0) -> Staged | Streamed:
     """Stage the rows where they fit, stream them otherwise; a line says which.
 
     Args:
+        storage_minutes: how long shards that are streamed, and go away, are waited for.
         beside: bytes that are staged of other data, for the same workers.
     """
     size = prepared.pixel_bytes(rows)
@@ -191,7 +199,7 @@ def open_reader(prepared: Prepared, rows: np.ndarray, beside: int = 0) -> Staged
         "data: %d records (%.0f MiB) do not fit the object store: streamed from the shards each epoch",
         *(len(rows), size / 2**20),
     )
-    return Streamed(prepared.folder.uri, prepared.digest)
+    return Streamed(prepared.folder.uri, prepared.digest, storage_minutes)
 
 
 Item = TypeVar("Item")
@@ -240,9 +248,9 @@ def _read_shard(batch: Any) -> Any:
     return places.read()
 
 
-def _read_slot(batch: Any) -> Any:
+def _read_slot(batch: Any, storage_minutes: float) -> Any:
     places: Places = batch["places"][0]
-    table = wait_for(places.reach, places.folder, AWAY_MINUTES)
+    table = wait_for(places.reach, places.folder, storage_minutes)
     return table.append_column("slot", pa.array(np.full(table.num_rows, batch["slot"][0], dtype=np.int64)))
 
 

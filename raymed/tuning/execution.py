@@ -285,7 +285,7 @@ def _sources(search: Search) -> dict[str, Source]:
         prepared = same[0].open_data()
         rows = [spec.all_rows(prepared, whole=search.varies_rows) for spec in same]
         staged = sum(source.size for source in sources.values())
-        decoded = open_reader(prepared, np.unique(np.concatenate(rows)), staged)
+        decoded = open_reader(prepared, np.unique(np.concatenate(rows)), same[0].train.storage_minutes, staged)
         each, concurrent = room.trial_resources(search)
         sources[data] = keep_features(same, decoded, search.varies_rows, each, each.workers * concurrent, staged)
     return sources

@@ -76,7 +76,7 @@ def _trainings(winner: RunSpec, splits: tuple[str, ...]) -> list[RunSpec]:
 def _train(search: Search, spec: RunSpec) -> str:
     """Train a run to its end; the last checkpoint's URI."""
     each = room.whole_resources(search, spec)
-    rows = open_reader(spec.open_data(), spec.all_rows(spec.open_data()))
+    rows = open_reader(spec.open_data(), spec.all_rows(spec.open_data()), spec.train.storage_minutes)
     source = keep_features([spec], rows, False, each, each.workers)
     with (
         _Listener(spec) as listener,

@@ -26,6 +26,7 @@ from raymed.errors import CommonError, RunError, UserError
 Source = Callable[[Prepared, np.ndarray], Staged | Streamed]
 SOURCES = {"staged": stage, "streamed": lambda prepared, rows: Streamed(prepared.folder.uri)}
 ray_is_slow = pytest.mark.slow
+MINUTES = 20.0  # that a storage is waited for
 
 
 def plan_of(rows: np.ndarray, epoch: int, worker: int = 0, workers: int = 1) -> list[list[int]]:
@@ -105,8 +106,8 @@ def test_what_fits_alone_is_streamed_where_other_data_of_the_same_workers_fill_t
     monkeypatch.setattr("raymed.data.stream.stage", lambda prepared, rows: "staged")
     monkeypatch.setattr("raymed.data.stream.cluster.smallest_store", lambda: 2**30)
     rows = prepared.rows("train")
-    assert open_reader(prepared, rows) == "staged"
-    assert isinstance(open_reader(prepared, rows, beside=2**30), Streamed)
+    assert open_reader(prepared, rows, MINUTES) == "staged"
+    assert isinstance(open_reader(prepared, rows, MINUTES, beside=2**30), Streamed)
 
 
 def test_what_a_worker_is_told_does_not_grow_with_the_data(prepared: Prepared) -> None:
@@ -134,6 +135,21 @@ def test_a_missing_shard_reaches_the_reader_as_an_error_that_names_it(tmp_path: 
 
 
 @ray_is_slow
+def test_streamed_rows_wait_for_their_shards_as_long_as_the_run_waits_for_its_storage(
+    tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "fits_in_memory", lambda size: False)
+    prepared = write_prepared(tmp_path / "data", patients=8)
+    rows = prepared.rows("train")
+    reader = open_reader(prepared, rows, storage_minutes=0.01).open()
+    (tmp_path / "data").rename(tmp_path / "unmounted")
+    with pytest.raises(Exception, match=r"has been away from \S+ for 0.01 minutes"):
+        list(reader.read([rows.tolist()]))
+    (tmp_path / "unmounted").rename(tmp_path / "data")
+    assert len(list(reader.read([rows.tolist()]))) == 1
+
+
+@ray_is_slow
 def test_a_row_that_its_shard_has_lost_is_an_error(tmp_path: Path, cluster: None) -> None:
     prepared = write_prepared(tmp_path / "data", patients=8)
     other = write_prepared(tmp_path / "other", patients=4)
@@ -149,11 +165,11 @@ def test_rows_that_do_not_fit_the_store_are_streamed(
     prepared: Prepared, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = prepared.rows("train")
-    staged = open_reader(prepared, rows)
+    staged = open_reader(prepared, rows, MINUTES)
     assert isinstance(staged, Staged) and staged.size == prepared.pixel_bytes(rows)
-    assert isinstance(open_reader(prepared, rows, beside=1 << 40), Streamed), "of other data lies there already"
+    assert isinstance(open_reader(prepared, rows, MINUTES, beside=1 << 40), Streamed), "of other data lies there already"
     monkeypatch.setattr(stream, "STORE_SHARE", 1e-9)
-    assert isinstance(open_reader(prepared, rows), Streamed)
+    assert isinstance(open_reader(prepared, rows, MINUTES), Streamed)
 
 
 def test_rows_are_streamed_from_the_data_that_a_run_began_with_and_from_no_others(
@@ -162,7 +178,7 @@ def test_rows_are_streamed_from_the_data_that_a_run_began_with_and_from_no_other
     """Others may be prepared there between a worker's look at the digest and its reader's opening of the index."""
     monkeypatch.setattr(stream, "fits_in_memory", lambda size: False)
     prepared = write_prepared(tmp_path / "data", patients=8)
-    source = open_reader(prepared, prepared.rows("train"))
+    source = open_reader(prepared, prepared.rows("train"), MINUTES)
     manifest = tmp_path / "data" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"digest": "other"}), "utf-8")
     with pytest.raises(CommonError, match="was prepared again"):
