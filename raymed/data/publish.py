@@ -106,11 +106,19 @@ def publish(
 
 def remove_unread(folder: Folder, manifest: Manifest) -> None:
     """Remove what neither the manifest names, nor an earlier one whose data somebody reads."""
-    digests, names = read_digests(folder), folder.names()
+    names = folder.names()
+    earlier_manifests = [*filter(EARLIER.fullmatch, names)]
+    taken = {name: folder.read(name) for name in _unread(folder, earlier_manifests)}
+    for name in taken:
+        folder.delete(name)  # before what it names
+    # Nobody opens those data any more; who did between the look and here had noted before that it reads them.
+    gone = _unread(folder, list(taken)) if taken else []
+    for name in taken:
+        if name not in gone:
+            folder.write(name, taken[name])
     kept, shards = {manifest.index, manifest.studies}, set(manifest.shards)
-    for name in filter(EARLIER.fullmatch, names):
-        if not any(name.startswith(earlier_names(digest)) for digest in digests):
-            folder.delete(name)  # before what it names
+    for name in earlier_manifests:
+        if name in gone:
             continue
         earlier = _manifest(folder, name)
         if earlier is None:
@@ -122,6 +130,12 @@ def remove_unread(folder: Folder, manifest: Manifest) -> None:
     for name in folder.child(SHARDS).names():
         if name not in shards:
             folder.delete(f"{SHARDS}/{name}")
+
+
+def _unread(folder: Folder, earlier: list[str]) -> list[str]:
+    """Those of the earlier manifests whose data nobody reads."""
+    read = tuple(earlier_names(digest) for digest in read_digests(folder))
+    return [name for name in earlier if not name.startswith(read)]
 
 
 def _manifest(folder: Folder, name: str) -> Manifest | None:

@@ -56,6 +56,19 @@ def require_there(folder: Folder) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder.uri)
 
 
+def is_missing(folder: Folder, name: str) -> bool:
+    """Whether a file is not there. Only a storage that is there is believed, and at a second look: it may have been away at
+    the first.
+
+    Raises:
+        OSError: the folder is not there, or its storage does not answer.
+    """
+    if folder.exists(name):
+        return False
+    require_there(folder)
+    return not folder.exists(name)
+
+
 def is_refusal(error: OSError) -> bool:
     """Whether a storage that is there says no: it is full or read-only, or this account may not write."""
     return error.errno in REFUSALS or "ACCESS_DENIED" in str(error)

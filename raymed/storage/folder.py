@@ -186,6 +186,13 @@ def make_folders(path: Path) -> None:
         disk.keep(folder.parent)
 
 
+def keep_names_above(path: Path) -> None:
+    """Make the names of a folder, and of those above it, durable: who made one may have been killed before it did."""
+    for folder in path.parents:
+        with contextlib.suppress(PermissionError):  # of a folder that this account only passes through
+            disk.keep(folder)
+
+
 def off_drive(text: str) -> str:
     """A path with a drive letter as this system writes it: ``D:\\x`` is ``/mnt/d/x`` but on Windows; others as they are."""
     if os.name == "nt" or not (drive := DRIVE.match(text)):

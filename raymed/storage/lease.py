@@ -3,8 +3,8 @@
 Whoever wants it leaves a claim, a file of its own, and only then looks for others: of two that come at once, at least one
 sees the other. This takes no more of a storage than that what was written is listed, which file systems, NFS and S3 do. A
 claim that was not renewed for too long is looked at twice: its process may just be back, from a storage that was full, or
-from standing still. Who takes over from a claim has the next term: of two that hold the lease, because the first was cut off
-and came back, the first ends.
+from standing still. Who holds the lease later has a later term, the storage's time: of two that hold it, because the first
+was cut off and came back, the first ends.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
-from raymed.storage.availability import require_there
-from raymed.storage.folder import Folder
+from raymed.storage.availability import is_missing, require_there
+from raymed.storage.folder import Folder, keep_names_above
 from raymed.storage.heartbeat import BACK, EXPIRES, Heartbeat
 
 log = logging.getLogger("raymed")
@@ -69,6 +70,8 @@ class _Claim:
         begun = clock.uptime()
         self._write()
         try:
+            if self._folder.is_local:
+                keep_names_above(Path(self._folder.path))
             stopped = self._stopped()
             if unseen := [other for other in stopped.values() if holder.has_ended(other) is None]:
                 where = unseen[0].get("host", "?")
@@ -106,6 +109,7 @@ class _Claim:
                 "Give the same command again"
             )
         now = self._folder.modified(self._file)
+        self._term = max(self._term, int(now))  # beyond that of any holder before, though its claim is gone
         for file in self._claims_of_others(files):
             try:
                 other, age = heartbeat.read(self._folder, file), now - self._folder.modified(file)
@@ -129,7 +133,7 @@ class _Claim:
         one's by now.
         """
         require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
-        is_there, files = self._folder.exists(self._file), self._folder.names()
+        is_there, files = not is_missing(self._folder, self._file), self._folder.names()
         rivals = {file: self._folder.modified(file) for file in self._claims_of_others(files)}
         # one that only looked, or was killed while it did, renews nothing
         renewed = [file for file, at in rivals.items() if self._rivals.get(file, at) != at]
@@ -152,5 +156,5 @@ class _Claim:
 
 
 def _term(other: dict[str, Any]) -> int:
-    """How often the lease was taken over before; claims of an earlier raymed do not say."""
+    """When the lease was taken, by the storage's clock, in seconds; claims of an earlier raymed say less."""
     return int(other.get("term", 0))

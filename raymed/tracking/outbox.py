@@ -21,7 +21,7 @@ from raymed import clock
 from raymed.background import UNTIL_WOKEN, Background
 from raymed.errors import UserError
 from raymed.storage import disk
-from raymed.storage.availability import wait_for
+from raymed.storage.availability import is_missing, wait_for
 from raymed.storage.entries import from_line, has_checksum, plain, to_line
 from raymed.storage.folder import Folder
 from raymed.storage.mirror import Mirror
@@ -68,14 +68,16 @@ class Outbox:
         self._path, self._service, self._deliver, self._storage_minutes = path, service, deliver, storage_minutes
         self._waiting: deque[tuple[dict[str, Any], int]] = deque()  # each with where it ends in the file
         self._length = 0
-        left, is_clean = _left(_newest(path, copy), path)
+        folder = Folder.at(path.parent)
+        is_new = wait_for(lambda: is_missing(folder, path.name), folder, storage_minutes)
+        left, is_clean = _left(_copied(path, copy) if is_new else disk.read(path), path)
         content = b""
         for entry in left:
             content += to_line(entry)
             self._waiting.append((entry, len(content)))
         self._length = len(content)
-        if not is_clean or not disk.exists(path):
-            Folder.at(path.parent).write(path.name, content)
+        if not is_clean or is_new:
+            folder.write(path.name, content)
         self._lock = threading.Lock()
         self._copy = Mirror(copy, path.name, self._content) if copy is not None else None
         self._error: UserError | None = None
@@ -207,10 +209,8 @@ class Outbox:
         self._refused += 1
 
 
-def _newest(path: Path, copy: Folder | None) -> bytes:
-    """What the file holds; where there is none, its copy."""
-    if disk.exists(path):
-        return disk.read(path)
+def _copied(path: Path, copy: Folder | None) -> bytes:
+    """What the copy of a file holds."""
     if copy is None or not copy.exists(path.name) or not (content := copy.read(path.name)):
         return b""
     log.info("what MLflow has not got yet begins with its copy in %s", copy.uri)

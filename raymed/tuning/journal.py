@@ -1,13 +1,15 @@
 """The file that a study lies in: entries with checksums, written by one process at a time, a copy beside the checkpoints.
 
-The copy is what a new head starts from where the file lay on the old one's disk, and what takes over from a damaged file. A
-journal begins with a generation, a random name: two journals of one generation hold one search, up to different moments.
+The copy is what a new head starts from where the file lay on the old one's disk, and what takes over from a damaged file.
+Where the file is not in the storage itself, nothing counts as written that is not in the copy, too.
+
+A journal begins with a generation, a random name: two journals of one generation hold one search, up to different moments.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import logging
 import uuid
 from collections.abc import Collection, Iterator
@@ -21,9 +23,9 @@ from optuna.storages.journal import BaseJournalBackend
 from raymed.compat.optuna import JournalOperation
 from raymed.errors import UserError
 from raymed.storage import disk
-from raymed.storage.availability import wait_for
+from raymed.storage.availability import is_missing, wait_for
 from raymed.storage.entries import check, checksum, entry_of, has_checksum, plain, to_line
-from raymed.storage.folder import Folder, make_folders
+from raymed.storage.folder import Folder, keep_names_above, make_folders
 from raymed.storage.mirror import Mirror
 
 log = logging.getLogger("raymed")
@@ -48,15 +50,17 @@ class Journal(BaseJournalBackend):
         self._path, self._storage_minutes = path, storage_minutes
         self._gathered: list[bytes] | None = None  # lines that are appended but not written yet; see `together`
         self._torn = False  # a write failed, and may have left a part
-        self._mirror = Mirror(folder, COPY, self._content)
+        self._folder, self._mirror = folder, Mirror(folder, COPY, self._content)
         with self._told_what_to_do():
-            make_folders(path.parent)
-            folder.make()
-            record = _best(path, folder, forgotten)
+            mine, copy = _read_both(path, folder)
+            record = _best(mine, copy, path, folder, forgotten)
             self._lines, self._length = record.lines, len(record.content)
             if not record.is_current:
-                _keep_names_above(path.parent)
+                keep_names_above(path.parent)
                 _write_whole(path, record.content)
+            disk.keep(path.parent)  # who wrote the file may have been killed before its name was durable
+            if copy.lines != record.lines and not folder.is_local:
+                self._copy()
 
     @property
     def generation(self) -> str:
@@ -102,14 +106,33 @@ class Journal(BaseJournalBackend):
         wait_for(lambda: self._append(content), Folder.at(self._path.parent), self._storage_minutes)
         self._torn = False
         self._length += len(content)
-        self._mirror.renew()
+        if self._folder.is_local:
+            self._mirror.renew()
+        else:
+            self._copy()
+
+    def _copy(self) -> None:
+        """Put the copy into an object store, before anybody acts on what was written: this machine may go with its disk.
+
+        Raises:
+            StorageError: it was away for too long, or does not take it.
+        """
+        content = self._content()
+        wait_for(lambda: self._folder.send(COPY, io.BytesIO(content)), self._folder, self._storage_minutes)
 
     def _append(self, content: bytes) -> None:
-        if disk.size(self._path) != self._length and not self._torn:
+        if not self._ends_where_it_did(content):
             raise UserError(f"another process has written {self._path}: this one ends. Run the command once at a time")
         self._torn = True
         disk.append(self._path, content, self._length)
         disk.keep(self._path)
+
+    def _ends_where_it_did(self, content: bytes) -> bool:
+        """Whether nothing lies behind what this process has written, but for what a failed try to write the content left."""
+        size = disk.size(self._path)
+        if not self._torn or size <= self._length:
+            return size == self._length
+        return content.startswith(disk.read(self._path)[self._length :])
 
     def _content(self) -> bytes:
         return disk.read(self._path)[: self._length]
@@ -195,16 +218,17 @@ class _Record:
 
 
 def _read_both(path: Path, folder: Folder) -> tuple[_Record, _Record]:
-    """The file, and its copy."""
-    content = disk.read(path) if disk.exists(path) else b""
-    copied = folder.read(COPY) if folder.exists(COPY) else b""
+    """The file, and its copy. Their folders are made, so that one that is away is told from one that is empty."""
+    make_folders(path.parent)
+    folder.make()
+    content = b"" if is_missing(Folder.at(path.parent), path.name) else disk.read(path)
+    copied = b"" if is_missing(folder, COPY) else folder.read(COPY)
     record = _Record.read(content)
     return record, record if copied == content else _Record.read(copied)
 
 
-def _best(path: Path, folder: Folder, forgotten: Collection[str]) -> _Record:
+def _best(mine: _Record, copy: _Record, path: Path, folder: Folder, forgotten: Collection[str]) -> _Record:
     """The file, or its copy where that holds more or something else; a line tells what was taken, and why."""
-    mine, copy = _read_both(path, folder)
     if copy.lines and copy.generation in forgotten:
         copy = _Record()
     if mine.lines and mine.generation in forgotten:
@@ -231,10 +255,3 @@ def _best(path: Path, folder: Folder, forgotten: Collection[str]) -> _Record:
 
 def _write_whole(path: Path, content: bytes) -> None:
     Folder.at(path.parent).write(path.name, content)
-
-
-def _keep_names_above(folder: Path) -> None:
-    """A folder may have been made by a process that was killed before its name was durable."""
-    for each in folder.parents:
-        with contextlib.suppress(PermissionError):  # of a folder that this account only passes through
-            disk.keep(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from raymed.data import publish
 from raymed.data.prepared import MANIFEST, Prepared
 from raymed.data.publish import remove_unread
-from raymed.data.readers import READERS, reading
+from raymed.data.readers import READERS, read_digests, reading
 from raymed.errors import CommonError
 from raymed.storage.folder import Folder
 
@@ -47,6 +49,21 @@ def test_data_stay_for_their_reader_and_go_with_it(data: Path) -> None:
     with pytest.raises(CommonError, match="was prepared again"):
         Prepared.open(str(data), first.digest)
     assert not (data / first.manifest.index).exists()
+
+
+def test_a_search_that_opens_data_while_they_are_removed_keeps_them(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had noted that it reads them after the look for readers, and opened them before their manifest went."""
+    first = replaced(data)
+    with contextlib.ExitStack() as search:
+
+        def late(folder: Folder) -> set[str]:
+            found = read_digests(folder)
+            search.enter_context(reading(str(data), first.digest))
+            return found
+
+        monkeypatch.setattr(publish, "read_digests", late)
+        remove_unread(first.folder, Prepared.open(str(data)).manifest)
+        assert Prepared.open(str(data), first.digest).index.equals(first.index)
 
 
 def test_a_kill_while_it_removes_leaves_no_manifest_of_what_is_not_there(

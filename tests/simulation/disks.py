@@ -428,8 +428,10 @@ class StoreFolder(Folder):
             raise UserError(f"cannot write {self.uri}/{name}: {error}") from error
 
     def send(self, name: str, content: IO[bytes]) -> None:
+        self.storages.touch("put", name)
         self.storages.store.be_slow()
         super().send(name, content)
+        self.storages.touch("answer", name)
 
     def delete(self, name: str = "") -> None:
         path = self.inside(name) if name else self.path

@@ -224,14 +224,58 @@ def test_of_two_that_hold_it_the_one_that_was_cut_off_ends(tmp_path: Path, monke
     os.utime(cut_off, (1, 1))
     with lease(Folder.at(tmp_path), "search"):
         (own,) = claims(tmp_path)
-        assert json.loads(own.read_text())["term"] == 4
+        assert json.loads(own.read_text())["term"] > 3
         for _ in range(20):  # it comes back, and its heart beats on
             cut_off.write_text(json.dumps(ELSEWHERE | {"term": 3}))
             time.sleep(0.05)
         assert not told, "who took over goes on"
         while not told:
-            cut_off.write_text(json.dumps(ELSEWHERE | {"term": 5}))  # somebody took over from this one
+            cut_off.write_text(json.dumps(ELSEWHERE | {"term": time.time()}))  # somebody took over from this one
             time.sleep(0.05)
+
+
+def test_one_that_was_cut_off_is_known_though_who_took_over_has_ended_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Terms began anew with a lease that nobody held: who came back ended the holder, and went on with an old record."""
+    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
+    told = list[str]()
+    monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
+    with lease(Folder.at(tmp_path), "search"):
+        (first,) = claims(tmp_path)
+        term = json.loads(first.read_text())["term"]
+    time.sleep(1.1)
+    with lease(Folder.at(tmp_path), "search"):
+        for _ in range(20):
+            first.write_text(json.dumps(ELSEWHERE | {"term": term}))
+            time.sleep(0.05)
+        assert not told, "who holds it goes on"
+
+
+def test_a_storage_that_is_away_between_two_looks_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
+    told, looks, exists = list[str](), list[str](), Folder.exists
+    monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
+    with lease(Folder.at(tmp_path), "search"):
+        (own,) = claims(tmp_path)
+
+        def blink(folder: Folder, name: str = "") -> bool:
+            looks.append(name)
+            return exists(folder, name) and not (name == own.name and looks.count(name) == 1)
+
+        monkeypatch.setattr(Folder, "exists", blink)
+        while looks.count(own.name) < 4 and not told:
+            time.sleep(0.05)
+    assert not told
+
+
+def test_the_folders_of_a_lease_outlive_a_power_cut_whoever_made_them(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    """A process was killed before it wrote out the name of a folder that it had made; the holder's claim went with it."""
+    (tmp_path / ".leases" / "search").mkdir(parents=True)
+    kept = list[Path]()
+    monkeypatch.setattr("raymed.storage.disk.keep", lambda path: kept.append(Path(path)))
+    with lease(Folder.at(tmp_path), "search"):
+        assert {tmp_path, tmp_path / ".leases"} <= set(kept)
 
 
 @pytest.mark.slow
@@ -304,7 +348,7 @@ def test_a_process_that_was_killed_while_it_looked_does_not_end_the_holder(
         time.sleep(0.5)
         assert not told
         while not told:
-            left.write_text(json.dumps(ELSEWHERE))
+            left.write_text(json.dumps(ELSEWHERE | {"term": time.time()}))
             time.sleep(0.05)
     assert claims(tmp_path) == [left]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,17 +85,29 @@ def test_a_report_costs_one_request(bucket, log, tmp_path):
     assert len(requests) == 1, requests
 
 
-def test_a_store_that_does_not_answer_for_a_while_stops_no_search(bucket, tmp_path, caplog):
-    journal = Journal(tmp_path / "study.journal", Folder.at(f"{bucket}/runs/patient"))
+def test_nothing_counts_as_written_that_the_store_has_not_got_and_one_that_stands_still_is_waited_for(bucket, tmp_path):
+    """What had been acted on, such as a stop decision, went with the head's disk."""
+    folder = Folder.at(f"{bucket}/runs/patient")
+    journal = Journal(tmp_path / "study.journal", folder, storage_minutes=1)
+    assert folder.read(COPY) == (tmp_path / "study.journal").read_bytes(), "before the first trial begins"
     bucket.server.send_signal(signal.SIGSTOP)
+    back = threading.Timer(2, bucket.server.send_signal, [signal.SIGCONT])
+    back.start()
     try:
-        for number in range(5):  # the store stands still until all are written: who waited for the copy would fail
+        for number in range(5):
             journal.append_logs([{"number": number}])
-        time.sleep(1)
+            assert folder.read(COPY) == (tmp_path / "study.journal").read_bytes()
     finally:
-        bucket.server.send_signal(signal.SIGCONT)
-    journal.close()
-    assert Folder.at(f"{bucket}/runs/patient").read(COPY) == (tmp_path / "study.journal").read_bytes()
+        back.join()
+
+
+def test_a_copy_that_lacks_what_a_killed_process_wrote_is_there_before_anybody_acts_on_it(bucket, tmp_path):
+    folder = Folder.at(f"{bucket}/runs/behind")
+    Journal(tmp_path / "study.journal", folder).append_logs([{"number": 1}])
+    behind = b"".join(folder.read(COPY).splitlines(keepends=True)[:-1])
+    folder.write(COPY, behind)
+    Journal(tmp_path / "study.journal", folder)
+    assert folder.read(COPY) == (tmp_path / "study.journal").read_bytes() != behind
 
 
 def test_two_heads_on_one_bucket_do_not_both_write_a_search(bucket):

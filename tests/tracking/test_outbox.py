@@ -211,6 +211,25 @@ def test_what_was_delivered_is_not_delivered_again_by_the_next_process(path):
     assert after.got == entries(6)[4:]
 
 
+def test_a_storage_that_is_away_for_a_moment_empties_no_outbox(path, monkeypatch):
+    service = Service()
+    service.up = False
+    outbox = Outbox(path, "the service", service.deliver)
+    outbox.put({"number": 1})
+    until(lambda: service.tries)
+    exists, looks, again = Folder.exists, [], Service()
+
+    def blink(folder, name=""):
+        looks.append(name)
+        return exists(folder, name) and (not name or looks.count(name) > 1)
+
+    monkeypatch.setattr(Folder, "exists", blink)
+    Outbox(path, "the service", again.deliver).close()
+    assert again.got == [{"number": 1}] and path.name in looks
+    service.up = True
+    outbox.close()
+
+
 def test_a_torn_write_harms_neither_what_was_there_nor_what_follows(path, monkeypatch):
     service = Service()
     service.up = False

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymed.errors import UserError
+from raymed.storage.entries import checksum, to_line
 from raymed.storage.folder import Folder
 from raymed.tuning.journal import COPY, Journal
 
@@ -189,6 +190,45 @@ def test_a_write_that_found_no_space_harms_nothing_that_is_there(path, monkeypat
     monkeypatch.undo()
     path.write_bytes(path.read_bytes()[:-4])
     assert entries(reopened(path)) == ENTRIES
+
+
+def test_a_storage_that_is_away_for_a_moment_is_not_taken_for_one_without_a_record(path, monkeypatch):
+    """A second was enough: an empty record replaced the search's, and its copy."""
+    exists, looks = Folder.exists, []
+
+    def blink(folder, name=""):
+        looks.append(name)
+        return exists(folder, name) and (not name or looks.count(name) > 1)
+
+    monkeypatch.setattr(Folder, "exists", blink)
+    assert entries(reopened(path)) == ENTRIES
+    assert {COPY, path.name} <= set(looks)
+
+
+def test_a_record_whose_writer_was_killed_before_its_name_was_durable_is_made_so_by_the_next(path, monkeypatch):
+    kept = []
+    monkeypatch.setattr("raymed.storage.disk.keep", kept.append)
+    reopened(path)
+    assert path.parent in kept
+
+
+def test_who_failed_to_write_cuts_off_what_that_left_and_nothing_of_a_successor(path, monkeypatch):
+    """A process that stood still after a failed write was back, and cut its successor's entries off."""
+    cut_off = reopened(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(UserError, match="Free space"):
+            cut_off.append_logs([{"op": 5}])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    cut_off._write([to_line({"op": 5}, checksum(cut_off._lines[-2]))])
+    assert path.read_bytes() == whole, "what a failed write left is cut off"
+    cut_off._torn = True
+    successor = reopened(path)
+    successor.append_logs([{"op": 6}])
+    with pytest.raises(UserError, match="another process has written"):
+        cut_off.append_logs([{"op": 7}])
+    assert entries(reopened(path)) == [*ENTRIES, {"op": 5}, {"op": 6}]
 
 
 def test_a_damaged_copy_is_not_used(path):
