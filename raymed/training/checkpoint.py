@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pyarrow import fs
 from raymed.data.plan import SliceSettings
 from raymed.errors import RunError, UserError
 from raymed.models.pretrained import by_contents
+from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.storage.seal import digest_of_file
 from raymed.training.best import Best
@@ -186,18 +187,72 @@ def newest_step(run: Folder) -> int:
     return max(map(step_of, sealed_names(run)), default=0)
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """A run's checkpoints, as one that goes on has found them.
+
+    Attributes:
+        names: of all, whole or not, as they were written.
+        torn: those newer than the newest whole one. Each was tried.
+        newest: the name of that one; empty where there is none.
+    """
+
+    names: Sequence[str] = ()
+    torn: Sequence[str] = ()
+    newest: str = ""
+
+
+def find_newest(run: Folder, into: Path) -> Checkpoints:
+    """Look for the checkpoint that a run goes on from, and copy it to a folder of its name in `into`.
+
+    That there is none is believed when two looks say so, between which the run's folder was there: a storage may have been
+    away for the first one alone.
+
+    Raises:
+        OSError: the run's folder is not there, or its storage does not answer.
+    """
+    names = checkpoint_names(run)
+    if not names:
+        require_there(run)
+        names = checkpoint_names(run)
+    return _newest_whole(run, names, into)
+
+
 def fetch_newest(run: Folder, into: Path) -> Path | None:
     """Copy the newest whole checkpoint of a run to a local folder; None when the run has none.
 
     Checkpoints that are not whole are passed over, each with a line that names it and what is wrong.
+
+    Raises:
+        OSError: the storage does not answer, or went away meanwhile.
     """
-    for name in reversed(checkpoint_names(run)):
+    newest = _newest_whole(run, checkpoint_names(run), into).newest
+    return into / newest if newest else None
+
+
+def _newest_whole(run: Folder, names: Sequence[str], into: Path) -> Checkpoints:
+    torn: list[str] = []
+    for name in reversed(names):
+        wrong = _fetch(run, name, into)
+        if not wrong:
+            return Checkpoints(names, torn, name)
+        log.warning("checkpoint %s is not whole (%s): trying the one before", name, wrong)
+        torn.append(name)
+    return Checkpoints(names, torn)
+
+
+def _fetch(run: Folder, name: str, into: Path) -> str:
+    """As `fetch`; what is wrong with a checkpoint that is not whole. It is tried twice: the storage may have been away."""
+    wrong = ""
+    for _ in range(2):
         try:
-            return fetch(run, name, into)
+            fetch(run, name, into)
+            return ""
         except (RunError, FileNotFoundError, ValueError, KeyError) as error:
-            log.warning("checkpoint %s is not whole (%s): trying the one before", name, error)
-            shutil.rmtree(into / name, ignore_errors=True)
-    return None
+            wrong = str(error)
+        shutil.rmtree(into / name, ignore_errors=True)
+        require_there(run)
+    return wrong
 
 
 def fetch(run: Folder, name: str, into: Path) -> Path:
@@ -208,7 +263,7 @@ def fetch(run: Folder, name: str, into: Path) -> Path:
         OSError: the storage does not answer, or there is no room for it here.
     """
     if not run.exists(f"{name}/{FIRST_LIST}"):  # seen before anything large travels
-        raise RunError(f"{FIRST_LIST} is missing")
+        raise FileNotFoundError(f"{FIRST_LIST} is missing")
     copy_to_local(run.child(name), into / name)
     verify(into / name)
     return into / name

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,10 @@ from raymed.data.prepared import Prepared
 from raymed.data.stream import Reader, ShardReader, ahead
 from raymed.errors import CommonError, RunError, UserError
 from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe, TrainingPass, probe_of
-from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.best import Best
-from raymed.training.checkpoint import Progress, checkpoint_names, fetch, fetch_newest, step_of
+from raymed.training.checkpoint import Checkpoints, Progress, fetch, find_newest, step_of
 from raymed.training.course import Course
 from raymed.training.engine import Engine, division, prepare_process
 from raymed.training.frozen import Source
@@ -386,27 +384,21 @@ class Run:
         self._report({**(stands if metrics is None else metrics), SAVED: name})
         return name
 
-    def _fetch_newest(self, into: Path) -> Path | None:
-        newest = fetch_newest(self.spec.folder, into)
-        require_there(self.spec.folder)  # or what was missing is no torn checkpoint
-        return newest
-
     def _resume(self) -> Progress:
         """Go on from the newest whole checkpoint. Worker 0 chooses it, so that no worker goes on from another."""
-        with scratch(self.spec.folder, self.worker) as folder:
-            newest = self.agreement.reach(lambda: self._fetch_newest(folder) if self.worker == 0 else None)
-            chosen = [newest.name if newest else ""]
-            dist.broadcast_object_list(chosen)
-            found = checkpoint_names(self.spec.folder)
-            self.passed_over = [name for name in found if name > chosen[0]]
-            progress = Progress()
-            if chosen[0]:
-                whole = self.agreement.reach(lambda: newest or fetch(self.spec.folder, chosen[0], folder))
+        run = self.spec.folder
+        with scratch(run, self.worker) as folder:
+            looked = [self.agreement.reach(lambda: find_newest(run, folder) if self.worker == 0 else Checkpoints())]
+            dist.broadcast_object_list(looked)
+            found, progress = looked[0], Progress()
+            self.passed_over = found.torn
+            if found.newest:
+                name, whole = found.newest, folder / found.newest
+                self.agreement.reach(lambda: whole if self.worker == 0 else fetch(run, name, folder))
                 progress = Progress.read(whole)
-                where = f"{self.spec.folder.uri}/{whole.name}"
-                progress.check_origin(self.spec.origin(), where, self.spec.pretrained)
+                progress.check_origin(self.spec.origin(), f"{run.uri}/{name}", self.spec.pretrained)
                 # who copied them may have been killed before they were written out
-                self.agreement.reach(lambda: keep(self.spec.folder, {whole.name, progress.model} - {""}))
+                self.agreement.reach(lambda: keep(run, {name, progress.model} - {""}))
                 self.engine.load(whole)
-        self.retention = Retention(self.spec.folder, self.keep_all, chosen[0], progress.model, found)
+        self.retention = Retention(run, self.keep_all, found, progress.model)
         return progress

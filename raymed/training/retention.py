@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
 from raymed.storage import disk
 from raymed.storage.folder import Folder
-from raymed.training.checkpoint import checkpoint_names, sealed_names
+from raymed.training.checkpoint import Checkpoints, checkpoint_names, sealed_names
 
 NEWEST = 2  # checkpoints kept besides the best: the newest may be torn by a power cut
 
@@ -27,17 +27,16 @@ class Retention:
     a worker of before still saves, and neither may take from the other what it is about to complete.
     """
 
-    def __init__(self, run: Folder, keep_all: bool, newest: str, model: str, found: Sequence[str]) -> None:
+    def __init__(self, run: Folder, keep_all: bool, found: Checkpoints, model: str) -> None:
         """Start from the checkpoint that the run goes on from, if any.
 
         Args:
             keep_all: remove nothing but what is torn.
-            newest: name of that checkpoint.
-            model: name of the one that holds the best model; empty where there is none.
-            found: names of all that are there; what is newer than `newest` was passed over, and is torn.
+            found: what was there.
+            model: name of the checkpoint that holds the best model; empty where there is none.
         """
-        self._run, self._newest = run, [(newest, model)]
-        self._keep_all, self._torn, self._own = keep_all, {name for name in found if name > newest}, {*found}
+        self._run, self._newest = run, [(found.newest, model)]
+        self._keep_all, self._torn, self._own = keep_all, {*found.torn}, {*found.names}
 
     def add(self, name: str, model: str) -> None:
         """A checkpoint is durable: those that are not needed any more are removed."""

@@ -9,11 +9,12 @@ import pytest
 import simulated_night
 from faults import Fault, faults
 from mistakes import MISTAKES, Mistake, run_is_created_without_a_look
-from setting import NEWER
+from setting import NEWER, Setting
 from shrinking import shrunk
 from simulated_night import Violation, run_night
 
 NIGHTS, PARTS = 2000, 8
+BEGINS = 525  # the moment of a night of one trial at which its worker is killed, with checkpoints in the storage
 # Promises that the product broke until these nights were simulated.
 FOUND = {
     "a folder that a killed process made outlives a power cut with the record in it": [902, 2471, 3457],
@@ -48,6 +49,14 @@ def test_a_night_loses_nothing(seed: int) -> None:
 )
 def test_what_a_night_once_broke_holds(seed: int) -> None:
     run_night(seed, faults(seed))
+
+
+@pytest.mark.parametrize("moment", range(BEGINS, BEGINS + 20))
+def test_a_storage_that_blinks_while_a_worker_begins_costs_no_checkpoint(moment: int) -> None:
+    """It is away for one look, and there for the next."""
+    setting = Setting("/shared/storage", 1, 1, 0, 2, 0, trials=1, epochs=3)
+    blink = [Fault(moment, "take_storage_away", "look", 2), Fault(moment + 1, "freeze", "look", 15)]
+    run_night(1, [Fault(BEGINS, "kill_worker"), *blink], setting)
 
 
 def test_a_night_is_the_same_whenever_it_is_simulated() -> None:

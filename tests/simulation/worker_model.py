@@ -25,9 +25,9 @@ from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.recipes.metric import VAL_LOSS
 from raymed.storage import disk
-from raymed.storage.availability import is_refusal, require_there, wait_for
+from raymed.storage.availability import is_refusal, wait_for
 from raymed.storage.seal import seal as seal_model
-from raymed.training.checkpoint import Progress, checkpoint_names, digests, fetch_newest, new_name, seal, step_of
+from raymed.training.checkpoint import Progress, digests, find_newest, new_name, seal, step_of
 from raymed.training.course import Course
 from raymed.training.loop import COMMON, DESCRIPTION, FAILED, MODEL, PASSED_OVER, SAVED
 from raymed.training.means import LOSS
@@ -147,29 +147,23 @@ class Worker:
         self._prepared = self._reach(spec.reach_data)
         guard(self._prepared.index, spec.fold)
         self._ids = self._prepared.index["id"].to_pylist()
-        newest = self._reach(lambda: self._fetch(folder))
+        reported = self._saved.get(spec.folder.uri, [""])[-1]
+        found = self._reach(lambda: find_newest(spec.folder, folder))
         self.progress, self.weights = Progress(), first_weights(spec)
-        name = newest.name if newest else ""
-        found = checkpoint_names(spec.folder)
-        self._passed_over = [each for each in found if each > name]
-        if newest:
-            self.progress = Progress.read(newest)
+        self._passed_over, name = found.torn, found.newest
+        assert name >= reported, f"a run goes on from before {reported}, which was reported"
+        if name:
+            self.progress = Progress.read(folder / name)
             self.progress.check_origin(spec.origin(), f"{spec.folder.uri}/{name}")
             self._reach(lambda: keep(spec.folder, {name, self.progress.model} - {""}))
-            reported = self._saved.setdefault(spec.folder.uri, [])
-            if name not in reported:  # its writer was killed between the last file and the report
-                reported.append(name)
-            self.weights = (newest / WEIGHTS).read_text()
+            if name not in (names := self._saved.setdefault(spec.folder.uri, [])):
+                names.append(name)  # its writer was killed between the last file and the report
+            self.weights = (folder / name / WEIGHTS).read_text()
         shutil.rmtree(folder)
-        self._retention = Retention(spec.folder, False, name, self.progress.model, found)
+        self._retention = Retention(spec.folder, False, found, self.progress.model)
         self._course = Course(spec.train, spec.stop_after, self.progress)
         self._saved_step = self.progress.global_step
         self._total = spec.total_steps(self._prepared)
-
-    def _fetch(self, folder: Path) -> Path | None:
-        newest = fetch_newest(self._spec.folder, folder)
-        require_there(self._spec.folder)
-        return newest
 
     def _reach(self, action: Callable[[], Result]) -> Result:
         return wait_for(action, self._spec.folder, self._spec.train.storage_minutes)

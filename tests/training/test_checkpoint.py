@@ -2,13 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from raymed.errors import RunError, UserError
+from raymed.storage import availability
+from raymed.storage.availability import wait_for
 from raymed.storage.folder import Folder
 from raymed.training import checkpoint
-from raymed.training.checkpoint import Progress, fetch_newest, new_name, seal, verify
+from raymed.training.checkpoint import Checkpoints, Progress, fetch_newest, find_newest, new_name, seal, verify
 from raymed.training.means import means
 
 
@@ -101,6 +104,44 @@ def test_a_storage_that_does_not_answer_is_no_reason_to_begin_anew(tmp_path, mon
     monkeypatch.setattr(checkpoint, "copy_to_local", full)
     with pytest.raises(OSError, match="No space left"):
         fetch_newest(Folder.at(tmp_path / "run"), tmp_path / "local")
+
+
+class Blinking(Folder):
+    """A run's folder whose storage is away for some of the looks at it.
+
+    Attributes:
+        looks: of each to come, whether it sees what is there.
+    """
+
+    looks: ClassVar[list[bool]] = []
+
+    def _sees(self) -> bool:
+        return not self.looks or self.looks.pop(0)
+
+    def exists(self, name: str = "") -> bool:
+        return self._sees() and super().exists(name)
+
+    def names(self) -> list[str]:
+        return super().names() if self._sees() else []
+
+
+@pytest.mark.parametrize("looks", [[False], [True, False], [True, False, False], [False, False]])
+def test_a_checkpoint_that_a_look_misses_while_the_storage_is_away_is_neither_passed_over_nor_torn(
+    tmp_path, monkeypatch, looks
+):
+    names = [write_checkpoint(tmp_path / "run", step).name for step in (3, 7)]
+    monkeypatch.setattr(Blinking, "looks", [*looks])
+    monkeypatch.setattr(availability, "PAUSE", 0.01)
+    run = Blinking(**vars(Folder.at(tmp_path / "run")))
+    found = wait_for(lambda: find_newest(run, tmp_path / "local"), run, 1)
+    assert found == Checkpoints(names, [], names[1])
+
+
+def test_a_storage_that_stays_away_is_no_run_without_checkpoints(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        find_newest(Folder.at(tmp_path / "away"), tmp_path / "local")
+    (tmp_path / "run").mkdir()
+    assert find_newest(Folder.at(tmp_path / "run"), tmp_path / "local") == Checkpoints([], [])
 
 
 def test_a_kill_at_any_offset_of_the_write_leaves_nothing_that_loads(tmp_path):

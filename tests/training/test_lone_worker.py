@@ -14,11 +14,13 @@ from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, stage
 from raymed.recipes.metric import LAST
 from raymed.systems.toy.recipe import ToyRecipe
+from raymed.training import checkpoint
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
 from raymed.training.fit import fit, resources
 from raymed.training.lone_worker import suffices, train_alone
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
+from raymed.training.step_log import STEPS
 
 TRAIN = TrainSettings(epochs=2, global_batch=16, micro_batch=5, norm_group=5, lr=3e-3, checkpoint_steps=2)
 OTHERS = (
@@ -34,6 +36,19 @@ class Host:
 
     def train(self, spec: RunSpec, source: Staged) -> list[dict[str, Any]]:
         """What a run reports."""
+        reports: list[dict[str, Any]] = []
+        train_alone(spec, source, None, False, reports.append)
+        return reports
+
+
+@ray.remote(num_cpus=1)
+class BlinkingHost:
+    """A process whose storage is away when it first looks for checkpoints."""
+
+    def train(self, spec: RunSpec, source: Staged) -> list[dict[str, Any]]:
+        """What a run reports."""
+        looks = iter([list[str]()])
+        checkpoint.checkpoint_names = lambda run: next(looks, checkpoint_names(run))  # type: ignore[assignment]
         reports: list[dict[str, Any]] = []
         train_alone(spec, source, None, False, reports.append)
         return reports
@@ -86,6 +101,18 @@ def test_a_run_that_nobody_validates_keeps_its_last_epoch_and_goes_on_as_if_it_h
     ray.get(host.train.remote(killed, source))
     last = [read_history(spec.folder.child(checkpoint_names(spec.folder)[-1])) for spec in (whole, killed)]
     assert len({tuple((each["train_loss"], each["gradient_norm"], each["lr"]) for each in epochs) for epochs in last}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_run_whose_storage_is_away_for_one_look_trains_no_step_again(prepared: Prepared, tmp_path: Path) -> None:
+    spec = spec_of(prepared, tmp_path, "blinking", 0)
+    source = stage(prepared, spec.all_rows(prepared))
+    ray.get(Host.remote().train.remote(dataclasses.replace(spec, stop_after=1), source))
+    stood = newest_step(spec.folder)
+    reports = ray.get(BlinkingHost.remote().train.remote(spec, source))
+    trained = [row["global_step"] for report in reports for row in report.get(STEPS, ())]
+    assert min(trained) == stood + 1
 
 
 def test_only_on_a_machine_of_its_own_is_a_run_left_without_ray_trains_watch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from raymed.storage import availability
 from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import fit as fitting
-from raymed.training.checkpoint import checkpoint_names, new_name
+from raymed.training.checkpoint import Checkpoints, checkpoint_names, new_name
 from raymed.training.retention import Retention, scratch, sweep
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
@@ -36,7 +36,9 @@ def save(run: Path, step: int) -> str:
 
 
 def opened(run: Path, newest: str = "", model: str = "", keep_all: bool = False) -> Retention:
-    return Retention(Folder.at(run), keep_all, newest, model, checkpoint_names(Folder.at(run)))
+    names = checkpoint_names(Folder.at(run))
+    torn = [name for name in names if name > newest]
+    return Retention(Folder.at(run), keep_all, Checkpoints(names, torn, newest), model)
 
 
 def test_the_two_newest_and_the_best_stay(tmp_path):
