@@ -55,6 +55,7 @@ FROZEN = "frozen_part"  # the fact that says how often what a frozen part makes 
 DESCRIPTION = "description"  # facts about the run, among what a worker reports
 MODEL = "model"  # URI of the checkpoint that holds the best model so far
 SAVED = "saved"  # name of the checkpoint that was written
+HISTORY = "history"  # of a run that goes on: the metrics of each validation before the one that it tells of
 FAILED = "failed"  # why a run ends before its time
 CAUSE = "cause"  # of that, as Python tells it
 COMMON = "common"  # beside that: all runs of a search would meet it, see `CommonError`
@@ -184,8 +185,8 @@ class Run:
 
     def _train_and_validate(self) -> None:
         progress, settings = self.progress, self.spec.train
-        if progress.history:  # the search may have been lost before it knew of the validation, or had decided
-            self._report(progress.history[-1])
+        if progress.history:  # the search may have been lost before it knew of a validation, or had decided
+            self._report({**progress.history[-1], HISTORY: progress.history[:-1]})
             if not progress.sums and not self.course.is_finished and self._told_to_stop():
                 return
         while not self.course.is_finished:

@@ -21,11 +21,11 @@ from ray.tune.search import Searcher
 
 from raymed.job.library_log import keep_traceback
 from raymed.training.fit import RESTARTS
-from raymed.training.loop import CAUSE, COMMON, FAILED
+from raymed.training.loop import CAUSE, COMMON, FAILED, HISTORY
 from raymed.training.reports import LOST
 from raymed.training.spec import RunSpec
 from raymed.training.stall import STALLED
-from raymed.training.step_log import STEPS
+from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.interrupt import Interrupt
 from raymed.tuning.machine_wait import MachineWait
 from raymed.tuning.space import Value
@@ -140,6 +140,7 @@ class StudyScheduler(FIFOScheduler):
 
     def _judge(self, trial: TuneTrial, epoch: int, result: dict[str, Any]) -> None:
         number = trial.config["number"]
+        self._fill_in(number, result)
         reason = self._study.decided(number, epoch)
         if reason is None:
             reason, budget = "", self._timetable.budget
@@ -157,6 +158,19 @@ class StudyScheduler(FIFOScheduler):
         elif reason:
             self._end(trial, TrialState.PRUNED, reason)
         self._verdicts.give.remote(trial.config["spec"].name, epoch, bool(reason))
+
+    def _fill_in(self, number: int, result: dict[str, Any]) -> None:
+        """Record what the study lacks of the validations before the one that a run which goes on tells of: a head was lost
+        before they were copied, or a file was torn. After each the run went on, so that is what was decided."""
+        study, best = self._study, f"best_{self._study.objective.name}"
+        for earlier in result.get(HISTORY, ()):
+            trial, epoch = study.trial(number), int(earlier.get(study.counted, 0))
+            if trial.state.is_finished() or epoch in trial.intermediate_values or best not in earlier:
+                continue  # one of another system's file may not say all
+            with study.together():
+                study.report(number, epoch, earlier)
+                study.decide(number, epoch, "")
+            self._observe(number, "epoch", {TOTAL_STEPS: result.get(TOTAL_STEPS, 0), **earlier})
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         number = trial.config["number"]

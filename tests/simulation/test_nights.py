@@ -59,6 +59,22 @@ def test_a_storage_that_blinks_while_a_worker_begins_costs_no_checkpoint(moment:
     run_night(1, [Fault(BEGINS, "kill_worker"), *blink], setting)
 
 
+BEHIND = {  # a head is lost while the record's copy in an object store lacks the last epoch, or more
+    "a slow upload": (3, [Fault(191, "be_slow", "put", 52), Fault(231, "change_head", "report")]),
+    "refused uploads": (3, [Fault(186, "refuse_uploads", "put", 2)] * 40 + [Fault(200, "change_head", "report", 1)]),
+    "an old upload over a newer one": (
+        4,
+        [Fault(187, "freeze", "put", 32), Fault(195, "come_twice", "report"), Fault(418, "kill_driver", "answer")],
+    ),
+}
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_a_run_tells_the_next_head_of_each_epoch_that_the_record_has_lost(behind: str) -> None:
+    epochs, befall = BEHIND[behind]
+    run_night(1, befall, Setting("s3://bucket/storage", 2, 1, 0, 0, 0, trials=1, epochs=epochs))
+
+
 def test_a_night_is_the_same_whenever_it_is_simulated() -> None:
     nights = [run_night(9, faults(9)) for _ in range(2)]
     assert nights[0].world.moments == nights[1].world.moments

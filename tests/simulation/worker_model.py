@@ -29,7 +29,7 @@ from raymed.storage.availability import is_refusal, wait_for
 from raymed.storage.seal import seal as seal_model
 from raymed.training.checkpoint import Progress, digests, find_newest, new_name, seal, step_of
 from raymed.training.course import Course
-from raymed.training.loop import COMMON, DESCRIPTION, FAILED, MODEL, PASSED_OVER, SAVED
+from raymed.training.loop import COMMON, DESCRIPTION, FAILED, HISTORY, MODEL, PASSED_OVER, SAVED
 from raymed.training.means import LOSS
 from raymed.training.retention import Retention
 from raymed.training.saving import REST, STATE
@@ -171,7 +171,7 @@ class Worker:
     def _train(self) -> None:
         progress = self.progress
         if progress.history:
-            self._report(progress.history[-1])
+            self._report({**progress.history[-1], HISTORY: progress.history[:-1]})
             if not progress.sums and not self._course.is_finished and self._told_to_stop():
                 return
         while not self._course.is_finished:

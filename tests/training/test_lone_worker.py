@@ -18,6 +18,7 @@ from raymed.training import checkpoint
 from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
 from raymed.training.fit import fit, resources
 from raymed.training.lone_worker import suffices, train_alone
+from raymed.training.loop import HISTORY
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS
@@ -105,14 +106,19 @@ def test_a_run_that_nobody_validates_keeps_its_last_epoch_and_goes_on_as_if_it_h
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_run_whose_storage_is_away_for_one_look_trains_no_step_again(prepared: Prepared, tmp_path: Path) -> None:
-    spec = spec_of(prepared, tmp_path, "blinking", 0)
+def test_a_run_whose_storage_is_away_for_one_look_trains_no_step_again_and_tells_its_history(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    spec = spec_of(prepared, tmp_path, "blinking", 0, epochs=3)
     source = stage(prepared, spec.all_rows(prepared))
-    ray.get(Host.remote().train.remote(dataclasses.replace(spec, stop_after=1), source))
+    ray.get(Host.remote().train.remote(dataclasses.replace(spec, stop_after=2), source))
     stood = newest_step(spec.folder)
     reports = ray.get(BlinkingHost.remote().train.remote(spec, source))
     trained = [row["global_step"] for report in reports for row in report.get(STEPS, ())]
     assert min(trained) == stood + 1
+    first, *others = [report for report in reports if "finished" in report]
+    assert [each["epoch"] for each in (*first[HISTORY], first)] == [1, 2]
+    assert all(HISTORY not in report for report in others)
 
 
 def test_only_on_a_machine_of_its_own_is_a_run_left_without_ray_trains_watch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from raymed.job.library_log import keep_traceback
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.storage.folder import Folder
 from raymed.training.fit import Resources
-from raymed.training.loop import CAUSE, COMMON, FAILED
+from raymed.training.loop import CAUSE, COMMON, FAILED, HISTORY
 from raymed.training.stall import STALLED
 from raymed.tuning.budget import Budget
 from raymed.tuning.journal import Journal
@@ -328,6 +328,34 @@ def test_a_run_that_goes_on_meets_the_decision_that_was_made(tmp_path):
     assert again.trial(0).intermediate_values == {1: 0.7, 2: 0.65}, "and is recorded as any other's"
     assert report(0, 3, 0.65) is False, "alone on the next rung, it goes on"
     assert report(2, 1, 0.6), "a trial that was stopped stays so"
+
+
+def test_epochs_that_the_record_has_lost_are_filled_in_from_a_run_that_went_on_after_them(tmp_path):
+    study, told, budget, seen = open_study(tmp_path), Told(), Budget(10), []
+    scheduler = StudyScheduler(
+        *(study, timetable(budget), told),
+        lambda number, happened, result: seen.append((number, result.get("epoch"))),
+        *(SimpleNamespace(told=False), THERE, no_wait()),
+    )
+    for _ in range(3):
+        study.ask(budget)
+    for number, loss in enumerate((0.5, 0.4)):
+        study.report(number, 1, result(loss, 1))
+        study.decide(number, 1, "")
+    lost = [{"epoch": epoch, "finished": 0.0, **result(loss, epoch)} for epoch, loss in ((1, 0.9), (2, 0.8), (3, 0.7))]
+    for each in lost:
+        each.pop("model")
+    foreign = {"epoch": 0.0, "train_loss": 1.0}
+    trial = SimpleNamespace(config={"number": 2, "spec": SimpleNamespace(name="trial-2")})
+    for _ in range(2):
+        scheduler.on_trial_result(None, trial, {**lost[2], "model": "epoch-3", HISTORY: [foreign, *lost[:2]]})
+    again = open_study(tmp_path).trial(2)
+    assert list(curve(again).items()) == [(1, 0.9), (2, 0.8), (3, 0.7)]
+    assert again.user_attrs[SECONDS] == 3.0, "each is counted once"
+    assert decisions(again) == {1: "", 2: "", 3: ""}, "its rung would stop it, and it was not stopped"
+    assert seen == [(2, 1), (2, 2), (2, 3), (2, 3)], "in their order"
+    assert told.stopped == {("trial-2", 3): False}
+    assert again.user_attrs[CHECKPOINT] == "epoch-3"
 
 
 def test_the_best_trial_has_the_lowest_loss_of_those_that_left_a_checkpoint(tmp_path):
