@@ -93,7 +93,11 @@ class Attempt:
 
 
 class Job:
-    """What Ray does for one process of a search."""
+    """What Ray does for one process of a search.
+
+    Attributes:
+        is_outlived: whether the search goes on in another process, that this one has stopped or not.
+    """
 
     def __init__(
         self, world: World, search: Search, study: Study, work: Work, notes: Path, storage_is_there: Callable[[], bool]
@@ -102,7 +106,7 @@ class Job:
         self.driver: Process = world.current  # type: ignore[assignment]
         self._search, self._study, self._notes = search, study, notes
         self.verdicts: dict[tuple[str, int], bool] = {}
-        self.has_lost_verdicts = False
+        self.has_lost_verdicts = self.is_outlived = False
         self.attempts: list[Attempt] = []
         self.give = SimpleNamespace(remote=self._give)
 

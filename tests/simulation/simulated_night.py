@@ -264,6 +264,8 @@ class Night:
             give(name, epoch, stop)
 
         job._give, job.give = given, SimpleNamespace(remote=given)  # type: ignore[method-assign]
+        for earlier in self._jobs:
+            earlier.is_outlived = True
         self._jobs.append(job)
         self._has_begun = True
         self.world.current.is_training = True  # type: ignore[union-attr]

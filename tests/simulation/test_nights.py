@@ -11,7 +11,7 @@ from faults import Fault, faults
 from mistakes import MISTAKES, Mistake, run_is_created_without_a_look
 from setting import NEWER, Setting
 from shrinking import shrunk
-from simulated_night import Violation, run_night
+from simulated_night import Night, Violation, run_night
 
 NIGHTS, PARTS = 2000, 8
 BEGINS = 525  # the moment of a night of one trial at which its worker is killed, with checkpoints in the storage
@@ -73,6 +73,37 @@ BEHIND = {  # a head is lost while the record's copy in an object store lacks th
 def test_a_run_tells_the_next_head_of_each_epoch_that_the_record_has_lost(behind: str) -> None:
     epochs, befall = BEHIND[behind]
     run_night(1, befall, Setting("s3://bucket/storage", 2, 1, 0, 0, 0, trials=1, epochs=epochs))
+
+
+def test_a_checkpoint_that_only_a_search_which_was_taken_over_is_told_of_need_not_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its machine stands still while it is completed; the next search's worker finds it torn, and removes a part of it."""
+    strike, came = Night._strike, list[str]()
+
+    def befall(self: Night, kind: str, target: str) -> None:
+        world, hosts, process = self.world, self.world.hosts, self.world.current
+        mine = [each for each in world.processes if each.host is hosts[0]]
+        is_at = process.kind, process.host
+        if len(hosts) == 1:  # the same night, undisturbed
+            pass
+        elif not came and is_at == ("worker", hosts[0]) and kind == "write" and str(target).endswith("progress.json"):
+            came.append("its machine stands still")
+            for each in mine:
+                each.frozen_until = world.now + 900
+            self.later(75, lambda: self.start_driver(hosts[1]))
+        elif len(came) == 1 and is_at == ("worker", hosts[1]) and kind == "report" and self.decided:
+            came.append("the machine is back")
+            for each in mine:
+                each.frozen_until = world.now
+        elif len(came) == 2 and kind == "report" and process in mine:
+            came.append("the power is cut")
+            self._faults.append(Fault(world.moments, "cut_power_of_the_running"))
+        strike(self, kind, target)
+
+    monkeypatch.setattr(Night, "_strike", befall)
+    run_night(2, [], Setting("/shared/storage", 2, 1, 0, 2, 0, trials=1, epochs=2))
+    assert len(came) == 3
 
 
 def test_a_night_is_the_same_whenever_it_is_simulated() -> None:

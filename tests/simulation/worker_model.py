@@ -102,7 +102,7 @@ class Worker:
         """
         Args:
             scratch: a real folder for what is on its way.
-            saved: by run, the names of the checkpoints that were reported.
+            saved: by run, the names of the checkpoints that were reported to the search that goes on.
         """
         self._world, self._spec, self._attempt, self._scratch, self._saved = world, spec, attempt, scratch, saved
         self._under_way: UnderWay | None = None
@@ -306,7 +306,8 @@ class Worker:
             raise
         shutil.rmtree(checkpoint.folder)
         self._saved_step = step_of(checkpoint.name)
-        self._saved.setdefault(spec.folder.uri, []).append(checkpoint.name)
+        if not self._attempt.job.is_outlived:  # the next search counts on none that it does not know of
+            self._saved.setdefault(spec.folder.uri, []).append(checkpoint.name)
         self._retention.add(checkpoint.name, progress.model)
         stands = {"epoch": progress.epoch, "global_step": progress.global_step}
         self._report({**(stands if metrics is None else metrics), SAVED: checkpoint.name})
