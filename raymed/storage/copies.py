@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from raymed.errors import UserError
 from raymed.storage import disk
@@ -41,6 +41,8 @@ def copy_folder(source: Folder, target: Folder) -> int:
     missing = [name for name, digest in files.items() if there.get(name) != digest]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _copy(source, target, name, files[name]), missing))
+    if target.is_local:
+        _keep_names(source, target, files)
     target.write(SEAL, json.dumps({"files": files}, indent=1).encode())
     return len(missing)
 
@@ -86,6 +88,16 @@ def _copy(source: Folder, target: Folder, name: str, digest: str) -> None:
             disk.remove(part)
     except OSError as error:
         raise UserError(f"{source.uri}/{name} cannot be copied to {target.uri}: {error}") from error
+
+
+def _keep_names(source: Folder, target: Folder, names: Iterable[str]) -> None:
+    """Those of a copy's files are durable before its list, also where an earlier process wrote them and was killed."""
+    folders = {parent: name for name in names for parent in PurePosixPath(name).parents}
+    for folder, name in folders.items():
+        try:
+            disk.keep(Path(target.path) / folder)
+        except OSError as error:
+            raise UserError(f"{source.uri}/{name} cannot be copied to {target.uri}: {error}") from error
 
 
 def _send(source: Folder, name: str, target: Folder, other: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pyarrow import fs
 
 from raymed.errors import UserError
+from raymed.storage import disk
 from raymed.storage.copies import copy_folder, listed_folders
 from raymed.storage.folder import Folder
 from raymed.storage.seal import SEAL, check_seal
@@ -83,3 +84,16 @@ def test_a_copy_that_would_lie_in_its_own_folder_or_replace_a_file_is_refused(mo
     with pytest.raises(UserError, match="is a file"):
         copy_folder(Folder.at(model), Folder.at(model / "config.json"))
     assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors", "tokenizer"]
+
+
+def test_names_in_a_copy_s_folders_outlive_a_power_cut_before_its_list_does(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    keep, rename = disk.keep, disk.rename
+    monkeypatch.setattr(disk, "keep", lambda path: (keep(path), done.append(f"kept {path.name}")))
+    monkeypatch.setattr(disk, "rename", lambda path, target: (rename(path, target), done.append(f"named {target.name}")))
+    copy_folder(Folder.at(model), Folder.at(tmp_path / "copy"))
+    last = done.index(f"named {SEAL}")
+    for name, folder in (("vocab.txt", "tokenizer"), ("config.json", "copy")):
+        assert f"kept {folder}" in done[done.index(f"named {name}") : last]
