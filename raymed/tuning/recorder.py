@@ -145,19 +145,22 @@ class Recorder:
             self._tracker.finish(self._parent, entry["status"])
         elif happened == "interrupt":
             reason = entry["reason"]
-            for trial in self._study.trials:
+            for trial in self._begun:
                 if trial.state == TrialState.RUNNING:
                     self._tracker.finish(self._run(trial.number), "KILLED", reason)
             self._tracker.finish(self._parent, "KILLED", reason)
         else:
             self._deliver_of_trial(entry["trial"], happened, entry)
 
+    @property
+    def _begun(self) -> list[FrozenTrial]:
+        """All trials but one that begins just now: it has no settings yet, by which its run is known."""
+        return [trial for trial in self._study.trials if trial.params or not self._study.space]
+
     def _catch_up(self, finished: Collection[int]) -> None:
         """Write of trials that had ended earlier what MLflow lacks: a run, the objective of its epochs, its end."""
         known = self._tracker.children(self._parent)
-        space = self._study.space  # one that begins just now has no settings yet, by which its run is known
-        begun = [trial for trial in self._study.trials if trial.params or not space]
-        last = {self._search.trial_key(trial): trial for trial in begun}  # a run may be tried several times
+        last = {self._search.trial_key(trial): trial for trial in self._begun}  # a run may be tried several times
         for key, trial in last.items():
             if trial.number in finished and not _is_up_to_date(known.get(key), trial, self._study.counted):
                 self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))

@@ -138,6 +138,8 @@ class Study:
         self.mistake = ""  # what every trial would meet: something that the user can mend
         self._in_flight = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         self._asked: dict[int, optuna.Trial] = {}
+        for number in self._in_flight:
+            self._settings(number)  # of one put in line, where a process was killed between its two entries
         self._spent_before, self._since = float(self.study.user_attrs.get(SPENT, 0.0)), clock.seconds()
 
     @property
@@ -262,16 +264,21 @@ class Study:
         elif len(self.trials) >= budget.trials or (budget.epochs and self.trained >= budget.epochs):
             return None
         elif self.waiting:
-            number = self.study.ask().number
+            with self.together():
+                number = self.study.ask().number
+                self._settings(number)
         else:
             number = len(self.trials)
             self.study.add_trial(self._drawn(number))  # one entry of the record: a trial is there with all its settings
-        trial = self._trial(number)
-        there = {current_name(name) for name in trial.params}
+        return number, self._settings(number)
+
+    def _settings(self, number: int) -> dict[str, Value]:
+        """A trial's settings: those that it was put in line with are recorded now."""
+        there = {current_name(name) for name in self.trial(number).params}
         for name, drawn_from in self.space.items():
             if name not in there:
-                suggest(trial, name, drawn_from)  # of one put in line: its settings
-        return number, dict(trial.params)
+                suggest(self._trial(number), name, drawn_from)
+        return dict(self.trial(number).params)
 
     def _drawn(self, number: int) -> FrozenTrial:
         """A new trial. Its draws are seeded by its number: they do not depend on what a lost process had drawn."""

@@ -50,6 +50,14 @@ def test_listed_runs_are_put_in_line_once_and_failed_ones_again(search, tmp_path
     assert study.ask(budget) is None
 
 
+def test_a_listed_run_killed_between_two_entries_of_the_record_is_known_by_its_name(search, tmp_path):
+    search = dataclasses.replace(search, template=dataclasses.replace(search.template, storage=str(tmp_path)))
+    search.open_study().study.ask()
+    study = search.open_study()
+    assert list(search.last_trials(study)) == ["fold_1"]
+    assert search.enqueue_retries(study).trials == 3
+
+
 @pytest.mark.parametrize("kept", ["best", "champion"])
 def test_of_a_run_that_was_tried_twice_the_winner_s_checkpoint_stays(search, tmp_path, kept):
     """Both tries are in one folder, and the first one may have known another best."""

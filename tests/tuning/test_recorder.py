@@ -95,6 +95,21 @@ def test_a_trial_that_begins_as_mlflow_catches_up_is_not_taken_for_the_first(sea
     assert [state for _, state, _ in shown(search).values()] == ["COMPLETE"]
 
 
+def test_an_interrupt_as_a_trial_begins_is_not_told_of_the_first(search: Search) -> None:
+    first = ({"train.lr": 2e-4}, {"train.lr": 4e-4})
+    search = dataclasses.replace(search, settings=dataclasses.replace(search.settings, first=first))
+    study = search.open_study()
+    recorder, _, _ = open_recorder(search, study)
+    study.ask(search.budget)
+    recorder.observe(0, "epoch", report(study, 0, 1))
+    study.tell(0, TrialState.COMPLETE)
+    recorder.observe(0, "COMPLETE", {})
+    study.study.ask()  # in the study, without settings as yet
+    recorder.interrupt()
+    recorder.close()
+    assert shown(search) == {"search/trial-0000": ("FINISHED", "COMPLETE", [1])}
+
+
 def ended(search: Search, train: TrainSettings, steps: int) -> None:
     """A trial with these settings, of so many steps as the first epoch lets expect, ends after two validations."""
     search = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train))

@@ -225,6 +225,15 @@ def test_a_search_killed_after_any_entry_of_its_record_goes_on_with_the_same_tri
         assert search(open_study(folder)) == whole, f"after {cut} of {len(lines)} entries"
 
 
+def test_a_trial_put_in_line_that_was_killed_between_its_entries_has_its_settings_again(tmp_path):
+    """By them its run is known, before it is taken up."""
+    study = open_study(tmp_path)
+    study.study.ask()  # and killed before what it was put in line with is written; or the write was torn
+    (trial,) = open_study(tmp_path).trials
+    assert trial.params == DEFAULTS
+    assert open_study(tmp_path).ask(Budget(5)) == (0, DEFAULTS)
+
+
 def test_an_epoch_whose_entries_were_cut_off_names_its_checkpoint_with_its_epoch(tmp_path):
     """The winner's page asked for an epoch that the record did not have."""
     (tmp_path / "whole").mkdir()
