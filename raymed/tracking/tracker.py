@@ -46,6 +46,7 @@ log = logging.getLogger("raymed")
 
 KEY, REASON = "raymed.key", "raymed.reason"
 GENERATION = "raymed.generation"  # the tag that tells a search's runs from those of another one under the same name
+DRAWN = "raymed.drawn"  # and a trial's run from that of one of its number which the record has lost, and drawn otherwise since
 PERMANENT = {  # MLflow's answers that stay the same however often it is asked
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
     *("INVALID_STATE", "BAD_REQUEST", "MALFORMED_REQUEST"),
@@ -154,7 +155,8 @@ class Tracker:
             key: names the run for ever, e.g. ``lung-3fa9c1/trial-7``.
             name: what the MLflow UI shows.
             parent: the id of the parent run.
-            tags: set on every call. A run whose `GENERATION` is another one is of another search, and deleted (restorably).
+            tags: set on every call. A run whose `GENERATION` or `DRAWN` is another one is of another search, or of a trial
+                that was lost, and deleted (restorably).
             params: nested settings, flattened to dotted names; written once.
             begun_with: others, which a run that goes on may have with other values: those of its beginning stay.
 
@@ -164,7 +166,7 @@ class Tracker:
         tags = dict(tags or {})
         if self._only(key, tags) is None:
             first = {KEY: quoted(key)} | ({PARENT: parent} if parent else {})
-            first |= {GENERATION: tags[GENERATION]} if GENERATION in tags else {}
+            first |= {tag: tags[tag] for tag in (GENERATION, DRAWN) if tag in tags}
             self.client.create_run(self.experiment_id, tags=first, run_name=name)
         found = str(self._only(key, tags))  # MLflow's client repeats a creation whose answer was lost, and makes two
         self.tags(found, tags | ({PARENT: parent} if parent else {}))  # which may have been deleted, and made anew
@@ -184,10 +186,10 @@ class Tracker:
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _only(self, key: str, tags: Mapping[str, str]) -> str | None:
-        """The id of the one run with this key that is of this generation; others are deleted."""
+        """The id of the one run with this key that is of this generation, and drawn so; others are deleted."""
         runs = self._with_key(key)
-        wanted = tags.get(GENERATION)
-        own = [run for run in runs if wanted in (None, run.data.tags.get(GENERATION, wanted))]
+        wanted = {tag: tags[tag] for tag in (GENERATION, DRAWN) if tag in tags}
+        own = [run for run in runs if wanted.items() <= (wanted | run.data.tags).items()]
         for run in [run for run in runs if run not in own] + own[1:]:
             self.client.delete_run(run.info.run_id)
         return own[0].info.run_id if own else None

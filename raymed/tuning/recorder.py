@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
@@ -15,7 +17,7 @@ from raymed.registry.candidate import FOLDER
 from raymed.tracking.names import flatten
 from raymed.tracking.outbox import Denied, Outbox, Refused
 from raymed.tracking.run_record import RunRecord
-from raymed.tracking.tracker import GENERATION, USED, Status, Tracker, is_denied, is_permanent
+from raymed.tracking.tracker import DRAWN, GENERATION, USED, Status, Tracker, is_denied, is_permanent
 from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER
 from raymed.training.reports import LOST
@@ -212,7 +214,8 @@ class Recorder:
                 spec.name,
                 parent=self._parent,
                 tags={"raymed.system": spec.recipe.name, "raymed.trial": str(number), "raymed.fold": fold}
-                | {GENERATION: self._study.generation, USED: str(usage), FOLDER: spec.folder.uri}
+                | {GENERATION: self._study.generation, DRAWN: _digest(trial.params)}
+                | {USED: str(usage), FOLDER: spec.folder.uri}
                 | self._search.candidate("", trial).tags()
                 | {f"raymed.{name}": str(value) for name, value in how.items()},
                 params=settings,
@@ -248,6 +251,10 @@ def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial, counted: str) -> b
         STATUS[trial.state.name],
         last,
     )
+
+
+def _digest(params: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _is_metric(name: str, value: Any) -> bool:

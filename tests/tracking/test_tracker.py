@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, REQUEST_LIMIT_EXCEED
 from raymed.errors import UserError
 from raymed.tracking.address import check_reachable
 from raymed.tracking.names import flatten
-from raymed.tracking.tracker import GENERATION, KEY, REASON, Tracker, is_denied, is_permanent
+from raymed.tracking.tracker import DRAWN, GENERATION, KEY, REASON, Tracker, is_denied, is_permanent
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,15 @@ def test_runs_of_another_search_under_the_same_name_are_not_gone_on_with(tracker
     assert tracker.run("reborn", "reborn") == second, "for who does not care"
     old = tracker.run("from before", "from before")
     assert tracker.run("from before", "from before", tags={GENERATION: "three"}) == old
+
+
+def test_a_run_of_a_trial_drawn_otherwise_is_let_go_and_one_of_before_that_was_noted_is_kept(tracker: Tracker) -> None:
+    old = tracker.run("drawn", "drawn", tags={GENERATION: "one"}, params={"lr": 1})
+    assert tracker.run("drawn", "drawn", tags={GENERATION: "one", DRAWN: "a"}, params={"lr": 1}) == old
+    new = tracker.run("drawn", "drawn", tags={GENERATION: "one", DRAWN: "b"}, params={"lr": 2})
+    assert new != old and tracker.client.get_run(old).info.lifecycle_stage == "deleted", "and can be restored"
+    with pytest.raises(UserError, match="other settings"):
+        tracker.run("drawn", "drawn", tags={GENERATION: "one", DRAWN: "b"}, params={"lr": 3})
 
 
 def test_answers_that_stay_the_same_are_told_from_a_server_that_is_away(tracker: Tracker) -> None:

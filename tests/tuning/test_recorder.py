@@ -14,13 +14,15 @@ from optuna.trial import TrialState
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
 from raymed.systems.toy.recipe import ToyRecipe
-from raymed.tracking.tracker import Tracker
+from raymed.tracking.names import quoted
+from raymed.tracking.tracker import KEY, Tracker
 from raymed.training.fit import Resources
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.training.start import StartWeights
 from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.budget import Budget
+from raymed.tuning.journal import COPY
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import Recorder
 from raymed.tuning.search import Search
@@ -108,6 +110,25 @@ def test_an_interrupt_as_a_trial_begins_is_not_told_of_the_first(search: Search)
     recorder.interrupt()
     recorder.close()
     assert shown(search) == {"search/trial-0000": ("FINISHED", "COMPLETE", [1])}
+
+
+def test_a_trial_that_a_lost_record_had_drawn_otherwise_gets_a_run_of_its_own(search: Search) -> None:
+    """A new head goes on with a copy of the record that lacks what MLflow was told already."""
+    study = search.open_study()
+    before = search.study_path.read_bytes()
+    for lr in (2e-3, 4e-3):
+        study.enqueue({"train.lr": lr})
+        study.ask(search.budget)
+        study.ask(search.budget)
+        recorder, tracker, _ = open_recorder(search, study)
+        recorder.observe(1, "epoch", report(study, 1, 1))
+        recorder.close()
+        study.close()
+        for file in (search.study_path, search.study_path.with_name(COPY)):
+            file.write_bytes(before)
+        study = search.open_study()
+    runs = sorted(tracker.tagged(KEY, quoted("search/trial-0001")), key=lambda run: run.is_deleted)
+    assert [(run.is_deleted, run.params["train.lr"]) for run in runs] == [(False, "0.004"), (True, "0.002")]
 
 
 def ended(search: Search, train: TrainSettings, steps: int) -> None:
