@@ -53,6 +53,16 @@ def known_by(version: ModelVersion) -> str:
     return f"{version.version} of {version.creation_timestamp}"
 
 
+def is_there(tracker: Tracker, name: str, known: str) -> bool:
+    """Whether a version is there that `known_by` gave so: a database that was set back has none, or another, of its number."""
+    try:
+        return known_by(tracker.client.get_model_version(name, known.partition(" ")[0])) == known
+    except MlflowException as error:
+        if not is_permanent(error):
+            raise
+        return False
+
+
 def _version_of(tracker: Tracker, name: str, alias: str) -> ModelVersion | None:
     try:
         return tracker.client.get_model_version_by_alias(name, alias)

@@ -16,7 +16,7 @@ from raymed.evaluation.estimate import Estimate
 from raymed.evaluation.search_summary import DataSummary, SearchSummary, State, TrialSummary
 from raymed.job.job import Outcome, resume_command
 from raymed.language import in_english, say
-from raymed.registry.alias import known_by
+from raymed.registry.alias import is_there, known_by
 from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.candidate import Refit
 from raymed.registry.model_card import near_duplicates
@@ -82,7 +82,7 @@ def _judge(
     run_ids: dict[int, str],
 ) -> Outcome:
     """What `conclude_search` does once nothing is trained any more; done again, it changes nothing."""
-    seen = study.champion if alias is None else None
+    seen = replaceable(search, study, tracker) if alias is None else None
     candidate = search.candidate(run_ids[best.number], best)
     how = AssessmentSettings(workers=room.judging_workers(search))
     if how.workers > 1:
@@ -118,9 +118,17 @@ def _judge(
     with in_english():
         tracker.describe_as(parent, _description(search, study, best, registered, ties, run_ids, report))
     search.prune_checkpoints(study, best)
-    study.note_champion(known_by(tracker.client.get_model_version(registered.name, registered.version)))
+    if alias is None:
+        study.note_registered(known_by(tracker.client.get_model_version(registered.name, registered.version)))
     study.enter(DONE)
     return _outcome(search, study, best, registered, ties, f"{folder.uri}/{report}")
+
+
+def replaceable(search: Search, study: Study, tracker: Tracker) -> str | None:
+    """The champion that the winner may take the place of: the search's own version, if it has registered one, else the one
+    that it saw at its beginning, see `Study.champion`. Of a database that was set back to before its own, also that one."""
+    own = study.registered
+    return own if own and is_there(tracker, search.model, own) else study.champion
 
 
 def _found_by(search: Search, study: Study, best: FrozenTrial) -> str:

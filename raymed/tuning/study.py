@@ -35,7 +35,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REASON, CHECKPOINT, BEST_POINT, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
-SEEN_CHAMPION = "seen_champion"  # also of the whole search
+SEEN_CHAMPION, REGISTERED = "seen_champion", "registered"  # also of the whole search
 WARM_UP = "warm_up"  # also
 SEARCHING, JUDGING, REFITTING, DONE = "searching", "judging", "refitting", "done"
 BEGUN_WITH = {  # what a search stays with, and how that is done
@@ -175,6 +175,7 @@ class Study:
         with self.together():
             if self.phase != SEARCHING:
                 self.note_champion(None)
+                self.note_registered(None)
             self.enter(SEARCHING)
             self.study.set_user_attr(BUDGET, budget.to_dict())
         self._since = clock.seconds()
@@ -182,14 +183,24 @@ class Study:
 
     @property
     def champion(self) -> str | None:
-        """The version that was champion as the search saw it last: it makes its winner champion only in place of that one.
-        See `seen_version`. Empty where there was none, and None where nobody has looked."""
+        """The version that was champion when the search began: it makes its winner champion only in place of that one, or
+        of its own, see `registered`. As `seen_version` gives it: empty where there was none; None where nobody has looked."""
         version: str | None = self.study.user_attrs.get(SEEN_CHAMPION)
         return version
 
     def note_champion(self, version: str | None) -> None:
         """Record the version that is champion, as `seen_version` gives it; see `champion`."""
         self.study.set_user_attr(SEEN_CHAMPION, version)
+
+    @property
+    def registered(self) -> str | None:
+        """The version of the search's winner, as `known_by` gives it, once it may have become champion; else None."""
+        version: str | None = self.study.user_attrs.get(REGISTERED)
+        return version
+
+    def note_registered(self, version: str | None) -> None:
+        """Record the version of the search's winner; see `registered`."""
+        self.study.set_user_attr(REGISTERED, version)
 
     @property
     def spent(self) -> float:

@@ -237,7 +237,7 @@ class Client:
     @_unsure
     def get_model_version(self, name: str, version: str) -> Any:
         self._ask()
-        model = self._base.models[name]
+        model = self._base.models.get(name, {"versions": {}})
         if version not in model["versions"]:
             raise MlflowException(f"no version {version}", RESOURCE_DOES_NOT_EXIST)
         self._answer()

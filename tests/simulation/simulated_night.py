@@ -68,7 +68,7 @@ from raymed.tuning.execution import run_search
 from raymed.tuning.journal import COPY
 from raymed.tuning.progress import Progress
 from raymed.tuning.recorder import STATE, STATUS
-from raymed.tuning.result import best_trial
+from raymed.tuning.result import best_trial, replaceable
 from raymed.tuning.search import Search
 from raymed.tuning.settings import Halving, SearchSettings
 from raymed.tuning.space import Dimension
@@ -284,13 +284,14 @@ class Night:
         weights = (winner.fetch(winner.checkpoint, into) / RECIPE_FILE).read_text()
         shutil.rmtree(into)
         key = register._key(winner, None, prepared)
+        seen = replaceable(search, study, tracker)
         number = register._version(tracker, search.model, key)
         if number is None:
             says = {CHECKPOINT_TAG: winner.checkpoint, WEIGHTS: weights, DATA_DIGEST: prepared.digest}
             number = register._create_version(tracker, search.model, key, run, LoggedModel("", ""), says, "")
-        give_alias(tracker, winner, search.model, number, None, study.champion)
+        give_alias(tracker, winner, search.model, number, None, seen)
         search.prune_checkpoints(study, best)
-        study.note_champion(alias.known_by(tracker.client.get_model_version(search.model, number)))
+        study.note_registered(alias.known_by(tracker.client.get_model_version(search.model, number)))
         study.enter(DONE)
         study.close()
 
@@ -633,7 +634,7 @@ class Night:
         }
         ours = [number for number, tags in model["versions"].items() if tags and facts.items() <= tags.items()]
         self._require(bool(ours), f"the winner is not registered: {model['versions']}, {facts}")
-        if not self._is_promoted and not self.mlflow.is_copied:
+        if not self._is_promoted:
             self._require(champion in ours, f"champion is version {champion}, and the winner {ours}")
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -14,6 +15,7 @@ from optuna.trial import TrialState
 from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.job.job import Outcome
+from raymed.registry.alias import known_by
 from raymed.registry.candidate import Refit
 from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
@@ -117,6 +119,35 @@ def test_the_champion_is_the_one_that_the_search_saw_first(search: Search, monke
     with pytest.raises(SystemExit):
         run_search(search, trainer=died)
     assert run_search(search, trainer=one_epoch_each).champion == "1 of 5"
+
+
+@pytest.mark.parametrize("alias", [None, "kept"])
+def test_a_winner_becomes_champion_later_where_mlflow_was_set_back_or_another_alias_given_first(
+    search: Search, monkeypatch: pytest.MonkeyPatch, alias: str | None
+) -> None:
+    """The search had noted its own version in the place of the champion that it saw first."""
+    study, tracker, seen = run_search(search, trainer=one_epoch_each), search.open_tracker(), list[str | None]()
+
+    def register(*_: Any, **how: Any) -> Any:
+        seen.append(how["seen"])
+        if not tracker.client.search_registered_models():
+            tracker.client.create_registered_model(search.model)
+            tracker.client.create_model_version(search.model, "file:///winner")
+        assessment = SimpleNamespace(differences=lambda *_: {}, files=dict, page=lambda *_: ("report.html", ""))
+        return SimpleNamespace(assessment=assessment, facts=None, name=search.model, version="1")
+
+    monkeypatch.setattr(result, "assess_and_register", register)
+    for name in ("_summary", "_description", "_outcome"):
+        monkeypatch.setattr(result, name, lambda *_: "")
+    study.note_champion("7 of 5")
+    conclude_search(search, study, alias=alias)
+    conclude_search(search, study)
+    conclude_search(search, study)
+    own = known_by(tracker.client.get_model_version(search.model, "1"))
+    assert seen == ([None, "7 of 5", own] if alias else ["7 of 5", own, own])
+    tracker.client.delete_registered_model(search.model)
+    conclude_search(search, study)
+    assert seen[-1] == "7 of 5"
 
 
 def test_a_run_that_another_machine_trains_is_not_trained_twice(search: Search, tmp_path: Path) -> None:
