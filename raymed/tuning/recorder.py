@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -131,7 +132,7 @@ class Recorder:
         try:
             self._write(entry)
         except Exception as error:
-            if is_permanent(error) or is_permanent(error.__cause__):
+            if _is_refusal(error):
                 raise Refused(str(error)) from error
             self._runs.clear()  # what was found may be there no more
             if is_denied(error) or is_denied(error.__cause__):
@@ -147,10 +148,9 @@ class Recorder:
             self._tracker.finish(self._parent, entry["status"])
         elif happened == "interrupt":
             reason = entry["reason"]
-            for trial in self._begun:
-                if trial.state == TrialState.RUNNING:
-                    self._tracker.finish(self._run(trial.number), "KILLED", reason)
-            self._tracker.finish(self._parent, "KILLED", reason)
+            running = [trial.number for trial in self._begun if trial.state == TrialState.RUNNING]
+            stops = [partial(self._stop, number, reason) for number in running]
+            _write_all([*stops, partial(self._tracker.finish, self._parent, "KILLED", reason)])
         else:
             self._deliver_of_trial(entry["trial"], happened, entry)
 
@@ -163,9 +163,14 @@ class Recorder:
         """Write of trials that had ended earlier what MLflow lacks: a run, the objective of its epochs, its end."""
         known = self._tracker.children(self._parent)
         last = {self._search.trial_key(trial): trial for trial in self._begun}  # a run may be tried several times
-        for key, trial in last.items():
-            if trial.number in finished and not _is_up_to_date(known.get(key), trial, self._study.counted):
-                self._end(trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))
+        _write_all(
+            partial(self._end, trial.number, trial.state.name, str(trial.user_attrs.get(REASON, "")))
+            for key, trial in last.items()
+            if trial.number in finished and not _is_up_to_date(known.get(key), trial, self._study.counted)
+        )
+
+    def _stop(self, number: int, reason: str) -> None:
+        self._tracker.finish(self._run(number), "KILLED", reason)
 
     def _end(self, number: int, state: str, reason: str) -> None:
         run, trial = self._run(number), self._study.trial(number)
@@ -251,6 +256,28 @@ def _is_up_to_date(run: RunRecord | None, trial: FrozenTrial, counted: str) -> b
         STATUS[trial.state.name],
         last,
     )
+
+
+def _write_all(writes: Iterable[Callable[[], None]]) -> None:
+    """One that MLflow refuses for good, since its run was deleted, say, keeps none of the others from being done.
+
+    Raises:
+        Exception: the last refusal, once all are done; anything else at once.
+    """
+    refusal: Exception | None = None
+    for write in writes:
+        try:
+            write()
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
+            refusal = error
+    if refusal is not None:
+        raise refusal
+
+
+def _is_refusal(error: Exception) -> bool:
+    return is_permanent(error) or is_permanent(error.__cause__)
 
 
 def _digest(params: Mapping[str, Any]) -> str:

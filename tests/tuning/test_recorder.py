@@ -131,6 +131,32 @@ def test_a_trial_that_a_lost_record_had_drawn_otherwise_gets_a_run_of_its_own(se
     assert [(run.is_deleted, run.params["train.lr"]) for run in runs] == [(False, "0.004"), (True, "0.002")]
 
 
+@pytest.mark.parametrize("happened", ["begin", "interrupt"])
+def test_a_run_deleted_while_mlflow_catches_up_holds_up_no_other(
+    search: Search, monkeypatch: pytest.MonkeyPatch, happened: str
+) -> None:
+    """Between the look for it and what is written of it."""
+    study = searched(search)
+    if happened == "interrupt":
+        study = search.open_study()
+        for _ in range(2):
+            study.enqueue({"train.lr": 2e-3})
+            study.ask(Budget(9))
+    recorder, tracker, parent = open_recorder(search, study)
+    recorder.close()
+    deleted = recorder._run(2 if happened == "interrupt" else 0)
+    for number in range(len(study.trials)):
+        tracker.tags(recorder._run(number), {"raymed.state": ""})  # MLflow lacks their ends
+    tracker.client.delete_run(deleted)
+    with pytest.raises(Exception, match="must be in the 'active' state"):
+        recorder._write({"happened": happened, "finished": [0, 1], "reason": "stopped"})
+    said = {key: (run.status, run.tags["raymed.state"]) for key, run in tracker.children(parent).items()}
+    if happened == "interrupt":
+        assert said["search/trial-0003"] == ("KILLED", "") and tracker.describe(parent).status == "KILLED"
+    else:
+        assert said == {"search/trial-0001": ("FINISHED", "COMPLETE")}
+
+
 def ended(search: Search, train: TrainSettings, steps: int) -> None:
     """A trial with these settings, of so many steps as the first epoch lets expect, ends after two validations."""
     search = dataclasses.replace(search, template=dataclasses.replace(search.template, train=train))
