@@ -280,9 +280,10 @@ class Tracker:
 
     def finish(self, run_id: str, status: Status, reason: str = "") -> None:
         """End a run, with the reason where it did not finish. A run that ended so already keeps its end time."""
-        if reason:
+        there = self.describe(run_id)
+        if reason != there.tags.get(REASON, ""):  # that of an interrupt before it went on, say
             self.tags(run_id, {REASON: reason})
-        if self.describe(run_id).status != status:
+        if there.status != status:
             self.client.set_terminated(run_id, status)
 
     def _params(self, run_id: str, params: Mapping[str, str]) -> None:

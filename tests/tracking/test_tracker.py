@@ -217,6 +217,13 @@ def test_a_failed_run_says_why_and_can_go_on(tracker: Tracker) -> None:
     assert tracker.describe(run).status == "FINISHED"
 
 
+def test_a_run_that_was_interrupted_and_finished_gives_no_reason_any_more(tracker: Tracker) -> None:
+    run = tracker.run("went on", "went on")
+    tracker.finish(run, "KILLED", "interrupted; the same command goes on")
+    tracker.finish(run, "FINISHED")
+    assert tracker.describe(run).tags[REASON] == ""
+
+
 def test_the_data_set_is_one_input_with_its_digest(tracker: Tracker) -> None:
     run = tracker.run("data", "data")
     for _ in range(2):
