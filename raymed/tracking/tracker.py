@@ -181,9 +181,10 @@ class Tracker:
         return runs[0].info.run_id if runs else None
 
     def _with_key(self, key: str) -> list[Run]:
-        """The runs with this key, the oldest first."""
+        """The runs with this key, the oldest first, but those without a metric last: a creation that took long, or was
+        repeated, may be dated before that of the run that is written to."""
         found = self.client.search_runs([self.experiment_id], f"tags.`{KEY}` = '{quoted(key)}'", ViewType.ACTIVE_ONLY)
-        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+        return sorted(found, key=lambda run: (not run.data.metrics, run.info.start_time, run.info.run_id))
 
     def _only(self, key: str, tags: Mapping[str, str]) -> str | None:
         """The id of the one run with this key that is of this generation, and drawn so; others are deleted."""

@@ -17,6 +17,8 @@ from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
 
+from raymed import clock
+
 BACK = 600.0  # seconds by which the database is set back, at most
 HAS_TAG = re.compile(r"tags\.`([^`]+)` = '([^']*)'")
 
@@ -91,11 +93,11 @@ class Database:
 
 
 def _unsure(request: Request) -> Request:
-    """A request that may have a fate of its own."""
+    """A request that may have a fate of its own, by its public name."""
 
     @wraps(request)
     def ask(self: Client, *args: Any, **options: Any) -> Any:
-        fate = self._base.fates.pop(request.__name__, "")
+        fate = self._base.fates.pop(request.__name__.removeprefix("_"), "")
         if fate == "refused":
             raise MlflowException("the server does not answer")
         answer = request(self, *args, **options)
@@ -138,11 +140,15 @@ class Client:
             raise MlflowException(f"the run {run_id} must be in the 'active' state", INVALID_PARAMETER_VALUE)
         return row
 
-    @_unsure
     def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
+        """Dated before it is asked for, by the client's clock, see `mlflow.MlflowClient.create_run`."""
+        return self._create_run(run_name, tags, int(clock.now() * 1000))
+
+    @_unsure
+    def _create_run(self, run_name: str, tags: dict[str, str], started: int) -> Any:
         self._ask()
         for _ in range(2 if self._base.twice else 1):
-            row = RunRow(self._base.new_id(), run_name, int(self._world.now * 1000), tags=dict(tags))
+            row = RunRow(self._base.new_id(), run_name, started, tags=dict(tags))
             self._base.runs[row.id] = row
         self._base.twice = max(0, self._base.twice - 1)
         self._answer()

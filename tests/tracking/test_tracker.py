@@ -102,6 +102,15 @@ def test_a_creation_whose_answer_was_lost_leaves_one_run(tracker: Tracker, monke
     assert tracker.run("repeated", "repeated") == run
 
 
+def test_of_twin_runs_the_one_with_data_stays_though_the_other_is_dated_before_it(tracker: Tracker) -> None:
+    """MLflow's client dates a run before it asks for it, and the request of a process that stood still comes late."""
+    run = tracker.run("twins", "twins")
+    tracker.history.log_validation(run, 1, {"val_loss": 0.5})
+    late = tracker.client.create_run(tracker.experiment_id, start_time=1, tags={KEY: "twins"}).info.run_id
+    assert tracker.find("twins") == tracker.run("twins", "twins") == run
+    assert tracker.client.get_run(late).info.lifecycle_stage == "deleted"
+
+
 def test_a_batch_whose_answer_was_lost_has_each_value_once(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     run, log_batch = tracker.run("lost answer", "lost answer"), tracker.client.log_batch
 
