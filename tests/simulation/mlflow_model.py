@@ -249,9 +249,15 @@ class Client:
         self._answer()
         return _seen_version(model, version)
 
-    @_unsure
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
-        before = self._base.models[name]["aliases"].get(alias)
+        self._set_registered_model_alias(name, alias, version, self._base.models[name]["aliases"].get(alias))
+
+    @_unsure
+    def _set_registered_model_alias(self, name: str, alias: str, version: str, before: str | None) -> None:
+        """
+        Args:
+            before: the version that the alias named when the request, which may be done twice, was sent.
+        """
         self._ask()
         now = self._base.models[name]["aliases"].get(alias)
         if now != before:

@@ -120,6 +120,7 @@ class Night:
         self.mlflow.is_copied = any(fault.what == "set_mlflow_back" for fault in faults)
         set_clocks(self.world.hosts, seed)
         self._head = self.world.hosts[0]
+        self._record_at: Host | None = None  # of the last command that held the lease
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._jobs: list[Job] = []
         self.saved: dict[str, list[str]] = {}
@@ -240,9 +241,16 @@ class Night:
         search = self.search()
         with search.alone():
             self._require_one_writer()
+            self._note_head(self.world.current.host)  # type: ignore[union-attr]
             study = run_search(search, trainer=self._trainer)
             self._conclude(search, study)
         self.is_done = True
+
+    def _note_head(self, host: Host) -> None:
+        """Whose disk holds the record: another's may not have it all, where it lies on the disk and a copy in the storage."""
+        if self._record_at not in (None, host) and self.setting.storage.startswith("s3"):
+            self.may_decide_anew = True
+        self._record_at = host
 
     @contextmanager
     def _trainer(

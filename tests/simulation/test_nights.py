@@ -106,6 +106,25 @@ def test_a_checkpoint_that_only_a_search_which_was_taken_over_is_told_of_need_no
     assert len(came) == 3
 
 
+@pytest.mark.parametrize(
+    ("setting", "befall"),
+    [
+        pytest.param(
+            Setting("/shared/storage", 1, 1, 0, 0, 0, trials=1, epochs=1),
+            [Fault(300, "leave_requests_uncertain", "", 215), Fault(326, "promote", "answer")],
+            id="a champion made while the request for another, done twice, is on its way",
+        ),
+        pytest.param(
+            Setting("s3://bucket/storage", 2, 1, 0, 0, 0, trials=1, epochs=1),
+            [Fault(1, "come_twice"), Fault(2, "cut_power"), Fault(97, "promote", "put"), Fault(98, "kill", "object")],
+            id="a champion made when the only record is on the disk of a host that is not the head any more",
+        ),
+    ],
+)
+def test_what_nobody_can_prevent_is_no_fault_of_the_product(setting: Setting, befall: list[Fault]) -> None:
+    run_night(1, befall, setting)
+
+
 def test_a_night_is_the_same_whenever_it_is_simulated() -> None:
     nights = [run_night(9, faults(9)) for _ in range(2)]
     assert nights[0].world.moments == nights[1].world.moments
