@@ -54,7 +54,7 @@ def known_by(version: ModelVersion) -> str:
 
 
 def is_there(tracker: Tracker, name: str, known: str) -> bool:
-    """Whether a version is there that `known_by` gave so: a database that was set back has none, or another, of its number."""
+    """Whether the version is there that `known_by` gave so: a database that was set back may have another of its number."""
     try:
         return known_by(tracker.client.get_model_version(name, known.partition(" ")[0])) == known
     except MlflowException as error:

@@ -184,7 +184,7 @@ class Study:
     @property
     def champion(self) -> str | None:
         """The version that was champion when the search began: it makes its winner champion only in place of that one, or
-        of its own, see `registered`. As `seen_version` gives it: empty where there was none; None where nobody has looked."""
+        of its own, see `registered`. As `seen_version` gives it; None where nobody has looked."""
         version: str | None = self.study.user_attrs.get(SEEN_CHAMPION)
         return version
 

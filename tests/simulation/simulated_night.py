@@ -247,7 +247,7 @@ class Night:
         self.is_done = True
 
     def _note_head(self, host: Host) -> None:
-        """Whose disk holds the record: another's may not have it all, where it lies on the disk and a copy in the storage."""
+        """Whose disk holds the record. Where only a copy lies in the storage, another's may not have all of it."""
         if self._record_at not in (None, host) and self.setting.storage.startswith("s3"):
             self.may_decide_anew = True
         self._record_at = host
