@@ -46,6 +46,10 @@ class MetricHistory:
             raise
         done.add(epoch)
 
+    def forget(self, run_id: str) -> None:
+        """Ask anew what is there of a run: its database may have been set back meanwhile."""
+        self._validations.pop(run_id, None)
+
     def log_steps(self, run_id: str, rows: Sequence[Mapping[str, float]], at: int | None = None) -> None:
         """Write what single steps computed, as ``step/NAME`` at each row's ``global_step``; steps that are there are left.
 

@@ -175,6 +175,7 @@ class Recorder:
     def _end(self, number: int, state: str, reason: str) -> None:
         run, trial = self._run(number), self._study.trial(number)
         at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
+        self._tracker.history.forget(run)
         for epoch, value in curve(trial).items():  # those that a database which was set back has lost
             metrics = {self._study.objective.name: value}
             self._tracker.history.log_validation(run, epoch, metrics, at, self._study.counted)

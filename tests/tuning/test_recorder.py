@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,7 @@ def shown(search: Search) -> dict[str, tuple[str, str | None, list[int]]]:
         key: (
             run.status,
             run.tags.get("raymed.state"),
-            [m.step for m in history(run.id, "val_loss")],
+            sorted(m.step for m in history(run.id, "val_loss")),
         )
         for key, run in tracker.children(str(tracker.find(search.name))).items()
     }
@@ -155,6 +158,31 @@ def test_a_run_deleted_while_mlflow_catches_up_holds_up_no_other(
         assert said["search/trial-0003"] == ("KILLED", "") and tracker.describe(parent).status == "KILLED"
     else:
         assert said == {"search/trial-0001": ("FINISHED", "COMPLETE")}
+
+
+def test_an_epoch_that_a_database_set_back_under_the_search_has_lost_is_there_at_the_end(
+    search: Search, tmp_path: Path
+) -> None:
+    """The last one is there, by which a trial is taken for up to date, and the one before is known to have been written."""
+    study = search.open_study()
+    study.ask(search.budget)
+    recorder, *_ = open_recorder(search, study)
+    recorder._write({"happened": "begin"})
+    recorder._write({"trial": 0, "happened": "start"})
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "copy.db")
+    for epoch in (1, 2):
+        metrics = {"val_loss": report(study, 0, epoch)["val_loss"]}
+        recorder._write({"trial": 0, "happened": "epoch", "epoch": epoch, "metrics": metrics, "facts": {}})
+        if epoch == 1:
+            with (
+                closing(sqlite3.connect(tmp_path / "copy.db")) as copy,
+                closing(sqlite3.connect(tmp_path / "mlflow.db")) as db,
+            ):
+                copy.backup(db)
+    study.tell(0, TrialState.COMPLETE)
+    recorder._write({"trial": 0, "happened": "COMPLETE", "reason": ""})
+    recorder.close()
+    assert shown(search) == {"search/trial-0000": ("FINISHED", "COMPLETE", [1, 2])}
 
 
 def ended(search: Search, train: TrainSettings, steps: int) -> None:
