@@ -46,9 +46,7 @@ log = logging.getLogger("raymed")
 
 KEY, REASON = "raymed.key", "raymed.reason"
 GENERATION = "raymed.generation"  # the tag that tells a search's runs from those of another one under the same name
-DRAWN = (
-    "raymed.drawn"  # and a trial's run from that of one of its number which the record has lost, and drawn otherwise since
-)
+DRAWN = "raymed.drawn"  # and a trial's run from that of one which the record has lost, and drawn otherwise since
 PERMANENT = {  # MLflow's answers that stay the same however often it is asked
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
     *("INVALID_STATE", "BAD_REQUEST", "MALFORMED_REQUEST"),

@@ -119,11 +119,16 @@ def kill_driver(night: Night, draw: random.Random) -> None:
 
 def cut_power(night: Night, draw: random.Random) -> None:
     """Of a host."""
-    night.cut_power(draw.choice(night.world.hosts), draw)
+    _cut_power(night, draw.choice(night.world.hosts), draw)
 
 
 def cut_power_of_the_running(night: Night, draw: random.Random) -> None:
-    night.cut_power(night.world.current.host, draw)
+    _cut_power(night, night.world.current.host, draw)
+
+
+def _cut_power(night: Night, host: Host, draw: random.Random) -> None:
+    if night.may_lose(host):
+        night.cut_power(host, draw)
 
 
 def cut_power_of_all(night: Night, draw: random.Random) -> None:

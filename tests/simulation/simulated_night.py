@@ -120,13 +120,12 @@ class Night:
         self.mlflow.is_copied = any(fault.what == "set_mlflow_back" for fault in faults)
         set_clocks(self.world.hosts, seed)
         self._head = self.world.hosts[0]
-        self._record_at: Host | None = None  # of the last command that held the lease
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._jobs: list[Job] = []
         self.saved: dict[str, list[str]] = {}
         self.decided: dict[tuple[str, str, int], bool] = {}
         self.full_until = 0.0
-        self.is_done = self.is_excused = self.may_decide_anew = self._has_begun = False
+        self.is_done = self.is_excused = self._has_begun = False
         self._commands, self._next_command, self._told_of = 0, self.world.now, set[int]()
         self._unmentioned: set[str] = set()  # runs that a person has deleted, by key
         self._promoted, self._is_promoted = "", False
@@ -241,16 +240,9 @@ class Night:
         search = self.search()
         with search.alone():
             self._require_one_writer()
-            self._note_head(self.world.current.host)  # type: ignore[union-attr]
             study = run_search(search, trainer=self._trainer)
             self._conclude(search, study)
         self.is_done = True
-
-    def _note_head(self, host: Host) -> None:
-        """Whose disk holds the record. Where only a copy lies in the storage, another's may not have all of it."""
-        if self._record_at not in (None, host) and self.setting.storage.startswith("s3"):
-            self.may_decide_anew = True
-        self._record_at = host
 
     @contextmanager
     def _trainer(
@@ -264,8 +256,7 @@ class Night:
 
         def given(name: str, epoch: int, stop: bool) -> None:
             place = (study.generation, name, epoch)
-            if not self.may_decide_anew:
-                self._require(self.decided.setdefault(place, stop) == stop, f"a decision changed: {place}, now {stop}")
+            self._require(self.decided.setdefault(place, stop) == stop, f"a decision changed: {place}, now {stop}")
             path = str(search.study_path)
             record = self.storages.disk(path)
             self._acknowledged = record, path, record.node(path).content
@@ -316,6 +307,11 @@ class Night:
         """Whether a kill leaves the night's outcome what it is to be."""
         attempt = self._attempt_of(process)
         return process is not None and (attempt is None or attempt.may_be_killed)
+
+    def may_lose(self, host: Host) -> bool:
+        """Whether its power may be cut, as `may_kill`: a worker whose search goes with it does not count as lost."""
+        there = [process for process in self.world.processes if process.host is host and process.is_alive]
+        return any(process.kind == "driver" for process in there) or all(map(self.may_kill, there))
 
     def _attempt_of(self, process: Process | None) -> Attempt | None:
         attempts = (attempt for job in self._jobs for attempt in job.attempts)
@@ -446,7 +442,7 @@ class Night:
 
     def _require_whole(self) -> None:
         """What was decided is in the record, and of every run the newest checkpoint that was reported is whole."""
-        if self._acknowledged is not None and not self.may_decide_anew:
+        if self._acknowledged is not None:
             record, path, content = self._acknowledged
             there = record.names[path].content if path in record.names else b""
             self._require(there.startswith(content), "a power cut took a decision that was acted on")
@@ -497,7 +493,6 @@ class Night:
         if len(self.world.hosts) == 1 or self._head is not self.world.hosts[0]:
             return
         lost, self._head = self._head, self.world.hosts[1]
-        self.may_decide_anew = True  # what was decided since the copy in the storage
         self.cut_power(lost, draw)
 
     def prepare_others(self, draw: random.Random) -> None:
@@ -631,7 +626,7 @@ class Night:
         model, best = self.mlflow.models[MODEL_NAME], study.best
         assert best is not None
         champion = model["aliases"].get("champion")
-        if self._promoted and self._promoted not in self.mlflow.overruled and not self.may_decide_anew:
+        if self._promoted and self._promoted not in self.mlflow.overruled:
             self._require(champion == self._promoted, "a person's champion was replaced")
         keys = [tags[KEY] for tags in model["versions"].values() if tags]
         self._require(len(keys) == len(set(keys)), f"a model is registered twice: {model['versions']}")
