@@ -20,7 +20,7 @@ from raymed.data.duplicates import LAYOUT
 from raymed.data.image import ImageSettings, recorded
 from raymed.data.prepared import MANIFEST, Manifest, digest_of, earlier_names
 from raymed.data.quarantine import Quarantine
-from raymed.data.readers import read_digests
+from raymed.data.readers import digests_at_once, read_digests
 from raymed.data.record import BLAKE3, input_pictures
 from raymed.data.settings import CurationSettings, PrepareSettings
 from raymed.data.shards import SHARDS, UNFINISHED
@@ -108,11 +108,11 @@ def remove_unread(folder: Folder, manifest: Manifest) -> None:
     """Remove what neither the manifest names, nor an earlier one whose data somebody reads."""
     names = folder.names()
     earlier_manifests = [*filter(EARLIER.fullmatch, names)]
-    taken = {name: folder.read(name) for name in _unread(folder, earlier_manifests)}
+    taken = {name: folder.read(name) for name in _unread(earlier_manifests, read_digests(folder))}
     for name in taken:
         folder.delete(name)  # before what it names
     # Nobody opens those data any more; who did between the look and here had noted before that it reads them.
-    gone = _unread(folder, list(taken)) if taken else []
+    gone = _unread(list(taken), digests_at_once(folder)) if taken else []
     for name in taken:
         if name not in gone:
             folder.write(name, taken[name])
@@ -132,9 +132,9 @@ def remove_unread(folder: Folder, manifest: Manifest) -> None:
             folder.delete(f"{SHARDS}/{name}")
 
 
-def _unread(folder: Folder, earlier: list[str]) -> list[str]:
-    """Those of the earlier manifests whose data nobody reads."""
-    read = tuple(earlier_names(digest) for digest in read_digests(folder))
+def _unread(earlier: list[str], digests: set[str]) -> list[str]:
+    """Those of the earlier manifests whose data are none that are read."""
+    read = tuple(earlier_names(digest) for digest in digests)
     return [name for name in earlier if not name.startswith(read)]
 
 

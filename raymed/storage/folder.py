@@ -88,6 +88,10 @@ class Folder:
             raise FileNotFoundError(f"{self.uri}/{name}")
         return float(info.mtime_ns) / 1e9
 
+    def size(self, name: str) -> int:
+        """Bytes of the file `name`; none where it is not there."""
+        return self.filesystem.get_file_info(self.inside(name)).size or 0
+
     def read(self, name: str) -> bytes:
         with self.filesystem.open_input_stream(self.inside(name)) as stream:
             return stream.readall()

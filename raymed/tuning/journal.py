@@ -59,6 +59,7 @@ class Journal(BaseJournalBackend):
                 keep_names_above(path.parent)
                 _write_whole(path, record.content)
             disk.keep(path.parent)  # who wrote the file may have been killed before its name was durable
+            self._copied = 0 if folder.is_local else folder.size(COPY)
             if copy.lines != record.lines and not folder.is_local:
                 self._copy()
 
@@ -115,10 +116,19 @@ class Journal(BaseJournalBackend):
         """Put the copy into an object store, before anybody acts on what was written: this machine may go with its disk.
 
         Raises:
+            UserError: another process has put one there.
             StorageError: it was away for too long, or does not take it.
         """
         content = self._content()
-        wait_for(lambda: self._folder.send(COPY, io.BytesIO(content)), self._folder, self._storage_minutes)
+        wait_for(lambda: self._send(content), self._folder, self._storage_minutes)
+
+    def _send(self, content: bytes) -> None:
+        there = self._folder.size(COPY)
+        if there != self._copied and not (there and content.startswith(self._folder.read(COPY))):  # and not unanswered
+            path = f"{self._folder.uri}/{COPY}"
+            raise UserError(f"another process has written {path}: this one ends. Run the command once at a time")
+        self._folder.send(COPY, io.BytesIO(content))
+        self._copied = len(content)
 
     def _append(self, content: bytes) -> None:
         if not self._ends_where_it_did(content):

@@ -161,15 +161,23 @@ class StudyScheduler(FIFOScheduler):
 
     def _fill_in(self, number: int, result: dict[str, Any]) -> None:
         """Record what the study lacks of the validations before the one that a run which goes on tells of: a head was lost
-        before they were copied, or a file was torn. After each the run went on, so that is what was decided."""
-        study, best = self._study, f"best_{self._study.objective.name}"
-        for earlier in result.get(HISTORY, ()):
-            trial, epoch = study.trial(number), int(earlier.get(study.counted, 0))
-            if trial.state.is_finished() or epoch in trial.intermediate_values or best not in earlier:
-                continue  # one of another system's file may not say all
-            with study.together():
+        before they were copied, or a file was torn. After each the run went on, so that is what was decided. What an earlier
+        try of the same run told of is that one's."""
+        study, trial = self._study, self._study.trial(number)
+        if not result.get(HISTORY) or trial.state.is_finished():
+            return
+        drawn = self._alike and study.space
+        tries = [trial] if drawn else [each for each in study.trials if each.params == trial.params]
+        known = {epoch for each in tries for epoch in each.intermediate_values}
+        lacking = {int(each.get(study.counted, 0)): each for each in result[HISTORY]}
+        lacking = {  # a row of another system's file may not say all
+            epoch: each for epoch, each in lacking.items() if epoch not in known and f"best_{study.objective.name}" in each
+        }
+        with study.together():
+            for epoch, earlier in lacking.items():
                 study.report(number, epoch, earlier)
                 study.decide(number, epoch, "")
+        for earlier in lacking.values():
             self._observe(number, "epoch", {TOTAL_STEPS: result.get(TOTAL_STEPS, 0), **earlier})
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:

@@ -243,7 +243,8 @@ def test_one_that_was_cut_off_is_known_though_who_took_over_has_ended_since(
     monkeypatch.setattr(holder, "end", lambda code, reason: told.append(reason))
     with lease(Folder.at(tmp_path), "search"):
         (first,) = claims(tmp_path)
-        term = json.loads(first.read_text())["term"]
+        while not (term := json.loads(first.read_text() or "{}").get("term")):
+            time.sleep(0.01)  # for its first beat
     time.sleep(1.1)
     with lease(Folder.at(tmp_path), "search"):
         for _ in range(20):

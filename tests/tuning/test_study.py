@@ -367,6 +367,25 @@ def test_epochs_that_the_record_has_lost_are_filled_in_from_a_run_that_went_on_a
     assert again.user_attrs[CHECKPOINT] == "epoch-3"
 
 
+def test_a_run_that_is_tried_again_tells_and_counts_nothing_that_its_earlier_try_has_told(tmp_path):
+    """Its hours, and what they cost, were counted twice, and each epoch's line was printed again."""
+    study, seen = open_study(tmp_path, space={}), []
+    scheduler = StudyScheduler(
+        *(study, timetable(Budget(2)), Told()),
+        lambda number, happened, result: seen.append((number, result.get("epoch"))),
+        *(SimpleNamespace(told=False), THERE, no_wait()),
+    )
+    for _ in range(2):
+        study.ask(Budget(2))
+    told = [{"epoch": epoch, "finished": 0.0, **result(1 - 0.1 * epoch, epoch)} for epoch in (1, 2, 3)]
+    for each in told[:2]:
+        study.report(0, each["epoch"], each)
+        study.decide(0, each["epoch"], "")
+    again = SimpleNamespace(config={"number": 1, "spec": SimpleNamespace(name="trial-0")})
+    scheduler.on_trial_result(None, again, {**told[2], HISTORY: told[:2]})
+    assert list(curve(study.trial(1))) == [3] and seen == [(1, 3)]
+
+
 def test_the_best_trial_has_the_lowest_loss_of_those_that_left_a_checkpoint(tmp_path):
     study = open_study(tmp_path)
     for loss, checkpoint in ((0.7, "a"), (0.5, "b"), (0.9, "c"), (0.1, None)):
