@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 TRIES = 3  # set-ups of a type of machine that fail one after the other, before none is tried any more
 KEPT = b"raymed set-ups"
+NONE_CAN_COME = (
+    "no machine can be set up for the trials that wait ({why}). `ray monitor` says more. Mend it, `ray up` again, and the "
+    "same command goes on"
+)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from raymed.cluster import connection as cluster
-from raymed.cluster.autoscaler import machines_to_come, none_can_come
+from raymed.cluster.autoscaler import NONE_CAN_COME, machines_to_come, none_can_come
 from raymed.cluster.connection import capacity, cpus_per_gpu
 from raymed.errors import RunError, UserError
 from raymed.language import say
@@ -25,7 +25,6 @@ from raymed.training.cards import CONTEXT
 from raymed.training.memory_plan import FILLED, MemoryPlan, shared_name
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
-from raymed.tuning.machine_wait import NONE_CAN_COME
 
 if TYPE_CHECKING:
     from raymed.tuning.search import Search

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.tune import Stopper
 
 from raymed.cluster import connection as cluster
-from raymed.cluster.autoscaler import machines_to_come, none_can_come
+from raymed.cluster.autoscaler import NONE_CAN_COME, machines_to_come, none_can_come
 from raymed.training.fit import Resources
 from raymed.tuning import room
 
@@ -25,10 +25,6 @@ log = logging.getLogger("raymed")
 
 PERIOD = 60.0  # seconds between two lines
 NONE_CAME = "no machine came for its workers before the time was over"
-NONE_CAN_COME = (
-    "no machine can be set up for the trials that wait ({why}). `ray monitor` says more. Mend it, `ray up` again, and the "
-    "same command goes on"
-)
 
 
 class MachineWait(Stopper):
