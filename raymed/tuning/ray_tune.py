@@ -169,10 +169,8 @@ class StudyScheduler(FIFOScheduler):
         drawn = self._alike and study.space
         tries = [trial] if drawn else [each for each in study.trials if each.params == trial.params]
         known = {epoch for each in tries for epoch in each.intermediate_values}
-        lacking = {int(each.get(study.counted, 0)): each for each in result[HISTORY]}
-        lacking = {  # a row of another system's file may not say all
-            epoch: each for epoch, each in lacking.items() if epoch not in known and f"best_{study.objective.name}" in each
-        }
+        whole = (each for each in result[HISTORY] if f"best_{study.objective.name}" in each)  # another system's may say less
+        lacking = {int(each[study.counted]): each for each in whole if int(each[study.counted]) not in known}
         with study.together():
             for epoch, earlier in lacking.items():
                 study.report(number, epoch, earlier)
