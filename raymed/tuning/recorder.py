@@ -26,7 +26,7 @@ from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.progress import Progress
 from raymed.tuning.search import Search
-from raymed.tuning.study import CHECKPOINT, REASON, Study, curve
+from raymed.tuning.study import CHECKPOINT, REASON, Study, curve, report_times
 
 log = logging.getLogger("raymed")
 
@@ -79,17 +79,15 @@ class Recorder:
         if happened in (LOST, STEPS):
             self._progress.show(number, happened, result)
             return
-        entry = {
-            "trial": number,
-            "happened": happened,
-            "reason": str(result.get("reason", "")),
-            "at": int(clock.now() * 1000),
-        }
+        entry = {"trial": number, "happened": happened, "reason": str(result.get("reason", ""))}
         if happened == "epoch":
             metrics = {name: value for name, value in result.items() if _is_metric(name, value)}
             within = f"{DESCRIPTION}/"  # Tune flattens what is reported
             facts = {name.removeprefix(within): value for name, value in result.items() if name.startswith(within)}
-            entry |= {"epoch": int(result[self._study.counted]), "metrics": metrics, "facts": facts}
+            epoch = int(result[self._study.counted])
+            # MLflow takes it for the same however often it is written, also by a head that was cut off, at the same time
+            at = report_times(self._study.trial(number)).get(epoch, int(clock.now() * 1000))
+            entry |= {"epoch": epoch, "metrics": metrics, "facts": facts, "at": at}
             if PASSED_OVER in facts and number not in self._warned:
                 self._warned.add(number)
                 log.warning("trial %d went on from an earlier checkpoint: not whole are %s", number, facts[PASSED_OVER])
@@ -174,11 +172,11 @@ class Recorder:
 
     def _end(self, number: int, state: str, reason: str) -> None:
         run, trial = self._run(number), self._study.trial(number)
-        at = int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
+        ended, times = int((trial.datetime_complete or datetime.now()).timestamp() * 1000), report_times(trial)
         self._tracker.history.forget(run)
         for epoch, value in curve(trial).items():  # those that a database which was set back has lost
             metrics = {self._study.objective.name: value}
-            self._tracker.history.log_validation(run, epoch, metrics, at, self._study.counted)
+            self._tracker.history.log_validation(run, epoch, metrics, times.get(epoch, ended), self._study.counted)
         checkpoint = self._search.candidate(run, trial).tags() if CHECKPOINT in trial.user_attrs else {}
         self._tracker.tags(run, {STATE: state} | checkpoint)
         self._tracker.finish(run, STATUS[state], reason)

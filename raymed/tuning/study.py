@@ -44,6 +44,7 @@ BEGUN_WITH = {  # what a search stays with, and how that is done
 }
 DRAWN_AT_RANDOM = 8  # trials, before TPE learns from those that have reported
 DECIDED = "decided"  # why the trial was stopped after an epoch, or nothing where it went on
+REPORTED = "reported"  # when an epoch was told of
 
 
 def curve(trial: FrozenTrial) -> dict[int, float]:
@@ -54,6 +55,11 @@ def curve(trial: FrozenTrial) -> dict[int, float]:
 def decisions(trial: FrozenTrial) -> dict[int, str]:
     """What was decided after each epoch of a trial; see `Study.decided`."""
     return _by_epoch(trial, DECIDED)
+
+
+def report_times(trial: FrozenTrial) -> dict[int, int]:
+    """When the search was told of each epoch of a trial, in milliseconds; none of what an earlier raymed recorded."""
+    return _by_epoch(trial, REPORTED)
 
 
 def _by_epoch(trial: FrozenTrial, name: str) -> dict[int, Any]:
@@ -326,6 +332,7 @@ class Study:
             self.locate(number, result)
             return self._decided_to_stop(self.trial(number), epoch)
         trial.set_user_attr(f"{CURVE}/{epoch}", float(result[self.objective.name]))
+        trial.set_user_attr(f"{REPORTED}/{epoch}", int(1000 * clock.now()))
         seconds = float(result.get("seconds", 0.0)) + float(result.get("pause_seconds", 0.0))
         trial.set_user_attr(SECONDS, trial.user_attrs.get(SECONDS, 0.0) + seconds)
         self.locate(number, result)

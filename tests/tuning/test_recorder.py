@@ -199,6 +199,27 @@ def ended(search: Search, train: TrainSettings, steps: int) -> None:
     recorder.close()
 
 
+def test_an_epoch_that_a_head_which_was_cut_off_still_writes_is_there_once(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request was on its way when it stood still, and arrives after its successor has written that epoch."""
+    study, waiting = search.open_study(), list[dict[str, Any]]()
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "_deliver", lambda self, entry: waiting.append(entry))
+        patch.setattr("raymed.clock.now", lambda: 1_700_000_000.0)
+        cut_off, tracker, parent = open_recorder(search, study)
+        study.ask(search.budget)
+        cut_off.observe(0, "epoch", report(study, 0, 1))
+        study.tell(0, TrialState.COMPLETE)
+        cut_off.close()
+    successor, _, _ = open_recorder(search, study)
+    successor.close()
+    (run,) = tracker.children(parent).values()
+    (epoch,) = (entry for entry in waiting if entry["happened"] == "epoch")
+    tracker.history.write(run.id, epoch["metrics"], epoch["epoch"], epoch["at"])
+    assert shown(search) == {"search/trial-0000": ("FINISHED", "COMPLETE", [1])}
+
+
 @pytest.mark.parametrize(
     ("counted", "told"),
     [
