@@ -50,6 +50,7 @@ class Journal(BaseJournalBackend):
         self._path, self._storage_minutes = path, storage_minutes
         self._gathered: list[bytes] | None = None  # lines that are appended but not written yet; see `together`
         self._torn = False  # a write failed, and may have left a part
+        self._error: UserError | None = None  # why a write was given up: no later entry follows on it
         self._folder, self._mirror = folder, Mirror(folder, COPY, self._content)
         with self._told_what_to_do():
             mine, copy = _read_both(path, folder)
@@ -101,16 +102,22 @@ class Journal(BaseJournalBackend):
         """Append to the file, durably.
 
         Raises:
-            UserError: it cannot be written, or another process has written it.
+            UserError: it cannot be written, or could not before, or another process has written it.
         """
+        if self._error is not None:
+            raise self._error
         content = b"".join(lines)
-        wait_for(lambda: self._append(content), Folder.at(self._path.parent), self._storage_minutes)
-        self._torn = False
-        self._length += len(content)
-        if self._folder.is_local:
-            self._mirror.renew()
-        else:
-            self._copy()
+        try:
+            wait_for(lambda: self._append(content), Folder.at(self._path.parent), self._storage_minutes)
+            self._torn = False
+            self._length += len(content)
+            if self._folder.is_local:
+                self._mirror.renew()
+            else:
+                self._copy()
+        except UserError as error:
+            self._error = error
+            raise
 
     def _copy(self) -> None:
         """Put the copy into an object store, before anybody acts on what was written: this machine may go with its disk.

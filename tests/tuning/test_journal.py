@@ -1,5 +1,6 @@
 """The search's record survives what happens to its file, and of two that write it one ends."""
 
+import errno
 import json
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raymed.errors import UserError
-from raymed.storage.entries import checksum, to_line
+from raymed.storage import disk
 from raymed.storage.folder import Folder
 from raymed.tuning.journal import COPY, Journal
 
@@ -27,8 +28,8 @@ def path(tmp_path) -> Path:
     return tmp_path / "study.journal"
 
 
-def reopened(path: Path) -> Journal:
-    return Journal(path, Folder.at(path.parent / "storage"))
+def reopened(path: Path, storage_minutes: float = 0) -> Journal:
+    return Journal(path, Folder.at(path.parent / "storage"), storage_minutes=storage_minutes)
 
 
 def test_an_entry_cut_off_while_it_was_written_is_left_out_and_writing_goes_on(path, caplog):
@@ -212,23 +213,53 @@ def test_a_record_whose_writer_was_killed_before_its_name_was_durable_is_made_so
     assert path.parent in kept
 
 
-def test_who_failed_to_write_cuts_off_what_that_left_and_nothing_of_a_successor(path, monkeypatch):
+@pytest.fixture
+def half(monkeypatch):
+    """The storage goes away in the midst of a write, and is back at once; what is called meanwhile is put here."""
+    meanwhile, append = [], disk.append
+
+    def goes_away(path, content, at):
+        monkeypatch.setattr("raymed.storage.disk.append", append)
+        append(path, content[:-4], at)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("raymed.storage.disk.append", goes_away)
+    monkeypatch.setattr("raymed.clock.sleep", lambda duration: [each() for each in meanwhile])
+    return meanwhile
+
+
+def test_what_a_failed_write_left_is_cut_off(path, half):
+    journal = reopened(path, storage_minutes=1)
+    journal.append_logs([{"op": 5}])
+    journal.close()
+    assert entries(reopened(path)) == [*ENTRIES, {"op": 5}]
+
+
+def test_who_was_cut_off_in_the_midst_of_a_write_cuts_nothing_of_a_successor_off(path, half):
     """A process that stood still after a failed write was back, and cut its successor's entries off."""
-    cut_off = reopened(path)
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(UserError, match="Free space"):
-            cut_off.append_logs([{"op": 5}])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-4])
-    cut_off._write([to_line({"op": 5}, checksum(cut_off._lines[-2]))])
-    assert path.read_bytes() == whole, "what a failed write left is cut off"
-    cut_off._torn = True
-    successor = reopened(path)
-    successor.append_logs([{"op": 6}])
+    cut_off = reopened(path, storage_minutes=1)
+
+    def take_over():
+        successor = reopened(path)
+        successor.append_logs([{"op": 6}])
+        successor.close()
+
+    half.append(take_over)
     with pytest.raises(UserError, match="another process has written"):
-        cut_off.append_logs([{"op": 7}])
-    assert entries(reopened(path)) == [*ENTRIES, {"op": 5}, {"op": 6}]
+        cut_off.append_logs([{"op": 5}])
+    assert entries(reopened(path)) == [*ENTRIES, {"op": 6}]
+
+
+def test_nothing_is_written_behind_an_entry_that_was_given_up(path, monkeypatch):
+    """It would follow on one that is not there, and pass for damage."""
+    journal = reopened(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("raymed.storage.disk.append", lambda *write: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(UserError, match="Free space"):
+            journal.append_logs([{"op": 5}])
+    with pytest.raises(UserError, match="Free space"):
+        journal.append_logs([{"op": 6}])
+    assert entries(reopened(path)) == ENTRIES
 
 
 def test_a_damaged_copy_is_not_used(path):
