@@ -40,11 +40,12 @@ from raymed.systems.options import prepare_phantoms
 from raymed.training.engine import TrainSettings
 from raymed.training.spec import RunSpec
 from raymed.tuning.budget import Budget
+from raymed.tuning.draw import distribution
 from raymed.tuning.journal import Journal
 from raymed.tuning.search import Search
 from raymed.tuning.settings import SearchSettings
 from raymed.tuning.space import Dimension, Value
-from raymed.tuning.study import Halving, Study, distribution
+from raymed.tuning.study import Halving, Study
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tune_lung.yaml"
 CPU = torch.device("cpu")

@@ -47,8 +47,9 @@ from raymed.tuning.recorder import Recorder, Watch, parameters
 from raymed.tuning.reminder import Reminder
 from raymed.tuning.search import TRIALS, Search
 from raymed.tuning.storage_watch import StorageWatch
-from raymed.tuning.study import JUDGING, SEARCHING, Study, decisions
+from raymed.tuning.study import JUDGING, SEARCHING, Study
 from raymed.tuning.timetable import Timetable
+from raymed.tuning.trial_epochs import decisions
 
 log = logging.getLogger("raymed")
 

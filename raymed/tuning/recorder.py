@@ -26,7 +26,8 @@ from raymed.training.spec import RunSpec
 from raymed.training.step_log import STEPS, TOTAL_STEPS
 from raymed.tuning.progress import Progress
 from raymed.tuning.search import Search
-from raymed.tuning.study import CHECKPOINT, REASON, Study, curve, report_times
+from raymed.tuning.study import CHECKPOINT, REASON, Study
+from raymed.tuning.trial_epochs import curve, report_times
 
 log = logging.getLogger("raymed")
 

@@ -30,7 +30,8 @@ from raymed.tuning.importance import importance
 from raymed.tuning.refit import SPLITS, train_again
 from raymed.tuning.search import Search
 from raymed.tuning.storage_watch import StorageWatch
-from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING, Study, curve
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, REASON, REFITTING, Study
+from raymed.tuning.trial_epochs import curve
 
 log = logging.getLogger("raymed")
 

@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,14 +25,16 @@ from raymed.language import say
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.training.loop import MODEL
 from raymed.tuning.budget import Budget
+from raymed.tuning.draw import DRAWN_AT_RANDOM, distribution, draw, suggest
 from raymed.tuning.journal import Journal
 from raymed.tuning.settings import Halving
-from raymed.tuning.space import Dimension, Space, Value, current_name
+from raymed.tuning.space import Space, Value, current_name
+from raymed.tuning.trial_epochs import CURVE, DECIDED, REPORTED, decisions
 
 log = logging.getLogger("raymed")
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-REASON, CHECKPOINT, BEST_POINT, SECONDS, CURVE = "reason", "checkpoint", "best_epoch", "seconds", "curve"
+REASON, CHECKPOINT, BEST_POINT, SECONDS = "reason", "checkpoint", "best_epoch", "seconds"
 BUDGET, SPENT, PHASE = "budget", "spent", "phase"  # of the whole search
 SEEN_CHAMPION, REGISTERED = "seen_champion", "registered"  # also of the whole search
 WARM_UP = "warm_up"  # also
@@ -42,32 +43,6 @@ BEGUN_WITH = {  # what a search stays with, and how that is done
     "weights": ("pretrained weights", "Put them back where they were"),
     "data": ("data", "Prepare those once more"),
 }
-DRAWN_AT_RANDOM = 8  # trials, before TPE learns from those that have reported
-DECIDED = "decided"  # why the trial was stopped after an epoch, or nothing where it went on
-REPORTED = "reported"  # when an epoch was told of
-
-
-def curve(trial: FrozenTrial) -> dict[int, float]:
-    """A trial's value of the objective by epoch, in their order; `intermediate_values` has the best so far."""
-    return _by_epoch(trial, CURVE)
-
-
-def decisions(trial: FrozenTrial) -> dict[int, str]:
-    """What was decided after each epoch of a trial; see `Study.decided`."""
-    return _by_epoch(trial, DECIDED)
-
-
-def report_times(trial: FrozenTrial) -> dict[int, int]:
-    """When the search was told of each epoch of a trial, in milliseconds; none of what an earlier raymed recorded."""
-    return _by_epoch(trial, REPORTED)
-
-
-def _by_epoch(trial: FrozenTrial, name: str) -> dict[int, Any]:
-    """An entry of the record for each epoch; an earlier raymed wrote all of them anew with every one."""
-    values = {int(epoch): value for epoch, value in trial.user_attrs.get(name, {}).items()}
-    begins = f"{name}/"
-    own = {int(key.removeprefix(begins)): value for key, value in trial.user_attrs.items() if key.startswith(begins)}
-    return dict(sorted((values | own).items()))
 
 
 class Study:
@@ -286,7 +261,8 @@ class Study:
                 self._settings(number)
         else:
             number = len(self.trials)
-            self.study.add_trial(self._drawn(number))  # one entry of the record: a trial is there with all its settings
+            drawn = draw(self.trials, self.space, self._direction, self.seed * 100_003 + number)
+            self.study.add_trial(drawn)  # one entry of the record: a trial is there with all its settings
         return number, self._settings(number)
 
     def _settings(self, number: int) -> dict[str, Value]:
@@ -296,17 +272,6 @@ class Study:
             if name not in there:
                 suggest(self._trial(number), name, drawn_from)
         return dict(self.trial(number).params)
-
-    def _drawn(self, number: int) -> FrozenTrial:
-        """A new trial. Its draws are seeded by its number: they do not depend on what a lost process had drawn."""
-        seed = self.seed * 100_003 + number
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=DRAWN_AT_RANDOM
-        )
-        draft = optuna.create_study(sampler=sampler, direction=self._direction)
-        draft.add_trials(self.trials)
-        params = draft.ask(self.space).params
-        return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
 
     def decided(self, number: int, epoch: int) -> str | None:
         """Why a trial was stopped after an epoch; "" where it went on, and None where nothing was decided yet.
@@ -394,22 +359,3 @@ def _require_same(search: str, kind: str, before: Mapping[str, str], now: Mappin
             f"the search {search!r} began with other {what}: {'; '.join(other).strip()}. {mend}, or use another --name, or "
             "--resume never"
         )
-
-
-def distribution(dimension: Dimension) -> BaseDistribution:
-    """What Optuna draws a setting from."""
-    if dimension.choices:
-        return CategoricalDistribution(list(dimension.choices))
-    if dimension.is_whole:
-        return IntDistribution(int(dimension.low or 0), int(dimension.high or 0), log=dimension.log)
-    return FloatDistribution(float(dimension.low or 0), float(dimension.high or 0), log=dimension.log)
-
-
-def suggest(trial: optuna.Trial, name: str, drawn_from: BaseDistribution) -> None:
-    """Draw a setting of a trial, or take the one that it was put in line with."""
-    if isinstance(drawn_from, CategoricalDistribution):
-        trial.suggest_categorical(name, drawn_from.choices)
-    elif isinstance(drawn_from, IntDistribution):
-        trial.suggest_int(name, drawn_from.low, drawn_from.high, log=drawn_from.log)
-    elif isinstance(drawn_from, FloatDistribution):
-        trial.suggest_float(name, drawn_from.low, drawn_from.high, log=drawn_from.log)

@@ -16,7 +16,7 @@ from search_rows import SCRIPT
 from small_search import small_search
 
 from raymed.training.fit import RESTARTS
-from raymed.tuning.study import CURVE, curve
+from raymed.tuning.trial_epochs import CURVE, curve
 
 KILLS = 4  # of a trial: it has three epochs, in some nights one, and fails where too many kills come without a new one
 WAIT = 3.0  # seconds at most between seeing that a trial trains and its kill

@@ -20,7 +20,8 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.journal import COPY, Journal
 from raymed.tuning.settings import Halving
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import Study, curve
+from raymed.tuning.study import Study
+from raymed.tuning.trial_epochs import curve
 
 REPOSITORY = str(Path(__file__).parents[2])
 TRIALS, EPOCHS = 4, 3

@@ -22,7 +22,7 @@ from raymed.tracking import outbox, tracker
 from raymed.tracking.metric_history import MetricHistory
 from raymed.training import checkpoint, retention, upload
 from raymed.training.loop import MODEL
-from raymed.tuning import journal, recorder, search, study
+from raymed.tuning import journal, recorder, search, study, trial_epochs
 from raymed.tuning.recorder import Recorder
 
 Mistake = Callable[[MonkeyPatch], None]
@@ -138,7 +138,7 @@ def epoch_is_recorded_before_its_loss(patch: MonkeyPatch) -> None:
         if epoch in self.trial(number).intermediate_values:
             return self._decided_to_stop(self.trial(number), epoch)
         trial.report(float(result[f"best_{self.objective.name}"]), epoch)
-        trial.set_user_attr(f"{study.CURVE}/{epoch}", float(result[self.objective.name]))
+        trial.set_user_attr(f"{trial_epochs.CURVE}/{epoch}", float(result[self.objective.name]))
         self.locate(number, result)
         return trial.should_prune()
 

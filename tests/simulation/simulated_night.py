@@ -72,8 +72,9 @@ from raymed.tuning.result import best_trial, replaceable
 from raymed.tuning.search import Search
 from raymed.tuning.settings import Halving, SearchSettings
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, Study, curve, decisions
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, DONE, Study
 from raymed.tuning.timetable import Timetable
+from raymed.tuning.trial_epochs import curve, decisions
 
 NAME, DATA, MODEL_NAME = "night", "/shared/data", "raymed-toy"
 COMMANDS = 200  # that a night takes at most, one every 30 s; those that find no storage are not counted

@@ -2,7 +2,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import optuna
 import pytest
 import yaml
 
@@ -15,7 +14,6 @@ from raymed.tuning.budget import Budget
 from raymed.tuning.search import Search
 from raymed.tuning.settings import Halving, SearchSettings
 from raymed.tuning.space import Dimension, check_drawn, get_setting, with_setting
-from raymed.tuning.study import distribution
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,6 @@ def test_whole_numbers_of_a_file_stay_whole(tmp_path):
     assert [type(space["a"].low), type(space["c"].low)] == [int, float]
     assert [type(each) for each in space["b"].choices] == [int, int]
     assert space["d"].choices == (True, "x", None, 1.5) and space["d"].choices[0] is True
-
-
-def test_whole_number_bounds_draw_whole_numbers():
-    assert isinstance(distribution(Dimension(1, 9)), optuna.distributions.IntDistribution)
-    assert isinstance(distribution(Dimension(0.1, 0.9)), optuna.distributions.FloatDistribution)
-    assert isinstance(distribution(Dimension(choices=("a", "b"))), optuna.distributions.CategoricalDistribution)
 
 
 def test_no_configuration_stops_trials_while_they_warm_up():

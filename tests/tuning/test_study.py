@@ -17,25 +17,14 @@ from raymed.training.fit import Resources
 from raymed.training.loop import CAUSE, COMMON, FAILED, HISTORY
 from raymed.training.stall import STALLED
 from raymed.tuning.budget import Budget
+from raymed.tuning.draw import DRAWN_AT_RANDOM, distribution
 from raymed.tuning.journal import Journal
 from raymed.tuning.machine_wait import MachineWait
 from raymed.tuning.ray_tune import StudyScheduler, StudySearcher
 from raymed.tuning.space import Dimension
-from raymed.tuning.study import (
-    BEST_POINT,
-    CHECKPOINT,
-    DRAWN_AT_RANDOM,
-    JUDGING,
-    REASON,
-    SEARCHING,
-    SECONDS,
-    Halving,
-    Study,
-    curve,
-    decisions,
-    distribution,
-)
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, JUDGING, REASON, SEARCHING, SECONDS, Halving, Study
 from raymed.tuning.timetable import Timetable
+from raymed.tuning.trial_epochs import curve, decisions
 
 SPACE = {"x": Dimension(0.0, 1.0), "y": Dimension(choices=("a", "b"))}
 THERE = SimpleNamespace(is_away=False)  # the storage
@@ -89,12 +78,6 @@ def test_another_seed_draws_other_settings(tmp_path):
         drawn.append([study.ask(Budget(4)) for _ in range(4)])
     assert drawn[0][0] == drawn[1][0] == (0, DEFAULTS)
     assert all(one != other for one, other in zip(drawn[0][1:], drawn[1][1:], strict=True))
-
-
-def test_whole_numbers_are_drawn_from_their_range_and_as_whole_numbers():
-    drawn_from = distribution(Dimension(2, 9, log=True))
-    assert isinstance(drawn_from, optuna.distributions.IntDistribution)
-    assert (drawn_from.low, drawn_from.high, drawn_from.log) == (2, 9, True)
 
 
 def test_a_search_goes_on_with_the_data_and_weights_that_it_began_with_and_with_no_others(tmp_path):

@@ -18,7 +18,8 @@ from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.file_names import OVERNIGHT_BEST
 from raymed.systems.mamba_vlm.output import write_best
 from raymed.systems.mamba_vlm.overnight_options import BATCH, GRID, LR
-from raymed.tuning.study import BEST_POINT, CHECKPOINT, REASON, Study, curve
+from raymed.tuning.study import BEST_POINT, CHECKPOINT, REASON, Study
+from raymed.tuning.trial_epochs import curve
 
 if TYPE_CHECKING:
     from raymed.tuning.search import Search
