@@ -38,7 +38,8 @@ from raymed.models.precision import arithmetic
 from raymed.models.settings import ClipModelSettings, Precision
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.clip.recipe import ClipRecipe
-from raymed.training.engine import TrainSettings, learning_rate
+from raymed.training.engine import TrainSettings
+from raymed.training.schedule import learning_rate
 
 ROOT = Path(__file__).parent.parent
 TRAIN = TrainSettings(warmup=0.0, final_lr=0.0, lr=1e-3, global_batch=32, micro_batch=32, norm_group=32)

@@ -14,8 +14,8 @@ from raymed.data.record import Record
 from raymed.errors import RunError
 from raymed.recipes.recipe import TrainingPass
 from raymed.training.engine import Engine
-from raymed.training.loop import JUDGED_BY
 from raymed.training.spec import RunSpec
+from raymed.training.validation import JUDGED_BY
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from raymed.training.engine import prepare_process
+from raymed.training.process import prepare_process
 
 CPU = torch.device("cpu")
 LONGEST = 8  # kernels, or operators, that a trace names

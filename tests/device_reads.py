@@ -26,6 +26,7 @@ from raymed.data.record import Record
 from raymed.models import precision
 from raymed.recipes.recipe import Batch, PartlyFrozen, Recipe, TrainingPass
 from raymed.training import engine
+from raymed.training.process import prepare_process
 from raymed.training.settings import TrainSettings
 from raymed.training.zero import deepspeed_config
 
@@ -121,7 +122,7 @@ def reads_of_a_step(recipe: Recipe, records: Sequence[Record], zero_stage: Liter
         trained.step(shares, BEFORE)
     with DeviceReads() as interval:
         assert len(trained.read()) == BEFORE + 1
-    assert interval.places == {"raymed/training/engine.py read": 1}, "the figures of all steps come in one transfer"
+    assert interval.places == {"raymed/training/step_sums.py figures": 1}, "the figures of all steps come in one transfer"
     return dict(step.places)
 
 
@@ -129,7 +130,7 @@ def alone() -> None:
     """A process group of one, in this process."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     torch.set_num_threads(1)
-    engine.prepare_process(torch.device("cpu"))
+    prepare_process(torch.device("cpu"))
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
 
 

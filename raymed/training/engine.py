@@ -8,13 +8,8 @@ accumulation and the number of workers.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
-import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,21 +19,21 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
-from raymed.compat.deepspeed import gather_weights_at_once, handing_over_shards, leave_out_shared_memory_op, read_shards_with
+from raymed.compat.deepspeed import handing_over_shards, read_shards_with
 from raymed.data.micro_batches import Division, MicroBatch
 from raymed.errors import RunError
 from raymed.models.norm import batch_norms, computing, settle_batch_norms, step_statistics
 from raymed.models.precision import arithmetic
 from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe
-from raymed.training.cards import keep_to_share, take_apart
+from raymed.training.cards import take_apart
 from raymed.training.compiled import compile_blocks
 from raymed.training.ema import AveragedWeights
 from raymed.training.feed import Feed
 from raymed.training.frozen import Readers, Source, frozen_part
-from raymed.training.heap import keep_freed_memory
 from raymed.training.host_copy import HostCopy
 from raymed.training.means import sums_of
 from raymed.training.network import first_network
+from raymed.training.schedule import learning_rate
 from raymed.training.settings import TrainSettings
 from raymed.training.start import StartWeights
 from raymed.training.state import (
@@ -52,38 +47,8 @@ from raymed.training.state import (
     restore,
     settle_kernel,
 )
-from raymed.training.step_sums import StepSums
+from raymed.training.step_sums import StepFigures, StepSums, figures
 from raymed.training.zero import check_offload, clip_in_update, deepspeed_config, sum_gradients_in_place, sum_norms_at_once
-
-NOT_FINITE = "the loss is not finite"
-GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
-SWITCH_SECONDS = 5e-4  # after which Python's threads give way to each other
-
-
-def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
-    """Share of the peak learning rate at `step` of `total`: linear warm-up, if any, then cosine to `final_lr`."""
-    rising = max(1, round(settings.warmup * total)) if settings.warmup else 0
-    if step < rising:
-        return (step + 1) / rising
-    progress = min(1.0, (step - rising) / max(1, total - rising))
-    return settings.final_lr + (1 - settings.final_lr) * (1 + math.cos(math.pi * progress)) / 2
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """What an optimizer step computed.
-
-    Attributes:
-        step: its number in the run, from 0.
-        lr: learning rate of the first parameter group in it.
-        gradient_norm: global norm of its gradient, before clipping.
-        sums: (sum, count) per logged name over all workers, of the loss's terms too; see `means`.
-    """
-
-    step: int
-    lr: float
-    gradient_norm: float
-    sums: dict[str, tuple[float, float]]
 
 
 class Engine:
@@ -141,7 +106,7 @@ class Engine:
         self._last_norm = 0.0
         self._copies: list[HostCopy] = []
         self._under_way: StepSums | None = None
-        self._unread: list[tuple[int, float, tuple[str, ...], torch.Tensor]] = []
+        self._unread: list[tuple[StepSums, torch.Tensor]] = []
         self._feed = Feed(device)
         if settings.zero_stage < 3 and settings.offload == "none":
             if self._engine.optimizer.optimizer.defaults["fused"]:
@@ -235,7 +200,7 @@ class Engine:
             return
         step, self._under_way = self._under_way, None
         totals, statistics = step.arrived()
-        self._unread.append((step.step, step.lr, step.names, totals))
+        self._unread.append((step, totals))
         settle_batch_norms(self._norms, statistics)
         if self._averaged:
             self._averaged.update(step.step)
@@ -248,18 +213,9 @@ class Engine:
         """
         self._settle()
         steps, self._unread = self._unread, []
-        numbers = iter(torch.cat([totals for *_, totals in steps]).tolist() if steps else [])
-        figures = []
-        for step, lr, names, totals in steps:
-            norm, *pairs = (next(numbers) for _ in range(len(totals)))
-            sums = dict(zip(names, zip(pairs[::2], pairs[1::2], strict=True), strict=True))
-            if not all(math.isfinite(total) for total, _ in sums.values()):
-                raise RunError(f"{NOT_FINITE} at step {step}: lower train.lr, or look at the rows of that step")
-            if not math.isfinite(norm):  # DeepSpeed has left the step out, and would go on without a word
-                raise RunError(f"{GRADIENT_NOT_FINITE} at step {step}: lower train.lr, or look at the rows of that step")
-            figures.append(StepFigures(step, lr, norm, sums))
-            self._last_norm = norm
-        return figures
+        read = figures(steps)
+        self._last_norm = read[-1].gradient_norm if read else self._last_norm
+        return read
 
     def predict(self, batch: Batch, judge: Recipe | Probe | None = None) -> Predictions:
         """The outputs of the recipe, or of its probe, for a micro-batch; call inside `evaluating`."""
@@ -397,27 +353,6 @@ def division(recipe: Recipe, module: nn.Module, settings: TrainSettings, workers
     # The last global batch of an epoch may hold just one group's packs, where a whole one is cut into smaller groups.
     divided.check(min(settings.global_batch, settings.norm_group))
     return divided
-
-
-def prepare_process(device: torch.device) -> None:
-    """Set DeepSpeed up for this process, before an `Engine` is built."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        keep_freed_memory()
-    else:
-        torch.cuda.set_device(device)  # of this thread
-        keep_to_share(device)
-        os.environ["LOCAL_RANK"] = str(device.index or 0)  # by which DeepSpeed chooses its card
-    # DeepSpeed's autotuner, which nothing here uses, would import MLflow: a fifth of a worker's start.
-    known = sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
-    importlib.import_module("deepspeed")
-    if known is None:
-        del sys.modules["mlflow"]
-    if device.type == "cpu":
-        leave_out_shared_memory_op()
-        gather_weights_at_once()
-        # A thread that encodes the next step may hold Python for 5 ms, and every sum over workers would wait for that long.
-        sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -15,29 +15,28 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from raymed.data.leak import guard
-from raymed.data.micro_batches import Division, MicroBatch
+from raymed.data.micro_batches import MicroBatch
 from raymed.data.plan import EpochPlan, repeat_counts
 from raymed.data.prepared import Prepared
-from raymed.data.stream import Reader, ShardReader, ahead
+from raymed.data.stream import ShardReader, ahead
 from raymed.errors import CommonError, RunError, UserError
-from raymed.recipes.recipe import Batch, Predictions, Probe, Recipe, TrainingPass, probe_of
+from raymed.recipes.recipe import Batch, Predictions, TrainingPass, probe_of
 from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.best import Best
 from raymed.training.checkpoint import Checkpoints, Progress, fetch, find_newest, step_of
 from raymed.training.course import Course
-from raymed.training.engine import Engine, division, prepare_process
+from raymed.training.engine import Engine, division
 from raymed.training.frozen import Source
 from raymed.training.means import means
 from raymed.training.memory_plan import settled
 from raymed.training.network import check_pretrained
-from raymed.training.predictions import in_order
 from raymed.training.preemption import Leave, Notice, Notices, Preempted
+from raymed.training.process import prepare_process
 from raymed.training.retention import Retention, scratch
 from raymed.training.saving import Saving
 from raymed.training.settings import TrainSettings
@@ -47,6 +46,7 @@ from raymed.training.stall import StallGuard
 from raymed.training.step_log import STEPS, TOTAL_STEPS, StepLog
 from raymed.training.stop_decisions import wait_for_verdict
 from raymed.training.upload import keep
+from raymed.training.validation import judge_rows
 from raymed.training.worker_context import WorkerContext
 from raymed.training.zero import own_disk
 
@@ -59,7 +59,6 @@ HISTORY = "history"  # of a run that goes on: the metrics of each validation bef
 FAILED = "failed"  # why a run ends before its time
 CAUSE = "cause"  # of that, as Python tells it
 COMMON = "common"  # beside that: all runs of a search would meet it, see `CommonError`
-JUDGED_BY = ["id", "patient", "study", "position", "label", "source"]
 
 
 def train(context: WorkerContext, spec: RunSpec, source: Source, stop_decisions: ActorHandle | None, keep_all: bool) -> None:
@@ -302,47 +301,16 @@ class Run:
 
     def _validate(self) -> tuple[dict[str, float], Predictions | None]:
         """Metrics over every validation row, and those of the probe; and the predictions for the validation rows."""
+        judge = partial(judge_rows, self.engine, self.spec.train.packs_at_once, self._leave_if_told)
         metrics: dict[str, float] = {}
         predictions: Predictions | None = None
         if len(self.validation):
             recipe, reader = self.spec.recipe, self.readers.validation
-            metrics, predictions = self._judge(recipe, self.prepared, self.validation, reader)
+            metrics, predictions = judge(recipe, self.prepared, self.validation, reader)
         if self.probe is not None:
             rows = self.probe.rows(self.probed)
-            metrics |= self._judge(self.probe, self.probed, rows, ShardReader(self.probed))[0]
+            metrics |= judge(self.probe, self.probed, rows, ShardReader(self.probed))[0]
         return metrics, predictions
-
-    def _judge(
-        self, judge: Recipe | Probe, prepared: Prepared, rows: np.ndarray, reader: Reader
-    ) -> tuple[dict[str, float], Predictions]:
-        """Metrics over every row exactly once, the same on all workers, and, on worker 0, the predictions in the order of
-        the rows."""
-        plan = tuple((row,) for row in rows.tolist())
-        shares = Division(self.spec.train.packs_at_once, self.workers).share(plan, self.worker)
-        mine = [[row for (row,) in micro.packs] for micro in shares]
-        outputs: list[tuple[list[int], Predictions]] = []
-        with self.engine.evaluating():
-            encoded = (self.engine.prepare(judge.encode(records, None)) for records in reader.read(mine))
-            for batch, taken, micro in zip(ahead(encoded), mine, shares, strict=True):
-                self._leave_if_told()
-                predicted = self.engine.predict(batch, judge)
-                if micro.counts:
-                    outputs.append((taken, predicted))
-        gathered: list[Any] | None = [None] * self.workers if self.worker == 0 else None
-        dist.gather_object(outputs, gathered)
-        predictions: Predictions = {}
-        judged: list[Any] = [None]
-        if gathered is not None:
-            try:
-                predictions = in_order([part for worker in gathered for part in worker])
-                metrics = judge.evaluate(predictions, prepared.columns(rows, JUDGED_BY))
-                judged = [{name: float(value) for name, value in metrics.items()}]  # plain, as checkpoints note them
-            except (UserError, RunError) as error:  # raised on all workers, below
-                judged = [error]
-        dist.broadcast_object_list(judged)
-        if isinstance(judged[0], Exception):
-            raise judged[0]
-        return judged[0], predictions | {"row": rows}
 
     def _report(self, metrics: Mapping[str, Any]) -> None:
         """Tell the driver of metrics and of the steps since the last time, with facts about the run and its best model."""

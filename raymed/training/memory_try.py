@@ -26,8 +26,9 @@ from raymed.data.prepared import Prepared
 from raymed.errors import RunError, UserError
 from raymed.recipes.recipe import TrainingPass
 from raymed.training.cards import CONTEXT, share_of_card
-from raymed.training.engine import Engine, division, prepare_process
+from raymed.training.engine import Engine, division
 from raymed.training.network import NothingToComputeAgainError
+from raymed.training.process import prepare_process
 from raymed.training.rendezvous import meet_nobody
 from raymed.training.spec import RunSpec
 from raymed.training.worker_context import WorkerContext

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from raymed.recipes.recipe import TOKENS
-from raymed.training.engine import StepFigures
 from raymed.training.means import means
+from raymed.training.step_sums import StepFigures
 
 STEPS = "steps"  # rows of steps, among what a worker reports
 TOTAL_STEPS = "total_steps"  # of the whole run; beside them

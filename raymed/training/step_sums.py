@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from raymed.errors import RunError
+
+NOT_FINITE = "the loss is not finite"
+GRADIENT_NOT_FINITE = "the loss's gradient is not finite"
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What an optimizer step computed.
+
+    Attributes:
+        step: its number in the run, from 0.
+        lr: learning rate of the first parameter group in it.
+        gradient_norm: global norm of its gradient, before clipping.
+        sums: (sum, count) per logged name over all workers, of the loss's terms too; see `means`.
+    """
+
+    step: int
+    lr: float
+    gradient_norm: float
+    sums: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,28 @@ class StepSums:
         self.wait()
         values = 2 * len(self.names)
         return torch.cat([self.norm, self.flat[:values]]), self.flat[values:]
+
+
+def figures(steps: Sequence[tuple[StepSums, torch.Tensor]]) -> list[StepFigures]:
+    """What steps computed, in order; here a device is waited for, once for all of them.
+
+    Args:
+        steps: each with the first of what `StepSums.arrived` gave.
+
+    Raises:
+        RunError: a loss, or its gradient, is not a finite number.
+    """
+    numbers = iter(torch.cat([totals for _, totals in steps]).tolist() if steps else [])
+    read = []
+    for step, totals in steps:
+        norm, *pairs = (next(numbers) for _ in range(len(totals)))
+        sums = dict(zip(step.names, zip(pairs[::2], pairs[1::2], strict=True), strict=True))
+        if not all(math.isfinite(total) for total, _ in sums.values()):
+            raise RunError(f"{NOT_FINITE} at step {step.step}: lower train.lr, or look at the rows of that step")
+        if not math.isfinite(norm):  # DeepSpeed has left the step out, and would go on without a word
+            raise RunError(f"{GRADIENT_NOT_FINITE} at step {step.step}: lower train.lr, or look at the rows of that step")
+        read.append(StepFigures(step.step, step.lr, norm, sums))
+    return read
 
 
 def _scalar(value: torch.Tensor | float, device: torch.device) -> torch.Tensor:

@@ -22,7 +22,8 @@ from raymed.models.norm import convert_batch_norms
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
 from raymed.training import compiled
 from raymed.training.compiled import blocks, compile_blocks, obstacle
-from raymed.training.engine import Engine, prepare_process
+from raymed.training.engine import Engine
+from raymed.training.process import prepare_process
 from raymed.training.rendezvous import meet_nobody
 from raymed.training.settings import TrainSettings
 

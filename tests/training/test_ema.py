@@ -18,7 +18,8 @@ from raymed.data.micro_batches import MicroBatch
 from raymed.errors import UserError
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
 from raymed.training.ema import AveragedWeights
-from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.engine import Engine, TrainSettings
+from raymed.training.process import prepare_process
 from raymed.training.state import read_state
 
 CPU, STEPS, DECAY = torch.device("cpu"), 4, 0.9

@@ -1,7 +1,5 @@
 import contextlib
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import product
 
@@ -19,7 +17,8 @@ from raymed.errors import RunError, UserError
 from raymed.models import precision
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
 from raymed.training.cards import refuse_shared
-from raymed.training.engine import Engine, learning_rate, prepare_process
+from raymed.training.engine import Engine
+from raymed.training.process import prepare_process
 from raymed.training.settings import TrainSettings
 from raymed.training.state import settle_kernel
 from raymed.training.zero import deepspeed_config
@@ -27,33 +26,10 @@ from raymed.training.zero import deepspeed_config
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_the_learning_rate_rises_linearly_peaks_once_and_ends_at_its_floor():
-    settings = TrainSettings(warmup=0.25, final_lr=0.1)
-    rates = [learning_rate(step, 40, settings) for step in range(40)]
-    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert max(rates) == 1.0
-    assert learning_rate(40, 40, settings) == pytest.approx(0.1)
-    assert learning_rate(400, 40, settings) == pytest.approx(0.1), "past its end the schedule must not rise again"
-
-
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"micro_batch": 0}, {"ema": 1.0}])
 def test_settings_that_cannot_train_are_refused_before_any_work(wrong):
     with pytest.raises(UserError, match="train"):
         TrainSettings(**wrong)
-
-
-@pytest.mark.slow
-def test_a_worker_starts_without_mlflow_and_can_still_import_it():
-    """DeepSpeed's autotuner imports it if it can, which is a fifth of a worker's start."""
-    code = """
-import sys, torch
-from raymed.training.engine import prepare_process
-prepare_process(torch.device("cpu"))
-assert "deepspeed" in sys.modules and "mlflow" not in sys.modules
-import mlflow.version
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(("workers", "trained", "bucket"), [(1, 1000, 1000), (2, 1000, 1000), (2, 10**9, 500_000_000)])
@@ -196,12 +172,3 @@ def _compare_cards(worker: int, cards: tuple[str, str], store: object) -> None:
     dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{store}")
     with contextlib.nullcontext() if len({*cards}) == 2 else pytest.raises(UserError, match=f"share a GPU .{cards[0]}"):
         refuse_shared(cards[worker], None)
-
-
-def test_the_training_thread_and_deepspeed_take_the_card_that_ray_gave(monkeypatch):
-    taken = []
-    monkeypatch.setattr("torch.cuda.set_device", taken.append)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    prepare_process(torch.device("cuda:3"))
-    assert (taken, os.environ["LOCAL_RANK"]) == ([torch.device("cuda:3")], "3")

@@ -17,8 +17,9 @@ from raymed.models.precision import has_bf16
 from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training.checkpoint import Progress, checkpoint_names, read_history
-from raymed.training.engine import TrainSettings, learning_rate
+from raymed.training.engine import TrainSettings
 from raymed.training.fit import _trainer, fit, resources
+from raymed.training.schedule import learning_rate
 from raymed.training.spec import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]

@@ -1,22 +1,16 @@
-"""What a worker encodes of an epoch's plan, and tells of its validation, without a cluster."""
+"""What a worker encodes of an epoch's plan, and what it does when it is told to leave, without a cluster."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch.distributed as dist
 import torch.multiprocessing
 
 from raymed.data.micro_batches import Division
 from raymed.data.plan import EpochPlan
-from raymed.errors import RunError
-from raymed.recipes.recipe import Batch, TrainingPass
+from raymed.recipes.recipe import TrainingPass
 from raymed.training.checkpoint import Progress
 from raymed.training.engine import TrainSettings
 from raymed.training.loop import Run
@@ -77,54 +71,3 @@ def test_word_to_leave_comes_with_a_step_and_ends_the_run_after_it() -> None:
         Run._train_on(run, PLAN)
     assert left.value.notice == Notice.JOB and steps == [0, 1]
     assert (run.progress.step, run.progress.global_step) == (2, 2), "what was done is saved"
-
-
-class Writer:
-    """A recipe that writes a report of each row, and an engine that says what it wrote."""
-
-    def encode(self, records: list[int], training: None) -> Batch:
-        return Batch({}, {"loss": float(len(records))}, [str(row) for row in records])
-
-    def predict(self, batch: Batch, judge: Any) -> dict[str, Any]:
-        return {"report": [f"row {row}" for row in batch.ids], "length": np.array([len(row) for row in batch.ids])}
-
-    def evaluate(self, predictions: dict[str, Any], records: dict[str, Any]) -> dict[str, float]:
-        if predictions["report"] != [f"row {row}" for row in records["row"]]:
-            raise RunError(f"{predictions['report']} are not the reports of {records['row']}")
-        return {"val_loss": np.float32(len(records["row"]))}  # type: ignore[dict-item] # a checkpoint could not note it
-
-    def prepare(self, batch: Batch) -> Batch:
-        return batch
-
-    def evaluating(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def read(self, rows: Any) -> Any:
-        return iter(rows)
-
-
-def _validate(worker: int, store: Path) -> None:
-    dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{store}")
-    writer = Writer()
-    for wrong in (0, 1):
-        rows = np.arange(3, 10)
-        spec = SimpleNamespace(train=TrainSettings(micro_batch=2), recipe=writer, rows=lambda *_, rows=rows: rows)
-        prepared = SimpleNamespace(columns=lambda rows, _, wrong=wrong: {"row": rows + wrong})
-        run: Any = SimpleNamespace(
-            spec=spec,
-            worker=worker,
-            workers=2,
-            engine=writer,
-            _leave_if_told=lambda: None,
-        )
-        if wrong:
-            with pytest.raises(RunError, match="are not the reports of"):
-                Run._judge(run, writer, prepared, rows, writer)  # type: ignore[arg-type]
-            continue
-        metrics, predictions = Run._judge(run, writer, prepared, rows, writer)  # type: ignore[arg-type]
-        assert json.dumps(metrics) == '{"val_loss": 7.0}'
-        assert predictions.get("report") == ([f"row {row}" for row in range(3, 10)] if worker == 0 else None)
-
-
-def test_texts_of_all_workers_are_judged_once_and_what_is_wrong_with_them_ends_the_run_on_each(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(_validate, (tmp_path / "store",), nprocs=2, start_method="fork")

@@ -16,8 +16,9 @@ from torch import nn
 from worker_processes import run_workers
 
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
-from raymed.training.engine import Engine, TrainSettings, division, prepare_process
+from raymed.training.engine import Engine, TrainSettings, division
 from raymed.training.means import means, sums_of
+from raymed.training.process import prepare_process
 
 CPU = torch.device("cpu")
 STEPS, ROWS, WORDS, WEIGHT = 4, 8, 11, 0.25
@@ -98,7 +99,7 @@ def work(worker: int, workers: int, out: Path) -> None:
 
 def in_one_piece() -> list[dict[str, float]]:
     """The same steps in plain torch: a global batch is one batch."""
-    from raymed.training.engine import learning_rate
+    from raymed.training.schedule import learning_rate
 
     torch.manual_seed(0)
     module = Both().build()

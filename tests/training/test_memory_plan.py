@@ -23,10 +23,10 @@ from raymed.recipes.recipe import Batch, Loss, LossTerm
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import memory_plan
 from raymed.training.checkpoint import checkpoint_names, read_history
-from raymed.training.engine import prepare_process
 from raymed.training.lone_worker import train_alone
 from raymed.training.memory_plan import PLAN, MemoryPlan, chosen, largest_of, settled, shared_name, sizes_of
 from raymed.training.memory_try import Tried
+from raymed.training.process import prepare_process
 from raymed.training.rendezvous import meet_nobody
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec

@@ -15,8 +15,8 @@ from ray import cloudpickle
 from test_memory_plan import A_ROW, CPU, memory_plan_tests, spec_of
 from worker_processes import run_workers
 
-from raymed.training.engine import prepare_process
 from raymed.training.memory_try import tried, tried_alone
+from raymed.training.process import prepare_process
 from raymed.training.rendezvous import meet_nobody
 from raymed.training.spec import RunSpec
 

@@ -22,7 +22,8 @@ from raymed.errors import StorageError
 from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.checkpoint import Progress, checkpoint_names, fetch_newest, verify
-from raymed.training.engine import Engine, prepare_process
+from raymed.training.engine import Engine
+from raymed.training.process import prepare_process
 from raymed.training.saving import REST, Checkpoint, Saving, beside
 from raymed.training.stall import StallGuard
 from raymed.training.upload import upload

@@ -17,8 +17,9 @@ from worker_processes import run_workers
 from raymed.data.micro_batches import MicroBatch
 from raymed.errors import UserError
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
-from raymed.training.engine import Engine, TrainSettings, prepare_process
+from raymed.training.engine import Engine, TrainSettings
 from raymed.training.means import means
+from raymed.training.process import prepare_process
 from raymed.training.state import TrainingState, read_state
 
 SETTINGS = TrainSettings(lr=1e-2, ema=0.9, warmup=0.2)

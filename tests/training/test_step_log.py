@@ -7,8 +7,8 @@ import time
 import pytest
 
 from raymed.recipes.recipe import TOKENS
-from raymed.training.engine import StepFigures
 from raymed.training.step_log import StepLog
+from raymed.training.step_sums import StepFigures
 
 
 def test_what_validating_and_saving_take_is_told_beside_the_seconds_of_training() -> None:

@@ -18,7 +18,8 @@ from worker_processes import run_workers
 from raymed.errors import UserError
 from raymed.models.norm import convert_batch_norms
 from raymed.recipes.recipe import Batch, Loss, LossTerm, ParameterGroup
-from raymed.training.engine import Engine, TrainSettings, division, prepare_process
+from raymed.training.engine import Engine, TrainSettings, division
+from raymed.training.process import prepare_process
 
 CPU = torch.device("cpu")
 STEPS = 3

@@ -18,7 +18,7 @@ from worker_processes import run_workers
 from raymed.compat.deepspeed import LITTLE
 from raymed.errors import UserError
 from raymed.models import precision
-from raymed.training.engine import prepare_process
+from raymed.training.process import prepare_process
 from raymed.training.settings import TrainSettings
 from raymed.training.zero import check_offload, clip_in_update, deepspeed_config, own_disk, sum_gradients_in_place
 

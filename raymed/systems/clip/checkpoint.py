@@ -26,7 +26,7 @@ from raymed.systems.clip.resume import require_same
 from raymed.training.best import Best
 from raymed.training.checkpoint import PREDICTIONS, Progress, new_name, newest_step, publish
 from raymed.training.course import Course
-from raymed.training.engine import learning_rate
+from raymed.training.schedule import learning_rate
 from raymed.training.spec import RunSpec
 from raymed.training.state import TrainingState, write_state
 

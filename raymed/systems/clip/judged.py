@@ -17,8 +17,8 @@ from raymed.evaluation.patients import Patients
 from raymed.recipes.recipe import Predictions
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker
-from raymed.training.loop import JUDGED_BY
 from raymed.training.predictions import last_predictions, read_predictions
+from raymed.training.validation import JUDGED_BY
 
 CONFUSION = "confusion_matrix.png"
 PER_PATIENT = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc")  # of each fold's best epoch

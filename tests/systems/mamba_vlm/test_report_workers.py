@@ -19,8 +19,9 @@ from raymed.systems.mamba_vlm.guide_files import OPTIMIZER, write_checkpoint
 from raymed.systems.mamba_vlm.recipe import ReportRecipe
 from raymed.systems.mamba_vlm.settings import BridgeSettings, InteractionSettings, LanguageSettings, VisionSettings
 from raymed.systems.mamba_vlm.slices import Reading
-from raymed.training.engine import Engine, prepare_process
+from raymed.training.engine import Engine
 from raymed.training.means import means
+from raymed.training.process import prepare_process
 from raymed.training.settings import TrainSettings
 from raymed.training.state import read_state
 

@@ -17,8 +17,9 @@ from raymed.recipes.recipe import TrainingPass
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.sequence import CondDropout
 from raymed.systems.unimedvl.settings import PRESETS, TINY
-from raymed.training.engine import Engine, prepare_process
+from raymed.training.engine import Engine
 from raymed.training.means import means
+from raymed.training.process import prepare_process
 from raymed.training.settings import TrainSettings
 
 CPU = torch.device("cpu")

@@ -15,8 +15,9 @@ from raymed.recipes.recipe import TrainingPass
 from raymed.systems.unimedvl.memory import Counts, memory_plan
 from raymed.systems.unimedvl.recipe import UniMedVLRecipe
 from raymed.systems.unimedvl.settings import PRESETS, TINY, UnifiedModelSettings
-from raymed.training.engine import Engine, prepare_process
+from raymed.training.engine import Engine
 from raymed.training.means import means
+from raymed.training.process import prepare_process
 from raymed.training.settings import TrainSettings
 
 CPU = torch.device("cpu")

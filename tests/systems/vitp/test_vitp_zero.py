@@ -16,8 +16,9 @@ from raymed.data.micro_batches import MicroBatch
 from raymed.models.settings import ModelSettings
 from raymed.recipes.recipe import TrainingPass
 from raymed.systems.vitp.recipe import VitpRecipe
-from raymed.training.engine import Engine, prepare_process
+from raymed.training.engine import Engine
 from raymed.training.means import means
+from raymed.training.process import prepare_process
 from raymed.training.settings import TrainSettings
 
 CPU, STAGES, STEPS = torch.device("cpu"), (1, 2, 3), 2
