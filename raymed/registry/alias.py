@@ -13,6 +13,8 @@ from raymed.job.job import Outcome
 from raymed.language import say
 from raymed.registry.assessment import Assessment
 from raymed.registry.candidate import CHECKPOINT, Candidate
+from raymed.storage.availability import second_look
+from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker, is_permanent
 
 log = logging.getLogger("raymed")
@@ -105,10 +107,18 @@ def move_alias(tracker: Tracker, uri: str, alias: str, is_dry_run: bool = False)
     return Outcome("\n".join(text), {"model": f"models:/{name}@{alias}", "version": number, "before": before})
 
 
-def against(tracker: Tracker, assessment: Assessment, name: str, number: str, alias: str | None) -> str:
+def against(
+    tracker: Tracker, candidate: Candidate, assessment: Assessment, name: str, number: str, alias: str | None
+) -> str:
     """What speaks against giving a version the alias of another one without a person's word; empty where nothing does.
 
     By how much its validation loss is above the other's, over the same patients, is logged.
+
+    Args:
+        candidate: that the version is made from.
+
+    Raises:
+        OSError: its checkpoint's storage is away.
     """
     now = alias_version(tracker, name, alias) if alias is not None else ""
     if now in ("", number):
@@ -117,7 +127,8 @@ def against(tracker: Tracker, assessment: Assessment, name: str, number: str, al
         version = tracker.client.get_model_version(name, now)
         run, tags = tracker.describe(str(version.run_id)), dict(version.tags)
         noted = {name: str(value) for name, value in run.metrics.items()} | tags
-        difference = assessment.above(Candidate.of_run(tracker, run.id, checkpoint=tags.get(CHECKPOINT, "")), noted)
+        other, own = Candidate.of_run(tracker, run.id, checkpoint=tags.get(CHECKPOINT, "")), Folder.at(candidate.checkpoint)
+        difference = second_look(lambda: assessment.above(other, noted), own)
     except (UserError, RunError) as error:
         log.info("not compared with version %s (%s): %s", now, alias, error)
         return f"not comparable with version {now}, whose data or checkpoint are gone or others now"

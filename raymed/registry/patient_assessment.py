@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from raymed.language import say
 from raymed.recipes.metric import VAL_LOSS, Metric
 from raymed.registry import model_card
 from raymed.spreadsheet import to_csv
+from raymed.storage.availability import second_look
 from raymed.storage.folder import Folder
 from raymed.training.predictions import read_predictions
 
@@ -300,7 +302,8 @@ def loss_differences(prepared: Prepared, winner: Folder, others: Mapping[int, Fo
     best, differences = validated_patients(prepared, winner), {}
     for number, checkpoint in others.items():
         try:
-            differences[number] = difference_interval(validated_patients(prepared, checkpoint), best, seed=seed)
+            patients = second_look(partial(validated_patients, prepared, checkpoint), winner)
+            differences[number] = difference_interval(patients, best, seed=seed)
         except (RunError, UserError) as error:  # or a limit on patients, too, was searched
             log.warning("trial %d is not compared with the best: %s", number, error)
     return differences

@@ -102,7 +102,7 @@ def assess_and_register(
             tracker.client.update_model_version(name, number, card)
             tracker.text(candidate.run_id, card, "card.md")
         name_version(tracker, candidate.run_id, key, name, number)
-    why_not = against(tracker, assessment, name, number, alias_of(candidate, alias))
+    why_not = against(tracker, candidate, assessment, name, number, alias_of(candidate, alias))
     uri = give_alias(tracker, candidate, name, number, alias, seen, why_not)
     return Registered(name, number, uri, assessment, facts, card)
 

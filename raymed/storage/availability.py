@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from raymed import clock
-from raymed.errors import StorageError
+from raymed.errors import RunError, StorageError, UserError
 from raymed.storage.folder import Folder
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # what waiting does not mend
+DENIED = "ACCESS_DENIED"  # in what Arrow says of an object store's
+BELIEVED = 60.0  # seconds after which a store that denies access is believed: a machine may lack credentials for a moment
 PAUSE = 2.0  # seconds between two tries
 
 Result = TypeVar("Result")
@@ -24,23 +26,25 @@ def wait_for(
     """Do what a storage may refuse, again and again while it is away.
 
     Args:
-        minutes: to wait for it.
+        minutes: to wait for it, from the first refusal on: what is done may take longer by itself.
         waiting: called before each new try, with why the last one failed.
 
     Raises:
         StorageError: it is full or read-only, or was away for longer.
     """
-    until = clock.seconds() + 60 * minutes
+    since = None
     while True:
         try:
             return action()
         except OSError as error:
-            if is_refusal(error):
+            since = clock.seconds() if since is None else since
+            waited = clock.seconds() - since
+            if is_refusal(error) and (DENIED not in str(error) or waited >= min(BELIEVED, 60 * minutes)):
                 raise StorageError(
                     f"{storage.uri} cannot be used: {error}. The checkpoints in it are untouched. "
                     "Free space or mend the permissions, and run the same command again"
                 ) from error
-            if clock.seconds() > until:
+            if waited >= 60 * minutes:
                 raise StorageError(
                     f"{storage.uri} has been away from {socket.gethostname()} for {minutes:g} minutes "
                     f"(train.storage_minutes): {error}. Its checkpoints are untouched. Bring it back, at the same place on "
@@ -69,6 +73,24 @@ def is_missing(folder: Folder, name: str) -> bool:
     return not folder.exists(name)
 
 
+def second_look(action: Callable[[], Result], there: Folder) -> Result:
+    """Do what fails where something is gone or damaged. That is believed at the second time: the storage may have been away
+    for a moment.
+
+    Args:
+        there: a folder that is in the storage for sure.
+
+    Raises:
+        OSError: that folder is not there, or its storage does not answer.
+        UserError, RunError: as the action, at the second time.
+    """
+    try:
+        return action()
+    except (UserError, RunError):
+        require_there(there)
+        return action()
+
+
 def is_refusal(error: OSError) -> bool:
     """Whether a storage that is there says no: it is full or read-only, or this account may not write."""
-    return error.errno in REFUSALS or "ACCESS_DENIED" in str(error)
+    return error.errno in REFUSALS or DENIED in str(error)

@@ -106,24 +106,32 @@ class Folder:
         Raises:
             UserError: the folder cannot be written to.
         """
-        path = self.inside(name)
         try:
-            if not self.is_local:  # object stores have no folders, and publish an object only when it is complete
-                with self.filesystem.open_output_stream(path) as stream:
-                    stream.write(content)
-                return
-            target = Path(path)
-            temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-            make_folders(target.parent)
-            try:
-                disk.write(temporary, content)
-                disk.keep(temporary)
-                disk.rename(temporary, target)
-                disk.keep(target.parent)
-            finally:
-                disk.remove(temporary)
+            self.put(name, content)
         except OSError as error:
             raise UserError(f"cannot write {self.uri}/{name}: {error}. Free space, or choose another folder.") from error
+
+    def put(self, name: str, content: bytes) -> None:
+        """As `write`, for who waits for a storage that is away.
+
+        Raises:
+            OSError: it is, or refuses.
+        """
+        path = self.inside(name)
+        if not self.is_local:  # object stores have no folders, and publish an object only when it is complete
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        target = Path(path)
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+        make_folders(target.parent)
+        try:
+            disk.write(temporary, content)
+            disk.keep(temporary)
+            disk.rename(temporary, target)
+            disk.keep(target.parent)
+        finally:
+            disk.remove(temporary)
 
     def send(self, name: str, content: IO[bytes]) -> None:
         """Write all that `content` reads to the file `name`, piece by piece.

@@ -44,6 +44,20 @@ def test_one_torn_loser_does_not_stop_the_report(prepared, trials, harm, caplog)
     assert str(file) in caplog.text
 
 
+def test_a_storage_that_is_away_for_a_moment_leaves_no_trial_out(prepared, trials, monkeypatch, caplog):
+    read, away = Folder.read, [trials[1].path]
+
+    def blink(folder, name):
+        if folder.path in away:
+            away.clear()
+            raise FileNotFoundError(name)
+        return read(folder, name)
+
+    monkeypatch.setattr(Folder, "read", blink)
+    assert ties(prepared, trials) == [1, 2]
+    assert not away and not caplog.text
+
+
 def test_a_trial_that_was_validated_on_other_patients_does_not_stop_the_report(prepared, trials, caplog):
     rows = prepared.rows("val")
     kept = rows[prepared.columns(rows, ["patient"])["patient"] != prepared.columns(rows[:1], ["patient"])["patient"][0]]

@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from raymed.compat.mlflow import MODEL_VERSIONS, PARENT
 from raymed.data.plan import SliceSettings
 from raymed.data.prepared import Prepared
-from raymed.errors import CommonError, UserError
+from raymed.errors import CommonError, RunError, UserError
 from raymed.evaluation.calibration import Temperature, fit_temperature
 from raymed.evaluation.known_patients import KnownPatients
 from raymed.evaluation.metrics import evaluate
@@ -709,6 +709,24 @@ def test_a_search_leaves_the_alias_to_a_champion_that_it_cannot_be_compared_with
     )
     assert alias_version(tracker, "raymed-toy", "kept") == good.version
     assert "not comparable with version" in caplog.text and f"promote.py models:/raymed-toy/{worse.version}" in caplog.text
+
+
+def test_a_storage_that_is_away_for_a_moment_keeps_no_better_model_from_the_alias(
+    tracker: Tracker, candidate: Candidate, data: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, above, looks = AssessmentSettings(bootstrap=20), PatientAssessment.above, list[str]()
+    first = assess_and_register(tracker, rival(tracker, candidate, data, tmp_path, 51, 0.0), alias="kept", how=quick)
+
+    def blink(assessment: PatientAssessment, other: Candidate, noted: Any) -> Any:
+        looks.append(other.checkpoint)
+        if len(looks) == 1:
+            raise RunError(f"{other.checkpoint}/predictions.npz is missing or damaged")
+        return above(assessment, other, noted)
+
+    monkeypatch.setattr(PatientAssessment, "above", blink)
+    better = rival(tracker, candidate, data, tmp_path, 52, 5.0)
+    second = assess_and_register(tracker, better, alias="kept", how=quick, seen=first.version)
+    assert len(looks) == 2 and alias_version(tracker, "raymed-toy", "kept") == second.version
 
 
 def test_a_run_that_was_deleted_is_promoted_once_it_is_restored(tracker: Tracker, candidate: Candidate) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from raymed.registry.assessment import AssessmentSettings
 from raymed.registry.candidate import Candidate
 from raymed.registry.loss_assessment import LossAssessment
 from raymed.spreadsheet import to_csv
+from raymed.storage.availability import second_look
 from raymed.storage.folder import Folder
 from raymed.systems.mamba_vlm.evaluation import ReportEvaluation, Writer, evaluate_writer
 from raymed.systems.mamba_vlm.settings import GenerationSettings
@@ -132,10 +134,11 @@ class ReportAssessment(LossAssessment):
     def differences(self, objective: Metric, others: Mapping[int, Folder]) -> dict[int, Estimate]:
         if objective != VAL_LOSS:
             return {}
-        own, differences = self._losses(Folder.at(self.candidate.checkpoint)), {}
+        winner = Folder.at(self.candidate.checkpoint)
+        own, differences = self._losses(winner), {}
         for number, checkpoint in others.items():
             try:
-                losses = self._losses(checkpoint)
+                losses = second_look(partial(self._losses, checkpoint), winner)
             except RunError as error:
                 log.warning("trial %d is not compared with the best: %s", number, error)
                 continue
