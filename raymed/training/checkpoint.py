@@ -22,7 +22,7 @@ from pyarrow import fs
 from raymed.data.plan import SliceSettings
 from raymed.errors import RunError, UserError
 from raymed.models.pretrained import by_contents
-from raymed.storage.availability import require_there
+from raymed.storage.availability import is_missing, require_there
 from raymed.storage.folder import Folder
 from raymed.storage.seal import digest_of_file
 from raymed.training.best import Best
@@ -174,7 +174,16 @@ def checkpoint_names(run: Folder) -> list[str]:
 
 def sealed_names(run: Folder) -> list[str]:
     """Names of a run's checkpoints of which the list is there, without which none counts, as they were written."""
-    return [name for name in checkpoint_names(run) if run.exists(f"{name}/{FIRST_LIST}")]
+    return [name for name in checkpoint_names(run) if is_sealed(run, name)]
+
+
+def is_sealed(run: Folder, name: str) -> bool:
+    """Whether a checkpoint's list is there.
+
+    Raises:
+        OSError: the run's folder is not there, or its storage does not answer.
+    """
+    return not is_missing(run, f"{name}/{FIRST_LIST}")
 
 
 def step_of(name: str) -> int:

@@ -25,7 +25,7 @@ from raymed.storage.availability import is_refusal, require_there, wait_for
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import PROGRESS, checkpoint_names, newest_step, read_history
 from raymed.training.frozen import Source
-from raymed.training.lone_worker import suffices, train_alone
+from raymed.training.lone_worker import leaves_nothing, suffices, train_alone
 from raymed.training.loop import COMMON, FAILED, train
 from raymed.training.placement import Placement
 from raymed.training.preemption import NoteTermination, is_preempted
@@ -150,6 +150,22 @@ def fit(
             log.warning("run %s lost its workers, but got on before it did: it is started again", spec.name)
 
 
+def _fit_alone(spec: RunSpec, source: Source, stop_decisions: ActorHandle, keep_all: bool) -> None:
+    """As `fit`, of one worker, in this process. What a storage refuses for a moment is tried again, as workers that are
+    processes of their own would be started again."""
+    failures = 0
+    while True:
+        before = _in_storage(spec, lambda: _step_to_begin_with(spec.folder))
+        try:
+            train_alone(spec, source, stop_decisions, keep_all, tune.report)
+            return
+        except OSError as error:
+            failures = 1 + failures if _in_storage(spec, lambda: newest_step(spec.folder)) == before else 1
+            if failures > RESTARTS or not leaves_nothing(spec.train):
+                raise
+            log.warning("run %s could not reach its storage (%s): it goes on from its newest checkpoint", spec.name, error)
+
+
 def _in_storage(spec: RunSpec, action: Callable[[], Done]) -> Done:
     """Do something in a run's storage, which is there once the run has begun; one that is away is waited for."""
     storage = Folder.at(spec.storage)
@@ -243,7 +259,7 @@ def fit_trial(
         # the run's folder would be made below the mount point of a storage that is away
         _in_storage(spec, lambda: None)
         if suffices(each.workers):
-            train_alone(spec, sources[spec.data], stop_decisions, keep_all, tune.report)
+            _fit_alone(spec, sources[spec.data], stop_decisions, keep_all)
         else:
             fit(spec, sources[spec.data], each, stop_decisions, [Reports(tune_queue())], keep_all)
     except CommonError as error:

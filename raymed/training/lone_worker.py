@@ -20,7 +20,6 @@ from raymed.training.loop import train
 from raymed.training.rendezvous import meet_nobody
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
-from raymed.training.stall import STALLED
 from raymed.training.worker_context import WorkerContext
 
 BEGUN = "begun"  # what a run reports first
@@ -52,13 +51,13 @@ def train_alone(
 
     Raises:
         StorageError: a disk refuses what is written.
+        OSError: a storage was away at a moment that nobody waits at; the run goes on from its newest checkpoint.
     """
     report({BEGUN: 1.0})  # it waits for no machine any more
     device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
     if not dist.is_initialized():  # and so it stays: DeepSpeed remembers the groups that it made in it
         meet_nobody(device)
     try:
-        spec.folder.delete(STALLED)
         spec.folder.make()
         train(WorkerContext(0, 1, 0, 1, device, report, lambda: False), spec, source, stop_decisions, keep_all)
     except OSError as error:

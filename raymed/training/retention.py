@@ -15,7 +15,7 @@ from pathlib import Path
 
 from raymed.storage import disk
 from raymed.storage.folder import Folder
-from raymed.training.checkpoint import Checkpoints, checkpoint_names, sealed_names
+from raymed.training.checkpoint import Checkpoints, checkpoint_names, is_sealed
 
 NEWEST = 2  # checkpoints kept besides the best: the newest may be torn by a power cut
 
@@ -44,7 +44,8 @@ class Retention:
         self._own.add(name)
         needed = {kept for pair in self._newest for kept in pair}
         removable = self._torn if self._keep_all else self._own
-        _remove(self._run, removable.intersection(checkpoint_names(self._run)) - needed)
+        with suppress(OSError):  # the next time removes them
+            _remove(self._run, removable.intersection(checkpoint_names(self._run)) - needed)
 
 
 def sweep(run: Folder, models: set[str]) -> None:
@@ -53,9 +54,11 @@ def sweep(run: Folder, models: set[str]) -> None:
     Args:
         models: names of checkpoints that hold a best model.
     """
-    _remove(run, {*checkpoint_names(run)} - {*sealed_names(run)[-NEWEST:]} - models)
-    if run.is_local:
-        with suppress(OSError):
+    with suppress(OSError):  # the same command does it once more
+        names = checkpoint_names(run)  # once: the storage may go away for a moment between two looks
+        newest = [name for name in names if is_sealed(run, name)][-NEWEST:]
+        _remove(run, {*names} - {*newest} - models)
+        if run.is_local:
             disk.keep(Path(run.path))  # nobody looks any more, should what was removed come back
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from raymed.data.stream import Staged, stage
 from raymed.recipes.metric import LAST
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import checkpoint
-from raymed.training.checkpoint import checkpoint_names, newest_step, read_history
-from raymed.training.fit import fit, resources
+from raymed.training.checkpoint import FIRST_LIST, checkpoint_names, new_name, newest_step, read_history
+from raymed.training.fit import RESTARTS, _fit_alone, fit, resources
 from raymed.training.lone_worker import suffices, train_alone
 from raymed.training.loop import HISTORY
 from raymed.training.settings import TrainSettings
@@ -119,6 +120,28 @@ def test_a_run_whose_storage_is_away_for_one_look_trains_no_step_again_and_tells
     first, *others = [report for report in reports if "finished" in report]
     assert [each["epoch"] for each in (*first[HISTORY], first)] == [1, 2]
     assert all(HISTORY not in report for report in others)
+
+
+@pytest.mark.parametrize(("gets_on", "tries"), [(False, 1 + RESTARTS), (True, 6)])
+def test_what_a_storage_refuses_for_a_moment_does_not_end_a_run_that_gets_on(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gets_on: bool, tries: int
+) -> None:
+    """Workers with processes of their own are started again; of one without it was the trial's end."""
+    spec, tried = spec_of(prepared, tmp_path, "refused", 0), list[RunSpec]()
+
+    def refused(spec: RunSpec, *_: Any) -> None:
+        tried.append(spec)
+        if gets_on and len(tried) == 6:
+            return
+        if gets_on:
+            (Path(spec.folder.path) / new_name(len(tried), 1)).mkdir(parents=True)
+            spec.folder.write(f"{checkpoint_names(spec.folder)[-1]}/{FIRST_LIST}", b"{}")
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("raymed.training.fit.train_alone", refused)
+    with contextlib.nullcontext() if gets_on else pytest.raises(OSError, match="Input/output"):
+        _fit_alone(spec, None, None, False)  # type: ignore[arg-type]
+    assert len(tried) == tries
 
 
 def test_only_on_a_machine_of_its_own_is_a_run_left_without_ray_trains_watch(monkeypatch: pytest.MonkeyPatch) -> None:

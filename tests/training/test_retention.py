@@ -67,6 +67,34 @@ def test_what_a_power_cut_brought_back_after_a_run_s_end_is_swept(tmp_path):
     assert checkpoint_names(Folder.at(tmp_path)) == [names[0], names[2], names[3]], "what was never whole is no newest one"
 
 
+def test_a_storage_that_blinks_at_a_run_s_end_costs_no_checkpoint(tmp_path, monkeypatch):
+    names, exists, looks = [save(tmp_path, step) for step in range(1, 5)], Folder.exists, []
+
+    def blink(folder, name=""):
+        looks.append(name)
+        return exists(folder, name) and looks.count(name) > 1
+
+    monkeypatch.setattr(Folder, "exists", blink)
+    sweep(Folder.at(tmp_path), {names[0]})
+    assert looks and checkpoint_names(Folder.at(tmp_path)) == names
+    sweep(Folder.at(tmp_path), {names[0]})
+    assert checkpoint_names(Folder.at(tmp_path)) == [names[0], *names[2:]]
+
+
+def test_a_storage_that_does_not_list_when_a_checkpoint_was_saved_ends_no_run(tmp_path, monkeypatch):
+    """Of a run in its trial's own process it was the trial's end."""
+    names = [save(tmp_path, step) for step in (1, 2, 3, 4)]
+    retention = opened(tmp_path, names[2], names[2])
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "names", lambda folder: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        retention.add(names[3], names[3])
+        sweep(Folder.at(tmp_path), set())
+    assert checkpoint_names(Folder.at(tmp_path)) == names
+    fifth = save(tmp_path, 5)
+    retention.add(fifth, names[3])
+    assert checkpoint_names(Folder.at(tmp_path)) == [names[3], fifth], "what was left is removed the next time"
+
+
 def test_twenty_kills_while_a_checkpoint_is_written_leave_no_more_than_one(tmp_path):
     """Each leaves a torn checkpoint of a later step than the one that the run goes on from."""
     newest = save(tmp_path, 1)
