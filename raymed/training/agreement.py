@@ -1,4 +1,4 @@
-"""What all workers do in the storage, or none: each waits for the others, and a refusal that one meets is raised on all."""
+"""What all workers do in the storage, or none: each waits for the others, and what one cannot do is raised on all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from raymed.errors import StorageError
+from raymed.errors import RunError, UserError
 from raymed.storage.availability import wait_for
 from raymed.storage.folder import Folder
 from raymed.training.stall import StallGuard
@@ -52,20 +52,20 @@ class Agreement:
         """What comes of an action in the storage, once every worker has done it. A storage that is away is waited for.
 
         Raises:
-            StorageError: on all workers, where that of one refuses.
+            UserError, RunError: on all workers, what one of them meets: alone it would leave the others waiting for it.
         """
         done: list[Result] = []
-        problems = [""] * dist.get_world_size()
-        own = ""
+        problems = list[UserError | RunError | None]([None] * dist.get_world_size())
+        own: UserError | RunError | None = None
         try:
             done.append(wait_for(action, self.folder, self.minutes, self._waiting(self.stall.step)))
-        except StorageError as error:
-            own = str(error)
+        except (UserError, RunError) as error:
+            own = error
         self.may_wait()
         dist.all_gather_object(problems, own, self.group)
         self.stall.step()
-        if problem := next(filter(None, problems), ""):
-            raise StorageError(problem)
+        if problem := own or next(filter(None, problems), None):
+            raise problem
         return done[0]
 
     def may_wait(self) -> None:

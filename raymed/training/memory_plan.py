@@ -54,7 +54,12 @@ class MemoryPlan:
         return MemoryPlan(**json.loads(folder.read(name))) if folder.exists(name) else None
 
     def write(self, folder: Folder, name: str) -> None:
-        folder.write(name, json.dumps(asdict(self)).encode())
+        folder.write(name, self.content)
+
+    @property
+    def content(self) -> bytes:
+        """As it is written down."""
+        return json.dumps(asdict(self)).encode()
 
     def apply(self, train: TrainSettings) -> TrainSettings:
         """The settings, without anything left to find out."""
@@ -189,7 +194,7 @@ def _written(spec: RunSpec) -> MemoryPlan | None:
 
 def _write(spec: RunSpec, plan: MemoryPlan) -> None:
     for folder, name in _places(spec):
-        plan.write(folder, name)
+        wait_for(partial(folder.put, name, plan.content), folder, spec.train.storage_minutes)
 
 
 def plan_alone(spec: RunSpec, device: torch.device, room: int, cpus: int) -> MemoryPlan:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from raymed.errors import StorageError
 from raymed.recipes.exported import RECIPE_FILE
@@ -91,7 +92,7 @@ class Saving:
                 try:
                     write_state()
                     write_model()
-                except (OSError, RuntimeError) as error:  # torch.save knows no OSError
+                except (OSError, RuntimeError, SafetensorError) as error:  # torch.save knows no OSError
                     refuse_full(error)
                     raise
                 listed = digests(state)
@@ -125,7 +126,8 @@ class Saving:
         with checkpoint.room:
             self._agreement.may_wait()
             listed, refusal = _outcome(checkpoint.digests)
-            seal(rest, worker, workers, listed)  # once: a second list would have the first one in it
+            if refusal is None:  # or it would be met again here, on one worker alone
+                seal(rest, worker, workers, listed)  # once: a second list would have the first one in it
 
             def finish() -> None:
                 if refusal is not None:
@@ -151,7 +153,7 @@ class Saving:
             def bring() -> None:
                 try:
                     write()
-                except (OSError, RuntimeError) as error:
+                except (OSError, RuntimeError, SafetensorError) as error:
                     refuse_full(error)
                     raise
                 if self._engine.worker == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import socket
 import tempfile
@@ -15,6 +16,7 @@ from raymed.errors import StorageError
 
 MOUNTS = Path("/proc/self/mounts")
 FULL = 2**20  # bytes that are left, at most, in a folder that is full
+REFUSED = re.compile(r"os error (28|122)\b")  # as safetensors says ENOSPC and EDQUOT; what it had written is gone by then
 
 
 def staging_bytes(module: nn.Module, share: float = 1.0, has_first: bool = True) -> float:
@@ -55,7 +57,7 @@ def refuse_full(error: Exception) -> None:
         StorageError: from `error`, which came of it.
     """
     folder = tempfile.gettempdir()
-    if shutil.disk_usage(folder).free <= FULL:
+    if shutil.disk_usage(folder).free <= FULL or REFUSED.search(str(error)):
         raise StorageError(
             f"on {socket.gethostname()} {folder} is full: every run on a machine puts its checkpoints together there. Free "
             "space, name a folder on a larger disk in TMPDIR before Ray and jobs are started, or train fewer at once"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+import torch.multiprocessing
 
-from raymed.errors import StorageError
+from raymed.errors import CommonError, RunError, StorageError
 from raymed.storage import availability
 from raymed.storage.folder import Folder
 from raymed.training import agreement
@@ -43,6 +45,28 @@ def test_a_worker_that_waits_for_the_storage_says_so_once(tmp_path: Path) -> Non
     assert text.startswith("worker 0 on ") and f"does not see {folder.uri} ([Errno 2] No such" in text
     assert together.reach(lambda: "at once") == "at once"
     assert len(said) == 1, "who does not wait says nothing"
+
+
+MET = [StorageError("full"), CommonError("was prepared again"), RunError("weights are missing")]
+
+
+def _one_of_two_meets(worker: int, store: Path) -> None:
+    dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{store}", timeout=timedelta(seconds=60))
+    together = Agreement(Folder.at(store.parent), 1.0, StallGuard(0, Folder.at(store.parent), worker), lambda text: None)
+    for error in MET:
+
+        def act(error: Exception = error) -> None:
+            if worker == 1:
+                raise error
+
+        with pytest.raises(type(error), match=str(error)) as met:
+            together.reach(act)
+        assert type(met.value) is type(error)
+
+
+def test_what_one_worker_alone_cannot_do_is_raised_on_all_as_what_it_is(tmp_path: Path) -> None:
+    """Where one machine saw other data, the others waited for it for 50 minutes, three times, and nobody was told why."""
+    torch.multiprocessing.start_processes(_one_of_two_meets, (tmp_path / "store",), nprocs=2, start_method="fork")
 
 
 @pytest.mark.usefixtures("_alone")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import nn
 
 from raymed.errors import StorageError
@@ -67,13 +68,23 @@ def test_a_temporary_folder_in_memory_is_too_small_before_training_and_not_at_th
 def test_a_checkpoint_for_which_other_runs_left_no_room_says_so_and_what_to_do(tmp_path, monkeypatch):
     """torch's own words are of an inline_container; the run would be started again, from the beginning perhaps."""
 
+    of_torch = RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+    of_safetensors = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    met = [of_torch]
+
     def refused() -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+        raise met[0]
 
     engine = SimpleNamespace(worker=0, workers=1, save=lambda folder: refused)
     agreement = SimpleNamespace(attempt=lambda do: do(), reach=lambda do: do(), may_wait=lambda: None)
     monkeypatch.setattr(dist, "broadcast_object_list", lambda names: None)
-    for free, error, words in ((0, StorageError, "is full: .* TMPDIR"), (2**30, RuntimeError, "inline_container")):
+    full = (StorageError, "is full: .* TMPDIR")
+    for free, met[0], error, words in (
+        (0, of_torch, *full),
+        (2**30, of_torch, RuntimeError, "inline_container"),
+        (2**30, of_safetensors, *full),  # it has removed by then what it had written
+        (2**30, SafetensorError("InvalidHeader"), SafetensorError, "InvalidHeader"),
+    ):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         saving = Saving(engine, Folder.at(tmp_path / "run"), agreement)
         (tmp_path / "run").mkdir(exist_ok=True)
