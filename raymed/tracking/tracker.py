@@ -47,9 +47,11 @@ log = logging.getLogger("raymed")
 KEY, REASON = "raymed.key", "raymed.reason"
 GENERATION = "raymed.generation"  # the tag that tells a search's runs from those of another one under the same name
 DRAWN = "raymed.drawn"  # and a trial's run from that of one which the record has lost, and drawn otherwise since
-PERMANENT = {  # MLflow's answers that stay the same however often it is asked
+# MLflow's answers that stay the same however often it is asked. BAD_REQUEST is none: so it says that its database is busy,
+# or has lost its connection (mlflow/store/db/utils.py).
+PERMANENT = {
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
-    *("INVALID_STATE", "BAD_REQUEST", "MALFORMED_REQUEST"),
+    *("INVALID_STATE", "MALFORMED_REQUEST"),
 }
 DENIED = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}  # those of who does not know us, or not enough
 USED = "raymed.used"  # the tag that says whom a run is trained and validated on
@@ -202,7 +204,7 @@ class Tracker:
 
     def tagged(self, tag: str, value: str = "") -> list[RunRecord]:
         """The runs that have a tag, with this value where one is given, in all experiments, also those that were deleted."""
-        experiments = [each.experiment_id for each in self.client.search_experiments(ViewType.ALL)]
+        experiments = all_experiments(self.client, ViewType.ALL)
         which = f"tags.`{tag}` = '{value}'" if value else f"tags.`{tag}` LIKE '%'"
         return [RunRecord.of(run) for run in self.client.search_runs(experiments, which, ViewType.ALL, max_results=50_000)]
 
@@ -324,6 +326,17 @@ def is_denied(error: BaseException | None) -> bool:
     return isinstance(error, MlflowException) and error.error_code in DENIED
 
 
+def all_experiments(client: MlflowClient, which: int = ViewType.ACTIVE_ONLY) -> list[str]:
+    """Ids of a server's experiments, which it gives by pages."""
+    ids, token = list[str](), None
+    while True:
+        page = client.search_experiments(which, page_token=token)
+        ids += [each.experiment_id for each in page]
+        token = page.token
+        if not token:
+            return ids
+
+
 def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:
     """The newest runs of all experiments; creates none.
 
@@ -331,7 +344,7 @@ def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:
         UserError: the address cannot be reached.
     """
     client = MlflowClient(reachable(tracking_uri)[0])
-    experiments = [each.experiment_id for each in client.search_experiments()]
+    experiments = all_experiments(client)
     return [RunRecord.of(run) for run in client.search_runs(experiments, max_results=count)]
 
 

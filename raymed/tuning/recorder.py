@@ -227,7 +227,7 @@ class Recorder:
                 begun_with={"how": how, **paths, **({"start.uri": spec.start.uri} if spec.start else {})},
             )
             if spec.data not in self._digests:
-                self._digests[spec.data] = spec.open_data().digest
+                self._digests[spec.data] = spec.reach_data().digest
             context = f"training without fold {fold}" if fold else "training"
             self._tracker.input(run, self._search.name, self._digests[spec.data], spec.data, context)
             self._runs[number] = run
@@ -237,7 +237,7 @@ class Recorder:
         """Whom a run is trained and validated on, counted once for all trials that have it in common."""
         key = repr((spec.data, spec.fold, spec.sampling, spec.seed))
         if key not in self._usages:
-            self._usages[key] = spec.usage(spec.open_data())
+            self._usages[key] = spec.usage(spec.reach_data())  # a storage that is away is tried again, as MLflow is
         return self._usages[key]
 
 

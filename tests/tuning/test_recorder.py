@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from raymed.data.prepared import Prepared
 from raymed.errors import UserError
+from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.tracking.names import quoted
 from raymed.tracking.tracker import KEY, Tracker
@@ -197,6 +198,29 @@ def ended(search: Search, train: TrainSettings, steps: int) -> None:
     study.tell(0, TrialState.COMPLETE)
     recorder.observe(0, "COMPLETE", {})
     recorder.close()
+
+
+def test_data_whose_storage_is_away_for_a_moment_hold_mlflow_up_and_end_nothing(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second as a trial began ended the whole search: "... is not prepared data"."""
+    study, read, looks = search.open_study(), Folder.read, list[str]()
+
+    def blink(folder: Folder, name: str) -> bytes:
+        looks.append(name)
+        if looks.count(name) == 1:
+            raise FileNotFoundError(name)
+        return read(folder, name)
+
+    template = dataclasses.replace(search.template, data_digest=search.template.open_data().digest)
+    search = dataclasses.replace(search, template=template)
+    recorder, _, _ = open_recorder(search, study)
+    study.ask(search.budget)
+    monkeypatch.setattr(Folder, "read", blink)
+    recorder.observe(0, "start", {})
+    recorder.observe(0, "epoch", report(study, 0, 1))
+    recorder.close()
+    assert "manifest.json" in looks[0] and shown(search) == {"search/trial-0000": ("RUNNING", None, [1])}
 
 
 def test_an_epoch_that_a_head_which_was_cut_off_still_writes_is_there_once(
