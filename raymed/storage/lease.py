@@ -28,7 +28,7 @@ log = logging.getLogger("raymed")
 
 CLAIMS = ".leases"
 
-_held: set[str] = set()  # by this process
+_held: dict[str, _Claim] = {}  # by this process, by folder
 
 
 @contextmanager
@@ -44,13 +44,23 @@ def lease(storage: Folder, name: str) -> Iterator[None]:
         return
     claim = _Claim(folder, name)
     claim.make()
-    _held.add(folder.uri)
+    _held[folder.uri] = claim
     try:
         claim.heartbeat.start()
         yield
     finally:
-        _held.discard(folder.uri)
+        del _held[folder.uri]
         claim.heartbeat.end()
+
+
+def holds(storage: Folder, name: str) -> bool:
+    """Whether this process has the lease on a name, and nobody has taken it over since.
+
+    Raises:
+        OSError: the storage does not answer, or is not there.
+    """
+    folder = storage.child(f"{CLAIMS}/{name}")
+    return folder.uri in _held and _held[folder.uri].is_there
 
 
 class _Claim:
@@ -96,6 +106,15 @@ class _Claim:
                 self._folder.delete(self._file)
             raise
 
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has removed it: who takes over does.
+
+        Raises:
+            OSError: the storage does not answer, or is not there.
+        """
+        return not is_missing(self._folder, self._file)
+
     def _stopped(self) -> dict[str, dict[str, Any]]:
         """The claims whose processes have stopped, and what those wrote of themselves.
 
@@ -133,7 +152,7 @@ class _Claim:
         one's by now.
         """
         require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
-        is_there, files = not is_missing(self._folder, self._file), self._folder.names()
+        is_there, files = self.is_there, self._folder.names()
         rivals = {file: self._folder.modified(file) for file in self._claims_of_others(files)}
         # one that only looked, or was killed while it did, renews nothing
         renewed = [file for file, at in rivals.items() if self._rivals.get(file, at) != at]

@@ -27,7 +27,6 @@ from raymed.job.job import resume_command
 from raymed.job.library_log import essence
 from raymed.language import reworded, say
 from raymed.registry.alias import seen_version
-from raymed.storage.availability import require_there
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
@@ -117,10 +116,12 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
             recorder.interrupt()
             raise
-        except Exception as error:  # MLflow shows nothing as running, unless what is for it cannot be noted
+        except (
+            Exception
+        ) as error:  # MLflow shows nothing as running, unless what is for it cannot be noted, or another goes on
             with contextlib.suppress(OSError, UserError):
-                require_there(folder)
-                recorder.interrupt(f"{essence(str(error))}; the same command goes on")
+                if search.is_held:
+                    recorder.interrupt(f"{essence(str(error))}; the same command goes on")
             raise
         finally:
             recorder.close()
@@ -211,11 +212,11 @@ def _sweep(folder: Folder) -> None:
                 folder.delete(name)
 
 
-def _decisions(search: Search, study: Study) -> Iterator[tuple[str, int, bool]]:
-    """Every decision so far: of which run, after which epoch (or step), and whether to stop."""
-    for trial in study.trials:
-        for epoch, reason in decisions(trial).items():
-            yield search.spec_of(trial).name, epoch, bool(reason)
+def _decisions(search: Search, study: Study) -> list[tuple[str, int, bool]]:
+    """Every decision that is recorded so far: of which run, after which epoch (or step), and whether to stop."""
+    with study.together():  # what was decided and is not written yet is nobody's to act on
+        decided = [(search.spec_of(trial).name, decisions(trial)) for trial in study.trials]
+    return [(name, epoch, bool(reason)) for name, reasons in decided for epoch, reason in reasons.items()]
 
 
 def _already_searched(search: Search, study: Study, budget: Budget, tracker: Tracker, each: Resources) -> Study:

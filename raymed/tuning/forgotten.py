@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
+from raymed.storage.availability import is_missing
 from raymed.storage.folder import Folder
 
 NOTES = ".forgotten"
@@ -29,8 +30,13 @@ class Forgotten:
 
     @classmethod
     def read(cls, storage: Folder, name: str) -> Forgotten:
+        """What was noted in a storage.
+
+        Raises:
+            OSError: the storage is not there, or does not answer.
+        """
         file = f"{NOTES}/{name}.json"
-        if not storage.exists(file):
+        if is_missing(storage, file):
             return cls()
         values = json.loads(storage.read(file))
         return cls(tuple(values["generations"]), values["is_unfinished"])

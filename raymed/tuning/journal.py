@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import threading
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
+from raymed import clock
 from raymed.compat.optuna import JournalOperation
 from raymed.errors import UserError
 from raymed.storage import disk
@@ -32,25 +34,36 @@ log = logging.getLogger("raymed")
 
 COPY = "study.journal.copy"
 GENERATION = "generation"
+UNSAID = 30.0  # seconds that a write waits before it says so
 
 
 class Journal(BaseJournalBackend):
     """Where Optuna keeps a study: a local file, copied to a folder after every entry. What is damaged is not believed."""
 
-    def __init__(self, path: Path, folder: Folder, forgotten: Collection[str] = (), storage_minutes: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        folder: Folder,
+        forgotten: Collection[str] = (),
+        storage_minutes: float = 0.0,
+        is_ours: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Open or create the file at `path`, whose copy lies in `folder`.
 
         Args:
             forgotten: generations that are over: a head that comes back with the record of one begins anew.
             storage_minutes: how long a write waits for a storage that is away.
+            is_ours: whether this process still holds the search. Then another's copy in an object store is one of before,
+                that was on its way when its head was cut off.
 
         Raises:
             UserError: the file cannot be read or written.
         """
-        self._path, self._storage_minutes = path, storage_minutes
-        self._gathered: list[bytes] | None = None  # lines that are appended but not written yet; see `together`
+        self._path, self._storage_minutes, self._is_ours = path, storage_minutes, is_ours
+        self._lock = threading.RLock()
+        self._is_gathering = False  # see `together`
+        self._unwritten: list[bytes] = []  # the last lines: those that are gathered, or whose write failed
         self._torn = False  # a write failed, and may have left a part
-        self._error: UserError | None = None  # why a write was given up: no later entry follows on it
         self._folder, self._mirror = folder, Mirror(folder, COPY, self._content)
         with self._told_what_to_do():
             mine, copy = _read_both(path, folder)
@@ -78,46 +91,44 @@ class Journal(BaseJournalBackend):
         for entry in logs:
             lines.append(to_line(entry, checksum((lines or self._lines)[-1])))
         self._lines += lines
-        if self._gathered is None:
-            self._write(lines)
-        else:
-            self._gathered += lines
+        self._unwritten += lines
+        if not self._is_gathering:
+            self._write()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is appended within is written at its end, at once."""
-        self._gathered = []
-        try:
-            yield
-        finally:
-            lines, self._gathered = self._gathered, None
-            if lines:
-                self._write(lines)
+        """What is appended within is written at its end, at once. Other threads that enter wait until it is.
+
+        Raises:
+            UserError: see `_write`.
+        """
+        with self._lock:
+            self._is_gathering = True
+            try:
+                yield
+            finally:
+                self._is_gathering = False
+                if self._unwritten:
+                    self._write()
 
     def close(self) -> None:
         """Wait for the copy."""
         self._mirror.close()
 
-    def _write(self, lines: list[bytes]) -> None:
-        """Append to the file, durably.
+    def _write(self) -> None:
+        """Append to the file, durably. What cannot be written comes before what is appended later.
 
         Raises:
-            UserError: it cannot be written, or could not before, or another process has written it.
+            UserError: it cannot be written, or another process has written it.
         """
-        if self._error is not None:
-            raise self._error
-        content = b"".join(lines)
-        try:
-            wait_for(lambda: self._append(content), Folder.at(self._path.parent), self._storage_minutes)
-            self._torn = False
-            self._length += len(content)
-            if self._folder.is_local:
-                self._mirror.renew()
-            else:
-                self._copy()
-        except UserError as error:
-            self._error = error
-            raise
+        content, here = b"".join(self._unwritten), Folder.at(self._path.parent)
+        wait_for(lambda: self._append(content), here, self._storage_minutes, self._waiting(str(self._path)))
+        self._torn, self._unwritten = False, []
+        self._length += len(content)
+        if self._folder.is_local:
+            self._mirror.renew()
+        else:
+            self._copy()
 
     def _copy(self) -> None:
         """Put the copy into an object store, before anybody acts on what was written: this machine may go with its disk.
@@ -126,16 +137,32 @@ class Journal(BaseJournalBackend):
             UserError: another process has put one there.
             StorageError: it was away for too long, or does not take it.
         """
-        content = self._content()
-        wait_for(lambda: self._send(content), self._folder, self._storage_minutes)
+        wait_for(self._send, self._folder, self._storage_minutes, self._waiting(f"{self._folder.uri}/{COPY}"))
 
-    def _send(self, content: bytes) -> None:
-        there = self._folder.size(COPY)
-        if there != self._copied and not (there and content.startswith(self._folder.read(COPY))):  # and not unanswered
+    def _send(self) -> None:
+        content, there = self._content(), self._folder.size(COPY)
+        is_known = there in (0, self._copied) or content.startswith(self._folder.read(COPY))  # put, and not answered
+        if not is_known and not self._is_ours():
             path = f"{self._folder.uri}/{COPY}"
             raise UserError(f"another process has written {path}: this one ends. Run the command once at a time")
         self._folder.send(COPY, io.BytesIO(content))
         self._copied = len(content)
+
+    def _waiting(self, what: str) -> Callable[[OSError], None]:
+        """Says, once, that something is not written yet: the whole search stands still meanwhile."""
+        since, said = clock.seconds(), list[OSError]()
+
+        def wait(error: OSError) -> None:
+            if not said and clock.seconds() - since >= UNSAID:
+                said.append(error)
+                log.warning(
+                    "%s cannot be written (%s): the search waits for it, %g minutes at most",
+                    what,
+                    error,
+                    self._storage_minutes,
+                )
+
+        return wait
 
     def _append(self, content: bytes) -> None:
         if not self._ends_where_it_did(content):

@@ -17,8 +17,9 @@ from raymed.language import say
 from raymed.recipes.metric import LAST, VAL_LOSS, Metric
 from raymed.registry.candidate import Candidate
 from raymed.storage import disk
+from raymed.storage.availability import wait_for
 from raymed.storage.folder import Folder
-from raymed.storage.lease import lease
+from raymed.storage.lease import holds, lease
 from raymed.tracking.tracker import Tracker
 from raymed.training.checkpoint import FIRST_LIST, OUTPUTS, PREDICTIONS, checkpoint_names
 from raymed.training.retention import sweep
@@ -118,9 +119,8 @@ class Search:
         if self.runs:
             space, halving = {LISTED: Dimension(choices=tuple(self.runs))}, Halving(first_rung=0)
             first = [{LISTED: name} for name in self.runs]
-        journal = Journal(
-            self.study_path, self.template.folder, self.forgotten.generations, self.template.train.storage_minutes
-        )
+        folder, minutes = self.template.folder, self.template.train.storage_minutes
+        journal = Journal(self.study_path, folder, self.forgotten.generations, minutes, lambda: self.is_held)
         return Study(
             *(journal, self.name, space, first, halving, self.template.seed, self.objective, self.template.train.counted),
             begun_with={"weights": self.weights, "data": self.data_digests},
@@ -200,12 +200,23 @@ class Search:
     @property
     def has_begun(self) -> bool:
         """Whether an earlier search of this name left a record."""
-        return not self.forgotten.is_unfinished and (disk.exists(self.study_path) or self.template.folder.exists(COPY))
+        is_there = disk.exists(self.study_path) or self.template.folder.exists(COPY)
+        return is_there and not self.forgotten.is_unfinished
 
     @property
     def forgotten(self) -> Forgotten:
-        """Earlier searches of this name that are over."""
-        return Forgotten.read(Folder.at(self.template.storage), self.name)
+        """Earlier searches of this name that are over. A storage that is away is waited for."""
+        storage = Folder.at(self.template.storage)
+        return wait_for(lambda: Forgotten.read(storage, self.name), storage, self.template.train.storage_minutes)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds the search's lease, and nobody has taken it over since.
+
+        Raises:
+            OSError: the storage does not answer, or is not there.
+        """
+        return holds(Folder.at(self.template.storage), self.name)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

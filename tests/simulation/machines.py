@@ -75,7 +75,7 @@ class Process:
     was_cut: bool = False
     is_alive: bool = True
     background: list[Background] = field(default_factory=list)
-    holds: set[str] = field(default_factory=set)
+    holds: dict[str, Any] = field(default_factory=dict)
     reads: set[tuple[str, str]] = field(default_factory=set)
     ended: str | None = None
     error: BaseException | None = None

@@ -219,7 +219,7 @@ MISTAKES: dict[Mistake, int] = {
     checkpoint_is_not_written_out: 2,
     names_of_a_checkpoint_are_not_written_out: 12,
     own_name_of_a_run_is_not_written_out: 4,
-    outbox_is_not_written_out: 10,
+    outbox_is_not_written_out: 9,
     other_claims_are_not_looked_at: 1,
     run_is_created_without_a_look: 6,
     epoch_is_written_again_at_another_time: 1,

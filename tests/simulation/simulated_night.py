@@ -679,27 +679,35 @@ def _guard(index: pa.Table, fold: Any) -> None:
 
 
 class _Held:
-    """As the set of what a process holds."""
+    """As the set, or the dictionary, of what a process holds."""
 
     def __init__(self, world: World, of: str) -> None:
         """
         Args:
-            of: the process's own set.
+            of: the process's own.
         """
         self._world, self._of = world, of
 
-    def _set(self) -> set[Any]:
-        held: set[Any] = getattr(self._world.current, self._of)
-        return held
+    def _own(self) -> Any:
+        return getattr(self._world.current, self._of)
 
     def __contains__(self, each: Any) -> bool:
-        return each in self._set()
+        return each in self._own()
+
+    def __getitem__(self, name: str) -> Any:
+        return self._own()[name]
+
+    def __setitem__(self, name: str, each: Any) -> None:
+        self._own()[name] = each
+
+    def __delitem__(self, name: str) -> None:
+        del self._own()[name]
 
     def add(self, each: Any) -> None:
-        self._set().add(each)
+        self._own().add(each)
 
     def discard(self, each: Any) -> None:
-        self._set().discard(each)
+        self._own().discard(each)
 
 
 _COUNT = itertools.count()

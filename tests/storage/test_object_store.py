@@ -13,8 +13,9 @@ from aws_account import allows, deployed, s3_request, statements
 from object_store import Bucket, object_store
 
 from raymed.errors import UserError
+from raymed.storage import disk
 from raymed.storage.folder import Folder
-from raymed.storage.lease import lease
+from raymed.storage.lease import holds, lease
 from raymed.training.checkpoint import Progress, fetch_newest, new_name, newest_step, publish
 from raymed.tuning.journal import COPY, Journal
 
@@ -113,6 +114,46 @@ def test_a_head_that_comes_back_puts_nothing_over_what_its_successor_wrote(bucke
     cut_off._copied, cut_off._length = 0, len(folder.read(COPY))  # as after a put that was taken and not answered
     (tmp_path / "cut-off" / "study.journal").write_bytes(folder.read(COPY))
     cut_off._copy()
+
+
+def test_a_late_copy_of_a_head_that_was_cut_off_does_not_end_its_successor(bucket, tmp_path):
+    """The put was on its way when the head stood still; the successor holds the search."""
+    storage = Folder.at(f"{bucket}/runs")
+    folder, path = storage.child("late"), tmp_path / "successor" / "study.journal"
+    Journal(tmp_path / "cut-off" / "study.journal", folder)
+    with lease(storage, "late"):
+        successor = Journal(path, folder, is_ours=lambda: holds(storage, "late"))
+        successor.append_logs([{"number": 1}])
+        folder.write(COPY, folder.read(COPY).splitlines(keepends=True)[0] + b"what the other wrote")
+        successor.append_logs([{"number": 2}])
+        assert folder.read(COPY) == path.read_bytes()
+    folder.write(COPY, b"another's")
+    with pytest.raises(UserError, match="another process has written"):
+        successor.append_logs([{"number": 3}])
+
+
+def test_a_record_that_cannot_be_read_for_a_moment_is_copied_all_the_same(bucket, tmp_path, monkeypatch):
+    """On a home folder in a network the search ended with a bare error of the system."""
+    folder, path = Folder.at(f"{bucket}/runs/unread"), tmp_path / "study.journal"
+    journal, read, refused = Journal(path, folder, storage_minutes=1), disk.read, [OSError(5, "Input/output error")]
+
+    def blink(file):
+        if refused:
+            raise refused.pop()
+        return read(file)
+
+    monkeypatch.setattr("raymed.storage.disk.read", blink)
+    monkeypatch.setattr("raymed.storage.availability.PAUSE", 0.01)
+    journal.append_logs([{"number": 1}])
+    assert not refused and folder.read(COPY) == path.read_bytes()
+
+
+def test_a_copy_that_is_gone_is_put_again(bucket, tmp_path):
+    folder = Folder.at(f"{bucket}/runs/gone")
+    journal = Journal(tmp_path / "study.journal", folder)
+    folder.delete(COPY)
+    journal.append_logs([{"number": 1}])
+    assert folder.read(COPY) == (tmp_path / "study.journal").read_bytes()
 
 
 def test_a_copy_that_lacks_what_a_killed_process_wrote_is_there_before_anybody_acts_on_it(bucket, tmp_path):

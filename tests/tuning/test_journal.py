@@ -2,6 +2,7 @@
 
 import errno
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -250,16 +251,62 @@ def test_who_was_cut_off_in_the_midst_of_a_write_cuts_nothing_of_a_successor_off
     assert entries(reopened(path)) == [*ENTRIES, {"op": 6}]
 
 
-def test_nothing_is_written_behind_an_entry_that_was_given_up(path, monkeypatch):
-    """It would follow on one that is not there, and pass for damage."""
+def test_an_entry_whose_write_was_given_up_comes_before_the_next(path, monkeypatch):
+    """The next one followed on an entry that was not there, and passed for damage."""
     journal = reopened(path)
     with monkeypatch.context() as patch:
         patch.setattr("raymed.storage.disk.append", lambda *write: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(UserError, match="Free space"):
             journal.append_logs([{"op": 5}])
-    with pytest.raises(UserError, match="Free space"):
-        journal.append_logs([{"op": 6}])
     assert entries(reopened(path)) == ENTRIES
+    journal.append_logs([{"op": 6}])
+    journal.close()
+    assert entries(reopened(path)) == [*ENTRIES, {"op": 5}, {"op": 6}]
+
+
+def test_a_write_that_waits_for_its_storage_says_so_once(path, monkeypatch, caplog):
+    """The search stands still meanwhile, for twenty minutes of silence."""
+    append, now = disk.append, [0.0]
+    until = iter([*range(30), None])
+
+    def away(*write):
+        if next(until) is not None:
+            raise OSError(errno.EIO, "Input/output error")
+        append(*write)
+
+    monkeypatch.setattr("raymed.storage.disk.append", away)
+    monkeypatch.setattr("raymed.clock.seconds", lambda: now[0])
+    monkeypatch.setattr("raymed.clock.sleep", lambda duration: now.append(now.pop() + duration))
+    journal = reopened(path, storage_minutes=5)
+    journal.append_logs([{"op": 5}])
+    monkeypatch.undo()
+    journal.close()
+    assert caplog.messages == [
+        f"{path} cannot be written ([Errno 5] Input/output error): the search waits for it, 5 minutes at most"
+    ]
+
+
+def test_what_is_not_written_yet_is_not_told_by_another_thread(path, monkeypatch):
+    """A run acted on a decision that a power cut took."""
+    journal, looks = reopened(path), []
+    write = journal._write
+
+    def look():
+        with journal.together():
+            looks.append((entries(journal)[-1], entries(reopened(path))[-1]))
+
+    def slow():
+        other.start()
+        other.join(0.3)
+        write()
+
+    other = threading.Thread(target=look)
+    monkeypatch.setattr(journal, "_write", slow)
+    with journal.together():
+        journal.append_logs([{"op": 5}])
+    other.join()
+    journal.close()
+    assert looks == [({"op": 5}, {"op": 5})]
 
 
 def test_a_damaged_copy_is_not_used(path):

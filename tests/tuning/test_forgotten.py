@@ -1,0 +1,32 @@
+"""What was forgotten is known to every head, though the storage is away for a moment."""
+
+import pytest
+
+from raymed.storage.folder import Folder
+from raymed.tuning.forgotten import Forgotten
+
+
+def test_a_storage_that_is_away_for_a_moment_is_not_taken_for_one_in_which_nothing_was_forgotten(tmp_path, monkeypatch):
+    """The search went on, ended, and the same command then removed what it had found."""
+    storage = Folder.at(tmp_path)
+    Forgotten().begin(["one"]).write(storage, "night")
+    exists, looks = Folder.exists, []
+
+    def blink(folder, name=""):
+        looks.append(name)
+        return exists(folder, name) and (not name or looks.count(name) > 1)
+
+    monkeypatch.setattr(Folder, "exists", blink)
+    assert Forgotten.read(storage, "night") == Forgotten(("one",), is_unfinished=True)
+
+
+def test_a_storage_that_is_away_does_not_say_that_nothing_was_forgotten(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Forgotten.read(Folder.at(tmp_path / "away"), "night")
+
+
+def test_generations_are_gathered_over_several_forgettings(tmp_path):
+    storage = Folder.at(tmp_path)
+    assert Forgotten.read(storage, "night") == Forgotten()
+    Forgotten().begin(["b"]).begin(["a", "b"]).write(storage, "night")
+    assert Forgotten.read(storage, "night") == Forgotten(("a", "b"), is_unfinished=True)
