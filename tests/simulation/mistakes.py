@@ -233,7 +233,7 @@ MISTAKES: dict[Mistake, int] = {
     checkpoint_is_recorded_before_its_epoch: 451,
     debris_stays: 36,
     person_has_no_say: 42,
-    checkpoint_to_go_on_from_is_not_written_out: 148,
+    checkpoint_to_go_on_from_is_not_written_out: 618,
     decisions_are_not_told_again: 30761,
     refused_upload_is_taken_for_done: 30306,
     age_of_a_claim_is_told_by_clocks: 30138,
