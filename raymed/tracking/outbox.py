@@ -70,7 +70,8 @@ class Outbox:
         self._length = 0
         folder = Folder.at(path.parent)
         is_new = wait_for(lambda: is_missing(folder, path.name), folder, storage_minutes)
-        left, is_clean = _left(_copied(path, copy) if is_new else disk.read(path), path)
+        there = wait_for(lambda: _copied(path, copy) if is_new else disk.read(path), folder, storage_minutes)
+        left, is_clean = _left(there, path)
         content = b""
         for entry in left:
             content += to_line(entry)

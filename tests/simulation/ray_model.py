@@ -18,6 +18,7 @@ from machines import Process, World
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
+from raymed.storage.availability import wait_for
 from raymed.training.checkpoint import newest_step
 from raymed.training.fit import POLL, RESTARTS
 from raymed.training.reports import LOST
@@ -48,10 +49,14 @@ class Attempt:
         self.reports: list[dict[str, Any]] = []
         self.ended: str | None = None
         self.leaving = False
-        self.failures, self.before = 0, newest_step(self.spec.folder)
+        self.failures, self.before = 0, self._newest_step()
         self._told = -math.inf
         self.ends: float | None = None
         self.start(0.5)
+
+    def _newest_step(self) -> int:
+        """The process of the trial waits for its storage, in which nobody else waits for it."""
+        return wait_for(lambda: newest_step(self.spec.folder), self.spec.folder, self.spec.train.storage_minutes)
 
     def start(self, after: float) -> None:
         world = self.job.world
@@ -85,10 +90,10 @@ class Attempt:
         self.reports.append({LOST: f"the worker was lost: {self.worker.ended}"})
         self.failures += 1
         if self.failures > RESTARTS:
-            if newest_step(self.spec.folder) == self.before:
+            if self._newest_step() == self.before:
                 self.ended = f"RunError: the worker was lost: {self.worker.ended}"
                 return
-            self.failures, self.before = 0, newest_step(self.spec.folder)
+            self.failures, self.before = 0, self._newest_step()
         self.start(2.0)
 
 

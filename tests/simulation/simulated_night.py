@@ -44,7 +44,7 @@ from raymed import clock
 from raymed.data import prepared as prepared_data
 from raymed.data import readers
 from raymed.data.leak import guard
-from raymed.data.prepared import MANIFEST, Manifest, Prepared, digest_of
+from raymed.data.prepared import MANIFEST, Manifest, MissingError, Prepared, digest_of
 from raymed.data.publish import remove_unread
 from raymed.errors import RunError, UserError
 from raymed.recipes.exported import RECIPE_FILE
@@ -354,6 +354,8 @@ class Night:
             if isinstance(process.error, Violation):
                 raise process.error
             raise Violation(f"a {process.kind} ended with {process.error!r}") from process.error
+        if process.is_training and isinstance(process.error, OSError | MissingError):
+            raise Violation(f"a storage that was away ended a search: {process.error!r}") from process.error
 
     def _require_one_writer(self) -> None:
         """But for one that stands still, or was cut off: its heart ends it once it is back."""

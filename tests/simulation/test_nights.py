@@ -59,6 +59,14 @@ def test_a_storage_that_blinks_while_a_worker_begins_costs_no_checkpoint(moment:
     run_night(1, [Fault(BEGINS, "kill_worker"), *blink], setting)
 
 
+@pytest.mark.parametrize("storage", ["/shared/storage", "s3://bucket/storage"])
+@pytest.mark.parametrize("what", ["take_storage_away", "fail_once"])
+def test_a_storage_that_is_away_for_a_second_at_any_moment_ends_no_search(what: str, storage: str) -> None:
+    setting = Setting(storage, 1, 1, 0, 2, 0, trials=1, epochs=2)
+    for moment in range(100, setting.moments + 200, 23):
+        run_night(1, [Fault(moment, what, "", 2)], setting)
+
+
 BEHIND = {  # a head is lost while the record's copy in an object store lacks the last epoch, or more
     "a slow upload": (3, [Fault(191, "be_slow", "put", 52), Fault(231, "change_head", "report")]),
     "refused uploads": (3, [Fault(186, "refuse_uploads", "put", 2)] * 40 + [Fault(200, "change_head", "report", 1)]),
