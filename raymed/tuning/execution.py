@@ -116,9 +116,8 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         except KeyboardInterrupt:  # trials under way stay RUNNING in the study: the same command goes on with them
             recorder.interrupt()
             raise
-        except (
-            Exception
-        ) as error:  # MLflow shows nothing as running, unless what is for it cannot be noted, or another goes on
+        except Exception as error:
+            # MLflow shows nothing as running, unless what is for it cannot be noted, or another process goes on
             with contextlib.suppress(OSError, UserError):
                 if search.is_held:
                     recorder.interrupt(f"{essence(str(error))}; the same command goes on")
@@ -214,7 +213,7 @@ def _sweep(folder: Folder) -> None:
 
 def _decisions(search: Search, study: Study) -> list[tuple[str, int, bool]]:
     """Every decision that is recorded so far: of which run, after which epoch (or step), and whether to stop."""
-    with study.together():  # what was decided and is not written yet is nobody's to act on
+    with study.at_rest():  # what was decided and is not written yet is nobody's to act on
         decided = [(search.spec_of(trial).name, decisions(trial)) for trial in study.trials]
     return [(name, epoch, bool(reason)) for name, reasons in decided for epoch, reason in reasons.items()]
 

@@ -60,7 +60,7 @@ class Journal(BaseJournalBackend):
             UserError: the file cannot be read or written.
         """
         self._path, self._storage_minutes, self._is_ours = path, storage_minutes, is_ours
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # held while entries are gathered
         self._is_gathering = False  # see `together`
         self._unwritten: list[bytes] = []  # the last lines: those that are gathered, or whose write failed
         self._torn = False  # a write failed, and may have left a part
@@ -97,7 +97,7 @@ class Journal(BaseJournalBackend):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is appended within is written at its end, at once. Other threads that enter wait until it is.
+        """What is appended within is written at its end, at once; see also `at_rest`.
 
         Raises:
             UserError: see `_write`.
@@ -110,6 +110,12 @@ class Journal(BaseJournalBackend):
                 self._is_gathering = False
                 if self._unwritten:
                     self._write()
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Within, nothing that belongs together is half written: another thread waits until it is."""
+        with self._lock:
+            yield
 
     def close(self) -> None:
         """Wait for the copy."""

@@ -132,6 +132,10 @@ class Study:
         """What is recorded within is written at its end, at once."""
         return self._journal.together()
 
+    def at_rest(self) -> AbstractContextManager[None]:
+        """While entered by another thread, what was decided is recorded."""
+        return self._journal.at_rest()
+
     def close(self) -> None:
         """Wait for the record's copy."""
         self._journal.close()

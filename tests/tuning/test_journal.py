@@ -292,7 +292,7 @@ def test_what_is_not_written_yet_is_not_told_by_another_thread(path, monkeypatch
     write = journal._write
 
     def look():
-        with journal.together():
+        with journal.at_rest():
             looks.append((entries(journal)[-1], entries(reopened(path))[-1]))
 
     def slow():
