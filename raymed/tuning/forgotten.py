@@ -33,9 +33,10 @@ class Forgotten:
         """What was noted in a storage.
 
         Raises:
-            OSError: the storage is not there, or does not answer.
+            OSError: the storage does not answer.
         """
         file = f"{NOTES}/{name}.json"
+        storage.make()  # so that one that is away is told from one that is empty
         if is_missing(storage, file):
             return cls()
         values = json.loads(storage.read(file))

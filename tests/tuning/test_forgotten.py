@@ -1,7 +1,5 @@
 """What was forgotten is known to every head, though the storage is away for a moment."""
 
-import pytest
-
 from raymed.storage.folder import Folder
 from raymed.tuning.forgotten import Forgotten
 
@@ -20,9 +18,8 @@ def test_a_storage_that_is_away_for_a_moment_is_not_taken_for_one_in_which_nothi
     assert Forgotten.read(storage, "night") == Forgotten(("one",), is_unfinished=True)
 
 
-def test_a_storage_that_is_away_does_not_say_that_nothing_was_forgotten(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        Forgotten.read(Folder.at(tmp_path / "away"), "night")
+def test_in_a_storage_that_nobody_used_yet_nothing_was_forgotten(tmp_path):
+    assert Forgotten.read(Folder.at(tmp_path / "new"), "night") == Forgotten()
 
 
 def test_generations_are_gathered_over_several_forgettings(tmp_path):
