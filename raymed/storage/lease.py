@@ -49,7 +49,7 @@ def lease(storage: Folder, name: str) -> Iterator[None]:
         claim.heartbeat.start()
         yield
     finally:
-        del _held[folder.uri]
+        _held.pop(folder.uri, None)
         claim.heartbeat.end()
 
 

@@ -702,8 +702,8 @@ class _Held:
     def __setitem__(self, name: str, each: Any) -> None:
         self._own()[name] = each
 
-    def __delitem__(self, name: str) -> None:
-        del self._own()[name]
+    def pop(self, name: str, otherwise: Any) -> Any:
+        return self._own().pop(name, otherwise)
 
     def add(self, each: Any) -> None:
         self._own().add(each)

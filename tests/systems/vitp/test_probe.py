@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,15 +88,14 @@ def _validate(worker: int, store: Path, data: str) -> None:
 
     run: Any = SimpleNamespace(
         spec=SimpleNamespace(train=TrainSettings(micro_batch=5)),
-        worker=worker,
-        workers=2,
-        engine=SimpleNamespace(prepare=lambda batch: batch, predict=predict, evaluating=contextlib.nullcontext),
+        engine=SimpleNamespace(
+            worker=worker, workers=2, prepare=lambda batch: batch, predict=predict, evaluating=contextlib.nullcontext
+        ),
         validation=np.empty(0, np.int64),
         probe=probe,
         probed=prepared,
         _leave_if_told=lambda: None,
     )
-    run._judge = partial(Run._judge, run)
     metrics, predictions = Run._validate(run)
     alone = predict(probe.encode(prepared.read(rows), None), probe)
     assert predictions is None, "what a checkpoint keeps is of validation rows"
