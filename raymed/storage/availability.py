@@ -16,6 +16,7 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM} 
 DENIED = "ACCESS_DENIED"  # in what Arrow says of an object store's
 BELIEVED = 60.0  # seconds after which a store that denies access is believed: a machine may lack credentials for a moment
 PAUSE = 2.0  # seconds between two tries
+UNSAID = 30.0  # seconds that one waits before it says so: most waits are over by then
 
 Result = TypeVar("Result")
 
@@ -52,6 +53,18 @@ def wait_for(
                 ) from error
             waiting(error)
         clock.sleep(PAUSE)
+
+
+def once(say: Callable[[OSError], None]) -> Callable[[OSError], None]:
+    """For `wait_for`: says, one single time, why it waits for longer than most waits take."""
+    since, said = clock.seconds(), list[OSError]()
+
+    def wait(error: OSError) -> None:
+        if not said and clock.seconds() - since >= UNSAID:
+            said.append(error)
+            say(error)
+
+    return wait
 
 
 def require_there(folder: Folder) -> None:

@@ -37,6 +37,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag,
 from mlflow.exceptions import MlflowException
 from requests import HTTPError
 
+from raymed.tracking.experiments import all_experiments
 from raymed.tracking.metric_history import MetricHistory
 
 if TYPE_CHECKING:
@@ -324,17 +325,6 @@ def is_denied(error: BaseException | None) -> bool:
     if isinstance(error, HTTPError):  # of an artefact
         return error.response is not None and error.response.status_code in (401, 403)
     return isinstance(error, MlflowException) and error.error_code in DENIED
-
-
-def all_experiments(client: MlflowClient, which: int = ViewType.ACTIVE_ONLY) -> list[str]:
-    """Ids of a server's experiments, which it gives by pages."""
-    ids, token = list[str](), None
-    while True:
-        page = client.search_experiments(which, page_token=token)
-        ids += [each.experiment_id for each in page]
-        token = page.token
-        if not token:
-            return ids
 
 
 def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:

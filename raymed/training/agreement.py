@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,11 +11,9 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from raymed.errors import RunError, UserError
-from raymed.storage.availability import wait_for
+from raymed.storage.availability import once, wait_for
 from raymed.storage.folder import Folder
 from raymed.training.stall import StallGuard
-
-UNSAID = 30.0  # seconds that a worker waits before it says so: most waits are over by then
 
 Result = TypeVar("Result")
 
@@ -74,16 +71,18 @@ class Agreement:
 
     def _waiting(self, step: Callable[[], None]) -> Callable[[OSError], None]:
         """What is done while this worker waits."""
-        since, until = time.monotonic(), datetime.now() + timedelta(minutes=self.minutes)
-        said: list[str] = []
+        until = datetime.now() + timedelta(minutes=self.minutes)
+
+        def say(error: OSError) -> None:
+            self.tell(
+                f"worker {dist.get_rank()} on {socket.gethostname()} does not see {self.folder.uri} ({error}), and "
+                f"waits for it until {until:%H:%M}. It must be there on every machine of the cluster, at the same place"
+            )
+
+        said = once(say)
 
         def wait(error: OSError) -> None:
             step()
-            if not said and time.monotonic() - since >= UNSAID:
-                said.append(
-                    f"worker {dist.get_rank()} on {socket.gethostname()} does not see {self.folder.uri} ({error}), and "
-                    f"waits for it until {until:%H:%M}. It must be there on every machine of the cluster, at the same place"
-                )
-                self.tell(said[0])
+            said(error)
 
         return wait

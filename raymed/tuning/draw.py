@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -15,7 +15,7 @@ DRAWN_AT_RANDOM = 8  # trials, before TPE learns from those that have reported
 
 
 def draw(
-    trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution], direction: StudyDirection, seed: int
+    trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], direction: StudyDirection, seed: int
 ) -> FrozenTrial:
     """A new trial, by TPE over all settings at once.
 
@@ -26,8 +26,8 @@ def draw(
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=DRAWN_AT_RANDOM)
     draft = optuna.create_study(sampler=sampler, direction=direction)
     draft.add_trials(trials)
-    params = draft.ask(dict(space)).params
-    return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=dict(space))
+    params = draft.ask(space).params
+    return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=space)
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:

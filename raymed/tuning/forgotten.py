@@ -36,7 +36,7 @@ class Forgotten:
             OSError: the storage does not answer.
         """
         file = f"{NOTES}/{name}.json"
-        storage.make()  # so that one that is away is told from one that is empty
+        storage.make()  # or one that nobody has used yet would pass for one that is away
         if is_missing(storage, file):
             return cls()
         values = json.loads(storage.read(file))

@@ -21,11 +21,10 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from raymed import clock
 from raymed.compat.optuna import JournalOperation
 from raymed.errors import UserError
 from raymed.storage import disk
-from raymed.storage.availability import is_missing, wait_for
+from raymed.storage.availability import is_missing, once, wait_for
 from raymed.storage.entries import check, checksum, entry_of, has_checksum, plain, to_line
 from raymed.storage.folder import Folder, keep_names_above, make_folders
 from raymed.storage.mirror import Mirror
@@ -34,7 +33,6 @@ log = logging.getLogger("raymed")
 
 COPY = "study.journal.copy"
 GENERATION = "generation"
-UNSAID = 30.0  # seconds that a write waits before it says so
 
 
 class Journal(BaseJournalBackend):
@@ -156,19 +154,13 @@ class Journal(BaseJournalBackend):
 
     def _waiting(self, what: str) -> Callable[[OSError], None]:
         """Says, once, that something is not written yet: the whole search stands still meanwhile."""
-        since, said = clock.seconds(), list[OSError]()
 
-        def wait(error: OSError) -> None:
-            if not said and clock.seconds() - since >= UNSAID:
-                said.append(error)
-                log.warning(
-                    "%s cannot be written (%s): the search waits for it, %g minutes at most",
-                    what,
-                    error,
-                    self._storage_minutes,
-                )
+        def say(error: OSError) -> None:
+            log.warning(
+                "%s cannot be written (%s): the search waits for it, %g minutes at most", what, error, self._storage_minutes
+            )
 
-        return wait
+        return once(say)
 
     def _append(self, content: bytes) -> None:
         if not self._ends_where_it_did(content):

@@ -133,7 +133,7 @@ class Study:
         return self._journal.together()
 
     def at_rest(self) -> AbstractContextManager[None]:
-        """While entered by another thread, what was decided is recorded."""
+        """While entered by another thread, what was decided is recorded, but for what a write has given up."""
         return self._journal.at_rest()
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ class Attempt:
         self.start(0.5)
 
     def _newest_step(self) -> int:
-        """The process of the trial waits for its storage, in which nobody else waits for it."""
+        """As the trial's own process looks it up, which waits for its storage."""
         return wait_for(lambda: newest_step(self.spec.folder), self.spec.folder, self.spec.train.storage_minutes)
 
     def start(self, after: float) -> None:

@@ -8,15 +8,12 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
@@ -29,7 +26,7 @@ from mlflow.protos.databricks_pb2 import (
 from raymed.errors import UserError
 from raymed.tracking.address import check_reachable
 from raymed.tracking.names import flatten
-from raymed.tracking.tracker import DRAWN, GENERATION, KEY, REASON, Tracker, all_experiments, is_denied, is_permanent
+from raymed.tracking.tracker import DRAWN, GENERATION, KEY, REASON, Tracker, is_denied, is_permanent
 
 
 @pytest.fixture(scope="module")
@@ -418,14 +415,6 @@ def test_a_server_that_is_away_when_the_winner_is_judged_is_waited_for(
     with pytest.raises(UserError, match="does not answer"):
         Tracker.open_patiently(tracker.uri, tracker.experiment, seconds=-1.0)
     assert len(looks) == 1
-
-
-def test_runs_in_all_experiments_are_found_however_many_there_are(tmp_path: Path) -> None:
-    """A server gives 1,000 at once: looks at the same test patients were counted in those alone."""
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    made = {client.create_experiment(f"experiment {number}") for number in range(5)}
-    by_two = SimpleNamespace(search_experiments=partial(client.search_experiments, max_results=2))
-    assert made < {*all_experiments(by_two)}  # type: ignore[arg-type]
 
 
 def test_a_server_whose_database_is_busy_has_refused_nothing_for_good() -> None:

@@ -15,7 +15,6 @@ import torch.multiprocessing
 from raymed.errors import CommonError, RunError, StorageError
 from raymed.storage import availability
 from raymed.storage.folder import Folder
-from raymed.training import agreement
 from raymed.training.agreement import Agreement
 from raymed.training.stall import StallGuard
 
@@ -24,7 +23,7 @@ from raymed.training.stall import StallGuard
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
     monkeypatch.setattr(availability, "PAUSE", 0.01)
-    monkeypatch.setattr(agreement, "UNSAID", 0.1)
+    monkeypatch.setattr(availability, "UNSAID", 0.1)
     yield
     dist.destroy_process_group()
 
