@@ -13,7 +13,7 @@ from raymed.job.job import Outcome
 from raymed.language import say
 from raymed.registry.assessment import Assessment
 from raymed.registry.candidate import CHECKPOINT, Candidate
-from raymed.storage.availability import second_look
+from raymed.storage.availability import require_there, second_look
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker, is_permanent
 
@@ -118,7 +118,7 @@ def against(
         candidate: that the version is made from.
 
     Raises:
-        OSError: its checkpoint's storage is away.
+        OSError: the storage of its checkpoint, or of its data, is away.
     """
     now = alias_version(tracker, name, alias) if alias is not None else ""
     if now in ("", number):
@@ -130,6 +130,7 @@ def against(
         other, own = Candidate.of_run(tracker, run.id, checkpoint=tags.get(CHECKPOINT, "")), Folder.at(candidate.checkpoint)
         difference = second_look(lambda: assessment.above(other, noted), own)
     except (UserError, RunError) as error:
+        require_there(Folder.at(candidate.data))  # they may lie in another storage, and that may be away
         log.info("not compared with version %s (%s): %s", now, alias, error)
         return f"not comparable with version {now}, whose data or checkpoint are gone or others now"
     if difference is None:

@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from raymed import clock
 from raymed.errors import RunError, StorageError, UserError
-from raymed.storage.folder import Folder
+from raymed.storage.folder import Folder, require_mounted
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # what waiting does not mend
 DENIED = "ACCESS_DENIED"  # in what Arrow says of an object store's
@@ -33,14 +34,20 @@ def wait_for(
     Raises:
         StorageError: it is full or read-only, or was away for longer.
     """
-    since = None
+    since = denied_since = None
     while True:
         try:
             return action()
         except OSError as error:
-            since = clock.seconds() if since is None else since
-            waited = clock.seconds() - since
-            if is_refusal(error) and (DENIED not in str(error) or waited >= min(BELIEVED, 60 * minutes)):
+            now = clock.seconds()
+            since = now if since is None else since
+            if not is_denial(error):
+                denied_since = None
+            elif denied_since is None:
+                denied_since = now
+            is_believed = denied_since is None or now - denied_since >= min(BELIEVED, 60 * minutes)
+            waited = now - since
+            if is_refusal(error) and is_believed:
                 raise StorageError(
                     f"{storage.uri} cannot be used: {error}. The checkpoints in it are untouched. "
                     "Free space or mend the permissions, and run the same command again"
@@ -57,10 +64,11 @@ def wait_for(
 
 def once(say: Callable[[OSError], None]) -> Callable[[OSError], None]:
     """For `wait_for`: says, one single time, why it waits for longer than most waits take."""
-    since, said = clock.seconds(), list[OSError]()
+    begun, said = list[float](), list[OSError]()
 
     def wait(error: OSError) -> None:
-        if not said and clock.seconds() - since >= UNSAID:
+        begun[:] = begun or [clock.seconds()]
+        if not said and clock.seconds() - begun[0] >= UNSAID:
             said.append(error)
             say(error)
 
@@ -71,18 +79,23 @@ def require_there(folder: Folder) -> None:
     """Raises: OSError: the folder is not there, or its storage does not answer. Object stores have no folders."""
     if not folder.exists() and folder.is_local:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder.uri)
+    if folder.is_local:
+        require_mounted(Path(folder.path))
 
 
-def is_missing(folder: Folder, name: str) -> bool:
+def is_missing(folder: Folder, name: str, there: Folder | None = None) -> bool:
     """Whether a file is not there. Only a storage that is there is believed, and at a second look: it may have been away at
     the first.
 
+    Args:
+        there: a folder that is in the storage for sure, where `folder` may not be there yet.
+
     Raises:
-        OSError: the folder is not there, or its storage does not answer.
+        OSError: that folder is not there, or its storage does not answer.
     """
     if folder.exists(name):
         return False
-    require_there(folder)
+    require_there(there or folder)
     return not folder.exists(name)
 
 
@@ -106,4 +119,9 @@ def second_look(action: Callable[[], Result], there: Folder) -> Result:
 
 def is_refusal(error: OSError) -> bool:
     """Whether a storage that is there says no: it is full or read-only, or this account may not write."""
-    return error.errno in REFUSALS or DENIED in str(error)
+    return error.errno in REFUSALS or is_denial(error)
+
+
+def is_denial(error: OSError) -> bool:
+    """Whether an object store denies access. It is believed once it has done so for a while, see `BELIEVED`."""
+    return DENIED in str(error)

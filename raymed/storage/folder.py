@@ -7,10 +7,12 @@ shared working directory. Files are written whole: a reader sees the old bytes o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -26,6 +28,8 @@ SECRET = re.compile(r"[^/]*@|[^/:@]*:(?!\d+(?:/|$))[^@]*@")  # NAME@, or NAME:PA
 DRIVE = re.compile(r"([A-Za-z]):[\\/]")
 DRIVES = Path("/mnt")  # where Linux beside Windows has the drives
 PIECE = 2**23  # bytes that are read at a time
+
+_lasting: dict[str, Path] = {}  # by the path of a storage, a folder in it
 
 
 @dataclass(frozen=True)
@@ -191,11 +195,38 @@ def _in_one_request(uri: str) -> str:
 
 
 def make_folders(path: Path) -> None:
-    """Make a folder and those above it that are missing; each is durable, which its own files alone would not make it."""
-    missing = takewhile(lambda folder: not disk.exists(folder), (path, *path.parents))
-    for folder in reversed([*missing]):
+    """Make a folder and those above it that are missing; each is durable, which its own files alone would not make it.
+
+    Raises:
+        OSError: it cannot be made, or the storage that it is to lie in is away, see `lasting`.
+    """
+    missing = [*takewhile(lambda folder: not disk.exists(folder), (path, *path.parents))]
+    if missing:
+        require_mounted(path)
+    for folder in reversed(missing):
         disk.make(folder)
         disk.keep(folder.parent)
+
+
+@contextlib.contextmanager
+def lasting(storage: Folder, folder: Folder) -> Iterator[None]:
+    """Within, a storage is known by a folder in it: where that is not there, the storage is away. Then this process makes no
+    folder in it, which would come to lie below its mount point."""
+    if not storage.is_local or storage.path in _lasting:
+        yield
+        return
+    _lasting[storage.path] = Path(folder.path)
+    try:
+        yield
+    finally:
+        _lasting.pop(storage.path, None)
+
+
+def require_mounted(path: Path) -> None:
+    """Raises: FileNotFoundError: the storage that a path lies in is away, as far as this process can know; see `lasting`."""
+    for above in (path, *path.parents):
+        if str(above) in _lasting and not disk.exists(known := _lasting[str(above)]):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(known))
 
 
 def keep_names_above(path: Path) -> None:

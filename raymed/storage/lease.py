@@ -21,7 +21,7 @@ from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
 from raymed.storage.availability import is_missing, require_there
-from raymed.storage.folder import Folder, keep_names_above
+from raymed.storage.folder import Folder, keep_names_above, lasting
 from raymed.storage.heartbeat import BACK, EXPIRES, Heartbeat
 
 log = logging.getLogger("raymed")
@@ -46,8 +46,9 @@ def lease(storage: Folder, name: str) -> Iterator[None]:
     claim.make()
     _held[folder.uri] = claim
     try:
-        claim.heartbeat.start()
-        yield
+        with lasting(storage, folder):
+            claim.heartbeat.start()
+            yield
     finally:
         _held.pop(folder.uri, None)
         claim.heartbeat.end()

@@ -31,6 +31,7 @@ log = logging.getLogger("raymed")
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two tries
 MOST_WAITING = 100_000  # entries
 LAST_WAIT = 600.0  # seconds for the service to come back at the end
+BELIEVED = 300.0  # seconds after which an answer that a busy service gives, too, is believed
 DELIVERED = "delivered"  # in an entry of our own: how many bytes of the file are
 
 
@@ -40,6 +41,10 @@ class Refused(Exception):  # noqa: N818
 
 class Denied(Exception):  # noqa: N818
     """The service answers, and does not take the credentials: it is waited for as one that is away."""
+
+
+class Unclear(Exception):  # noqa: N818
+    """The service answers, and does not take an entry: it never will, or is only busy."""
 
 
 class Outbox:
@@ -58,7 +63,8 @@ class Outbox:
         Args:
             service: what a person calls it.
             deliver: raises `Refused` for an entry that the service will never take, which is set aside with a line;
-                `UserError` where everything must stop; `Denied`, or anything else, while the service takes nothing.
+                `Unclear` for one that is to be set aside if that stays so; `UserError` where everything must stop; `Denied`,
+                or anything else, while the service takes nothing.
             storage_minutes: how long an entry waits for a storage that is away.
             copy: where the file is copied to while the service is away, under the same name.
 
@@ -70,7 +76,10 @@ class Outbox:
         self._length = 0
         folder = Folder.at(path.parent)
         is_new = wait_for(lambda: is_missing(folder, path.name), folder, storage_minutes)
-        there = wait_for(lambda: _copied(path, copy) if is_new else disk.read(path), folder, storage_minutes)
+        if is_new and copy is not None:
+            there = wait_for(lambda: _copied(path, copy), copy, storage_minutes)
+        else:
+            there = b"" if is_new else wait_for(lambda: disk.read(path), folder, storage_minutes)
         left, is_clean = _left(there, path)
         content = b""
         for entry in left:
@@ -84,6 +93,7 @@ class Outbox:
         self._error: UserError | None = None
         self._closing = False
         self._refused = 0
+        self._unclear_since: float | None = None
         self._pause, self._away_since = FIRST_PAUSE, 0.0
         self._denied: bool | None = None  # whether it was said that credentials are refused, or that it is away
         self._is_copied = bool(left)  # what is delivered meanwhile must not stay in the copy
@@ -156,7 +166,10 @@ class Outbox:
         except Refused as error:
             self._set_aside(entry, error)
         except Exception as error:  # whatever a client library raises when its service is away
-            return self._later(error)
+            if not self._is_refusal(error):
+                return self._later(error)
+            self._set_aside(entry, error)
+        self._unclear_since = None
         if self._pause > FIRST_PAUSE:
             log.warning("%s is back after %.0f s", self._service, clock.seconds() - self._away_since)
         self._pause = FIRST_PAUSE
@@ -168,6 +181,15 @@ class Outbox:
             self._is_copied = False
             self._copy.renew()
         return 0.0
+
+    def _is_refusal(self, error: Exception) -> bool:
+        """Whether the first entry that waits got an unclear answer for so long, and no other one, that it is believed."""
+        if not isinstance(error, Unclear):
+            self._unclear_since = None
+            return False
+        if self._unclear_since is None:
+            self._unclear_since = clock.seconds()
+        return clock.seconds() - self._unclear_since >= BELIEVED
 
     def _later(self, error: Exception) -> float:
         pause = self._pause
@@ -199,7 +221,7 @@ class Outbox:
             disk.append(self._path, b"", 0)
             self._length = 0
 
-    def _set_aside(self, entry: dict[str, Any], error: Refused) -> None:
+    def _set_aside(self, entry: dict[str, Any], error: Exception) -> None:
         aside = self._path.with_name(f"{self._path.stem}.refused{self._path.suffix}")
         with contextlib.suppress(OSError):
             if not disk.exists(aside):
@@ -210,9 +232,9 @@ class Outbox:
         self._refused += 1
 
 
-def _copied(path: Path, copy: Folder | None) -> bytes:
+def _copied(path: Path, copy: Folder) -> bytes:
     """What the copy of a file holds."""
-    if copy is None or not copy.exists(path.name) or not (content := copy.read(path.name)):
+    if not copy.exists(path.name) or not (content := copy.read(path.name)):
         return b""
     log.info("what MLflow has not got yet begins with its copy in %s", copy.uri)
     return content

@@ -48,12 +48,12 @@ log = logging.getLogger("raymed")
 KEY, REASON = "raymed.key", "raymed.reason"
 GENERATION = "raymed.generation"  # the tag that tells a search's runs from those of another one under the same name
 DRAWN = "raymed.drawn"  # and a trial's run from that of one which the record has lost, and drawn otherwise since
-# MLflow's answers that stay the same however often it is asked. BAD_REQUEST is none: so it says that its database is busy,
-# or has lost its connection (mlflow/store/db/utils.py).
+# MLflow's answers that stay the same however often it is asked.
 PERMANENT = {
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
     *("INVALID_STATE", "MALFORMED_REQUEST"),
 }
+UNCLEAR = "BAD_REQUEST"  # whatever its database says: that it takes no such value, or is busy (mlflow/store/db/utils.py)
 DENIED = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}  # those of who does not know us, or not enough
 USED = "raymed.used"  # the tag that says whom a run is trained and validated on
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
@@ -318,6 +318,11 @@ class Tracker:
 def is_permanent(error: BaseException | None) -> bool:
     """Whether MLflow answered, and would answer the same again."""
     return isinstance(error, MlflowException) and error.error_code in PERMANENT
+
+
+def is_unclear(error: BaseException | None) -> bool:
+    """Whether MLflow answered, and nobody can tell whether it would answer the same again."""
+    return isinstance(error, MlflowException) and error.error_code == UNCLEAR
 
 
 def is_denied(error: BaseException | None) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from raymed.errors import RunError, UserError
+from raymed.errors import CommonError, RunError, UserError
 from raymed.storage.availability import once, wait_for
 from raymed.storage.folder import Folder
+from raymed.training.settings import TrainSettings
 from raymed.training.stall import StallGuard
 
 Result = TypeVar("Result")
@@ -36,6 +37,13 @@ class Agreement:
     tell: Callable[[str], None]
     group: dist.ProcessGroup | None = None
 
+    @classmethod
+    def early(cls, folder: Folder, train: TrainSettings, tell: Callable[[str], None]) -> Agreement:
+        """Before a run's steps: none is watched yet, and NCCL is not used yet."""
+        unwatched = StallGuard(0, folder, dist.get_rank())
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=train.collective_seconds))
+        return cls(folder, train.storage_minutes, unwatched, tell, group)
+
     def attempt(self, action: Callable[[], Result]) -> Result:
         """What comes of an action in the storage on this worker, in a thread beside the run. A storage that is away is
         waited for; whether the run itself hangs meanwhile is seen all the same.
@@ -52,17 +60,17 @@ class Agreement:
             UserError, RunError: on all workers, what one of them meets: alone it would leave the others waiting for it.
         """
         done: list[Result] = []
-        problems = list[UserError | RunError | None]([None] * dist.get_world_size())
+        problems: list[Any] = [None] * dist.get_world_size()
         own: UserError | RunError | None = None
         try:
             done.append(wait_for(action, self.folder, self.minutes, self._waiting(self.stall.step)))
         except (UserError, RunError) as error:
             own = error
         self.may_wait()
-        dist.all_gather_object(problems, own, self.group)
+        dist.all_gather_object(problems, own and (own, socket.gethostname()), self.group)
         self.stall.step()
-        if problem := own or next(filter(None, problems), None):
-            raise problem
+        if any(problems):
+            raise _foremost(problems) from own
         return done[0]
 
     def may_wait(self) -> None:
@@ -71,9 +79,10 @@ class Agreement:
 
     def _waiting(self, step: Callable[[], None]) -> Callable[[OSError], None]:
         """What is done while this worker waits."""
-        until = datetime.now() + timedelta(minutes=self.minutes)
+        begun = list[datetime]()
 
         def say(error: OSError) -> None:
+            until = begun[0] + timedelta(minutes=self.minutes)
             self.tell(
                 f"worker {dist.get_rank()} on {socket.gethostname()} does not see {self.folder.uri} ({error}), and "
                 f"waits for it until {until:%H:%M}. It must be there on every machine of the cluster, at the same place"
@@ -82,7 +91,19 @@ class Agreement:
         said = once(say)
 
         def wait(error: OSError) -> None:
+            begun[:] = begun or [datetime.now()]
             step()
             said(error)
 
         return wait
+
+
+def _foremost(problems: Sequence[tuple[UserError | RunError, str] | None]) -> UserError | RunError:
+    """What all workers raise: what ends the whole search goes first. It names who met it, where not all did.
+
+    Args:
+        problems: what each worker met, if anything, and on which machine.
+    """
+    met = [(*each, rank) for rank, each in enumerate(problems) if each]
+    error, host, rank = next((each for each in met if isinstance(each[0], CommonError)), met[0])
+    return error if len(met) == len(problems) else type(error)(f"worker {rank} on {host}: {error}")

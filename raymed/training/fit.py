@@ -162,8 +162,10 @@ def _fit_alone(spec: RunSpec, source: Source, stop_decisions: ActorHandle, keep_
         except OSError as error:
             failures = 1 + failures if _in_storage(spec, lambda: newest_step(spec.folder)) == before else 1
             if failures > RESTARTS or not leaves_nothing(spec.train):
+                if is_refusal(error):
+                    raise StorageError.of(error) from error
                 raise
-            log.warning("run %s could not reach its storage (%s): it goes on from its newest checkpoint", spec.name, error)
+            log.warning("run %s was refused something (%s): it goes on from its newest checkpoint", spec.name, error)
 
 
 def _in_storage(spec: RunSpec, action: Callable[[], Done]) -> Done:

@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 
 from raymed.cluster.connection import is_own
 from raymed.errors import StorageError
-from raymed.storage.availability import is_refusal
+from raymed.storage.availability import is_denial, is_refusal
 from raymed.training.frozen import Source
 from raymed.training.heap import give_back_freed_memory
 from raymed.training.loop import train
@@ -61,7 +61,7 @@ def train_alone(
         spec.folder.make()
         train(WorkerContext(0, 1, 0, 1, device, report, lambda: False), spec, source, stop_decisions, keep_all)
     except OSError as error:
-        if is_refusal(error):
+        if is_refusal(error) and not is_denial(error):  # a machine may lack credentials for a moment
             raise StorageError.of(error) from error
         raise
     finally:

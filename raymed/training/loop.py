@@ -11,7 +11,6 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.stream import ShardReader, ahead
 from raymed.errors import CommonError, RunError, UserError
 from raymed.recipes.recipe import Batch, Predictions, TrainingPass, probe_of
+from raymed.storage.availability import second_look
 from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
 from raymed.training.best import Best
@@ -135,11 +135,8 @@ class Run:
             raise
 
     def _reach(self, data: str, opened: Callable[[], Prepared]) -> Prepared:
-        """Open prepared data. A storage that is away is waited for; no step is watched yet, and NCCL is not used yet."""
-        settings = self.spec.train
-        unwatched = StallGuard(0, self.spec.folder, self.worker)
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=settings.collective_seconds))
-        return Agreement(Folder.at(data), settings.storage_minutes, unwatched, self.tell, group).reach(opened)
+        """Open prepared data. A storage that is away is waited for."""
+        return Agreement.early(Folder.at(data), self.spec.train, self.tell).reach(opened)
 
     def _take_up(self, source: Source) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -220,7 +217,7 @@ class Run:
                 return
 
     def _told_to_stop(self) -> bool:
-        self.stall.step()
+        self.agreement.may_wait()  # the search decides once its record is written
         if self.stop_decisions is None:
             return False
         told = [self.worker == 0 and wait_for_verdict(self.stop_decisions, self.spec.name, self.course.point)]
@@ -363,7 +360,8 @@ class Run:
             self.passed_over = found.torn
             if found.newest:
                 name, whole = found.newest, folder / found.newest
-                self.agreement.reach(lambda: whole if self.worker == 0 else fetch(run, name, folder))
+                copied = partial(fetch, run, name, folder)
+                self.agreement.reach(lambda: whole if self.worker == 0 else second_look(copied, run))
                 progress = Progress.read(whole)
                 progress.check_origin(self.spec.origin(), f"{run.uri}/{name}", self.spec.pretrained)
                 # who copied them may have been killed before they were written out

@@ -7,16 +7,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from raymed.errors import UserError
-from raymed.storage.availability import wait_for
+from raymed.storage.availability import is_missing, require_there
 from raymed.storage.folder import Folder
+from raymed.training.agreement import Agreement
 from raymed.training.memory_try import Tried, room_of, tried_alone, tried_here
 from raymed.training.settings import TrainSettings
 from raymed.training.spec import RunSpec
@@ -91,16 +90,16 @@ def settled(context: WorkerContext, spec: RunSpec, tell: Callable[[str], None]) 
             "train.micro_batch and train.checkpoint_activations auto try the whole network in one process, and ZeRO 3 "
             "shares it out among workers: say a number, and on or off"
         )
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=spec.train.collective_seconds))
-    room = room_of(context.device)
-    known: list[MemoryPlan | None] = [_written(spec) if context.rank == 0 else None]
+    agreement = Agreement.early(Folder.at(spec.storage), spec.train, tell)
+    group, room = agreement.group, room_of(context.device)
+    known = [agreement.reach(lambda: _written(spec) if context.rank == 0 else None)]
     dist.broadcast_object_list(known, group=group)
     plan = known[0]
     found: list[Any] = [None] * context.workers
     dist.all_gather_object(found, plan is not None and plan.needed <= room, group)
     if plan is not None and all(found):
         if context.rank == 0:
-            with contextlib.suppress(OSError, UserError):  # another trial's, perhaps; it is at hand
+            with contextlib.suppress(OSError):  # another trial's, perhaps; it is at hand
                 if not spec.folder.exists(PLAN):
                     _write(spec, plan)
         return replace(spec, train=plan.apply(spec.train))
@@ -113,8 +112,8 @@ def settled(context: WorkerContext, spec: RunSpec, tell: Callable[[str], None]) 
     if problem := next((each for each in found if isinstance(each, str)), ""):
         raise UserError(problem)
     plan = min(found, key=lambda each: (not each.recomputed, each.micro_batch))  # the smallest machine's
+    agreement.reach(lambda: _write(spec, plan) if context.rank == 0 else None)
     if context.rank == 0:
-        _write(spec, plan)
         tell(f"{spec.name}: {plan}")
     return replace(spec, train=plan.apply(spec.train))
 
@@ -186,15 +185,17 @@ def _places(spec: RunSpec) -> list[tuple[Folder, str]]:
 
 
 def _written(spec: RunSpec) -> MemoryPlan | None:
-    for folder, name in _places(spec):
-        if plan := wait_for(partial(MemoryPlan.read, folder, name), folder, spec.train.storage_minutes):
-            return plan
-    return None
+    """Raises: OSError: the storage is not there, or does not answer."""
+    there = Folder.at(spec.storage)
+    found = (MemoryPlan.read(folder, name) for folder, name in _places(spec) if not is_missing(folder, name, there))
+    return next(filter(None, found), None)
 
 
 def _write(spec: RunSpec, plan: MemoryPlan) -> None:
+    """Raises: OSError: the storage is not there, or refuses."""
+    require_there(Folder.at(spec.storage))  # or nothing is to be written below its mount point
     for folder, name in _places(spec):
-        wait_for(partial(folder.put, name, plan.content), folder, spec.train.storage_minutes)
+        folder.put(name, plan.content)
 
 
 def plan_alone(spec: RunSpec, device: torch.device, room: int, cpus: int) -> MemoryPlan:

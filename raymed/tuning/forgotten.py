@@ -33,10 +33,9 @@ class Forgotten:
         """What was noted in a storage.
 
         Raises:
-            OSError: the storage does not answer.
+            OSError: the storage is not there, or does not answer.
         """
         file = f"{NOTES}/{name}.json"
-        storage.make()  # or one that nobody has used yet would pass for one that is away
         if is_missing(storage, file):
             return cls()
         values = json.loads(storage.read(file))

@@ -145,10 +145,10 @@ class Journal(BaseJournalBackend):
 
     def _send(self) -> None:
         content, there = self._content(), self._folder.size(COPY)
-        is_known = there in (0, self._copied) or content.startswith(self._folder.read(COPY))  # put, and not answered
+        is_known = there == self._copied or (there and content.startswith(self._folder.read(COPY)))  # put, and not answered
         if not is_known and not self._is_ours():
             path = f"{self._folder.uri}/{COPY}"
-            raise UserError(f"another process has written {path}: this one ends. Run the command once at a time")
+            raise UserError(f"another process has written or removed {path}: this one ends. Run the command once at a time")
         self._folder.send(COPY, io.BytesIO(content))
         self._copied = len(content)
 

@@ -16,9 +16,9 @@ from raymed import clock
 from raymed.data.usage import Usage
 from raymed.registry.candidate import FOLDER
 from raymed.tracking.names import flatten
-from raymed.tracking.outbox import Denied, Outbox, Refused
+from raymed.tracking.outbox import Denied, Outbox, Refused, Unclear
 from raymed.tracking.run_record import RunRecord
-from raymed.tracking.tracker import DRAWN, GENERATION, USED, Status, Tracker, is_denied, is_permanent
+from raymed.tracking.tracker import DRAWN, GENERATION, USED, Status, Tracker, is_denied, is_permanent, is_unclear
 from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER
 from raymed.training.reports import LOST
@@ -127,6 +127,7 @@ class Recorder:
         Raises:
             Refused: MLflow will never take it; its run was deleted, say.
             Denied: it does not take the credentials.
+            Unclear: it will never take it, or its database is busy.
         """
         try:
             self._write(entry)
@@ -136,6 +137,8 @@ class Recorder:
             self._runs.clear()  # what was found may be there no more
             if is_denied(error) or is_denied(error.__cause__):
                 raise Denied(str(error)) from error
+            if is_unclear(error) or is_unclear(error.__cause__):
+                raise Unclear(str(error)) from error
             raise
 
     def _write(self, entry: Mapping[str, Any]) -> None:

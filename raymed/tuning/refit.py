@@ -24,6 +24,8 @@ from raymed.data.stream import open_reader
 from raymed.errors import RunError, StorageError
 from raymed.job.job import resume_command
 from raymed.registry.candidate import Refit
+from raymed.storage.availability import require_there, wait_for
+from raymed.storage.folder import Folder
 from raymed.training.checkpoint import Progress, fetch_newest
 from raymed.training.fit import fit
 from raymed.training.frozen import keep_features
@@ -113,9 +115,16 @@ def _at_its_end(spec: RunSpec, reason: str) -> str:
 
     Raises:
         RunError: that is not where the run was to end.
+        StorageError: the storage was away for too long.
     """
+    storage = Folder.at(spec.storage)
     with tempfile.TemporaryDirectory() as temporary:
-        newest = fetch_newest(spec.folder, Path(temporary))
+
+        def fetched() -> Path | None:
+            require_there(storage)
+            return fetch_newest(spec.folder, Path(temporary))
+
+        newest = wait_for(fetched, storage, spec.train.storage_minutes)
         progress = Progress() if newest is None else Progress.read(newest)
     point = progress.global_step if spec.train.validate_steps else progress.epoch
     if point < spec.stop_after:

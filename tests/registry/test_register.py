@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from raymed.compat.mlflow import MODEL_VERSIONS, PARENT
 from raymed.data.plan import SliceSettings
-from raymed.data.prepared import Prepared
+from raymed.data.prepared import MissingError, Prepared
 from raymed.errors import CommonError, RunError, UserError
 from raymed.evaluation.calibration import Temperature, fit_temperature
 from raymed.evaluation.known_patients import KnownPatients
@@ -33,7 +33,16 @@ from raymed.evaluation.patients import Patients, softmax
 from raymed.evaluation.predict import predict_rows
 from raymed.recipes.exported import open_model
 from raymed.registry.address import WHO_IS_UNKNOWN, resolve_model
-from raymed.registry.alias import CHAMPION, alias_version, give_alias, known_by, move_alias, require_alias, seen_version
+from raymed.registry.alias import (
+    CHAMPION,
+    against,
+    alias_version,
+    give_alias,
+    known_by,
+    move_alias,
+    require_alias,
+    seen_version,
+)
 from raymed.registry.assessment import AssessmentSettings, CardFacts
 from raymed.registry.candidate import FOLDER, Candidate, Refit
 from raymed.registry.loss_assessment import LossAssessment
@@ -764,6 +773,24 @@ def test_a_champion_that_is_a_step_of_its_run_is_compared_by_that_step_and_not_b
     between = rival(tracker, candidate, data, tmp_path, 23, 0.0)
     again = assess_and_register(tracker, between, alias="stepped", how=quick, seen=champion.version)
     assert alias_version(tracker, "raymed-toy", "stepped") == again.version, "beside the run's best it is surely worse"
+
+
+def test_a_better_model_whose_data_are_away_is_not_taken_for_one_that_cannot_be_compared(
+    tracker: Tracker, candidate: Candidate, data: Prepared, tmp_path: Path
+) -> None:
+    """It never became champion: data and checkpoints may lie in two storages, and one may be away alone."""
+
+    class Away:
+        def above(self, *_: object) -> None:
+            raise MissingError(f"{lost} is not prepared data")
+
+    better = rival(tracker, candidate, data, tmp_path, 31, 5.0)
+    version = assess_and_register(tracker, better, alias="apart", how=AssessmentSettings(bootstrap=20))
+    lost = Folder.at(tmp_path / "other storage" / "data")
+    with pytest.raises(FileNotFoundError, match="other storage"):
+        against(tracker, replace(better, data=lost.uri), Away(), "raymed-toy", "0", "apart")  # type: ignore[arg-type]
+    assert "not comparable" in against(tracker, better, Away(), "raymed-toy", "0", "apart")  # type: ignore[arg-type]
+    assert alias_version(tracker, "raymed-toy", "apart") == version.version
 
 
 def test_a_search_does_not_hand_the_alias_to_a_model_that_is_surely_worse_and_a_person_may(

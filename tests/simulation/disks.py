@@ -13,6 +13,7 @@ import os
 import posixpath
 import random
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,36 +47,49 @@ class Node:
 
 
 class Disk:
-    """A local file system, or one that hosts share."""
+    """A local file system, or one that hosts share.
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    Attributes:
+        is_away: whether it is not mounted. Then each host sees its empty mount point, and what was written below that.
+    """
+
+    def __init__(self, world: World, mount_point: str = "/") -> None:
+        self._world, self._mount_point = world, mount_point
+        self._below: dict[str, dict[str, Node]] = defaultdict(
+            lambda: {path: Node(is_folder=True) for path in {"/", mount_point}}
+        )
         self.names: dict[str, Node] = {"/": Node(is_folder=True)}
         self._kept: dict[str, Node] = dict(self.names)
         self._renamed: dict[str, str] = {}  # names that were given by renaming, to the earlier ones
         self._changed: dict[str, Host | None] = {}  # names that are not as kept, and who changed them
         self.is_away = False
 
+    @property
+    def seen(self) -> dict[str, Node]:
+        """What the running process sees."""
+        return self._below[self._host.name if self._host else ""] if self.is_away else self.names
+
+    @property
+    def below(self) -> set[str]:
+        """What was written below the mount point."""
+        return {path for tree in self._below.values() for path in tree if path not in ("/", self._mount_point)}
+
     def node(self, path: str) -> Node:
-        if self.is_away or path not in self.names:
+        if path not in self.seen:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return self.names[path]
+        return self.seen[path]
 
     def exists(self, path: str) -> bool:
-        return not self.is_away and path in self.names
+        return path in self.seen
 
     def inside(self, path: str) -> list[str]:
         """The paths directly inside."""
         start = path.rstrip("/") + "/"
-        return (
-            []
-            if self.is_away
-            else [p for p in self.names if p.startswith(start) and "/" not in p[len(start) :] and p != path]
-        )
+        return [p for p in self.seen if p.startswith(start) and "/" not in p[len(start) :] and p != path]
 
     def write(self, path: str, content: bytes) -> None:
         self.node(posixpath.dirname(path))
-        node = self.names.get(path)
+        node = self.seen.get(path)
         if node is None:
             node = self._set(path, Node())
         self._change(node, content)
@@ -91,7 +105,8 @@ class Disk:
     def rename(self, path: str, target: str) -> None:
         node = self.node(path)
         self._set(target, node)
-        self._renamed[target] = path
+        if not self.is_away:
+            self._renamed[target] = path
         self._drop(path)
 
     def remove(self, path: str) -> None:
@@ -99,7 +114,7 @@ class Disk:
             self._drop(path)
 
     def make(self, path: str) -> None:
-        if path in self.names and not self.is_away:
+        if path in self.seen:
             return
         self.node(posixpath.dirname(path))
         self._set(path, Node(is_folder=True))
@@ -109,6 +124,8 @@ class Disk:
         node = self.node(path)
         if not node.is_folder:
             node.kept, node.pending = node.content, []
+            return
+        if self.is_away:
             return
         start = path.rstrip("/") + "/"
         for name in [name for name in self._changed if name.startswith(start) and "/" not in name[len(start) :]]:
@@ -127,13 +144,15 @@ class Disk:
         return self._world.current.host if self._world.current else None
 
     def _set(self, path: str, node: Node) -> Node:
-        self.names[path] = node
-        self._changed[path] = self._host
+        self.seen[path] = node
+        if not self.is_away:
+            self._changed[path] = self._host
         return node
 
     def _drop(self, path: str) -> None:
-        del self.names[path]
-        self._changed[path] = self._host
+        del self.seen[path]
+        if not self.is_away:
+            self._changed[path] = self._host
 
     def lose_power(self, host: Host | None, draw: random.Random) -> None:
         """A host, or what holds the disk (None), loses its power: of what was not kept, a part stays."""
@@ -241,7 +260,7 @@ class Storages:
 
     def __init__(self, world: World, seed: int) -> None:
         self._world = world
-        self.shared, self.store = Disk(world), ObjectStore(world, seed)
+        self.shared, self.store = Disk(world, "/shared"), ObjectStore(world, seed)
         self.own = {host.name: Disk(world) for host in world.hosts}
         self.shared.names["/shared"] = self.shared._kept["/shared"] = Node(is_folder=True)
         self._disk_files, self._store_files = fs.PyFileSystem(_DiskFiles(self)), fs.PyFileSystem(_StoreFiles(self))
@@ -381,7 +400,7 @@ class DiskFolder(Folder):
 
     def delete(self, name: str = "") -> None:
         path = self.inside(name) if name else self.path
-        for each in sorted((p for p in self._disk.names if p.startswith(path + "/")), reverse=True):
+        for each in sorted((p for p in self._disk.seen if p.startswith(path + "/")), reverse=True):
             self.storages.remove(each)
         self.storages.remove(path)
 
@@ -521,7 +540,7 @@ class _DiskFiles(_Files):
 
     def below(self, path: str) -> Iterator[tuple[str, bool]]:
         disk = self._storages.disk(path)
-        yield from ((p, node.is_folder) for p, node in disk.names.items() if p.startswith(path + "/") and not disk.is_away)
+        yield from ((p, node.is_folder) for p, node in disk.seen.items() if p.startswith(path + "/"))
 
 
 class _StoreFiles(_Files):

@@ -209,6 +209,11 @@ def twin_of_a_version_stays(patch: MonkeyPatch) -> None:
     patch.setattr(Client, "delete_model_version", lambda *_: None)
 
 
+def storage_that_is_away_is_made_anew(patch: MonkeyPatch) -> None:
+    """Below its mount point, as it was until a night's mount point stayed."""
+    patch.setattr("raymed.storage.folder.require_mounted", lambda path: None)
+
+
 def decisions_are_not_told_again(patch: MonkeyPatch) -> None:
     """The process that tells runs whether to stop is started again, and knows nothing."""
     patch.setattr(ray_model, "_decisions", lambda *_: ())
@@ -233,10 +238,11 @@ MISTAKES: dict[Mistake, int] = {
     checkpoint_is_recorded_before_its_epoch: 451,
     debris_stays: 36,
     person_has_no_say: 42,
-    checkpoint_to_go_on_from_is_not_written_out: 618,
+    checkpoint_to_go_on_from_is_not_written_out: 120,
     decisions_are_not_told_again: 30761,
     refused_upload_is_taken_for_done: 30306,
     age_of_a_claim_is_told_by_clocks: 30138,
     twin_of_a_version_stays: 30087,
+    storage_that_is_away_is_made_anew: 194,
 }
 """Each with the seed of a night that finds it."""

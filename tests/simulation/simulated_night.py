@@ -150,6 +150,7 @@ class Night:
         patch.setattr(holder, "has_ended", self._has_ended)
         patch.setattr(holder, "end", lambda code, reason: world.kill(world.current))
         patch.setattr(lease, "_held", _Held(world, "holds"))
+        patch.setattr("raymed.storage.folder._lasting", _Held(world, "lasting"))
         patch.setattr(readers, "_read", _Held(world, "reads"))
         patch.setattr(mirror, "atexit", SimpleNamespace(register=lambda _: None, unregister=lambda _: None))
         background = type("Background", (Background,), {"world": world})
@@ -582,6 +583,8 @@ class Night:
         self._check_mlflow(study)
 
     def _check_storage(self, study: Study) -> None:
+        below = [path for path in self.storages.shared.below if path.startswith(f"/shared/storage/{NAME}")]
+        self._require(not below, f"written below the mount point: {below}")
         run_names = {f"trial-{trial.number:04d}" for trial in study.trials}
         for name in run_names:
             run = self.storages.reach(f"{self.setting.storage}/{NAME}/trials/{name}")

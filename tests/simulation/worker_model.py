@@ -25,7 +25,7 @@ from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.recipes.exported import RECIPE_FILE
 from raymed.recipes.metric import VAL_LOSS
 from raymed.storage import disk
-from raymed.storage.availability import is_refusal, wait_for
+from raymed.storage.availability import is_denial, is_refusal, wait_for
 from raymed.storage.seal import seal as seal_model
 from raymed.training.checkpoint import Progress, digests, find_newest, new_name, seal, step_of
 from raymed.training.course import Course
@@ -122,7 +122,7 @@ class Worker:
         except RunError as error:
             self._tell({FAILED: str(error)})
         except OSError as error:
-            if not is_refusal(error):
+            if not is_refusal(error) or is_denial(error):
                 raise
             self._tell({FAILED: str(StorageError.of(error)), COMMON: 1.0})
 

@@ -10,7 +10,7 @@ import pytest
 
 from raymed import clock
 from raymed.errors import RunError, StorageError, UserError
-from raymed.storage.availability import second_look, wait_for
+from raymed.storage.availability import once, second_look, wait_for
 from raymed.storage.folder import Folder
 
 
@@ -72,6 +72,31 @@ def test_a_store_that_denies_access_for_a_moment_is_waited_for(tmp_path: Path, p
     with pytest.raises(StorageError, match="mend the permissions"):
         wait_for(act, Folder.at(tmp_path), 20)
     assert 90 <= seconds[-1] <= 100, "it is believed after a minute"
+
+
+def test_a_denial_right_after_an_outage_is_waited_for_like_any_other(
+    tmp_path: Path, passes: Callable[[float], None]
+) -> None:
+    def act() -> str:
+        if clock.seconds() < 90:
+            raise OSError("When uploading: AWS Error NETWORK_CONNECTION: no answer")
+        if clock.seconds() < 100:
+            raise OSError("When uploading: AWS Error ACCESS_DENIED during PutObject operation")
+        return "done"
+
+    assert wait_for(act, Folder.at(tmp_path), 20) == "done"
+
+
+def test_what_takes_long_by_itself_is_not_called_a_wait(passes: Callable[[float], None]) -> None:
+    said = list[OSError]()
+    wait = once(said.append)
+    passes(600.0)  # an upload, at the end of which there is one error
+    wait(OSError("first"))
+    assert not said
+    for _ in range(2):
+        passes(40.0)
+        wait(OSError("still"))
+    assert [str(error) for error in said] == ["still"]
 
 
 @pytest.mark.parametrize("kind", [UserError, RunError])

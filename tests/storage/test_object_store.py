@@ -108,7 +108,7 @@ def test_a_head_that_comes_back_puts_nothing_over_what_its_successor_wrote(bucke
     cut_off = Journal(tmp_path / "cut-off" / "study.journal", folder)
     successor = Journal(tmp_path / "successor" / "study.journal", folder)
     successor.append_logs([{"number": 1}])
-    with pytest.raises(UserError, match=f"another process has written {folder.uri}/{COPY}"):
+    with pytest.raises(UserError, match=f"another process has written or removed {folder.uri}/{COPY}"):
         cut_off.append_logs([{"number": 2}])
     assert folder.read(COPY) == (tmp_path / "successor" / "study.journal").read_bytes()
     cut_off._copied, cut_off._length = 0, len(folder.read(COPY))  # as after a put that was taken and not answered
@@ -148,12 +148,18 @@ def test_a_record_that_cannot_be_read_for_a_moment_is_copied_all_the_same(bucket
     assert not refused and folder.read(COPY) == path.read_bytes()
 
 
-def test_a_copy_that_is_gone_is_put_again(bucket, tmp_path):
-    folder = Folder.at(f"{bucket}/runs/gone")
-    journal = Journal(tmp_path / "study.journal", folder)
+def test_a_copy_that_is_gone_is_put_again_by_who_holds_the_search_and_by_nobody_else(bucket, tmp_path):
+    """A head that was cut off would have brought back a search that was forgotten meanwhile."""
+    folder, is_ours = Folder.at(f"{bucket}/runs/gone"), [True]
+    journal = Journal(tmp_path / "study.journal", folder, is_ours=lambda: is_ours[0])
     folder.delete(COPY)
     journal.append_logs([{"number": 1}])
     assert folder.read(COPY) == (tmp_path / "study.journal").read_bytes()
+    folder.delete(COPY)
+    is_ours[0] = False
+    with pytest.raises(UserError, match="another process has written or removed"):
+        journal.append_logs([{"number": 2}])
+    assert not folder.exists(COPY)
 
 
 def test_a_copy_that_lacks_what_a_killed_process_wrote_is_there_before_anybody_acts_on_it(bucket, tmp_path):

@@ -13,7 +13,7 @@ from raymed.errors import UserError
 from raymed.storage import disk
 from raymed.storage.entries import to_line
 from raymed.storage.folder import Folder
-from raymed.tracking.outbox import Denied, Outbox, Refused
+from raymed.tracking.outbox import BELIEVED, Denied, Outbox, Refused, Unclear
 from raymed.tracking.tracker import Tracker
 
 
@@ -252,6 +252,29 @@ def test_an_entry_that_the_service_refuses_for_good_is_set_aside_and_holds_up_no
     assert service.got == entries(2)
     assert "the run was deleted" in caplog.text and "outbox.refused.jsonl" in caplog.text
     assert b'"refused":true' in (path.parent / "outbox.refused.jsonl").read_bytes()
+
+
+def test_an_unclear_answer_is_believed_only_if_it_stays(path, caplog, monkeypatch):
+    """One value that a database takes never would have held up all that came after it, and each command's end."""
+    service, now = Service(), [0.0]
+    monkeypatch.setattr("raymed.clock.seconds", lambda: now[0])
+    monkeypatch.setattr("raymed.tracking.outbox.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("raymed.tracking.outbox.LONGEST_PAUSE", 0.01)
+    service.up, service.error = False, Unclear("the database is busy")
+    outbox = Outbox(path, "the service", service.deliver)
+    for entry in entries(2):
+        outbox.put(entry)
+    for error in (Unclear("the database is busy"), ConnectionError("refused"), Unclear("value too long")):
+        service.error, tries = error, service.tries
+        now[0] += 0.4 * BELIEVED
+        until(lambda tries=tries: service.tries > tries + 2)
+    assert "set aside" not in caplog.text
+    now[0] += BELIEVED
+    until(lambda: "set aside" in caplog.text)
+    service.up = True
+    outbox.close()
+    assert service.got == entries(2)[1:]
+    assert b'"number":0' in (path.parent / "outbox.refused.jsonl").read_bytes()
 
 
 def test_a_full_disk_is_told_with_what_to_do_and_only_once(path, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,7 +13,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing
 
-from raymed.errors import CommonError, RunError, StorageError
+from raymed.errors import CommonError, RunError, StorageError, UserError
 from raymed.storage import availability
 from raymed.storage.folder import Folder
 from raymed.training.agreement import Agreement
@@ -49,6 +50,27 @@ def test_a_worker_that_waits_for_the_storage_says_so_once(tmp_path: Path) -> Non
 MET = [StorageError("full"), CommonError("was prepared again"), RunError("weights are missing")]
 
 
+def _two_meet(worker: int, store: Path) -> None:
+    dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{store}", timeout=timedelta(seconds=60))
+    together = Agreement(Folder.at(store.parent), 1.0, StallGuard(0, Folder.at(store.parent), worker), lambda text: None)
+
+    def unlike() -> None:
+        raise (RunError("damaged"), StorageError("full"))[worker]
+
+    def alike() -> None:
+        raise UserError("is not prepared data")
+
+    with pytest.raises(StorageError, match=r"^full$"):
+        together.reach(unlike)
+    with pytest.raises(UserError, match=r"^is not prepared data$"):
+        together.reach(alike)
+
+
+def test_what_two_workers_meet_ends_them_alike_and_what_ends_the_search_goes_first(tmp_path: Path) -> None:
+    """Each raised what it had met itself, and the job heard of the first worker's alone: the other trials went on."""
+    torch.multiprocessing.start_processes(_two_meet, (tmp_path / "store",), nprocs=2, start_method="fork")
+
+
 def _one_of_two_meets(worker: int, store: Path) -> None:
     dist.init_process_group("gloo", rank=worker, world_size=2, init_method=f"file://{store}", timeout=timedelta(seconds=60))
     together = Agreement(Folder.at(store.parent), 1.0, StallGuard(0, Folder.at(store.parent), worker), lambda text: None)
@@ -58,7 +80,7 @@ def _one_of_two_meets(worker: int, store: Path) -> None:
             if worker == 1:
                 raise error
 
-        with pytest.raises(type(error), match=str(error)) as met:
+        with pytest.raises(type(error), match=f"^worker 1 on {socket.gethostname()}: {error}$") as met:
             together.reach(act)
         assert type(met.value) is type(error)
 

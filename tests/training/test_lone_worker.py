@@ -13,6 +13,7 @@ from conftest import write_prepared
 
 from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, stage
+from raymed.errors import StorageError
 from raymed.recipes.metric import LAST
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import checkpoint
@@ -142,6 +143,21 @@ def test_what_a_storage_refuses_for_a_moment_does_not_end_a_run_that_gets_on(
     with contextlib.nullcontext() if gets_on else pytest.raises(OSError, match="Input/output"):
         _fit_alone(spec, None, None, False)  # type: ignore[arg-type]
     assert len(tried) == tries
+
+
+def test_a_store_that_denies_access_again_and_again_ends_the_search_and_not_trial_after_trial(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[int]()
+
+    def denied(*_: Any) -> None:
+        tried.append(1)
+        raise OSError("When uploading: AWS Error ACCESS_DENIED during PutObject operation")
+
+    monkeypatch.setattr("raymed.training.fit.train_alone", denied)
+    with pytest.raises(StorageError, match="mend the permissions"):
+        _fit_alone(spec_of(prepared, tmp_path, "denied", 0), None, None, False)  # type: ignore[arg-type]
+    assert len(tried) == 1 + RESTARTS, "at first it may only lack credentials for a moment"
 
 
 def test_only_on_a_machine_of_its_own_is_a_run_left_without_ray_trains_watch(monkeypatch: pytest.MonkeyPatch) -> None:

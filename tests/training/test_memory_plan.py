@@ -118,6 +118,21 @@ def settle(worker: int, specs: list[RunSpec], rooms: list[int], folder: Path) ->
     (folder / "taken.json").write_text(json.dumps({"tries": tries, "taken": taken}))
 
 
+def test_a_plan_is_not_missed_where_the_storage_is_away_for_a_moment_nor_written_below_its_mount_point(
+    tmp_path: Path,
+) -> None:
+    """The run tried again what fits, perhaps on a card that others fill by now."""
+    spec = dataclasses.replace(spec_of(write_prepared(tmp_path / "data"), tmp_path / "runs", "first"), generation="a search")
+    for away in (lambda: memory_plan._written(spec), lambda: memory_plan._write(spec, MemoryPlan(4, False, 1, 2))):
+        with pytest.raises(FileNotFoundError):
+            away()
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()
+    assert memory_plan._written(spec) is None
+    memory_plan._write(spec, MemoryPlan(4, False, 1, 2))
+    assert memory_plan._written(spec) == MemoryPlan(4, False, 1, 2)
+
+
 @pytest.mark.slow
 def test_trials_of_the_same_needs_try_once_and_what_fits_no_more_is_tried_again(tmp_path: Path) -> None:
     first = dataclasses.replace(spec_of(write_prepared(tmp_path / "data"), tmp_path, "first"), generation="a search")

@@ -1,7 +1,12 @@
 """What was forgotten is known to every head, though the storage is away for a moment."""
 
+import pytest
+
+from raymed.errors import UserError
 from raymed.storage.folder import Folder
+from raymed.storage.lease import lease
 from raymed.tuning.forgotten import Forgotten
+from raymed.tuning.journal import Journal
 
 
 def test_a_storage_that_is_away_for_a_moment_is_not_taken_for_one_in_which_nothing_was_forgotten(tmp_path, monkeypatch):
@@ -18,8 +23,23 @@ def test_a_storage_that_is_away_for_a_moment_is_not_taken_for_one_in_which_nothi
     assert Forgotten.read(storage, "night") == Forgotten(("one",), is_unfinished=True)
 
 
-def test_in_a_storage_that_nobody_used_yet_nothing_was_forgotten(tmp_path):
-    assert Forgotten.read(Folder.at(tmp_path / "new"), "night") == Forgotten()
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_mount_point_is_not_taken_for_a_storage_in_which_nothing_was_forgotten(tmp_path, below):
+    """It is there, and empty, while the storage is away."""
+    mount = tmp_path / "mount"
+    storage = Folder.at(mount / below)
+    with lease(storage, "night"):
+        assert Forgotten.read(storage, "night") == Forgotten()
+        mount.rename(tmp_path / "server")
+        mount.mkdir()
+        with pytest.raises(FileNotFoundError):
+            Forgotten.read(storage, "night")
+        with pytest.raises(UserError, match="cannot be read or written"):
+            Journal(mount / below / "night" / "study.journal", storage.child("night"))
+        assert not list(mount.iterdir()), "nothing is made in it"
+        mount.rmdir()
+        (tmp_path / "server").rename(mount)
+        Journal(mount / below / "night" / "study.journal", storage.child("night"))
 
 
 def test_generations_are_gathered_over_several_forgettings(tmp_path):

@@ -164,6 +164,7 @@ def test_patients_added_in_place_under_a_search_are_refused_wherever_its_rows_ar
 def test_a_search_stays_with_the_data_that_it_began_with_though_no_trial_has_begun(prepared, tmp_path):
     """A kill in its first second, and other data prepared there meanwhile: the next command took those, for ever."""
     data = Path(shutil.copytree(prepared.folder.path, tmp_path / "data"))
+    (tmp_path / "runs").mkdir()
     night_of(Prepared.open(str(data)), tmp_path / "runs", "auto", name="night").open_study()
     content = (data / "manifest.json").read_text("utf-8")
     (data / "manifest.json").write_text(json.dumps(json.loads(content) | {"digest": "other"}), "utf-8")

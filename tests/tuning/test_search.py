@@ -212,6 +212,24 @@ def test_mlflow_shows_nothing_as_running_once_ray_has_ended(search, tmp_path, mo
     assert tracker.describe(str(tracker.find("ended"))).status == "KILLED"
 
 
+def test_a_head_that_was_cut_off_leaves_its_successors_runs_as_they_are_in_mlflow(search, tmp_path, monkeypatch):
+    """It noted them as killed, while they trained."""
+
+    def end():
+        claims = Folder.at(tmp_path / ".leases" / "cut-off")
+        for claim in claims.names():
+            claims.delete(claim)  # as who takes over does
+        raise RaySystemError("gone")
+
+    monkeypatch.setattr(execution, "_tuner", lambda *parts: SimpleNamespace(fit=end))
+    template = dataclasses.replace(search.template, storage=str(tmp_path), name="cut-off")
+    cut_off = dataclasses.replace(search, template=template, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(RunError, match="gone"):
+        run_search(cut_off)
+    tracker = cut_off.open_tracker()
+    assert tracker.describe(str(tracker.find("cut-off"))).status == "RUNNING"
+
+
 def test_running_a_finished_search_again_changes_nothing(search, searched, morning):
     before = {trial.number: (trial.state, trial.params) for trial in searched.trials}
     again = run_search(search)

@@ -40,6 +40,7 @@ def spec(prepared: Prepared, storage: Path, path: Path) -> RunSpec:
 
 
 def search(prepared: Prepared, storage: Path, path: Path, **others: Any) -> Search:
+    storage.mkdir(exist_ok=True)
     return options(prepared, storage, path, **others).open_search(prepared, Budget(2))
 
 
