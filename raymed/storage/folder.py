@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,7 @@ from typing import IO
 import pyarrow as pa
 from pyarrow import fs
 
+from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import disk
 
@@ -28,6 +30,8 @@ SECRET = re.compile(r"[^/]*@|[^/:@]*:(?!\d+(?:/|$))[^@]*@")  # NAME@, or NAME:PA
 DRIVE = re.compile(r"([A-Za-z]):[\\/]")
 DRIVES = Path("/mnt")  # where Linux beside Windows has the drives
 PIECE = 2**23  # bytes that are read at a time
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # name another service than Amazon's
+ASKED = 60.0  # seconds in which S3 is asked again for a bucket's region
 
 _lasting: dict[str, Path] = {}  # by the path of a storage, a folder in it
 
@@ -46,7 +50,8 @@ class Folder:
         yet.
 
         Raises:
-            UserError: the URI's scheme is unknown, or it holds a password.
+            UserError: the URI's scheme is unknown, it holds a password, or names no bucket that there is.
+            OSError: Amazon did not say where the bucket is; asked once in a process, for a minute at most.
         """
         text = off_drive(str(uri))
         refuse_password(text)
@@ -54,7 +59,7 @@ class Folder:
             path = str(Path(text).expanduser().resolve())
             return cls(fs.LocalFileSystem(), path, path)
         try:
-            filesystem, path = fs.FileSystem.from_uri(_in_one_request(text))
+            filesystem, path = fs.FileSystem.from_uri(_with_options(text))
         except (pa.ArrowInvalid, ValueError) as error:
             raise UserError(f"cannot open the storage {text!r}: {error}. Use a folder or a URI such as s3://...") from error
         if not path.rstrip("/"):
@@ -189,9 +194,37 @@ class Folder:
         return f"{self.path}/{'/'.join(parts)}"
 
 
-def _in_one_request(uri: str) -> str:
-    """The URI with which Arrow writes a small file to S3 by one request in place of three."""
-    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if uri.startswith("s3://") else uri
+def _with_options(uri: str) -> str:
+    """The URI with which Arrow writes a small file to S3 by one request in place of three, and asks for no region."""
+    if not uri.startswith("s3://"):
+        return uri
+    where, _, query = uri.partition("?")
+    bucket = where.removeprefix("s3://").partition("/")[0]
+    options = [query] * bool(query) + ["allow_delayed_open=true"]
+    is_elsewhere = "endpoint_override=" in query or any(name in os.environ for name in ENDPOINTS)
+    if bucket and "region=" not in query and not is_elsewhere:
+        options.append(f"region={_region(bucket)}")
+    return f"{where}?{'&'.join(options)}"
+
+
+@cache
+def _region(bucket: str) -> str:
+    """Of Amazon's S3, asked once in a process: Arrow would ask whenever a URI is opened, which nothing waits for.
+
+    Raises:
+        UserError: there is no such bucket.
+        OSError: S3 did not answer for a minute.
+    """
+    until = clock.seconds() + ASKED
+    while True:
+        try:
+            return fs.resolve_s3_region(bucket)
+        except OSError as error:
+            if "not found" in str(error):
+                raise UserError(f"there is no bucket {bucket!r}: check the address of the storage") from error
+            if clock.seconds() >= until:
+                raise
+        clock.sleep(1.0)
 
 
 def make_folders(path: Path) -> None:
