@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from raymed.errors import RunError, UserError
+from raymed.data.prepared import MissingError
+from raymed.errors import CommonError, RunError, UserError
 from raymed.job.job import Outcome
 from raymed.language import say
 from raymed.registry.assessment import Assessment
 from raymed.registry.candidate import CHECKPOINT, Candidate
-from raymed.storage.availability import require_there, second_look
+from raymed.storage.availability import second_look
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import Tracker, is_permanent
 
@@ -118,7 +120,8 @@ def against(
         candidate: that the version is made from.
 
     Raises:
-        OSError: the storage of its checkpoint, or of its data, is away.
+        OSError: its checkpoint's storage is away.
+        RunError: its data are not there.
     """
     now = alias_version(tracker, name, alias) if alias is not None else ""
     if now in ("", number):
@@ -130,7 +133,7 @@ def against(
         other, own = Candidate.of_run(tracker, run.id, checkpoint=tags.get(CHECKPOINT, "")), Folder.at(candidate.checkpoint)
         difference = second_look(lambda: assessment.above(other, noted), own)
     except (UserError, RunError) as error:
-        require_there(Folder.at(candidate.data))  # they may lie in another storage, and that may be away
+        _require_data(candidate, name, number)
         log.info("not compared with version %s (%s): %s", now, alias, error)
         return f"not comparable with version {now}, whose data or checkpoint are gone or others now"
     if difference is None:
@@ -138,6 +141,22 @@ def against(
     log.info("validation loss against version %s (%s), on the same data: %s more", now, alias, difference)
     is_worse = difference.low is not None and difference.low > 0
     return f"surely worse than version {now} on the same validation data" if is_worse else ""
+
+
+def _require_data(candidate: Candidate, name: str, number: str) -> None:
+    """Data may lie in another storage than checkpoints, and that may be away.
+
+    Raises:
+        RunError: they are not there.
+    """
+    with suppress(CommonError):  # others are there now
+        try:
+            candidate.open_data()
+        except MissingError as error:
+            raise RunError(
+                f"{name} version {number} is registered and has no alias: {error}. It is compared on these data; bring them "
+                "back, and run the same command again"
+            ) from error
 
 
 def give_alias(

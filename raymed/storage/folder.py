@@ -33,7 +33,7 @@ PIECE = 2**23  # bytes that are read at a time
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # name another service than Amazon's
 ASKED = 60.0  # seconds in which S3 is asked again for a bucket's region
 
-_lasting: dict[str, Path] = {}  # by the path of a storage, a folder in it
+_marks: dict[str, tuple[Path, ...]] = {}  # by the path of a storage, files in it that only this process removes
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def make_folders(path: Path) -> None:
     """Make a folder and those above it that are missing; each is durable, which its own files alone would not make it.
 
     Raises:
-        OSError: it cannot be made, or the storage that it is to lie in is away, see `lasting`.
+        OSError: it cannot be made, or the storage that it is to lie in is away, see `marked`.
     """
     missing = [*takewhile(lambda folder: not disk.exists(folder), (path, *path.parents))]
     if missing:
@@ -242,24 +242,31 @@ def make_folders(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lasting(storage: Folder, folder: Folder) -> Iterator[None]:
-    """Within, a storage is known by a folder in it: where that is not there, the storage is away. Then this process makes no
-    folder in it, which would come to lie below its mount point."""
-    if not storage.is_local or storage.path in _lasting:
+def marked(storage: Folder, name: str) -> Iterator[None]:
+    """Within, a storage is known by a file in it that is this process's: where that is not there, the storage is away,
+    whatever lies below its mount point. Then this process makes no folder in it.
+
+    Raises (on entering):
+        UserError: the file cannot be written.
+    """
+    if not storage.is_local:
         yield
         return
-    _lasting[storage.path] = Path(folder.path)
+    storage.write(name, b"")
+    mark = Path(storage.inside(name))
+    _marks[storage.path] = (*_marks.get(storage.path, ()), mark)
     try:
         yield
     finally:
-        _lasting.pop(storage.path, None)
+        _marks[storage.path] = tuple(each for each in _marks[storage.path] if each != mark)
 
 
 def require_mounted(path: Path) -> None:
-    """Raises: FileNotFoundError: the storage that a path lies in is away, as far as this process can know; see `lasting`."""
+    """Raises: FileNotFoundError: the storage that a path lies in is away, as far as this process can know; see `marked`."""
     for above in (path, *path.parents):
-        if str(above) in _lasting and not disk.exists(known := _lasting[str(above)]):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(known))
+        for mark in _marks.get(str(above), ()):
+            if not disk.exists(mark):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(mark))
 
 
 def keep_names_above(path: Path) -> None:

@@ -27,12 +27,13 @@ LEAVING = 10.0  # seconds for the file to go; a storage that hangs is not waited
 class Heartbeat:
     """Renews a file in the background until it is over, and removes it then."""
 
-    def __init__(self, folder: Folder, file: str, renew: Callable[[], bool]) -> None:
+    def __init__(self, folder: Folder, file: str, renew: Callable[[], bool], mark: str = "") -> None:
         """
         Args:
             renew: writes the file again, and says whether it still counts; whatever it raises, it is called again soon.
+            mark: a file that goes with it, if any.
         """
-        self._folder, self._file, self._renew = folder, file, renew
+        self._folder, self._file, self._renew, self._mark = folder, file, renew, mark
         self._background = Background(f"heartbeat {file} in {folder.uri}", self._beat, BEAT)
         self.is_over = False
 
@@ -54,6 +55,8 @@ class Heartbeat:
                 return AGAIN
         with contextlib.suppress(Exception):  # a storage that is away: the file expires
             self._folder.delete(self._file)
+            if self._mark:
+                self._folder.delete(self._mark)
         return None
 
 

@@ -21,12 +21,13 @@ from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
 from raymed.storage.availability import is_missing, require_there
-from raymed.storage.folder import Folder, keep_names_above, lasting
+from raymed.storage.folder import Folder, keep_names_above, marked
 from raymed.storage.heartbeat import BACK, EXPIRES, Heartbeat
 
 log = logging.getLogger("raymed")
 
-CLAIMS = ".leases"
+CLAIMS, MARK = ".leases", ".mark"
+STALE = 86400.0  # seconds after which the mark of a process that was killed goes
 
 _held: dict[str, _Claim] = {}  # by this process, by folder
 
@@ -46,8 +47,8 @@ def lease(storage: Folder, name: str) -> Iterator[None]:
     claim.make()
     _held[folder.uri] = claim
     try:
-        with lasting(storage, folder):
-            claim.heartbeat.start()
+        claim.heartbeat.start()
+        with marked(storage, f"{CLAIMS}/{name}/{claim.mark}"):
             yield
     finally:
         _held.pop(folder.uri, None)
@@ -70,7 +71,8 @@ class _Claim:
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name, self._file, self._term = folder, name, f"{uuid.uuid4().hex}.json", 0
         self._rivals: dict[str, float] = {}
-        self.heartbeat = Heartbeat(folder, self._file, self._renew)
+        self.mark = f"{uuid.uuid4().hex}{MARK}"  # see `marked`
+        self.heartbeat = Heartbeat(folder, self._file, self._renew, self.mark if folder.is_local else "")
 
     def make(self) -> None:
         """Leave the claim, and see whether another one counts.
@@ -92,6 +94,7 @@ class _Claim:
                 stopped = self._stopped()
                 if not stopped:
                     self._write()  # it has left meanwhile, and this claim is old
+            self._remove_marks()
             for file, other in stopped.items():
                 self._term = max(self._term, _term(other) + 1)
                 self._write()  # before the other goes: the term outlives it
@@ -145,6 +148,14 @@ class _Claim:
                 )
             stopped[file] = other
         return stopped
+
+    def _remove_marks(self) -> None:
+        """Those that killed processes left. One that was only cut off has its own until it is back, and ends."""
+        now = self._folder.modified(self._file)
+        for mark in (file for file in self._folder.names() if file.endswith(MARK)):
+            with contextlib.suppress(OSError):  # the next process removes it
+                if now - self._folder.modified(mark) > STALE:
+                    self._folder.delete(mark)
 
     def _renew(self) -> bool:
         """Renew the claim, and say whether the lease is still this process's.

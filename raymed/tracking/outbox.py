@@ -31,7 +31,7 @@ log = logging.getLogger("raymed")
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two tries
 MOST_WAITING = 100_000  # entries
 LAST_WAIT = 600.0  # seconds for the service to come back at the end
-BELIEVED = 300.0  # seconds after which an answer that a busy service gives, too, is believed
+BELIEVED = 300.0  # seconds after which an unclear answer is believed
 DELIVERED = "delivered"  # in an entry of our own: how many bytes of the file are
 
 
@@ -44,7 +44,7 @@ class Denied(Exception):  # noqa: N818
 
 
 class Unclear(Exception):  # noqa: N818
-    """The service answers, and does not take an entry: it never will, or is only busy."""
+    """The service works, and does not take an entry: for good, or just now."""
 
 
 class Outbox:
@@ -87,7 +87,7 @@ class Outbox:
             self._waiting.append((entry, len(content)))
         self._length = len(content)
         if not is_clean or is_new:
-            folder.write(path.name, content)
+            wait_for(lambda: folder.put(path.name, content), folder, storage_minutes)
         self._lock = threading.Lock()
         self._copy = Mirror(copy, path.name, self._content) if copy is not None else None
         self._error: UserError | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -53,7 +54,9 @@ PERMANENT = {
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
     *("INVALID_STATE", "MALFORMED_REQUEST"),
 }
-UNCLEAR = "BAD_REQUEST"  # whatever its database says: that it takes no such value, or is busy (mlflow/store/db/utils.py)
+# MLflow's BAD_REQUEST is whatever its database says (mlflow/store/db/utils.py): that it is busy, or, by these codes of
+# SQLAlchemy, that it does not take a value, as it is (DataError) or beside what others write just now (IntegrityError).
+UNTAKEN = re.compile(r"sqlalche\.me/e/\d+/(9h9h|gkpj)\b")
 DENIED = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}  # those of who does not know us, or not enough
 USED = "raymed.used"  # the tag that says whom a run is trained and validated on
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
@@ -321,8 +324,8 @@ def is_permanent(error: BaseException | None) -> bool:
 
 
 def is_unclear(error: BaseException | None) -> bool:
-    """Whether MLflow answered, and nobody can tell whether it would answer the same again."""
-    return isinstance(error, MlflowException) and error.error_code == UNCLEAR
+    """Whether MLflow's database works, and did not take what was written, for good or just now."""
+    return isinstance(error, MlflowException) and error.error_code == "BAD_REQUEST" and bool(UNTAKEN.search(str(error)))
 
 
 def is_denied(error: BaseException | None) -> bool:

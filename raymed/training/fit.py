@@ -17,11 +17,12 @@ from ray.train import TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import FailureConfig, RunConfig
 
+from raymed import clock
 from raymed.cluster import connection as cluster
 from raymed.cluster.connection import capacity, is_own, one_machine_holds
 from raymed.compat.ray_train import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, Trainer, tune_queue
 from raymed.errors import CommonError, RunError, StorageError, UserError
-from raymed.storage.availability import is_refusal, require_there, wait_for
+from raymed.storage.availability import BELIEVED, is_denial, is_refusal, require_there, wait_for
 from raymed.storage.folder import Folder
 from raymed.training.checkpoint import PROGRESS, checkpoint_names, newest_step, read_history
 from raymed.training.frozen import Source
@@ -133,12 +134,12 @@ def fit(
         before = wait_for(lambda: _step_to_begin_with(spec.folder), Folder.at(spec.storage), spec.train.storage_minutes)
         try:
             _trainer(spec, source, resources, stop_decisions, callbacks, keep_all).fit()
-            return _in_storage(spec, lambda: _last_metrics(spec.folder))
+            return in_storage(spec, lambda: _last_metrics(spec.folder))
         except TrainingFailedError as error:
             if refused := _refusal(error):
                 raise StorageError.of(refused) from error
             # where the storage is away, no checkpoint is there, and the run would begin anew
-            if _in_storage(spec, lambda: newest_step(spec.folder)) == before:
+            if in_storage(spec, lambda: newest_step(spec.folder)) == before:
                 if spec.folder.exists(STALLED):
                     raise RunError(spec.folder.read(STALLED).decode()) from error
                 if lost := _lost_workers(error):
@@ -155,21 +156,27 @@ def _fit_alone(spec: RunSpec, source: Source, stop_decisions: ActorHandle, keep_
     processes of their own would be started again."""
     failures = 0
     while True:
-        before = _in_storage(spec, lambda: _step_to_begin_with(spec.folder))
+        before = in_storage(spec, lambda: _step_to_begin_with(spec.folder))
         try:
             train_alone(spec, source, stop_decisions, keep_all, tune.report)
             return
         except OSError as error:
-            failures = 1 + failures if _in_storage(spec, lambda: newest_step(spec.folder)) == before else 1
+            failures = 1 + failures if in_storage(spec, lambda: newest_step(spec.folder)) == before else 1
             if failures > RESTARTS or not leaves_nothing(spec.train):
                 if is_refusal(error):
                     raise StorageError.of(error) from error
                 raise
-            log.warning("run %s was refused something (%s): it goes on from its newest checkpoint", spec.name, error)
+            log.warning("run %s met an error of a disk (%s): it goes on from its newest checkpoint", spec.name, error)
+            if is_denial(error):
+                clock.sleep(BELIEVED / RESTARTS)
 
 
-def _in_storage(spec: RunSpec, action: Callable[[], Done]) -> Done:
-    """Do something in a run's storage, which is there once the run has begun; one that is away is waited for."""
+def in_storage(spec: RunSpec, action: Callable[[], Done]) -> Done:
+    """Do something in a run's storage, which is there once the run has begun; one that is away is waited for.
+
+    Raises:
+        StorageError: it refuses, or is away for too long.
+    """
     storage = Folder.at(spec.storage)
 
     def act() -> Done:
@@ -259,7 +266,7 @@ def fit_trial(
     spec: RunSpec = config["spec"]
     try:
         # the run's folder would be made below the mount point of a storage that is away
-        _in_storage(spec, lambda: None)
+        in_storage(spec, lambda: None)
         if suffices(each.workers):
             _fit_alone(spec, sources[spec.data], stop_decisions, keep_all)
         else:

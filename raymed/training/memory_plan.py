@@ -49,8 +49,10 @@ class MemoryPlan:
 
     @staticmethod
     def read(folder: Folder, name: str) -> MemoryPlan | None:
-        """The one of that name; None where nobody wrote it."""
-        return MemoryPlan(**json.loads(folder.read(name))) if folder.exists(name) else None
+        """The one of that name; None where nobody wrote it, or what is there is none."""
+        with contextlib.suppress(ValueError, TypeError):  # damaged, or of another raymed
+            return MemoryPlan(**json.loads(folder.read(name))) if folder.exists(name) else None
+        return None
 
     def write(self, folder: Folder, name: str) -> None:
         folder.write(name, self.content)

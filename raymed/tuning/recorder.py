@@ -127,7 +127,7 @@ class Recorder:
         Raises:
             Refused: MLflow will never take it; its run was deleted, say.
             Denied: it does not take the credentials.
-            Unclear: it will never take it, or its database is busy.
+            Unclear: its database did not take it, for good or just now.
         """
         try:
             self._write(entry)

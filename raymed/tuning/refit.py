@@ -24,10 +24,8 @@ from raymed.data.stream import open_reader
 from raymed.errors import RunError, StorageError
 from raymed.job.job import resume_command
 from raymed.registry.candidate import Refit
-from raymed.storage.availability import require_there, wait_for
-from raymed.storage.folder import Folder
 from raymed.training.checkpoint import Progress, fetch_newest
-from raymed.training.fit import fit
+from raymed.training.fit import fit, in_storage
 from raymed.training.frozen import keep_features
 from raymed.training.loop import COMMON, FAILED
 from raymed.training.reports import LOST, Reports
@@ -95,6 +93,7 @@ def _train(search: Search, spec: RunSpec) -> str:
         for point in range(spec.train.validate_steps or 1, spec.stop_after, spec.train.validate_steps or 1):
             stop_decisions.give.remote(spec.name, point, False)  # nothing stops it early
         try:
+            in_storage(spec, lambda: None)  # Ray Train would make the run's folder below the mount point
             fit(spec, source, each, stop_decisions, [listener.callback])
         except KeyboardInterrupt:
             if storage.gave_up:
@@ -117,14 +116,13 @@ def _at_its_end(spec: RunSpec, reason: str) -> str:
         RunError: that is not where the run was to end.
         StorageError: the storage was away for too long.
     """
-    storage = Folder.at(spec.storage)
     with tempfile.TemporaryDirectory() as temporary:
 
         def fetched() -> Path | None:
-            require_there(storage)
             return fetch_newest(spec.folder, Path(temporary))
 
-        newest = wait_for(fetched, storage, spec.train.storage_minutes)
+        # that there is none is believed at a second look: the storage may have been away at the first
+        newest = in_storage(spec, fetched) or in_storage(spec, fetched)
         progress = Progress() if newest is None else Progress.read(newest)
     point = progress.global_step if spec.train.validate_steps else progress.epoch
     if point < spec.stop_after:

@@ -786,8 +786,9 @@ def test_a_better_model_whose_data_are_away_is_not_taken_for_one_that_cannot_be_
 
     better = rival(tracker, candidate, data, tmp_path, 31, 5.0)
     version = assess_and_register(tracker, better, alias="apart", how=AssessmentSettings(bootstrap=20))
-    lost = Folder.at(tmp_path / "other storage" / "data")
-    with pytest.raises(FileNotFoundError, match="other storage"):
+    lost = Folder.at(tmp_path / "mount point")
+    lost.make()
+    with pytest.raises(RunError, match=r"has no alias: .*mount point.* run the same command again"):
         against(tracker, replace(better, data=lost.uri), Away(), "raymed-toy", "0", "apart")  # type: ignore[arg-type]
     assert "not comparable" in against(tracker, better, Away(), "raymed-toy", "0", "apart")  # type: ignore[arg-type]
     assert alias_version(tracker, "raymed-toy", "apart") == version.version

@@ -60,7 +60,7 @@ class Process:
         was_cut: whether it, or its storage, stood still or was denied for so long that its lease may be another's.
         background: what goes on beside its main thread.
         holds: leases that it holds.
-        lasting: storages that it knows by a folder in them.
+        marks: by storage, the files that it knows it by.
         reads: data of which it has noted that it reads them.
         ended: how it ended: "" in the good.
     """
@@ -77,7 +77,7 @@ class Process:
     is_alive: bool = True
     background: list[Background] = field(default_factory=list)
     holds: dict[str, Any] = field(default_factory=dict)
-    lasting: dict[str, Any] = field(default_factory=dict)
+    marks: dict[str, Any] = field(default_factory=dict)
     reads: set[tuple[str, str]] = field(default_factory=set)
     ended: str | None = None
     error: BaseException | None = None

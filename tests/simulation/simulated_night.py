@@ -150,7 +150,7 @@ class Night:
         patch.setattr(holder, "has_ended", self._has_ended)
         patch.setattr(holder, "end", lambda code, reason: world.kill(world.current))
         patch.setattr(lease, "_held", _Held(world, "holds"))
-        patch.setattr("raymed.storage.folder._lasting", _Held(world, "lasting"))
+        patch.setattr("raymed.storage.folder._marks", _Held(world, "marks"))
         patch.setattr(readers, "_read", _Held(world, "reads"))
         patch.setattr(mirror, "atexit", SimpleNamespace(register=lambda _: None, unregister=lambda _: None))
         background = type("Background", (Background,), {"world": world})
@@ -583,8 +583,9 @@ class Night:
         self._check_mlflow(study)
 
     def _check_storage(self, study: Study) -> None:
-        below = [path for path in self.storages.shared.below if path.startswith(f"/shared/storage/{NAME}")]
-        self._require(not below, f"written below the mount point: {below}")
+        claims = ("/shared/storage", f"/shared/storage/{lease.CLAIMS}", DATA)  # of who comes, or prepares, while it is away
+        below = {path for path in self.storages.shared.below if path != claims[0] and not path.startswith(claims[1:])}
+        self._require(not below, f"written below the mount point: {sorted(below)}")
         run_names = {f"trial-{trial.number:04d}" for trial in study.trials}
         for name in run_names:
             run = self.storages.reach(f"{self.setting.storage}/{NAME}/trials/{name}")
@@ -704,6 +705,9 @@ class _Held:
 
     def __setitem__(self, name: str, each: Any) -> None:
         self._own()[name] = each
+
+    def get(self, name: str, otherwise: Any) -> Any:
+        return self._own().get(name, otherwise)
 
     def pop(self, name: str, otherwise: Any) -> Any:
         return self._own().pop(name, otherwise)

@@ -19,7 +19,7 @@ from pytest import MonkeyPatch
 from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
-from raymed.storage.folder import Folder
+from raymed.storage.folder import Folder, require_mounted
 from raymed.storage.heartbeat import BACK
 from raymed.storage.lease import lease
 
@@ -121,6 +121,31 @@ def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a
     os.utime(claim, (past - 20, past - 20))
     with lease(Folder.at(tmp_path), "search"):
         assert not claim.exists()
+
+
+def test_a_storage_is_known_by_marks_that_go_with_their_leases_and_those_of_killed_processes_after_a_day(
+    tmp_path: Path,
+) -> None:
+    """Who was cut off for less is told from its mark that the storage is there, and from its claim that it is over."""
+    folder = tmp_path / ".leases" / "search"
+    folder.mkdir(parents=True)
+    for name, age in (("old.mark", 100_000), ("new.mark", 1000)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    with lease(Folder.at(tmp_path), "search"):
+        (mark,) = {*folder.glob("*.mark")} - {folder / "old.mark", folder / "new.mark"}
+        assert not (folder / "old.mark").exists()
+        with lease(Folder.at(tmp_path), "another search"):
+            require_mounted(folder)
+        mark.rename(tmp_path / "elsewhere")
+        with pytest.raises(FileNotFoundError, match=mark.name):
+            Folder.at(tmp_path / "new").make()
+        (tmp_path / "elsewhere").rename(mark)
+    deadline = time.monotonic() + 10
+    while mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [each.name for each in folder.iterdir()] == ["new.mark"]
+    Folder.at(tmp_path / "new").make()
 
 
 def test_a_second_look_comes_after_a_heartbeat_and_counts_as_no_delay(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from raymed.data.prepared import Prepared
 from raymed.data.stream import Staged, stage
 from raymed.errors import StorageError
 from raymed.recipes.metric import LAST
+from raymed.storage.availability import BELIEVED
 from raymed.systems.toy.recipe import ToyRecipe
 from raymed.training import checkpoint
 from raymed.training.checkpoint import FIRST_LIST, checkpoint_names, new_name, newest_step, read_history
@@ -154,10 +155,12 @@ def test_a_store_that_denies_access_again_and_again_ends_the_search_and_not_tria
         tried.append(1)
         raise OSError("When uploading: AWS Error ACCESS_DENIED during PutObject operation")
 
+    slept = list[float]()
+    monkeypatch.setattr("raymed.clock.sleep", slept.append)
     monkeypatch.setattr("raymed.training.fit.train_alone", denied)
     with pytest.raises(StorageError, match="mend the permissions"):
         _fit_alone(spec_of(prepared, tmp_path, "denied", 0), None, None, False)  # type: ignore[arg-type]
-    assert len(tried) == 1 + RESTARTS, "at first it may only lack credentials for a moment"
+    assert len(tried) == 1 + RESTARTS and sum(slept) == BELIEVED, "at first it may only lack credentials for a moment"
 
 
 def test_only_on_a_machine_of_its_own_is_a_run_left_without_ray_trains_watch(monkeypatch: pytest.MonkeyPatch) -> None:

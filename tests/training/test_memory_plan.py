@@ -131,6 +131,9 @@ def test_a_plan_is_not_missed_where_the_storage_is_away_for_a_moment_nor_written
     assert memory_plan._written(spec) is None
     memory_plan._write(spec, MemoryPlan(4, False, 1, 2))
     assert memory_plan._written(spec) == MemoryPlan(4, False, 1, 2)
+    for damaged in (b"{", b'{"micro_batch": 4, "unknown": 1}'):
+        spec.folder.write(PLAN, damaged)
+        assert MemoryPlan.read(spec.folder, PLAN) is None, "it is tried again"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from raymed.data.plan import SliceSettings
 from raymed.errors import RunError
 from raymed.storage.folder import Folder
 from raymed.systems.toy.recipe import ToyRecipe
-from raymed.training.checkpoint import Progress, new_name, seal
+from raymed.training.checkpoint import Progress, checkpoint_names, new_name, seal
 from raymed.training.loop import FAILED
 from raymed.training.reports import LOST
 from raymed.training.settings import TrainSettings
@@ -65,7 +65,7 @@ def test_a_refit_that_is_cut_off_leaves_no_thread_that_waits(monkeypatch):
 
 def test_a_refit_of_one_epoch_ends_with_the_checkpoint_of_its_end(tmp_path, monkeypatch):
     """Told to leave in its validation it saves that step, and going on once more: of equal steps a random name decided."""
-    spec = SimpleNamespace(folder=Folder.at(tmp_path), train=TrainSettings(), stop_after=1)
+    spec = SimpleNamespace(folder=Folder.at(tmp_path), storage=str(tmp_path), train=TrainSettings(), stop_after=1)
     names = iter(["f" * 32, "0" * 32])
     monkeypatch.setattr("uuid.uuid4", lambda: SimpleNamespace(hex=next(names)))
     for epoch in (0, 1):
@@ -76,6 +76,9 @@ def test_a_refit_of_one_epoch_ends_with_the_checkpoint_of_its_end(tmp_path, monk
         Progress(epoch=epoch, global_step=9, saved=1 + epoch).write(saved)
         seal(saved, 0, 1)
     assert _at_its_end(spec, "") == Folder.at(saved).uri
+    looks, real = iter([list[str]()]), checkpoint_names
+    monkeypatch.setattr("raymed.training.checkpoint.checkpoint_names", lambda run: next(looks, real(run)))
+    assert _at_its_end(spec, "") == Folder.at(saved).uri, "though the storage was away for one look"
 
 
 def test_a_refit_goes_as_far_as_the_winner_was_best_however_that_was_counted(prepared, tmp_path):
