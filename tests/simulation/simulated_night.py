@@ -261,7 +261,7 @@ class Night:
             self._require(self.decided.setdefault(place, stop) == stop, f"a decision changed: {place}, now {stop}")
             path = str(search.study_path)
             record = self.storages.disk(path)
-            self._acknowledged = record, path, record.node(path).content
+            self._acknowledged = record, path, record.names[path].content
             give(name, epoch, stop)
 
         job._give, job.give = given, SimpleNamespace(remote=given)  # type: ignore[method-assign]
