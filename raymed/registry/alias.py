@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import suppress
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from raymed.data.prepared import MissingError
-from raymed.errors import CommonError, RunError, UserError
+from raymed.errors import RunError, UserError
 from raymed.job.job import Outcome
 from raymed.language import say
 from raymed.registry.assessment import Assessment
@@ -149,14 +148,15 @@ def _require_data(candidate: Candidate, name: str, number: str) -> None:
     Raises:
         RunError: they are not there.
     """
-    with suppress(CommonError):  # others are there now
-        try:
-            candidate.open_data()
-        except MissingError as error:
-            raise RunError(
-                f"{name} version {number} is registered and has no alias: {error}. It is compared on these data; bring them "
-                "back, and run the same command again"
-            ) from error
+    try:
+        candidate.open_data()
+    except MissingError as error:
+        raise RunError(
+            f"{name} version {number} is registered and has no alias: {error}. It is compared on these data; bring them "
+            "back, and run the same command again"
+        ) from error
+    except UserError:  # others are there now, or damaged ones
+        return
 
 
 def give_alias(

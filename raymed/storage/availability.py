@@ -17,6 +17,7 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM} 
 DENIED = "ACCESS_DENIED"  # in what Arrow says of an object store's
 BELIEVED = 60.0  # seconds after which a store that denies access is believed: a machine may lack credentials for a moment
 PAUSE = 2.0  # seconds between two tries
+UNWRITTEN = "%s cannot be written (%s): the search waits for it, %g minutes at most"
 UNSAID = 30.0  # seconds that one waits before it says so: most waits are over by then
 
 Result = TypeVar("Result")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ from pyarrow import fs
 from raymed import clock
 from raymed.errors import UserError
 from raymed.storage import disk
+
+log = logging.getLogger("raymed")
 
 SECRET = re.compile(r"[^/]*@|[^/:@]*:(?!\d+(?:/|$))[^@]*@")  # NAME@, or NAME:PASSWORD@ with slashes; not HOST:PORT/...@...
 DRIVE = re.compile(r"([A-Za-z]):[\\/]")
@@ -215,15 +218,21 @@ def _region(bucket: str) -> str:
         UserError: there is no such bucket.
         OSError: S3 did not answer for a minute.
     """
-    until = clock.seconds() + ASKED
+    until, is_said = clock.seconds() + ASKED, False
     while True:
         try:
             return fs.resolve_s3_region(bucket)
         except OSError as error:
             if "not found" in str(error):
-                raise UserError(f"there is no bucket {bucket!r}: check the address of the storage") from error
+                raise UserError(
+                    f"Amazon knows no bucket {bucket!r}: check the address of the storage, or name its region: "
+                    f"s3://{bucket}/FOLDER?region=..."
+                ) from error
             if clock.seconds() >= until:
                 raise
+            if not is_said:
+                log.warning("Amazon does not say where the bucket %s lies (%s): asking again for a minute", bucket, error)
+                is_said = True
         clock.sleep(1.0)
 
 
@@ -234,8 +243,7 @@ def make_folders(path: Path) -> None:
         OSError: it cannot be made, or the storage that it is to lie in is away, see `marked`.
     """
     missing = [*takewhile(lambda folder: not disk.exists(folder), (path, *path.parents))]
-    if missing:
-        require_mounted(path)
+    require_mounted(path)
     for folder in reversed(missing):
         disk.make(folder)
         disk.keep(folder.parent)

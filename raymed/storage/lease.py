@@ -27,7 +27,7 @@ from raymed.storage.heartbeat import BACK, EXPIRES, Heartbeat
 log = logging.getLogger("raymed")
 
 CLAIMS, MARK = ".leases", ".mark"
-STALE = 86400.0  # seconds after which the mark of a process that was killed goes
+STALE = 30 * 86400.0  # seconds after which the mark of a process that was killed goes; no lease is held for so long
 
 _held: dict[str, _Claim] = {}  # by this process, by folder
 
@@ -94,7 +94,8 @@ class _Claim:
                 stopped = self._stopped()
                 if not stopped:
                     self._write()  # it has left meanwhile, and this claim is old
-            self._remove_marks()
+            if self._folder.is_local:
+                self._remove_marks()
             for file, other in stopped.items():
                 self._term = max(self._term, _term(other) + 1)
                 self._write()  # before the other goes: the term outlives it
@@ -151,9 +152,9 @@ class _Claim:
 
     def _remove_marks(self) -> None:
         """Those that killed processes left. One that was only cut off has its own until it is back, and ends."""
-        now = self._folder.modified(self._file)
-        for mark in (file for file in self._folder.names() if file.endswith(MARK)):
-            with contextlib.suppress(OSError):  # the next process removes it
+        with contextlib.suppress(OSError):  # the next process removes them
+            now = self._folder.modified(self._file)
+            for mark in (file for file in self._folder.names() if file.endswith(MARK)):
                 if now - self._folder.modified(mark) > STALE:
                     self._folder.delete(mark)
 
@@ -163,6 +164,8 @@ class _Claim:
         Where another process has taken over, this one ends at once: a checkpoint, or a word to MLflow, would be among that
         one's by now.
         """
+        if self._is_elsewhere:
+            return self._end(f"error: the storage that {self._name} began in is away, another one is in its place: it ends")
         require_there(self._folder)  # or the storage is away, and nothing is to be written below its mount point
         is_there, files = self.is_there, self._folder.names()
         rivals = {file: self._folder.modified(file) for file in self._claims_of_others(files)}
@@ -173,10 +176,22 @@ class _Claim:
         if is_there and not has_rival:
             self._write()
             return True
+        return self._end(
+            f"error: another process has taken {self._name} over, because this one was not seen for too long: it ends"
+        )
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether a lease of this name was held in what is there, but not by this process: it, or another one, began below
+        the mount point of a storage that was away."""
+        return self._folder.is_local and not self._has_own() and self._folder.exists() and not self._has_own()
+
+    def _has_own(self) -> bool:
+        return self._folder.exists(self.mark) or self._folder.exists(self._file)
+
+    def _end(self, reason: str) -> bool:
         if not self.heartbeat.is_over:
-            holder.end(
-                1, f"error: another process has taken {self._name} over, because this one was not seen for too long: it ends"
-            )
+            holder.end(1, reason)
         return False
 
     def _write(self) -> None:

@@ -27,7 +27,7 @@ from raymed.job.job import resume_command
 from raymed.job.library_log import essence
 from raymed.language import reworded, say
 from raymed.registry.alias import seen_version
-from raymed.storage.availability import wait_for
+from raymed.storage.availability import UNWRITTEN, once, wait_for
 from raymed.storage.folder import Folder
 from raymed.tracking.tracker import GENERATION, Tracker
 from raymed.training.fit import Resources, fit_trial
@@ -100,8 +100,9 @@ def _run(search: Search, watch: Watch | None, trainer: Trainer) -> Study:
         log.warning(line)
     parent = _start_parent(search, tracker, study.generation, each)
     folder, minutes = search.template.folder, search.template.train.storage_minutes
-    wait_for(folder.child(TRIALS).make, folder, minutes)
-    wait_for(lambda: _sweep(folder), folder, minutes)
+    waiting = once(lambda error: log.warning(UNWRITTEN, folder.uri, error, minutes))
+    wait_for(folder.child(TRIALS).make, folder, minutes, waiting)
+    wait_for(lambda: _sweep(folder), folder, minutes, waiting)
     timetable = Timetable.of(search, budget)
     with (
         Progress(study, budget, search.label, search.spec_of) as progress,

@@ -24,7 +24,7 @@ from optuna.storages.journal import BaseJournalBackend
 from raymed.compat.optuna import JournalOperation
 from raymed.errors import UserError
 from raymed.storage import disk
-from raymed.storage.availability import is_missing, once, wait_for
+from raymed.storage.availability import UNWRITTEN, is_missing, once, wait_for
 from raymed.storage.entries import check, checksum, entry_of, has_checksum, plain, to_line
 from raymed.storage.folder import Folder, keep_names_above, make_folders
 from raymed.storage.mirror import Mirror
@@ -155,12 +155,7 @@ class Journal(BaseJournalBackend):
     def _waiting(self, what: str) -> Callable[[OSError], None]:
         """Says, once, that something is not written yet: the whole search stands still meanwhile."""
 
-        def say(error: OSError) -> None:
-            log.warning(
-                "%s cannot be written (%s): the search waits for it, %g minutes at most", what, error, self._storage_minutes
-            )
-
-        return once(say)
+        return once(lambda error: log.warning(UNWRITTEN, what, error, self._storage_minutes))
 
     def _append(self, content: bytes) -> None:
         if not self._ends_where_it_did(content):

@@ -70,7 +70,7 @@ def test_a_bucket_that_is_not_there_is_told_at_once_and_no_answer_after_a_minute
         raise OSError("Bucket 'mistyped' not found" if bucket == "mistyped" else "no answer")
 
     monkeypatch.setattr("pyarrow.fs.resolve_s3_region", region)
-    with pytest.raises(UserError, match="there is no bucket 'mistyped'"):
+    with pytest.raises(UserError, match=r"no bucket 'mistyped'.*or name its region"):
         Folder.at("s3://mistyped/runs")
     with pytest.raises(OSError, match="no answer"):
         Folder.at("s3://silent/runs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from raymed.errors import UserError
 from raymed.storage import heartbeat, holder
 from raymed.storage.folder import Folder, require_mounted
 from raymed.storage.heartbeat import BACK
-from raymed.storage.lease import lease
+from raymed.storage.lease import _held, lease
 
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere 1", "pid": 1, "started": "1"}
 
@@ -123,13 +124,13 @@ def test_a_holder_on_another_machine_counts_until_its_heart_has_not_beaten_for_a
         assert not claim.exists()
 
 
-def test_a_storage_is_known_by_marks_that_go_with_their_leases_and_those_of_killed_processes_after_a_day(
+def test_a_storage_is_known_by_marks_that_go_with_their_leases_and_those_of_killed_processes_after_a_month(
     tmp_path: Path,
 ) -> None:
     """Who was cut off for less is told from its mark that the storage is there, and from its claim that it is over."""
     folder = tmp_path / ".leases" / "search"
     folder.mkdir(parents=True)
-    for name, age in (("old.mark", 100_000), ("new.mark", 1000)):
+    for name, age in (("old.mark", 31 * 86400), ("new.mark", 86400)):
         (folder / name).touch()
         os.utime(folder / name, (time.time() - age,) * 2)
     with lease(Folder.at(tmp_path), "search"):
@@ -146,6 +147,28 @@ def test_a_storage_is_known_by_marks_that_go_with_their_leases_and_those_of_kill
         time.sleep(0.01)
     assert [each.name for each in folder.iterdir()] == ["new.mark"]
     Folder.at(tmp_path / "new").make()
+
+
+def test_a_head_that_began_below_a_mount_point_ends_once_the_storage_is_back_and_waits_while_it_is_not(
+    tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """Its workers would write among those of the search that is there."""
+    reasons = list[str]()
+    monkeypatch.setattr(holder, "end", lambda code, reason: reasons.append(reason))
+    mount = tmp_path / "mount"
+    with lease(Folder.at(mount), "search"):
+        (claim,) = _held.values()
+        assert claim._renew()
+        mount.rename(tmp_path / "root")
+        with pytest.raises(FileNotFoundError):
+            claim._renew()
+        assert not reasons, "the storage is away"
+        (mount / ".leases" / "search").mkdir(parents=True)
+        assert not claim._renew()
+        assert len(reasons) == 1 and "another one is in its place" in reasons[0]
+        shutil.rmtree(mount)
+        (tmp_path / "root").rename(mount)
+        assert claim._renew()
 
 
 def test_a_second_look_comes_after_a_heartbeat_and_counts_as_no_delay(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:

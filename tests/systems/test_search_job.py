@@ -32,7 +32,7 @@ def done(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def note(name: str) -> Any:
         def done(*_: Any) -> Outcome:
-            steps.append((name, len(Folder.at(tmp_path).child(LEASE).names())))
+            steps.append((name, len([*Path(tmp_path, LEASE).glob("*.json")])))
             return Outcome("", {})
 
         return done

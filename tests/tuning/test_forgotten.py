@@ -37,6 +37,8 @@ def test_a_mount_point_is_not_taken_for_a_storage_in_which_nothing_was_forgotten
         Path(storage.path, ".leases", "night").mkdir(parents=True)  # as a command leaves it that came while it was away
         with pytest.raises(FileNotFoundError):
             Forgotten.read(storage, "night")
+        with pytest.raises(FileNotFoundError):
+            storage.put("written", b"")
         with pytest.raises(UserError, match="cannot be read or written"):
             Journal(mount / below / "night" / "study.journal", storage.child("night"))
         assert not list(Path(storage.path, ".leases", "night").iterdir()) and len(list(mount.rglob("*"))) <= 3
