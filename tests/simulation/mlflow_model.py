@@ -250,7 +250,12 @@ class Client:
         return _seen_version(model, version)
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
-        self._set_registered_model_alias(name, alias, version, self._base.models[name]["aliases"].get(alias))
+        self._set_registered_model_alias(name, alias, version, self._aliases(name).get(alias))
+
+    def _aliases(self, name: str) -> dict[str, str]:
+        if name not in self._base.models:  # the database was set back to before there was one
+            raise MlflowException(f"no model {name}", RESOURCE_DOES_NOT_EXIST)
+        return self._base.models[name]["aliases"]
 
     @_unsure
     def _set_registered_model_alias(self, name: str, alias: str, version: str, before: str | None) -> None:
@@ -259,7 +264,7 @@ class Client:
             before: the version that the alias named when the request, which may be done twice, was sent.
         """
         self._ask()
-        now = self._base.models[name]["aliases"].get(alias)
+        now = self._aliases(name).get(alias)
         if now != before:
             self._base.overruled.add(now)
         self._base.models[name]["aliases"][alias] = version

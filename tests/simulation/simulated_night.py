@@ -362,9 +362,14 @@ class Night:
         """But for one that stands still, or was cut off: its heart ends it once it is back."""
         mine, now = self.world.current, self.world.now
         others = [each for each in self.drivers if each is not mine and each.holds]
-        inside = [each for each in others if not each.was_cut and each.frozen_until <= now]
-        if not mine.was_cut:  # type: ignore[union-attr]
+        inside = [each for each in others if not (each.was_cut or self._is_below(each)) and each.frozen_until <= now]
+        assert mine is not None
+        if not (mine.was_cut or self._is_below(mine)):
             self._require(not inside, "two processes hold the search's lease")
+
+    def _is_below(self, process: Process) -> bool:
+        """Whether it came while the storage was away, which it cannot know, and began below the mount point."""
+        return any(str(mark) in self.storages.shared.below for marks in process.marks.values() for mark in marks)
 
     # faults
 
