@@ -16,7 +16,8 @@ from raymed.registry.assessment import Assessment
 from raymed.registry.candidate import CHECKPOINT, Candidate
 from raymed.storage.availability import second_look
 from raymed.storage.folder import Folder
-from raymed.tracking.tracker import Tracker, is_permanent
+from raymed.tracking.refusals import is_permanent
+from raymed.tracking.tracker import Tracker
 
 log = logging.getLogger("raymed")
 

@@ -22,7 +22,8 @@ from raymed.registry.alias import against, alias_of, give_alias
 from raymed.registry.assessment import Assessment, AssessmentSettings, CardFacts
 from raymed.registry.candidate import CHECKPOINT, Candidate, Refit
 from raymed.registry.logged_model import LoggedModel, log_model, name_version
-from raymed.tracking.tracker import USED, Tracker, is_permanent
+from raymed.tracking.refusals import is_permanent
+from raymed.tracking.tracker import USED, Tracker
 
 KEY = "raymed.key"
 TEST_PATIENTS = "raymed.test_patients"  # a tag: digest of the test patients that a run was judged on

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from raymed.errors import UserError
 from raymed.tracking.address import reachable
 from raymed.tracking.names import flatten, metric_name, quoted
 from raymed.tracking.outbox import LAST_WAIT
+from raymed.tracking.refusals import is_denied
 from raymed.tracking.run_record import RunRecord
 from raymed.tracking.view import TAGS, where_to_look
 
@@ -36,7 +36,6 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from requests import HTTPError
 
 from raymed.tracking.experiments import all_experiments
 from raymed.tracking.metric_history import MetricHistory
@@ -49,15 +48,6 @@ log = logging.getLogger("raymed")
 KEY, REASON = "raymed.key", "raymed.reason"
 GENERATION = "raymed.generation"  # the tag that tells a search's runs from those of another one under the same name
 DRAWN = "raymed.drawn"  # and a trial's run from that of one which the record has lost, and drawn otherwise since
-# MLflow's answers that stay the same however often it is asked.
-PERMANENT = {
-    *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
-    *("INVALID_STATE", "MALFORMED_REQUEST"),
-}
-# MLflow's BAD_REQUEST is whatever its database says (mlflow/store/db/utils.py): that it is busy, or, by these codes of
-# SQLAlchemy, that it does not take a value, as it is (DataError) or beside what others write just now (IntegrityError).
-UNTAKEN = re.compile(r"sqlalche\.me/e/\d+/(9h9h|gkpj)\b")
-DENIED = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}  # those of who does not know us, or not enough
 USED = "raymed.used"  # the tag that says whom a run is trained and validated on
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # MLflow's limits for one value
 
@@ -316,23 +306,6 @@ class Tracker:
         self.text(run_id, text, path)
         note = f" ... [cut; the whole value is the artefact {path}]"
         return text[: limit - len(note)] + note
-
-
-def is_permanent(error: BaseException | None) -> bool:
-    """Whether MLflow answered, and would answer the same again."""
-    return isinstance(error, MlflowException) and error.error_code in PERMANENT
-
-
-def is_unclear(error: BaseException | None) -> bool:
-    """Whether MLflow's database works, and did not take what was written, for good or just now."""
-    return isinstance(error, MlflowException) and error.error_code == "BAD_REQUEST" and bool(UNTAKEN.search(str(error)))
-
-
-def is_denied(error: BaseException | None) -> bool:
-    """Whether MLflow answered, and does not take the credentials: they may have run out, and may be renewed."""
-    if isinstance(error, HTTPError):  # of an artefact
-        return error.response is not None and error.response.status_code in (401, 403)
-    return isinstance(error, MlflowException) and error.error_code in DENIED
 
 
 def recent_runs(tracking_uri: str, count: int) -> list[RunRecord]:

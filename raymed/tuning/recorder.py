@@ -17,8 +17,9 @@ from raymed.data.usage import Usage
 from raymed.registry.candidate import FOLDER
 from raymed.tracking.names import flatten
 from raymed.tracking.outbox import Denied, Outbox, Refused, Unclear
+from raymed.tracking.refusals import is_denied, is_permanent, is_unclear
 from raymed.tracking.run_record import RunRecord
-from raymed.tracking.tracker import DRAWN, GENERATION, USED, Status, Tracker, is_denied, is_permanent, is_unclear
+from raymed.tracking.tracker import DRAWN, GENERATION, USED, Status, Tracker
 from raymed.training.fit import Resources
 from raymed.training.loop import DESCRIPTION, PASSED_OVER
 from raymed.training.reports import LOST

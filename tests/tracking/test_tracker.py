@@ -16,18 +16,16 @@ from typing import Any, ClassVar
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
-    BAD_REQUEST,
     PERMISSION_DENIED,
     REQUEST_LIMIT_EXCEEDED,
-    RESOURCE_DOES_NOT_EXIST,
     UNAUTHENTICATED,
 )
-from sqlalchemy import exc
 
 from raymed.errors import UserError
 from raymed.tracking.address import check_reachable
 from raymed.tracking.names import flatten
-from raymed.tracking.tracker import DRAWN, GENERATION, KEY, REASON, Tracker, is_denied, is_permanent, is_unclear
+from raymed.tracking.refusals import is_denied, is_permanent
+from raymed.tracking.tracker import DRAWN, GENERATION, KEY, REASON, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -416,18 +414,3 @@ def test_a_server_that_is_away_when_the_winner_is_judged_is_waited_for(
     with pytest.raises(UserError, match="does not answer"):
         Tracker.open_patiently(tracker.uri, tracker.experiment, seconds=-1.0)
     assert len(looks) == 1
-
-
-def test_a_value_that_a_database_does_not_take_is_told_from_one_that_is_busy() -> None:
-    """Of both MLflow says BAD_REQUEST, with SQLAlchemy's words."""
-    kinds = (exc.DataError, exc.IntegrityError, exc.InternalError, exc.InterfaceError, exc.ProgrammingError)
-    said = [MlflowException(str(kind("INSERT", {}, Exception("no"))), error_code=BAD_REQUEST) for kind in kinds]
-    said.append(MlflowException(str(exc.TimeoutError("QueuePool limit reached", code="3o7r")), error_code=BAD_REQUEST))
-    assert [is_unclear(error) for error in said] == [True, True, False, False, False, False]
-
-
-def test_a_server_whose_database_is_busy_has_refused_nothing_for_good() -> None:
-    """Epochs were set aside as if they were wrong: so MLflow answers when its pool of connections is used up."""
-    busy = MlflowException("QueuePool limit of size 1 overflow 1 reached", error_code=BAD_REQUEST)
-    assert not is_permanent(busy)
-    assert is_permanent(MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST))
